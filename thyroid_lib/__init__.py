@@ -1,0 +1,42 @@
+"""Thin library under the notebooks of the thyroid ultrasound segmentation study.
+
+Importing it costs nothing: heavy packages load with the module that needs them.
+"""
+
+import os
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def place(path: str | Path) -> Path:
+    """Turn a path of the parameters into an absolute one, wherever the kernel was started.
+
+    A relative path hangs off the project's root: `THYROID_ROOT` if set, else the checkout that this
+    file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
+    to `THYROID_RESULTS` if that is set, which is how nbval keeps off the committed results.
+    """
+    path = Path(path).expanduser()
+    moved = os.environ.get("THYROID_RESULTS")
+    if path.is_absolute():
+        return path
+    if moved and path.parts and path.parts[0] == "results":
+        return Path(moved).absolute().joinpath(*path.parts[1:])
+    checkout = Path(__file__).resolve().parent.parent
+    root = os.environ.get("THYROID_ROOT") or (
+        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    )
+    return Path(root).absolute() / path
+
+
+def write_file(path: str | Path, content: bytes | str) -> Path:
+    """Write a whole file or nothing: beside it first, on to the disk, then moved into its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return path
