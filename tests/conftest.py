@@ -1,0 +1,62 @@
+"""Small data that several tests need; the real frames are used where they are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thyroid_lib import folder
+from thyroid_lib.store import build_store
+
+HERE = Path(__file__).resolve().parent
+
+
+def _ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright smooth ellipse in noise and its mask: image uint8 (H,W), mask bool (H,W)."""
+    rows, columns = np.mgrid[:height, :width]
+    y, x = rng.uniform(0.4, 0.6, 2) * (height, width)
+    half_y, half_x = rng.uniform(0.18, 0.3, 2) * (height, width)
+    inside = 1 - np.hypot((rows - y) / half_y, (columns - x) / half_x)
+    image = 60 + 110 / (1 + np.exp(-12 * inside)) + rng.normal(0, 10, (height, width))
+    return image.clip(0, 255).astype(np.uint8), inside > 0
+
+
+def write_folder(path: Path, *, groups: int, frames: int, height: int, width: int) -> Path:
+    """Write images/, masks/ and groups.csv; names a00 … b05, groups a, b …"""
+    lines = ["case_id,group"]
+    for group in "abcdefgh"[:groups]:
+        rng = np.random.default_rng(ord(group))
+        for frame in range(frames):
+            name = f"{group}{frame:02d}"
+            image, mask = _ellipse_pair(rng, height, width)
+            for part, array in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
+                (path / part).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path / part / f"{name}.png")
+            lines.append(f"{name},{group}")
+    (path / "groups.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real frames, which are no part of this repository."""
+    path = Path(os.environ.get("THYROID_SHARED_DATA") or HERE.parent.parent / "shared" / "data")
+    if not (path / "tg3k-sample").is_dir():
+        pytest.skip("no real frames: set THYROID_SHARED_DATA to the folder that has tg3k-sample/")
+    return path
+
+
+@pytest.fixture
+def small_folder(tmp_path) -> Path:
+    """Six cases of 40 x 50 px in two groups, a and b, each with a soft ellipse; writable."""
+    return write_folder(tmp_path / "small", groups=2, frames=3, height=40, width=50)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory):
+    """A store of 24 cases, 4 groups of 6, size 32."""
+    path = tmp_path_factory.mktemp("tiny")
+    data = write_folder(path / "data", groups=4, frames=6, height=44, width=56)
+    return build_store(folder.cases_in(data), path / "store", size=32)

@@ -1,0 +1,138 @@
+"""Folder: anybody's own images and masks, paired by equal names, as a case table.
+
+    data/images/a01.png   data/masks/a01.png   data/groups.csv (columns case_id, group; optional)
+
+A group is what must not be split: a patient, or a sweep. Without groups.csv every image is a group
+of its own, which is right only if no two images show the same gland.
+"""
+
+import unicodedata
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid_lib.cases import make_table, name_key
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_FOLDERS, MASK_FOLDERS = ("images", "image"), ("masks", "mask")
+
+
+def cases(
+    images: str | Path,
+    masks: str | Path,
+    groups: str | Path | None = None,
+    dataset: str = "folder",
+) -> pd.DataFrame:
+    """Pair the images of one folder with the masks of another; no file is opened but `groups`.
+
+    Names are paired without regard to letter case. A missing partner is an empty path, a name that
+    occurs twice (a.png and a.jpg) is two rows, a case that `groups` does not name has group "".
+    Hidden files, folders below and other file types are passed over.
+
+    Args:
+        images, masks: two folders.
+        groups: a CSV with columns case_id (the file's name without its ending) and group.
+        dataset: what to call it in the table.
+
+    Returns:
+        The case table, columns `cases.COLUMNS`.
+
+    Raises:
+        ValueError: not two folders, nothing in them, no name in common, or a wrong `groups`.
+    """
+    images, masks = Path(images), Path(masks)
+    image_of, mask_of = list_images(images), list_images(masks)
+    if images.samefile(masks):
+        raise ValueError(f"images and masks are one folder ({images.name}), give two")
+    if not image_of.keys() & mask_of.keys():
+        names = [next(iter(found.values()))[0].name for found in (image_of, mask_of)]
+        raise ValueError(
+            f"no image has a mask of its name: {images.name}/ begins with {names[0]!r}, "
+            f"{masks.name}/ with {names[1]!r}; name each mask as its image"
+        )
+    keys = image_of.keys() | mask_of.keys()
+    group_of = None if groups is None else _read_groups(Path(groups), keys)
+    if group_of is None:
+        warnings.warn(
+            f"no groups.csv for {images.name}/: every image counts as a group of its own, which is "
+            "wrong if two of them show one gland",
+            stacklevel=2,
+        )
+    rows = []
+    for key in keys:
+        pair = image_of.get(key, []), mask_of.get(key, [])
+        for place in range(max(map(len, pair))):
+            image, mask = (found[place] if place < len(found) else None for found in pair)
+            stem = unicodedata.normalize("NFC", (image or mask).stem)
+            group = stem if group_of is None else group_of.get(key, "")
+            rows.append((stem, str(image or ""), str(mask or ""), group, dataset))
+    return make_table(rows)
+
+
+def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
+    """Make the case table of a folder that holds images/ and masks/, and perhaps groups.csv.
+
+    Raises:
+        ValueError: as `cases`, or if the two folders are not there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"no folder at {path}: give one that holds images/ and masks/")
+    there = sorted(entry.name for entry in path.iterdir())
+    images = next((name for name in IMAGE_FOLDERS if name in there), None)
+    masks = next((name for name in MASK_FOLDERS if name in there), None)
+    if images is None or masks is None:
+        raise ValueError(
+            f"{path} must hold the folders images/ and masks/, it holds "
+            f"{', '.join(there[:8]) or 'nothing'}"
+        )
+    groups = path / "groups.csv"
+    return cases(path / images, path / masks, groups if groups.exists() else None, dataset)
+
+
+def list_images(folder: Path) -> dict[str, list[Path]]:
+    """List a folder's image files under their `name_key`, sorted; more than one is a duplicate."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found.setdefault(name_key(path.stem), []).append(path)
+    if not found:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {there}")
+    return found
+
+
+def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
+    """Read groups.csv as {name_key: group}; identifiers stay text ("0007" is not 7)."""
+    try:
+        table = pd.read_csv(path, dtype=str, index_col=False, encoding="utf-8-sig", na_filter=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path.name} is no CSV file in UTF-8 ({error}), save it as one"
+        ) from error
+    if missing := {"case_id", "group"} - set(table.columns):
+        raise ValueError(
+            f"{path.name} lacks {' and '.join(sorted(missing))}: its columns are "
+            f"{', '.join(table.columns)}; needed are case_id,group, separated by a comma"
+        )
+    keys = table["case_id"].str.strip().map(name_key)
+    if keys.duplicated().any():
+        raise ValueError(
+            f"{path.name} names {table['case_id'][keys.duplicated()].iloc[0]!r} more than once, "
+            "keep one line per case"
+        )
+    unknown = table["case_id"][~keys.isin(known)]
+    if len(unknown) == len(table):
+        raise ValueError(
+            f"{path.name} names no image that is there: it has {len(table)} lines, case_id must be "
+            f"a file's name without its ending, such as {min(known)!r}"
+        )
+    if len(unknown):
+        warnings.warn(
+            f"{path.name} names {len(unknown)} cases that are not there: {unknown.iloc[0]!r} …",
+            stacklevel=3,
+        )
+    return dict(zip(keys, table["group"].str.strip(), strict=True))

@@ -1,0 +1,191 @@
+"""Frames: from an image file to the square that a model sees, and back to the frame's own size.
+
+The only pre- and post-processing there is: notebooks, training, prediction and anything deployed
+read, resize, restore and threshold with these functions. NumPy, Pillow and SciPy; no torch.
+
+Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-in text as thyroid
+(Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of which run programs
+RESIZES = ("square", "letterbox")
+TEXT_PX = 80  # a component of burnt-in text is smaller
+TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
+
+
+def read_gray(path: str | Path) -> np.ndarray:
+    """Read an image file as gray levels, as a viewer would show it; its content decides the format.
+
+    EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma. Transparent parts become
+    black: that is what surrounds an ultrasound image, and what is not marked in a mask.
+
+    Returns:
+        uint8 (H,W).
+
+    Raises:
+        ValueError: one sentence with the file's name, what was got and what to do: not an image
+            file, damaged, more than one picture, over 64 megapixels, or no gray levels in it.
+    """
+    path = Path(path)
+    name = repr(path.name)  # on one line whatever is in it
+    try:
+        if not path.is_file():
+            raise ValueError(f"is {_what(path)}, give a PNG, JPEG, BMP or TIFF file")
+        if path.stat().st_size == 0:
+            raise ValueError("is empty (0 bytes), copy it again from its source")
+        with open(path, "rb") as file:
+            return _decode(file)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    except OSError as error:
+        raise ValueError(
+            f"{name} cannot be opened ({error.strerror or error}), check its permissions"
+        ) from error
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask file, bool (H,W): where its gray level is above 127. Raises as `read_gray`."""
+    return read_gray(path) > 127
+
+
+def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Take burnt-in text out of a mask.
+
+    Dropped are components (8-connected) under 80 px that lie wholly inside the top 10 % and the
+    left 20 % of the frame.
+
+    Args:
+        mask: bool (H,W) at native size.
+
+    Returns:
+        The mended mask, bool (H,W); how many components were dropped; how many pixels.
+    """
+    height, width = mask.shape
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())
+    text = [
+        label
+        for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
+        if rows.stop <= TEXT_TOP * height
+        and columns.stop <= TEXT_LEFT * width
+        and areas[label] < TEXT_PX
+    ]
+    return mask & ~np.isin(labels, text), len(text), int(areas[text].sum())
+
+
+def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """Resize a frame to a square, bilinear and antialiased.
+
+    Args:
+        image: uint8 (H,W).
+        size: side of the square in pixels.
+        resize: "square" stretches the frame, as the reported study did; "letterbox" keeps its
+            aspect, centres it and pads with 0.
+
+    Returns:
+        uint8 (size,size).
+    """
+    top, left, height, width = _content_box(*image.shape, size, resize)
+    fitted = np.zeros((size, size), np.uint8)
+    content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    fitted[top : top + height, left : left + width] = content
+    return fitted
+
+
+def fit_mask(mask: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """Resize a mask as its frame: bool (H,W) to uint8 (size,size) of 0 and 1."""
+    return (fit_image(mask.astype(np.uint8) * 255, size, resize) > 127).astype(np.uint8)
+
+
+def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.ndarray:
+    """Bring a probability map back to its frame's native size, bilinear: the inverse of the fit.
+
+    Args:
+        prob: float32 (S,S) in [0,1].
+        height, width: the frame's native size in pixels.
+        resize: how the frame was fitted; a letterbox's border is cut off first.
+
+    Returns:
+        float32 (height,width) in [0,1], before any threshold.
+    """
+    if prob.ndim != 2 or prob.shape[0] != prob.shape[1]:
+        raise ValueError(f"prob: got shape {prob.shape}, need one square map (S,S)")
+    top, left, rows, columns = _content_box(height, width, len(prob), resize)
+    content = prob[top : top + rows, left : left + columns].astype(np.float32)
+    return np.array(Image.fromarray(content).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Return bool, true where the probability is strictly above the threshold, as in the report."""
+    return prob > threshold
+
+
+def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, int, int, int]:
+    """Where a frame of this size lies in the square: top, left, height, width in pixels."""
+    if resize not in RESIZES:
+        raise ValueError(f"resize: got {resize!r}, need one of {', '.join(RESIZES)}")
+    if resize == "square":
+        return 0, 0, size, size
+    longer = max(height, width)
+    rows, columns = max(1, round(height * size / longer)), max(1, round(width * size / longer))
+    return (size - rows) // 2, (size - columns) // 2, rows, columns
+
+
+def _what(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    return "a broken link" if path.is_symlink() else "no file"
+
+
+def _decode(file: BinaryIO) -> np.ndarray:
+    """Decode the whole file; uint8 (H,W). ValueErrors go on where the file's name stands."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if getattr(image, "n_frames", 1) > 1:
+            raise _Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
+        if image.format == "PNG":  # decoding passes over its checksums, and verifying uses it up
+            image.verify()
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS)
+        return _gray_levels(ImageOps.exif_transpose(image))
+    except _Refused:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"has more than {MAX_PIXELS // 1_000_000} megapixels, save it smaller"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("is no PNG, JPEG, BMP or TIFF image, convert it to one") from error
+    except Exception as error:  # decoders raise a dozen kinds on a damaged file
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"is damaged ({what}), copy or export it again") from error
+
+
+def _gray_levels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise _Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
+        return np.rint(levels / 257).astype(np.uint8)
+    if image.mode == "F":
+        raise _Refused("has floating-point gray levels, save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode not in ("1", "L"):
+        image = image.convert("RGB")  # not every mode turns gray in one step
+    return np.array(image.convert("L"))
+
+
+class _Refused(ValueError):
+    """A sound file that is not what is needed."""

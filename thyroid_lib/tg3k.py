@@ -1,0 +1,235 @@
+"""TG3K: 3,585 real frames of healthy thyroids with masks of the gland, as a case table.
+
+    tg3k/thyroid-image/0000.jpg   tg3k/thyroid-mask/0000.jpg   tg3k/tg3k-trainval.json
+
+A group is a run: consecutive frames of one size, taken as one video sweep. Neighbouring frames are
+near-copies. Whether two runs come from one person is unknown: no finer unit can be told apart.
+
+Sources: Wunderling, Golla, Poudel, Arens, Friebe & Hansen, SPIE Medical Imaging 2017 (16 sweeps, GE
+Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
+"""
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+from PIL import Image
+
+from thyroid_lib import folder as folder_source
+from thyroid_lib import place
+from thyroid_lib.cases import make_table
+
+IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
+DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
+BY_HAND = (
+    f"get the archive (about 395 MB) from Google Drive, file id {DRIVE_ID}, with a browser, and "
+    f"set `data` to it, or to the unpacked folder that holds {IMAGES}/ and {MASKS}/"
+)
+DEPTH = 4  # folders below the given one that are searched
+MAX_BYTES = 4 * 1024**3  # unpacked; the release has a tenth
+
+
+class Run(NamedTuple):
+    """Consecutive frames of one size; height and width in pixels."""
+
+    run: str
+    height: int
+    width: int
+    first: int
+    last: int
+
+
+RUNS = (
+    Run("run01", 191, 265, 0, 271),
+    Run("run02", 194, 258, 272, 448),
+    Run("run03", 187, 241, 449, 655),
+    Run("run04", 174, 241, 656, 826),
+    Run("run05", 182, 270, 827, 1017),
+    Run("run06", 209, 214, 1018, 1196),
+    Run("run07", 178, 234, 1197, 1512),
+    Run("run08", 209, 216, 1513, 1691),
+    Run("run09", 213, 241, 1692, 1952),
+    Run("run10", 191, 278, 1953, 2188),
+    Run("run11", 194, 242, 2189, 2445),
+    Run("run12", 204, 240, 2446, 2696),
+    Run("run13", 207, 281, 2697, 3025),
+    Run("run14", 193, 325, 3026, 3269),
+    Run("run15", 238, 251, 3270, 3584),
+)
+
+
+def run_of(frame: int) -> str:
+    """Return the run of a frame number, "" for a number that the release does not have."""
+    return next((run.run for run in RUNS if run.first <= frame <= run.last), "")
+
+
+def cases(path: str | Path) -> pd.DataFrame:
+    """Make the case table of TG3K, or of any part of it.
+
+    A file whose name is no frame number of the release gets group "".
+
+    Args:
+        path: its folder, a folder above it, or its zip archive; see `locate`.
+
+    Returns:
+        The case table, columns `cases.COLUMNS`; case_id as in the release ("0007"), groups run01 …
+        run15, dataset "tg3k".
+
+    Raises:
+        ValueError: not there, or frames of other sizes than the release has.
+    """
+    folder = locate(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the groups are known here
+        table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
+    table["group"] = [_group(case_id) for case_id in table["case_id"]]
+    _check_sizes(table)
+    return make_table(table.to_numpy().tolist())
+
+
+def locate(path: str | Path) -> Path:
+    """Find the folder that holds thyroid-image/ and thyroid-mask/.
+
+    Args:
+        path: that folder, one up to four levels above it (the release unpacks to "Thyroid
+            Dataset/tg3k"), or a zip archive with it inside, which is unpacked beside itself, or
+            below results/data where that cannot be written.
+
+    Raises:
+        ValueError: nothing there; says what was found and how to get the release.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        path = _unpack(path)
+    if not path.is_dir():
+        raise ValueError(f"no TG3K at {path}: nothing is there; {BY_HAND}, or call tg3k.download")
+    for folder, below, _ in os.walk(path):
+        if IMAGES in below and MASKS in below:
+            return Path(folder)
+        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
+        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    raise ValueError(
+        f"no TG3K in {path}: needed are the folders {IMAGES}/ and {MASKS}/, found was {there}; "
+        f"{BY_HAND}, or call tg3k.download"
+    )
+
+
+def official_split(path: str | Path) -> dict[str, list[str]]:
+    """Read the release's own split; it leaks, as run 14 lies on both sides.
+
+    Returns:
+        {"train": case_ids, "val": case_ids} of the whole release, whichever frames are there.
+
+    Raises:
+        ValueError: no such file, or not in the release's form.
+    """
+    file = locate(path) / SPLIT
+    try:
+        split = json.loads(file.read_text("utf-8"))
+        return {side: [f"{int(frame):04d}" for frame in split[side]] for side in ("train", "val")}
+    except FileNotFoundError as error:
+        raise ValueError(f"no {SPLIT} beside {IMAGES}/: copy it from the release") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val; copy it "
+            "again from the release"
+        ) from error
+
+
+def download(folder: str | Path) -> Path:
+    """Get the release's archive with gdown, unpack TG3K, and return its folder.
+
+    Raises:
+        RuntimeError: no gdown, no network or Google's quota; says how to get it by hand.
+    """
+    folder = Path(folder)
+    archive, partial = folder / "tg3k-release.zip", folder / "tg3k-release.zip.partial"
+    if not archive.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            import gdown
+
+            if not gdown.download(id=DRIVE_ID, output=str(partial)):
+                raise OSError("nothing came")
+            os.replace(partial, archive)
+        except ImportError as error:
+            raise RuntimeError(
+                f"gdown is not installed: pip install gdown, or {BY_HAND}"
+            ) from error
+        except Exception as error:  # gdown passes on whatever its transport raises
+            partial.unlink(missing_ok=True)
+            what = str(error).strip().splitlines()[:1]
+            raise RuntimeError(
+                f"download failed ({type(error).__name__}{': ' if what else ''}{''.join(what)}): "
+                f"{BY_HAND}"
+            ) from error
+    return locate(archive)
+
+
+def _group(case_id: str) -> str:
+    return run_of(int(case_id)) if case_id.isascii() and case_id.isdecimal() else ""
+
+
+def _check_sizes(table: pd.DataFrame) -> None:
+    """Compare the first frame of each run with the release: other sizes are other data."""
+    sizes = {run.run: run for run in RUNS}
+    for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
+        run = sizes[case.group]
+        try:
+            with Image.open(case.image_path) as image:  # reads the header only
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError):
+            continue  # missing or damaged: the store says so
+        if (height, width) != (run.height, run.width):
+            raise ValueError(
+                f"these are not TG3K's frames: {Path(case.image_path).name} is {height} x {width}, "
+                f"{run.run} has {run.height} x {run.width} (height x width); for other data, or a "
+                'resized copy, use source "folder" with a groups.csv'
+            )
+
+
+def _unpack(archive: Path) -> Path:
+    """Unpack TG3K's part of a zip once, into a folder named by the archive's content list."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            wanted = [entry for entry in zipped.infolist() if _wanted(entry, archive)]
+            if not wanted:
+                raise ValueError(
+                    f"no TG3K in {archive.name}: needed are the folders {IMAGES}/ and {MASKS}/; "
+                    f"{BY_HAND}, or call tg3k.download"
+                )
+            if sum(entry.file_size for entry in wanted) > MAX_BYTES:
+                raise ValueError(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
+            content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in wanted])
+            name = f"{archive.stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+            parent = archive.parent if os.access(archive.parent, os.W_OK) else place("results/data")
+            if not (parent / name).is_dir():
+                parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
+                    zipped.extractall(Path(work) / name, members=wanted)
+                    os.replace(Path(work) / name, parent / name)
+            return parent / name
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{archive.name} cannot be unpacked ({error}): {BY_HAND}") from error
+
+
+def _wanted(entry: zipfile.ZipInfo, archive: Path) -> bool:
+    """Whether an entry is a file of TG3K; one that would land outside of the folder is refused."""
+    path = PurePosixPath(entry.filename.replace("\\", "/"))
+    linked = stat.S_ISLNK(entry.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or ":" in entry.filename or linked:
+        raise ValueError(
+            f"{archive.name} is not to be trusted: its entry {entry.filename!r} points out of the "
+            "archive, get it from another source"
+        )
+    if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
+        return False
+    return path.name == SPLIT or path.parent.name in (IMAGES, MASKS)
