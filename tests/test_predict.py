@@ -1,0 +1,109 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from thyroid_lib import predict
+from thyroid_lib.frames import threshold_prob
+from thyroid_lib.metrics import score_case
+from thyroid_lib.run import score_run, train_model
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store, tmp_path_factory):
+    return train_model(
+        tiny_store, out=tmp_path_factory.mktemp("runs") / "run", model="unet", width=4, folds=4,
+        epochs=15, batch_size=6, lr=1e-3, threads=1, device="cpu",
+    )  # fmt: skip
+
+
+def test_batches_do_not_change_probabilities(run, tiny_store):
+    images = tiny_store.images[:7]
+    together = predict.predict_prob(run.model, images, batch_size=7)
+    apart = predict.predict_prob(run.model, images, batch_size=2)
+    assert together.shape == images.shape
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
+    rows = np.array([0, 9, 20])
+    table = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
+    for row, scored in zip(rows, table.itertuples(), strict=True):
+        prob = predict.predict_rows(run.model, tiny_store, np.array([row]))[0]
+        ref = tiny_store.reference(row)
+        assert prob.shape == ref.shape
+        alone = score_case(pred=threshold_prob(prob, 0.4), ref=ref)
+        assert scored.case_id == tiny_store.index.case_id[row]
+        assert scored.dice == pytest.approx(alone["dice"], abs=1e-6)
+        assert scored.ref_px == ref.sum()
+
+
+def test_segment_case_is_what_was_scored(run, tiny_store):
+    scores = score_run(run, tiny_store)
+    first = scores.iloc[0]
+    pred = predict.segment_case(run.out, tiny_store, first.case_id)
+    assert pred.sum() == first.pred_px
+    with pytest.raises(KeyError, match="no case nobody"):
+        predict.segment_case(run.out, tiny_store, "nobody")
+
+
+def test_model_files_that_are_none_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"give the model\.pt of a finished run"):
+        predict.load_model(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"model\.pt is not a model of this project"):
+        predict.load_model(tmp_path / "model.pt")
+    torch.save({"weights": print}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="not a model of this project"):
+        predict.load_model(tmp_path / "code.pt")
+
+
+def test_a_folder_is_segmented_from_the_command_line(run, tiny_store, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    for row in (0, 5):
+        size = (41 + row, 37)
+        Image.fromarray(tiny_store.images[row]).resize(size).save(images / f"frame {row}.png")
+    (images / "broken.jpg").write_bytes(b"no image")
+    (images / "notes.txt").write_text("not looked at")
+    command = [
+        sys.executable, "-m", "thyroid_lib.predict", "--model", run.out / "model.pt",
+        "--images", images, "--out", out,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "passed over broken.jpg" in done.stderr
+    assert "2 of 3 images" in done.stdout
+    table = pd.read_csv(out / "areas.csv", keep_default_na=False)
+    assert list(table.file) == ["broken.jpg", "frame 0.png", "frame 5.png"]
+    for row in (0, 5):
+        mask = np.array(Image.open(out / f"frame {row}.png.mask.png"))
+        assert mask.shape == (37, 41 + row)
+        assert set(np.unique(mask)) <= {0, 255}
+        area = int(table.set_index("file").area_px[f"frame {row}.png"])
+        assert (mask > 0).sum() == area > 0
+
+
+def test_a_folder_without_images_or_model_is_one_sentence(run, tmp_path):
+    for model, said in ((run.out / "model.pt", "no image in"), (tmp_path / "x.pt", "no model at")):
+        command = [
+            sys.executable, "-m", "thyroid_lib.predict", "--model", model, "--images", tmp_path,
+            "--out", tmp_path / "out",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_absent_device_is_named():
+    assert predict.choose_device("cpu") == torch.device("cpu")
+    assert predict.choose_device("auto").type in {"cpu", "cuda", "mps"}
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: got 'cuda', this machine has"):
+            predict.choose_device("cuda")

@@ -1,0 +1,140 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from thyroid_lib import checkpoint, train
+from thyroid_lib.metrics import dice
+from thyroid_lib.predict import load_model
+from thyroid_lib.run import score_run, train_model, watch_sides
+
+SMALL = {
+    "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
+    "threads": 1, "device": "cpu",
+}  # fmt: skip
+
+
+def weights_of(run):
+    return torch.load(run.out / "model.pt", weights_only=True)["weights"]
+
+
+def same_weights(one, other):
+    a, b = weights_of(one), weights_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns_and_leaves_its_tables(tiny_store, tmp_path):
+    run = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"epochs": 25, "lr": 1e-2})
+    assert run.history.train_loss.iloc[-1] < 0.5 * run.history.train_loss.iloc[0]
+    scores = score_run(run, tiny_store)
+    assert sorted(scores.case_id) == sorted(tiny_store.index.case_id[run.labels == "test"])
+    assert scores.dice.mean() > 0.7
+    names = {file.name for file in run.out.iterdir()}
+    assert names == {"model.pt", "history.csv", "scores.csv", "run.json"}
+    about = json.loads((run.out / "run.json").read_text())
+    assert about["trained_epochs"] == 25
+    assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
+
+
+def test_two_runs_are_equal_to_the_bit_and_a_seed_makes_another(tiny_store, tmp_path):
+    runs = {
+        name: train_model(tiny_store, out=tmp_path / name, seed=seed, **SMALL)
+        for name, seed in {"a": 0, "b": 0, "c": 1}.items()
+    }
+    assert same_weights(runs["a"], runs["b"])
+    assert not same_weights(runs["a"], runs["c"])
+    histories = [(tmp_path / name / "history.csv").read_bytes() for name in "ab"]
+    assert histories[0] == histories[1]
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bits(tiny_store, tmp_path, monkeypatch):
+    whole = train_model(tiny_store, out=tmp_path / "whole", **SMALL)
+    epoch_of = train.train_epoch
+
+    def killed_in_epoch_3(*args, epoch, **kwargs):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return epoch_of(*args, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(train, "train_epoch", killed_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(tiny_store, out=tmp_path / "killed", **SMALL)
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    monkeypatch.setattr(train, "train_epoch", epoch_of)
+    resumed = train_model(tiny_store, out=tmp_path / "killed", **SMALL)
+    assert resumed.meta["trained_epochs"] == 1
+    assert same_weights(whole, resumed)
+    assert (resumed.out / "history.csv").read_bytes() == (whole.out / "history.csv").read_bytes()
+    assert not (resumed.out / "checkpoint.pt").exists()
+
+
+def test_a_finished_run_is_not_trained_again_unless_something_changed(tiny_store, tmp_path):
+    first = train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    again = train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    assert (first.meta["trained_epochs"], again.meta["trained_epochs"]) == (3, 0)
+    assert again.meta["train_seconds"] == first.meta["train_seconds"]
+    pd.testing.assert_frame_equal(first.history, again.history)
+    # a threshold moves scores, not weights
+    other = train_model(tiny_store, out=tmp_path / "run", **SMALL, threshold=0.3)
+    assert (other.meta["trained_epochs"], other.meta["threshold"]) == (0, 0.3)
+    slower = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"lr": 1e-4})
+    assert slower.meta["trained_epochs"] == 3
+
+
+def test_edited_training_code_trains_anew(tiny_store, tmp_path, monkeypatch):
+    train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    monkeypatch.setattr(checkpoint, "code_fingerprint", lambda *modules: "edited")
+    assert train_model(tiny_store, out=tmp_path / "run", **SMALL).meta["trained_epochs"] == 3
+
+
+@pytest.mark.parametrize("side", ["val", "test"])
+def test_selection_keeps_the_best_epoch_of_the_named_side(tiny_store, tmp_path, side):
+    run = train_model(
+        tiny_store, out=tmp_path / "run", selection=side, val_share=0.3, **SMALL | {"epochs": 6}
+    )
+    best = run.history[f"{side}_dice"].idxmax() + 1
+    assert run.meta["selected_epoch"] == best
+    model, _ = load_model(run.out / "model.pt")
+    again = watch_sides(model, tiny_store, run.labels, [side], "cpu")
+    assert again[f"{side}_dice"] == pytest.approx(run.history[f"{side}_dice"].max(), abs=1e-6)
+
+
+def test_the_last_epoch_never_looks_at_the_test_side(tiny_store, tmp_path):
+    run = train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    assert not [column for column in run.history if "test" in column]
+    assert run.meta["selected_epoch"] == 3
+
+
+def test_watched_loss_and_dice_are_the_mean_over_cases(tiny_store):
+    class Half(torch.nn.Module):
+        def forward(self, image):
+            return torch.zeros_like(image)
+
+    labels = np.where(np.arange(len(tiny_store)) < 4, "val", "train")
+    seen = watch_sides(Half(), tiny_store, labels, ["val"], "cpu")
+    assert seen["val_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    nothing = np.zeros_like(tiny_store.masks[0], dtype=bool)  # 0.5 is not above 0.5
+    assert seen["val_dice"] == np.mean(
+        [dice(nothing, tiny_store.masks[row].astype(bool)) for row in range(4)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 0}, "got epochs 0"),
+        ({"lr": 0.0}, "lr above 0"),
+        ({"selection": "best"}, "need one of last, val, test"),
+        ({"selection": "val", "val_share": 0.0}, "raise val_share above 0"),
+        ({"model": "vnet"}, "unet, segnet, resunet"),
+        ({"device": "tpu"}, "device: got 'tpu'"),
+        ({"protocol": "sweep"}, "need one of random, grouped"),
+    ],
+)
+def test_impossible_settings_stop_before_any_work(tiny_store, tmp_path, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        train_model(tiny_store, out=tmp_path / "run", **SMALL | wrong)
+    assert not (tmp_path / "run").exists()

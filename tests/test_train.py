@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import nn
+
+from thyroid_lib.train import cut_batches, fit, keep_better, train_epoch
+
+IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+MASKS = (IMAGES > 127).byte()
+RECIPE = {"seed": 0, "epochs": 4, "batch_size": 4, "lr": 0.1}
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+
+
+def states(**changed) -> list[dict]:
+    kept = []
+    for state in fit(network(), IMAGES, MASKS, **RECIPE | changed):
+        copy = {name: value.clone() for name, value in state["weights"].items()}
+        kept.append(state | {"weights": copy})
+    return kept
+
+
+def equal(one: dict, other: dict) -> bool:
+    return all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+
+
+def test_it_is_adam_on_cross_entropy_of_logits():
+    """The same steps written out plainly, on the same draw of weights and batches."""
+    # no batch norm here: it makes the true gradient of a bias 0, and Adam would blow up the noise
+    net, plain = (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1)) for _ in "ab")
+    (state,) = fit(net, IMAGES, MASKS, **RECIPE | {"epochs": 1})
+    torch.manual_seed(0)
+    for layer in plain:
+        layer.reset_parameters()
+    optimiser = torch.optim.Adam(plain.parameters(), lr=0.1)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for batch in (order[:4], order[4:8], order[8:]):
+        prob = torch.sigmoid(plain(IMAGES[batch][:, None] / 255))
+        loss = nn.functional.binary_cross_entropy(prob, MASKS[batch][:, None].float())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()) * len(batch))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(state["weights"][name], value, atol=1e-5, rtol=1e-4)
+    assert state["history"][0]["train_loss"] == pytest.approx(sum(losses) / 10, abs=1e-6)
+
+
+def test_from_any_state_it_goes_on_to_the_same_end():
+    whole = states()
+    for stopped_at in range(3):
+        stopped = None
+        for stopped in fit(network(), IMAGES, MASKS, **RECIPE):
+            if stopped["epoch"] == stopped_at + 1:
+                break
+        resumed = states(state=stopped)
+        assert len(resumed) == 3 - stopped_at
+        assert equal(resumed[-1], whole[-1])
+        assert resumed[-1]["history"] == whole[-1]["history"]
+
+
+def test_seeds_and_what_is_watched():
+    first, second = states(), states(seed=1)
+    assert not equal(first[-1], second[-1])
+    seen = states(watch=lambda net: {"val_dice": 0.5})
+    assert [record["val_dice"] for record in seen[-1]["history"]] == [0.5] * 4
+    assert equal(seen[-1], first[-1])
+
+
+def test_batches_are_never_of_one_frame():
+    sizes = [len(batch) for batch in cut_batches(torch.arange(11), 5)]
+    assert sizes == [5, 6]
+    assert [len(batch) for batch in cut_batches(torch.arange(1), 5)] == [1]
+    assert torch.cat(cut_batches(torch.arange(11), 5)).tolist() == list(range(11))
+
+
+def test_the_better_epoch_is_kept_and_a_draw_goes_to_the_first():
+    best = None
+    for epoch, score in enumerate([0.1, 0.7, 0.7, 0.3], start=1):
+        state = {"epoch": epoch, "history": [{"val_dice": score}]}
+        best = keep_better(best, state | {"weights": {"w": torch.tensor(epoch)}}, "val")
+    assert (best["epoch"], best["score"], int(best["weights"]["w"])) == (2, 0.7, 2)
+    last = keep_better(best, {"epoch": 4, "history": [{}], "weights": {}}, "last")
+    assert (last["epoch"], last["weights"]) == (4, None)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice():
+    training = fit(network(), IMAGES, MASKS, **RECIPE | {"lr": 1e30}, name="unet-grouped")
+    with pytest.raises(FloatingPointError, match=r"unet-grouped: the loss became .* lower lr"):
+        list(training)
+
+
+def test_every_model_sees_the_same_batches_in_the_same_order():
+    images = torch.arange(11, dtype=torch.uint8).reshape(11, 1, 1).expand(11, 2, 2).contiguous()
+
+    class Spy(torch.nn.Module):
+        def __init__(self, extra):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.extra, self.seen = extra, []
+
+        def forward(self, image):
+            torch.rand(self.extra)  # a model that draws numbers must not disturb the order
+            self.seen.append((image[:, 0, 0, 0] * 255).round().int().tolist())
+            return image * self.weight
+
+    spies = [Spy(0), Spy(3)]
+    for spy in spies:
+        for epoch in (1, 2):
+            train_epoch(
+                spy, torch.optim.SGD(spy.parameters(), lr=0.0), images, images * 0,
+                batch_size=5, seed=0, epoch=epoch,
+            )  # fmt: skip
+    assert spies[0].seen == spies[1].seen
+    first, second = spies[0].seen[:2], spies[0].seen[2:]
+    # eleven frames in fives: the last one joins its neighbours instead of making a batch of one
+    assert [len(batch) for batch in first] == [5, 6]
+    assert sorted(frame for batch in first for frame in batch) == list(range(11))
+    assert first != second

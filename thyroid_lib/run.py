@@ -1,0 +1,203 @@
+"""One run of the study: model × protocol × fold × seed, its folder, its weights and its tables.
+
+    out/checkpoint.pt  while it trains: from where a killed run goes on
+    out/model.pt       the chosen weights, and under which key they were trained
+    out/history.csv    one row per epoch         out/scores.csv  one row per test case
+    out/run.json       all settings, the key, versions, time, memory, images per second
+
+Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
+are made anew at every call.
+"""
+
+import json
+import platform
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from thyroid_lib import __version__, checkpoint, frames, train, write_file
+from thyroid_lib.metrics import dice
+from thyroid_lib.models import build_model, count_parameters, multiply_adds
+from thyroid_lib.predict import choose_device, predict_prob, score_rows
+from thyroid_lib.splits import split_cases
+from thyroid_lib.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: where it lies, what it was, and the model with the chosen weights."""
+
+    out: Path
+    model: nn.Module
+    labels: np.ndarray  # (N,) "train", "val" or "test"
+    history: pd.DataFrame  # one row per epoch
+    meta: dict
+
+
+def train_model(
+    store: Store,
+    *,
+    out: str | Path,
+    model: str,
+    width: int = 0,
+    protocol: str = "grouped",
+    fold: int = 0,
+    folds: int = 5,
+    val_share: float = 0.15,
+    seed: int = 0,
+    epochs: int = 25,
+    batch_size: int = 16,
+    lr: float = 1e-4,
+    selection: str = "last",
+    threshold: float = 0.5,
+    threads: int = 0,
+    device: str = "auto",
+) -> Run:
+    """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
+
+    Args:
+        store: frames and masks, uint8 (N,S,S).
+        out: the run's folder.
+        model, width: architecture and base channels (0 = the paper's).
+        protocol, fold, folds, val_share: see `splits.split_cases`.
+        seed: of the initial weights and of the order of the batches.
+        epochs, batch_size, lr: see `train.fit`.
+        selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, as
+            the reported study did and only to replicate it, on "test".
+        threshold: a pixel is thyroid if its probability is above; moves scores, not weights.
+        threads: CPU threads, 0 for all; part of what makes the result.
+        device: see `predict.choose_device`.
+
+    Returns:
+        The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
+
+    Raises:
+        ValueError: impossible arguments, before any work.
+        FloatingPointError: the loss stopped being a number.
+    """
+    if epochs < 1 or batch_size < 1 or lr <= 0 or threads < 0:
+        raise ValueError(
+            f"got epochs {epochs}, batch_size {batch_size}, lr {lr}, threads {threads}: need "
+            "epochs and batch_size of 1 or more, lr above 0, threads of 0 or more"
+        )
+    if selection not in train.SELECTIONS:
+        raise ValueError(f"selection: got {selection!r}, need one of {', '.join(train.SELECTIONS)}")
+    labels = split_cases(
+        store.index, protocol=protocol, fold=fold, folds=folds, val_share=val_share
+    )
+    if selection == "val" and not (labels == "val").any():
+        raise ValueError("selection 'val' needs validation cases: raise val_share above 0")
+    where = choose_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    asked = {
+        "model": model, "width": width, "seed": seed, "epochs": epochs, "batch_size": batch_size,
+        "lr": lr, "selection": selection, "threads": torch.get_num_threads(),
+        "device": where.type,
+    }  # fmt: skip
+    key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
+    net = build_model(model, width=width or None)
+    out = Path(out)
+    finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
+    if finished is None:
+        finished, trained_epochs = _train(net, store, labels, asked, where, out, key)
+    net.load_state_dict(finished["weights"])
+    meta = finished["meta"] | {
+        "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
+        "val_share": val_share, "threshold": threshold, "size": store.size,
+        "resize": store.settings["resize"], "mend": store.settings["mend"],
+        "data_fingerprint": store.fingerprint, "key": key,
+        "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
+    }  # fmt: skip
+    checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    history = pd.DataFrame(finished["history"])
+    write_file(out / "history.csv", history.to_csv(index=False, float_format="%.6f"))
+    return Run(out, net.eval(), labels, history, meta | {"trained_epochs": trained_epochs})
+
+
+def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
+    """Train the epochs that are missing; return what `model.pt` holds, and how many they were."""
+    with torch.inference_mode():  # an impossible size stops here, before any work
+        net.eval()(torch.zeros(1, 1, store.size, store.size))
+    net.to(where, memory_format=torch.channels_last)
+    rows = np.flatnonzero(labels == "train")
+    images = torch.from_numpy(store.images[rows]).to(where)  # uint8 (N,S,S)
+    masks = torch.from_numpy(store.masks[rows]).to(where)
+    sides = {side for side in ("val", asked["selection"]) if (labels == side).any()}
+    start = checkpoint.load(out / "checkpoint.pt", key=key, device=where.type)
+    best = start["best"] if start else None
+    states = train.fit(
+        net, images, masks, seed=asked["seed"], epochs=asked["epochs"], lr=asked["lr"],
+        batch_size=asked["batch_size"], state=start, name=out.name,
+        watch=lambda model: watch_sides(model, store, labels, sorted(sides), where),
+    )  # fmt: skip
+    state = start
+    for state in states:
+        best = train.keep_better(best, state, asked["selection"])
+        checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
+    net.cpu()
+    meta = asked | {
+        "parameters": count_parameters(net),
+        "multiply_adds": multiply_adds(net, store.size),
+        "selected_epoch": best["epoch"],
+        "train_seconds": round(state["seconds"], 3),
+        "images_per_second": round(len(rows) * asked["epochs"] / state["seconds"], 2),
+        "peak_memory_mib": round(_peak_memory(where) / 2**20),
+    }
+    weights = best["weights"] or net.state_dict()
+    trained = asked["epochs"] - (start["epoch"] if start else 0)
+    return {"weights": weights, "history": state["history"], "meta": meta}, trained
+
+
+def watch_sides(net: nn.Module, store: Store, labels: np.ndarray, sides: list[str], where) -> dict:
+    """Return each side's mean loss and mean Dice per case, at the store's size."""
+    seen = {}
+    for side in sides:
+        rows = np.flatnonzero(labels == side)
+        prob = predict_prob(net, store.images[rows], device=where)  # (N,S,S)
+        ref = store.masks[rows].astype(bool)
+        of_truth = np.clip(np.where(ref, prob, 1 - prob), 1e-7, 1)
+        each = [dice(frames.threshold_prob(p), r) for p, r in zip(prob, ref, strict=True)]
+        seen |= {f"{side}_loss": float(-np.log(of_truth).mean())}
+        seen |= {f"{side}_dice": float(np.mean(each))}
+    return seen
+
+
+def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
+    """Score the run's test cases; leave `scores.csv` and `run.json` in its folder."""
+    began = time.perf_counter()
+    rows = np.flatnonzero(run.labels == "test")
+    device = choose_device(run.meta["device"])
+    threshold = run.meta["threshold"]
+    scores = score_rows(
+        run.model, store, rows, threshold=threshold, tolerance_px=tolerance_px, device=device
+    )
+    write_file(run.out / "scores.csv", scores.to_csv(index=False, float_format="%.6f"))
+    about = run.meta | {
+        "tolerance_px": tolerance_px,
+        "scoring_seconds": round(time.perf_counter() - began, 3),
+        "versions": {
+            "thyroid_lib": __version__, "python": platform.python_version(),
+            "torch": torch.__version__, "numpy": np.__version__, "pandas": pd.__version__,
+        },
+        "machine": {"system": platform.system(), "processor": platform.machine()},
+    }  # fmt: skip
+    if device.type == "cuda":
+        about["machine"]["gpu"] = torch.cuda.get_device_name()
+    write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    return scores
+
+
+def _peak_memory(where: torch.device) -> int:
+    """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

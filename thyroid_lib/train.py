@@ -1,0 +1,148 @@
+"""The recipe, visible at a glance: Adam, binary cross-entropy on logits, no augmentation.
+
+It is the reported one, and the same for every architecture: one initialisation scheme, the same
+batches in the same order. Data lies on the device as uint8 and is gathered there. Training that
+was stopped goes on from the last state that `fit` gave, and ends on a CPU with as many threads in
+the very same bits: the order of an epoch depends on seed and epoch alone, and no model draws
+random numbers. `run` puts this to work on a store.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from thyroid_lib.models import initialise, to_input
+
+SELECTIONS = ("last", "val", "test")
+
+
+def fit(
+    net: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    state: dict | None = None,
+    watch: Callable[[nn.Module], dict] | None = None,
+    name: str = "training",
+) -> Iterator[dict]:
+    """Train epoch after epoch, and give after each the state from which training can go on.
+
+    Args:
+        net: on the device of the data; its weights are drawn here, from `seed`.
+        images, masks: uint8 (N,S,S), masks in {0,1}.
+        lr: learning rate of Adam, constant as reported.
+        state: the last one of a training that was stopped.
+        watch: called after each epoch; what it returns joins the epoch's record.
+        name: for the progress bar and for errors.
+
+    Yields:
+        epoch, weights, optimiser, history (one record an epoch: epoch, lr, train_loss and what
+        `watch` saw) and seconds spent on training alone.
+
+    Raises:
+        FloatingPointError: the loss stopped being a number; the state before it was given.
+    """
+    initialise(net, seed)
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr)
+    history, seconds = [], 0.0
+    if state:
+        net.load_state_dict(state["weights"])
+        optimiser.load_state_dict(state["optimiser"])
+        history, seconds = list(state["history"]), state["seconds"]
+    steps = len(cut_batches(torch.arange(len(images)), batch_size))
+    bar = tqdm(
+        desc=name, total=epochs * steps, initial=len(history) * steps, unit="batch", leave=False
+    )
+    silent = bar.disable
+    with bar:
+        for epoch in range(len(history) + 1, epochs + 1):
+            began = time.perf_counter()
+            loss = train_epoch(
+                net, optimiser, images, masks, batch_size=batch_size, seed=seed, epoch=epoch,
+                after_step=bar.update,
+            )  # fmt: skip
+            seconds += time.perf_counter() - began
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"{name}: the loss became {loss} in epoch {epoch} at lr {lr}: lower lr, or "
+                    "look at the frames; the state of the epoch before is kept"
+                )
+            record = {"epoch": epoch, "lr": lr, "train_loss": loss}
+            history = [*history, record | (watch(net) if watch else {})]
+            yield {
+                "epoch": epoch,
+                "weights": net.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "history": history,
+                "seconds": seconds,
+            }
+    if "ipykernel" in sys.modules and not silent:
+        from IPython.display import clear_output
+
+        clear_output()  # the bar was for the waiting; the executed notebook keeps none of it
+
+
+def train_epoch(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    after_step: Callable[[], object] = lambda: None,
+) -> float:
+    """Show every frame once, in an order drawn from seed and epoch; return the mean loss.
+
+    Args:
+        images, masks: uint8 (N,S,S) on the model's device, masks in {0,1}.
+    """
+    net.train()
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(images), generator=draw).to(images.device)
+    total = torch.zeros((), device=images.device)  # stays on the device: no waiting in the loop
+    for batch in cut_batches(order, batch_size):
+        optimiser.zero_grad(set_to_none=True)
+        logits = net(to_input(images[batch]))  # (B,1,S,S)
+        mask = masks[batch].unsqueeze(1).float()  # (B,1,S,S)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, mask)
+        loss.backward()
+        optimiser.step()
+        total += loss.detach() * len(batch)
+        after_step()
+    return float(total) / len(images)
+
+
+def cut_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order of frames (N,) into batches, the last one smaller but never of one frame.
+
+    Batch normalisation has no spread to work with in a batch of one: it joins its neighbours.
+    """
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def keep_better(best: dict | None, state: dict, selection: str) -> dict:
+    """Return what is kept so far: epoch, score and weights, by the Dice of the `selection` side.
+
+    Under "last" it is always the newest epoch, and the weights stay in the state (None here).
+    """
+    if selection == "last":
+        return {"epoch": state["epoch"], "score": None, "weights": None}
+    score = state["history"][-1][f"{selection}_dice"]
+    if best is not None and best["score"] >= score:
+        return best
+    weights = {name: value.cpu().clone() for name, value in state["weights"].items()}
+    return {"epoch": state["epoch"], "score": score, "weights": weights}
