@@ -1,0 +1,92 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from thyroid_lib import plots
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+def shown_images(fig):
+    return [ax for ax in fig.axes if ax.images]
+
+
+def test_a_model_keeps_its_colour_in_every_study():
+    both = plots.model_colours(["unet", "segnet"])
+    alone = plots.model_colours(["segnet", "my_own"])
+    assert both["segnet"] == alone["segnet"]
+    assert len({*both.values(), *alone.values()}) == 3
+
+
+def test_best_median_and_worst_are_picked_in_order():
+    scores = pd.DataFrame({"case_id": list("abcdefg"), "dice": [0.1, 0.9, 0.5, 0.7, 0.2, 0.6, 0.4]})
+    picked = plots.pick_cases(scores, each=1)
+    assert list(picked.case_id) == ["b", "c", "a"]
+    assert list(picked["rank"]) == ["best", "median", "worst"]
+    two = plots.pick_cases(scores, each=2)
+    assert list(two.case_id[two["rank"] == "worst"]) == ["e", "a"]
+
+
+def test_picking_among_too_few_cases_still_works():
+    picked = plots.pick_cases(pd.DataFrame({"case_id": ["a"], "dice": [0.3]}), each=2)
+    assert set(picked.case_id) == {"a"}
+
+
+def test_outlines_lie_on_the_mask(tiny_store):
+    picked = pd.DataFrame({"case_id": [tiny_store.index.case_id[0]], "dice": [1.0]})
+    picked["rank"] = "best"
+    ref = tiny_store.reference(0)
+    fig = plots.overlays(tiny_store, picked, [ref])
+    (ax,) = shown_images(fig)
+    assert ax.images[0].get_array().shape == ref.shape
+    assert "Dice 1.000" in ax.get_title()
+    drawn = {to_hex(c.get_edgecolor()[0]) for c in ax.collections}
+    assert drawn == {plots.REFERENCE, plots.PREDICTION}
+    rows, columns = np.nonzero(ref)
+    (path,) = ax.collections[0].get_paths()
+    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
+    np.testing.assert_allclose(low, [columns.min() - 0.5, rows.min() - 0.5], atol=0.01)
+    np.testing.assert_allclose(high, [columns.max() + 0.5, rows.max() + 0.5], atol=0.01)
+
+
+def test_an_empty_prediction_is_drawn_without_an_outline(tiny_store):
+    case_id = tiny_store.index.case_id[0]
+    nothing = np.zeros_like(tiny_store.reference(0))
+    fig = plots.same_frames(tiny_store, [case_id], {"unet": [nothing], "segnet": [nothing]})
+    assert len(shown_images(fig)) == 2
+    assert all(len(ax.collections) == 1 for ax in shown_images(fig))
+
+
+def test_curves_show_what_was_watched():
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
+    loss, dice = plots.curves(history).axes
+    assert [line.get_label() for line in loss.lines] == ["train"]
+    assert [line.get_label() for line in dice.lines] == ["val"]
+
+
+def test_groups_are_points_and_their_mean_a_bar():
+    scores = pd.DataFrame(
+        {
+            "protocol": "grouped", "model": ["unet"] * 3 + ["segnet"] * 3, "seed": 0,
+            "group": ["a", "a", "b"] * 2, "dice": [0.2, 0.4, 0.9, 0.5, 0.5, 0.7],
+        }
+    )  # fmt: skip
+    (ax,) = plots.groups_strip(scores).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["unet", "segnet"]
+    points = sorted(round(float(y), 3) for c in ax.collections[:2] for _, y in c.get_offsets())
+    assert points == [0.3, 0.5, 0.7, 0.9]
+    bars = [line.get_segments()[0][0][1] for line in ax.collections[2:]]
+    np.testing.assert_allclose(bars, [0.6, 0.6])
+
+
+def test_figures_are_saved_whole(tmp_path):
+    fig, _ = plt.subplots()
+    plots.save(fig, tmp_path / "deep" / "figure")
+    assert (tmp_path / "deep" / "figure.png").read_bytes().startswith(b"\x89PNG")

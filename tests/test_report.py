@@ -1,0 +1,46 @@
+import nbformat
+import pytest
+
+from thyroid_lib.report import build_report, main
+
+
+def notebook(*outputs: str):
+    cells = [nbformat.v4.new_markdown_cell("# A title")]
+    for text in outputs:
+        cell = nbformat.v4.new_code_cell("secret_code = 1", execution_count=1)
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "compare").mkdir()
+    (folder / "compare" / "cost.csv").write_text("model,train_seconds\nunet,12.5\n")
+    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+        nbformat.write(notebook(f"out of {name}"), folder / "notebooks" / f"{name}.ipynb")
+    return folder
+
+
+def test_one_page_holds_everything_and_asks_for_nothing(study):
+    page = build_report(study).read_text(encoding="utf-8")
+    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+        assert f"out of {name}" in page
+    assert "<td>12.5</td>" in page
+    assert "<summary>unet-grouped-fold0-seed0</summary>" in page
+    assert "secret_code" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "not for diagnosis" in page
+
+
+def test_the_same_notebooks_give_the_same_page(study):
+    first = build_report(study).read_bytes()
+    assert build_report(study).read_bytes() == first
+
+
+def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nothing")])
+    assert main() == 2
+    assert "nothing has no notebooks/4-compare.ipynb: run the study" in capsys.readouterr().err

@@ -1,0 +1,249 @@
+"""Every figure of the notebooks: each function draws one and returns it, none saves or shows.
+
+Colours are seaborn's colour-blind palette; a model keeps its colour in every figure, the
+reference outline is always yellow and the prediction always blue.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from thyroid_lib import frames
+from thyroid_lib.store import Store
+
+REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
+MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
+FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
+
+
+def style() -> None:
+    """Set the look of all figures; called once at the top of a notebook."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80, "savefig.dpi": 120, "savefig.bbox": "tight",
+            "axes.spines.top": False, "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium", "legend.frameon": False,
+        }
+    )  # fmt: skip
+
+
+def model_colours(models: list[str]) -> dict[str, tuple]:
+    """Give each architecture its own colour, the same in every study; newcomers follow."""
+    palette = sns.color_palette("colorblind", 10)
+    names = [*MODEL_ORDER, *sorted(set(models) - set(MODEL_ORDER))]
+    return {name: palette[i % len(palette)] for i, name in enumerate(names) if name in models}
+
+
+def _image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    rows = -(-count // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor="white"
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return fig, axes
+
+
+def _native(store: Store, row: int) -> np.ndarray:
+    """Bring a stored image back to the shape that it had, float32 (H,W) in [0,1]."""
+    height, width = store.index.iloc[row][["height", "width"]].astype(int)
+    image = store.images[row].astype(np.float32) / 255
+    return frames.restore_prob(image, height, width, store.settings["resize"])
+
+
+def _outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
+    if mask.any() and not mask.all():
+        # A border of background lets the outline close where the mask touches the frame's edge.
+        ax.contour(
+            np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=width,
+            extent=(-1, mask.shape[1], -1, mask.shape[0]),
+        )  # fmt: skip
+
+
+def _frame(ax, image: np.ndarray, title: str = "") -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+    ax.set_title(title, fontsize=8, pad=2)
+
+
+def _case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
+    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
+    _frame(ax, _native(store, row), title)
+    _outline(ax, store.reference(row), REFERENCE)
+    _outline(ax, pred, PREDICTION)
+
+
+def _outline_legend(fig: Figure) -> None:
+    fig.legend(
+        handles=[
+            Line2D([], [], color=REFERENCE, label="reference"),
+            Line2D([], [], color=PREDICTION, label="prediction"),
+        ],
+        loc="outside lower center", ncols=2,
+    )  # fmt: skip
+
+
+def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 8) -> Figure:
+    """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
+    rows_of = pd.Series(range(len(store))).groupby(store.index["group"].to_numpy())
+    middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
+    paths = cases.drop_duplicates("case_id").set_index("case_id")["image_path"]
+    columns = min(4, len(middles))
+    fig, axes = _image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
+    for place, row in enumerate(middles):
+        line, column = 2 * (place // columns), place % columns
+        image = frames.read_gray(paths[store.index["case_id"].iloc[row]]) / 255
+        _frame(axes[line, column], image, store.index["group"].iloc[row])
+        _frame(axes[line + 1, column], image)
+        _outline(axes[line + 1, column], store.reference(row), REFERENCE)
+    return fig
+
+
+def sizes_and_areas(index: pd.DataFrame) -> Figure:
+    """Draw the native sizes of the frames (one mark per group and size) and the masks' areas."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.2))
+    sizes = index.groupby(["group", "height", "width"]).size().reset_index(name="frames")
+    sns.scatterplot(sizes, x="width", y="height", size="frames", ax=left, sizes=(30, 150))
+    left.set(xlabel="width (px)", ylabel="height (px)", title="native size, by group")
+    sns.histplot(x=100 * index["foreground"], bins=20, ax=right)
+    right.set(xlabel="thyroid, share of the frame (%)", ylabel="frames", title="mask area")
+    return fig
+
+
+def frames_per_group(index: pd.DataFrame) -> Figure:
+    """Draw how many frames each group (sweep or patient) has."""
+    counts = index["group"].value_counts().sort_index()
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 2.4))
+    ax.bar(counts.index, counts.to_numpy(), color=sns.color_palette()[0])
+    ax.set(ylabel="frames", xlabel="group")
+    ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
+    return fig
+
+
+def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> Figure:
+    """Draw masks that held burnt-in text: the text marked above, what is kept below."""
+    mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
+    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    fig, axes = _image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
+    for column, case_id in enumerate(mended):
+        before = frames.read_mask(paths[case_id])
+        after, _, pixels = frames.mend_text(before)
+        marked = np.repeat(before[:, :, None], 3, axis=2).astype(float)  # (H,W,3)
+        marked[before & ~after] = to_rgb("#ff5c33")
+        _frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
+        _frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
+    if not len(mended):
+        axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center")
+    return fig
+
+
+def curves(history: pd.DataFrame) -> Figure:
+    """Draw loss and Dice against the epoch, for whichever sides were watched."""
+    fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.0))
+    for ax, measure in zip(axes, ("loss", "dice"), strict=True):
+        sides = [s for s in ("train", "val", "test") if f"{s}_{measure}" in history]
+        for side in sides:
+            ax.plot(history["epoch"], history[f"{side}_{measure}"], marker=".", label=side)
+        ax.set(xlabel="epoch", ylabel="Dice" if measure == "dice" else "loss (BCE)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if sides:
+            ax.legend()
+    axes[1].set_ylim(0, 1)
+    return fig
+
+
+def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
+    """Choose the best, median and worst cases of a run by Dice; column `rank` says which."""
+    order = scores.sort_values(["dice", "case_id"], ascending=[False, True]).reset_index(drop=True)
+    middle = (len(order) - each) // 2
+    places = {"best": 0, "median": middle, "worst": len(order) - each}
+    parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in places.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
+    """Draw cases with reference and prediction outlined.
+
+    Args:
+        picked: what `pick_cases` gives.
+        preds: bool (H,W) masks at native size, one per row of `picked`.
+    """
+    fig, axes = _image_axes(len(picked), 3, 2.3)
+    columns = {"best": 0, "median": 1, "worst": 2}
+    filled = dict.fromkeys(columns, 0)
+    for case, pred in zip(picked.itertuples(), preds, strict=True):
+        ax = axes[filled[case.rank], columns[case.rank]]
+        filled[case.rank] += 1
+        _case(ax, store, case.case_id, pred, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
+    _outline_legend(fig)
+    return fig
+
+
+def compare_curves(histories: pd.DataFrame) -> Figure:
+    """Draw training and validation loss of every run, one column per protocol."""
+    long = histories.melt(
+        id_vars=["run_id", "model", "protocol", "epoch"],
+        value_vars=[c for c in ("train_loss", "val_loss") if c in histories],
+        var_name="side", value_name="loss",
+    ).replace({"side": {"train_loss": "training", "val_loss": "validation"}})  # fmt: skip
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays it out itself
+        grid = sns.relplot(
+            long.dropna(subset="loss"), kind="line", x="epoch", y="loss", hue="model",
+            style="side", col="protocol", estimator="mean", errorbar=("pi", 100), height=3.2,
+            aspect=FIGURE_WIDTH / 3.2 / max(1, long["protocol"].nunique()) * 0.88,
+            palette=model_colours(list(long["model"].unique())),
+        )  # fmt: skip
+    grid.set_axis_labels("epoch", "loss (BCE); band: range of the runs")
+    grid.set_titles("{col_name}")
+    return grid.figure
+
+
+def groups_strip(scores: pd.DataFrame) -> Figure:
+    """Draw the mean Dice of each group and run as a point, and the mean of the groups as a bar."""
+    each = scores.groupby(["protocol", "model", "group", "seed"])["dice"].mean().reset_index()
+    models = list(model_colours(list(each["model"].unique())))
+    protocols = list(each["protocol"].unique())
+    fig, axes = plt.subplots(
+        1, len(protocols), figsize=(FIGURE_WIDTH, 3.4), sharey=True, squeeze=False
+    )
+    for ax, protocol in zip(axes.flat, protocols, strict=True):
+        part = each[each["protocol"] == protocol]
+        sns.swarmplot(
+            part, x="model", y="dice", hue="model", order=models, ax=ax, size=4,
+            palette=model_colours(models), legend=False,
+        )  # fmt: skip
+        macro = part.groupby("model")["dice"].mean()
+        for place, model in enumerate(models):
+            ax.hlines(macro[model], place - 0.3, place + 0.3, color="black", linewidth=2)
+        ax.set(title=protocol, xlabel="", ylabel="Dice (mean of a group)")
+    return fig
+
+
+def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
+    """Draw the same frames (rows) as segmented by every model (columns).
+
+    Args:
+        case_ids: cases of the store.
+        preds: per model the masks, bool (H,W) at native size, in the order of `case_ids`.
+    """
+    fig, axes = _image_axes(len(case_ids) * len(preds), len(preds), 2.2)
+    for column, (model, masks) in enumerate(preds.items()):
+        for line, (case_id, pred) in enumerate(zip(case_ids, masks, strict=True)):
+            ax = axes[line, column]
+            _case(ax, store, case_id, pred, f"{model}, {case_id}")
+    _outline_legend(fig)
+    return fig
+
+
+def save(fig: Figure, path: str | Path) -> None:
+    """Write a figure as PNG beside the tables that it shows."""
+    path = Path(path).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path)

@@ -1,0 +1,89 @@
+"""The whole study as one HTML page that needs nothing beside it.
+
+    python -m thyroid_lib.report results/demo
+
+takes the executed notebooks of a study, without their code, the comparison first.
+"""
+
+import argparse
+import html
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbconvert import HTMLExporter
+
+from thyroid_lib import write_file
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1.5rem; }
+nav { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
+nav a { margin-right: 1.2em; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+table { border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto; }
+th, td { padding: .3em .7em; border-bottom: 1px solid var(--line); text-align: right; }
+tr:nth-child(even) td { background: var(--soft); }
+pre { overflow-x: auto; font-size: .85rem; }
+details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
+summary { cursor: pointer; padding: .4rem 0; }
+.anchor-link { display: none; }
+"""
+
+
+def build_report(study: str | Path) -> Path:
+    """Write `report.html` into the study's folder.
+
+    Raises:
+        FileNotFoundError: the study has no executed comparison yet.
+    """
+    study = Path(study)
+    folder = study / "notebooks"
+    compare, preprocess = folder / "4-compare.ipynb", folder / "1-preprocess.ipynb"
+    if not compare.is_file():
+        raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
+    runs = sorted(folder.glob("3-train-*.ipynb"))
+    cost = pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
+    sections = [("compare", "Comparison", _body(compare) + cost)]
+    if preprocess.is_file():
+        sections.append(("data", "Data", _body(preprocess)))
+    details = "".join(
+        f"<details><summary>{html.escape(run.stem.removeprefix('3-train-'))}</summary>"
+        f"{_body(run)}</details>"
+        for run in runs
+    )
+    sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{details}"))
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(study.name)}: thyroid segmentation study</title>"
+        f"<style>{STYLE}</style><nav><strong>Study “{html.escape(study.name)}”</strong> &ensp; "
+        f"{links}</nav>{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>\n"
+    )
+    return write_file(study / "report.html", page)
+
+
+def _body(notebook: Path) -> str:
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True
+    )
+    return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
+
+
+def main() -> int:
+    """Build the report of one study from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("study", help="folder of the study, e.g. results/demo")
+    try:
+        build_report(parser.parse_args().study)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
