@@ -1,0 +1,94 @@
+# From a fresh clone, `make demo` sets up .venv and runs the whole study on phantoms.
+# Everything here is also one plain command; `make -n <target>` shows it.
+
+PYTHON ?= python3
+CORES ?= all
+PARAMETERS ?= parameters/demo.yaml
+DATA ?=
+SET ?=
+OPTIONS ?=
+TORCH ?= 2.13.0
+
+BIN := .venv/bin
+READY := .venv/.ready
+demo test test-all reference: override PARAMETERS := parameters/demo.yaml
+STUDY = $(or $(patsubst study=%,%,$(filter study=%,$(SET))),$(shell sed -n 's/^study: *\([a-z0-9_-]*\).*/\1/p' $(PARAMETERS)))
+# Snakemake itself answers with a traceback.
+$(if $(wildcard $(PARAMETERS)),,$(error there is no $(PARAMETERS): PARAMETERS=parameters/<study>.yaml))
+CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
+SHOW = cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html'
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo study unlock lab test test-all lint nbval reference lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make study PARAMETERS=parameters/tg3k.yaml DATA=<folder or zip> SET="size=128 width=16"'
+	@echo '  SET takes any key of the parameters, lists without spaces: SET="models=[unet,segnet] lr=1e-3"'
+	@echo '  CORES=2 limits the cores; OPTIONS=-n only lists the steps, OPTIONS="--resources gpu=2" etc.'
+	@echo '  PYTHON=python3.12 picks the interpreter of .venv (3.11 to 3.13)'
+	@echo '  Killed? Start again and it goes on; if Snakemake says "locked": make unlock, then again.'
+
+# A Debian without python3-venv has no ensurepip: pip then comes from outside.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo 'error: needs Python 3.11 to 3.13: make PYTHON=python3.12 …' >&2; exit 2; }
+	@echo 'Setting up .venv from requirements.lock: once, about two minutes, mostly for torch …'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip .venv
+	@if $(BIN)/python -c 'import pip' 2>/dev/null; then pip='$(BIN)/python -m pip'; \
+		else pip='$(PYTHON) -m pip --python $(BIN)/python'; fi; \
+		$$pip install -qq --disable-pip-version-check -c requirements.lock -e '.[study,dev]'
+	@touch $@
+
+env: $(READY)  ## set up .venv and nothing else
+
+demo: $(READY)  ## the whole study on phantoms, 5 minutes on two cores
+	@$(SNAKEMAKE)
+	@$(SHOW)
+
+study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
+	@$(SNAKEMAKE)
+	@$(SHOW)
+
+unlock: $(READY)  ## after a kill: take away Snakemake's lock
+	@$(SNAKEMAKE) --unlock
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab notebooks
+
+test: lint demo  ## style, the demo, tests, and the committed notebooks run once more
+	@$(BIN)/python -m pytest -m 'not slow'
+	@$(MAKE) --no-print-directory nbval
+
+test-all: lint demo  ## the same with the slow tests
+	@$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory nbval
+
+lint: $(READY)  ## ruff on code and notebooks
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+nbval: $(READY)  ## run results/reference/demo again and compare every output
+	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
+		env $$($(BIN)/python -m thyroid_lib.runner env) OMP_NUM_THREADS=1 TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
+		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
+		$(sort $(wildcard results/reference/demo/*.ipynb))
+
+reference: demo  ## make results/reference/demo from the demo's results
+	@rm -rf results/reference/demo && mkdir -p results/reference/demo
+	@cp results/demo/notebooks/*.ipynb results/reference/demo/
+	@cd results/demo/compare && cp summary.csv summary.md groups.csv selected.json *.png ../../reference/demo/
+
+lock:  ## make requirements.lock anew, from what a fresh environment gets today (TORCH=2.13.0)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+		$(PYTHON) -m venv "$$folder" && "$$folder/bin/pip" install --quiet \
+		'torch==$(TORCH)' -e '.[study,download,dev]' && \
+		{ sed -n '/^#/p' requirements.lock; "$$folder/bin/pip" freeze --exclude-editable \
+		| sed -E '/^(nvidia|triton|cuda)/d; s/\+[a-z0-9.]+$$//'; } > "$$folder/lock" && \
+		cp "$$folder/lock" requirements.lock
+
+clean:  ## remove .venv, the demo's results and caches; other studies stay
+	@rm -rf .venv results/demo .pytest_cache .ruff_cache *.egg-info
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,289 @@
+"""The workflow, tried with a study of one small run: what runs again, and what does not.
+
+The study is run once; each change is made to a copy of it, where Snakemake only lists its steps.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("snakemake")
+
+ROOT = Path(__file__).parent.parent
+RUN = "unet-grouped-fold0-seed0"
+TINY = {
+    "study": "tiny", "phantom_sweeps": 4, "phantom_frames": 3, "size": 32, "models": "[unet]",
+    "width": 4, "protocols": "[grouped]", "seeds": "[0]", "epochs": 1, "batch_size": 4,
+    "lr": "2.0e-3",
+}  # fmt: skip
+RESULTS = Path("results", "tiny")
+
+# The steps that depend on each step, itself among them.
+ALL = {"preprocess": 1, "train": 1, "compare": 1, "report": 1}
+TRAIN = {"train": 1, "compare": 1, "report": 1}
+COMPARE = {"compare": 1, "report": 1}
+REPORT = {"report": 1}
+
+
+def copy_project(target: Path) -> Path:
+    """What the workflow needs, with the parameters above as parameters/tiny.yaml."""
+    for part in ("notebooks", "parameters", "thyroid_lib", "workflow", "pyproject.toml"):
+        if (ROOT / part).is_file():
+            shutil.copy2(ROOT / part, target / part)
+        else:
+            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            shutil.copytree(ROOT / part, target / part, ignore=ignored)
+    text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
+    for key, value in TINY.items():
+        text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
+        assert found == 1, key
+    (target / "parameters" / "tiny.yaml").write_text(text, encoding="utf-8")
+    return target
+
+
+def snakemake(project: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+    command += ["--configfile", "parameters/tiny.yaml", *options]
+    clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
+    return subprocess.run(
+        command,
+        cwd=project,
+        env=clean | {"PYTHONPATH": str(project)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def steps(project: Path, *options: str) -> dict[str, int]:
+    """How often each rule would run now, by Snakemake's own table."""
+    done = snakemake(project, "-n", *options)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    if "Nothing to be done" in output:
+        return {}
+    table = output.split("Job stats:")[1].split("total")[0]
+    counts = {name: int(count) for name, count in re.findall(r"(?m)^(\w+) +(\d+)$", table)}
+    return {name: count for name, count in counts.items() if name != "all"}
+
+
+def run_study(project: Path, *options: str, **environment: str) -> str:
+    done = snakemake(project, *options, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A project whose study is done; not to be changed."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "")
+    output = run_study(project)
+    for line in ("1-preprocess: done in", f"3-train-{RUN}: done in", "4-compare: done in"):
+        assert line in output
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Path:
+    """A copy of the finished project, at another place, as one carries a study to Colab."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{path.name} has no {old!r}"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def change(*parts: str):
+    """A change of content that means nothing to a program."""
+
+    def apply(project: Path) -> None:
+        path = project.joinpath(*parts)
+        if path.suffix == ".ipynb":
+            replace(path, '"source": [', '"source": [\n    "\\n",')
+        else:
+            path.write_text(path.read_text(encoding="utf-8") + "\n# seen\n", encoding="utf-8")
+
+    return apply
+
+
+def setting(key: str, value: str):
+    def apply(project: Path) -> None:
+        path = project / "parameters" / "tiny.yaml"
+        text = path.read_text(encoding="utf-8")
+        changed = re.sub(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
+        assert changed != text
+        path.write_text(changed, encoding="utf-8")
+
+    return apply
+
+
+def delete(*parts: str):
+    return lambda project: project.joinpath(RESULTS, *parts).unlink()
+
+
+def touch_everything(project: Path) -> None:
+    """Every input newer than what was made from it."""
+    made = [RESULTS / name for name in ("report.html", "compare", "notebooks", "runs", "store")]
+    sources = [Path(name) for name in ("notebooks", "thyroid_lib", "parameters", "workflow")]
+    for age, part in enumerate([*made, *sources]):
+        top = project / part
+        for path in [top, *top.rglob("*")]:
+            if path.is_file():
+                os.utime(path, (4e9 + age, 4e9 + age))
+
+
+CHANGES = {
+    "nothing": (lambda project: None, {}),
+    "every file touched": (touch_everything, {}),
+    "comment in the YAML": (change("parameters", "tiny.yaml"), {}),
+    "another study's YAML": (change("parameters", "demo.yaml"), {}),
+    "runner": (change("thyroid_lib", "runner.py"), {}),
+    "source code": (change("thyroid_lib", "tg3k.py"), ALL),
+    "model code": (change("thyroid_lib", "models.py"), TRAIN),
+    "metric code": (change("thyroid_lib", "metrics.py"), TRAIN),
+    "statistics code": (change("thyroid_lib", "statistics.py"), COMPARE),
+    "report code": (change("thyroid_lib", "report.py"), REPORT),
+    "notebook 1": (change("notebooks", "1-preprocess.ipynb"), ALL),
+    "notebook 3": (change("notebooks", "3-train.ipynb"), TRAIN),
+    "notebook 4": (change("notebooks", "4-compare.ipynb"), COMPARE),
+    "size": (setting("size", "64"), ALL),
+    "epochs": (setting("epochs", "2"), TRAIN),
+    "a second seed": (setting("seeds", "[0, 1]"), TRAIN),
+    "delta": (setting("delta", "0.01"), COMPARE),
+    "scores deleted": (delete("runs", RUN, "scores.csv"), TRAIN),
+    "executed notebook deleted": (delete("notebooks", f"3-train-{RUN}.ipynb"), TRAIN),
+    "array deleted": (delete("store", "images.npy"), ALL),
+    "summary deleted": (delete("compare", "summary.csv"), COMPARE),
+    "report deleted": (delete("report.html"), REPORT),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_depends_on_a_change_runs_again_and_nothing_else(name, project):
+    apply, expected = CHANGES[name]
+    apply(project)
+    assert steps(project) == expected
+
+
+def test_settings_of_the_command_line_are_those_of_the_file(project):
+    same = ["epochs=1", "lr=2e-3", "seeds=[0]", "models=[unet]", "data=", "mend_text=true"]
+    assert steps(project, "--config", *same, "study=tiny") == {}
+    assert steps(project, "--config", "delta=1e-2") == COMPARE
+    more = {"train": 4, "compare": 1, "report": 1}
+    assert steps(project, "--config", "seeds=[0,1]", "models=[unet,segnet]") == more | {"train": 3}
+    # frames are split at random in one way only, groups in one per fold
+    both = ("protocols=[random,grouped]", "run_folds=[0,1,2,3]")
+    assert steps(project, "--config", *both) == more
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("epoch=3", "epoch: unknown (did you mean epochs?)"),
+        ("lr=fast", "lr: got the text"),
+        ("models=unet", "models: got"),
+        ("run_folds=[4]", "run_folds"),
+    ],
+)
+def test_wrong_settings_stop_before_any_work(wrong, message, tmp_path):
+    project = copy_project(tmp_path)
+    done = snakemake(project, "--config", wrong)
+    assert done.returncode == 2
+    assert f"error in the parameters:\n{message}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project / "results").exists()
+
+
+def test_a_source_is_looked_for_before_any_work(tmp_path):
+    project = copy_project(tmp_path)
+    done = snakemake(project, "--config", "source=tg3k", "data=results/data/none")
+    assert done.returncode == 2
+    assert "data: nothing is at results/data/none" in done.stderr
+
+
+def results_of(project: Path, results: Path = RESULTS) -> dict[str, bytes]:
+    """Every file that is compared byte by byte; times and memory stand in none of them."""
+    top = project / results
+    files = [*top.glob("notebooks/*"), *top.glob("store/*"), *top.glob("runs/*/*.csv")]
+    files += [path for path in top.glob("compare/*") if path.name != "cost.csv"]
+    return {str(path.relative_to(top)): path.read_bytes() for path in files}
+
+
+def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
+    second = copy_project(tmp_path)
+    run_study(second, THYROID_RESULTS=str(tmp_path / "other"))
+    first, other = results_of(finished), results_of(second, Path("other", "tiny"))
+    assert len(first) > 12
+    assert first.keys() == other.keys()
+    assert [name for name in first if first[name] != other[name]] == []
+    assert not (second / "results").exists()
+    for name, content in first.items():
+        assert str(finished).encode() not in content, name
+
+
+def test_a_new_metric_rescores_and_trains_nothing(project):
+    run = project / RESULTS / "runs" / RUN
+    weights, scores = (run / "model.pt").read_bytes(), (run / "scores.csv").read_bytes()
+    assert json.loads((run / "run.json").read_text())["trained_epochs"] == 1
+    change("thyroid_lib", "metrics.py")(project)
+    run_study(project)
+    assert json.loads((run / "run.json").read_text())["trained_epochs"] == 0
+    assert (run / "model.pt").read_bytes() == weights
+    assert (run / "scores.csv").read_bytes() == scores
+    assert steps(project) == {}
+
+
+def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
+    project = copy_project(tmp_path)
+    # 48 px can be halved four times, as U-Net does, but not five, as SegNet does
+    done = snakemake(project, "--config", "size=48", "models=[segnet,unet]")
+    failed = RUN.replace("unet", "segnet")
+    top = project / RESULTS
+    assert done.returncode == 1
+    assert f"error: 3-train-{failed}: In [" in done.stdout + done.stderr
+    assert (top / "runs" / RUN / "scores.csv").exists()
+    assert (top / "notebooks" / f"3-train-{RUN}.ipynb").exists()
+    assert not (top / "notebooks" / f"3-train-{failed}.ipynb").exists()
+    assert not (top / "compare").exists() or not any((top / "compare").iterdir())
+    log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
+    assert "multiple" in log
+    assert steps(project, "--config", "size=48", "models=[segnet,unet]") == TRAIN
+
+
+def imports_of(source: str) -> set[str]:
+    """Modules of the library that this code imports, by name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
+            inside = node.module.partition(".")[2]
+            found |= {inside} if inside else {alias.name for alias in node.names}
+    return {name for name in found if (ROOT / "thyroid_lib" / f"{name}.py").exists()}
+
+
+def test_every_module_that_a_notebook_reaches_is_an_input():
+    text = (ROOT / "workflow" / "Snakefile").read_text(encoding="utf-8")
+    known: set[str] = set()  # what an earlier step lists makes this one run as well
+    for rule, notebook in (("preprocess", 1), ("train", 3), ("compare", 4)):
+        part = text.split(f"rule {rule}:")[1].split("output:")[0]
+        lists = re.findall(r"library\(([^)]*)\)", part)
+        listed = set(re.findall(r'"(\w+)"', " ".join(lists))) - {"__init__"}
+        (path,) = ROOT.glob(f"notebooks/{notebook}-*.ipynb")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        reached, todo = set(), imports_of("\n".join(code))
+        while todo - reached:
+            module = (todo - reached).pop()
+            reached.add(module)
+            todo |= imports_of((ROOT / "thyroid_lib" / f"{module}.py").read_text(encoding="utf-8"))
+        assert reached <= listed | known, f"{rule} lacks {reached - listed - known}"
+        assert listed <= reached, f"{rule} lists {listed - reached} without need"
+        known |= listed
