@@ -35,6 +35,15 @@ def test_one_page_holds_everything_and_asks_for_nothing(study):
     assert "not for diagnosis" in page
 
 
+def test_runs_that_left_the_grid_are_not_shown(study):
+    other = study / "notebooks" / "3-train-old-grouped-fold0-seed0.ipynb"
+    nbformat.write(notebook("out of an old run"), other)
+    assert "an old run" in build_report(study).read_text(encoding="utf-8")
+    page = build_report(study, ["unet-grouped-fold0-seed0"]).read_text(encoding="utf-8")
+    assert "an old run" not in page
+    assert "out of 3-train-unet" in page
+
+
 def test_the_same_notebooks_give_the_same_page(study):
     first = build_report(study).read_bytes()
     assert build_report(study).read_bytes() == first

@@ -27,7 +27,7 @@ def style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
     plt.rcParams.update(
         {
-            "figure.dpi": 80, "savefig.dpi": 120, "savefig.bbox": "tight",
+            "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",
             "axes.spines.top": False, "axes.spines.right": False,
             "figure.constrained_layout.use": True,
             "axes.titlesize": "medium", "legend.frameon": False,

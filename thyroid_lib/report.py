@@ -22,18 +22,22 @@ body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; 
 nav { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
 nav a { margin-right: 1.2em; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-table { border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto; }
-th, td { padding: .3em .7em; border-bottom: 1px solid var(--line); text-align: right; }
+table { border: 0; border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto; }
+th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .7em; }
+th, td { text-align: right; }
 tr:nth-child(even) td { background: var(--soft); }
-pre { overflow-x: auto; font-size: .85rem; }
+pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
 summary { cursor: pointer; padding: .4rem 0; }
 .anchor-link { display: none; }
 """
 
 
-def build_report(study: str | Path) -> Path:
+def build_report(study: str | Path, runs: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder.
+
+    Args:
+        runs: the runs to show, by run_id; by default all that were executed.
 
     Raises:
         FileNotFoundError: the study has no executed comparison yet.
@@ -43,15 +47,17 @@ def build_report(study: str | Path) -> Path:
     compare, preprocess = folder / "4-compare.ipynb", folder / "1-preprocess.ipynb"
     if not compare.is_file():
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
-    runs = sorted(folder.glob("3-train-*.ipynb"))
+    if runs is None:
+        executed = [path.stem for path in folder.glob("3-train-*.ipynb")]
+        runs = [name.removeprefix("3-train-") for name in executed if "." not in name]
     cost = pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
     sections = [("compare", "Comparison", _body(compare) + cost)]
     if preprocess.is_file():
         sections.append(("data", "Data", _body(preprocess)))
     details = "".join(
-        f"<details><summary>{html.escape(run.stem.removeprefix('3-train-'))}</summary>"
-        f"{_body(run)}</details>"
-        for run in runs
+        f"<details><summary>{html.escape(run)}</summary>"
+        f"{_body(folder / f'3-train-{run}.ipynb')}</details>"
+        for run in sorted(runs)
     )
     sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{details}"))
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
@@ -77,8 +83,10 @@ def main() -> int:
     """Build the report of one study from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
+    parser.add_argument("--runs", nargs="*", help="run_ids to show; all by default")
+    asked = parser.parse_args()
     try:
-        build_report(parser.parse_args().study)
+        build_report(asked.study, asked.runs)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -98,8 +98,9 @@ def train_model(
         torch.set_num_threads(threads)
     asked = {
         "model": model, "width": width, "seed": seed, "epochs": epochs, "batch_size": batch_size,
-        "lr": lr, "selection": selection, "threads": torch.get_num_threads(),
-        "device": where.type,
+        "lr": lr, "selection": selection, "device": where.type,
+        # elsewhere than on a CPU they do not decide any bit
+        "threads": torch.get_num_threads() if where.type == "cpu" else 0,
     }  # fmt: skip
     key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
     net = build_model(model, width=width or None)
