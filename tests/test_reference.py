@@ -1,0 +1,100 @@
+"""The committed results: whole, clean, quoted faithfully, and sensitive to the library's code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from thyroid_lib.runner import PINNED
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "results" / "reference" / "demo"
+REAL = ROOT / "results" / "reference" / "tg3k-sample"
+NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_executed_notebooks_are_whole_and_clean(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    assert [c.id for c in code if "injected-parameters" in c.metadata.get("tags", [])]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not re.search(r"/home/|/root/|/work/|/tmp/", path.read_text(encoding="utf-8"))
+
+
+def test_every_run_of_the_demo_is_committed():
+    names = {path.stem for path in NOTEBOOKS}
+    models = pd.read_csv(DEMO / "summary.csv").model.unique()
+    assert {"1-preprocess", "4-compare"} < names
+    for model in models:
+        assert sum(f"3-train-{model}-" in name for name in names) >= 2
+
+
+def test_the_demo_repeats_to_the_byte():
+    """Another run of it, on another day and machine: the same tables, notebooks and figures."""
+    again = ROOT / "results" / "demo"
+    if not (again / "compare" / "selected.json").is_file():
+        pytest.skip("the demo was not run here: make demo")
+    for kept in [*NOTEBOOKS, *DEMO.glob("*.csv"), *DEMO.glob("*.md"), *DEMO.glob("*.json")]:
+        made = again / ("notebooks" if kept.suffix == ".ipynb" else "compare") / kept.name
+        assert made.read_bytes() == kept.read_bytes(), f"{kept.name} differs from the committed one"
+
+
+def test_readme_quotes_the_committed_tables():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (REAL / "summary.md").read_text(encoding="utf-8").strip() in readme
+
+
+def test_nothing_of_the_real_frames_is_committed():
+    kept = {path.suffix for path in REAL.rglob("*") if path.is_file()}
+    assert kept <= {".csv", ".md", ".json", ".txt"}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("metrics", '"dice": 2 * both', '"dice": 3 * both'),
+        ("models", ".float().div_(255)", ".float().div_(254)"),
+        (None, "", ""),
+    ],
+)
+def test_one_character_of_arithmetic_makes_nbval_fail(tmp_path, module, old, new):
+    """And the same copy without a change passes, so that it fails for that reason."""
+    for name in ("thyroid_lib", "results/reference/demo"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if module:
+        code = tmp_path / "thyroid_lib" / f"{module}.py"
+        source = code.read_text(encoding="utf-8")
+        assert source.count(old) == 1
+        code.write_text(source.replace(old, new), encoding="utf-8")
+    demo = tmp_path / "results" / "reference" / "demo"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-x",
+            "-p", "no:cacheprovider", "-o", "addopts=", demo / "1-preprocess.ipynb",
+            next(demo.glob("3-train-segnet-random-*.ipynb")),
+        ],
+        cwd=tmp_path,
+        env=os.environ
+        | PINNED
+        | {
+            "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
+            "THYROID_RESULTS": str(tmp_path / "again"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (module is None), done.stdout[-2000:]
+    if module:
+        assert "mismatch" in done.stdout
