@@ -23,22 +23,16 @@ from scipy import ndimage
 def dice(pred: np.ndarray, ref: np.ndarray) -> float:
     """Dice coefficient 2·|pred ∩ ref| / (|pred| + |ref|), in [0, 1].
 
-    Parameters
-    ----------
-    pred, ref : bool arrays of one shape, of any number of dimensions
-        Pixels are pooled: a stack (N, H, W) gives one number for all its frames together.
+    Args:
+        pred, ref: bool arrays of one shape, of any number of dimensions. Pixels are pooled: a
+            stack (N, H, W) gives one number for all its frames together.
 
-    Returns
-    -------
-    float
+    Returns:
         1 if both are empty, 0 if only one is.
 
-    Raises
-    ------
-    TypeError
-        A mask is not a bool array.
-    ValueError
-        Their shapes differ.
+    Raises:
+        TypeError: a mask is not a bool array.
+        ValueError: their shapes differ.
     """
     check_masks(pred, ref)
     both, total = np.count_nonzero(pred & ref), np.count_nonzero(pred) + np.count_nonzero(ref)
@@ -55,32 +49,24 @@ def score_case(
 ) -> dict[str, float]:
     """Score one predicted mask against its reference.
 
-    Parameters
-    ----------
-    pred, ref : bool (H, W)
-        At the frame's native size.
-    tolerance_px : float, in pixels
-        NSD counts a boundary pixel as right if the other boundary is no farther than this.
-    spacing_mm : (row, column), in mm per pixel, optional
-        Height of a pixel first, then its width.
-    tolerance_mm : float, in mm, optional
-        Takes the place of `tolerance_px` in `nsd`; needs `spacing_mm`.
+    Args:
+        pred, ref: bool (H, W), at the frame's native size.
+        tolerance_px: NSD counts a boundary pixel as right if the other boundary is no farther
+            than this, in pixels.
+        spacing_mm: (row, column) in mm per pixel: height of a pixel first, then its width.
+        tolerance_mm: takes the place of `tolerance_px` in `nsd`; needs `spacing_mm`.
 
-    Returns
-    -------
-    dict of float
+    Returns:
         `dice`, `iou`, `precision` (share of pred that is in ref), `recall` (share of ref that is
         in pred), `nsd`: in [0, 1], higher is better. `hd95_px`, `assd_px`: in pixels, from 0 up,
         lower is better. With a spacing also `hd95_mm` and `assd_mm`. HD95 is the larger of the two
         directed 95th percentiles; ASSD the mean over the pixels of both boundaries. Empty masks:
         see the module's docstring; precision and recall too are 1 if both are empty, 0 if one is.
 
-    Raises
-    ------
-    TypeError
-        A mask is not a bool array.
-    ValueError
-        Shapes differ or are not (H, W); a spacing or tolerance is not what is said above.
+    Raises:
+        TypeError: a mask is not a bool array.
+        ValueError: shapes differ or are not (H, W); a spacing or tolerance is not what is said
+            above.
     """
     check_masks(pred, ref)
     if pred.ndim != 2:

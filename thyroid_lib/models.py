@@ -40,16 +40,13 @@ def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
 class Network(nn.Module):
     """What the five share: their arguments, and the check of what they are given.
 
-    Parameters
-    ----------
-    in_channels, out_channels : int, at least 1
-    width : int, at least 1
-        Channels of the first stage; all other counts scale with it. 64 in every paper.
+    Args:
+        in_channels, out_channels: at least 1.
+        width: channels of the first stage, at least 1; all other counts scale with it. 64 in
+            every paper.
 
-    Raises
-    ------
-    ValueError
-        An argument is not a whole number of at least 1.
+    Raises:
+        ValueError: an argument is not a whole number of at least 1.
     """
 
     divisor: int  # H and W must be multiples of it: 2 to the number of halvings
@@ -345,10 +342,9 @@ def build_model(
 
     width is the number of base channels; None or 0 means the paper's 64.
 
-    Raises
-    ------
-    ValueError
-        Unknown name (the message lists the choices), or a width or channel count below 1.
+    Raises:
+        ValueError: unknown name (the message lists the choices), or a width or channel count
+            below 1.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
@@ -391,10 +387,8 @@ def multiply_adds(model: Network, size: int) -> int:
 
     Counted from shapes alone (torch's "meta" device): nothing is computed, the model is untouched.
 
-    Raises
-    ------
-    ValueError
-        size is not a multiple of the model's divisor.
+    Raises:
+        ValueError: size is not a multiple of the model's divisor.
     """
     total = 0
 
