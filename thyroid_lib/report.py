@@ -24,7 +24,7 @@ nav a { margin-right: 1.2em; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 table { border: 0; border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto; }
 th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .7em; }
-th, td { text-align: right; }
+th, td { text-align: right; white-space: nowrap; }
 tr:nth-child(even) td { background: var(--soft); }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
