@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from thyroid_lib import __version__, checkpoint, frames, train, write_file
+from thyroid_lib.fingerprint import code_fingerprint
 from thyroid_lib.metrics import dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
 from thyroid_lib.predict import choose_device, predict_prob, score_rows
@@ -114,6 +115,7 @@ def train_model(
         "val_share": val_share, "threshold": threshold, "size": store.size,
         "resize": store.settings["resize"], "mend": store.settings["mend"],
         "data_fingerprint": store.fingerprint, "key": key,
+        "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
         "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
     }  # fmt: skip
     checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
