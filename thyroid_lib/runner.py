@@ -31,8 +31,9 @@ from thyroid_lib.study import mistyped, read_study, unknown
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE = 0, 2, 3, 4
 
-# AVX2 wherever there is more, before torch loads: other instructions round to other bits.
-PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+# AVX2 wherever there is more, before torch loads: other instructions round to other bits. MKL
+# keeps its promise on processors of every maker in its COMPATIBLE mode alone.
+PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 
 
 def visible_gpus() -> list[str]:

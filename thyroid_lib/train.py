@@ -52,7 +52,9 @@ def fit(
         FloatingPointError: the loss stopped being a number; the state before it was given.
     """
     initialise(net, seed)
-    optimiser = torch.optim.Adam(net.parameters(), lr=lr)
+    # The fused one takes exact square roots; the plain one asks MKL, whose last bit differs between
+    # processors, so that no pinned instruction set would make two of them agree.
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr, fused=images.device.type != "mps")
     history, seconds = [], 0.0
     if state:
         net.load_state_dict(state["weights"])
