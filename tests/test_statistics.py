@@ -77,7 +77,14 @@ def test_a_tie_is_called_one_and_goes_to_the_cheaper_model():
     assert chosen["model"] == "unet"
     assert chosen["best"] == "resunet"
     assert chosen["tied"] == ["resunet", "unet"]
-    assert "tie" in statistics.selection_sentence(chosen)
+    assert "out of a tie of resunet, unet" in statistics.selection_sentence(chosen)
+
+
+def test_few_seeds_are_said_to_be_few():
+    chosen = select(summary(TWO_GROUPS, runs_of(TWO_GROUPS)))
+    assert chosen["seeds"] == 2
+    assert "Seeds: 2; below 5 the order may be luck" in statistics.selection_sentence(chosen)
+    assert "luck" not in statistics.selection_sentence(chosen | {"seeds": 5})
 
 
 def test_the_order_of_rows_changes_nothing():

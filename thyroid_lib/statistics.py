@@ -17,6 +17,7 @@ SHARED = (
     "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
     "selection", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
 )  # fmt: skip
+SEEDS_FOR_STABILITY = 5
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 
 
@@ -167,7 +168,8 @@ def select(table: pd.DataFrame, *, delta: float = 0.005) -> dict:
         delta: Dice that makes no difference in practice.
 
     Returns:
-        model, protocol, best (highest Dice), tied (names, alphabetical), rule (a sentence).
+        model, protocol, best (highest Dice), tied (names, alphabetical), seeds (the fewest that
+        any of the models has), rule (in words).
     """
     protocols = list(dict.fromkeys(table["protocol"]))
     protocol = "grouped" if "grouped" in protocols else protocols[0]
@@ -180,6 +182,7 @@ def select(table: pd.DataFrame, *, delta: float = 0.005) -> dict:
         "protocol": protocol,
         "best": str(best.model),
         "tied": sorted(tied.model),
+        "seeds": int(rivals.seeds.min()),
         "rule": f"highest Dice under {protocol}; within {delta} is a tie, which goes to the "
         "fewest multiply-adds",
     }
@@ -229,13 +232,13 @@ def protocol_sentence(table: pd.DataFrame) -> str:
 
 
 def selection_sentence(selected: dict) -> str:
-    """Say in words what `select` did."""
-    if len(selected["tied"]) == 1:
-        return f"Selected: {selected['model']}. Rule: {selected['rule']}. There was no tie."
-    return (
-        f"Selected: {selected['model']}, out of a tie of {', '.join(selected['tied'])} "
-        f"(best Dice: {selected['best']}). Rule: {selected['rule']}."
-    )
+    """Say in words what `select` did, and that a few seeds do not speak of stability."""
+    tie = ""
+    if len(selected["tied"]) > 1:
+        tie = f", out of a tie of {', '.join(selected['tied'])} (best Dice: {selected['best']})"
+    few = selected["seeds"] < SEEDS_FOR_STABILITY
+    doubt = f" Seeds: {selected['seeds']}; below {SEEDS_FOR_STABILITY} the order may be luck."
+    return f"Selected: {selected['model']}{tie}. Rule: {selected['rule']}.{doubt * few}"
 
 
 def first_seed(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
