@@ -173,6 +173,45 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         assert frames.mend_text(mended)[1] == 0
 
 
+def test_specks_go_wherever_they_lie():
+    mask = np.zeros((100, 100), bool)
+    mask[20:60, 30:80] = True
+    mask[80:83, 10:23] = True  # 39 px
+    mask[90:94, 10:20] = True  # 40 px
+    mended, components, pixels = frames.mend_specks(mask)
+    assert (components, pixels) == (1, 39)
+    assert mended.sum() == mask.sum() - 39
+
+
+def test_holes_are_filled_and_bays_are_not():
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    mask[15:18, 15:28] = False  # 39 px, enclosed
+    mask[22:26, 12:22] = False  # 40 px: a hole that is meant
+    mask[10:12, 12] = False  # open to the outside
+    mended, components, pixels = frames.mend_holes(mask)
+    assert (components, pixels) == (1, 39)
+    assert mended[16, 20]
+    assert not mended[23, 15]
+    assert not mended[10, 12]
+
+
+def test_only_the_rules_that_are_asked_for_mend_and_each_is_counted():
+    mask = np.zeros((100, 100), bool)
+    mask[30:60, 30:80] = True
+    mask[1:4, 1:6] = True  # text
+    mask[80, 80] = True  # a speck
+    mask[40, 40] = False  # a hole
+    everything, counts = frames.mend_mask(mask, ("holes", "text", "specks"))
+    assert counts == {"text": (1, 15), "specks": (1, 1), "holes": (1, 1)}
+    assert everything.sum() == 30 * 50
+    same, counts = frames.mend_mask(mask, ())
+    assert (same == mask).all()
+    assert set(counts.values()) == {(0, 0)}
+    with pytest.raises(ValueError, match="got dust, need any of text, specks, holes"):
+        frames.mend_mask(mask, ("text", "dust"))
+
+
 # --- fitting and restoring
 
 

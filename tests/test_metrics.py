@@ -1,4 +1,4 @@
-"""Scores one can draw by hand, and MONAI beside them where it is installed.
+"""Scores one can draw by hand, and MONAI beside them.
 
 In the drawings `#` is foreground; `draw` reads them.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from thyroid_lib.metrics import dice, score_case
+from thyroid_lib.metrics import dice, part_errors, pooled_dice, score_case
 
 KEYS = ["dice", "iou", "precision", "recall", "nsd", "hd95_px", "assd_px"]
 
@@ -259,8 +259,8 @@ def test_agrees_with_the_definition_on_random_pairs():
 
 @pytest.mark.filterwarnings("ignore")
 def test_agrees_with_monai_on_random_pairs():
-    monai = pytest.importorskip("monai.metrics")
-    torch = pytest.importorskip("torch")
+    import torch
+    from monai import metrics as monai
 
     def theirs(pred, ref, spacing, tolerance):
         masks = {
@@ -274,9 +274,37 @@ def test_agrees_with_monai_on_random_pairs():
             monai.compute_surface_dice(class_thresholds=[tolerance], **common).item(),
         ]
 
-    for pred, ref, spacing, tolerance in random_pairs(300, seed=1):
+    for pred, ref, spacing, tolerance in random_pairs(500, seed=1):
         px = score_case(pred=pred, ref=ref)
         mm = score_case(pred=pred, ref=ref, spacing_mm=spacing, tolerance_mm=tolerance)
         ours = [px["hd95_px"], px["assd_px"], px["nsd"], mm["hd95_mm"], mm["assd_mm"], mm["nsd"]]
         expected = theirs(pred, ref, (1.0, 1.0), 2.0) + theirs(pred, ref, spacing, tolerance)
         assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+# ---- what the replication and the failure table need ---------------------------------------------
+
+
+def test_a_pooled_batch_hides_a_miss():
+    both, total = np.array([90, 0]), np.array([200, 20])  # 0.9, and a small gland missed
+    assert pooled_dice(both, total) == 2 * 90 / 220
+    assert pooled_dice(both, total, batch=1) == pytest.approx((0.9 + 0) / 2)
+    assert pooled_dice(np.zeros(3), np.zeros(3)) == 1.0
+
+
+def test_batches_are_averaged_with_the_last_one_smaller():
+    both, total = np.full(18, 5), np.full(18, 10)
+    assert pooled_dice(both, total) == 1.0
+    both = np.arange(18)
+    order = np.random.default_rng(0).permutation(18)
+    batches = [2 * both[part].sum() / (10 * len(part)) for part in (order[:16], order[16:])]
+    assert pooled_dice(both, np.full(18, 10)) == pytest.approx(np.mean(batches))
+
+
+def test_parts_missed_and_made_up_are_counted():
+    ref = draw("##..##", "##..##", "......", "......")
+    pred = draw("#.....", "......", "...#..", "#...#.")
+    # the right lobe is missed; the diagonal two are one made-up part, the corner another
+    assert part_errors(pred, ref) == {"missed_parts": 1, "false_parts": 2}
+    assert part_errors(~ref & False, ref) == {"missed_parts": 2, "false_parts": 0}
+    assert part_errors(ref, ref) == {"missed_parts": 0, "false_parts": 0}

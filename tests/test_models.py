@@ -26,6 +26,7 @@ PARAMETERS = {
     "resunet": 8_219_713,
     "segnet_reported": 740_355,
     "resunet_reported": 8_047_361,
+    "segnet_reported_no_relu": 740_355,
 }
 DIVISORS = {
     "unet": 16,
@@ -33,6 +34,7 @@ DIVISORS = {
     "resunet": 8,
     "segnet_reported": 8,
     "resunet_reported": 8,
+    "segnet_reported_no_relu": 8,
 }
 every_model = pytest.mark.parametrize("name", list(MODELS))
 

@@ -81,8 +81,19 @@ def test_every_study_has_every_key_with_its_comment(path):
 
 
 def test_only_the_replication_selects_on_the_test_set():
-    tested = [path.stem for path in PARAMETERS if read_study([path])["selection"] == "test"]
-    assert tested == ["replication"]
+    tested = [path.stem for path in PARAMETERS if "reported" in read_study([path])["protocols"]]
+    assert sorted(tested) == ["replication", "tg3k-sample"]  # the second is the first, reduced
+
+
+def test_the_reduced_replication_differs_in_size_alone():
+    full, reduced = (
+        read_study([ROOT / f"parameters/{x}.yaml"]) for x in ("replication", "tg3k-sample")
+    )
+    differing = {key for key in full if full[key] != reduced[key]}
+    assert differing == {
+        "study", "data", "size", "width", "folds", "run_folds", "seeds", "epochs", "batch_size",
+        "lr", "threads", "device",
+    }  # fmt: skip
 
 
 def test_modules_import_only_from_those_before():

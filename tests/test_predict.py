@@ -9,7 +9,7 @@ from PIL import Image
 
 from thyroid_lib import predict
 from thyroid_lib.frames import threshold_prob
-from thyroid_lib.metrics import score_case
+from thyroid_lib.metrics import dice, score_case
 from thyroid_lib.run import score_run, train_model
 
 
@@ -32,8 +32,9 @@ def test_batches_do_not_change_probabilities(run, tiny_store):
 
 def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
     rows = np.array([0, 9, 20])
-    table = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
-    for row, scored in zip(rows, table.itertuples(), strict=True):
+    scores = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
+    tables = zip(rows, scores.cases.itertuples(), scores.thresholds.iterrows(), strict=True)
+    for row, scored, (_, sweep) in tables:
         prob = predict.predict_rows(run.model, tiny_store, np.array([row]))[0]
         ref = tiny_store.reference(row)
         assert prob.shape == ref.shape
@@ -41,6 +42,37 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
         assert scored.case_id == tiny_store.index.case_id[row]
         assert scored.dice == pytest.approx(alone["dice"], abs=1e-6)
         assert scored.ref_px == ref.sum()
+        assert scored.brier == pytest.approx(np.square(prob - ref).mean(), abs=1e-6)
+        assert scored.case_id == sweep["case_id"]
+        for threshold in (0.3, 0.5, 0.7):
+            assert sweep[f"{threshold:.2f}"] == dice(threshold_prob(prob, threshold), ref)
+
+
+def test_calibration_counts_every_pixel_in_its_bin(run, tiny_store):
+    rows = np.array([0, 1, 20])
+    table = predict.score_rows(run.model, tiny_store, rows).calibration
+    probs = predict.predict_rows(run.model, tiny_store, rows)
+    assert table.pixels.sum() == sum(prob.size for prob in probs)
+    assert set(table.group) == {"a", "d"}
+    part = table[table.group == "d"]
+    prob, ref = probs[2], tiny_store.reference(20)
+    last = part.iloc[-1]
+    inside = (prob >= last.bin / 15) & (prob < (last.bin + 1) / 15)
+    assert last.pixels == inside.sum()
+    assert last.mean_prob == pytest.approx(prob[inside].mean(), abs=1e-5)
+    assert last.share == pytest.approx(ref[inside].mean(), abs=1e-5)
+    assert (
+        (part.mean_prob >= part.bin / 15 - 1e-6) & (part.mean_prob <= (part.bin + 1) / 15)
+    ).all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_was_put_in_is_found(temperature):
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, (4, 50, 50))
+    ref = rng.random(logit.shape) < 1 / (1 + np.exp(-logit))
+    prob = 1 / (1 + np.exp(-logit * temperature))  # too sure above 1
+    assert predict.fit_temperature(prob, ref) == pytest.approx(temperature, rel=0.05)
 
 
 def test_segment_case_is_what_was_scored(run, tiny_store):

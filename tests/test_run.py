@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,9 +7,10 @@ import pytest
 import torch
 
 from thyroid_lib import checkpoint, train
-from thyroid_lib.metrics import dice
+from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.predict import load_model
 from thyroid_lib.run import score_run, train_model, watch_sides
+from thyroid_lib.splits import split_cases
 
 SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
@@ -32,9 +34,12 @@ def test_it_learns_and_leaves_its_tables(tiny_store, tmp_path):
     assert sorted(scores.case_id) == sorted(tiny_store.index.case_id[run.labels == "test"])
     assert scores.dice.mean() > 0.7
     names = {file.name for file in run.out.iterdir()}
-    assert names == {"model.pt", "history.csv", "scores.csv", "run.json"}
+    tables = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
+    assert names == {"model.pt", "run.json"} | tables
     about = json.loads((run.out / "run.json").read_text())
     assert about["trained_epochs"] == 25
+    foreground = tiny_store.masks[run.labels == "train"].mean()
+    assert about["train_foreground"] == pytest.approx(foreground, abs=1e-6)
     assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
 
 
@@ -90,16 +95,59 @@ def test_edited_training_code_trains_anew(tiny_store, tmp_path, monkeypatch):
     assert train_model(tiny_store, out=tmp_path / "run", **SMALL).meta["trained_epochs"] == 3
 
 
-@pytest.mark.parametrize("side", ["val", "test"])
-def test_selection_keeps_the_best_epoch_of_the_named_side(tiny_store, tmp_path, side):
+def test_selection_keeps_the_best_epoch_on_validation(tiny_store, tmp_path):
     run = train_model(
-        tiny_store, out=tmp_path / "run", selection=side, val_share=0.3, **SMALL | {"epochs": 6}
+        tiny_store, out=tmp_path / "run", selection="val", val_share=0.3, **SMALL | {"epochs": 6}
     )
-    best = run.history[f"{side}_dice"].idxmax() + 1
-    assert run.meta["selected_epoch"] == best
+    assert run.meta["selected_epoch"] == run.history.val_dice.idxmax() + 1
     model, _ = load_model(run.out / "model.pt")
-    again = watch_sides(model, tiny_store, run.labels, [side], "cpu")
-    assert again[f"{side}_dice"] == pytest.approx(run.history[f"{side}_dice"].max(), abs=1e-6)
+    again = watch_sides(model, tiny_store, run.labels, ["val"], "cpu")
+    assert again["val_dice"] == pytest.approx(run.history.val_dice.max(), abs=1e-6)
+
+
+def test_the_reported_protocol_chooses_on_test_and_keeps_what_validation_chose(
+    tiny_store, tmp_path
+):
+    how = {"protocol": "reported", "selection": "test", "val_share": 0.3}
+    run = train_model(tiny_store, out=tmp_path / "run", **how, **SMALL | {"epochs": 6})
+    assert run.meta["selected_epoch"] == run.history.test_dice_pooled.idxmax() + 1
+    for model, side, measure in (
+        (run.model, "test", "test_dice_pooled"), (run.val_model, "val", "val_dice")
+    ):  # fmt: skip
+        again = watch_sides(model, tiny_store, run.labels, [side], "cpu")
+        assert again[measure] == pytest.approx(run.history[measure].max(), abs=1e-6)
+    scores = score_run(run, tiny_store)
+    pooled = pooled_dice(scores.square_both.to_numpy(), scores.square_total.to_numpy())
+    assert pooled == pytest.approx(run.history.test_dice_pooled.max(), abs=1e-6)
+    of_val = pd.read_csv(run.out / "scores_val.csv")
+    assert list(of_val.case_id) == list(scores.case_id)
+    plain = train_model(
+        tiny_store, out=tmp_path / "plain", **how | {"protocol": "random", "selection": "val"},
+        **SMALL | {"epochs": 6},
+    )  # fmt: skip
+    assert np.allclose(score_run(plain, tiny_store).dice, of_val.dice, atol=1e-6)
+
+
+def test_test_data_chooses_nothing(tiny_store, tmp_path):
+    """Test masks turned inside out move no weight, epoch, threshold or calibration."""
+    labels = split_cases(tiny_store.index, protocol="grouped", folds=4, val_share=0.3)
+    for selection in ("last", "val"):
+        how = SMALL | {"selection": selection, "val_share": 0.3}
+        clean = train_model(tiny_store, out=tmp_path / f"clean-{selection}", **how)
+        masks, bits = np.array(tiny_store.masks), np.array(tiny_store.bits)
+        for row in np.flatnonzero(labels == "test"):
+            masks[row] = 1 - masks[row]
+            start = tiny_store.index.offset[row]
+            bits[start : start + 44 * 56 // 8] ^= 255
+        poisoned = replace(tiny_store, masks=masks, bits=bits, fingerprint="poisoned")
+        other = train_model(poisoned, out=tmp_path / f"poisoned-{selection}", **how)
+        assert other.meta["trained_epochs"] == 3  # not the weights of the clean run
+        assert same_weights(clean, other)
+        assert not score_run(clean, tiny_store).brier.equals(score_run(other, poisoned).brier)
+        about = [json.loads((run.out / "run.json").read_text()) for run in (clean, other)]
+        for chosen in ("selected_epoch", "threshold", "temperature"):
+            assert about[0][chosen] == about[1][chosen]
+        pd.testing.assert_frame_equal(clean.history, other.history)
 
 
 def test_the_last_epoch_never_looks_at_the_test_side(tiny_store, tmp_path):
@@ -129,9 +177,11 @@ def test_watched_loss_and_dice_are_the_mean_over_cases(tiny_store):
         ({"lr": 0.0}, "lr above 0"),
         ({"selection": "best"}, "need one of last, val, test"),
         ({"selection": "val", "val_share": 0.0}, "raise val_share above 0"),
+        ({"selection": "test"}, "only protocol 'reported' chooses on the test set"),
+        ({"protocol": "reported"}, "say both or neither"),
         ({"model": "vnet"}, "unet, segnet, resunet"),
         ({"device": "tpu"}, "device: got 'tpu'"),
-        ({"protocol": "sweep"}, "need one of random, grouped"),
+        ({"protocol": "sweep"}, "need one of random, reported, official, grouped"),
     ],
 )
 def test_impossible_settings_stop_before_any_work(tiny_store, tmp_path, wrong, said):

@@ -40,7 +40,10 @@ FAULTS = {
     "quoted number": (set_key("epochs", '"8"'), ["epochs: got the text", "a whole number"]),
     "fraction of an epoch": (set_key("epochs", "8.5"), ["epochs: got 8.5, need a whole number"]),
     "truth for a number": (set_key("threads", "yes"), ["threads: got true, need a whole"]),
-    "number for a truth": (set_key("mend_text", "1"), ["mend_text: got 1, need true or false"]),
+    "number for a truth": (
+        set_key("phantom_text", "1"),
+        ["phantom_text: got 1, need true or false"],
+    ),
     "infinite": (set_key("lr", ".inf"), ["lr: got inf, need a finite number"]),
     "not a number": (set_key("lr", ".nan"), ["lr: got nan, need a finite number"]),
     "negative rate": (set_key("lr", "-1.0e-3"), ["lr: got -0.001, need above 0"]),
@@ -57,11 +60,14 @@ FAULTS = {
     "seed as text": (set_key("seeds", "[zero]"), ["seeds: got the text", "a whole number"]),
     "unknown model": (set_key("models", "[unet, vnet]"), ["models", "unet, segnet, resunet"]),
     "model twice": (set_key("models", "[unet, unet]"), ["models", "none twice"]),
-    "unknown protocol": (set_key("protocols", "[official]"), ["protocols", "random, grouped"]),
+    "unknown protocol": (
+        set_key("protocols", "[by_frame]"),
+        ["protocols", "random, reported, official"],
+    ),
     "unknown source": (set_key("source", "ddti"), ["source", "phantom, tg3k, folder"]),
     "source without data": (set_key("source", "tg3k"), ["data: is empty", "tg3k needs"]),
     "data without source": (set_key("data", "x"), ["data: phantoms take none"]),
-    "unknown selection": (set_key("selection", "best"), ["selection", "last, val, test"]),
+    "unknown selection": (set_key("selection", "best"), ["selection", "one of last, val"]),
     "half for validation": (set_key("val_share", "0.5"), ["val_share", "below 0.5"]),
     "unknown device": (set_key("device", "gpu"), ["device", "auto, cpu, cuda, mps"]),
     "name with a slash": (set_key("study", "a/b"), ["study", "a-z, 0-9"]),
@@ -95,21 +101,24 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
 
 
 def test_the_command_lines_types_are_the_files():
-    # as snakemake --config lr=1e-3 seeds=[0,1] mend_text=false data= models=[unet] study=7 gives it
-    given = {"lr": 0.001, "seeds": ["0", "1"], "mend_text": "false", "data": None}
+    # as snakemake --config lr=1e-3 seeds=[0,1] mend=[] data= models=[unet] study=7 gives it
+    given = {"lr": 0.001, "seeds": ["0", "1"], "mend": "[]", "data": None}
     given |= {"models": ["unet"], "study": 7}
     config = study.read_study([ROOT / "parameters" / "demo.yaml"], given)
     assert config["seeds"] == [0, 1]
-    assert config["mend_text"] is False
+    assert config["mend"] == []
     assert (config["data"], config["study"], config["models"]) == ("", "7", ["unet"])
     with pytest.raises(ValueError, match="models: got"):
         study.read_study([ROOT / "parameters" / "demo.yaml"], {"models": "unet"})
 
 
-def test_model_names_are_those_of_the_library():
-    from thyroid_lib.models import MODELS
+def test_choices_are_those_of_the_library():
+    from thyroid_lib import frames, models, splits
 
-    assert study.model_names() == list(MODELS)
+    assert study.keys_of("models", "MODELS") == list(models.MODELS)
+    assert study.keys_of("splits", "PROTOCOLS") == list(splits.PROTOCOLS)
+    assert study.keys_of("frames", "MENDS") == list(frames.MENDS)
+    assert tuple(study.LEAKY) == splits.LEAKY
 
 
 def test_data_is_told_by_names_and_sizes(tmp_path):

@@ -20,6 +20,45 @@ def test_random_cuts_by_frame_as_reported():
     assert not (labels == "val").any()
 
 
+def with_official(index, tested):
+    return index.assign(official=np.where(index.group.isin(tested), "test", "train"))
+
+
+def test_reported_is_the_same_draw_as_random():
+    labels = [split_cases(TWELVE, protocol=name) for name in ("random", "reported")]
+    assert (labels[0] == labels[1]).all()
+
+
+def test_official_is_the_datas_own_and_may_leak():
+    index = with_official(TWELVE, ["run10", "run11"])
+    index.loc[index.group == "run09", "official"] = ["test", *["train"] * 74]  # on both sides
+    labels = split_cases(index, protocol="official")
+    assert ((labels == "test") == (index.official == "test")).all()
+    assert set(index.group[labels == "val"]) <= {f"run{i:02d}" for i in range(9)}
+    assert {"train", "test"} <= set(labels[index.group == "run09"])
+    with pytest.raises(ValueError, match="no official split"):
+        split_cases(TWELVE.assign(official=""), protocol="official")
+    with pytest.raises(ValueError, match="is one: need 0"):
+        split_cases(index, protocol="official", fold=1)
+
+
+def test_frames_that_the_official_split_does_not_name_are_left_out():
+    index = with_official(TWELVE, ["run11"])
+    index.loc[:4, "official"] = ""
+    labels = split_cases(index, protocol="official")
+    assert (labels[:5] == "").all()
+    assert set(labels[5:]) == {"train", "val", "test"}
+
+
+def test_leave_one_group_out_tests_each_group_by_itself():
+    for fold in (0, 11):
+        labels = split_cases(TWELVE, protocol="leave-one-group-out", fold=fold, folds=12)
+        assert set(TWELVE.group[labels == "test"]) == {f"run{fold:02d}"}
+        assert not set(TWELVE.group[labels == "val"]) & set(TWELVE.group[labels == "train"])
+    with pytest.raises(ValueError, match="set folds to 12"):
+        split_cases(TWELVE, protocol="leave-one-group-out", folds=4)
+
+
 def test_random_draws_differ_by_fold_and_repeat():
     first = split_cases(TWELVE, protocol="random", fold=0)
     assert (first == split_cases(TWELVE, protocol="random", fold=0)).all()
@@ -64,7 +103,7 @@ def test_validation_share_is_met_as_closely_as_groups_allow():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"protocol": "by frame"}, "need one of random, grouped"),
+        ({"protocol": "by frame"}, "need one of random, reported, official, grouped"),
         ({"protocol": "grouped", "fold": 5, "folds": 5}, r"need 0 … 4"),
         ({"protocol": "grouped", "fold": -1}, "fold: got -1"),
         ({"protocol": "grouped", "folds": 13}, "13 folds need as many groups, got 12"),

@@ -64,7 +64,7 @@ def test_odd_sizes_are_packed_end_to_end(tmp_path):
         paths = [str(tmp_path / f"{kind}{i}.png") for kind in ("image", "mask")]
         rows.append((f"{i:04d}", *paths, "g", "d"))
         masks.append(mask)
-    built = build_store(make_table(rows), tmp_path / "s", size=8, mend=False)
+    built = build_store(make_table(rows), tmp_path / "s", size=8, mend=[])
     assert built.index["offset"].tolist() == [0, 8, 9, 17]
     for i, mask in enumerate(masks):
         np.testing.assert_array_equal(built.reference(i), mask)
@@ -86,11 +86,13 @@ def test_text_is_taken_out_and_counted(with_text, tmp_path):
     assert built.index["text_pixels"].tolist() == [4, 4, 4, 0, 0, 0]
     assert not built.reference(0)[0].any()
     assert not built.masks[0][0].any()
-    assert json.loads((tmp_path / "s" / "store.json").read_text())["counts"]["mended"] == 3
+    assert json.loads((tmp_path / "s" / "store.json").read_text())["counts"]["mended"] == {
+        "text": 3, "specks": 0, "holes": 0
+    }  # fmt: skip
 
 
 def test_text_is_left_where_it_is_asked_for(with_text, tmp_path):
-    built = build_store(with_text, tmp_path / "s", size=40, mend=False)
+    built = build_store(with_text, tmp_path / "s", size=40, mend=[])
     assert built.index["text_components"].sum() == 0
     assert built.reference(0)[0].sum() == 4
 
@@ -101,7 +103,7 @@ def test_a_mask_of_text_alone_is_empty(small_folder, tmp_path):
     Image.fromarray(mask).save(small_folder / "masks" / "a01.png")
     built = build_store(folder.cases_in(small_folder), tmp_path / "s", size=16)
     assert built.quarantine.to_numpy().tolist() == [
-        ["a01", "a01.png", "empty mask", "its 8 px are all burnt-in text"]
+        ["a01", "a01.png", "empty mask", "mending took all of it: 8 px of text"]
     ]
 
 
@@ -177,7 +179,11 @@ def change_resize(cases, settings):
 
 
 def change_mend(cases, settings):
-    settings["mend"] = False
+    settings["mend"] = []
+
+
+def change_official(cases, settings):
+    cases["official"] = "train"
 
 
 def change_group(cases, settings):
@@ -208,6 +214,7 @@ def lose_a_case(cases, settings):
         change_settings,
         change_resize,
         change_mend,
+        change_official,
         change_group,
         change_name,
         change_image,
@@ -216,7 +223,7 @@ def lose_a_case(cases, settings):
     ],
 )
 def test_any_change_makes_another_store(cases, tmp_path, change):
-    settings = {"size": 16, "resize": "square", "mend": True}
+    settings = {"size": 16, "resize": "square", "mend": ["text"]}
     first = build_store(cases, tmp_path / "s", **settings)
     change(cases, settings)
     second = build_store(cases, tmp_path / "s", **settings)

@@ -132,7 +132,7 @@ def test_a_zip_is_unpacked_once_beside_itself(tmp_path, prefix):
     found = tg3k.locate(archive)
     assert found.is_relative_to(tmp_path)
     assert len(list((found / tg3k.IMAGES).iterdir())) == 4
-    assert tg3k.official_split(archive)["val"][0] == "3226"
+    assert tg3k.official_split(archive)["test"][0] == "3226"
     assert not list(tmp_path.rglob("tn3k"))
     entries = sorted(path.name for path in tmp_path.iterdir())
     assert len(entries) == 3  # the archive, the release it was made of, what was unpacked
@@ -225,7 +225,7 @@ def test_an_archive_of_something_else(tmp_path):
 
 def test_official_split_is_that_of_the_release(tmp_path):
     split = tg3k.official_split(write_release(tmp_path))
-    assert {side: len(ids) for side, ids in split.items()} == {"train": 3226, "val": 359}
+    assert {side: len(ids) for side, ids in split.items()} == {"train": 3226, "test": 359}
     assert split["train"][7] == "0007"
 
 
@@ -302,4 +302,4 @@ def test_the_real_sample(shared_data):
             with Image.open(path) as image:
                 assert image.size == (run.width, run.height)
     split = tg3k.official_split(shared_data)
-    assert set(cases["case_id"]) <= set(split["train"]) | set(split["val"])
+    assert set(cases["case_id"]) <= set(split["train"]) | set(split["test"])

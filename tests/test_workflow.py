@@ -175,7 +175,7 @@ def test_what_depends_on_a_change_runs_again_and_nothing_else(name, project):
 
 
 def test_settings_of_the_command_line_are_those_of_the_file(project):
-    same = ["epochs=1", "lr=2e-3", "seeds=[0]", "models=[unet]", "data=", "mend_text=true"]
+    same = ["epochs=1", "lr=2e-3", "seeds=[0]", "models=[unet]", "data=", "mend=[text]"]
     assert steps(project, "--config", *same, "study=tiny") == {}
     assert steps(project, "--config", "delta=1e-2") == COMPARE
     more = {"train": 4, "compare": 1, "report": 1}

@@ -7,6 +7,7 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of wh
 RESIZES = ("square", "letterbox")
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
+SPECK_PX = 40  # no part of a gland is smaller: TG3K's smallest have 74 px, its specks up to 35
+HOLE_PX = 40
 
 
 def read_gray(path: str | Path) -> np.ndarray:
@@ -69,8 +72,7 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
         The mended mask, bool (H,W); how many components were dropped; how many pixels.
     """
     height, width = mask.shape
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels.ravel())
+    labels, areas = _components(mask)
     text = [
         label
         for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
@@ -79,6 +81,50 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
         and areas[label] < TEXT_PX
     ]
     return mask & ~np.isin(labels, text), len(text), int(areas[text].sum())
+
+
+def mend_specks(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Drop components (8-connected) under 40 px, wherever they lie; returns as `mend_text`."""
+    labels, areas = _components(mask)
+    specks = np.flatnonzero(areas < SPECK_PX)[1:]  # the first is the background, set to 0 px
+    return mask & ~np.isin(labels, specks), len(specks), int(areas[specks].sum())
+
+
+def mend_holes(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Fill background under 40 px that foreground encloses; returns as `mend_text`."""
+    enclosed = ndimage.binary_fill_holes(mask) & ~mask
+    labels, areas = _components(enclosed, diagonal=False)
+    holes = np.flatnonzero(areas < HOLE_PX)[1:]
+    return mask | np.isin(labels, holes), len(holes), int(areas[holes].sum())
+
+
+MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
+
+
+def mend_mask(
+    mask: np.ndarray, rules: Sequence[str] = ("text",)
+) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
+    """Mend a mask by these rules, in the order of `MENDS`.
+
+    Args:
+        mask: bool (H,W) at native size.
+        rules: keys of `MENDS`, none for a mask as it is.
+
+    Returns:
+        The mended mask, bool (H,W), and for every key of `MENDS` how many components and how many
+        pixels it changed, 0 for rules that were not asked for.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    if unknown := sorted(set(rules) - set(MENDS)):
+        raise ValueError(f"mend: got {', '.join(unknown)}, need any of {', '.join(MENDS)}")
+    counts = dict.fromkeys(MENDS, (0, 0))
+    for name, rule in MENDS.items():
+        if name in rules:
+            mask, components, pixels = rule(mask)
+            counts[name] = components, pixels
+    return mask, counts
 
 
 def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
@@ -185,6 +231,14 @@ def _gray_levels(image: Image.Image) -> np.ndarray:
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")  # not every mode turns gray in one step
     return np.array(image.convert("L"))
+
+
+def _components(mask: np.ndarray, *, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Number the components of a mask from 1; areas in px by number, 0 for the background."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)) if diagonal else None)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    return labels, areas
 
 
 class _Refused(ValueError):

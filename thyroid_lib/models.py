@@ -11,11 +11,13 @@ architecture differs between two models built here.
 
 Sources: Ronneberger, Fischer, Brox 2015 (arXiv 1505.04597); Badrinarayanan, Kendall, Cipolla 2017
 (arXiv 1511.00561); Zhang, Liu, Wang 2018 (arXiv 1711.10684). The two `*_reported` networks are
-what the reported study trained under those names; they serve its replication alone.
+what the reported study trained under those names; they serve its replication alone, as does
+`segnet_reported_no_relu`, the second of them without its last ReLU.
 """
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -332,6 +334,7 @@ MODELS = {
     "resunet": ResUNet,
     "segnet_reported": SegNetReported,
     "resunet_reported": ResUNetReported,
+    "segnet_reported_no_relu": partial(SegNetReported, last_relu=False),
 }
 
 

@@ -7,19 +7,23 @@ writes one mask (PNG, 0 or 255, at the image's own size) per image and `areas.cs
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 from thyroid_lib import frames, write_file
-from thyroid_lib.metrics import score_case
+from thyroid_lib.metrics import dice, part_errors, score_case
 from thyroid_lib.models import build_model, to_input
 from thyroid_lib.store import Store
 
+THRESHOLDS = tuple(percent / 100 for percent in range(30, 71, 5))
+BINS = 15  # of probability, of equal width, for calibration
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 
@@ -123,6 +127,23 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
     return frames.threshold_prob(prob, meta["threshold"])
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What is kept of a run's test cases.
+
+    cases: one row per case: case_id, dataset, group, the metrics of `metrics.score_case` and
+        `metrics.part_errors`, brier (mean squared error of the probability), pred_px and ref_px
+        (areas in pixels).
+    thresholds: one row per case: case_id, group, and Dice at each of `THRESHOLDS` ("0.30" …).
+    calibration: one row per group and bin of probability (0 … 14) that has pixels: group, bin,
+        pixels, mean_prob, share (of thyroid among them).
+    """
+
+    cases: pd.DataFrame
+    thresholds: pd.DataFrame
+    calibration: pd.DataFrame
+
+
 def score_rows(
     model: torch.nn.Module,
     store: Store,
@@ -132,14 +153,9 @@ def score_rows(
     tolerance_px: float = 2.0,
     device: str = "cpu",
     batch_size: int = 16,
-) -> pd.DataFrame:
-    """Score every case by itself at its native size, empty answers included.
-
-    Returns:
-        One row per case: case_id, dataset, group, the metrics of `metrics.score_case`, and
-        pred_px and ref_px, the two areas in pixels.
-    """
-    scores = []
+) -> Scores:
+    """Score every case by itself at its native size, empty answers included."""
+    cases, sweeps, bins = [], [], {}
     for start in range(0, len(rows), 256):  # native maps of all cases at once would fill memory
         part = rows[start : start + 256]
         probs = predict_rows(model, store, part, device=device, batch_size=batch_size)
@@ -147,8 +163,50 @@ def score_rows(
             pred, ref = frames.threshold_prob(prob, threshold), store.reference(row)
             case = store.index.iloc[row][["case_id", "dataset", "group"]].to_dict()
             case |= score_case(pred=pred, ref=ref, tolerance_px=tolerance_px)
-            scores.append(case | {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())})
-    return pd.DataFrame(scores)
+            case |= part_errors(pred, ref)
+            case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
+            cases.append(case | {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())})
+            at = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
+            sweeps.append({"case_id": case["case_id"], "group": case["group"]} | at)
+            counts = _bin_pixels(prob, ref)
+            bins[case["group"]] = bins.get(case["group"], 0) + counts
+    table = [
+        {"group": group, "bin": place, "pixels": int(n), "mean_prob": p / n, "share": t / n}
+        for group, counts in sorted(bins.items())
+        for place, (n, p, t) in enumerate(counts.T)
+        if n
+    ]
+    return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table))
+
+
+def _bin_pixels(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:
+    """Per bin of probability: pixels, sum of probability, pixels of thyroid; float64 (3, BINS)."""
+    place = np.minimum((prob * BINS).astype(int), BINS - 1).ravel()
+    weights = (None, prob.ravel(), ref.ravel())
+    return np.stack([np.bincount(place, w, BINS).astype(np.float64) for w in weights])
+
+
+def fit_temperature(prob: np.ndarray, ref: np.ndarray) -> float:
+    """Fit the one number that calibrates a network: logits are divided by it.
+
+    Args:
+        prob: float32 (N,S,S), predictions on validation cases, never on test cases.
+        ref: bool (N,S,S).
+
+    Returns:
+        The temperature of least cross-entropy, in [0.1, 10]; above 1: the network was too sure.
+
+    Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
+    """
+    prob = np.clip(prob.astype(np.float64).ravel(), 1e-6, 1 - 1e-6)
+    sign = np.where(ref.ravel(), -1.0, 1.0)
+    wrong = sign * np.log(prob / (1 - prob))  # logit, positive where it speaks for the wrong side
+
+    def loss(log_t: float) -> float:
+        return np.logaddexp(0, wrong / np.exp(log_t)).mean()
+
+    limits = np.log(0.1), np.log(10)
+    return float(np.exp(minimize_scalar(loss, bounds=limits, method="bounded").x))
 
 
 def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
     out/checkpoint.pt  while it trains: from where a killed run goes on
     out/model.pt       the chosen weights, and under which key they were trained
-    out/history.csv    one row per epoch         out/scores.csv  one row per test case
+    out/history.csv    one row per epoch
+    out/scores.csv  out/thresholds.csv  out/calibration.csv   see `predict.Scores`
+    out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
     out/run.json       all settings, the key, versions, time, memory, images per second
 
 Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
@@ -23,9 +25,9 @@ from torch import nn
 
 from thyroid_lib import __version__, checkpoint, frames, train, write_file
 from thyroid_lib.fingerprint import code_fingerprint
-from thyroid_lib.metrics import dice
+from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
-from thyroid_lib.predict import choose_device, predict_prob, score_rows
+from thyroid_lib.predict import choose_device, fit_temperature, predict_prob, score_rows
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
 
@@ -36,6 +38,7 @@ class Run:
 
     out: Path
     model: nn.Module
+    val_model: nn.Module | None  # protocol "reported": what validation would have chosen
     labels: np.ndarray  # (N,) "train", "val" or "test"
     history: pd.DataFrame  # one row per epoch
     meta: dict
@@ -70,7 +73,7 @@ def train_model(
         seed: of the initial weights and of the order of the batches.
         epochs, batch_size, lr: see `train.fit`.
         selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, as
-            the reported study did and only to replicate it, on "test".
+            the reported study did and under protocol "reported" alone, on "test".
         threshold: a pixel is thyroid if its probability is above; moves scores, not weights.
         threads: CPU threads, 0 for all; part of what makes the result.
         device: see `predict.choose_device`.
@@ -89,11 +92,16 @@ def train_model(
         )
     if selection not in train.SELECTIONS:
         raise ValueError(f"selection: got {selection!r}, need one of {', '.join(train.SELECTIONS)}")
+    if (selection == "test") != (protocol == "reported"):
+        raise ValueError(
+            f"got selection {selection!r} and protocol {protocol!r}: only protocol 'reported' "
+            "chooses on the test set, and it does nothing else; say both or neither"
+        )
     labels = split_cases(
         store.index, protocol=protocol, fold=fold, folds=folds, val_share=val_share
     )
-    if selection == "val" and not (labels == "val").any():
-        raise ValueError("selection 'val' needs validation cases: raise val_share above 0")
+    if selection != "last" and not (labels == "val").any():
+        raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
     where = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
@@ -110,10 +118,14 @@ def train_model(
     if finished is None:
         finished, trained_epochs = _train(net, store, labels, asked, where, out, key)
     net.load_state_dict(finished["weights"])
+    val_net = None
+    if selection == "test":
+        val_net = build_model(model, width=width or None).eval()
+        val_net.load_state_dict(finished["val_weights"])
     meta = finished["meta"] | {
         "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
         "val_share": val_share, "threshold": threshold, "size": store.size,
-        "resize": store.settings["resize"], "mend": store.settings["mend"],
+        "resize": store.settings["resize"], "mend": " ".join(store.settings["mend"]),
         "data_fingerprint": store.fingerprint, "key": key,
         "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
         "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
@@ -121,8 +133,8 @@ def train_model(
     checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
     (out / "checkpoint.pt").unlink(missing_ok=True)
     history = pd.DataFrame(finished["history"])
-    write_file(out / "history.csv", history.to_csv(index=False, float_format="%.6f"))
-    return Run(out, net.eval(), labels, history, meta | {"trained_epochs": trained_epochs})
+    _write_table(out / "history.csv", history)
+    return Run(out, net.eval(), val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
 def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
@@ -133,9 +145,11 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
     rows = np.flatnonzero(labels == "train")
     images = torch.from_numpy(store.images[rows]).to(where)  # uint8 (N,S,S)
     masks = torch.from_numpy(store.masks[rows]).to(where)
-    sides = {side for side in ("val", asked["selection"]) if (labels == side).any()}
+    selection = asked["selection"]
+    sides = {side for side in ("val", selection) if (labels == side).any()}
+    choices = ("val", "test") if selection == "test" else (selection,)
     start = checkpoint.load(out / "checkpoint.pt", key=key, device=where.type)
-    best = start["best"] if start else None
+    best = start["best"] if start else {}
     states = train.fit(
         net, images, masks, seed=asked["seed"], epochs=asked["epochs"], lr=asked["lr"],
         batch_size=asked["batch_size"], state=start, name=out.name,
@@ -143,48 +157,76 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
     )  # fmt: skip
     state = start
     for state in states:
-        best = train.keep_better(best, state, asked["selection"])
+        best = {side: train.keep_better(best.get(side), state, side) for side in choices}
         checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
     net.cpu()
     meta = asked | {
         "parameters": count_parameters(net),
         "multiply_adds": multiply_adds(net, store.size),
-        "selected_epoch": best["epoch"],
+        "selected_epoch": best[selection]["epoch"],
+        "train_foreground": float(masks.float().mean()),
         "train_seconds": round(state["seconds"], 3),
         "images_per_second": round(len(rows) * asked["epochs"] / state["seconds"], 2),
         "peak_memory_mib": round(_peak_memory(where) / 2**20),
     }
-    weights = best["weights"] or net.state_dict()
+    weights = {"weights": best[selection]["weights"] or net.state_dict()}
+    if selection == "test":
+        weights["val_weights"] = best["val"]["weights"]
     trained = asked["epochs"] - (start["epoch"] if start else 0)
-    return {"weights": weights, "history": state["history"], "meta": meta}, trained
+    return weights | {"history": state["history"], "meta": meta}, trained
 
 
 def watch_sides(net: nn.Module, store: Store, labels: np.ndarray, sides: list[str], where) -> dict:
-    """Return each side's mean loss and mean Dice per case, at the store's size."""
+    """Return each side's mean loss and mean Dice per case, at the store's size.
+
+    The test side is there under protocol "reported" alone, and has that study's Dice beside.
+    """
     seen = {}
     for side in sides:
         rows = np.flatnonzero(labels == side)
         prob = predict_prob(net, store.images[rows], device=where)  # (N,S,S)
         ref = store.masks[rows].astype(bool)
         of_truth = np.clip(np.where(ref, prob, 1 - prob), 1e-7, 1)
-        each = [dice(frames.threshold_prob(p), r) for p, r in zip(prob, ref, strict=True)]
+        pred = frames.threshold_prob(prob)
+        each = [dice(p, r) for p, r in zip(pred, ref, strict=True)]
         seen |= {f"{side}_loss": float(-np.log(of_truth).mean())}
         seen |= {f"{side}_dice": float(np.mean(each))}
+        if side == "test":
+            seen["test_dice_pooled"] = pooled_dice(*_areas(pred, ref))
     return seen
 
 
+def _areas(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of pred ∩ ref and of |pred| + |ref| per case, int (N,), from bool (N,S,S)."""
+    return (pred & ref).sum((1, 2)), pred.sum((1, 2)) + ref.sum((1, 2))
+
+
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
-    """Score the run's test cases; leave `scores.csv` and `run.json` in its folder."""
+    """Score the run's test cases; leave its tables and `run.json` in its folder.
+
+    Returns:
+        One row per test case, see `predict.Scores`. Under protocol "reported" two columns more,
+        square_both and square_total: what `metrics.pooled_dice` takes.
+    """
     began = time.perf_counter()
     rows = np.flatnonzero(run.labels == "test")
     device = choose_device(run.meta["device"])
-    threshold = run.meta["threshold"]
-    scores = score_rows(
-        run.model, store, rows, threshold=threshold, tolerance_px=tolerance_px, device=device
-    )
-    write_file(run.out / "scores.csv", scores.to_csv(index=False, float_format="%.6f"))
+    how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
+    scores = score_rows(run.model, store, rows, **how)
+    cases = scores.cases
+    if run.val_model:
+        pred = frames.threshold_prob(predict_prob(run.model, store.images[rows], device=device))
+        both, total = _areas(pred, store.masks[rows].astype(bool))
+        cases = cases.assign(square_both=both, square_total=total)
+        _write_table(
+            run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases
+        )
+    _write_table(run.out / "scores.csv", cases)
+    _write_table(run.out / "thresholds.csv", scores.thresholds)
+    _write_table(run.out / "calibration.csv", scores.calibration)
     about = run.meta | {
         "tolerance_px": tolerance_px,
+        "temperature": round(_temperature(run, store, device), 4),
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "versions": {
             "thyroid_lib": __version__, "python": platform.python_version(),
@@ -195,7 +237,21 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     if device.type == "cuda":
         about["machine"]["gpu"] = torch.cuda.get_device_name()
     write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return scores
+    return cases
+
+
+def _temperature(run: Run, store: Store, device: torch.device) -> float:
+    """Calibrate on the validation cases, for whoever deploys the model; 1 where there are none."""
+    rows = np.flatnonzero(run.labels == "val")
+    if not len(rows):
+        return 1.0
+    model = run.val_model or run.model
+    prob = predict_prob(model, store.images[rows], device=device)
+    return fit_temperature(prob, store.masks[rows].astype(bool))
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_file(path, table.to_csv(index=False, float_format="%.6f"))
 
 
 def _peak_memory(where: torch.device) -> int:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     "height": int,
     "width": int,
     "foreground": float,  # the native mask's share of the frame
-    "text_components": int,
-    "text_pixels": int,
+    "official": str,  # side in the data's own split: "train", "test", or "" where it has none
+    **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
     "offset": int,  # into reference.npy, bytes
 }
 QUARANTINE = dict.fromkeys(("case_id", "file", "reason", "detail"), str)
@@ -71,6 +71,11 @@ class Store:
     def size(self) -> int:
         """Side of the stored squares in pixels."""
         return self.settings["size"]
+
+    @property
+    def mended(self) -> dict[str, int]:
+        """Number of masks that each rule of `frames.MENDS` changed."""
+        return {rule: int((self.index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
@@ -115,7 +120,7 @@ def build_store(
     *,
     size: int = 256,
     resize: str = "square",
-    mend: bool = True,
+    mend: Sequence[str] = ("text",),
     workers: int | None = None,
 ) -> Store:
     """Check, mend and resize every case in one pass, streamed to disk; open what is up to date.
@@ -128,7 +133,7 @@ def build_store(
         folder: where the store is written; files of other names are left alone.
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
-        mend: take burnt-in text out of the masks, see `frames.mend_text`.
+        mend: rules that mend the masks, see `frames.mend_mask`.
         workers: threads; by default one per core, eight at most. The result does not depend on it.
 
     Raises:
@@ -142,8 +147,10 @@ def build_store(
     if workers < 1:
         raise ValueError(f"workers: got {workers}, need 1 or more")
     folder = Path(folder)
-    settings = {"size": size, "resize": resize, "mend": bool(mend)}
-    cases = cases.reset_index(drop=True)
+    frames.mend_mask(np.zeros((1, 1), bool), mend)  # an unknown rule stops here, before any work
+    mend = [rule for rule in frames.MENDS if rule in mend]
+    settings = {"size": size, "resize": resize, "mend": mend}
+    cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     problems = table_problems(cases)
     cases = cases.sort_values(["case_id", "image_path", "mask_path"])
     fingerprint = _fingerprint(cases, settings, workers)
@@ -213,7 +220,7 @@ def _fingerprint(cases: pd.DataFrame, settings: dict, workers: int) -> str:
     content = {
         "code": code_fingerprint(*CODE),
         "settings": settings,
-        "cases": cases[["case_id", "group", "dataset"]].to_numpy().tolist(),
+        "cases": cases[["case_id", "group", "dataset", "official"]].to_numpy().tolist(),
         "sources": list(sources),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -247,9 +254,10 @@ def _prepare(case, settings: dict) -> tuple:
     size, resize = settings["size"], settings["resize"]
     try:
         image, mask = read_pair(case.image_path, case.mask_path)
-        mask, components, pixels = frames.mend_text(mask) if settings["mend"] else (mask, 0, 0)
+        mask, changed = frames.mend_mask(mask, settings["mend"])
         if not mask.any():
-            raise BadCase("empty mask", f"its {pixels} px are all burnt-in text")
+            gone = [f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items() if pixels]
+            raise BadCase("empty mask", f"mending took all of it: {', '.join(gone)}")
     except BadCase as bad:
         return case, bad
     row = {
@@ -259,8 +267,9 @@ def _prepare(case, settings: dict) -> tuple:
         "height": mask.shape[0],
         "width": mask.shape[1],
         "foreground": mask.mean(),
-        "text_components": components,
-        "text_pixels": pixels,
+        "official": case.official,
+        **{f"{rule}_components": components for rule, (components, _) in changed.items()},
+        **{f"{rule}_pixels": pixels for rule, (_, pixels) in changed.items()},
     }
     image, small = frames.fit_image(image, size, resize), frames.fit_mask(mask, size, resize)
     return row, (image, small, np.packbits(mask))
@@ -304,7 +313,7 @@ def _build(cases, problems, folder: Path, settings: dict, fingerprint: str, work
         write_file(
             folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
         )
-    mended = int((index["text_components"] > 0).sum())
+    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
     about = {
         "counts": {"cases": len(index), "mended": mended, "quarantined": len(quarantine)},
         "files": {name: _sha256(folder / name) for name in FILES},

@@ -18,13 +18,14 @@ import yaml
 from thyroid_lib import place
 
 
-def model_names() -> list[str]:
-    """Return the keys of `models.MODELS`, read from the source: importing it would load torch."""
-    tree = ast.parse(Path(__file__).with_name("models.py").read_text(encoding="utf-8"))
+def keys_of(module: str, name: str) -> list[str]:
+    """Return a module's plain dict's keys (or tuple), read from its source: imports take long."""
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODELS":
-            return [ast.literal_eval(key) for key in node.value.keys]
-    raise RuntimeError("thyroid_lib/models.py assigns no plain dict to MODELS")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
+            return [ast.literal_eval(key) for key in keys]
+    raise RuntimeError(f"thyroid_lib/{module}.py assigns no plain dict or tuple to {name}")
 
 
 def _at_least(least: int) -> tuple:
@@ -40,10 +41,16 @@ def _some_of(*choices: str) -> tuple:
     return need, lambda value: value and set(value) <= set(choices) and _unique(value)
 
 
+def _any_of(*choices: str) -> tuple:
+    need = f"any of {', '.join(choices)}, none twice"
+    return need, lambda value: set(value) <= set(choices) and _unique(value)
+
+
 def _unique(values: list) -> bool:
     return len(set(values)) == len(values)
 
 
+LEAKY = keys_of("splits", "LEAKY")
 ABOVE_ZERO = "above 0", lambda value: value > 0
 SEEDS = "one or more of 0, 1, 2, …, none twice", lambda v: v and min(v) >= 0 and _unique(v)
 ANY = "", lambda value: True
@@ -59,10 +66,10 @@ SCHEMA = {
     "phantom_text": (True, *ANY),
     "size": (256, *_at_least(16)),
     "resize": ("square", *_one_of("square", "letterbox")),
-    "mend_text": (True, *ANY),
-    "models": (["unet"], *_some_of(*model_names())),
+    "mend": (["text"], *_any_of(*keys_of("frames", "MENDS"))),
+    "models": (["unet"], *_some_of(*keys_of("models", "MODELS"))),
     "width": (0, *_at_least(0)),
-    "protocols": (["grouped"], *_some_of("random", "grouped")),
+    "protocols": (["grouped"], *_some_of(*keys_of("splits", "PROTOCOLS"))),
     "folds": (4, *_at_least(2)),
     "run_folds": ([0], *SEEDS),
     "val_share": (0.15, "above 0 and below 0.5", lambda value: 0 < value < 0.5),
@@ -70,10 +77,11 @@ SCHEMA = {
     "epochs": (25, *_at_least(1)),
     "batch_size": (16, *_at_least(1)),
     "lr": (1e-4, *ABOVE_ZERO),
-    "selection": ("last", *_one_of("last", "val", "test")),
+    "selection": ("last", *_one_of("last", "val")),
     "threshold": (0.5, "above 0 and below 1", lambda value: 0 < value < 1),
     "tolerance_px": (2.0, *ABOVE_ZERO),
     "delta": (0.005, "0 or more", lambda value: value >= 0),
+    "resamples": (10_000, *_at_least(100)),
     "threads": (1, *_at_least(0)),
     "device": ("auto", *_one_of("auto", "cpu", "cuda", "mps")),
     "pin_instructions": (False, *ANY),
@@ -105,6 +113,13 @@ def check_study(config: dict) -> None:
             problems.append(
                 f"run_folds: got {config['run_folds']}, but folds: {config['folds']} has only "
                 f"0 to {config['folds'] - 1}"
+            )
+        if "reported" in config["protocols"] and not {"random", "grouped"} <= {
+            *config["protocols"]
+        }:
+            problems.append(
+                f"protocols: got {json.dumps(config['protocols'])}, but reported is told beside "
+                "random and grouped: add them"
             )
     if problems:
         raise ValueError("\n".join(problems))

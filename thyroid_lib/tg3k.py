@@ -80,7 +80,8 @@ def cases(path: str | Path) -> pd.DataFrame:
 
     Returns:
         The case table, columns `cases.COLUMNS`; case_id as in the release ("0007"), groups run01 …
-        run15, dataset "tg3k".
+        run15, dataset "tg3k". One more column, `official`, holds the side of each frame in the
+        release's own split, "train" or "test", and "" where its file is not there.
 
     Raises:
         ValueError: not there, or frames of other sizes than the release has.
@@ -91,7 +92,10 @@ def cases(path: str | Path) -> pd.DataFrame:
         table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
     table["group"] = [_group(case_id) for case_id in table["case_id"]]
     _check_sizes(table)
-    return make_table(table.to_numpy().tolist())
+    table = make_table(table.to_numpy().tolist())
+    sides = official_split(folder) if (folder / SPLIT).exists() else {}
+    side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
+    return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
 
 
 def locate(path: str | Path) -> Path:
@@ -126,7 +130,8 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
     """Read the release's own split; it leaks, as run 14 lies on both sides.
 
     Returns:
-        {"train": case_ids, "val": case_ids} of the whole release, whichever frames are there.
+        {"train": case_ids, "test": case_ids} of the whole release, whichever frames are there; the
+        release calls its second part "val" and has no third.
 
     Raises:
         ValueError: no such file, or not in the release's form.
@@ -134,7 +139,8 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
     file = locate(path) / SPLIT
     try:
         split = json.loads(file.read_text("utf-8"))
-        return {side: [f"{int(frame):04d}" for frame in split[side]] for side in ("train", "val")}
+        parts = {"train": split["train"], "test": split["val"]}
+        return {side: [f"{int(frame):04d}" for frame in part] for side, part in parts.items()}
     except FileNotFoundError as error:
         raise ValueError(f"no {SPLIT} beside {IMAGES}/: copy it from the release") from error
     except (ValueError, KeyError, TypeError) as error:

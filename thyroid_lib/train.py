@@ -140,10 +140,12 @@ def keep_better(best: dict | None, state: dict, selection: str) -> dict:
     """Return what is kept so far: epoch, score and weights, by the Dice of the `selection` side.
 
     Under "last" it is always the newest epoch, and the weights stay in the state (None here).
+    On "test" the Dice is the reported study's own, as was the choice.
     """
     if selection == "last":
         return {"epoch": state["epoch"], "score": None, "weights": None}
-    score = state["history"][-1][f"{selection}_dice"]
+    measure = "test_dice_pooled" if selection == "test" else f"{selection}_dice"
+    score = state["history"][-1][measure]
     if best is not None and best["score"] >= score:
         return best
     weights = {name: value.cpu().clone() for name, value in state["weights"].items()}
