@@ -35,6 +35,16 @@ def test_one_page_holds_everything_and_asks_for_nothing(study):
     assert "not for diagnosis" in page
 
 
+def test_the_comparison_comes_first_and_what_was_not_run_is_left_out(study):
+    page = build_report(study).read_text(encoding="utf-8")
+    assert page.index("out of 4-compare") < page.index("out of 1-preprocess")
+    assert "Replication" not in page
+    for name in ("2-audit", "5-replication"):
+        nbformat.write(notebook(f"out of {name}"), study / "notebooks" / f"{name}.ipynb")
+    page = build_report(study).read_text(encoding="utf-8")
+    assert page.index("out of 5-replication") < page.index("out of 2-audit")
+
+
 def test_runs_that_left_the_grid_are_not_shown(study):
     other = study / "notebooks" / "3-train-old-grouped-fold0-seed0.ipynb"
     nbformat.write(notebook("out of an old run"), other)

@@ -33,6 +33,14 @@ summary { cursor: pointer; padding: .4rem 0; }
 """
 
 
+SECTIONS = {  # of the page, in its order
+    "compare": ("Comparison", "4-compare"),
+    "replication": ("Replication", "5-replication"),
+    "audit": ("Audit", "2-audit"),
+    "data": ("Data", "1-preprocess"),
+}
+
+
 def build_report(study: str | Path, runs: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder.
 
@@ -44,16 +52,17 @@ def build_report(study: str | Path, runs: list[str] | None = None) -> Path:
     """
     study = Path(study)
     folder = study / "notebooks"
-    compare, preprocess = folder / "4-compare.ipynb", folder / "1-preprocess.ipynb"
-    if not compare.is_file():
+    if not (folder / "4-compare.ipynb").is_file():
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
     if runs is None:
         executed = [path.stem for path in folder.glob("3-train-*.ipynb")]
         runs = [name.removeprefix("3-train-") for name in executed if "." not in name]
     cost = pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
-    sections = [("compare", "Comparison", _body(compare) + cost)]
-    if preprocess.is_file():
-        sections.append(("data", "Data", _body(preprocess)))
+    sections = [
+        (name, title, _body(folder / f"{notebook}.ipynb") + cost * (name == "compare"))
+        for name, (title, notebook) in SECTIONS.items()
+        if (folder / f"{notebook}.ipynb").is_file()
+    ]
     details = "".join(
         f"<details><summary>{html.escape(run)}</summary>"
         f"{_body(folder / f'3-train-{run}.ipynb')}</details>"

@@ -1,0 +1,97 @@
+"""Figures of the replication: its steps, the reported SegNet's floor, the report's own curves."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from thyroid_lib.plots import FIGURE_WIDTH, model_colours
+from thyroid_lib.replication import NAMES, WITHOUT_RELU
+
+GREY = "0.45"
+
+
+def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Draw Dice with its interval from step to step, one line per network.
+
+    Args:
+        table: what `replication.measure_steps` gives.
+        curves: the report's own; their best Dice stand to the left as hollow marks.
+    """
+    names, colours = list(table["step"].unique()), model_colours(list(table["model"].unique()))
+    best = curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.2))
+    shifts = np.linspace(-0.16, 0.16, len(colours))
+    for shift, (model, colour) in zip(shifts, colours.items(), strict=True):
+        part = table[table["model"] == model].set_index("step").loc[names]
+        x = np.arange(len(names)) + 1 + shift
+        ends = np.stack([part["dice"] - part["low"], part["high"] - part["dice"]]).clip(0)
+        ax.errorbar(
+            x, part["dice"], yerr=ends, color=colour, marker="o", markersize=5, linewidth=1.4,
+            elinewidth=1, capsize=2.5, label=model,
+        )  # fmt: skip
+        if model in best:
+            ax.plot(shift, best[model], "o", color=colour, markerfacecolor="white", markersize=7)
+    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    ticks = ["the report\nitself", *(_two_lines(name) for name in names)]
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.set(ylabel="Dice (bar: 95 % interval)", xlabel="each step mends one more flaw")
+    ax.legend(loc="lower left", ncols=2)
+    return fig
+
+
+def _two_lines(name: str) -> str:
+    words = name.split()
+    middle = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(name) / 2))
+    return f"{' '.join(words[:middle])}\n{' '.join(words[middle:])}"
+
+
+def floor(histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFrame) -> Figure:
+    """Draw the loss of the reported SegNet against its floor, and where its probabilities lie.
+
+    Args:
+        histories, calibration: of the runs of protocol "reported".
+        floors: what `replication.floors` gives.
+    """
+    looks = {
+        "segnet_reported": ("as reported", sns.color_palette()[3], "-"),
+        WITHOUT_RELU: ("last ReLU taken out", sns.color_palette()[0], "--"),
+    }
+    fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.4))
+    for model, (label, colour, line) in looks.items():
+        runs = histories[histories["model"] == model].groupby("seed")
+        for number, (_, run) in enumerate(runs):
+            left.plot(
+                run["epoch"], run["train_loss"], line, color=colour, label=label * (not number)
+            )
+        part = calibration[calibration["model"] == model].groupby("bin")["pixels"].sum()
+        share = 100 * part.reindex(range(15), fill_value=0) / part.sum()
+        right.stairs(
+            share, np.linspace(0, 1, 16), color=colour, linestyle=line, linewidth=1.6, label=label
+        )
+    left.axhline(floors["floor"].mean(), color="black", linewidth=1)
+    left.annotate(
+        "floor: (1 − f)·ln 2", (0.98, floors["floor"].mean()), ha="right", va="bottom",
+        xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+    )  # fmt: skip
+    left.set(xlabel="epoch", ylabel="training loss (BCE)", ylim=(0, None))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(loc="lower left")
+    right.set(xlabel="probability of thyroid", ylabel="test pixels (%)", yscale="log", xlim=(0, 1))
+    right.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    right.legend()
+    return fig
+
+
+def reported_curves(curves: pd.DataFrame) -> Figure:
+    """Draw the report's own test Dice by epoch, one run a network."""
+    colours = model_colours(list(NAMES.values()))
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 3.2))
+    for model, run in curves.groupby("model", sort=False):
+        ax.plot(
+            run["epoch"], run["test_dice"], marker=".", color=colours[NAMES[model]], label=model
+        )
+    ax.set(xlabel="epoch", ylabel="test Dice, as reported", ylim=(0.4, 1))
+    ax.legend(loc="lower right")
+    return fig
