@@ -13,8 +13,8 @@ from thyroid_lib.statistics import (
     cube,
     draw,
     interval,
+    macro_by_seed,
     macro_estimate,
-    macro_means,
     order_protocols,
 )
 
@@ -123,7 +123,7 @@ def ranks(
     for protocol in order_protocols(scores["protocol"]):
         of = cube(scores, protocol)
         models, cheap = _by_cost(runs[runs["model"].isin(of.models)])
-        each = macro_means(of.values, draw(of, resamples=resamples))  # (B,M,S)
+        each = macro_by_seed(of.values, draw(of, resamples=resamples))  # (B,M,S)
         dice, seeds = each.mean(axis=2), len(of.seeds)
         estimate = macro_estimate(of.values)
         gaps = dice[:, :, None] - dice[:, None]  # (B,M,M)

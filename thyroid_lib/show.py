@@ -17,9 +17,9 @@ from thyroid_lib.tables import cost, group_means
 def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:
     """Write `estimate [low, high]` from three columns; only the estimate where they are NaN."""
     return [
-        f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
         if np.isfinite(low)
-        else (f"{value:.{digits}f}" if np.isfinite(value) else "–")
+        else (f"{value:z.{digits}f}" if np.isfinite(value) else "–")
         for value, low, high in table[list(names)].itertuples(index=False)
     ]
 
@@ -71,7 +71,7 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
             "a − b": both["a"] + " − " + both["b"],
             "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
             "mixed model": with_interval(both, ("difference_mixed", "low_mixed", "high_mixed"), 2),
-            "p": both["p"].map("{:.2f}".format),
+            "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
             "reading": both["reading"],
             "80 % see": both["smallest_gap"].map("{:.3f}".format),
         }

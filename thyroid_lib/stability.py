@@ -118,7 +118,8 @@ def _t_interval(values: np.ndarray) -> tuple[float, float, float]:
     if len(values) == 1:
         return values[0], np.nan, np.nan
     half = stats.t.ppf(TAILS[1], len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean(), max(0.0, values.mean() - half), values.mean() + half
+    low, high = np.clip([values.mean() - half, values.mean() + half], 0, 1)  # as Dice is
+    return values.mean(), low, high
 
 
 def worst_decile(values: np.ndarray) -> float:
@@ -169,5 +170,5 @@ def threshold_range(
     """S4 of every model: value, low, high, (M,) each."""
     cubes = [cube(thresholds, protocol, name) for name in threshold_columns(thresholds)]
     estimate = np.ptp([macro_estimate(of.values) for of in cubes], axis=0)
-    samples = np.stack([macro_means(of.values, draws).mean(axis=2) for of in cubes])  # (T,B,M)
+    samples = np.stack([macro_means(of.values, draws) for of in cubes])  # (T,B,M)
     return estimate, *interval(np.ptp(samples, axis=0))

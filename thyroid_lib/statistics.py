@@ -18,6 +18,7 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 SEEDS_FOR_STABILITY = 5
+FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 # Ordered: the protocol that comes first among those run is the one that decides.
@@ -119,10 +120,22 @@ def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
         draws: for the same F, S and G.
 
     Returns:
-        (B,M,S): one per resample, model and drawn seed; their mean over S is the model's mean.
+        (B,M).
     """
+    tested = ~np.isnan(values[0, :, 0])  # (F,G)
+    fold, group = np.nonzero(tested)  # (P,)
+    models, _, seeds, groups = values.shape
+    runs = (draws.seeds[..., None] == np.arange(seeds)).sum(axis=2)  # (B,F,S)
+    share = 1 / (tested.sum(axis=0)[group, None] * groups * seeds)
+    weights = draws.groups[:, group, None] * runs[:, fold] * share  # (B,P,S)
+    cells = values[:, fold, :, group].transpose(0, 2, 1)  # (P,S,M)
+    return weights.reshape(len(weights), -1) @ cells.reshape(-1, models)
+
+
+def macro_by_seed(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """Give what `macro_means` gives for each drawn seed by itself: (B,M,S), their mean over S."""
     models, folds, seeds, groups = values.shape
-    tested = (~np.isnan(values[0])).any(axis=1).sum(axis=0)  # (G,) folds that test the group
+    tested = (~np.isnan(values[0, :, 0])).sum(axis=0)  # (G,) folds that test the group
     part = np.nan_to_num(values) / (tested * groups)
     sums = draws.groups @ part.reshape(-1, groups).T  # (B,M·F·S)
     sums = sums.reshape(-1, models, folds, seeds)
@@ -152,7 +165,7 @@ def intervals(
     rows = []
     for protocol, metric in itertools.product(order_protocols(scores["protocol"]), metrics):
         of = cube(scores, protocol, metric)
-        low, high = _bounds(macro_means(of.values, draw(of, resamples=resamples)).mean(2), of)
+        low, high = _bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
         for i, (model, value) in enumerate(zip(of.models, macro_estimate(of.values), strict=True)):
             rows.append(
                 {"protocol": protocol, "model": model, "metric": metric, "estimate": value,
@@ -180,7 +193,7 @@ def differences(
     rows = []
     for protocol in order_protocols(scores["protocol"]):
         of = cube(scores, protocol, metric)
-        means = macro_means(of.values, draw(of, resamples=resamples)).mean(axis=2)  # (B,M)
+        means = macro_means(of.values, draw(of, resamples=resamples))  # (B,M)
         estimate = macro_estimate(of.values)
         for i, j in itertools.combinations(range(len(of.models)), 2):
             gap = means[:, i] - means[:, j]
@@ -231,7 +244,7 @@ def mixed_model(scores: pd.DataFrame, *, metric: str = "dice") -> pd.DataFrame:
     rows = []
     for protocol in order_protocols(scores["protocol"]):
         of = cube(scores, protocol, metric)
-        estimate, covariance, note = _fit(of)
+        estimate, covariance, note = fit_mixed(of)
         for i, j in itertools.combinations(range(len(of.models)), 2):
             gap = np.zeros(len(of.models))
             gap[i], gap[j] = 1, -1
@@ -244,7 +257,7 @@ def mixed_model(scores: pd.DataFrame, *, metric: str = "dice") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["protocol", "a", "b", "difference", "low", "high", "note"])
 
 
-def _fit(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:
+def fit_mixed(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:
     """Return the models' means (M,), their covariance (M,M) and a note."""
     places = np.argwhere(~np.isnan(of.values))  # (N,4)
     table = pd.DataFrame(places, columns=["model", "fold", "seed", "group"]).astype(str)
