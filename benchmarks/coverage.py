@@ -1,6 +1,6 @@
 """How often are the intervals right, and how often is a difference seen where there is none?
 
-    python benchmarks/coverage.py --studies 10000 --mixed 400
+    python benchmarks/coverage.py --studies 10000
 
 simulates studies of this project's own designs in which two models do not differ, counts, and
 writes the table of `docs/statistics.md` between its marks. `tests/test_coverage.py` repeats it with
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thyroid_lib.statistics import SEEN, TAILS, Cube, Draws, draw, fit_mixed, interval, macro_means
+from thyroid_lib.statistics import SEEN, Cube, Draws, draw, interval, macro_means
 
 # Dice. REML of the group means of U-Net and Residual U-Net gives groups 0.080 under `grouped`; a
 # run 0.019 under `random` (next to nothing under `grouped`, whose three folds hardly tell a run
@@ -77,14 +77,13 @@ def bounds(values: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray, np
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def measure(design: Design, *, studies: int, seed: int, mixed: int = 0) -> dict:
+def measure(design: Design, *, studies: int, seed: int) -> dict:
     """Simulate one design.
 
     Returns:
         The design, and in per cent: mean covered (a model's true mean lies in its interval);
         rejections of a true "no difference" at 0.05 by the crossed bootstrap, by the bootstrap of
-        groups alone, by Wilcoxon over group means and over pooled images, by the mixed model (the
-        first `mixed` studies); smallest gap (Dice, mean of what the studies state) and the share of
+        groups alone, by Wilcoxon over group means and over pooled images; smallest gap (Dice, mean of what the studies state) and the share of
         studies that see a true gap of that size.
     """
     rng = np.random.default_rng([seed, design.groups, design.folds, design.seeds])
@@ -106,7 +105,6 @@ def measure(design: Design, *, studies: int, seed: int, mixed: int = 0) -> dict:
         "groups alone": (low_alone > 0) | (high_alone < 0),
         "Wilcoxon, groups": stats.wilcoxon(means, axis=1).pvalue < 0.05,
         "Wilcoxon, images": _wilcoxon(images.reshape(studies, -1)) < 0.05,
-        "mixed model": [_mixed_rejects(values[:, n], axes) for n in range(mixed)] or [np.nan],
     }
     return (
         {"design": design.name, "groups": design.groups, "folds": design.folds,
@@ -125,21 +123,14 @@ def _wilcoxon(differences: np.ndarray) -> np.ndarray:
     return 2 * stats.norm.sf(np.abs(total) / spread)
 
 
-def _mixed_rejects(values: np.ndarray, axes: list[tuple]) -> bool:
-    estimate, covariance, _ = fit_mixed(Cube("", ("a", "b"), *axes, values))
-    gap = np.array([1, -1])
-    return abs(gap @ estimate) > stats.norm.ppf(TAILS[1]) * np.sqrt(gap @ covariance @ gap)
-
-
 def main() -> None:
     """Simulate every design and put the table into the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=10_000, help="simulated per design")
-    parser.add_argument("--mixed", type=int, default=400, help="of which the mixed model is fitted")
     asked = parser.parse_args()
     rows = []
     for design in DESIGNS:
-        rows.append(measure(design, studies=asked.studies, seed=1, mixed=asked.mixed))
+        rows.append(measure(design, studies=asked.studies, seed=1))
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     page = PAGE.read_text(encoding="utf-8")
