@@ -1,27 +1,27 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import shuffled, study
 
 from thyroid_lib import statistics
-from thyroid_lib.statistics import SHARED, load_runs, select, show, summary
+from thyroid_lib.statistics import (
+    SEEN,
+    Draws,
+    cube,
+    differences,
+    draw,
+    intervals,
+    macro_by_seed,
+    macro_estimate,
+    macro_means,
+    mixed_model,
+    order_protocols,
+)
 
 
-def scores_of(rows: list[tuple]) -> pd.DataFrame:
-    """Rows of (model, seed, group, case_id, dice); the other metrics follow Dice."""
+def scores_of(rows: list[tuple], **more) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["model", "seed", "group", "case_id", "dice"])
-    table = table.assign(protocol="grouped", fold=0)
-    for metric in ("nsd", "iou", "hd95_px", "assd_px"):
-        table[metric] = table["dice"]
-    return table
-
-
-def runs_of(scores: pd.DataFrame, **adds: int) -> pd.DataFrame:
-    runs = scores[["model", "protocol", "fold", "seed"]].drop_duplicates().reset_index(drop=True)
-    return runs.assign(
-        parameters=1_000, selection="last", multiply_adds=[adds.get(m, 10) for m in runs.model]
-    )
+    return table.assign(protocol="grouped", fold=0).assign(**more)
 
 
 TWO_GROUPS = scores_of(
@@ -33,141 +33,190 @@ TWO_GROUPS = scores_of(
 
 
 def test_means_are_taken_within_groups_first():
-    row = summary(TWO_GROUPS, runs_of(TWO_GROUPS)).iloc[0]
+    of = cube(TWO_GROUPS, "grouped")
+    np.testing.assert_allclose(of.values, [[[[0.3, 0.9], [0.5, 0.9]]]])  # (M,F,S,G)
     # group a: (0.3 + 0.5) / 2 = 0.4, group b: 0.9; by frame it would be 0.567
-    assert row.dice == pytest.approx(0.65)
-    assert row.dice_sd_groups == pytest.approx(np.std([0.4, 0.9], ddof=1))
-    # seed 0: (0.3 + 0.9) / 2 = 0.6, seed 1: (0.5 + 0.9) / 2 = 0.7
-    assert row.dice_sd_seeds == pytest.approx(np.std([0.6, 0.7], ddof=1))
-    assert (row.groups, row.seeds) == (2, 2)
+    assert macro_estimate(of.values) == pytest.approx([0.65])
 
 
-def test_worst_decile_is_the_mean_of_the_lowest_tenth():
-    assert statistics.worst_decile(pd.Series(np.arange(20))) == 0.5
-    assert statistics.worst_decile(pd.Series([0.7, 0.3])) == 0.3
+def test_a_resample_counts_a_group_as_often_as_it_is_drawn():
+    of = cube(TWO_GROUPS, "grouped")
+    draws = Draws(np.array([[2, 0], [1, 1], [0, 2]]), np.array([[[0, 0]], [[0, 1]], [[1, 1]]]))
+    # twice group a under seed 0 twice: 0.3; as it was: 0.65; twice group b: 0.9
+    np.testing.assert_allclose(macro_means(of.values, draws)[:, 0], [0.3, 0.65, 0.9])
+    np.testing.assert_allclose(macro_by_seed(of.values, draws)[1, 0], [0.6, 0.7])
 
 
-def test_an_epoch_picked_on_test_is_marked_in_the_table():
-    runs = runs_of(TWO_GROUPS)
-    assert show(summary(TWO_GROUPS, runs))["protocol"][0] == "grouped"
-    marked = show(summary(TWO_GROUPS, runs.assign(selection="test")))
-    assert "picked on test" in marked["protocol"][0]
+def test_each_fold_draws_its_own_seeds():
+    scores = pd.concat(
+        [
+            scores_of([("unet", 0, "a", "1", 0.2), ("unet", 1, "a", "1", 0.4)]),
+            scores_of([("unet", 0, "b", "2", 0.6), ("unet", 1, "b", "2", 1.0)], fold=1),
+        ]
+    )
+    of = cube(scores, "grouped")
+    assert of.values.shape == (1, 2, 2, 2)
+    assert np.isnan(of.values[0, 0, :, 1]).all()  # fold 0 does not test group b
+    draws = Draws(np.array([[1, 1]]), np.array([[[0, 0], [1, 1]]]))
+    np.testing.assert_allclose(macro_means(of.values, draws), [[(0.2 + 1.0) / 2]])
+    drawn = draw(of, resamples=500).seeds
+    assert (drawn[:, 0] != drawn[:, 1]).any()
 
 
-def test_one_seed_has_no_spread_and_says_so():
-    table = summary(TWO_GROUPS[TWO_GROUPS.seed == 0], runs_of(TWO_GROUPS))
-    assert np.isnan(table.dice_sd_seeds[0])
-    assert show(table)["SD of seeds"][0] == "–"
+@pytest.mark.parametrize("design", [{}, {"folds": 12, "seeds": 2}, {"protocol": "random"}])
+def test_means_by_seed_average_to_the_means(design):
+    scores = study(**design).scores
+    of = cube(scores, scores["protocol"].iloc[0])
+    draws = draw(of, resamples=50)
+    np.testing.assert_allclose(
+        macro_by_seed(of.values, draws).mean(axis=2), macro_means(of.values, draws)
+    )
+    whole = Draws(
+        np.ones((1, 12), int), np.arange(len(of.seeds)) + np.zeros((1, len(of.folds), 1), int)
+    )
+    np.testing.assert_allclose(macro_means(of.values, whole)[0], macro_estimate(of.values))
 
 
-def three_models(dices: dict[str, float]) -> pd.DataFrame:
-    return scores_of([(m, 0, g, g, d) for m, d in dices.items() for g in "ab"])
+def test_the_bootstrap_agrees_with_one_written_as_loops():
+    of = cube(study(seeds=2).scores, "grouped")
+    draws = draw(of, resamples=20)
+    slow = np.zeros((20, 3))
+    for b in range(20):
+        drawn = np.repeat(np.arange(12), draws.groups[b])
+        for model in range(3):
+            each = []
+            for group in drawn:
+                fold = group % 3
+                each.append(
+                    np.mean([of.values[model, fold, s, group] for s in draws.seeds[b, fold]])
+                )
+            slow[b, model] = np.mean(each)
+    np.testing.assert_allclose(macro_means(of.values, draws), slow)
 
 
-def test_a_clear_winner_wins():
-    scores = three_models({"unet": 0.8, "segnet": 0.7, "resunet": 0.9})
-    chosen = select(summary(scores, runs_of(scores)), delta=0.005)
-    assert (chosen["model"], chosen["tied"]) == ("resunet", ["resunet"])
+def test_intervals_have_the_size_that_theory_gives():
+    """One seed, many groups: the mean's standard error is SD / √G."""
+    rng = np.random.default_rng(0)
+    rows = [("unet", 0, f"{g:03}", str(g), x) for g, x in enumerate(rng.normal(0.7, 0.1, 200))]
+    row = intervals(scores_of(rows)).iloc[0]
+    half = 1.96 * np.std([r[4] for r in rows]) / np.sqrt(200)
+    assert row.high - row.estimate == pytest.approx(half, rel=0.05)
+    assert row.estimate - row.low == pytest.approx(half, rel=0.05)
 
 
-def test_a_tie_is_called_one_and_goes_to_the_cheaper_model():
-    scores = three_models({"unet": 0.8, "segnet": 0.7, "resunet": 0.803})
-    table = summary(scores, runs_of(scores, unet=5, resunet=9, segnet=1))
-    chosen = select(table, delta=0.005)
-    assert chosen["model"] == "unet"
-    assert chosen["best"] == "resunet"
-    assert chosen["tied"] == ["resunet", "unet"]
-    assert "out of a tie of resunet, unet" in statistics.selection_sentence(chosen)
+def test_what_all_models_share_cancels_in_a_difference():
+    """Hard groups are hard for all: estimates vary with the groups, the difference does not."""
+    rows = [
+        (model, seed, group, group, dice + gain)
+        for model, gain in (("unet", 0.0), ("segnet", 0.1))
+        for seed in (0, 1)
+        for group, dice in zip("abcde", (0.1, 0.3, 0.5, 0.7, 0.85), strict=True)
+    ]
+    row = differences(scores_of(rows), delta=0.005).iloc[0]
+    assert (row.a, row.b) == ("segnet", "unet")
+    assert [row.difference, row.low, row.high] == pytest.approx([0.1] * 3)
+    known = intervals(scores_of(rows))
+    assert (known.high - known.low > 0.3).all()
 
 
-def test_few_seeds_are_said_to_be_few():
-    chosen = select(summary(TWO_GROUPS, runs_of(TWO_GROUPS)))
-    assert chosen["seeds"] == 2
-    assert "Seeds: 2; below 5 the order may be luck" in statistics.selection_sentence(chosen)
-    assert "luck" not in statistics.selection_sentence(chosen | {"seeds": 5})
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [
+        (0.01, 0.02, "a higher"), (-0.02, -0.01, "b higher"), (-0.004, 0.004, "equivalent"),
+        (0.001, 0.004, "equivalent"), (-0.01, 0.004, "undecided"), (0.001, 0.02, "a higher"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_read_against_zero_and_delta(low, high, reading):
+    assert statistics._read(low, high, 0.005, "a", "b") == reading
 
 
-def test_the_order_of_rows_changes_nothing():
-    scores = three_models({"unet": 0.8, "segnet": 0.7, "resunet": 0.803})
-    table = summary(scores, runs_of(scores, unet=5, resunet=9))
-    shuffled = scores.sample(frac=1, random_state=1)
-    again = summary(shuffled, runs_of(shuffled, unet=5, resunet=9).iloc[::-1])
-    pd.testing.assert_frame_equal(table, again, check_exact=False)
-    assert select(table) == select(again)
+def test_p_is_twice_the_share_beyond_zero():
+    part = differences(study().scores, delta=0.005, resamples=999)
+    of = cube(study().scores, "grouped")
+    means = macro_means(of.values, draw(of, resamples=999))
+    gap = means[:, 0] - means[:, 2]
+    beyond = min((gap <= 0).sum(), (gap >= 0).sum())
+    row = part[(part.a == "resunet") & (part.b == "unet")].iloc[0]
+    assert row.p == pytest.approx(2 * (1 + beyond) / 1000)
+    assert row.smallest_gap == pytest.approx(SEEN * gap.std())
+    assert pytest.approx(2.80, abs=0.01) == SEEN
 
 
-def test_the_grouped_protocol_decides():
-    scores = three_models({"unet": 0.8, "segnet": 0.7})
-    leaky = three_models({"unet": 0.8, "segnet": 0.99}).assign(protocol="random")
-    both = pd.concat([scores, leaky])
-    table = summary(both, runs_of(both))
-    assert select(table)["model"] == "unet"
-    assert "adds 0.145 Dice" in statistics.protocol_sentence(table)
+def test_what_is_conditional_is_marked():
+    for folds, seeds, expected in ((3, 1, True), (1, 3, True), (1, 5, False), (3, 2, False)):
+        of = cube(study(folds=folds, seeds=seeds).scores, "grouped")
+        assert of.conditional is expected, (folds, seeds)
 
 
-def write_run(folder, *, dice=0.5, cases=("1", "2"), **changed):
-    run_id = folder.name
-    model, protocol, fold, seed = run_id.split("-")
-    about = {name: 1 for name in SHARED} | {"parameters": 5, "multiply_adds": 7}
-    about |= {"train_seconds": 1.0, "images_per_second": 2.0, "peak_memory_mib": 3}
-    about |= {"run_id": run_id, "model": model, "protocol": protocol}
-    about |= {"fold": int(fold[4:]), "seed": int(seed[4:])} | changed
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(about))
-    table = pd.DataFrame({"case_id": cases, "dataset": "d", "group": "07", "dice": dice})
-    table.to_csv(folder / "scores.csv", index=False)
-    pd.DataFrame({"epoch": [1], "train_loss": [0.5]}).to_csv(folder / "history.csv", index=False)
-    return folder
+def test_one_seed_draws_groups_alone_and_one_group_has_no_interval():
+    of = cube(study(seeds=1).scores, "grouped")
+    assert (draw(of, resamples=10).seeds == 0).all()
+    alone = intervals(study(groups=1, folds=1).scores)
+    assert alone[["low", "high"]].isna().all(axis=None)
+    assert not len(differences(study({"unet": 0.7}).scores, delta=0.005))
 
 
-def test_runs_are_gathered_with_their_names(tmp_path):
-    folders = [write_run(tmp_path / f"{m}-grouped-fold0-seed0") for m in ("unet", "segnet")]
-    runs, scores, histories = load_runs(folders)
-    assert list(runs.model) == ["unet", "segnet"]
-    assert len(scores) == 4
-    assert len(histories) == 2
-    assert set(scores.group) == {"07"}  # as text: a group called 07 is not 7
-    assert set(scores.case_id) == {"1", "2"}
+@pytest.mark.parametrize("function", [intervals, mixed_model, lambda s: differences(s, delta=0.01)])
+def test_order_changes_nothing(function):
+    scores = study().scores
+    pd.testing.assert_frame_equal(function(scores), function(shuffled(scores)), check_exact=True)
 
 
-def test_missing_runs_are_all_named(tmp_path):
-    there = write_run(tmp_path / "unet-grouped-fold0-seed0")
-    gone = [tmp_path / "segnet-grouped-fold0-seed0", tmp_path / "resunet-grouped-fold0-seed0"]
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 runs .*segnet-grouped.*resunet-grouped"):
-        load_runs([there, *gone])
-    with pytest.raises(ValueError, match="no run was named"):
-        load_runs([])
+def test_renamed_models_keep_their_figures():
+    scores = study().scores
+    names = {"unet": "c", "segnet": "a", "resunet": "b"}
+    one = intervals(scores).set_index("model")
+    other = intervals(scores.replace({"model": names})).set_index("model")
+    for old, new in names.items():
+        assert one.loc[old, "low"] == pytest.approx(other.loc[new, "low"], abs=1e-12)
 
 
-@pytest.mark.parametrize("field", ["lr", "data_fingerprint", "threads", "selection"])
-def test_runs_of_other_settings_are_named(tmp_path, field):
-    folders = [write_run(tmp_path / f"{m}-grouped-fold0-seed0") for m in ("unet", "segnet")]
-    folders.append(write_run(tmp_path / "resunet-grouped-fold0-seed0", **{field: 2}))
-    with pytest.raises(ValueError, match=f"{field} differs.*resunet-grouped-fold0-seed0 has 2"):
-        load_runs(folders)
+def test_the_mixed_model_agrees_with_the_bootstrap():
+    scores = study(seeds=5, groups=15).scores
+    mixed, boot = mixed_model(scores), differences(scores, delta=0.005)
+    np.testing.assert_allclose(mixed.difference, boot.difference, atol=1e-6)  # balanced
+    ratio = (mixed.high - mixed.low) / (boot.high - boot.low)
+    assert ratio.between(0.6, 1.6).all()
+    assert set(mixed.note) == {""}
 
 
-def test_other_test_cases_and_doubled_runs_are_refused(tmp_path):
-    one = write_run(tmp_path / "unet-grouped-fold0-seed0")
-    other = write_run(tmp_path / "segnet-grouped-fold0-seed0", cases=("1", "3"))
-    with pytest.raises(ValueError, match="tested on different cases"):
-        load_runs([one, other])
-    with pytest.raises(ValueError, match="given twice: unet-grouped-fold0-seed0"):
-        load_runs([one, one])
+@pytest.mark.parametrize(
+    "design", [(1, 1, 1), (2, 1, 1), (1, 1, 3), (3, 3, 1), (2, 1, 2), (5, 5, 2), (4, 2, 1)]
+)
+def test_the_mixed_model_never_raises_on_a_small_study(design):
+    groups, folds, seeds = design
+    table = mixed_model(study(groups=groups, folds=folds, seeds=seeds, frames=2).scores)
+    assert len(table) == 3
+    bare = table["low"].isna() | table["high"].isna()
+    assert (table["note"] != "")[bare].all()
 
 
-def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
-    folders = [write_run(tmp_path / f"{m}-grouped-fold0-seed0") for m in ("unet", "segnet")]
-    runs, scores, _ = load_runs(folders)
-    for metric in ("nsd", "iou", "hd95_px", "assd_px"):
-        scores[metric] = scores["dice"]
-    table = summary(scores, runs)
-    for name in ("first", "second"):
-        statistics.save_tables(
-            tmp_path / name, scores=scores, runs=runs, table=table, selected=select(table)
-        )
-    written = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert written == ["cost.csv", "groups.csv", "selected.json", "summary.csv", "summary.md"]
-    for name in written:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert "| unet" in (tmp_path / "first" / "summary.md").read_text()
+def test_equal_models_do_not_break_the_mixed_model():
+    one = study({"unet": 0.7}).scores
+    both = pd.concat([one, one.assign(model="segnet")])
+    row = mixed_model(both).iloc[0]
+    assert row.difference == pytest.approx(0, abs=1e-9)
+
+
+def test_the_grouped_protocol_comes_first():
+    assert order_protocols(["random", "own", "official", "grouped"]) == [
+        "grouped", "official", "random", "own",
+    ]  # fmt: skip
+
+
+def test_missing_columns_and_runs_are_named():
+    scores = study().scores
+    with pytest.raises(ValueError, match="lack brier: score the runs again"):
+        cube(scores.drop(columns="brier"), "grouped", "brier")
+    few = scores[(scores.model != "unet") | (scores.seed > 0)]
+    with pytest.raises(ValueError, match="every model needs the same folds and seeds"):
+        cube(few, "grouped")
+
+
+def test_ten_thousand_resamples_take_seconds():
+    import time
+
+    scores = study(groups=16, folds=4, seeds=5, frames=2).scores
+    began = time.perf_counter()
+    differences(scores, delta=0.005, resamples=10_000)
+    assert time.perf_counter() - began < 5

@@ -1,4 +1,6 @@
-"""Every figure of the notebooks: each function draws one and returns it, none saves or shows.
+"""The figures of data and of one run, and what all figures share: look, colours, saving.
+
+Each function draws one figure and returns it; `save` and `present` write and show it.
 
 Colours are seaborn's colour-blind palette; a model keeps its colour in every figure, the
 reference outline is always yellow and the prediction always blue.
@@ -10,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown, display
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +33,7 @@ def style() -> None:
             "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",
             "axes.spines.top": False, "axes.spines.right": False,
             "figure.constrained_layout.use": True,
-            "axes.titlesize": "medium", "legend.frameon": False,
+            "axes.titlesize": "medium", "legend.frameon": False, "pdf.fonttype": 42,
         }
     )  # fmt: skip
 
@@ -42,7 +45,7 @@ def model_colours(models: list[str]) -> dict[str, tuple]:
     return {name: palette[i % len(palette)] for i, name in enumerate(names) if name in models}
 
 
-def _image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+def image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
     rows = -(-count // columns)
     fig, axes = plt.subplots(
         rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor="white"
@@ -73,14 +76,14 @@ def _frame(ax, image: np.ndarray, title: str = "") -> None:
     ax.set_title(title, fontsize=8, pad=2)
 
 
-def _case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
+def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
     row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
     _frame(ax, _native(store, row), title)
     _outline(ax, store.reference(row), REFERENCE)
     _outline(ax, pred, PREDICTION)
 
 
-def _outline_legend(fig: Figure) -> None:
+def outline_legend(fig: Figure) -> None:
     fig.legend(
         handles=[
             Line2D([], [], color=REFERENCE, label="reference"),
@@ -96,7 +99,7 @@ def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 8) -> Figu
     middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
     paths = cases.drop_duplicates("case_id").set_index("case_id")["image_path"]
     columns = min(4, len(middles))
-    fig, axes = _image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
+    fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
     for place, row in enumerate(middles):
         line, column = 2 * (place // columns), place % columns
         image = frames.read_gray(paths[store.index["case_id"].iloc[row]]) / 255
@@ -131,7 +134,7 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
     """Draw masks that held burnt-in text: the text marked above, what is kept below."""
     mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
-    fig, axes = _image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
+    fig, axes = image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
     for column, case_id in enumerate(mended):
         before = frames.read_mask(paths[case_id])
         after, _, pixels = frames.mend_text(before)
@@ -175,75 +178,33 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
         picked: what `pick_cases` gives.
         preds: bool (H,W) masks at native size, one per row of `picked`.
     """
-    fig, axes = _image_axes(len(picked), 3, 2.3)
+    fig, axes = image_axes(len(picked), 3, 2.3)
     columns = {"best": 0, "median": 1, "worst": 2}
     filled = dict.fromkeys(columns, 0)
     for case, pred in zip(picked.itertuples(), preds, strict=True):
         ax = axes[filled[case.rank], columns[case.rank]]
         filled[case.rank] += 1
-        _case(ax, store, case.case_id, pred, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
-    _outline_legend(fig)
-    return fig
-
-
-def compare_curves(histories: pd.DataFrame) -> Figure:
-    """Draw training and validation loss of every run, one column per protocol."""
-    long = histories.melt(
-        id_vars=["run_id", "model", "protocol", "epoch"],
-        value_vars=[c for c in ("train_loss", "val_loss") if c in histories],
-        var_name="side", value_name="loss",
-    ).replace({"side": {"train_loss": "training", "val_loss": "validation"}})  # fmt: skip
-    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays it out itself
-        grid = sns.relplot(
-            long.dropna(subset="loss"), kind="line", x="epoch", y="loss", hue="model",
-            style="side", col="protocol", estimator="mean", errorbar=("pi", 100), height=3.2,
-            aspect=FIGURE_WIDTH / 3.2 / max(1, long["protocol"].nunique()) * 0.88,
-            palette=model_colours(list(long["model"].unique())),
-        )  # fmt: skip
-    grid.set_axis_labels("epoch", "loss (BCE); band: range of the runs")
-    grid.set_titles("{col_name}")
-    return grid.figure
-
-
-def groups_strip(scores: pd.DataFrame) -> Figure:
-    """Draw the mean Dice of each group and run as a point, and the mean of the groups as a bar."""
-    each = scores.groupby(["protocol", "model", "group", "seed"])["dice"].mean().reset_index()
-    models = list(model_colours(list(each["model"].unique())))
-    protocols = list(each["protocol"].unique())
-    fig, axes = plt.subplots(
-        1, len(protocols), figsize=(FIGURE_WIDTH, 3.4), sharey=True, squeeze=False
-    )
-    for ax, protocol in zip(axes.flat, protocols, strict=True):
-        part = each[each["protocol"] == protocol]
-        sns.swarmplot(
-            part, x="model", y="dice", hue="model", order=models, ax=ax, size=4,
-            palette=model_colours(models), legend=False,
-        )  # fmt: skip
-        macro = part.groupby("model")["dice"].mean()
-        for place, model in enumerate(models):
-            ax.hlines(macro[model], place - 0.3, place + 0.3, color="black", linewidth=2)
-        ax.set(title=protocol, xlabel="", ylabel="Dice (mean of a group)")
-    return fig
-
-
-def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the same frames (rows) as segmented by every model (columns).
-
-    Args:
-        case_ids: cases of the store.
-        preds: per model the masks, bool (H,W) at native size, in the order of `case_ids`.
-    """
-    fig, axes = _image_axes(len(case_ids) * len(preds), len(preds), 2.2)
-    for column, (model, masks) in enumerate(preds.items()):
-        for line, (case_id, pred) in enumerate(zip(case_ids, masks, strict=True)):
-            ax = axes[line, column]
-            _case(ax, store, case_id, pred, f"{model}, {case_id}")
-    _outline_legend(fig)
+        draw_case(
+            ax, store, case.case_id, pred, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}"
+        )
+    outline_legend(fig)
     return fig
 
 
 def save(fig: Figure, path: str | Path) -> None:
-    """Write a figure as PNG beside the tables that it shows."""
-    path = Path(path).with_suffix(".png")
+    """Write a figure beside the tables that it shows: as PNG, and as PDF for print.
+
+    The same figure gives the same bytes: no date is written into it.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path)
+    fig.savefig(path.with_suffix(".png"))
+    fig.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+def present(fig: Figure, path: str | Path, reading: str) -> None:
+    """Save a figure and show it in a notebook, with its reading, one sentence, below."""
+    save(fig, path)
+    display(fig)
+    plt.close(fig)  # or the notebook would show it a second time
+    display(Markdown(reading))

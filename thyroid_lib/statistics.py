@@ -1,266 +1,293 @@
-"""From the runs' tables to the answer: one row per model, its spread, and the model to pick.
+"""How sure are we? Intervals, paired differences and power, from a bootstrap of groups and seeds.
 
 A frame is never a unit here: frames of one sweep are near-copies, so every mean is taken within
-groups first ("group-macro") and every spread is between groups or between seeds.
+groups first ("group-macro"). What would differ in another study of this kind are its groups and
+its trainings, so both are resampled, crossed (Owen & Eckles, Ann. Appl. Stat. 6 (2012) 895), and
+all models meet the same ones in a resample. `docs/statistics.md` says how often the intervals are
+right. Everything here is a pure function of tables, which are sorted before anything is drawn: the
+order of rows, runs and models changes nothing.
 """
 
-import json
-from pathlib import Path
+import itertools
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
 
-from thyroid_lib import write_file
-
-# What must agree between runs for their Dice to be comparable; the rest is what is compared.
-SHARED = (
-    "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
-    "selection", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
-)  # fmt: skip
 SEEDS_FOR_STABILITY = 5
-RUN = ["run_id", "model", "protocol", "fold", "seed"]
+FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
+LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+# Ordered: the protocol that comes first among those run is the one that decides.
+PROTOCOLS = ("grouped", "leave-one-group-out", "official", "random")
+# A gap of this many standard errors is seen in 80 % of studies, by a two-sided test at 0.05.
+SEEN = stats.norm.ppf(TAILS[1]) + stats.norm.ppf(0.8)
 
 
-def load_runs(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Gather finished runs, or refuse and name what is missing or does not belong.
+@dataclass(frozen=True)
+class Cube:
+    """One protocol's group means of one metric.
+
+    `values` is (M,F,S,G): model, fold, seed, group, each axis sorted; NaN where a fold does not
+    test a group.
+    """
+
+    protocol: str
+    models: tuple[str, ...]
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    groups: tuple[str, ...]
+    values: np.ndarray
+
+    @property
+    def conditional(self) -> bool:
+        """Whether intervals hold for the trained runs alone, not for trainings to come.
+
+        One seed leaves nothing to resample; a single split with few seeds leaves too little.
+        """
+        few = len(self.seeds) < SEEDS_FOR_STABILITY
+        return len(self.seeds) == 1 or (len(self.folds) == 1 and few)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Resamples: `groups` (B,G), how often each is drawn; `seeds` (B,F,S), drawn per fold."""
+
+    groups: np.ndarray
+    seeds: np.ndarray
+
+
+def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Put rows in the one order in which sums are taken, so that they agree to the last bit."""
+    keys = ["protocol", "model", "fold", "seed", "group", "case_id"]
+    return table.sort_values([key for key in keys if key in table], ignore_index=True)
+
+
+def order_protocols(protocols) -> list[str]:
+    """Sort protocols as `PROTOCOLS` has them, others after them by name; the first decides."""
+    known = {name: place for place, name in enumerate(PROTOCOLS)}
+    return sorted(set(protocols), key=lambda name: (known.get(name, len(known)), name))
+
+
+def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
+    """Average cases within groups and lay the means out by model, fold, seed and group.
 
     Args:
-        folders: one folder per run, each with `run.json`, `scores.csv` and `history.csv`.
-
-    Returns:
-        runs: one row per run, the fields of `run.json`.
-        scores: one row per run and test case; columns of `RUN`, then those of `scores.csv`.
-        histories: one row per run and epoch; columns of `RUN`, then those of `history.csv`.
+        scores: one row per run and case: protocol, model, fold, seed, group and `metric`.
+        protocol: whose rows to take.
+        metric: any column with a number per case.
 
     Raises:
-        FileNotFoundError: runs without a result; all of them are named.
-        ValueError: no run at all, settings that differ, or other test cases for other models.
+        ValueError: a column is missing, or models that were not run with the same folds and seeds.
     """
-    folders = [Path(folder) for folder in folders]
-    if not folders:
-        raise ValueError("no run was named: give the folders of at least one finished run")
-    files = ("run.json", "scores.csv", "history.csv")
-    missing = [f.name for f in folders if not all((f / name).is_file() for name in files)]
+    missing = {"protocol", "model", "fold", "seed", "group", metric} - set(scores)
     if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; "
-            "run 3-train for them, then compare again"
+        raise ValueError(f"the scores lack {', '.join(sorted(missing))}: score the runs again")
+    part = sort_rows(scores[scores["protocol"] == protocol])
+    means = part.groupby(["model", "fold", "seed", "group"])[metric].mean()
+    axes = [sorted(part[name].unique()) for name in ("model", "fold", "seed", "group")]
+    full = means.reindex(pd.MultiIndex.from_product(axes))
+    values = full.to_numpy(float).reshape([len(axis) for axis in axes])  # (M,F,S,G)
+    there = ~np.isnan(values)
+    if not len(part) or (there != there.any(axis=(0, 2), keepdims=True)).any():
+        raise ValueError(
+            f"{protocol}: every model needs the same folds and seeds, and a number of {metric} in "
+            "each case; train or score the runs that are missing"
         )
-    runs = pd.DataFrame([json.loads((f / "run.json").read_text()) for f in folders])
-    tables = {"scores.csv": [], "history.csv": []}
-    for folder, run in zip(folders, runs[RUN].to_dict("records"), strict=True):
-        for name, parts in tables.items():
-            table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
-            parts.append(pd.DataFrame(run, index=table.index).join(table))
-    scores, histories = (pd.concat(parts, ignore_index=True) for parts in tables.values())
-    _check_comparable(runs, scores)
-    return runs, scores, histories
+    return Cube(protocol, *(tuple(axis) for axis in axes), values)
 
 
-def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
-    twice = runs.run_id[runs.duplicated(RUN[1:])]
-    if len(twice):
-        raise ValueError(f"runs given twice: {', '.join(twice)}")
-    for field in SHARED:
-        usual = runs[field].mode()[0]
-        odd = runs[runs[field] != usual]
-        if len(odd):
-            raise ValueError(
-                f"{field} differs between runs: most have {usual}, but "
-                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in odd.itertuples())
-                + "; train them again with equal settings"
-            )
-    cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
-    for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):
-        if lists.nunique() > 1:
-            raise ValueError(
-                f"runs of protocol {protocol}, fold {fold} were tested on different cases: "
-                "train them again on one store"
-            )
+def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
+    """Draw groups, and within each fold seeds, with replacement.
 
-
-def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Average frames within groups, then over seeds.
-
-    Returns:
-        One row per protocol, model and group; columns `metric` and `frames`.
+    A training's luck is shared by the groups that its fold tests, and no other fold's training has
+    it: so each fold draws its own seeds. Where there is one seed the groups alone are drawn.
     """
-    keys = ["protocol", "model", "group"]
-    each = scores.groupby([*keys, "fold", "seed"])[metric].agg(["mean", "size"])
-    return (
-        each.groupby(keys)
-        .agg(**{metric: ("mean", "mean"), "frames": ("size", "first")})
-        .reset_index()
-    )
+    _, folds, seeds, groups = of.values.shape
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return Draws(counts, rng.integers(seeds, size=(resamples, folds, seeds)))
 
 
-def seed_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Average frames within groups, then over groups: one row per protocol, model and seed."""
-    keys = ["protocol", "model", "seed"]
-    each = scores.groupby([*keys, "group"])[metric].mean()
-    return each.groupby(keys).mean().reset_index()
-
-
-def worst_decile(values: pd.Series) -> float:
-    """Mean of the lowest tenth of the values (CVaR10), of at least one."""
-    lowest = np.sort(values.to_numpy())[: max(1, len(values) // 10)]
-    return float(lowest.mean())
-
-
-def summary(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per protocol and model, best Dice first within a protocol.
-
-    Returns:
-        protocol, model; selection: which epoch's weights were kept; dice, nsd, iou: group-macro
-        means; dice_sd_groups: standard deviation
-        between group means; dice_sd_seeds: between seeds (NaN for one seed); dice_worst_decile;
-        hd95_px, assd_px: group-macro means, missed frames at the image's diagonal; missed: test
-        frames with Dice 0; groups, seeds; parameters; multiply_adds per image.
-    """
-    rows = []
-    for (protocol, model), part in scores.groupby(["protocol", "model"]):
-        per_group = group_means(part)["dice"]
-        per_seed = seed_means(part)["dice"]
-        of_model = runs[(runs.model == model) & (runs.protocol == protocol)].iloc[0]
-        macro = {
-            name: group_means(part, name)[name].mean()
-            for name in ("dice", "nsd", "iou", "hd95_px", "assd_px")
-        }
-        rows.append(
-            {
-                "protocol": protocol, "model": model, "selection": of_model.selection,
-                "dice": macro["dice"],
-                "dice_sd_groups": per_group.std(ddof=1), "dice_sd_seeds": per_seed.std(ddof=1),
-                "dice_worst_decile": worst_decile(part["dice"]), "nsd": macro["nsd"],
-                "iou": macro["iou"], "hd95_px": macro["hd95_px"], "assd_px": macro["assd_px"],
-                "missed": int((part["dice"] == 0).sum()), "groups": part["group"].nunique(),
-                "seeds": part["seed"].nunique(), "parameters": of_model.parameters,
-                "multiply_adds": of_model.multiply_adds,
-            }
-        )  # fmt: skip
-    table = pd.DataFrame(rows)
-    return table.sort_values(
-        ["protocol", "dice", "model"], ascending=[True, False, True], ignore_index=True
-    )
-
-
-def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per model: training time and memory of its runs (medians), and its size."""
-    table = runs.groupby("model").agg(
-        runs=("run_id", "size"),
-        train_seconds=("train_seconds", "median"),
-        images_per_second=("images_per_second", "median"),
-        peak_memory_mib=("peak_memory_mib", "median"),
-        parameters=("parameters", "first"),
-        multiply_adds=("multiply_adds", "first"),
-    )
-    return table.reset_index()
-
-
-def select(table: pd.DataFrame, *, delta: float = 0.005) -> dict:
-    """Pick the model to deploy by a rule that was declared before training.
-
-    The grouped protocol decides where there is one. Models whose Dice lies within `delta` of the
-    best are a tie, and the tie goes to the fewest multiply-adds, then the fewest parameters.
+def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """Give the group-macro mean of every resample.
 
     Args:
-        table: what `summary` gives.
-        delta: Dice that makes no difference in practice.
+        values: (M,F,S,G) as in `Cube`; M may count models, or simulated studies.
+        draws: for the same F, S and G.
 
     Returns:
-        model, protocol, best (highest Dice), tied (names, alphabetical), seeds (the fewest that
-        any of the models has), rule (in words).
+        (B,M).
     """
-    protocols = list(dict.fromkeys(table["protocol"]))
-    protocol = "grouped" if "grouped" in protocols else protocols[0]
-    rivals = table[table.protocol == protocol]
-    tied = rivals[rivals.dice >= rivals.dice.max() - delta]
-    chosen = tied.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
-    best = rivals.sort_values(["dice", "model"], ascending=[False, True]).iloc[0]
-    return {
-        "model": str(chosen.model),
-        "protocol": protocol,
-        "best": str(best.model),
-        "tied": sorted(tied.model),
-        "seeds": int(rivals.seeds.min()),
-        "rule": f"highest Dice under {protocol}; within {delta} is a tie, which goes to the "
-        "fewest multiply-adds",
+    tested = ~np.isnan(values[0, :, 0])  # (F,G)
+    fold, group = np.nonzero(tested)  # (P,)
+    models, _, seeds, groups = values.shape
+    runs = (draws.seeds[..., None] == np.arange(seeds)).sum(axis=2)  # (B,F,S)
+    share = 1 / (tested.sum(axis=0)[group, None] * groups * seeds)
+    weights = draws.groups[:, group, None] * runs[:, fold] * share  # (B,P,S)
+    cells = values[:, fold, :, group].transpose(0, 2, 1)  # (P,S,M)
+    return weights.reshape(len(weights), -1) @ cells.reshape(-1, models)
+
+
+def macro_by_seed(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """Give what `macro_means` gives for each drawn seed by itself: (B,M,S), their mean over S."""
+    models, folds, seeds, groups = values.shape
+    tested = (~np.isnan(values[0, :, 0])).sum(axis=0)  # (G,) folds that test the group
+    part = np.nan_to_num(values) / (tested * groups)
+    sums = draws.groups @ part.reshape(-1, groups).T  # (B,M·F·S)
+    sums = sums.reshape(-1, models, folds, seeds)
+    return np.take_along_axis(sums, draws.seeds[:, None], axis=3).sum(axis=2)
+
+
+def macro_estimate(values: np.ndarray) -> np.ndarray:
+    """Average (M,F,S,G) over seeds and folds, then over groups: (M,)."""
+    return np.nanmean(values, axis=(1, 2)).mean(axis=1)
+
+
+def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Take the 95 % percentile interval along the first axis."""
+    low, high = np.quantile(samples, TAILS, axis=0)
+    return low, high
+
+
+def intervals(
+    scores: pd.DataFrame, metrics: tuple[str, ...] = ("dice",), *, resamples: int = 10_000
+) -> pd.DataFrame:
+    """Give every model's group-macro means with their 95 % intervals.
+
+    Returns:
+        One row per protocol, model and metric: estimate, low, high (NaN for a single group),
+        groups, folds, seeds, conditional (see `Cube.conditional`).
+    """
+    rows = []
+    for protocol, metric in itertools.product(order_protocols(scores["protocol"]), metrics):
+        of = cube(scores, protocol, metric)
+        low, high = _bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
+        for i, (model, value) in enumerate(zip(of.models, macro_estimate(of.values), strict=True)):
+            rows.append(
+                {"protocol": protocol, "model": model, "metric": metric, "estimate": value,
+                 "low": low[i], "high": high[i], **_size(of)}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def differences(
+    scores: pd.DataFrame, *, delta: float, metric: str = "dice", resamples: int = 10_000
+) -> pd.DataFrame:
+    """Compare models in pairs, each resample meeting both with the same groups and seeds.
+
+    Args:
+        scores: see `cube`.
+        delta: difference that makes none in practice.
+
+    Returns:
+        One row per protocol and pair of models (a before b by name): difference (a − b), low, high
+        (95 %), se (the resamples' standard deviation), p (twice the share of resamples beyond
+        zero, at most 1), smallest_gap (which 80 % of such studies would see, from se), reading
+        ("equivalent": all of the interval within ±delta; "a higher", "b higher": zero outside;
+        else "undecided"), groups, folds, seeds, conditional.
+    """
+    rows = []
+    for protocol in order_protocols(scores["protocol"]):
+        of = cube(scores, protocol, metric)
+        means = macro_means(of.values, draw(of, resamples=resamples))  # (B,M)
+        estimate = macro_estimate(of.values)
+        for i, j in itertools.combinations(range(len(of.models)), 2):
+            gap = means[:, i] - means[:, j]
+            low, high = (float(x) for x in _bounds(gap, of))
+            beyond = 1 + min((gap <= 0).sum(), (gap >= 0).sum())
+            rows.append(
+                {"protocol": protocol, "a": of.models[i], "b": of.models[j],
+                 "difference": estimate[i] - estimate[j], "low": low, "high": high,
+                 "se": gap.std(), "p": min(1.0, 2 * beyond / (resamples + 1)),
+                 "smallest_gap": SEEN * gap.std(),
+                 "reading": _read(low, high, delta, of.models[i], of.models[j]), **_size(of)}
+            )  # fmt: skip
+    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
+    return pd.DataFrame(rows, columns=None if rows else [*columns, "reading", "conditional"])
+
+
+def _bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
+    if len(of.groups) == 1:  # nothing was resampled that could vary
+        return (np.full(samples.shape[1:], np.nan),) * 2
+    return interval(samples)
+
+
+def _size(of: Cube) -> dict:
+    sizes = {"groups": len(of.groups), "folds": len(of.folds), "seeds": len(of.seeds)}
+    return sizes | {"conditional": of.conditional}
+
+
+def _read(low: float, high: float, delta: float, a: str, b: str) -> str:
+    if low > -delta and high < delta:
+        return "equivalent"
+    if low > 0 or high < 0:
+        return f"{a if low > 0 else b} higher"
+    return "undecided"
+
+
+def mixed_model(scores: pd.DataFrame, *, metric: str = "dice") -> pd.DataFrame:
+    """Fit a linear mixed model beside the bootstrap; it assumes more and should say the same.
+
+    `metric ~ model` with random effects of group, run and model × group, by restricted maximum
+    likelihood (statsmodels). An effect that the study cannot tell from the model or from the noise
+    is left out: runs where each model has one, or where each run tests one group; model × group
+    where there is one run per group.
+
+    Returns:
+        One row per protocol and pair: a, b, difference, low, high (95 %, Wald), note ("" or why
+        not to lean on it). NaN where no fit was possible; small studies never raise.
+    """
+    rows = []
+    for protocol in order_protocols(scores["protocol"]):
+        of = cube(scores, protocol, metric)
+        estimate, covariance, note = fit_mixed(of)
+        for i, j in itertools.combinations(range(len(of.models)), 2):
+            gap = np.zeros(len(of.models))
+            gap[i], gap[j] = 1, -1
+            half = stats.norm.ppf(TAILS[1]) * np.sqrt(max(0.0, gap @ covariance @ gap))
+            value = gap @ estimate
+            rows.append(
+                {"protocol": protocol, "a": of.models[i], "b": of.models[j], "difference": value,
+                 "low": value - half, "high": value + half, "note": note}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["protocol", "a", "b", "difference", "low", "high", "note"])
+
+
+def fit_mixed(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the models' means (M,), their covariance (M,M) and a note."""
+    places = np.argwhere(~np.isnan(of.values))  # (N,4)
+    table = pd.DataFrame(places, columns=["model", "fold", "seed", "group"]).astype(str)
+    table["run"] = table["model"] + "-" + table["fold"] + "-" + table["seed"]
+    table["model_group"] = table["model"] + "-" + table["group"]
+    table["value"] = of.values[tuple(places.T)]
+    enough = {"group": 2, "run": len(of.models) + 1, "model_group": 2}
+    parts = {
+        name: f"0 + C({name})"
+        for name, least in enough.items()
+        if least <= table[name].nunique() < len(table)
     }
-
-
-def show(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn `summary` into the table for people: `mean ± SD`, millions, giga-multiply-adds."""
-
-    def with_spread(mean: pd.Series, spread: pd.Series) -> list[str]:
-        return [
-            f"{m:.3f} ± {s:.3f}" if np.isfinite(s) else f"{m:.3f}"
-            for m, s in zip(mean, spread, strict=True)
-        ]
-
-    # Only the replication picks epochs on the test set, and no table of it goes without a mark.
-    mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
-    return pd.DataFrame(
-        {
-            "protocol": table["protocol"] + mark,
-            "model": table["model"],
-            "Dice ± SD of groups": with_spread(table["dice"], table["dice_sd_groups"]),
-            "SD of seeds": [f"{s:.3f}" if np.isfinite(s) else "–" for s in table["dice_sd_seeds"]],
-            "worst decile": table["dice_worst_decile"].map("{:.3f}".format),
-            "NSD": table["nsd"].map("{:.3f}".format),
-            "HD95 (px)": table["hd95_px"].map("{:.1f}".format),
-            "missed": table["missed"],
-            "parameters (M)": (table["parameters"] / 1e6).map("{:.2f}".format),
-            "multiply-adds (G)": (table["multiply_adds"] / 1e9).map("{:.2f}".format),
-        }
-    )
-
-
-def protocol_sentence(table: pd.DataFrame) -> str:
-    """Say in words what the random split adds to each model's Dice, from `summary`."""
-    dice = table.pivot(index="model", columns="protocol", values="dice")
-    if not {"random", "grouped"} <= set(dice.columns):
-        return f"Only one protocol was run ({', '.join(dice.columns)}): no gap to tell."
-    gaps = (dice["random"] - dice["grouped"]).sort_index()
-    each = ", ".join(
-        f"{model} {dice.loc[model, 'random']:.3f} against {dice.loc[model, 'grouped']:.3f}"
-        for model in gaps.index
-    )
-    return (
-        f"Random frames against unseen groups: {each}. The random split adds "
-        f"{gaps.mean():.3f} Dice on average over the models."
-    )
-
-
-def selection_sentence(selected: dict) -> str:
-    """Say in words what `select` did, and that a few seeds do not speak of stability."""
-    tie = ""
-    if len(selected["tied"]) > 1:
-        tie = f", out of a tie of {', '.join(selected['tied'])} (best Dice: {selected['best']})"
-    few = selected["seeds"] < SEEDS_FOR_STABILITY
-    doubt = f" Seeds: {selected['seeds']}; below {SEEDS_FOR_STABILITY} the order may be luck."
-    return f"Selected: {selected['model']}{tie}. Rule: {selected['rule']}.{doubt * few}"
-
-
-def first_seed(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Keep one protocol's scores of the smallest seed: each case once per model."""
-    part = scores[scores["protocol"] == protocol]
-    return part[part["seed"] == part["seed"].min()]
-
-
-def save_tables(
-    out: str | Path,
-    *,
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    table: pd.DataFrame,
-    selected: dict,
-) -> None:
-    """Write the comparison's tables: summary (CSV and Markdown), groups, cost, selected."""
-    out = Path(out)
-    each_group = group_means(scores)
-    write_file(out / "summary.csv", table.to_csv(index=False, float_format="%.6f"))
-    shown = show(table).to_markdown(index=False, disable_numparse=True)
-    write_file(out / "summary.md", shown + "\n")
-    write_file(out / "groups.csv", each_group.to_csv(index=False, float_format="%.6f"))
-    write_file(out / "cost.csv", cost(runs).to_csv(index=False, float_format="%.1f"))
-    write_file(out / "selected.json", json.dumps(selected, indent=1, sort_keys=True) + "\n")
+    count = len(of.models)
+    failed = np.full(count, np.nan), np.full((count, count), np.nan)
+    if not parts:
+        return *failed, "no fit: a single group and run per model"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told in the note, by rules that do not depend on luck
+            fit = MixedLM.from_formula(
+                "value ~ 0 + C(model)", table.assign(whole=1), groups="whole", re_formula="0",
+                vc_formula=parts,
+            ).fit(reml=True, method=["lbfgs", "powell"])  # fmt: skip
+            estimate, covariance = fit.fe_params.to_numpy(), np.asarray(fit.cov_params())
+    except (np.linalg.LinAlgError, ValueError, ZeroDivisionError) as error:
+        return *failed, f"no fit ({type(error).__name__})"
+    covariance = covariance[:count, :count]
+    if not np.isfinite(covariance).all():
+        return estimate, failed[1], "no standard errors: too few groups or runs"
+    shares = zip(fit.model.exog_vc.names, fit.vcomp / fit.scale, strict=True)
+    zero = [name for name, share in shares if share < 1e-4]
+    note = f"estimated as zero: {', '.join(zero)}" if zero else ""
+    return estimate, covariance, note if fit.converged else "did not converge"
