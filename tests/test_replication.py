@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from thyroid_lib.tables import Results
 
 from thyroid_lib import replication
 from thyroid_lib.replication import STEPS, WITHOUT_RELU, measure_steps
+from thyroid_lib.tables import Results
 
 CURVES = pd.read_csv(Path(__file__).parent.parent / "results" / "reference" / "reported_curves.csv")
 
@@ -79,10 +79,14 @@ def test_the_order_of_rows_changes_nothing():
     pd.testing.assert_frame_equal(first, again)
 
 
-def test_steps_on_other_groups_are_refused():
-    steps = ladder()
+def test_only_groups_that_every_step_tested_are_compared():
+    steps = ladder(unet=0.6)
     steps[STEPS[-1]] = steps[STEPS[-1]].query("group != 'd'")
-    with pytest.raises(ValueError, match="whole sweeps held out: tested groups"):
+    table = measure_steps(steps, resamples=100)
+    assert set(table.groups) == {3}
+    assert value(table, STEPS[1]) == pytest.approx(0.9)  # the hard group is gone at every step
+    steps[STEPS[-1]] = steps[STEPS[-1]].assign(group="z")
+    with pytest.raises(ValueError, match="the steps share no group"):
         measure_steps(steps, resamples=100)
 
 

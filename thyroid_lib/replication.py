@@ -66,7 +66,8 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
     steps average cases at native size within groups, then groups.
 
     Args:
-        scores: what `load_steps` gives first. Models that are missing at a step are left out.
+        scores: what `load_steps` gives first. Models that were not run at every step are left out,
+            and so are groups that a small study did not test at every step.
 
     Returns:
         One row per step and model: step, model, dice, low, high, change, change_low, change_high
@@ -74,21 +75,24 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
         seed hold for the trained runs alone.
 
     Raises:
-        ValueError: steps that tested other groups.
+        ValueError: no model or no group that all steps share.
     """
-    common = set.intersection(*(set(table["model"]) for table in scores.values()))
+    shared = {
+        name: sorted(set.intersection(*(set(table[name]) for table in scores.values())))
+        for name in ("model", "group")
+    }
+    if lacking := [name for name, common in shared.items() if not common]:
+        raise ValueError(f"the steps share no {' and no '.join(lacking)}: nothing to compare")
     samples, values = {}, {}
     for step, table in scores.items():
         (protocol,) = table["protocol"].unique()
-        of = cube(table[table["model"].isin(common)], protocol)
+        table = table[table["model"].isin(shared["model"]) & table["group"].isin(shared["group"])]
+        of = cube(table, protocol)
         draws = draw(of, resamples=resamples)
         if step == "as reported":
-            groups = of.groups
             values[step], samples[step] = _pooled(table, of, draws)
         else:
             values[step], samples[step] = macro_estimate(of.values), macro_means(of.values, draws)
-        if of.groups != groups:
-            raise ValueError(f"{step}: tested groups {of.groups}, the first step {groups}")
     rows, before = [], None
     for step in scores:
         low, high = interval(samples[step])
@@ -99,7 +103,7 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
                 change = samples[step][:, i] - samples[before][:, i]
                 row["change"] = values[step][i] - values[before][i]
                 row["change_low"], row["change_high"] = interval(change)
-            rows.append(row | {"groups": len(groups), "seeds": len(of.seeds)})
+            rows.append(row | {"groups": len(of.groups), "seeds": len(of.seeds)})
         before = step
     return pd.DataFrame(rows)
 
@@ -224,6 +228,16 @@ def reported_stability(curves: pd.DataFrame) -> pd.DataFrame:
         change, fall, gap = of_curve(run.sort_values("epoch")["test_dice"].to_numpy())
         rows[model] = {"S2 change": change, "S2 fall": fall, "S5": gap}
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(MEASURES))
+
+
+def curves_sentence(stability: pd.DataFrame) -> str:
+    """Say in words what the report's own curves show of stability."""
+    ordered = stability.sort_values("S2 fall")
+    worst, calm = ordered.index[-1], ordered["S2 change"].idxmin()
+    return (
+        f"The largest fall is {worst}'s, by {ordered['S2 fall'].iloc[-1]:.3f}; the calmest curve "
+        f"is {calm}'s. One run of each network says nothing of another run of the same."
+    )
 
 
 def save_tables(
