@@ -37,7 +37,7 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     ticks = ["the report\nitself", *(_two_lines(name) for name in names)]
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set(ylabel="Dice (bar: 95 % interval)", xlabel="each step mends one more flaw")
-    ax.legend(loc="lower left", ncols=2)
+    fig.legend(loc="outside upper center", ncols=len(colours))
     return fig
 
 
@@ -47,12 +47,15 @@ def _two_lines(name: str) -> str:
     return f"{' '.join(words[:middle])}\n{' '.join(words[middle:])}"
 
 
-def floor(histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFrame) -> Figure:
+def floor(
+    histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFrame, curves: pd.DataFrame
+) -> Figure:
     """Draw the loss of the reported SegNet against its floor, and where its probabilities lie.
 
     Args:
         histories, calibration: of the runs of protocol "reported".
         floors: what `replication.floors` gives.
+        curves: the report's own.
     """
     looks = {
         "segnet_reported": ("as reported", sns.color_palette()[3], "-"),
@@ -70,15 +73,23 @@ def floor(histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFra
         right.stairs(
             share, np.linspace(0, 1, 16), color=colour, linestyle=line, linewidth=1.6, label=label
         )
+    own = curves[curves["model"].map(NAMES) == "segnet_reported"]
+    left.plot(own["epoch"], own["train_loss"], color=GREY, linewidth=1, label="the report itself")
     left.axhline(floors["floor"].mean(), color="black", linewidth=1)
     left.annotate(
-        "floor: (1 − f)·ln 2", (0.98, floors["floor"].mean()), ha="right", va="bottom",
-        xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        "floor of our masks: (1 − f)·ln 2", (0.98, floors["floor"].mean()), ha="right", va="top",
+        xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
     )  # fmt: skip
     left.set(xlabel="epoch", ylabel="training loss (BCE)", ylim=(0, None))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="lower left")
-    right.set(xlabel="probability of thyroid", ylabel="test pixels (%)", yscale="log", xlim=(0, 1))
+    right.set(
+        xlabel="probability of thyroid",
+        ylabel="test pixels (%)",
+        yscale="log",
+        xlim=(0, 1),
+        ylim=(0.01, 150),
+    )
     right.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     right.legend()
     return fig
