@@ -22,10 +22,10 @@ SLACK = 4  # px of the fine map that a copy may be shifted: a sixteenth of the f
 PROPOSED = 8  # candidates for each frame, and as many mirrored ones
 BLOCK = 64  # frames compared at a time: a few tens of MB, however many there are
 # Chosen on the 581 real frames (every fifth or so of 12 TG3K sweeps), every pair of them compared:
-# no pair of two sweeps, mirrored or not, correlates above 0.585, and 95 % of the pairs that follow
+# no pair of two sweeps, mirrored or not, correlates above 0.588, and 95 % of the pairs that follow
 # each other in a sweep do above 0.719; NEAR_COPY is the middle. Held out of that choice: phantom
 # sweeps stay below 0.50 against each other, copies shifted by up to 8 of 256 px, brightened,
-# mirrored and saved as JPEG of quality 20 above 0.90, on phantoms and on real frames.
+# mirrored and saved as JPEG of quality 20 above 0.88, on phantoms and on real frames.
 NEAR_COPY = 0.65
 
 
@@ -67,15 +67,22 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
         correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
         seen from that frame, positive is down and right; mirrored (bool), left and right.
     """
-    windows, spectra = _windows(pool.coarse), fft.rfft2(pool.fine)
-    energy = _window_norm(pool.fine)
-    parts = []
-    for start in range(0, len(queries.fine), BLOCK):
-        block = np.s_[start : start + BLOCK]
-        equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
-        parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
+    count, parts = len(queries.fine), []
+    if len(pool.fine):
+        windows, spectra = _windows(pool.coarse), fft.rfft2(pool.fine)
+        energy = _window_norm(pool.fine)
+        for start in range(0, count, BLOCK):
+            block = np.s_[start : start + BLOCK]
+            equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
+            parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
+    nothing = (
+        np.full(count, -1),
+        np.full(count, -1.0),
+        *np.zeros((2, count)),
+        np.full(count, False),
+    )
+    found = map(np.concatenate, zip(*parts, strict=True)) if parts else nothing
     columns = ("row", "correlation", "shift_y", "shift_x", "mirrored")
-    found = map(np.concatenate, zip(*parts, strict=True)) if parts else [[]] * 5
     return pd.DataFrame(dict(zip(columns, found, strict=True)))
 
 
@@ -158,8 +165,8 @@ def _windows(coarse: np.ndarray) -> np.ndarray:
     """
     spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
     side = COARSE - 4
-    cut = np.stack([_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots])
-    return cut.reshape(len(spots), len(coarse), -1)
+    cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)
+    return np.stack(cut).reshape(len(spots), len(coarse), -1)
 
 
 def _window_norm(fine: np.ndarray) -> np.ndarray:

@@ -90,10 +90,11 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
 
 
 def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
-    """Draw test frames beside the training frames that they copy, and what differs.
+    """Draw test frames beside the training frames that they copy, and the difference.
 
-    The difference is taken after the training frame was mirrored and moved as the table says, and
-    shows black for none, white for 64 gray levels or more.
+    The shift is down and right, in px of the store's squares. The difference is taken after the
+    training frame was moved by it, and the test frame mirrored where the table says so; black is
+    none, white 64 gray levels or more.
 
     Args:
         store: the frames.
@@ -109,11 +110,9 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
         test, train = _native(store, rows[pair.case_id]), _native(store, rows[pair.train_case_id])
         _frame(line[0], train, f"train: {pair.train_case_id} ({pair.train_group})")
         _frame(line[1], test, f"test: {pair.case_id} ({pair.group})")
-        moved = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px"
-        mirrored = ", mirrored" if pair.mirrored else ""
+        shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
         difference = _difference(store, rows[pair.case_id], rows[pair.train_case_id], pair)
-        title = f"correlation {pair.correlation:.3f}; shift {moved}{mirrored}"
-        _frame(line[2], difference, title)
+        _frame(line[2], difference, f"correlation {pair.correlation:.3f}, shift {shift}")
     return fig
 
 
@@ -129,7 +128,7 @@ def defect_gallery(
         count: examples of each, the largest first and of different groups where there are any.
     """
     found = [defect for defect in labels.DEFECTS if (table[defect] > 0).any()]
-    fig, axes = _image_axes(count * max(1, len(found)), count, 1.95)
+    fig, axes = _image_axes(count * max(1, len(found)), count, 1.75)
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
@@ -171,7 +170,7 @@ def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
 
 
 def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, found) -> None:
-    """One example: the frame with its mask outlined and the defect in red, ringed if small."""
+    """One example: the frame with its mask outlined, or the part of it that holds the defect."""
     before = levels > 127
     mask = frames.mend_text(before)[0]
     marked = {
@@ -188,21 +187,21 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
         "nearly_black": f"mean {found.brightness:.0f}",
     }  # fmt: skip
     _frame(ax, _native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {says[defect]}")
-    _outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
+    if defect != "midtones":  # which lie along the outline
+        _outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
     if marked.any():
         ax.imshow(np.dstack([np.full(marked.shape, c) for c in to_rgb(DEFECT)] + [marked * 1.0]))
-        y, x = np.nonzero(marked)
-        if defect != "midtones":
-            radius = 6 + max(np.ptp(y), np.ptp(x)) / 2
-            ax.add_patch(
-                plt.Circle((x.mean(), y.mean()), radius, fill=False, color=DEFECT, linewidth=1.2)
-            )
+        y, x = (places.mean() for places in np.nonzero(marked))
+        height, width = np.array(marked.shape) / 2  # of the frame, half is shown
+        left, top = np.clip((x - width / 2, y - height / 2), 0, (width, height))
+        ax.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
 
 
 def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None:
-    """The frame before, the frame that does not fit, the frame after; the worst of its kind."""
-    rows = table.index[table[defect] > 0]
-    row = rows[table["correlation"][rows].to_numpy().argmin()]
+    """The frames before, the frame that does not fit, the frame after; the worst of its kind."""
+    black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)  # tells little
+    worst = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"])
+    row = worst.index[0]
     group = table.index[table["group"] == table["group"][row]]
     at = group.get_loc(row)
     names = {-2: "two before", -1: "before", 0: defect.replace("_", " "), 1: "after"}
