@@ -128,7 +128,7 @@ def test_a_nearly_black_frame_is_found(sweep, tmp_path, resize):
 
 def test_an_area_far_from_its_neighbours_is_found(sweep, tmp_path):
     images, masks = (part.copy() for part in sweep)
-    rows, columns = np.nonzero(masks[3])
+    rows, _ = np.nonzero(masks[3])
     masks[3][rows[len(rows) // 3] :] = 0  # a third is left
     masks[0] = 0
     masks[0][60:70, 60:70] = 255  # but a sweep may begin with a sliver

@@ -7,10 +7,12 @@ Source: Hubert & Arabie, Journal of Classification 2 (1985) 193, the adjusted Ra
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from thyroid_lib import write_file
 from thyroid_lib.copies import NEAR_COPY, Maps, closest, describe, in_px, pair_correlation
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
@@ -179,6 +181,11 @@ def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
         f"From the frames alone: {len(set(proposed))} groups, against {len(set(known))} by name; "
         f"adjusted Rand index {agree:.2f} (1: the same groups, 0: chance)."
     )
+
+
+def save_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table of the audit as CSV, with three decimals: more differ between machines."""
+    write_file(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
 
 
 def _percent(share: float) -> str:
