@@ -20,8 +20,8 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "store", "splits",
-    "models", "metrics", "predict", "checkpoint", "train", "run", "statistics", "plots", "report",
-    "study", "runner",
+    "copies", "audit", "labels", "models", "metrics", "predict", "checkpoint", "train", "run",
+    "statistics", "plots", "plots_audit", "report", "study", "runner",
 )  # fmt: skip
 
 

@@ -1,0 +1,232 @@
+"""Near-copies: which frames show nearly the same picture, shifted, brightened or mirrored or not.
+
+A cheap descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
+cross-correlation (64 px, small shifts allowed) confirms. Both work on images from which each
+place's own mean and contrast are taken, so that brightness, gamma and what all necks have in common
+(bright skin above, dark depth below) say nothing. NumPy and SciPy; memory grows with the number of
+frames alone, by about 60 kB for each.
+
+Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995 (the template in the
+spectrum, the windows' energy from running sums).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import fft, ndimage
+
+COARSE, FINE = 32, 64  # px, sides of the maps that propose and that confirm
+SLACK = 4  # px of the fine map that a copy may be shifted: a sixteenth of the frame
+PROPOSED = 8  # candidates for each frame, and as many mirrored ones
+BLOCK = 64  # frames compared at a time: a few tens of MB, however many there are
+# Chosen on the 581 real frames (every fifth or so of 12 TG3K sweeps), every pair of them compared:
+# no pair of two sweeps, mirrored or not, correlates above 0.588, and 95 % of the pairs that follow
+# each other in a sweep do above 0.719; NEAR_COPY is the middle. Held out of that choice: phantom
+# sweeps stay below 0.50 against each other, copies shifted by up to 8 of 256 px, brightened,
+# mirrored and saved as JPEG of quality 20 above 0.88, on phantoms and on real frames.
+NEAR_COPY = 0.65
+
+
+class Maps(NamedTuple):
+    """What frames are compared by: locally normalised maps, float32."""
+
+    coarse: np.ndarray  # (N,32,32)
+    fine: np.ndarray  # (N,64,64)
+
+    def take(self, rows) -> "Maps":
+        """Return the maps of some frames, by their row numbers or a mask of them."""
+        return Maps(self.coarse[rows], self.fine[rows])
+
+
+def describe(images: np.ndarray) -> Maps:
+    """Make the maps of frames, uint8 (N,S,S) of any size S; a memory map is read block by block."""
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images: got {images.dtype} {images.shape}, need uint8 (N,S,S)")
+    coarse = np.empty((len(images), COARSE, COARSE), np.float32)
+    fine = np.empty((len(images), FINE, FINE), np.float32)
+    for start in range(0, len(images), BLOCK):
+        block = np.s_[start : start + BLOCK]
+        small = np.stack([_shrink(image) for image in images[block]])  # (B,64,64)
+        fine[block] = _normalise(ndimage.gaussian_filter(small, (0, 0.7, 0.7)), 4)
+        coarse[block] = _normalise(_halve(small), 6)
+    return Maps(coarse, fine)
+
+
+def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
+    """Find for each query the frame of the pool that it copies best.
+
+    Args:
+        queries, pool: maps of n and of N frames.
+        apart: a label for each query and for each frame of the pool, (n,) and (N,): frames of equal
+            label are not compared. To look for copies within one set, number its frames.
+
+    Returns:
+        One row per query, RangeIndex: row, in the pool, -1 if there is none to compare with;
+        correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
+        seen from that frame, positive is down and right; mirrored (bool), left and right.
+    """
+    count, parts = len(queries.fine), []
+    if len(pool.fine):
+        windows, spectra = _windows(pool.coarse), fft.rfft2(pool.fine)
+        energy = _window_norm(pool.fine)
+        for start in range(0, count, BLOCK):
+            block = np.s_[start : start + BLOCK]
+            equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
+            parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
+    nothing = (
+        np.full(count, -1),
+        np.full(count, -1.0),
+        *np.zeros((2, count)),
+        np.full(count, False),
+    )
+    found = map(np.concatenate, zip(*parts, strict=True)) if parts else nothing
+    columns = ("row", "correlation", "shift_y", "shift_x", "mirrored")
+    return pd.DataFrame(dict(zip(columns, found, strict=True)))
+
+
+def near_copies(images: np.ndarray, *, threshold: float = NEAR_COPY) -> pd.DataFrame:
+    """Find each frame's closest other frame, where it is a near-copy.
+
+    Args:
+        images: uint8 (N,S,S).
+        threshold: correlation from which on two frames are near-copies.
+
+    Returns:
+        first and second (row numbers, first < second), correlation, shift_y_px and shift_x_px (of
+        the one from the other), mirrored; each pair once, the closest first.
+    """
+    maps, rows = describe(images), np.arange(len(images))
+    found = closest(maps, maps, apart=(rows, rows))
+    found = found.assign(query=rows)[found["correlation"] >= threshold]
+    pair = np.sort(found[["query", "row"]], axis=1)
+    table = pd.DataFrame({"first": pair[:, 0], "second": pair[:, 1]}, index=found.index)
+    table = table.join(in_px(found, images.shape[-1]))
+    table = table.sort_values(["correlation", "first"], ascending=[False, True])
+    return table.drop_duplicates(["first", "second"], ignore_index=True)
+
+
+def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
+    """Correlate each frame with the one `back` before it, small shifts allowed.
+
+    Args:
+        fine: maps of N frames in order, from `describe`.
+        back: how many places before, 1 or more.
+
+    Returns:
+        float32 (N,), at most 1; 0 for the first `back` frames.
+    """
+    best = np.zeros(len(fine), np.float32)
+    for start in range(back, len(fine), 4 * BLOCK):
+        now = np.arange(start, min(start + 4 * BLOCK, len(fine)))
+        before = fine[now - back]
+        each = _correlate(_template(fine[now]), fft.rfft2(before), _window_norm(before))
+        best[now] = each.max(axis=(1, 2))
+    return best
+
+
+def in_px(found: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Columns correlation, shift_y_px, shift_x_px, mirrored of what `closest` gives."""
+    table = found[["correlation"]].copy()
+    for axis in ("y", "x"):
+        table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * size).astype(int)
+    return table.assign(mirrored=found["mirrored"])
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    small = Image.fromarray(image).resize((FINE, FINE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _halve(maps: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels: (…,S,S) to (…,S/2,S/2)."""
+    rows = maps[..., ::2, :] + maps[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def _normalise(maps: np.ndarray, sigma: float) -> np.ndarray:
+    """Take away the local mean, divide by the local contrast; two gray levels count as noise."""
+    flat = maps - ndimage.gaussian_filter(maps, (0, sigma, sigma), truncate=3)
+    contrast = np.sqrt(ndimage.gaussian_filter(flat**2, (0, sigma, sigma), truncate=3))
+    return flat / (contrast + 2)
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    """Shift to mean 0 and scale to length 1 over the last two axes; a blank map stays 0."""
+    maps = maps - maps.mean(axis=(-2, -1), keepdims=True)
+    return maps / (np.sqrt((maps**2).sum(axis=(-2, -1), keepdims=True)) + 1e-3)
+
+
+def _windows(coarse: np.ndarray) -> np.ndarray:
+    """Descriptors of nine windows of the coarse maps, a pixel apart: (9,N,196), each of length 1.
+
+    A pixel is a 32nd of the side, so a copy shifted by as much fits one of the nine.
+    """
+    spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
+    side = COARSE - 4
+    cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)
+    return np.stack(cut).reshape(len(spots), len(coarse), -1)
+
+
+def _window_norm(fine: np.ndarray) -> np.ndarray:
+    """Length of every window that a template can lie on, about its mean: (N,9,9)."""
+    side, steps = FINE - 2 * SLACK, 2 * SLACK + 1
+    boxes = []
+    for power in (1, 2):
+        sums = np.pad(fine.astype(np.float64) ** power, ((0, 0), (1, 0), (1, 0)))
+        sums = sums.cumsum(axis=1).cumsum(axis=2)
+        tall = sums[:, side : side + steps] - sums[:, :steps]
+        boxes.append(tall[:, :, side : side + steps] - tall[:, :, :steps])
+    spread = boxes[1] - boxes[0] ** 2 / side**2
+    return np.sqrt(np.maximum(spread, 0)).astype(np.float32) + np.float32(1e-3)
+
+
+def _template(fine: np.ndarray) -> np.ndarray:
+    """Spectrum of the fine maps' middle at length 1, conjugated: (N,64,33)."""
+    middle = _unit(fine[:, SLACK:-SLACK, SLACK:-SLACK])
+    return np.conj(fft.rfft2(np.pad(middle, ((0, 0), (SLACK, SLACK), (SLACK, SLACK)))))
+
+
+_SHIFTS = np.arange(-SLACK, SLACK + 1)
+_DOWN = np.exp(2j * np.pi / FINE * np.outer(_SHIFTS, np.arange(FINE))) / FINE
+_RIGHT = np.exp(2j * np.pi / FINE * np.outer(np.arange(FINE // 2 + 1), _SHIFTS)) / FINE
+_RIGHT[1:-1] *= 2  # a real map's spectrum holds these once for both of their signs
+_DOWN, _RIGHT = _DOWN.astype(np.complex64), _RIGHT.astype(np.complex64)
+
+
+def _correlate(template: np.ndarray, spectra: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Normalised correlation at each shift of up to SLACK px: (M,9,9)."""
+    tall = _DOWN @ (template * spectra)  # (M,9,33): of the inverse transform, only these shifts
+    whole = (tall.reshape(-1, tall.shape[-1]) @ _RIGHT).real.reshape(-1, *energy.shape[1:])
+    return np.minimum(whole / energy, 1)
+
+
+def _closest(queries: Maps, windows, spectra, energy, equal) -> tuple[np.ndarray, ...]:
+    """`closest` for one block of queries; `equal` marks pairs that are not compared."""
+    count, pool = len(queries.fine), windows.shape[1]
+    rows, scores, spots = [], [], []
+    for flip in (1, -1):
+        middle = _windows(queries.coarse[:, :, ::flip])[4]  # (B,196)
+        likeness = np.full((count, pool), -1, np.float32)
+        for window in windows:  # (N,196)
+            np.maximum(likeness, middle @ window.T, out=likeness)
+        if equal is not None:
+            likeness[equal] = -np.inf
+        some = min(PROPOSED, pool)
+        candidates = np.argpartition(-likeness, some - 1, axis=1)[:, :some]  # (B,K)
+        template = _template(queries.fine[:, :, ::flip])
+        flat = candidates.ravel()
+        each = _correlate(template.repeat(some, axis=0), spectra[flat], energy[flat])
+        each = each.reshape(count, some, -1)
+        each[np.isneginf(np.take_along_axis(likeness, candidates, axis=1))] = -1
+        rows.append(candidates)
+        spots.append(each.argmax(axis=2))
+        scores.append(each.max(axis=2))
+    rows, spots, scores = (np.concatenate(part, axis=1) for part in (rows, spots, scores))
+    best = scores.argmax(axis=1)
+    row, spot, score = (part[np.arange(count), best] for part in (rows, spots, scores))
+    down, right = (SLACK - place for place in np.divmod(spot, 2 * SLACK + 1))
+    nothing = score == -1
+    mirrored = (best >= rows.shape[1] // 2) & ~nothing
+    return np.where(nothing, -1, row), score, down / FINE, right / FINE, mirrored
