@@ -43,6 +43,13 @@ def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
     return fig, axes, protocols
 
 
+def _say(what: str) -> Figure:
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8))
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, what, ha="center", va="center")
+    return fig
+
+
 def _dagger(part: pd.DataFrame) -> str:
     return " †" if "conditional" in part and part["conditional"].any() else ""
 
@@ -95,6 +102,8 @@ def estimates(table: pd.DataFrame) -> Figure:
 def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     """Draw the difference of each pair with its interval over the band that makes none, ±delta."""
     pairs = list(dict.fromkeys(zip(differences["a"], differences["b"], strict=True)))
+    if not pairs:
+        return _say("one model alone: there is no pair to compare")
     height = 1.1 + 0.42 * len(pairs)
     fig, axes, protocols = _columns(differences, height, sharex=True, sharey=True)
     plain = {"color": "black", "marker": "o"}

@@ -206,8 +206,9 @@ def differences(
                  "smallest_gap": SEEN * gap.std(),
                  "reading": _read(low, high, delta, of.models[i], of.models[j]), **_size(of)}
             )  # fmt: skip
-    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
-    return pd.DataFrame(rows, columns=None if rows else [*columns, "reading", "conditional"])
+    columns = ["difference", "low", "high", "se", "p", "smallest_gap", "reading"]
+    sizes = ["groups", "folds", "seeds", "conditional"]
+    return pd.DataFrame(rows, columns=["protocol", "a", "b", *columns, *sizes])
 
 
 def _bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
