@@ -20,9 +20,9 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "store", "splits",
-    "models", "metrics", "predict", "checkpoint", "train", "run", "statistics", "stability",
-    "selection", "tables", "show", "readings", "card", "plots", "plots_compare", "report", "study",
-    "runner",
+    "models", "metrics", "predict", "checkpoint", "train", "run", "statistics", "mixed",
+    "stability", "selection", "tables", "show", "readings", "card", "plots", "plots_compare",
+    "report", "study", "runner",
 )  # fmt: skip
 
 

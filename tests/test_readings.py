@@ -14,7 +14,10 @@ def test_the_best_is_named_with_its_interval_and_doubts():
     assert "† Under random the intervals are conditional on the trained runs" in said
     assert "too narrow" not in said
     few = compared(groups=6)
-    assert "Under grouped there are 6 groups" in readings.best_sentence(few["table"], few["ranks"])
+    assert (
+        "Intervals from 6 groups under grouped and 6 groups under random are"
+        in readings.best_sentence(few["table"], few["ranks"])
+    )
 
 
 def test_the_random_split_is_set_against_the_groups():
@@ -42,6 +45,11 @@ def pair(reading: str, **more) -> pd.DataFrame:
 )
 def test_a_pair_is_read(reading, said):
     assert readings.difference_sentence(pair(reading), delta=DELTA) == f"Under grouped, {said}."
+
+
+def test_few_groups_are_said_to_be_few():
+    said = readings.difference_sentence(pair("undecided", groups=2), delta=DELTA)
+    assert said.startswith("Under grouped, as far as 2 groups can tell, ")
 
 
 def test_the_power_is_told_with_the_size_of_the_study():

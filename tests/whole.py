@@ -5,7 +5,7 @@ from functools import cache
 import pandas as pd
 from synthetic import study
 
-from thyroid_lib import selection, stability, statistics, tables
+from thyroid_lib import mixed, selection, stability, statistics, tables
 
 DELTA = 0.005
 
@@ -25,7 +25,7 @@ def compared(seeds: int = 3, groups: int = 12, random: bool = True) -> dict:
     measured = stability.stability(scores, results.histories, results.thresholds, **few)
     return results._asdict() | {
         "table": table, "differences": differences, "stability": measured,
-        "mixed": statistics.mixed_model(scores),
+        "mixed": mixed.mixed_model(scores),
         "ranks": selection.ranks(scores, runs, delta=DELTA, **few),
         "selected": selection.select(table, differences, measured, delta=DELTA),
     }  # fmt: skip

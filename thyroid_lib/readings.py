@@ -54,10 +54,8 @@ def conditional_sentence(table: pd.DataFrame) -> str:
             "seeds could move the figures further than they show."
         )
     few = table[table["groups"] < FEW_GROUPS].drop_duplicates("protocol")
-    for protocol, groups in zip(few["protocol"], few["groups"], strict=True):
-        said += (
-            f" Under {protocol} there are {_count(groups, 'group')}: all intervals are too narrow."
-        )
+    if counts := [f"{_count(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
+        said += f" Intervals from {_join(counts)} are too narrow."
     return said
 
 
@@ -92,7 +90,9 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
             said.append(f"{pair.a} and {pair.b} are equivalent (within ±{delta})")
         else:
             said.append(f"{pair.a} and {pair.b} are undecided")
-    return f"Under {part['protocol'].iloc[0]}, {_join(said)}."
+    groups = part["groups"].iloc[0]
+    limit = f", as far as {_count(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
+    return f"Under {part['protocol'].iloc[0]}{limit}, {_join(said)}."
 
 
 def power_sentence(differences: pd.DataFrame) -> str:
