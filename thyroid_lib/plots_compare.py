@@ -20,7 +20,7 @@ from thyroid_lib.tables import group_means
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
-BAND, FAINT = "0.85", "0.6"
+BAND, FAINT = "0.75", "0.6"
 
 
 def looks(models) -> dict[str, dict]:
@@ -108,8 +108,8 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     fig, axes, protocols = _columns(differences, height, sharex=True, sharey=True)
     plain = {"color": "black", "marker": "o"}
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.axvspan(-delta, delta, color=BAND, linewidth=0)
-        ax.axvline(0, color="black", linewidth=0.8)
+        ax.axvspan(-delta, delta, color=BAND, linewidth=1)
+        ax.axvline(0, color="black", linewidth=0.5)
         for row in differences[differences["protocol"] == protocol].itertuples():
             place = pairs.index((row.a, row.b))
             _bar(ax, row, plain, place, names=("difference", "low", "high"))
