@@ -21,7 +21,9 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 ORDER = (
     "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "store", "splits",
     "copies", "audit", "labels", "models", "metrics", "predict", "checkpoint", "train", "run",
-    "statistics", "plots", "plots_audit", "report", "study", "runner",
+    "statistics", "mixed", "stability", "selection", "tables", "replication", "show", "readings",
+    "card", "plots", "plots_audit", "plots_compare", "plots_replication", "report", "study",
+    "runner",
 )  # fmt: skip
 
 

@@ -56,14 +56,6 @@ def test_outlines_lie_on_the_mask(tiny_store):
     np.testing.assert_allclose(high, [columns.max() + 0.5, rows.max() + 0.5], atol=0.01)
 
 
-def test_an_empty_prediction_is_drawn_without_an_outline(tiny_store):
-    case_id = tiny_store.index.case_id[0]
-    nothing = np.zeros_like(tiny_store.reference(0))
-    fig = plots.same_frames(tiny_store, [case_id], {"unet": [nothing], "segnet": [nothing]})
-    assert len(shown_images(fig)) == 2
-    assert all(len(ax.collections) == 1 for ax in shown_images(fig))
-
-
 def test_curves_show_what_was_watched():
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
     loss, dice = plots.curves(history).axes
@@ -71,22 +63,25 @@ def test_curves_show_what_was_watched():
     assert [line.get_label() for line in dice.lines] == ["val"]
 
 
-def test_groups_are_points_and_their_mean_a_bar():
-    scores = pd.DataFrame(
-        {
-            "protocol": "grouped", "model": ["unet"] * 3 + ["segnet"] * 3, "seed": 0,
-            "group": ["a", "a", "b"] * 2, "dice": [0.2, 0.4, 0.9, 0.5, 0.5, 0.7],
-        }
-    )  # fmt: skip
-    (ax,) = plots.groups_strip(scores).axes
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["unet", "segnet"]
-    points = sorted(round(float(y), 3) for c in ax.collections[:2] for _, y in c.get_offsets())
-    assert points == [0.3, 0.5, 0.7, 0.9]
-    bars = [line.get_segments()[0][0][1] for line in ax.collections[2:]]
-    np.testing.assert_allclose(bars, [0.6, 0.6])
+def test_figures_are_saved_whole_and_repeat_to_the_byte(tmp_path):
+    for folder in ("first", "second"):
+        fig, ax = plt.subplots()
+        ax.plot([0, 1], label="Dice − †")
+        ax.legend()
+        plots.save(fig, tmp_path / folder / "figure")
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        first, second = (
+            (tmp_path / f / f"figure{suffix}").read_bytes() for f in ("first", "second")
+        )
+        assert first.startswith(start)
+        assert first == second
 
 
-def test_figures_are_saved_whole(tmp_path):
+def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
     fig, _ = plt.subplots()
-    plots.save(fig, tmp_path / "deep" / "figure")
-    assert (tmp_path / "deep" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    plots.present(fig, tmp_path / "figure", "One sentence.")
+    assert shown[0] is fig
+    assert shown[1].data == "One sentence."
+    assert not plt.fignum_exists(fig.number)  # or a notebook would show it twice

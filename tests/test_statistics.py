@@ -14,7 +14,6 @@ from thyroid_lib.statistics import (
     macro_by_seed,
     macro_estimate,
     macro_means,
-    mixed_model,
     order_protocols,
 )
 
@@ -156,7 +155,7 @@ def test_one_seed_draws_groups_alone_and_one_group_has_no_interval():
     assert not len(differences(study({"unet": 0.7}).scores, delta=0.005))
 
 
-@pytest.mark.parametrize("function", [intervals, mixed_model, lambda s: differences(s, delta=0.01)])
+@pytest.mark.parametrize("function", [intervals, lambda s: differences(s, delta=0.01)])
 def test_order_changes_nothing(function):
     scores = study().scores
     pd.testing.assert_frame_equal(function(scores), function(shuffled(scores)), check_exact=True)
@@ -169,33 +168,6 @@ def test_renamed_models_keep_their_figures():
     other = intervals(scores.replace({"model": names})).set_index("model")
     for old, new in names.items():
         assert one.loc[old, "low"] == pytest.approx(other.loc[new, "low"], abs=1e-12)
-
-
-def test_the_mixed_model_agrees_with_the_bootstrap():
-    scores = study(seeds=5, groups=15).scores
-    mixed, boot = mixed_model(scores), differences(scores, delta=0.005)
-    np.testing.assert_allclose(mixed.difference, boot.difference, atol=1e-6)  # balanced
-    ratio = (mixed.high - mixed.low) / (boot.high - boot.low)
-    assert ratio.between(0.6, 1.6).all()
-    assert set(mixed.note) == {""}
-
-
-@pytest.mark.parametrize(
-    "design", [(1, 1, 1), (2, 1, 1), (1, 1, 3), (3, 3, 1), (2, 1, 2), (5, 5, 2), (4, 2, 1)]
-)
-def test_the_mixed_model_never_raises_on_a_small_study(design):
-    groups, folds, seeds = design
-    table = mixed_model(study(groups=groups, folds=folds, seeds=seeds, frames=2).scores)
-    assert len(table) == 3
-    bare = table["low"].isna() | table["high"].isna()
-    assert (table["note"] != "")[bare].all()
-
-
-def test_equal_models_do_not_break_the_mixed_model():
-    one = study({"unet": 0.7}).scores
-    both = pd.concat([one, one.assign(model="segnet")])
-    row = mixed_model(both).iloc[0]
-    assert row.difference == pytest.approx(0, abs=1e-9)
 
 
 def test_the_grouped_protocol_comes_first():

@@ -20,7 +20,7 @@ from thyroid_lib.tables import group_means
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
-BAND, FAINT = "0.85", "0.6"
+BAND, FAINT = "0.75", "0.6"
 
 
 def looks(models) -> dict[str, dict]:
@@ -41,6 +41,13 @@ def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
     for ax, protocol in zip(axes[0], protocols, strict=True):
         ax.set_title(protocol + _dagger(table[table["protocol"] == protocol]))
     return fig, axes, protocols
+
+
+def _say(what: str) -> Figure:
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8))
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, what, ha="center", va="center")
+    return fig
 
 
 def _dagger(part: pd.DataFrame) -> str:
@@ -95,12 +102,14 @@ def estimates(table: pd.DataFrame) -> Figure:
 def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     """Draw the difference of each pair with its interval over the band that makes none, ±delta."""
     pairs = list(dict.fromkeys(zip(differences["a"], differences["b"], strict=True)))
+    if not pairs:
+        return _say("one model alone: there is no pair to compare")
     height = 1.1 + 0.42 * len(pairs)
     fig, axes, protocols = _columns(differences, height, sharex=True, sharey=True)
     plain = {"color": "black", "marker": "o"}
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.axvspan(-delta, delta, color=BAND, linewidth=0)
-        ax.axvline(0, color="black", linewidth=0.8)
+        ax.axvspan(-delta, delta, color=BAND, linewidth=1)
+        ax.axvline(0, color="black", linewidth=0.5)
         for row in differences[differences["protocol"] == protocol].itertuples():
             place = pairs.index((row.a, row.b))
             _bar(ax, row, plain, place, names=("difference", "low", "high"))

@@ -18,7 +18,7 @@ from thyroid_lib.tables import group_means
 
 
 def _deciding(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["protocol"] == order_protocols(table["protocol"])[0]]
+    return table[table["protocol"].isin(order_protocols(table["protocol"])[:1])]
 
 
 def _join(parts: list[str]) -> str:
@@ -54,10 +54,8 @@ def conditional_sentence(table: pd.DataFrame) -> str:
             "seeds could move the figures further than they show."
         )
     few = table[table["groups"] < FEW_GROUPS].drop_duplicates("protocol")
-    for protocol, groups in zip(few["protocol"], few["groups"], strict=True):
-        said += (
-            f" Under {protocol} there are {_count(groups, 'group')}: all intervals are too narrow."
-        )
+    if counts := [f"{_count(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
+        said += f" Intervals from {_join(counts)} are too narrow."
     return said
 
 
@@ -92,7 +90,9 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
             said.append(f"{pair.a} and {pair.b} are equivalent (within ±{delta})")
         else:
             said.append(f"{pair.a} and {pair.b} are undecided")
-    return f"Under {part['protocol'].iloc[0]}, {_join(said)}."
+    groups = part["groups"].iloc[0]
+    limit = f", as far as {_count(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
+    return f"Under {part['protocol'].iloc[0]}{limit}, {_join(said)}."
 
 
 def power_sentence(differences: pd.DataFrame) -> str:
@@ -120,6 +120,8 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     apart = (fitted["low"] > 0) | (fitted["high"] < 0)
     apart_mixed = (fitted["low_mixed"] > 0) | (fitted["high_mixed"] < 0)
     notes = sorted({note for note in both["note"] if note})
+    if not len(both):
+        return ""
     said = f"The mixed model agrees on {(apart == apart_mixed).sum()} of {len(both)} pairs"
     return said + (f" (note: {'; '.join(notes)})." if notes else ".")
 
@@ -195,7 +197,7 @@ def failures_sentence(scores: pd.DataFrame) -> str:
         each = means.groupby("model")[column].mean()
         mine = means[means["model"] == each.idxmax()].set_index("group")[column]
         said.append(
-            f"{each.idxmax()} {verb} most parts of a gland ({each.max():.2f} per frame; in group "
+            f"{each.idxmax()} {verb} most parts ({each.max():.2f} per frame; in group "
             f"{mine.idxmax()} {mine.max():.2f})"
         )
     return f"{_join(said)}."

@@ -86,7 +86,8 @@ def seed_deviation(values: np.ndarray) -> tuple[float, float, float]:
     if seeds == 1:
         return np.nan, np.nan, np.nan
     each = np.nanmean(values, axis=0).mean(axis=1)  # (S,)
-    return each.std(ddof=1), *(each.std(ddof=1) * chi_factors(seeds))
+    low, high = np.minimum(1, each.std(ddof=1) * chi_factors(seeds))  # Dice reaches no further
+    return each.std(ddof=1), low, high
 
 
 def chi_factors(seeds: int) -> np.ndarray:

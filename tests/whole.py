@@ -1,0 +1,31 @@
+"""Everything that the comparison makes of a study, for the tests of what reads it."""
+
+from functools import cache
+
+import pandas as pd
+from synthetic import study
+
+from thyroid_lib import mixed, selection, stability, statistics, tables
+
+DELTA = 0.005
+
+
+@cache
+def compared(seeds: int = 3, groups: int = 12, random: bool = True) -> dict:
+    """Tables of a study of three models under `grouped` and, with `random`, under that too."""
+    results = study(seeds=seeds, groups=groups)
+    if random:
+        leaky = study({"unet": 0.9, "segnet": 0.88, "resunet": 0.91}, folds=1, protocol="random",
+                      seeds=seeds, groups=groups)  # fmt: skip
+        parts = zip(results, leaky, strict=True)
+        results = type(results)(*(pd.concat(part, ignore_index=True) for part in parts))
+    scores, runs, few = results.scores, results.runs, {"resamples": 300}
+    table = tables.summary(scores, runs, results.calibration, **few)
+    differences = statistics.differences(scores, delta=DELTA, **few)
+    measured = stability.stability(scores, results.histories, results.thresholds, **few)
+    return results._asdict() | {
+        "table": table, "differences": differences, "stability": measured,
+        "mixed": mixed.mixed_model(scores),
+        "ranks": selection.ranks(scores, runs, delta=DELTA, **few),
+        "selected": selection.select(table, differences, measured, delta=DELTA),
+    }  # fmt: skip
