@@ -18,8 +18,9 @@ from thyroid_lib.copies import NEAR_COPY
 from thyroid_lib.plots import FIGURE_WIDTH, REFERENCE, _frame, _image_axes, _native, _outline
 from thyroid_lib.store import Store
 
-SIDES = {"train": "#a6c8e8", "val": "#e69f00", "test": "#12355b"}
+SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
 DEFECT = "#ff3b30"
+APART, COPIED = "#8fb8de", "#12355b"
 
 
 def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
@@ -71,7 +72,7 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
     bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
     for ax, protocol in zip(axes.flat, protocols, strict=True):
         part = table[table["protocol"] == protocol]
-        for copied, colour in ((False, SIDES["train"]), (True, SIDES["test"])):
+        for copied, colour in ((False, APART), (True, COPIED)):
             values = part["correlation"][(part["correlation"] >= threshold) == copied]
             ax.hist(values, bins=bins, color=colour, edgecolor="white", linewidth=0.5)
         ax.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
@@ -98,12 +99,13 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
 
     Args:
         store: the frames.
-        table: rows of `audit.leakage`; drawn is the closest pair of each test group, the closest
-            of these first.
+        table: rows of `audit.leakage`; drawn is the closest pair of each group with itself or
+            with another one, the closest of these first.
         count: rows at most.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
-    pairs = order.drop_duplicates("group").head(count)
+    groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
+    pairs = order[~groups.duplicated()].head(count)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
     fig, axes = _image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
