@@ -15,9 +15,13 @@ demo test test-all reference: override PARAMETERS := parameters/demo.yaml
 STUDY = $(or $(patsubst study=%,%,$(filter study=%,$(SET))),$(shell sed -n 's/^study: *\([a-z0-9_-]*\).*/\1/p' $(PARAMETERS)))
 # Snakemake itself answers with a traceback.
 $(if $(wildcard $(PARAMETERS)),,$(error there is no $(PARAMETERS): PARAMETERS=parameters/<study>.yaml))
+$(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(subst =, ,$(word)))),$(filter-out =%,$(word))),,\
+	$(error SET: "$(word)" is no key=value; keys are those of $(PARAMETERS), lists have no spaces)))
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
-SHOW = cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html'
+# A dry run, or one that was asked to stop early, has no table of its own to show.
+PARTLY = $(filter -n -np --dry-run --dryrun --until% --unlock,$(OPTIONS))
+SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo study unlock lab test test-all lint nbval reference lock clean

@@ -73,6 +73,23 @@ def test_help_lists_every_target():
     assert listed >= {"help", "demo", "study", "test", "lab", "unlock"}
 
 
+@pytest.mark.parametrize("words", ["models=[unet, segnet]", "epochs", "=3", "lr=1=2"])
+def test_make_says_what_is_no_setting(words):
+    done = subprocess.run(
+        ["make", "-n", "study", f"SET={words}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "is no key=value; keys are those of parameters/demo.yaml" in done.stderr
+
+
+def test_a_dry_run_shows_no_table():
+    for options, shows in (("", True), ("-n", False), ("--until preprocess", False)):
+        done = subprocess.run(
+            ["make", "-n", "study", f"OPTIONS={options}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ("summary.md" in done.stdout) == shows
+
+
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
 def test_every_study_has_every_key_with_its_comment(path):
     assert list(read_study([path])) == list(SCHEMA)

@@ -8,7 +8,7 @@ import torch
 
 from thyroid_lib import checkpoint, train
 from thyroid_lib.metrics import dice, pooled_dice
-from thyroid_lib.predict import load_model
+from thyroid_lib.predict import load_model, predict_prob
 from thyroid_lib.run import score_run, train_model, watch_sides
 from thyroid_lib.splits import split_cases
 
@@ -87,6 +87,22 @@ def test_a_finished_run_is_not_trained_again_unless_something_changed(tiny_store
     assert (other.meta["trained_epochs"], other.meta["threshold"]) == (0, 0.3)
     slower = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"lr": 1e-4})
     assert slower.meta["trained_epochs"] == 3
+
+
+@pytest.mark.parametrize("model", ["unet", "segnet", "resunet"])
+def test_scored_again_it_gives_the_same_bytes(tiny_store, tmp_path, model):
+    """Whether the weights were trained just now or found: the same layout, the same kernels."""
+    tables, probs = [], []
+    for _ in range(2):
+        run = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"model": model})
+        score_run(run, tiny_store)
+        probs.append(predict_prob(run.model, tiny_store.images))
+        tables.append([path.read_bytes() for path in sorted(run.out.glob("*.csv"))])
+    assert run.meta["trained_epochs"] == 0
+    assert np.array_equal(*probs)
+    assert tables[0] == tables[1]
+    stored, _ = load_model(run.out / "model.pt")
+    assert np.array_equal(predict_prob(stored, tiny_store.images), probs[0])
 
 
 def test_edited_training_code_trains_anew(tiny_store, tmp_path, monkeypatch):

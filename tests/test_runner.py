@@ -58,6 +58,7 @@ FAULTS = {
     "no seed": (set_key("seeds", "[]"), ["seeds: got [], need one or more"]),
     "seed without list": (set_key("seeds", "0"), ["seeds: got 0, need a list such as [0]"]),
     "seed as text": (set_key("seeds", "[zero]"), ["seeds: got the text", "a whole number"]),
+    "committed results": (set_key("study", "reference"), ["study: got", "none of reference"]),
     "unknown model": (set_key("models", "[unet, vnet]"), ["models", "unet, segnet, resunet"]),
     "model twice": (set_key("models", "[unet, unet]"), ["models", "none twice"]),
     "unknown protocol": (
@@ -297,6 +298,19 @@ def test_ending_the_runner_ends_the_kernel(tmp_path):
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     wait_for(lambda: not Path("/proc", (tmp_path / "pid").read_text()).exists())
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_two_processes_never_make_one_notebook_at_once(tmp_path, monkeypatch):
+    notebook, out = write_notebook(tmp_path / "n.ipynb", "count"), tmp_path / "out.ipynb"
+    held = runner._claim_output(out)
+    command = [sys.executable, "-m", "thyroid_lib.runner", "notebook", notebook, out]
+    second = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert second.stdout.readline() == "out: another process is at it; waiting for its end …\n"
+    assert second.poll() is None
+    assert not out.exists()
+    held.close()
+    assert "out: done in" in second.communicate(timeout=60)[0]
+    assert out.exists()
 
 
 def wait_for(condition, seconds: float = 30) -> None:

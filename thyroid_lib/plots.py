@@ -93,7 +93,7 @@ def outline_legend(fig: Figure) -> None:
     )  # fmt: skip
 
 
-def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 8) -> Figure:
+def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
     """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
     rows_of = pd.Series(range(len(store))).groupby(store.index["group"].to_numpy())
     middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
@@ -113,7 +113,7 @@ def sizes_and_areas(index: pd.DataFrame) -> Figure:
     """Draw the native sizes of the frames (one mark per group and size) and the masks' areas."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.2))
     sizes = index.groupby(["group", "height", "width"]).size().reset_index(name="frames")
-    sns.scatterplot(sizes, x="width", y="height", size="frames", ax=left, sizes=(30, 150))
+    left.scatter(sizes["width"], sizes["height"], s=40, alpha=0.7)
     left.set(xlabel="width (px)", ylabel="height (px)", title="native size, by group")
     sns.histplot(x=100 * index["foreground"], bins=20, ax=right)
     right.set(xlabel="thyroid, share of the frame (%)", ylabel="frames", title="mask area")

@@ -68,6 +68,16 @@ def predict_prob(
     return prob
 
 
+def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
+    """Build a trained network, ready to predict on the CPU.
+
+    In the one memory layout that every score comes from: another one gives other last bits.
+    """
+    model = build_model(name, width=width)
+    model.load_state_dict(weights)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
 def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, dict]:
     """Read a finished run's `model.pt`.
 
@@ -89,10 +99,7 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
             f"{path.name} is not a model of this project ({type(error).__name__}): "
             "give the model.pt of a finished run"
         ) from error
-    model = build_model(meta["model"], width=meta["width"]).to(device)
-    model.load_state_dict(weights)
-    model = model.to(memory_format=torch.channels_last)
-    return model.eval(), meta
+    return restore_model(meta["model"], meta["width"], weights).to(device), meta
 
 
 def predict_rows(
@@ -216,11 +223,13 @@ def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) 
         One row per image: file, height, width, area_px, problem ("" where it went well).
     """
     model, meta = load_model(model_path)
+    if not Path(images).is_dir():
+        raise ValueError(f"no folder at {images}: give the folder that holds the images")
     files = sorted(f for f in Path(images).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"no image in {images}: need {', '.join(sorted(IMAGE_SUFFIXES))}")
     rows = []
-    for file in tqdm(files, unit="image", leave=False):
+    for file in tqdm(files, unit="image", leave=False, disable=None):  # on a terminal only
         try:
             image = frames.read_gray(file)  # (H,W)
         except ValueError as error:

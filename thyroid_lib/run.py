@@ -27,7 +27,13 @@ from thyroid_lib import __version__, checkpoint, frames, train, write_file
 from thyroid_lib.fingerprint import code_fingerprint
 from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
-from thyroid_lib.predict import choose_device, fit_temperature, predict_prob, score_rows
+from thyroid_lib.predict import (
+    choose_device,
+    fit_temperature,
+    predict_prob,
+    restore_model,
+    score_rows,
+)
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
 
@@ -112,16 +118,14 @@ def train_model(
         "threads": torch.get_num_threads() if where.type == "cpu" else 0,
     }  # fmt: skip
     key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
-    net = build_model(model, width=width or None)
+    net = build_model(model, width=width or None)  # a wrong name or width stops here
     out = Path(out)
     finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
     if finished is None:
         finished, trained_epochs = _train(net, store, labels, asked, where, out, key)
-    net.load_state_dict(finished["weights"])
-    val_net = None
-    if selection == "test":
-        val_net = build_model(model, width=width or None).eval()
-        val_net.load_state_dict(finished["val_weights"])
+    # From the stored weights also where they were trained just now: one way to the scores.
+    net = restore_model(model, width, finished["weights"])
+    val_net = restore_model(model, width, finished["val_weights"]) if selection == "test" else None
     meta = finished["meta"] | {
         "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
         "val_share": val_share, "threshold": threshold, "size": store.size,
@@ -134,7 +138,7 @@ def train_model(
     (out / "checkpoint.pt").unlink(missing_ok=True)
     history = pd.DataFrame(finished["history"])
     _write_table(out / "history.csv", history)
-    return Run(out, net.eval(), val_net, labels, history, meta | {"trained_epochs": trained_epochs})
+    return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
 def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:

@@ -17,6 +17,7 @@ Importing this module loads neither torch nor papermill: the workflow reads it a
 import argparse
 import ast
 import glob
+import hashlib
 import json
 import os
 import re
@@ -44,21 +45,41 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def _claim_gpu():
-    """Take the first GPU that no other run holds; the lock lasts as long as the returned file."""
+def _lock(name: str, *, wait: bool = False):
+    """Lock this name on this machine, or return None; held until the returned file is closed."""
     import fcntl
 
+    name = f"thyroid-{os.getuid()}-{name}.lock".replace("/", "-")
+    lock = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def _claim_gpu():
+    """Take the first GPU that no other run holds, as long as the returned file is open."""
     for gpu in visible_gpus():
-        name = f"thyroid-gpu-{os.getuid()}-{gpu}.lock".replace("/", "-")
-        lock = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        return lock
+        if lock := _lock(f"gpu-{gpu}"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return lock
     return None
+
+
+def _claim_output(out: Path):
+    """Wait until no other process makes this notebook.
+
+    A workflow that was killed outright leaves its runs going on; whoever starts it again must not
+    write beside them, and finds their weights when they are done.
+    """
+    name = "out-" + hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    lock = _lock(name)
+    if lock is None:
+        print(f"{out.stem}: another process is at it; waiting for its end …", flush=True)
+        lock = _lock(name, wait=True)
+    return lock
 
 
 def parameter_defaults(notebook: str | Path) -> dict:
@@ -139,7 +160,7 @@ def run_notebook(
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     on_gpu = parameters.get("device") in ("auto", "cuda") and len(visible_gpus()) > 1
-    lock = _claim_gpu() if on_gpu else None
+    locks = [_claim_output(out), _claim_gpu() if on_gpu else None]
     began = time.perf_counter()
     running = Path(log) if log else out.with_suffix(".failed.ipynb")
     for path in (running, out):
@@ -147,7 +168,7 @@ def run_notebook(
     try:
         code, message = _execute(notebook.absolute(), running.absolute(), parameters)
     finally:
-        if lock:
+        for lock in filter(None, locks):
             lock.close()
     if code != DONE:
         return _fail(code, f"{out.stem}: {message}\n  the notebook up to there: {running}")
@@ -225,8 +246,9 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
         if cell.cell_type == "code":
             cell.outputs = _join_streams(cell.outputs)
     text = nbformat.writes(nb) + "\n"
+    shown = json.dumps([cell.get("outputs") for cell in nb.cells])  # parameters are the user's own
     for folder in {str(place("")).rstrip("/"), str(Path.home())} - {"", "/"}:
-        if folder in text:
+        if re.search(re.escape(folder) + r"(?![\w -])", shown):
             print(f"warning: {path.name} shows a path of this machine: {folder}", file=sys.stderr)
     return text
 

@@ -57,7 +57,11 @@ ANY = "", lambda value: True
 
 # A study's keys, the same in every file: an example, which gives the type, and what is allowed.
 SCHEMA = {
-    "study": ("demo", "a-z, 0-9, - and _ only", re.compile(r"[a-z0-9][a-z0-9_-]*").fullmatch),
+    "study": (
+        "demo",
+        "a-z, 0-9, - and _ only, and none of reference, data, alone (other things lie there)",
+        re.compile(r"(?!(reference|data|alone)$)[a-z0-9][a-z0-9_-]*").fullmatch,
+    ),
     "source": ("phantom", *_one_of("phantom", "tg3k", "folder")),
     "data": ("", *ANY),
     "phantom_sweeps": (8, *_at_least(1)),
