@@ -103,7 +103,12 @@ def test_a_mask_of_text_alone_is_empty(small_folder, tmp_path):
     Image.fromarray(mask).save(small_folder / "masks" / "a01.png")
     built = build_store(folder.cases_in(small_folder), tmp_path / "s", size=16)
     assert built.quarantine.to_numpy().tolist() == [
-        ["a01", "a01.png", "empty mask", "mending took all of it: 8 px of text"]
+        [
+            "a01",
+            "a01.png",
+            "empty mask",
+            "nothing is left of it after mending: 8 px of text, 0 px of specks, 0 px of holes",
+        ]
     ]
 
 

@@ -256,8 +256,8 @@ def _prepare(case, settings: dict) -> tuple:
         image, mask = read_pair(case.image_path, case.mask_path)
         mask, changed = frames.mend_mask(mask, settings["mend"])
         if not mask.any():
-            gone = [f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items() if pixels]
-            raise BadCase("empty mask", f"mending took all of it: {', '.join(gone)}")
+            gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
+            raise BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except BadCase as bad:
         return case, bad
     row = {
