@@ -34,8 +34,10 @@ DEFECTS = {  # column of the table: what counts as the defect
     "nearly_black": f"mean gray level under {BLACK_LEVEL}",
 }
 HARMLESS = ("text", "midtones")  # where they are mended, nobody needs to look
-MENDS = {  # what is done about it, by which switch of 1-preprocess
-    "text": "taken out (mend_text)",
+MENDS = {  # what is done about it, by which rule of the parameter `mend`
+    "text": "taken out (text)",
+    "specks": f"dropped under {frames.SPECK_PX} px (specks)",
+    "holes": f"filled under {frames.HOLE_PX} px (holes)",
     "midtones": "thyroid is > 127 (always)",
 }
 
