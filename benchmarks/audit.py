@@ -30,7 +30,7 @@ for sweep in range(SWEEPS):
 images = np.stack(images)
 index = pd.DataFrame({"case_id": [f"{row:04d}" for row in range(len(images))]})
 index["group"] = np.repeat([f"sweep{sweep:02d}" for sweep in range(SWEEPS)], FRAMES)
-store = SimpleNamespace(images=images, index=index, size=SIZE)
+store = SimpleNamespace(images=images, index=index, size=SIZE, settings={"resize": "square"})
 
 took = {}
 for name in ("random", "grouped", "groups"):

@@ -12,6 +12,8 @@ from thyroid_lib.frames import fit_image
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import build_store, load_cases
 
+SQUARE = {"resize": "square"}
+
 
 @pytest.fixture(scope="module")
 def sweeps():
@@ -22,7 +24,7 @@ def sweeps():
         images += [fit_image(image, 64, "square") for image in made]
         names += [(f"s{sweep}f{frame}", f"s{sweep}") for frame in range(6)]
     index = pd.DataFrame(names, columns=["case_id", "group"])
-    return SimpleNamespace(images=np.stack(images), index=index, size=64)
+    return SimpleNamespace(images=np.stack(images), index=index, size=64, settings=SQUARE)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_names_do_not_hide_a_copy(sweeps):
     images, index = sweeps.images.copy(), sweeps.index.copy()
     images[29] = np.roll(images[2], (3, -2), (0, 1))[:, ::-1]
     labels = np.where(index["group"] == "s4", "test", "train")
-    table = audit.leakage(SimpleNamespace(images=images, index=index, size=64), labels)
+    table = audit.leakage(
+        SimpleNamespace(images=images, index=index, size=64, settings=SQUARE), labels
+    )
     (found,) = table[table["near_copy"]].itertuples()
     assert (found.case_id, found.train_case_id) == ("s4f5", "s0f2")
     assert (found.shift_y_px, found.shift_x_px, found.mirrored) == (3, -2, True)
@@ -105,6 +109,14 @@ def test_real_frames_leak_at_random_and_not_by_group(real):
     assert share.loc["grouped"].max() <= 0.02
 
 
+def test_a_letterbox_makes_no_copies_of_frames_of_one_shape(shared_data, tmp_path):
+    cases = load_cases("tg3k", shared_data / "tg3k-sample")
+    store = build_store(cases, tmp_path / "store", size=128, resize="letterbox")
+    table = audit.leakage_of(store, ["random", "grouped"], folds=3)
+    assert not table["near_copy"][table["protocol"] == "grouped"].any()
+    assert table["near_copy"][table["protocol"] == "random"].mean() >= 0.95
+
+
 # --- groups
 
 
@@ -135,7 +147,7 @@ def test_proposed_groups_of_real_frames_agree_with_the_run_table(real):
     assert audit.adjusted_rand_index(proposed, known) >= 0.9  # measured: 0.95
     # split by what is proposed, no near-copy is left on the other side
     index = real.index.assign(group=proposed)
-    store = SimpleNamespace(images=real.images, index=index, size=real.size)
+    store = SimpleNamespace(images=real.images, index=index, size=real.size, settings=SQUARE)
     maps = describe(real.images)
     for fold in range(3):
         labels = split_cases(index, protocol="grouped", fold=fold, folds=3)

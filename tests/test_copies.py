@@ -154,5 +154,5 @@ def test_frames_may_have_any_size(size):
 
 
 def test_a_wrong_array_says_what_is_needed():
-    with pytest.raises(ValueError, match=r"got float64 \(2, 8, 8\), need uint8"):
+    with pytest.raises(ValueError, match=r"got frames float64 \(8, 8\), need uint8"):
         describe(np.zeros((2, 8, 8)))

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from thyroid_lib import labels, phantom
+from thyroid_lib.copies import describe
 from thyroid_lib.store import build_store, load_cases
 
 CLEAN = np.zeros((100, 120), np.uint8)
@@ -175,6 +176,6 @@ def test_groups_that_alternate_in_the_store_are_sequences_of_their_own(sweep):
     for start, part in enumerate((sweep[0], other)):
         for frame, image in enumerate(part):
             images[2 * frame + start] = Image.fromarray(image).resize((64, 64))
-    table = labels._sequence(images, np.array(["a", "b"] * 9))
+    table = labels._sequence(describe(images).fine, np.array(["a", "b"] * 9))
     assert not table[["out_of_sequence", "jump"]].any(axis=None)
     assert pd.isna(table["correlation"].iloc[:2]).all()

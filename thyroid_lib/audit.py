@@ -23,6 +23,26 @@ SAME_SWEEP = 0.5
 MEMORY = 5  # frames back that are looked at: one that is out of place does not end a sweep
 
 
+def describe_store(store: Store) -> Maps:
+    """Make the maps of a store's frames, without the border that a letterbox adds."""
+    if store.settings["resize"] == "square":
+        return describe(store.images)
+    heights, widths = content_sides(store)
+    tops, lefts = (store.size - heights) // 2, (store.size - widths) // 2
+    cut = zip(store.images, tops, heights, lefts, widths, strict=True)
+    return describe([image[y : y + h, x : x + w] for image, y, h, x, w in cut])
+
+
+def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Height and width, (N,) each, that every frame takes up in its stored square, in px."""
+    sides = store.index[["height", "width"]] if store.settings["resize"] != "square" else None
+    if sides is None:
+        return (np.full(len(store.images), store.size),) * 2
+    # as `frames.fit_image` rounds them
+    taken = np.rint(sides.mul(store.size / sides.max(axis=1), axis=0)).clip(lower=1).astype(int)
+    return taken["height"].to_numpy(), taken["width"].to_numpy()
+
+
 def leakage(
     store: Store,
     labels: np.ndarray,
@@ -36,12 +56,12 @@ def leakage(
         store: N frames of any source.
         labels: (N,) of "train", "val", "test", from `splits.split_cases` or anywhere.
         threshold: correlation from which on a test frame is a near-copy.
-        maps: `describe(store.images)`, to make them only once for several splits.
+        maps: `describe_store(store)`, to make them only once for several splits.
 
     Returns:
         One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
-        correlation, shift_y_px and shift_x_px (px of the store's squares, in steps of a 64th of
-        their side: how far the test frame lies below and right of the training frame), mirrored,
+        correlation, shift_y_px and shift_x_px (px of the stored frames, in steps of a 64th of their
+        side: how far the test frame lies below and right of the training frame), mirrored,
         near_copy (bool). Validation frames are on neither side.
 
     Raises:
@@ -55,11 +75,12 @@ def leakage(
     test, train = (np.flatnonzero(labels == side) for side in ("test", "train"))
     if not len(test) or not len(train):
         raise ValueError(f"got {len(train)} training and {len(test)} test frames: need both")
-    maps = maps or describe(store.images)
+    maps = maps or describe_store(store)
     found = closest(maps.take(test), maps.take(train))
     names = store.index[["case_id", "group"]]
     copied = names.iloc[train[found["row"]]].reset_index(drop=True).add_prefix("train_")
-    table = names.iloc[test].reset_index(drop=True).join(copied).join(in_px(found, store.size))
+    sides = (side[test] for side in content_sides(store))
+    table = names.iloc[test].reset_index(drop=True).join(copied).join(in_px(found, *sides))
     return table.assign(near_copy=table["correlation"] >= threshold)
 
 
@@ -67,7 +88,7 @@ def leakage_of(
     store: Store, protocols: Iterable[str], *, folds: int, val_share: float = 0.15
 ) -> pd.DataFrame:
     """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts = describe(store.images), []
+    maps, parts = describe_store(store), []
     for protocol in protocols:
         for fold in range(1 if protocol == "official" else folds):
             labels = split_cases(
@@ -117,7 +138,7 @@ def propose_groups(images: np.ndarray, *, maps: Maps | None = None) -> np.ndarra
 
     Args:
         images: uint8 (N,S,S), in the order in which they were taken (or named).
-        maps: `describe(images)`, if it is there already.
+        maps: those of the frames, if they are there already, as from `describe_store`.
 
     Returns:
         Array of str (N,): "part001", "part002", … in order of appearance. It is a proposal: frames

@@ -10,6 +10,7 @@ Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995 (the tem
 spectrum, the windows' energy from running sums).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +41,20 @@ class Maps(NamedTuple):
         return Maps(self.coarse[rows], self.fine[rows])
 
 
-def describe(images: np.ndarray) -> Maps:
-    """Make the maps of frames, uint8 (N,S,S) of any size S; a memory map is read block by block."""
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images: got {images.dtype} {images.shape}, need uint8 (N,S,S)")
+def describe(images: Sequence[np.ndarray]) -> Maps:
+    """Make the maps of frames.
+
+    Args:
+        images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares;
+            a memory map is read block by block. A border that is no part of the frame, as in a
+            letterbox, must be cut off: frames would resemble each other by it.
+
+    Raises:
+        ValueError: something else than gray frames.
+    """
+    for image in images[:1]:
+        if image.ndim != 2 or image.dtype != np.uint8:
+            raise ValueError(f"images: got frames {image.dtype} {image.shape}, need uint8 (H,W)")
     coarse = np.empty((len(images), COARSE, COARSE), np.float32)
     fine = np.empty((len(images), FINE, FINE), np.float32)
     for start in range(0, len(images), BLOCK):
@@ -103,7 +114,7 @@ def near_copies(images: np.ndarray, *, threshold: float = NEAR_COPY) -> pd.DataF
     found = found.assign(query=rows)[found["correlation"] >= threshold]
     pair = np.sort(found[["query", "row"]], axis=1)
     table = pd.DataFrame({"first": pair[:, 0], "second": pair[:, 1]}, index=found.index)
-    table = table.join(in_px(found, images.shape[-1]))
+    table = table.join(in_px(found, *images.shape[1:]))
     table = table.sort_values(["correlation", "first"], ascending=[False, True])
     return table.drop_duplicates(["first", "second"], ignore_index=True)
 
@@ -127,11 +138,14 @@ def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
     return best
 
 
-def in_px(found: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Columns correlation, shift_y_px, shift_x_px, mirrored of what `closest` gives."""
+def in_px(found: pd.DataFrame, height, width) -> pd.DataFrame:
+    """Columns correlation, shift_y_px, shift_x_px, mirrored of what `closest` gives.
+
+    Height and width of the frames are numbers or (n,), in px.
+    """
     table = found[["correlation"]].copy()
-    for axis in ("y", "x"):
-        table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * size).astype(int)
+    for axis, side in (("y", height), ("x", width)):
+        table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * side).astype(int)
     return table.assign(mirrored=found["mirrored"])
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import ndimage
 
 from thyroid_lib import frames
-from thyroid_lib.audit import SAME_SWEEP
-from thyroid_lib.copies import describe, pair_correlation
+from thyroid_lib.audit import SAME_SWEEP, content_sides, describe_store
+from thyroid_lib.copies import pair_correlation
 from thyroid_lib.store import Store
 
 SPECK_PX = 80  # as burnt-in text: at native size no lobe that can be recognised is smaller
@@ -70,8 +70,9 @@ def audit_labels(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     masks = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
     table = index[["case_id", "group"]].join(pd.DataFrame(masks))
     table["area"] = _area_outliers(table["foreground"], table["group"])
-    table = table.join(_sequence(store.images, table["group"].to_numpy()))
-    content = _content_share(index, store)
+    table = table.join(_sequence(describe_store(store).fine, table["group"].to_numpy()))
+    height, width = content_sides(store)
+    content = height * width / store.size**2  # a letterbox adds black
     brightness = [float(image.mean()) for image in store.images] / content
     return table.assign(brightness=brightness, nearly_black=brightness < BLACK_LEVEL)
 
@@ -171,11 +172,11 @@ def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:
     return ((small | large) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
 
 
-def _sequence(images: np.ndarray, group: np.ndarray) -> pd.DataFrame:
+def _sequence(fine: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     """Columns correlation (with the frame before), out_of_sequence and jump."""
     # a group's frames stand together, in their order, whatever stands between them in the store
     order = np.argsort(group, kind="stable")
-    fine, group = describe(images).fine[order], group[order]
+    fine, group = fine[order], group[order]
     before, two_before = (pair_correlation(fine, back) for back in (1, 2))
     first = np.r_[True, group[1:] != group[:-1]]  # of its group
     unlike = (before < SAME_SWEEP) & ~first
@@ -186,11 +187,3 @@ def _sequence(images: np.ndarray, group: np.ndarray) -> pd.DataFrame:
         "correlation": np.where(first, np.nan, before), "out_of_sequence": odd, "jump": jump,
     }  # fmt: skip
     return pd.DataFrame(found, index=order).sort_index()
-
-
-def _content_share(index: pd.DataFrame, store: Store) -> np.ndarray:
-    """The share of the stored square that is frame: a letterbox adds black."""
-    if store.settings["resize"] == "square":
-        return np.ones(len(index))
-    sides = index[["height", "width"]]
-    return (sides.min(axis=1) / sides.max(axis=1)).to_numpy()
