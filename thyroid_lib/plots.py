@@ -55,14 +55,14 @@ def image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndar
     return fig, axes
 
 
-def _native(store: Store, row: int) -> np.ndarray:
+def native(store: Store, row: int) -> np.ndarray:
     """Bring a stored image back to the shape that it had, float32 (H,W) in [0,1]."""
     height, width = store.index.iloc[row][["height", "width"]].astype(int)
     image = store.images[row].astype(np.float32) / 255
     return frames.restore_prob(image, height, width, store.settings["resize"])
 
 
-def _outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
+def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
     if mask.any() and not mask.all():
         # A border of background lets the outline close where the mask touches the frame's edge.
         ax.contour(
@@ -71,16 +71,16 @@ def _outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
         )  # fmt: skip
 
 
-def _frame(ax, image: np.ndarray, title: str = "") -> None:
+def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
     ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
     ax.set_title(title, fontsize=8, pad=2)
 
 
 def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
     row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
-    _frame(ax, _native(store, row), title)
-    _outline(ax, store.reference(row), REFERENCE)
-    _outline(ax, pred, PREDICTION)
+    draw_frame(ax, native(store, row), title)
+    outline(ax, store.reference(row), REFERENCE)
+    outline(ax, pred, PREDICTION)
 
 
 def outline_legend(fig: Figure) -> None:
@@ -103,9 +103,9 @@ def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Fig
     for place, row in enumerate(middles):
         line, column = 2 * (place // columns), place % columns
         image = frames.read_gray(paths[store.index["case_id"].iloc[row]]) / 255
-        _frame(axes[line, column], image, store.index["group"].iloc[row])
-        _frame(axes[line + 1, column], image)
-        _outline(axes[line + 1, column], store.reference(row), REFERENCE)
+        draw_frame(axes[line, column], image, store.index["group"].iloc[row])
+        draw_frame(axes[line + 1, column], image)
+        outline(axes[line + 1, column], store.reference(row), REFERENCE)
     return fig
 
 
@@ -140,8 +140,8 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
         after, _, pixels = frames.mend_text(before)
         marked = np.repeat(before[:, :, None], 3, axis=2).astype(float)  # (H,W,3)
         marked[before & ~after] = to_rgb("#ff5c33")
-        _frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
-        _frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
+        draw_frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
+        draw_frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
     if not len(mended):
         axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center")
     return fig

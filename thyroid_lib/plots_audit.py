@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from thyroid_lib import frames, labels
 from thyroid_lib.copies import NEAR_COPY
-from thyroid_lib.plots import FIGURE_WIDTH, REFERENCE, _frame, _image_axes, _native, _outline
+from thyroid_lib.plots import FIGURE_WIDTH, REFERENCE, draw_frame, image_axes, native, outline
 from thyroid_lib.store import Store
 
 SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
@@ -107,14 +107,14 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
     pairs = order[~groups.duplicated()].head(count)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
-    fig, axes = _image_axes(3 * len(pairs), 3, 2.55)
+    fig, axes = image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
-        test, train = _native(store, rows[pair.case_id]), _native(store, rows[pair.train_case_id])
-        _frame(line[0], train, f"train: {pair.train_case_id} ({pair.train_group})")
-        _frame(line[1], test, f"test: {pair.case_id} ({pair.group})")
+        test, train = native(store, rows[pair.case_id]), native(store, rows[pair.train_case_id])
+        draw_frame(line[0], train, f"train: {pair.train_case_id} ({pair.train_group})")
+        draw_frame(line[1], test, f"test: {pair.case_id} ({pair.group})")
         shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
         difference = _difference(store, rows[pair.case_id], rows[pair.train_case_id], pair)
-        _frame(line[2], difference, f"correlation {pair.correlation:.3f}, shift {shift}")
+        draw_frame(line[2], difference, f"correlation {pair.correlation:.3f}, shift {shift}")
     return fig
 
 
@@ -130,7 +130,7 @@ def defect_gallery(
         count: examples of each, the largest first and of different groups where there are any.
     """
     found = [defect for defect in labels.DEFECTS if (table[defect] > 0).any()]
-    fig, axes = _image_axes(count * max(1, len(found)), count, 1.75)
+    fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
@@ -188,9 +188,11 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
         "gray_areas": f"{found.gray_areas} px", "area": f"{100 * found.foreground:.1f} % of frame",
         "nearly_black": f"mean {found.brightness:.0f}",
     }  # fmt: skip
-    _frame(ax, _native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {says[defect]}")
+    draw_frame(
+        ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {says[defect]}"
+    )
     if defect != "midtones":  # which lie along the outline
-        _outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
+        outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
     if marked.any():
         ax.imshow(np.dstack([np.full(marked.shape, c) for c in to_rgb(DEFECT)] + [marked * 1.0]))
         y, x = (places.mean() for places in np.nonzero(marked))
@@ -210,5 +212,5 @@ def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None
     for ax, step in zip(line, names, strict=False):
         if 0 <= at + step < len(group):
             other = group[at + step]
-            _frame(ax, _native(store, other), f"{names[step]}: {table['case_id'][other]}")
-            _outline(ax, store.reference(other), DEFECT if step == 0 else REFERENCE, 1.0)
+            draw_frame(ax, native(store, other), f"{names[step]}: {table['case_id'][other]}")
+            outline(ax, store.reference(other), DEFECT if step == 0 else REFERENCE, 1.0)
