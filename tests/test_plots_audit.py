@@ -52,7 +52,7 @@ def test_histograms_share_their_scale_and_count_every_frame():
     for ax, count in ((upper, 3), (lower, 2)):
         assert sum(bar.get_height() for bar in ax.patches) == count
     assert upper.get_xlim() == lower.get_xlim()
-    assert upper.texts[0].get_text() == "r: 67 % near-copies"
+    assert upper.get_title(loc="left") == "r: 67 % near-copies"
 
 
 def test_a_copy_differs_in_nothing_once_it_is_moved_back(tiny_store, monkeypatch):

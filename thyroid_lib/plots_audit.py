@@ -67,7 +67,7 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
     protocols = list(table["protocol"].unique())
     fig, axes = plt.subplots(
         len(protocols), 1, sharex=True, squeeze=False,
-        figsize=(FIGURE_WIDTH, 0.7 + 1.35 * len(protocols)),
+        figsize=(FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)),
     )  # fmt: skip
     bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
     for ax, protocol in zip(axes.flat, protocols, strict=True):
@@ -77,14 +77,11 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
             ax.hist(values, bins=bins, color=colour, edgecolor="white", linewidth=0.5)
         ax.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
         share = (part["correlation"] >= threshold).mean()
-        ax.text(
-            0.01, 0.92, f"{protocol}: {100 * share:.0f} % near-copies", weight="bold",
-            transform=ax.transAxes, va="top",
-        )  # fmt: skip
+        ax.set_title(f"{protocol}: {100 * share:.0f} % near-copies", loc="left")
         ax.set(ylabel="test frames", xlim=(bins[0], 1))
     axes[-1, 0].set_xlabel("correlation with the closest training frame")
     axes[0, 0].annotate(
-        "near-copies", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(5, 3),
+        "near-copies from here", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(5, -8),
         textcoords="offset points", fontsize=8,
     )  # fmt: skip
     return fig
