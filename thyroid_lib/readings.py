@@ -107,8 +107,8 @@ def power_sentence(differences: pd.DataFrame) -> str:
     larger = size["conditional"] or size["groups"] < FEW_GROUPS
     return (
         f"With {count_of(size['groups'], 'group')}, {count_of(size['folds'], 'fold')} and "
-        f"{count_of(size['seeds'], 'seed')} a gap of {span} Dice (by pair) could be seen in 80 % of "
-        "such studies; smaller ones would mostly be missed."
+        f"{count_of(size['seeds'], 'seed')} a gap of {span} Dice (by pair) could be seen in 80 % "
+        "of such studies; smaller ones would mostly be missed."
         + " In truth it takes more, as these intervals are too narrow."
         * bool(larger)
     )
