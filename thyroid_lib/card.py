@@ -7,6 +7,7 @@ import pandas as pd
 
 from thyroid_lib.readings import (
     calibration_sentence,
+    count_of,
     difference_sentence,
     failures_sentence,
     power_sentence,
@@ -73,8 +74,9 @@ def model_card(
             f"Weights: {_weights(mine)}.",
         ),
         "How it was evaluated": _lines(
-            f"The protocol that decides is `{protocol}`: {row['groups']} groups, {row['folds']} "
-            f"trained folds, {row['seeds']} seeds, {len(mine)} runs of this model.",
+            f"The protocol that decides is `{protocol}`: {count_of(row['groups'], 'group')}, "
+            f"{count_of(row['folds'], 'trained fold')}, {count_of(row['seeds'], 'seed')}, "
+            f"{count_of(len(mine), 'run')} of this model.",
             "Dice per frame at its native size, averaged within groups, then over groups. "
             "Intervals (95 %) are from a bootstrap that resamples groups and seeds"
             + (

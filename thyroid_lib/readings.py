@@ -25,7 +25,8 @@ def _join(parts: list[str]) -> str:
     return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
+    """Write `3 groups`, `1 group`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -54,7 +55,7 @@ def conditional_sentence(table: pd.DataFrame) -> str:
             "seeds could move the figures further than they show."
         )
     few = table[table["groups"] < FEW_GROUPS].drop_duplicates("protocol")
-    if counts := [f"{_count(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
+    if counts := [f"{count_of(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
         said += f" Intervals from {_join(counts)} are too narrow."
     return said
 
@@ -91,7 +92,7 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
         else:
             said.append(f"{pair.a} and {pair.b} are undecided")
     groups = part["groups"].iloc[0]
-    limit = f", as far as {_count(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
+    limit = f", as far as {count_of(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
     return f"Under {part['protocol'].iloc[0]}{limit}, {_join(said)}."
 
 
@@ -105,9 +106,9 @@ def power_sentence(differences: pd.DataFrame) -> str:
     span = least if least == most else f"{least} to {most}"
     larger = size["conditional"] or size["groups"] < FEW_GROUPS
     return (
-        f"With {_count(size['groups'], 'group')}, {_count(size['folds'], 'fold')} and "
-        f"{_count(size['seeds'], 'seed')} a gap of {span} Dice (by pair) could be seen in 80 % of "
-        "such studies; smaller ones would mostly be missed."
+        f"With {count_of(size['groups'], 'group')}, {count_of(size['folds'], 'fold')} and "
+        f"{count_of(size['seeds'], 'seed')} a gap of {span} Dice (by pair) could be seen in 80 % "
+        "of such studies; smaller ones would mostly be missed."
         + " In truth it takes more, as these intervals are too narrow."
         * bool(larger)
     )
@@ -132,7 +133,7 @@ def groups_sentence(scores: pd.DataFrame) -> str:
     leads = means.idxmax(axis=1).value_counts().sort_index()
     hardest = means.mean(axis=1).idxmin()
     return (
-        f"Of {_count(len(means), 'group')}, "
+        f"Of {count_of(len(means), 'group')}, "
         + _join([f"{model} leads in {count}" for model, count in leads.items()])
         + f"; the hardest is {hardest}, at {means.loc[hardest].min():.3f} to "
         f"{means.loc[hardest].max():.3f} Dice."
