@@ -24,7 +24,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until% --unlock,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study unlock lab test test-all lint nbval reference lock clean
+.PHONY: help env demo study unlock lab test test-all lint nbval reference publish lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,7 +83,13 @@ nbval: $(READY)  ## run results/reference/demo again and compare every output
 reference: demo  ## make results/reference/demo from the demo's results
 	@rm -rf results/reference/demo && mkdir -p results/reference/demo
 	@cp results/demo/notebooks/*.ipynb results/reference/demo/
-	@cd results/demo/compare && cp summary.csv summary.md groups.csv selected.json *.png ../../reference/demo/
+	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
+		summary.md details.md selected.json frames.png ../../reference/demo/
+
+publish: $(READY)  ## copy a finished study's tables, and no picture, to results/reference: PARAMETERS=…
+	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
+	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
+		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
 
 lock:  ## make requirements.lock anew, from what a fresh environment gets today (TORCH=2.13.0)
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

@@ -1,5 +1,6 @@
 """The committed results: whole, clean, quoted faithfully, and sensitive to the library's code."""
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,9 @@ import nbformat
 import pandas as pd
 import pytest
 
+from thyroid_lib import replication, selection, stability, statistics, tables
 from thyroid_lib.runner import PINNED
+from thyroid_lib.study import read_study
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -34,7 +37,7 @@ def test_executed_notebooks_are_whole_and_clean(path):
 def test_every_run_of_the_demo_is_committed():
     names = {path.stem for path in NOTEBOOKS}
     models = pd.read_csv(DEMO / "summary.csv").model.unique()
-    assert {"1-preprocess", "4-compare"} < names
+    assert {"1-preprocess", "2-audit", "4-compare"} < names
     for model in models:
         assert sum(f"3-train-{model}-" in name for name in names) >= 2
 
@@ -44,6 +47,7 @@ def test_the_demo_repeats_to_the_byte():
     again = ROOT / "results" / "demo"
     if not (again / "compare" / "selected.json").is_file():
         pytest.skip("the demo was not run here: make demo")
+    assert (DEMO / "details.md").is_file()
     for kept in [*NOTEBOOKS, *DEMO.glob("*.csv"), *DEMO.glob("*.md"), *DEMO.glob("*.json")]:
         made = again / ("notebooks" if kept.suffix == ".ipynb" else "compare") / kept.name
         assert made.read_bytes() == kept.read_bytes(), f"{kept.name} differs from the committed one"
@@ -51,7 +55,60 @@ def test_the_demo_repeats_to_the_byte():
 
 def test_readme_quotes_the_committed_tables():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert (REAL / "summary.md").read_text(encoding="utf-8").strip() in readme
+    for name in ("compare/summary.md", "replication/steps.md"):
+        assert (REAL / name).read_text(encoding="utf-8").strip() in readme
+
+
+@pytest.fixture(scope="module")
+def real_runs() -> tables.Results:
+    folders = [run.parent for run in REAL.glob("runs/*/run.json")]
+    return tables.load_runs([f for f in folders if "-reported-fold" not in f.name])
+
+
+def test_the_committed_comparison_follows_from_the_committed_runs(real_runs):
+    """Whoever doubts a figure can compute it again from one row per test frame."""
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    runs, histories, scores, thresholds, calibration = real_runs
+    how = {"resamples": study["resamples"]}
+    table = tables.summary(scores, runs, calibration, **how)
+    differences = statistics.differences(scores, delta=study["delta"], **how)
+    measured = stability.stability(scores, histories, thresholds, **how)
+    for made, name, digits in ((table, "summary", 6), (differences, "differences", 4)):
+        kept = pd.read_csv(REAL / "compare" / f"{name}.csv")
+        pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=0.6 * 10**-digits)
+    selected = selection.select(table, differences, measured, delta=study["delta"])
+    assert selected == json.loads((REAL / "compare" / "selected.json").read_text("utf-8"))
+
+
+def test_the_committed_runs_are_those_of_the_committed_parameters(real_runs):
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    same = ("size", "width", "epochs", "batch_size", "lr", "folds", "val_share", "selection")
+    for name in (*same, "threshold", "tolerance_px", "threads", "device"):
+        assert set(real_runs.runs[name]) == {study[name]}, name
+    assert set(real_runs.runs["mend"]) == {" ".join(study["mend"])}
+    assert set(real_runs.runs["seed"]) == set(study["seeds"])
+    compared = set(study["models"]) - {replication.WITHOUT_RELU}
+    for protocol, folds in (("random", [0]), ("grouped", study["run_folds"])):
+        part = real_runs.runs[real_runs.runs["protocol"] == protocol]
+        assert set(zip(part["model"], part["fold"], strict=True)) == {
+            (model, fold) for model in compared for fold in folds
+        }
+
+
+def test_the_committed_steps_follow_from_the_committed_runs():
+    folders = sorted(run.parent for run in REAL.glob("runs/*/run.json"))
+    reported = [folder for folder in folders if "-reported-fold" in folder.name]
+    steps, flawed = replication.load_steps(reported, [f for f in folders if f not in reported])
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    made = replication.measure_steps(steps, resamples=study["resamples"])
+    kept = pd.read_csv(REAL / "replication" / "steps.csv")
+    pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=1e-6)
+    floors = replication.floors(flawed).set_index("model")
+    assert not floors.loc["segnet_reported", "below"]
+    assert (
+        0 <= floors.loc["segnet_reported", "last"] - floors.loc["segnet_reported", "floor"] < 0.05
+    )
+    assert floors.loc[replication.WITHOUT_RELU, "below"]
 
 
 def test_nothing_of_the_real_frames_is_committed():
