@@ -92,10 +92,12 @@ def test_a_split_without_two_sides_is_refused(sweeps, labels, said):
 
 def test_the_official_split_has_run_14_on_both_sides(shared_data):
     official = tg3k.official_split(shared_data / "tg3k-sample")
-    side_of = dict.fromkeys(official["train"], "train") | dict.fromkeys(official["val"], "test")
+    side_of = dict.fromkeys(official["train"], "train") | dict.fromkeys(official["test"], "test")
     frames = pd.DataFrame({"case_id": [f"{frame:04d}" for frame in range(3585)]})
     frames["group"] = [tg3k.run_of(int(case_id)) for case_id in frames["case_id"]]
-    labels = frames["case_id"].map(side_of).to_numpy()
+    frames["official"] = frames["case_id"].map(side_of)
+    labels = split_cases(frames, protocol="official")
+    assert set(frames["group"][labels == "val"]).isdisjoint(frames["group"][labels == "train"])
     assert audit.shared_groups(frames, labels) == ["run14"]
     assert audit.shared_groups(frames, np.full(3585, "train")) == []
 

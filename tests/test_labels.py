@@ -154,7 +154,7 @@ def test_the_summary_counts_each_rule(sweep, tmp_path):
     masks[3][0:5, 0:3] = masks[3][0:5, 5:8] = 255
     table = labels.summary(audited(tmp_path, images, masks)).set_index("defect")
     assert table.loc["text", ["cases", "components", "pixels"]].tolist() == [2, "3", "45"]
-    assert table.loc["text", "mend"] == "taken out (text)"
+    assert table.loc["text", "mend"] == "`text` takes it out"
     assert list(table.index) == [defect.replace("_", " ") for defect in labels.DEFECTS]
 
 

@@ -68,6 +68,14 @@ FAULTS = {
     "unknown source": (set_key("source", "ddti"), ["source", "phantom, tg3k, folder"]),
     "source without data": (set_key("source", "tg3k"), ["data: is empty", "tg3k needs"]),
     "data without source": (set_key("data", "x"), ["data: phantoms take none"]),
+    "reported alone": (
+        set_key("protocols", "[reported]"),
+        ['protocols: got ["reported"], but protocol reported needs random and grouped'],
+    ),
+    "reported with the last epoch": (
+        set_key("protocols", "[reported, random, grouped]"),
+        ['selection: got "last", but protocol reported needs val beside'],
+    ),
     "unknown selection": (set_key("selection", "best"), ["selection", "one of last, val"]),
     "half for validation": (set_key("val_share", "0.5"), ["val_share", "below 0.5"]),
     "unknown device": (set_key("device", "gpu"), ["device", "auto, cpu, cuda, mps"]),

@@ -80,7 +80,7 @@ def model_card(
             "Dice per frame at its native size, averaged within groups, then over groups. "
             "Intervals (95 %) are from a bootstrap that resamples groups and seeds"
             + (
-                "; here † they are conditional on the trained runs, as seeds are few."
+                "; here † they hold for the trained runs alone: seeds or splits are few."
                 if selected["conditional"]
                 else "."
             ),
@@ -141,7 +141,7 @@ def _cases(runs: pd.DataFrame) -> str:
 def _weights(runs: pd.DataFrame) -> str:
     how = {
         "last": "of the last epoch; no data selected them",
-        "val": "of the epoch of best Dice on validation groups cut from the training groups",
+        "val": "of the epoch of best Dice on validation cases cut from the training ones",
         "test": "of the epoch of best Dice ON THE TEST SET, as reported; for replication only",
     }
     return how.get(runs["selection"].iloc[0], str(runs["selection"].iloc[0]))

@@ -34,11 +34,11 @@ DEFECTS = {  # column of the table: what counts as the defect
     "nearly_black": f"mean gray level under {BLACK_LEVEL}",
 }
 HARMLESS = ("text", "midtones")  # where they are mended, nobody needs to look
-MENDS = {  # what is done about it, by which rule of the parameter `mend`
-    "text": "taken out (text)",
-    "specks": f"dropped under {frames.SPECK_PX} px (specks)",
-    "holes": f"filled under {frames.HOLE_PX} px (holes)",
-    "midtones": "thyroid is > 127 (always)",
+MENDS = {  # what can be done about it, by a rule of the parameter `mend`
+    "text": "`text` takes it out",
+    "specks": f"`specks` drops those under {frames.SPECK_PX} px",
+    "holes": f"`holes` fills those under {frames.HOLE_PX} px",
+    "midtones": "thyroid is > 127, always",
 }
 
 

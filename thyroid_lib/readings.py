@@ -93,7 +93,8 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
             said.append(f"{pair.a} and {pair.b} are undecided")
     groups = part["groups"].iloc[0]
     limit = f", as far as {count_of(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
-    return f"Under {part['protocol'].iloc[0]}{limit}, {_join(said)}."
+    runs = ", in the trained runs," if part["conditional"].any() else ","
+    return f"Under {part['protocol'].iloc[0]}{limit}{runs} {_join(said)}."
 
 
 def power_sentence(differences: pd.DataFrame) -> str:
@@ -123,7 +124,9 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     notes = sorted({note for note in both["note"] if note})
     if not len(both):
         return ""
-    said = f"The mixed model agrees on {(apart == apart_mixed).sum()} of {len(both)} pairs"
+    alike = (apart == apart_mixed) & (np.sign(fitted["low"]) == np.sign(fitted["low_mixed"]))
+    alike |= ~apart & ~apart_mixed
+    said = f"The mixed model agrees on {alike.sum()} of {len(fitted)} pairs"
     return said + (f" (note: {'; '.join(notes)})." if notes else ".")
 
 
@@ -165,7 +168,8 @@ def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
         if seeds < SEEDS_FOR_STABILITY
         else ""
     )
-    return f"Steadiest: {_join(said)}.{few}"
+    first = "Steadiest" if seeds >= SEEDS_FOR_STABILITY else "Steadiest in the trained runs"
+    return f"{first}: {_join(said)}.{few}"
 
 
 def threshold_sentence(thresholds: pd.DataFrame) -> str:

@@ -2,8 +2,9 @@
 
 Runs of protocol "reported" repeat it, flaws and all; those of "random" and "grouped" mend what it
 did, one step after the other. Every step keeps the networks, seeds and recipe of the one before,
-so that a change belongs to its step; its interval comes from resampling groups and seeds, the same
-at both ends. `results/reference/reported_curves.csv` holds the report's own curves, one run each.
+so that a change belongs to its step; its interval comes from resampling groups, the same ones at
+both ends, and seeds. The report's own curves, one run each, are
+`results/reference/reported_curves.csv`.
 """
 
 from pathlib import Path
@@ -14,8 +15,8 @@ import pandas as pd
 from thyroid_lib import write_file
 from thyroid_lib.metrics import pooled_dice
 from thyroid_lib.stability import MEASURES, of_curve
-from thyroid_lib.statistics import cube, draw, interval, macro_estimate, macro_means
-from thyroid_lib.tables import RUN, Results, load_runs
+from thyroid_lib.statistics import cube, draw, interval, macro_estimate, macro_means, sort_rows
+from thyroid_lib.tables import RUN, SHARED, Results, load_runs
 
 STEPS = (
     "as reported",
@@ -24,6 +25,7 @@ STEPS = (
     "burnt-in text mended",
     "whole sweeps held out",
 )
+ON_TEST = STEPS[:2]  # their weights were picked on the test set
 NAMES = {"U-Net": "unet", "SegNet": "segnet_reported", "Residual U-Net": "resunet_reported"}
 WITHOUT_RELU = "segnet_reported_no_relu"
 
@@ -31,7 +33,7 @@ WITHOUT_RELU = "segnet_reported_no_relu"
 def load_steps(
     reported: list[str | Path], fair: list[str | Path]
 ) -> tuple[dict[str, pd.DataFrame], Results]:
-    """Gather the runs of a replication.
+    """Gather the runs of a replication, or refuse those that differ in more than their step.
 
     Args:
         reported: folders of the runs of protocol "reported".
@@ -41,7 +43,8 @@ def load_steps(
         For each of `STEPS` the scores, one row per run and test case; and the reported runs.
 
     Raises:
-        FileNotFoundError, ValueError: see `tables.load_runs`; or a step without runs.
+        FileNotFoundError, ValueError: see `tables.load_runs`; or a step without runs, or reported
+            and fair runs of other settings, seeds or (under random) test cases.
     """
     flawed, mended = load_runs(reported), load_runs(fair)
     if set(flawed.runs["protocol"]) != {"reported"}:
@@ -55,8 +58,26 @@ def load_steps(
     of = {name: mended.scores[mended.scores["protocol"] == name] for name in ("random", "grouped")}
     if lacking := [name for name, table in of.items() if table.empty]:
         raise ValueError(f"no run of protocol {', '.join(lacking)}: train them, or name them")
+    _check_alike(flawed, mended)
     tables = (flawed.scores, flawed.scores, of_val, of["random"], of["grouped"])
     return dict(zip(STEPS, tables, strict=True)), flawed
+
+
+def _check_alike(flawed: Results, mended: Results) -> None:
+    meant = {"data_fingerprint", "mend", "selection"}  # what the steps change
+    for field in ("seed", *SHARED):
+        sides = [set(results.runs[field]) for results in (flawed, mended)]
+        if field not in meant and sides[0] != sides[1]:
+            raise ValueError(
+                f"{field} differs: the reported runs have {sorted(sides[0])}, the fair ones "
+                f"{sorted(sides[1])}; train them again with equal settings"
+            )
+    drawn = mended.scores[mended.scores["protocol"] == "random"]
+    if odd := sorted(set(flawed.scores["case_id"]) ^ set(drawn["case_id"])):
+        raise ValueError(
+            f"{len(odd)} test cases, {odd[0]} among them, stand on one side of reported and random "
+            "alone: a mask that mending empties makes other splits; take its case out of the source"
+        )
 
 
 def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -> pd.DataFrame:
@@ -70,9 +91,9 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
             and so are groups that a small study did not test at every step.
 
     Returns:
-        One row per step and model: step, model, dice, low, high, change, change_low, change_high
-        (against the step before; NaN at the first), groups, seeds. 95 % intervals; those of one
-        seed hold for the trained runs alone.
+        One row per step and model: step, selection ("test" or "val"), model, dice, low, high,
+        change, change_low, change_high (against the step before; NaN at the first), groups, seeds.
+        95 % intervals; those of one seed hold for the trained runs alone.
 
     Raises:
         ValueError: no model or no group that all steps share.
@@ -97,7 +118,8 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
     for step in scores:
         low, high = interval(samples[step])
         for i, model in enumerate(of.models):
-            row = {"step": step, "model": model, "dice": values[step][i]}
+            selection = "test" if step in ON_TEST else "val"
+            row = {"step": step, "selection": selection, "model": model, "dice": values[step][i]}
             row |= {"low": low[i], "high": high[i]}
             if before:
                 change = samples[step][:, i] - samples[before][:, i]
@@ -110,6 +132,7 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
 
 def _pooled(table: pd.DataFrame, of, draws) -> tuple[np.ndarray, np.ndarray]:
     """Reported Dice of each model (M,) and resample (B,M), frames drawn with their group."""
+    table = sort_rows(table)  # the order decides who shares a batch
     runs = {}
     for (model, seed), part in table.groupby(["model", "seed"]):
         place = np.searchsorted(of.groups, part["group"])
@@ -136,7 +159,8 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     models = [m for m in NAMES.values() if m in set(table["model"])]
     models += sorted(set(table["model"]) - set(models))
     best = curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
-    rows = {"the report itself": [f"{best[m]:.3f}" if m in best else "–" for m in models]}
+    mark = " (epoch picked on test)"
+    rows = {f"the report itself{mark}": [f"{best[m]:.3f}" if m in best else "–" for m in models]}
     for step, part in table.groupby("step", sort=False):
         each = part.set_index("model").loc[models]
         cells = each["dice"].map("{:.3f}".format)
@@ -145,7 +169,7 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
                 f" ({row.change:+.3f}: {row.change_low:+.3f} to {row.change_high:+.3f})"
                 for row in each.itertuples()
             ]
-        rows[step] = [cell.replace("-", "−") for cell in cells]
+        rows[step + mark * (step in ON_TEST)] = [cell.replace("-", "−") for cell in cells]
     return pd.DataFrame.from_dict(rows, orient="index", columns=models).rename_axis("step")
 
 
@@ -163,9 +187,9 @@ def steps_sentence(table: pd.DataFrame) -> str:
     }
     sure = [f"{step} ({len(models)} of {len(dice)})" for step, models in moved.items() if models]
     seeds = int(table["seeds"].min())
-    limits = "; the intervals hold for the trained runs, one a split" if seeds == 1 else ""
+    limits = "; with one seed all intervals hold for the trained runs alone" if seeds == 1 else ""
     text = (
-        f"From as reported to every flaw mended: {each}. What each step was worth on average over "
+        f"From the first step to the last: {each}. What each step was worth on average over "
         f"the networks: {worth}. Zero lies outside the interval of: "
         f"{', '.join(sure) or 'no step'}{limits}."
     )

@@ -122,6 +122,7 @@ def train_model(
     out = Path(out)
     finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
     if finished is None:
+        (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
         finished, trained_epochs = _train(net, store, labels, asked, where, out, key)
     # From the stored weights also where they were trained just now: one way to the scores.
     net = restore_model(model, width, finished["weights"])
@@ -230,7 +231,7 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     _write_table(run.out / "calibration.csv", scores.calibration)
     about = run.meta | {
         "tolerance_px": tolerance_px,
-        "temperature": round(_temperature(run, store, device), 4),
+        "temperature": _temperature(run, store, device),
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "versions": {
             "thyroid_lib": __version__, "python": platform.python_version(),
@@ -244,14 +245,16 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     return cases
 
 
-def _temperature(run: Run, store: Store, device: torch.device) -> float:
-    """Calibrate on the validation cases, for whoever deploys the model; 1 where there are none."""
+def _temperature(run: Run, store: Store, device: torch.device) -> float | None:
+    """Calibrate on the validation cases, for whoever deploys the model; None if nobody may.
+
+    That is where there are no such cases, and where the epoch was picked on the test set.
+    """
     rows = np.flatnonzero(run.labels == "val")
-    if not len(rows):
-        return 1.0
-    model = run.val_model or run.model
-    prob = predict_prob(model, store.images[rows], device=device)
-    return fit_temperature(prob, store.masks[rows].astype(bool))
+    if not len(rows) or run.val_model:
+        return None
+    prob = predict_prob(run.model, store.images[rows], device=device)
+    return round(fit_temperature(prob, store.masks[rows].astype(bool)), 4)
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

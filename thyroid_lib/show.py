@@ -69,7 +69,8 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
         {
             "protocol": both["protocol"],
             "a − b": both["a"] + " − " + both["b"],
-            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
+            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high"))
+            + np.where(both["conditional"], " †", ""),
             "mixed model": with_interval(both, ("difference_mixed", "low_mixed", "high_mixed"), 2),
             "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
             "reading": both["reading"],
@@ -80,7 +81,8 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
 
 def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
     """Turn `stability.stability` into a table for people: one column per measure."""
-    text = stability.assign(text=with_interval(stability, ("value", "low", "high")))
+    text = with_interval(stability, ("value", "low", "high"))
+    text = stability.assign(text=text + np.where(stability["conditional"], " †", ""))
     wide = text.pivot(index=["protocol", "model"], columns="measure", values="text")
     order = order_protocols(stability["protocol"])
     return wide.loc[order].reset_index().rename_axis(columns=None)

@@ -44,10 +44,9 @@ class Cube:
     def conditional(self) -> bool:
         """Whether intervals hold for the trained runs alone, not for trainings to come.
 
-        One seed leaves nothing to resample; a single split with few seeds leaves too little.
+        One seed leaves nothing to resample, and a single split says nothing of other splits.
         """
-        few = len(self.seeds) < SEEDS_FOR_STABILITY
-        return len(self.seeds) == 1 or (len(self.folds) == 1 and few)
+        return len(self.seeds) == 1 or len(self.folds) == 1
 
 
 @dataclass(frozen=True)

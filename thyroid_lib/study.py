@@ -118,13 +118,17 @@ def check_study(config: dict) -> None:
                 f"run_folds: got {config['run_folds']}, but folds: {config['folds']} has only "
                 f"0 to {config['folds'] - 1}"
             )
-        if "reported" in config["protocols"] and not {"random", "grouped"} <= {
-            *config["protocols"]
-        }:
-            problems.append(
-                f"protocols: got {json.dumps(config['protocols'])}, but reported is told beside "
-                "random and grouped: add them"
-            )
+        if "reported" in (protocols := config["protocols"]):
+            beside = {
+                "protocols": ("random and grouped", {"random", "grouped"} <= set(protocols)),
+                "selection": ("val", config["selection"] == "val"),
+                "mend": ("text", "text" in config["mend"]),
+            }
+            problems += [
+                f"{key}: got {json.dumps(config[key])}, but protocol reported needs {need} beside"
+                for key, (need, holds) in beside.items()
+                if not holds
+            ]
     if problems:
         raise ValueError("\n".join(problems))
 

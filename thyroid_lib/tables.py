@@ -14,6 +14,7 @@ from thyroid_lib.statistics import cube, intervals, macro_estimate, order_protoc
 SHARED = (
     "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
     "selection", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
+    "code_fingerprint",
 )  # fmt: skip
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
@@ -140,7 +141,7 @@ def summary(
         dice_sd_groups, dice_sd_seeds: standard deviations between group means and between seeds
         (NaN for one); dice_worst_decile; nsd, iou, hd95_px, assd_px, brier, missed_parts,
         false_parts, ece: group-macro means, missed frames at the image's diagonal; missed: test
-        frames with Dice 0; groups, folds, seeds; parameters; multiply_adds per image.
+        frames with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
     known = intervals(scores, resamples=resamples)
     errors = calibration_errors(calibration)
