@@ -40,6 +40,9 @@ def copy_project(target: Path) -> Path:
         else:
             ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
             shutil.copytree(ROOT / part, target / part, ignore=ignored)
+    curves = Path("results", "reference", "reported_curves.csv")
+    (target / curves).parent.mkdir(parents=True)
+    shutil.copy2(ROOT / curves, target / curves)
     text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
     for key, value in TINY.items():
         text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
@@ -200,7 +203,7 @@ def test_wrong_settings_stop_before_any_work(wrong, message, tmp_path):
     assert done.returncode == 2
     assert f"error in the parameters:\n{message}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (project / "results").exists()
+    assert not (project / RESULTS).exists()
 
 
 def test_a_source_is_looked_for_before_any_work(tmp_path):
@@ -225,7 +228,7 @@ def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
     assert len(first) > 12
     assert first.keys() == other.keys()
     assert [name for name in first if first[name] != other[name]] == []
-    assert not (second / "results").exists()
+    assert not (second / RESULTS).exists()
     for name, content in first.items():
         assert str(finished).encode() not in content, name
 
@@ -257,6 +260,30 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
     assert "multiple" in log
     assert steps(project, "--config", "size=48", "models=[segnet,unet]") == TRAIN
+
+
+def test_a_replication_is_told_step_by_step(tmp_path):
+    project = copy_project(tmp_path)
+    run_study(
+        project, "--config", "protocols=[reported,random,grouped]", "selection=val", "folds=2",
+        "run_folds=[0,1]", "models=[segnet_reported,segnet_reported_no_relu]",
+    )  # fmt: skip
+    top = project / RESULTS
+    runs = {path.name: json.loads((path / "run.json").read_text()) for path in top.glob("runs/*")}
+    assert len(runs) == 2 + 1 + 2  # the one without ReLU explains a loss, and is no rival
+    for name, about in runs.items():
+        reported = about["protocol"] == "reported"
+        assert about["selection"] == ("test" if reported else "val"), name
+        assert about["mend"] == ("" if reported else "text")
+        assert (about["temperature"] is None) == reported
+    steps = (top / "replication" / "steps.md").read_text(encoding="utf-8")
+    assert "| as reported (epoch picked on test)" in steps
+    assert "From the first step to the last: segnet_reported" in steps
+    summary = (top / "compare" / "summary.md").read_text(encoding="utf-8")
+    assert "reported (" not in summary  # a protocol that is told in its own notebook alone
+    page = (top / "report.html").read_text(encoding="utf-8")
+    assert "5. Replication" in page
+    assert "2. Audit" in page
 
 
 def imports_of(source: str) -> set[str]:

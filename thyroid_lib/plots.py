@@ -22,6 +22,8 @@ from thyroid_lib.store import Store
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
 MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
 FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
 
 
@@ -38,11 +40,15 @@ def style() -> None:
     )  # fmt: skip
 
 
-def model_colours(models: list[str]) -> dict[str, tuple]:
-    """Give each architecture its own colour, the same in every study; newcomers follow."""
-    palette = sns.color_palette("colorblind", 10)
-    names = [*MODEL_ORDER, *sorted(set(models) - set(MODEL_ORDER))]
-    return {name: palette[i % len(palette)] for i, name in enumerate(names) if name in models}
+def looks(models) -> dict[str, dict]:
+    """Give each model its colour, marker and line, the same in every study; newcomers follow."""
+    palette, models = sns.color_palette("colorblind", 10), set(models)
+    names = [*MODEL_ORDER, *sorted(models - set(MODEL_ORDER))]
+    return {
+        name: {"color": palette[i % 10], "marker": MARKERS[i % 7], "linestyle": LINES[i % 5]}
+        for i, name in enumerate(names)
+        if name in models
+    }
 
 
 def image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:

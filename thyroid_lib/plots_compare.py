@@ -4,6 +4,8 @@ Every model has one colour, one marker and one line in all of them, so that they
 in grey print and by colour-blind readers. Intervals are those of the tables; none is made here.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,24 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thyroid_lib.plots import FIGURE_WIDTH, draw_case, image_axes, model_colours, outline_legend
+from thyroid_lib.plots import FIGURE_WIDTH, draw_case, image_axes, looks, outline_legend
 from thyroid_lib.stability import MEASURES, threshold_columns
 from thyroid_lib.statistics import cube, macro_estimate, order_protocols
 from thyroid_lib.store import Store
 from thyroid_lib.tables import group_means
 
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
 BAND, FAINT = "0.75", "0.6"
-
-
-def looks(models) -> dict[str, dict]:
-    """Give each model its colour, marker and line, in the order of every legend."""
-    colours = model_colours(sorted(set(models)))
-    return {
-        name: {"color": colour, "marker": MARKERS[i % 7], "linestyle": LINES[i % 5]}
-        for i, (name, colour) in enumerate(colours.items())
-    }
 
 
 def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
@@ -191,20 +182,11 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
         _name_rows(ax, list(styles))
         better = "more is better" if measure == "S3" else "less is better"
         ax.set_title(f"{measure}: {better}", loc="left")
-        ax.set_xlabel(_wrap(meaning), fontsize="small")
+        ax.set_xlabel(textwrap.fill(meaning, 36), fontsize="small")
     if len(protocols) > 1:
         others = ", ".join(protocols[1:])
         fig.suptitle(f"upper, full colour: {protocols[0]}; below, dull: {others}", fontsize="small")
     return fig
-
-
-def _wrap(text: str, width: int = 36) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += f"{' ' if lines[-1] else ''}{word}"
-    return "\n".join(lines)
 
 
 def threshold_sweep(thresholds: pd.DataFrame) -> Figure:

@@ -1,12 +1,15 @@
 """Figures of the replication: its steps, the reported SegNet's floor, the report's own curves."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from thyroid_lib.plots import FIGURE_WIDTH, model_colours
+from thyroid_lib.plots import FIGURE_WIDTH, looks
+from thyroid_lib.predict import BINS
 from thyroid_lib.replication import NAMES, WITHOUT_RELU
 
 GREY = "0.45"
@@ -19,32 +22,26 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         table: what `replication.measure_steps` gives.
         curves: the report's own; their best Dice stand to the left as hollow marks.
     """
-    names, colours = list(table["step"].unique()), model_colours(list(table["model"].unique()))
+    names, styles = list(table["step"].unique()), looks(table["model"])
     best = curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.2))
-    shifts = np.linspace(-0.16, 0.16, len(colours))
-    for shift, (model, colour) in zip(shifts, colours.items(), strict=True):
+    shifts = np.linspace(-0.16, 0.16, len(styles))
+    for shift, (model, look) in zip(shifts, styles.items(), strict=True):
         part = table[table["model"] == model].set_index("step").loc[names]
         x = np.arange(len(names)) + 1 + shift
         ends = np.stack([part["dice"] - part["low"], part["high"] - part["dice"]]).clip(0)
         ax.errorbar(
-            x, part["dice"], yerr=ends, color=colour, marker="o", markersize=5, linewidth=1.4,
-            elinewidth=1, capsize=2.5, label=model,
+            x, part["dice"], yerr=ends, **look, markersize=5, linewidth=1.4, elinewidth=1,
+            capsize=2.5, label=model,
         )  # fmt: skip
         if model in best:
-            ax.plot(shift, best[model], "o", color=colour, markerfacecolor="white", markersize=7)
+            ax.plot(shift, best[model], **look, markerfacecolor="white", markersize=7)
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    ticks = ["the report\nitself", *(_two_lines(name) for name in names)]
+    ticks = ["the report\nitself", *(textwrap.fill(name, 14) for name in names)]
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set(ylabel="Dice (bar: 95 % interval)", xlabel="each step mends one more flaw")
-    fig.legend(loc="outside upper center", ncols=len(colours))
+    fig.legend(loc="outside upper center", ncols=len(styles))
     return fig
-
-
-def _two_lines(name: str) -> str:
-    words = name.split()
-    middle = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(name) / 2))
-    return f"{' '.join(words[:middle])}\n{' '.join(words[middle:])}"
 
 
 def floor(
@@ -69,9 +66,14 @@ def floor(
                 run["epoch"], run["train_loss"], line, color=colour, label=label * (not number)
             )
         part = calibration[calibration["model"] == model].groupby("bin")["pixels"].sum()
-        share = 100 * part.reindex(range(15), fill_value=0) / part.sum()
+        share = 100 * part.reindex(range(BINS), fill_value=0) / part.sum()
         right.stairs(
-            share, np.linspace(0, 1, 16), color=colour, linestyle=line, linewidth=1.6, label=label
+            share,
+            np.linspace(0, 1, BINS + 1),
+            color=colour,
+            linestyle=line,
+            linewidth=1.6,
+            label=label,
         )
     own = curves[curves["model"].map(NAMES) == "segnet_reported"]
     left.plot(own["epoch"], own["train_loss"], color=GREY, linewidth=1, label="the report itself")
@@ -97,12 +99,10 @@ def floor(
 
 def reported_curves(curves: pd.DataFrame) -> Figure:
     """Draw the report's own test Dice by epoch, one run a network."""
-    colours = model_colours(list(NAMES.values()))
+    styles = looks(NAMES.values())
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 3.2))
     for model, run in curves.groupby("model", sort=False):
-        ax.plot(
-            run["epoch"], run["test_dice"], marker=".", color=colours[NAMES[model]], label=model
-        )
+        ax.plot(run["epoch"], run["test_dice"], **styles[NAMES[model]], markersize=4, label=model)
     ax.set(xlabel="epoch", ylabel="test Dice, as reported", ylim=(0.4, 1))
     ax.legend(loc="lower right")
     return fig

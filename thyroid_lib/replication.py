@@ -15,7 +15,7 @@ import pandas as pd
 from thyroid_lib import write_file
 from thyroid_lib.metrics import pooled_dice
 from thyroid_lib.stability import MEASURES, of_curve
-from thyroid_lib.statistics import cube, draw, interval, macro_estimate, macro_means, sort_rows
+from thyroid_lib.statistics import bounds, cube, draw, macro_estimate, macro_means, sort_rows
 from thyroid_lib.tables import RUN, SHARED, Results, load_runs
 
 STEPS = (
@@ -116,7 +116,7 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
             values[step], samples[step] = macro_estimate(of.values), macro_means(of.values, draws)
     rows, before = [], None
     for step in scores:
-        low, high = interval(samples[step])
+        low, high = bounds(samples[step], of)
         for i, model in enumerate(of.models):
             selection = "test" if step in ON_TEST else "val"
             row = {"step": step, "selection": selection, "model": model, "dice": values[step][i]}
@@ -124,7 +124,7 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
             if before:
                 change = samples[step][:, i] - samples[before][:, i]
                 row["change"] = values[step][i] - values[before][i]
-                row["change_low"], row["change_high"] = interval(change)
+                row["change_low"], row["change_high"] = bounds(change, of)
             rows.append(row | {"groups": len(of.groups), "seeds": len(of.seeds)})
         before = step
     return pd.DataFrame(rows)

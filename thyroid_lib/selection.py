@@ -10,6 +10,7 @@ import pandas as pd
 from thyroid_lib.stability import chi_factors
 from thyroid_lib.statistics import (
     SEEDS_FOR_STABILITY,
+    bounds,
     cube,
     draw,
     interval,
@@ -127,9 +128,7 @@ def ranks(
         dice, seeds = each.mean(axis=2), len(of.seeds)
         estimate = macro_estimate(of.values)
         gaps = dice[:, :, None] - dice[:, None]  # (B,M,M)
-        above = interval(gaps)[1] - (estimate[:, None] - estimate)
-        if len(of.groups) == 1:
-            above[:] = np.nan
+        above = bounds(gaps, of)[1] - (estimate[:, None] - estimate)
         s1 = each.std(axis=2, ddof=1) if seeds > 1 else np.full_like(dice, np.nan)
         low, high = chi_factors(seeds)
         best, chosen, *_ = decide(

@@ -15,9 +15,9 @@ from thyroid_lib.statistics import (
     TAILS,
     Cube,
     Draws,
+    bounds,
     cube,
     draw,
-    interval,
     macro_estimate,
     macro_means,
     order_protocols,
@@ -155,9 +155,7 @@ def worst_decile_interval(
         upto = counts.cumsum(axis=1)
         taken = np.clip(tenth - (upto - counts), 0, counts)
         samples.append(taken @ dice[: counts.shape[1]] / tenth[:, 0])
-    low, high = interval(np.concatenate(samples))
-    single = len(of.groups) == 1
-    return worst_decile(dice), *((np.nan, np.nan) if single else (float(low), float(high)))
+    return worst_decile(dice), *map(float, bounds(np.concatenate(samples), of))
 
 
 def threshold_columns(thresholds: pd.DataFrame) -> list[str]:
@@ -172,4 +170,4 @@ def threshold_range(
     cubes = [cube(thresholds, protocol, name) for name in threshold_columns(thresholds)]
     estimate = np.ptp([macro_estimate(of.values) for of in cubes], axis=0)
     samples = np.stack([macro_means(of.values, draws) for of in cubes])  # (T,B,M)
-    return estimate, *interval(np.ptp(samples, axis=0))
+    return estimate, *bounds(np.ptp(samples, axis=0), cubes[0])

@@ -162,7 +162,7 @@ def intervals(
     rows = []
     for protocol, metric in itertools.product(order_protocols(scores["protocol"]), metrics):
         of = cube(scores, protocol, metric)
-        low, high = _bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
+        low, high = bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
         for i, (model, value) in enumerate(zip(of.models, macro_estimate(of.values), strict=True)):
             rows.append(
                 {"protocol": protocol, "model": model, "metric": metric, "estimate": value,
@@ -194,7 +194,7 @@ def differences(
         estimate = macro_estimate(of.values)
         for i, j in itertools.combinations(range(len(of.models)), 2):
             gap = means[:, i] - means[:, j]
-            low, high = (float(x) for x in _bounds(gap, of))
+            low, high = (float(x) for x in bounds(gap, of))
             beyond = 1 + min((gap <= 0).sum(), (gap >= 0).sum())
             rows.append(
                 {"protocol": protocol, "a": of.models[i], "b": of.models[j],
@@ -208,8 +208,9 @@ def differences(
     return pd.DataFrame(rows, columns=["protocol", "a", "b", *columns, *sizes])
 
 
-def _bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
-    if len(of.groups) == 1:  # nothing was resampled that could vary
+def bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
+    """Take `interval`, or NaN where there is a single group: resampling it varies nothing."""
+    if len(of.groups) == 1:
         return (np.full(samples.shape[1:], np.nan),) * 2
     return interval(samples)
 
