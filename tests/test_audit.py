@@ -71,10 +71,14 @@ def test_names_do_not_hide_a_copy(sweeps):
     assert (found.shift_y_px, found.shift_x_px, found.mirrored) == (3, -2, True)
 
 
-def test_a_fixed_split_is_audited_once(sweeps, monkeypatch):
-    fixed = np.array(["train"] * 18 + ["test"] * 12)
-    monkeypatch.setattr(audit, "split_cases", lambda index, **asked: fixed)
-    assert audit.leakage_of(sweeps, ["fixed"], folds=3)["fold"].unique().tolist() == [0]
+def test_the_official_split_is_audited_once_and_every_fold_of_others(sweeps):
+    sides = np.array(["train"] * 18 + ["test"] * 12)
+    index = sweeps.index.assign(official=sides)
+    official = SimpleNamespace(**vars(sweeps) | {"index": index})
+    table = audit.leakage_of(official, ["official", "random"], folds=3)
+    folds = table.groupby("protocol")["fold"].unique()
+    assert folds["official"].tolist() == [0]
+    assert folds["random"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

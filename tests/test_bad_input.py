@@ -149,7 +149,7 @@ QUARANTINED = {
     ),
     "mask of text alone": (
         "x.png", PNG, encode(np.pad(MASK[15:18, 10:13], ((0, 37), (0, 47)))), "empty mask",
-        "all burnt-in text",
+        "nothing is left of it after mending: ",
     ),
     # names
     "name with a line break": ("x\ny.png", PNG, GOOD_MASK, "unusable name", "rename it"),

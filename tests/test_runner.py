@@ -69,7 +69,7 @@ FAULTS = {
     "source without data": (set_key("source", "tg3k"), ["data: is empty", "tg3k needs"]),
     "data without source": (set_key("data", "x"), ["data: phantoms take none"]),
     "reported alone": (
-        set_key("protocols", "[reported]"),
+        set_key("protocols", "[reported]").replace("selection: last", "selection: val"),
         ['protocols: got ["reported"], but protocol reported needs random and grouped'],
     ),
     "reported with the last epoch": (

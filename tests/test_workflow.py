@@ -26,7 +26,8 @@ TINY = {
 RESULTS = Path("results", "tiny")
 
 # The steps that depend on each step, itself among them.
-ALL = {"preprocess": 1, "train": 1, "compare": 1, "report": 1}
+ALL = {"preprocess": 1, "audit": 1, "train": 1, "compare": 1, "report": 1}
+AUDIT = {"audit": 1, "report": 1}
 TRAIN = {"train": 1, "compare": 1, "report": 1}
 COMPARE = {"compare": 1, "report": 1}
 REPORT = {"report": 1}
@@ -154,8 +155,10 @@ CHANGES = {
     "model code": (change("thyroid_lib", "models.py"), TRAIN),
     "metric code": (change("thyroid_lib", "metrics.py"), TRAIN),
     "statistics code": (change("thyroid_lib", "statistics.py"), COMPARE),
+    "audit code": (change("thyroid_lib", "copies.py"), AUDIT),
     "report code": (change("thyroid_lib", "report.py"), REPORT),
     "notebook 1": (change("notebooks", "1-preprocess.ipynb"), ALL),
+    "notebook 2": (change("notebooks", "2-audit.ipynb"), AUDIT),
     "notebook 3": (change("notebooks", "3-train.ipynb"), TRAIN),
     "notebook 4": (change("notebooks", "4-compare.ipynb"), COMPARE),
     "size": (setting("size", "64"), ALL),
@@ -185,7 +188,7 @@ def test_settings_of_the_command_line_are_those_of_the_file(project):
     assert steps(project, "--config", "seeds=[0,1]", "models=[unet,segnet]") == more | {"train": 3}
     # frames are split at random in one way only, groups in one per fold
     both = ("protocols=[random,grouped]", "run_folds=[0,1,2,3]")
-    assert steps(project, "--config", *both) == more
+    assert steps(project, "--config", *both) == more | {"audit": 1}
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,18 @@ from thyroid_lib.tables import cost, group_means
 
 
 def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:
-    """Write `estimate [low, high]` from three columns; only the estimate where they are NaN."""
+    """Write `estimate [low, high]` from three columns; only the estimate where they are NaN.
+
+    A † follows where the table has a column `conditional` that says so, see `Cube.conditional`.
+    """
+    marks = table["conditional"] if "conditional" in table else [False] * len(table)
     return [
-        f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
+        f"{value:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]{' †' * bool(mark)}"
         if np.isfinite(low)
         else (f"{value:z.{digits}f}" if np.isfinite(value) else "–")
-        for value, low, high in table[list(names)].itertuples(index=False)
+        for (value, low, high), mark in zip(
+            table[list(names)].itertuples(index=False), marks, strict=True
+        )
     ]
 
 
@@ -28,11 +34,10 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `summary` into the table for people; † marks intervals for the trained runs alone."""
     # Only the replication picks epochs on the test set, and no table of it goes without a mark.
     mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
-    dagger = np.where(table["conditional"], " †", "")
     shown = {
         "protocol": table["protocol"] + mark,
         "model": table["model"],
-        "Dice [95 % interval]": with_interval(table, ("dice", "dice_low", "dice_high")) + dagger,
+        "Dice [95 % interval]": with_interval(table, ("dice", "dice_low", "dice_high")),
     }
     for name, column, digits in (
         ("SD groups", "dice_sd_groups", 3), ("SD seeds", "dice_sd_seeds", 3),
@@ -69,8 +74,7 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
         {
             "protocol": both["protocol"],
             "a − b": both["a"] + " − " + both["b"],
-            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high"))
-            + np.where(both["conditional"], " †", ""),
+            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
             "mixed model": with_interval(both, ("difference_mixed", "low_mixed", "high_mixed"), 2),
             "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
             "reading": both["reading"],
@@ -81,8 +85,7 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
 
 def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
     """Turn `stability.stability` into a table for people: one column per measure."""
-    text = with_interval(stability, ("value", "low", "high"))
-    text = stability.assign(text=text + np.where(stability["conditional"], " †", ""))
+    text = stability.assign(text=with_interval(stability, ("value", "low", "high")))
     wide = text.pivot(index=["protocol", "model"], columns="measure", values="text")
     order = order_protocols(stability["protocol"])
     return wide.loc[order].reset_index().rename_axis(columns=None)
