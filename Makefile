@@ -63,11 +63,11 @@ lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 test: lint demo  ## style, the demo, tests, and the committed notebooks run once more
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 	@$(MAKE) --no-print-directory nbval
 
 test-all: lint demo  ## the same with the slow tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory nbval
 
 lint: $(READY)  ## ruff on code and notebooks
