@@ -166,7 +166,7 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         cells = each["dice"].map("{:.3f}".format)
         if each["change"].notna().all():
             cells += [
-                f" ({row.change:+.3f}: {row.change_low:+.3f} to {row.change_high:+.3f})"
+                f" ({row.change:+z.3f}: {row.change_low:+z.3f} to {row.change_high:+z.3f})"
                 for row in each.itertuples()
             ]
         rows[step + mark * (step in ON_TEST)] = [cell.replace("-", "−") for cell in cells]
@@ -180,7 +180,7 @@ def steps_sentence(table: pd.DataFrame) -> str:
     each = ", ".join(f"{m} {first[m]:.3f} to {last[m]:.3f}" for m in dice.index)
     changes = table.groupby("step", sort=False)["change"].mean().dropna()
     ordered = changes.sort_values(key=abs, ascending=False)
-    worth = ", ".join(f"{step} {change:+.3f}" for step, change in ordered.items())
+    worth = ", ".join(f"{step} {change:+z.3f}" for step, change in ordered.items())
     moved = {
         step: [row.model for row in part.itertuples() if row.change_low > 0 or row.change_high < 0]
         for step, part in table.dropna(subset="change").groupby("step", sort=False)
