@@ -303,7 +303,7 @@ def test_ending_the_runner_ends_the_kernel(tmp_path):
     process = subprocess.Popen([*command, tmp_path / "out.ipynb", "--parameters", given], cwd=ROOT)
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert process.wait(timeout=90) == 128 + signal.SIGTERM
     wait_for(lambda: not Path("/proc", (tmp_path / "pid").read_text()).exists())
     assert not (tmp_path / "out.ipynb").exists()
 
@@ -321,7 +321,7 @@ def test_two_processes_never_make_one_notebook_at_once(tmp_path, monkeypatch):
     assert out.exists()
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -183,12 +183,3 @@ def test_missing_columns_and_runs_are_named():
     few = scores[(scores.model != "unet") | (scores.seed > 0)]
     with pytest.raises(ValueError, match="every model needs the same folds and seeds"):
         cube(few, "grouped")
-
-
-def test_ten_thousand_resamples_take_seconds():
-    import time
-
-    scores = study(groups=16, folds=4, seeds=5, frames=2).scores
-    began = time.perf_counter()
-    differences(scores, delta=0.005, resamples=10_000)
-    assert time.perf_counter() - began < 5
