@@ -18,12 +18,14 @@ from thyroid_lib import write_file
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1.5rem; }
+body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem; }
+p, li { max-width: 52rem; }
 nav { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
 nav a { margin-right: 1.2em; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-table { border: 0; border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto; }
-th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .7em; }
+table { border: 0; border-collapse: collapse; font-size: .84rem; display: block;
+  margin: .8rem 0 1.4rem; overflow-x: auto; }
+th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em; }
 th, td { text-align: right; white-space: nowrap; }
 tr:nth-child(even) td { background: var(--soft); }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
