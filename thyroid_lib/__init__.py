@@ -40,3 +40,13 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         os.fsync(file.fileno())
     os.replace(partial, path)
     return path
+
+
+def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
+    """Write a DataFrame as CSV, whole or not at all; fewer digits where machines differ.
+
+    Args:
+        how: further arguments of `DataFrame.to_csv`; the index is left out by default.
+    """
+    how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
+    return write_file(path, table.to_csv(**how))

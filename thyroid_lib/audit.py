@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import write_file
+from thyroid_lib import write_table
 from thyroid_lib.copies import NEAR_COPY, Maps, closest, describe, in_px, pair_correlation
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
@@ -199,7 +199,7 @@ def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
 
 def save_table(path: str | Path, table: pd.DataFrame) -> None:
     """Write a table of the audit as CSV, with three decimals: more differ between machines."""
-    write_file(path, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
+    write_table(path, table, digits=3)
 
 
 def _percent(share: float) -> str:

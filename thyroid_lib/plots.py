@@ -89,14 +89,11 @@ def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> N
     outline(ax, pred, PREDICTION)
 
 
-def outline_legend(fig: Figure) -> None:
-    fig.legend(
-        handles=[
-            Line2D([], [], color=REFERENCE, label="reference"),
-            Line2D([], [], color=PREDICTION, label="prediction"),
-        ],
-        loc="outside lower center", ncols=2,
-    )  # fmt: skip
+def outline_legend(fig: Figure, **colours: str) -> None:
+    """Name the outlines below a figure; by default those of reference and prediction."""
+    colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:

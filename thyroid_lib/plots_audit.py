@@ -10,12 +10,19 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from thyroid_lib import frames, labels
 from thyroid_lib.copies import NEAR_COPY
-from thyroid_lib.plots import FIGURE_WIDTH, REFERENCE, draw_frame, image_axes, native, outline
+from thyroid_lib.plots import (
+    FIGURE_WIDTH,
+    REFERENCE,
+    draw_frame,
+    image_axes,
+    native,
+    outline,
+    outline_legend,
+)
 from thyroid_lib.store import Store
 
 SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
@@ -143,13 +150,7 @@ def defect_gallery(
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
         axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center")
-    fig.legend(
-        handles=[
-            Line2D([], [], color=REFERENCE, label="mask"),
-            Line2D([], [], color=DEFECT, label="defect"),
-        ],
-        loc="outside lower center", ncols=2,
-    )  # fmt: skip
+    outline_legend(fig, mask=REFERENCE, defect=DEFECT)
     return fig
 
 

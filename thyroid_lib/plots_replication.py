@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from thyroid_lib.plots import FIGURE_WIDTH, looks
 from thyroid_lib.predict import BINS
-from thyroid_lib.replication import NAMES, WITHOUT_RELU
+from thyroid_lib.replication import NAMES, WITHOUT_RELU, best_reported
 
 GREY = "0.45"
 
@@ -23,7 +23,7 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         curves: the report's own; their best Dice stand to the left as hollow marks.
     """
     names, styles = list(table["step"].unique()), looks(table["model"])
-    best = curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
+    best = best_reported(curves)
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.2))
     shifts = np.linspace(-0.16, 0.16, len(styles))
     for shift, (model, look) in zip(shifts, styles.items(), strict=True):

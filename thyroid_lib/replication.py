@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import write_file
+from thyroid_lib import write_file, write_table
 from thyroid_lib.metrics import pooled_dice
 from thyroid_lib.stability import MEASURES, of_curve
 from thyroid_lib.statistics import bounds, cube, draw, macro_estimate, macro_means, sort_rows
-from thyroid_lib.tables import RUN, SHARED, Results, load_runs
+from thyroid_lib.tables import RUN, SHARED, Results, load_runs, read_table
 
 STEPS = (
     "as reported",
@@ -52,8 +52,7 @@ def load_steps(
     parts = []
     for run in flawed.runs[RUN].to_dict("records"):
         (folder,) = (f for f in map(Path, reported) if f.name == run["run_id"])
-        table = pd.read_csv(folder / "scores_val.csv", dtype={"case_id": str, "group": str})
-        parts.append(pd.DataFrame(run, index=table.index).join(table))
+        parts.append(read_table(folder / "scores_val.csv", run))
     of_val = pd.concat(parts, ignore_index=True)
     of = {name: mended.scores[mended.scores["protocol"] == name] for name in ("random", "grouped")}
     if lacking := [name for name, table in of.items() if table.empty]:
@@ -150,6 +149,11 @@ def _pooled(table: pd.DataFrame, of, draws) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(values, axis=1), samples
 
 
+def best_reported(curves: pd.DataFrame) -> pd.Series:
+    """Return the report's own best test Dice, by the name that its network has here."""
+    return curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
+
+
 def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Turn `measure_steps` into the table for people: Dice, then the change with its interval.
 
@@ -158,7 +162,7 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """
     models = [m for m in NAMES.values() if m in set(table["model"])]
     models += sorted(set(table["model"]) - set(models))
-    best = curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
+    best = best_reported(curves)
     mark = " (epoch picked on test)"
     rows = {f"the report itself{mark}": [f"{best[m]:.3f}" if m in best else "–" for m in models]}
     for step, part in table.groupby("step", sort=False):
@@ -275,10 +279,7 @@ def save_tables(
 ) -> None:
     """Write steps.csv, steps.md (table and sentence), floors.csv and reported_stability.csv."""
     out = Path(out)
-    write_file(out / "steps.csv", steps.to_csv(index=False, float_format="%.6f"))
+    write_table(out / "steps.csv", steps)
     write_file(out / "steps.md", f"{shown.to_markdown(disable_numparse=True)}\n\n{sentence}\n")
-    write_file(out / "floors.csv", floors.to_csv(index=False, float_format="%.6f"))
-    write_file(
-        out / "reported_stability.csv",
-        stability.to_csv(index_label="model", float_format="%.6f"),
-    )
+    write_table(out / "floors.csv", floors)
+    write_table(out / "reported_stability.csv", stability, index=True, index_label="model")

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from thyroid_lib import __version__, checkpoint, frames, train, write_file
+from thyroid_lib import __version__, checkpoint, frames, train, write_file, write_table
 from thyroid_lib.fingerprint import code_fingerprint
 from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
@@ -138,7 +138,7 @@ def train_model(
     checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
     (out / "checkpoint.pt").unlink(missing_ok=True)
     history = pd.DataFrame(finished["history"])
-    _write_table(out / "history.csv", history)
+    write_table(out / "history.csv", history)
     return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
@@ -223,12 +223,10 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
         pred = frames.threshold_prob(predict_prob(run.model, store.images[rows], device=device))
         both, total = _areas(pred, store.masks[rows].astype(bool))
         cases = cases.assign(square_both=both, square_total=total)
-        _write_table(
-            run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases
-        )
-    _write_table(run.out / "scores.csv", cases)
-    _write_table(run.out / "thresholds.csv", scores.thresholds)
-    _write_table(run.out / "calibration.csv", scores.calibration)
+        write_table(run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases)
+    write_table(run.out / "scores.csv", cases)
+    write_table(run.out / "thresholds.csv", scores.thresholds)
+    write_table(run.out / "calibration.csv", scores.calibration)
     about = run.meta | {
         "tolerance_px": tolerance_px,
         "temperature": _temperature(run, store, device),
@@ -255,10 +253,6 @@ def _temperature(run: Run, store: Store, device: torch.device) -> float | None:
         return None
     prob = predict_prob(run.model, store.images[rows], device=device)
     return round(fit_temperature(prob, store.masks[rows].astype(bool)), 4)
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_file(path, table.to_csv(index=False, float_format="%.6f"))
 
 
 def _peak_memory(where: torch.device) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import write_file
+from thyroid_lib import write_file, write_table
 from thyroid_lib.statistics import order_protocols
 from thyroid_lib.tables import cost, group_means
 
@@ -117,10 +117,9 @@ def save_tables(
         text = shown.to_markdown(index=False, disable_numparse=True)
         write_file(out / f"{name}.md", text + "\n")
     # Fewer digits: the mixed model's optimiser stops at slightly other places on other machines.
-    places = {"cost": "%.1f", "mixed": "%.3f", "summary": "%.6f", "groups": "%.6f"}
+    digits = {"cost": 1, "mixed": 3, "summary": 6, "groups": 6}
     tables = {"summary": table, "groups": group_means(scores), "cost": cost(runs), **more}
     for name, content in tables.items():
-        content = content.to_csv(index=False, float_format=places.get(name, "%.4f"))
-        write_file(out / f"{name}.csv", content)
+        write_table(out / f"{name}.csv", content, digits=digits.get(name, 4))
     write_file(out / "selected.json", json.dumps(selected, indent=1, sort_keys=True) + "\n")
     write_file(out / "model_card.md", card)

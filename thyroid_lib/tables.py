@@ -67,17 +67,23 @@ def load_runs(folders: list[Path]) -> Results:
     tables = {name: [] for name in NEEDED}
     for folder, run in zip(folders, runs[RUN].to_dict("records"), strict=True):
         for name, parts in tables.items():
-            table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
+            table = read_table(folder / name, run)
             if lacking := [column for column in NEEDED[name] if column not in table]:
                 raise ValueError(
                     f"{folder.name}/{name} lacks {', '.join(lacking)}: it was made by an older "
                     "version; run 3-train again (it scores, and trains nothing anew)"
                 )
-            parts.append(pd.DataFrame(run, index=table.index).join(table))
+            parts.append(table)
     loaded = [sort_rows(pd.concat(parts, ignore_index=True)) for parts in tables.values()]
     results = Results(runs.sort_values(RUN[1:], ignore_index=True), *loaded)
     _check_comparable(results.runs, results.scores)
     return results
+
+
+def read_table(path: Path, run: dict) -> pd.DataFrame:
+    """Read a run's table; each row has the run's columns before its own. Names stay text."""
+    table = pd.read_csv(path, dtype={"case_id": str, "group": str})
+    return pd.DataFrame(run, index=table.index).join(table)
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
