@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def test_what_is_no_regular_file_is_set_aside(small_folder, make, detail, part):
 
 def test_a_file_that_may_not_be_read(small_folder, monkeypatch):
     def refuse(path, mode, real=open):  # root may read all, so rights alone would not show it
-        if path.name == "x.png":
+        if Path(path).name == "x.png":
             raise PermissionError(13, "Permission denied")
         return real(path, mode)
 

@@ -20,10 +20,10 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "store", "splits",
-    "copies", "audit", "labels", "models", "metrics", "predict", "checkpoint", "train", "run",
-    "statistics", "mixed", "stability", "selection", "tables", "replication", "show", "readings",
-    "card", "plots", "plots_audit", "plots_compare", "plots_replication", "report", "study",
-    "runner",
+    "copies", "audit", "labels", "models", "metrics", "predict", "checkpoint", "augment", "train",
+    "run", "statistics", "mixed", "stability", "selection", "tables", "replication", "show",
+    "readings", "card", "plots", "plots_audit", "plots_compare", "plots_replication", "report",
+    "study", "runner",
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import threading
 
 import numpy as np
 import pandas as pd
@@ -347,21 +346,30 @@ def test_a_flipped_bit_is_found_when_asked_for(cases, tmp_path):
 # --- one pass, little memory
 
 
-def test_results_come_in_order_and_few_wait(monkeypatch):
-    made, taken, most = [], 0, 0
-    lock = threading.Lock()
-
-    def work(item):
-        with lock:
-            made.append(item)
-        return item
-
-    for i, item in enumerate(store._in_order(work, iter(range(500)), workers=3)):
-        assert item == i
-        taken += 1
-        most = max(most, len(made) - taken)
-    assert taken == 500
-    assert most <= 4 * 3
+@pytest.mark.parametrize("gone", [{0}, {39}, {3, 4, 33, 64}, set(range(1, 70))])
+def test_unusable_cases_leave_no_gap(tmp_path, gone):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((8, 8), np.uint8)
+    mask[4:, 4:] = 255
+    for i in range(70):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"images/{i:02d}.png")
+        if i in gone:
+            (tmp_path / f"masks/{i:02d}.png").write_bytes(b"damaged")
+        else:
+            Image.fromarray(np.roll(mask, i % 4, 0)).save(tmp_path / f"masks/{i:02d}.png")
+    with pytest.warns(UserWarning, match=r"no groups\.csv"):
+        cases = load_cases("folder", tmp_path)
+    kept = sorted(set(range(70)) - gone)
+    for workers in (1, 3):
+        built = build_store(cases, tmp_path / f"s{workers}", size=8, mend=[], workers=workers)
+        assert built.index.case_id.tolist() == [f"{i:02d}" for i in kept]
+        assert built.quarantine.case_id.tolist() == [f"{i:02d}" for i in sorted(gone)]
+        assert built.images[:, 0, 0].tolist() == kept
+        for row, i in enumerate(kept):
+            assert np.array_equal(built.masks[row], np.roll(mask, i % 4, 0) // 255)
+            assert np.array_equal(built.reference(row), built.masks[row] > 0)
+    assert (tmp_path / "s1/store.json").read_bytes() == (tmp_path / "s3/store.json").read_bytes()
 
 
 def test_the_header_takes_any_count(tmp_path):

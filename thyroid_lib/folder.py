@@ -6,8 +6,11 @@ A group is what must not be split: a patient, or a sweep. Without groups.csv eve
 of its own, which is right only if no two images show the same gland.
 """
 
+import os
+import sys
 import unicodedata
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +49,7 @@ def cases(
     if images.samefile(masks):
         raise ValueError(f"images and masks are one folder ({images.name}), give two")
     if not image_of.keys() & mask_of.keys():
-        names = [next(iter(found.values()))[0].name for found in (image_of, mask_of)]
+        names = [next(iter(found.values())).split("/")[0] for found in (image_of, mask_of)]
         raise ValueError(
             f"no image has a mask of its name: {images.name}/ begins with {names[0]!r}, "
             f"{masks.name}/ with {names[1]!r}; name each mask as its image"
@@ -61,12 +64,12 @@ def cases(
         )
     rows = []
     for key in keys:
-        pair = image_of.get(key, []), mask_of.get(key, [])
-        for place in range(max(map(len, pair))):
-            image, mask = (found[place] if place < len(found) else None for found in pair)
-            stem = unicodedata.normalize("NFC", (image or mask).stem)
+        pair = (found.get(key, "").split("/") for found in (image_of, mask_of))
+        for image, mask in zip_longest(*pair, fillvalue=""):
+            stem = unicodedata.normalize("NFC", os.path.splitext(image or mask)[0])
             group = stem if group_of is None else group_of.get(key, "")
-            rows.append((stem, str(image or ""), str(mask or ""), group, dataset))
+            files = str(images / image) if image else "", str(masks / mask) if mask else ""
+            rows.append((stem, *files, group, dataset))
     return make_table(rows)
 
 
@@ -91,14 +94,16 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
     return cases(path / images, path / masks, groups if groups.exists() else None, dataset)
 
 
-def list_images(folder: Path) -> dict[str, list[Path]]:
-    """List a folder's image files under their `name_key`, sorted; more than one is a duplicate."""
+def list_images(folder: Path) -> dict[str, str]:
+    """List a folder's image files under their `name_key`; names of one key have "/" between."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found.setdefault(name_key(path.stem), []).append(path)
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in SUFFIXES and not name.startswith("."):
+            key = name_key(stem)
+            found[key] = f"{found[key]}/{name}" if key in found else name
     if not found:
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {there}")
@@ -135,4 +140,5 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
             f"{path.name} names {len(unknown)} cases that are not there: {unknown.iloc[0]!r} …",
             stacklevel=3,
         )
-    return dict(zip(keys, table["group"].str.strip(), strict=True))
+    groups = map(sys.intern, table["group"].str.strip())  # one text for all frames of a group
+    return dict(zip(keys, groups, strict=True))

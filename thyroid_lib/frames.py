@@ -7,6 +7,7 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -37,20 +38,19 @@ def read_gray(path: str | Path) -> np.ndarray:
         ValueError: one sentence with the file's name, what was got and what to do: not an image
             file, damaged, more than one picture, over 64 megapixels, or no gray levels in it.
     """
-    path = Path(path)
-    name = repr(path.name)  # on one line whatever is in it
     try:
-        if not path.is_file():
-            raise ValueError(f"is {_what(path)}, give a PNG, JPEG, BMP or TIFF file")
-        if path.stat().st_size == 0:
-            raise ValueError("is empty (0 bytes), copy it again from its source")
+        if not os.path.isfile(path):
+            raise ValueError(f"is {_what(Path(path))}, give a PNG, JPEG, BMP or TIFF file")
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError("is empty (0 bytes), copy it again from its source")
             return _decode(file)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from error
+    except ValueError as error:  # the name's repr stays on one line whatever is in it
+        raise ValueError(f"{Path(path).name!r} {error}") from error
     except OSError as error:
         raise ValueError(
-            f"{name} cannot be opened ({error.strerror or error}), check its permissions"
+            f"{Path(path).name!r} cannot be opened ({error.strerror or error}), "
+            "check its permissions"
         ) from error
 
 
@@ -71,31 +71,29 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     Returns:
         The mended mask, bool (H,W); how many components were dropped; how many pixels.
     """
-    height, width = mask.shape
-    labels, areas = _components(mask)
-    text = [
-        label
-        for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
-        if rows.stop <= TEXT_TOP * height
-        and columns.stop <= TEXT_LEFT * width
-        and areas[label] < TEXT_PX
-    ]
-    return mask & ~np.isin(labels, text), len(text), int(areas[text].sum())
+    # One row and one column more than text may fill: what reaches these does not lie wholly inside.
+    rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
+    labels, areas = _components(mask[: rows + 1, : columns + 1])
+    text = (areas > 0) & (areas < TEXT_PX)
+    text[labels[rows:].ravel()] = text[labels[:, columns:].ravel()] = False
+    mended = mask.copy()
+    mended[: rows + 1, : columns + 1] &= ~text[labels]
+    return mended, int(text.sum()), int(areas[text].sum())
 
 
 def mend_specks(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Drop components (8-connected) under 40 px, wherever they lie; returns as `mend_text`."""
     labels, areas = _components(mask)
-    specks = np.flatnonzero(areas < SPECK_PX)[1:]  # the first is the background, set to 0 px
-    return mask & ~np.isin(labels, specks), len(specks), int(areas[specks].sum())
+    specks = (areas > 0) & (areas < SPECK_PX)
+    return mask & ~specks[labels], int(specks.sum()), int(areas[specks].sum())
 
 
 def mend_holes(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Fill background under 40 px that foreground encloses; returns as `mend_text`."""
     enclosed = ndimage.binary_fill_holes(mask) & ~mask
     labels, areas = _components(enclosed, diagonal=False)
-    holes = np.flatnonzero(areas < HOLE_PX)[1:]
-    return mask | np.isin(labels, holes), len(holes), int(areas[holes].sum())
+    holes = (areas > 0) & (areas < HOLE_PX)
+    return mask | holes[labels], int(holes.sum()), int(areas[holes].sum())
 
 
 MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
@@ -203,7 +201,9 @@ def _decode(file: BinaryIO) -> np.ndarray:
             image.verify()
             file.seek(0)
             image = Image.open(file, formats=FORMATS)
-        return _gray_levels(ImageOps.exif_transpose(image))
+        if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # most JPEG have none
+            image = ImageOps.exif_transpose(image)
+        return _gray_levels(image)
     except _Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -230,7 +230,7 @@ def _gray_levels(image: Image.Image) -> np.ndarray:
         image = Image.alpha_composite(black, image.convert("RGBA"))
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")  # not every mode turns gray in one step
-    return np.array(image.convert("L"))
+    return np.array(image if image.mode == "L" else image.convert("L"))
 
 
 def _components(mask: np.ndarray, *, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:

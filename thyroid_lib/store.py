@@ -8,19 +8,22 @@
     quarantine.csv         one row per case that cannot be used, with its reason
     store.json             settings, counts, fingerprint, checksums; written last: then it is whole
 
-The same sources give the same bytes, on any number of threads and in any place: no file holds a
+The same sources give the same bytes, on any number of processes and in any place: no file holds a
 time or an absolute path.
 """
 
+import csv
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +32,7 @@ from thyroid_lib import folder as folder_source
 from thyroid_lib import frames, phantom, tg3k, write_file
 from thyroid_lib.cases import BadCase, problem_row, read_pair, table_problems
 from thyroid_lib.fingerprint import code_fingerprint
+from thyroid_lib.parallel import count_workers, in_order
 
 SOURCES = {
     "phantom": lambda data, made: phantom.cases(**made),
@@ -49,6 +53,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
 }
 QUARANTINE = dict.fromkeys(("case_id", "file", "reason", "detail"), str)
 CODE = ("thyroid_lib.frames", "thyroid_lib.cases", "thyroid_lib.store")
+SOURCE = ["image_path", "mask_path", "case_id", "group", "dataset", "official"]
+CHUNK = 32  # cases that a process takes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +85,9 @@ class Store:
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
-        case = self.index.iloc[i]
-        pixels = int(case["height"]) * int(case["width"])
-        packed = self.bits[case["offset"] : case["offset"] + -(-pixels // 8)]
-        return np.unpackbits(packed, count=pixels).reshape(case["height"], case["width"]) > 0
+        height, width, offset = (self.index[name].iat[i] for name in ("height", "width", "offset"))
+        packed = self.bits[offset : offset - (-height * width // 8)]
+        return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
 def load_cases(
@@ -134,7 +139,8 @@ def build_store(
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
         mend: rules that mend the masks, see `frames.mend_mask`.
-        workers: threads; by default one per core, eight at most. The result does not depend on it.
+        workers: processes; by default one per core, eight at most, and one if the cases are few.
+            The result does not depend on it.
 
     Raises:
         ValueError: a wrong argument, or not one usable case; then the reasons are counted.
@@ -143,7 +149,8 @@ def build_store(
         raise ValueError(f"size: got {size!r}, need a whole number of pixels, 1 to 4096")
     if resize not in frames.RESIZES:
         raise ValueError(f"resize: got {resize!r}, need one of {', '.join(frames.RESIZES)}")
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    if workers is None:
+        workers = count_workers(len(cases))
     if workers < 1:
         raise ValueError(f"workers: got {workers}, need 1 or more")
     folder = Path(folder)
@@ -151,16 +158,18 @@ def build_store(
     mend = [rule for rule in frames.MENDS if rule in mend]
     settings = {"size": size, "resize": resize, "mend": mend}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
-    problems = table_problems(cases)
-    cases = cases.sort_values(["case_id", "image_path", "mask_path"])
-    fingerprint = _fingerprint(cases, settings, workers)
+    cases = cases.assign(problem=table_problems(cases).apply(list, axis=1, result_type="reduce"))
+    # in the same order on every machine; sources give it so, and a sorted copy would cost memory
+    keys = ["case_id", "image_path", "mask_path"]
+    if any(a > b for a, b in pairwise(cases[keys].itertuples(index=False, name=None))):
+        cases = cases.sort_values(keys)
     try:
         store = open_store(folder, verify=True)
-        if store.fingerprint == fingerprint:
+        if _is_up_to_date(store, cases, settings, workers):
             return store
     except (OSError, ValueError):
         pass  # none there, or a damaged one: build it
-    _build(cases, problems, folder, settings, fingerprint, workers)
+    _build(cases, folder, settings, workers)
     return open_store(folder)
 
 
@@ -185,8 +194,8 @@ def open_store(folder: str | Path, *, verify: bool = False) -> Store:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         settings, fingerprint = about["settings"], about["fingerprint"]
         if verify:
-            for name in FILES:
-                _need(_sha256(folder / name) == about["files"][name], f"{name} has changed")
+            for name, digest in _digest_files(folder).items():
+                _need(digest == about["files"][name], f"{name} has changed")
         images, masks, bits = (np.load(folder / name, mmap_mode="r") for name in FILES[:3])
         index, quarantine = (
             pd.read_csv(folder / name, dtype=dtype, na_filter=False)[list(dtype)]
@@ -211,19 +220,48 @@ def open_store(folder: str | Path, *, verify: bool = False) -> Store:
     return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
 
 
-def _fingerprint(cases: pd.DataFrame, settings: dict, workers: int) -> str:
-    """SHA-256 over everything that decides what the store holds."""
-    paths = [
-        path for pair in zip(cases["image_path"], cases["mask_path"], strict=True) for path in pair
-    ]
-    sources = _in_order(lambda path: (Path(path).name, _sha256(path)), paths, workers)
-    content = {
-        "code": code_fingerprint(*CODE),
-        "settings": settings,
-        "cases": cases[["case_id", "group", "dataset", "official"]].to_numpy().tolist(),
-        "sources": list(sources),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _chunks(cases: pd.DataFrame) -> Iterator[list[SimpleNamespace]]:
+    """Cut a case table into lists of a few cases, in order."""
+    for start in range(0, len(cases), CHUNK):
+        part = cases.iloc[start : start + CHUNK].to_dict("records")
+        yield [SimpleNamespace(**case) for case in part]
+
+
+def _digest_cases(chunk: list) -> list[tuple[str, str]]:
+    """SHA-256 of image and of mask, for each of these cases."""
+    return [(_sha256(case.image_path), _sha256(case.mask_path)) for case in chunk]
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of a store's files."""
+    with ThreadPoolExecutor() as pool:  # Python's lock is free while they are summed up
+        return dict(zip(FILES, pool.map(lambda name: _sha256(folder / name), FILES), strict=True))
+
+
+class _Fingerprint:
+    """SHA-256 over everything that decides what a store holds, case by case."""
+
+    def __init__(self, settings: dict):
+        about = {"code": code_fingerprint(*CODE), "settings": settings}
+        self.total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+
+    def add(self, source: tuple, digests: tuple) -> None:
+        """Add the next case: its columns of `SOURCE` and the digests of its two files."""
+        image, mask, *names = source
+        line = [*names, Path(image).name, Path(mask).name, *digests]
+        self.total.update(json.dumps(line).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        return self.total.hexdigest()
+
+
+def _is_up_to_date(store: Store, cases: pd.DataFrame, settings: dict, workers: int) -> bool:
+    fingerprint = _Fingerprint(settings)
+    digests = chain.from_iterable(in_order(_digest_cases, _chunks(cases), workers))
+    sources = cases[SOURCE].itertuples(index=False, name=None)
+    for source, digest in zip(sources, digests, strict=True):
+        fingerprint.add(source, digest)
+    return fingerprint.hexdigest() == store.fingerprint
 
 
 def _sha256(path: str | Path) -> str:
@@ -237,90 +275,134 @@ def _sha256(path: str | Path) -> str:
         return ""
 
 
-def _in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
-    """Map over threads, in order and with only a few results at a time in memory."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _prepare(case, settings: dict) -> tuple[dict, tuple]:
+    """Make everything the store holds of one case: its row of the index and three arrays.
 
-
-def _prepare(case, settings: dict) -> tuple:
-    """Make everything the store holds of one case: an index row and three arrays, or a BadCase."""
-    size, resize = settings["size"], settings["resize"]
-    try:
-        image, mask = read_pair(case.image_path, case.mask_path)
-        mask, changed = frames.mend_mask(mask, settings["mend"])
-        if not mask.any():
-            gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
-            raise BadCase("empty mask", f"nothing is left of it after mending: {gone}")
-    except BadCase as bad:
-        return case, bad
+    Raises:
+        BadCase: it cannot be used.
+    """
+    image, mask = read_pair(case.image_path, case.mask_path)
+    mask, changed = frames.mend_mask(mask, settings["mend"])
+    if not mask.any():
+        gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
+        raise BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     row = {
         "case_id": case.case_id,
         "dataset": case.dataset,
         "group": case.group,
         "height": mask.shape[0],
         "width": mask.shape[1],
-        "foreground": mask.mean(),
+        "foreground": f"{np.count_nonzero(mask) / mask.size:.6f}",
         "official": case.official,
-        **{f"{rule}_components": components for rule, (components, _) in changed.items()},
-        **{f"{rule}_pixels": pixels for rule, (_, pixels) in changed.items()},
     }
-    image, small = frames.fit_image(image, size, resize), frames.fit_mask(mask, size, resize)
-    return row, (image, small, np.packbits(mask))
+    for rule, (components, pixels) in changed.items():
+        row |= {f"{rule}_components": components, f"{rule}_pixels": pixels}
+    fit = settings["size"], settings["resize"]
+    return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
 
 
-def _build(cases, problems, folder: Path, settings: dict, fingerprint: str, workers: int) -> None:
+def _prepare_chunk(
+    task: tuple[int, list], *, settings: dict, squares: list[Path], start: int
+) -> list[tuple]:
+    """Prepare a few cases and write their squares in place, the first one's at the task's slot.
+
+    Args:
+        start: where the arrays begin in the files `squares`, bytes.
+
+    Returns:
+        For each case its digests, its row of the index and its mask's bits; or, where it cannot
+        be used and its slot stays empty, its row of the quarantine and None.
+    """
+    first, chunk = task
+    made = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "r+b")) for path in squares]
+        for slot, (case, digests) in enumerate(
+            zip(chunk, _digest_cases(chunk), strict=True), first
+        ):
+            if isinstance(case.problem, list):
+                made.append((digests, case.problem, None))
+                continue
+            try:
+                row, (*pair, bits) = _prepare(case, settings)
+            except BadCase as bad:
+                made.append((digests, problem_row(case, bad.reason, bad.detail), None))
+                continue
+            for file, square in zip(files, pair, strict=True):
+                file.seek(start + slot * square.size)
+                file.write(square)
+            made.append((digests, row, bits.tobytes()))
+    return made
+
+
+def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> None:
     """Stream all usable cases into partial files, then move these into place, store.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.partial"):
         leftover.unlink()
     (folder / "store.json").unlink(missing_ok=True)
-    usable = cases.drop(index=problems.index).itertuples(index=False)
-    prepared = _in_order(lambda case: _prepare(case, settings), usable, workers)
-    rows, quarantine, offset = [], problems.to_numpy().tolist(), 0
+    # Named after this process: workers of one that was just killed may still be at theirs.
+    partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:4]]
     square = (settings["size"], settings["size"])
+    slots, quarantine, offset = [], [], 0  # slots: of the cases that can be used
+    mended = dict.fromkeys(frames.MENDS, 0)
+    fingerprint = _Fingerprint(settings)
     with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{name}.partial", "wb")) for name in FILES[:3]]
-        shapes = ((0, *square), (0, *square), (0,))
-        starts = [_write_header(*pair) for pair in zip(files, shapes, strict=True)]
-        for case, made in prepared:
-            if isinstance(made, BadCase):
-                quarantine.append(problem_row(case, made.reason, made.detail))
+        files = [stack.enter_context(open(path, "w+b")) for path in partial_files[:3]]
+        table = stack.enter_context(open(partial_files[3], "w", encoding="utf-8", newline=""))
+        index = csv.writer(table, lineterminator="\n")
+        index.writerow(INDEX)
+        start = _write_header(files[0], (len(cases), *square))
+        files[2].seek(_write_header(files[2], (0,)))
+        prepare = partial(_prepare_chunk, settings=settings, squares=partial_files[:2], start=start)
+        tasks = ((place * CHUNK, chunk) for place, chunk in enumerate(_chunks(cases)))
+        prepared = chain.from_iterable(in_order(prepare, tasks, workers))
+        each = zip(cases[SOURCE].itertuples(index=False, name=None), prepared, strict=True)
+        for slot, (source, (digests, row, bits)) in enumerate(each):
+            fingerprint.add(source, digests)
+            if bits is None:
+                quarantine.append(row)
                 continue
-            rows.append(case | {"offset": offset})
-            offset += made[2].size
-            for file, array in zip(files, made, strict=True):
-                file.write(array.tobytes())
-        _need_cases(rows, quarantine)
+            slots.append(slot)
+            index.writerow((*row.values(), offset))
+            offset += files[2].write(bits)
+            for rule in mended:
+                mended[rule] += row[f"{rule}_components"] > 0
+        _need_cases(slots, quarantine)
+        for file in files[:2]:
+            _close_gaps(file, start, slots, square)
         # how many rows there are is known only now, and NumPy leaves room for it
-        shapes = ((len(rows), *square), (len(rows), *square), (offset,))
-        for file, start, shape in zip(files, starts, shapes, strict=True):
+        shapes = ((len(slots), *square), (len(slots), *square), (offset,))
+        for file, shape in zip(files, shapes, strict=True):
             if _write_header(file, shape) != start:
                 raise RuntimeError("NumPy's .npy header grew with the count, the rows would shift")
+        for file in (*files, table):
             file.flush()
-            os.fsync(file.fileno())
-    for name in FILES[:3]:
-        os.replace(folder / f"{name}.partial", folder / name)
-    index = pd.DataFrame(rows, columns=list(INDEX))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda file: os.fsync(file.fileno()), (*files, table)))
+    for path, name in zip(partial_files, FILES, strict=False):
+        os.replace(path, folder / name)
     quarantine = pd.DataFrame(sorted(quarantine), columns=list(QUARANTINE))
-    for name, table in zip(FILES[3:], (index, quarantine), strict=True):
-        write_file(
-            folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-        )
-    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
+    write_file(folder / FILES[4], quarantine.to_csv(index=False, lineterminator="\n"))
     about = {
-        "counts": {"cases": len(index), "mended": mended, "quarantined": len(quarantine)},
-        "files": {name: _sha256(folder / name) for name in FILES},
-        "fingerprint": fingerprint,
+        "counts": {"cases": len(slots), "mended": mended, "quarantined": len(quarantine)},
+        "files": _digest_files(folder),
+        "fingerprint": fingerprint.hexdigest(),
         "settings": settings,
     }
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def _close_gaps(file, start: int, slots: list[int], square: tuple[int, int]) -> None:
+    """Move the squares of these slots together, in place, and cut the file off behind them."""
+    if slots[-1] >= len(slots):  # some slot is empty
+        shape = (slots[-1] + 1, *square)
+        array = np.memmap(file, np.uint8, "r+", offset=start, shape=shape)
+        for place, slot in enumerate(slots):
+            if place != slot:
+                array[place] = array[slot]
+        array.flush()
+    file.truncate(start + len(slots) * square[0] * square[1])
 
 
 def _write_header(file, shape: tuple[int, ...]) -> int:

@@ -1,0 +1,95 @@
+"""Augmentation: frames and masks changed at random where they lie, on the device, in one batch.
+
+Each frame has its own draws, all from the generator that is given: the same state gives, on a CPU
+with as many threads, the very same bits. Nothing waits for the device.
+
+    draw = torch.Generator(images.device).manual_seed(seed)
+    images, masks = augment(images, masks, generator=draw)
+
+"standard" is, in this order: mirror, turn, scale and shift, all in one resampling; gamma; gain;
+speckle. There is no upside-down: depth has a direction, shadows fall away from the probe. Left and
+right are another matter: the neck has both, and a probe can be held either way. What moves in from
+outside is black, as is all that lies around a scan.
+
+Source: Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156: the spread of
+speckle is a fixed share of the mean echo, 1/1.91 for its amplitude; hence noise that multiplies,
+and leaves black black. What is shown is nearer to the echo's logarithm, whose spread is the same
+in dark and bright: this disturbs with the grain of speckle, `phantom` simulates it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+AUGMENTS = ("none", "standard")  # "none": `augment` is not called
+
+MIRRORED = 0.5  # share of the frames
+SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
+RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
+    "turn_deg": (-10, 10),  # clockwise
+    "scale": (0.9, 1.1),  # of lengths
+    "right": (-0.05, 0.05),  # by how much the window moves over the frame, in shares of its side
+    "down": (-0.05, 0.05),
+    "gamma": (0.8, 1.25),
+    "gain": (0.8, 1.2),
+    "speckle": (0.0, 0.15),  # standard deviation, as a share of the gray level
+}
+
+
+def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return frames and masks changed by "standard", each frame in its own way.
+
+    In float32 even under autocast; what was given stays as it was, and so does the global random
+    state.
+
+    Args:
+        images: float32 (B,1,S,S) in [0,1].
+        masks: float32 (B,1,S,S) in {0,1}, moved as their images are.
+        generator: on the images' device.
+
+    Returns:
+        images and masks, of the same shapes, layouts and values allowed.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        moved, new_masks = _move(images, masks, generator)
+        gamma = _draw("gamma", images, generator, log=True)
+        gain = _draw("gain", images, generator)
+        lit = gain.view(-1, 1, 1, 1) * moved ** gamma.view(-1, 1, 1, 1)
+        new_images = (lit * _speckle(images, generator)).clamp_(0, 1)
+    # in the layout of what was given
+    return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
+
+
+def _draw(name: str, images: Tensor, generator: torch.Generator, log: bool = False) -> Tensor:
+    """Draw one number a frame from its range, (B,)."""
+    low, high = map(math.log, RANGES[name]) if log else RANGES[name]
+    drawn = images.new_empty(len(images)).uniform_(low, high, generator=generator)
+    return drawn.exp_() if log else drawn
+
+
+def _move(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror, turn, scale and shift images and masks together; masks are cut at 0.5 again."""
+    chance = images.new_empty(len(images)).uniform_(generator=generator)
+    mirror = 1 - 2 * (chance < MIRRORED).float()  # -1 or 1
+    turn = _draw("turn_deg", images, generator).deg2rad()
+    scale = _draw("scale", images, generator)
+    right, down = (2 * _draw(x, images, generator) for x in ("right", "down"))  # sides are 2 long
+    across, along = turn.cos() / scale, turn.sin() / scale
+    rows = (mirror * across, mirror * along, right), (-along, across, down)
+    window = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B,2,3)
+    grid = functional.affine_grid(window, images.shape, align_corners=False)  # (B,S,S,2)
+    both = torch.cat([images, masks], 1)  # (B,2,S,S)
+    both = functional.grid_sample(both, grid, align_corners=False)  # bilinear, zeros outside
+    return both[:, :1], (both[:, 1:] > 0.5).float()
+
+
+def _speckle(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Factors around 1, (B,1,S,S), of the drawn spread and the grain of speckle."""
+    count, _, height, width = images.shape
+    spread = _draw("speckle", images, generator).view(-1, 1, 1, 1)
+    more = SPECKLE_PX - 1  # so that the border has as much noise as the rest
+    noise = images.new_empty(count, 1, height + more, width + more).normal_(generator=generator)
+    # a mean of n² pixels has 1/n of their spread
+    return 1 + spread * SPECKLE_PX * functional.avg_pool2d(noise, SPECKLE_PX, stride=1)
