@@ -19,11 +19,11 @@ CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snak
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
-    "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "store", "splits",
-    "copies", "audit", "labels", "models", "metrics", "predict", "checkpoint", "augment", "train",
-    "run", "statistics", "mixed", "stability", "selection", "tables", "replication", "show",
-    "readings", "card", "plots", "plots_audit", "plots_compare", "plots_replication", "report",
-    "study", "runner",
+    "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "parallel", "store",
+    "splits", "copies", "audit", "labels", "device", "models", "metrics", "scores", "predict",
+    "checkpoint", "augment", "train", "run", "statistics", "mixed", "stability", "selection",
+    "tables", "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
+    "plots_replication", "report", "study", "runner",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_the_reduced_replication_differs_in_size_alone():
     differing = {key for key in full if full[key] != reduced[key]}
     assert differing == {
         "study", "data", "size", "width", "folds", "run_folds", "seeds", "epochs", "batch_size",
-        "lr", "threads", "device",
+        "lr", "threads", "device", "precision",
     }  # fmt: skip
 
 

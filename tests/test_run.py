@@ -8,13 +8,14 @@ import torch
 
 from thyroid_lib import checkpoint, train
 from thyroid_lib.metrics import dice, pooled_dice
-from thyroid_lib.predict import load_model, predict_prob
+from thyroid_lib.models import build_model, initialise
+from thyroid_lib.predict import load_model, predict_prob, score_rows
 from thyroid_lib.run import score_run, train_model, watch_sides
 from thyroid_lib.splits import split_cases
 
 SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
-    "threads": 1, "device": "cpu",
+    "threads": 1, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 
 
@@ -204,3 +205,38 @@ def test_impossible_settings_stop_before_any_work(tiny_store, tmp_path, wrong, s
     with pytest.raises(ValueError, match=said):
         train_model(tiny_store, out=tmp_path / "run", **SMALL | wrong)
     assert not (tmp_path / "run").exists()
+
+
+def train_plainly(net, store, rows, *, seed, epochs, batch_size, lr):
+    """The recipe as anyone would write it: float32, contiguous, sigmoid and cross-entropy."""
+    initialise(net, seed)
+    images = torch.tensor(store.images[rows] / 255, dtype=torch.float32)[:, None]
+    masks = torch.tensor(store.masks[rows], dtype=torch.float32)[:, None]
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr)
+    for epoch in range(1, epochs + 1):
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for batch in train.cut_batches(torch.randperm(len(rows), generator=draw), batch_size):
+            prob = torch.sigmoid(net(images[batch]))
+            loss = torch.nn.functional.binary_cross_entropy(prob, masks[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return net.eval()
+
+
+# SegNet's seeds lie farther apart
+@pytest.mark.parametrize(("model", "within"), [("unet", 0.02), ("segnet", 0.06), ("resunet", 0.02)])
+def test_fast_training_ends_at_the_dice_of_a_plain_loop(tiny_store, tmp_path, model, within):
+    recipe = {"epochs": 40, "batch_size": 5, "lr": 5e-3}
+    fast, plain = [], []
+    torch.set_num_threads(1)
+    for seed in (0, 1):
+        asked = SMALL | recipe | {"model": model, "seed": seed, "precision": "bf16"}
+        run = train_model(tiny_store, out=tmp_path / f"{seed}", **asked)
+        fast.append(score_run(run, tiny_store).dice.mean())
+        net = build_model(model, width=SMALL["width"])
+        train_plainly(net, tiny_store, np.flatnonzero(run.labels == "train"), seed=seed, **recipe)
+        tested = np.flatnonzero(run.labels == "test")
+        plain.append(score_rows(net, tiny_store, tested).cases.dice.mean())
+    assert np.mean(plain) > 0.85
+    assert np.mean(fast) == pytest.approx(np.mean(plain), abs=within)

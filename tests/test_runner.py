@@ -328,23 +328,26 @@ def wait_for(condition, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
-def test_each_run_takes_a_gpu_of_its_own(monkeypatch, tmp_path):
+def test_each_run_takes_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert runner.visible_gpus() == ["4", "7"]
-    first = runner._claim_gpu()
+    out = tmp_path / "3-train-run.ipynb"
+    first = runner._claim_gpu(out)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    second = runner._claim_gpu()
+    second = runner._claim_gpu(out)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert runner._claim_gpu() is None  # both are taken: nothing is changed
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
-    first.close()
-    assert runner._claim_gpu() is not None
-    second.close()
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: second.close())
+    third = runner._claim_gpu(out)  # both are taken: it waits until one is free
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    assert "3-train-run: other runs hold GPU 4, 7; waiting" in capsys.readouterr().out
+    for lock in (first, third):
+        lock.close()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert runner.visible_gpus() == []
+    assert runner._claim_gpu(out) is None
 
 
 def test_importing_it_is_light():

@@ -1,7 +1,13 @@
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from thyroid_lib.augment import AUGMENTS
+from thyroid_lib.device import PRECISIONS
 from thyroid_lib.train import cut_batches, fit, keep_better, train_epoch
 
 IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -106,11 +112,12 @@ def test_every_model_sees_the_same_batches_in_the_same_order():
             self.seen.append((image[:, 0, 0, 0] * 255).round().int().tolist())
             return image * self.weight
 
+    rows = torch.arange(11)
     spies = [Spy(0), Spy(3)]
     for spy in spies:
         for epoch in (1, 2):
             train_epoch(
-                spy, torch.optim.SGD(spy.parameters(), lr=0.0), images, images * 0,
+                spy, torch.optim.SGD(spy.parameters(), lr=0.0), images, images * 0, rows,
                 batch_size=5, seed=0, epoch=epoch,
             )  # fmt: skip
     assert spies[0].seen == spies[1].seen
@@ -119,3 +126,87 @@ def test_every_model_sees_the_same_batches_in_the_same_order():
     assert [len(batch) for batch in first] == [5, 6]
     assert sorted(frame for batch in first for frame in batch) == list(range(11))
     assert first != second
+
+
+# --- fast, and still the same recipe
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a tensor's value is asked for: there a GPU would be waited for."""
+
+    def __init__(self, allowed: int):
+        super().__init__()
+        self.allowed = allowed
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.allowed -= 1
+            assert self.allowed >= 0, "the loop asks for a value"
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_waits_for_the_device_within_an_epoch(precision, augment):
+    net = network()
+    optimiser = torch.optim.Adam(net.parameters(), fused=True)
+    with NoWaiting(allowed=1):  # the mean loss, at the end
+        train_epoch(
+            net, optimiser, IMAGES, MASKS, torch.arange(10), batch_size=3, seed=0, epoch=1,
+            precision=precision, augment=augment,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_learns_resumes_and_keeps_weights_in_float32(precision):
+    whole = states(precision=precision)
+    assert {value.dtype for name, value in whole[-1]["weights"].items() if "num" not in name} == {
+        torch.float32
+    }
+    losses = [record["train_loss"] for record in whole[-1]["history"]]
+    assert losses[-1] < losses[0]
+    for stopped in fit(network(), IMAGES, MASKS, **RECIPE, precision=precision):
+        if stopped["epoch"] == 2:
+            break
+    assert equal(states(precision=precision, state=stopped)[-1], whole[-1])
+    assert bool(whole[-1]["scaler"]) == (precision == "fp16")
+
+
+def test_frames_of_a_memory_map_give_the_same_bits(tmp_path):
+    for name, array in (("images", IMAGES), ("masks", MASKS)):
+        np.save(tmp_path / f"{name}.npy", array.numpy())
+    maps = (np.load(tmp_path / f"{name}.npy", mmap_mode="c") for name in ("images", "masks"))
+    (*_, streamed) = fit(network(), *map(torch.from_numpy, maps), **RECIPE)
+    assert equal(streamed, states()[-1])
+
+
+def test_only_the_rows_asked_for_are_trained_on():
+    rows = torch.tensor([7, 1, 4, 2])
+    (*_, some) = fit(network(), IMAGES, MASKS, rows=rows, **RECIPE)
+    (*_, alone) = fit(network(), IMAGES[rows], MASKS[rows], **RECIPE)
+    assert equal(some, alone)
+
+
+def test_augmented_training_repeats_and_differs():
+    once, again, plain = states(augment="standard"), states(augment="standard"), states()
+    assert equal(once[-1], again[-1])
+    assert not equal(once[-1], plain[-1])
+    stopped = next(fit(network(), IMAGES, MASKS, **RECIPE, augment="standard"))
+    assert equal(states(augment="standard", state=stopped)[-1], once[-1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@pytest.mark.parametrize("on_device", [True, False])
+def test_cuda_is_not_waited_for(on_device):
+    net = network().cuda()
+    optimiser = torch.optim.Adam(net.parameters(), fused=True)
+    data = (IMAGES.cuda(), MASKS.cuda()) if on_device else (IMAGES, MASKS)
+    how = {"batch_size": 3, "seed": 0, "precision": "bf16", "augment": "standard"}
+    train_epoch(net, optimiser, *data, torch.arange(10), epoch=1, **how)  # loads its kernels
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            train_epoch(net, optimiser, *data, torch.arange(10), epoch=2, **how)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(said) <= 2  # the order sent there, the mean loss brought back

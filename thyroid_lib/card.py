@@ -29,8 +29,8 @@ LIMITS = {
     "phantom": "The frames are phantoms drawn by this project: they say nothing of patients.",
 }
 SETTINGS = (
-    "width", "size", "resize", "mend", "epochs", "batch_size", "lr", "selection", "threshold",
-    "tolerance_px", "val_share", "folds",
+    "width", "size", "resize", "mend", "epochs", "batch_size", "lr", "selection", "augment",
+    "precision", "threshold", "tolerance_px", "val_share", "folds",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from thyroid_lib import write_file
 from thyroid_lib.fingerprint import code_fingerprint
 
 # What, edited, makes other weights.
-TRAINING_CODE = ("thyroid_lib.splits", "thyroid_lib.models", "thyroid_lib.train")
+TRAINING_CODE = tuple(f"thyroid_lib.{name}" for name in ("splits", "models", "augment", "train"))
 
 
 def run_key(*, data: str, labels: np.ndarray, parameters: dict) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 
 def dice(pred: np.ndarray, ref: np.ndarray) -> float:
@@ -55,9 +56,13 @@ def pooled_dice(both: np.ndarray, total: np.ndarray, *, batch: int = 16) -> floa
     """
     order = np.random.default_rng(0).permutation(len(both))
     starts = np.arange(0, len(order), batch)
-    shared = np.add.reduceat(both[order].astype(float), starts)
-    pooled = np.add.reduceat(total[order].astype(float), starts)
-    return float(np.mean(np.where(pooled > 0, 2 * shared / np.maximum(pooled, 1), 1.0)))
+    shared, pooled = (np.add.reduceat(areas[order], starts) for areas in (both, total))
+    return float(dice_of_areas(shared, pooled).mean())
+
+
+def dice_of_areas(both: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Dice, float64 (N,), from pixels (N,) of pred ∩ ref and of |pred| + |ref|; 1 where none."""
+    return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
 
 
 def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
@@ -71,12 +76,16 @@ def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
         a pixel of ref.
     """
     check_masks(pred, ref)
+    box = bounding_box(pred | ref)
+    pred, ref = pred[box], ref[box]
     return {"missed_parts": _untouched(ref, pred), "false_parts": _untouched(pred, ref)}
 
 
 def _untouched(mask: np.ndarray, other: np.ndarray) -> int:
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    return count - np.count_nonzero(np.unique(labels[other]))
+    touched = np.zeros(count + 1, bool)
+    touched[labels[other]] = True
+    return count - np.count_nonzero(touched[1:])
 
 
 def score_case(
@@ -144,26 +153,37 @@ def score_case(
 
 
 def boundaries(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boundary pixels of two masks, not both empty, within the rectangle around them: bool (h, w).
+    """Row and column of the boundary pixels of two masks, bool (H,W): int (n,2) and (m,2).
 
-    Beyond the rectangle all is background, so that leaving it out changes no distance.
+    Counted from the corner of the rectangle around both, beyond which all is background.
     """
-    rows, columns = ndimage.find_objects((pred | ref).view(np.uint8))[0]
-    pred, ref = pred[rows, columns], ref[rows, columns]
-    pred_edge = pred & ~ndimage.binary_erosion(pred, border_value=0)
-    return pred_edge, ref & ~ndimage.binary_erosion(ref, border_value=0)
+    box = bounding_box(pred | ref)
+    return np.argwhere(_edge(pred[box])), np.argwhere(_edge(ref[box]))
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the rectangle around a mask, bool (H,W); of no pixel if it is empty."""
+    lines = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return tuple(slice(at[0], at[-1] + 1) if len(at) else slice(0) for at in lines)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return mask & ~inner
 
 
 def boundary_distances(
     pred_edge: np.ndarray, ref_edge: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From each pixel of one non-empty boundary, bool (h, w), to the nearest of the other.
+    """From each pixel of one non-empty boundary, (n,2) and (m,2), to the nearest of the other.
 
     Returns float32 (n,), one per pixel of pred_edge, and float32 (m,), one per pixel of ref_edge,
     in the unit of spacing (row, column); (1, 1) gives pixels.
     """
-    to_ref = ndimage.distance_transform_edt(~ref_edge, sampling=spacing)[pred_edge]
-    to_pred = ndimage.distance_transform_edt(~pred_edge, sampling=spacing)[ref_edge]
+    pred_edge, ref_edge = pred_edge * spacing, ref_edge * spacing
+    to_ref, _ = KDTree(ref_edge).query(pred_edge)
+    to_pred, _ = KDTree(pred_edge).query(ref_edge)
     # float32 as in MONAI, and lest 3 x 0.1 mm lie outside a tolerance of 0.3 mm
     return to_ref.astype(np.float32), to_pred.astype(np.float32)
 

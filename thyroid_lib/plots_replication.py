@@ -9,8 +9,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from thyroid_lib.plots import FIGURE_WIDTH, looks
-from thyroid_lib.predict import BINS
 from thyroid_lib.replication import NAMES, WITHOUT_RELU, best_reported
+from thyroid_lib.scores import BINS
 
 GREY = "0.45"
 

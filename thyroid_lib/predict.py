@@ -7,65 +7,71 @@ writes one mask (PNG, 0 or 255, at the image's own size) per image and `areas.cs
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.optimize import minimize_scalar
+from torch import Tensor
 from tqdm import tqdm
 
 from thyroid_lib import frames, write_file
-from thyroid_lib.metrics import dice, part_errors, score_case
+from thyroid_lib.device import PRECISIONS
+from thyroid_lib.folder import SUFFIXES
 from thyroid_lib.models import build_model, to_input
+from thyroid_lib.scores import Scores, score_maps
 from thyroid_lib.store import Store
-
-THRESHOLDS = tuple(percent / 100 for percent in range(30, 71, 5))
-BINS = 15  # of probability, of equal width, for calibration
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there.
-
-    Raises:
-        ValueError: a device was asked for by name and is not there.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return torch.device(next(name for name, present in there.items() if present))
-    if not there.get(device, False):
-        usable = ", ".join(name for name, present in there.items() if present)
-        raise ValueError(f"device: got {device!r}, this machine has {usable}; or say auto")
-    return torch.device(device)
 
 
 @torch.inference_mode()
-def predict_prob(
-    model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
-) -> np.ndarray:
-    """Return the probability of thyroid per pixel.
+def predict_logits(
+    model: torch.nn.Module,
+    images: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    device: str = "cpu",
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Run the network over frames, batch by batch; what a batch needs is all that is in memory.
 
     Args:
         model: gives logits (N,1,S,S).
         images: uint8 (N,S,S), as the store holds them.
+        rows: which of them, in order; None for all.
 
-    Returns:
-        float32 (N,S,S) in [0,1], before any threshold.
+    Yields:
+        Rows (B,) and logits, float32 (B,1,S,S) on the device.
     """
+    device = torch.device(device)
     model = model.to(device).eval()
+    rows = np.arange(len(images)) if rows is None else rows
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = torch.from_numpy(np.array(images[part])).to(device)
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            logits = model(to_input(batch))  # (B,1,S,S)
+        yield part, logits.float()
+
+
+def predict_prob(
+    model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
+) -> np.ndarray:
+    """Return the probability of thyroid per pixel, before any threshold.
+
+    Args, shapes: see `predict_logits`. Returns float32 (N,S,S) in [0,1].
+    """
     prob = np.empty(images.shape, dtype=np.float32)
-    for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-        logits = model(to_input(batch))  # (B,1,S,S)
-        prob[start : start + batch_size] = logits.float().sigmoid()[:, 0].cpu().numpy()
+    for rows, logits in predict_logits(model, images, device=device, batch_size=batch_size):
+        prob[rows] = to_prob(logits)
     return prob
+
+
+def to_prob(logits: Tensor) -> np.ndarray:
+    """Turn logits (B,1,S,S) into probabilities, a NumPy array (B,S,S)."""
+    return logits.sigmoid()[:, 0].cpu().numpy()
 
 
 def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
@@ -134,23 +140,6 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
     return frames.threshold_prob(prob, meta["threshold"])
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What is kept of a run's test cases.
-
-    cases: one row per case: case_id, dataset, group, the metrics of `metrics.score_case` and
-        `metrics.part_errors`, brier (mean squared error of the probability), pred_px and ref_px
-        (areas in pixels).
-    thresholds: one row per case: case_id, group, and Dice at each of `THRESHOLDS` ("0.30" …).
-    calibration: one row per group and bin of probability (0 … 14) that has pixels: group, bin,
-        pixels, mean_prob, share (of thyroid among them).
-    """
-
-    cases: pd.DataFrame
-    thresholds: pd.DataFrame
-    calibration: pd.DataFrame
-
-
 def score_rows(
     model: torch.nn.Module,
     store: Store,
@@ -160,60 +149,19 @@ def score_rows(
     tolerance_px: float = 2.0,
     device: str = "cpu",
     batch_size: int = 16,
+    workers: int = 1,
 ) -> Scores:
-    """Score every case by itself at its native size, empty answers included."""
-    cases, sweeps, bins = [], [], {}
-    for start in range(0, len(rows), 256):  # native maps of all cases at once would fill memory
-        part = rows[start : start + 256]
-        probs = predict_rows(model, store, part, device=device, batch_size=batch_size)
-        for row, prob in zip(part, probs, strict=True):
-            pred, ref = frames.threshold_prob(prob, threshold), store.reference(row)
-            case = store.index.iloc[row][["case_id", "dataset", "group"]].to_dict()
-            case |= score_case(pred=pred, ref=ref, tolerance_px=tolerance_px)
-            case |= part_errors(pred, ref)
-            case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
-            cases.append(case | {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())})
-            at = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
-            sweeps.append({"case_id": case["case_id"], "group": case["group"]} | at)
-            counts = _bin_pixels(prob, ref)
-            bins[case["group"]] = bins.get(case["group"], 0) + counts
-    table = [
-        {"group": group, "bin": place, "pixels": int(n), "mean_prob": p / n, "share": t / n}
-        for group, counts in sorted(bins.items())
-        for place, (n, p, t) in enumerate(counts.T)
-        if n
-    ]
-    return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table))
-
-
-def _bin_pixels(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:
-    """Per bin of probability: pixels, sum of probability, pixels of thyroid; float64 (3, BINS)."""
-    place = np.minimum((prob * BINS).astype(int), BINS - 1).ravel()
-    weights = (None, prob.ravel(), ref.ravel())
-    return np.stack([np.bincount(place, w, BINS).astype(np.float64) for w in weights])
-
-
-def fit_temperature(prob: np.ndarray, ref: np.ndarray) -> float:
-    """Fit the one number that calibrates a network: logits are divided by it.
-
-    Args:
-        prob: float32 (N,S,S), predictions on validation cases, never on test cases.
-        ref: bool (N,S,S).
-
-    Returns:
-        The temperature of least cross-entropy, in [0.1, 10]; above 1: the network was too sure.
-
-    Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
-    """
-    prob = np.clip(prob.astype(np.float64).ravel(), 1e-6, 1 - 1e-6)
-    sign = np.where(ref.ravel(), -1.0, 1.0)
-    wrong = sign * np.log(prob / (1 - prob))  # logit, positive where it speaks for the wrong side
-
-    def loss(log_t: float) -> float:
-        return np.logaddexp(0, wrong / np.exp(log_t)).mean()
-
-    limits = np.log(0.1), np.log(10)
-    return float(np.exp(minimize_scalar(loss, bounds=limits, method="bounded").x))
+    """Predict these rows of a store and score them, see `scores.score_maps`."""
+    how = {"rows": rows, "device": device, "batch_size": batch_size}
+    batches = (
+        (to_prob(logits), [store.reference(row) for row in part])
+        for part, logits in predict_logits(model, store.images, **how)
+    )
+    return score_maps(
+        store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records"), batches,
+        resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
+        workers=workers,
+    )  # fmt: skip
 
 
 def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) -> pd.DataFrame:
@@ -225,9 +173,9 @@ def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) 
     model, meta = load_model(model_path)
     if not Path(images).is_dir():
         raise ValueError(f"no folder at {images}: give the folder that holds the images")
-    files = sorted(f for f in Path(images).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in Path(images).iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"no image in {images}: need {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise ValueError(f"no image in {images}: need {', '.join(sorted(SUFFIXES))}")
     rows = []
     for file in tqdm(files, unit="image", leave=False, disable=None):  # on a terminal only
         try:

@@ -13,8 +13,8 @@ are made anew at every call.
 
 import json
 import platform
-import resource
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +24,14 @@ import torch
 from torch import nn
 
 from thyroid_lib import __version__, checkpoint, frames, train, write_file, write_table
+from thyroid_lib.augment import AUGMENTS
+from thyroid_lib.device import choose_device, choose_precision, fits, peak_memory
 from thyroid_lib.fingerprint import code_fingerprint
-from thyroid_lib.metrics import dice, pooled_dice
+from thyroid_lib.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
-from thyroid_lib.predict import (
-    choose_device,
-    fit_temperature,
-    predict_prob,
-    restore_model,
-    score_rows,
-)
+from thyroid_lib.parallel import count_workers
+from thyroid_lib.predict import predict_logits, restore_model, score_rows, to_prob
+from thyroid_lib.scores import count_logits, fit_temperature
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
 
@@ -65,9 +63,11 @@ def train_model(
     batch_size: int = 16,
     lr: float = 1e-4,
     selection: str = "last",
+    augment: str = "none",
     threshold: float = 0.5,
     threads: int = 0,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Run:
     """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
 
@@ -80,9 +80,11 @@ def train_model(
         epochs, batch_size, lr: see `train.fit`.
         selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, as
             the reported study did and under protocol "reported" alone, on "test".
+        augment: see `augment.AUGMENTS`.
         threshold: a pixel is thyroid if its probability is above; moves scores, not weights.
         threads: CPU threads, 0 for all; part of what makes the result.
-        device: see `predict.choose_device`.
+        device, precision: see `device.choose_device` and `device.choose_precision`; of training,
+            scores are made in fp32 always.
 
     Returns:
         The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
@@ -98,6 +100,8 @@ def train_model(
         )
     if selection not in train.SELECTIONS:
         raise ValueError(f"selection: got {selection!r}, need one of {', '.join(train.SELECTIONS)}")
+    if augment not in AUGMENTS:
+        raise ValueError(f"augment: got {augment!r}, need one of {', '.join(AUGMENTS)}")
     if (selection == "test") != (protocol == "reported"):
         raise ValueError(
             f"got selection {selection!r} and protocol {protocol!r}: only protocol 'reported' "
@@ -113,7 +117,8 @@ def train_model(
         torch.set_num_threads(threads)
     asked = {
         "model": model, "width": width, "seed": seed, "epochs": epochs, "batch_size": batch_size,
-        "lr": lr, "selection": selection, "device": where.type,
+        "lr": lr, "selection": selection, "augment": augment, "device": where.type,
+        "precision": choose_precision(precision, where),
         # elsewhere than on a CPU they do not decide any bit
         "threads": torch.get_num_threads() if where.type == "cpu" else 0,
     }  # fmt: skip
@@ -147,32 +152,33 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
     with torch.inference_mode():  # an impossible size stops here, before any work
         net.eval()(torch.zeros(1, 1, store.size, store.size))
     net.to(where, memory_format=torch.channels_last)
-    rows = np.flatnonzero(labels == "train")
-    images = torch.from_numpy(store.images[rows]).to(where)  # uint8 (N,S,S)
-    masks = torch.from_numpy(store.masks[rows]).to(where)
-    selection = asked["selection"]
+    images, masks = place_frames(store, where)
+    rows = torch.from_numpy(np.flatnonzero(labels == "train"))
+    selection, precision = asked["selection"], asked["precision"]
     sides = {side for side in ("val", selection) if (labels == side).any()}
     choices = ("val", "test") if selection == "test" else (selection,)
     start = checkpoint.load(out / "checkpoint.pt", key=key, device=where.type)
     best = start["best"] if start else {}
     states = train.fit(
-        net, images, masks, seed=asked["seed"], epochs=asked["epochs"], lr=asked["lr"],
-        batch_size=asked["batch_size"], state=start, name=out.name,
-        watch=lambda model: watch_sides(model, store, labels, sorted(sides), where),
+        net, images, masks, rows=rows, state=start, name=out.name,
+        watch=lambda model: watch_sides(model, store, labels, sorted(sides), where, precision),
+        **{name: asked[name] for name in
+           ("seed", "epochs", "batch_size", "lr", "precision", "augment")},
     )  # fmt: skip
     state = start
     for state in states:
         best = {side: train.keep_better(best.get(side), state, side) for side in choices}
         checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
     net.cpu()
+    foreground = sum(float(store.masks[row].mean()) for row in rows) / len(rows)
     meta = asked | {
         "parameters": count_parameters(net),
         "multiply_adds": multiply_adds(net, store.size),
         "selected_epoch": best[selection]["epoch"],
-        "train_foreground": float(masks.float().mean()),
+        "train_foreground": foreground,
         "train_seconds": round(state["seconds"], 3),
         "images_per_second": round(len(rows) * asked["epochs"] / state["seconds"], 2),
-        "peak_memory_mib": round(_peak_memory(where) / 2**20),
+        "peak_memory_mib": round(peak_memory(where) / 2**20),
     }
     weights = {"weights": best[selection]["weights"] or net.state_dict()}
     if selection == "test":
@@ -181,7 +187,28 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
     return weights | {"history": state["history"], "meta": meta}, trained
 
 
-def watch_sides(net: nn.Module, store: Store, labels: np.ndarray, sides: list[str], where) -> dict:
+def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a store's images and masks, uint8 (N,S,S), where training reads them fastest.
+
+    On a GPU with room for them they are there; else they stay in the memory maps, of which the
+    system keeps in memory what it has room for.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written
+        pair = torch.from_numpy(store.images), torch.from_numpy(store.masks)
+    if not fits(device, 2 * store.images.nbytes):
+        return pair
+    return tuple(part.to(device) for part in pair)
+
+
+def watch_sides(
+    net: nn.Module,
+    store: Store,
+    labels: np.ndarray,
+    sides: list[str],
+    where: str | torch.device,
+    precision: str = "fp32",
+) -> dict:
     """Return each side's mean loss and mean Dice per case, at the store's size.
 
     The test side is there under protocol "reported" alone, and has that study's Dice beside.
@@ -189,21 +216,27 @@ def watch_sides(net: nn.Module, store: Store, labels: np.ndarray, sides: list[st
     seen = {}
     for side in sides:
         rows = np.flatnonzero(labels == side)
-        prob = predict_prob(net, store.images[rows], device=where)  # (N,S,S)
-        ref = store.masks[rows].astype(bool)
-        of_truth = np.clip(np.where(ref, prob, 1 - prob), 1e-7, 1)
-        pred = frames.threshold_prob(prob)
-        each = [dice(p, r) for p, r in zip(pred, ref, strict=True)]
-        seen |= {f"{side}_loss": float(-np.log(of_truth).mean())}
-        seen |= {f"{side}_dice": float(np.mean(each))}
+        parts = [  # stay on the device until all are there
+            _watch_batch(logits, torch.from_numpy(store.masks[part]).to(logits.device))
+            for part, logits in predict_logits(
+                net, store.images, rows=rows, device=where, precision=precision
+            )
+        ]
+        loss, both, total = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        seen |= {f"{side}_loss": float(loss.mean(dtype=np.float64))}
+        seen |= {f"{side}_dice": float(dice_of_areas(both, total).mean())}
         if side == "test":
-            seen["test_dice_pooled"] = pooled_dice(*_areas(pred, ref))
+            seen["test_dice_pooled"] = pooled_dice(both, total)
     return seen
 
 
-def _areas(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of pred ∩ ref and of |pred| + |ref| per case, int (N,), from bool (N,S,S)."""
-    return (pred & ref).sum((1, 2)), pred.sum((1, 2)) + ref.sum((1, 2))
+def _watch_batch(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Loss, |pred ∩ ref| and |pred| + |ref| of each case (B,); logits (B,1,S,S), masks (B,S,S)."""
+    ref = masks.unsqueeze(1).float()
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, ref, reduction="none")
+    pred = frames.threshold_prob(logits.sigmoid())
+    both, total = (pred * ref).sum((1, 2, 3)), pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
+    return loss.mean((1, 2, 3)), both.long(), total.long()
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
@@ -217,11 +250,15 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     rows = np.flatnonzero(run.labels == "test")
     device = choose_device(run.meta["device"])
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
+    how["workers"] = count_workers(len(rows), run.meta["threads"])
     scores = score_rows(run.model, store, rows, **how)
     cases = scores.cases
     if run.val_model:
-        pred = frames.threshold_prob(predict_prob(run.model, store.images[rows], device=device))
-        both, total = _areas(pred, store.masks[rows].astype(bool))
+        parts = [
+            _watch_batch(logits, torch.from_numpy(store.masks[part]).to(device))[1:]
+            for part, logits in predict_logits(run.model, store.images, rows=rows, device=device)
+        ]
+        both, total = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
         cases = cases.assign(square_both=both, square_total=total)
         write_table(run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases)
     write_table(run.out / "scores.csv", cases)
@@ -251,13 +288,8 @@ def _temperature(run: Run, store: Store, device: torch.device) -> float | None:
     rows = np.flatnonzero(run.labels == "val")
     if not len(rows) or run.val_model:
         return None
-    prob = predict_prob(run.model, store.images[rows], device=device)
-    return round(fit_temperature(prob, store.masks[rows].astype(bool)), 4)
-
-
-def _peak_memory(where: torch.device) -> int:
-    """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
-    if where.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    counts = sum(
+        count_logits(to_prob(logits), store.masks[part] > 0)
+        for part, logits in predict_logits(run.model, store.images, rows=rows, device=device)
+    )
+    return round(fit_temperature(counts), 4)

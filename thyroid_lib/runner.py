@@ -59,12 +59,22 @@ def _lock(name: str, *, wait: bool = False):
     return lock
 
 
-def _claim_gpu():
-    """Take the first GPU that no other run holds, as long as the returned file is open."""
-    for gpu in visible_gpus():
-        if lock := _lock(f"gpu-{gpu}"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            return lock
+def _claim_gpu(out: Path):
+    """Take a GPU that no other run holds, or wait for one; held until the returned file is closed.
+
+    Snakemake deals out as many runs as there are GPUs; a second study beside it knows nothing of
+    the first. Two runs on one GPU would take turns, or run out of its memory.
+    """
+    gpus, told = visible_gpus(), False
+    while gpus:
+        for gpu in gpus:
+            if lock := _lock(f"gpu-{gpu}"):
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                return lock
+        if not told:
+            told = True
+            print(f"{out.stem}: other runs hold GPU {', '.join(gpus)}; waiting …", flush=True)
+        time.sleep(1)
     return None
 
 
@@ -159,8 +169,8 @@ def run_notebook(
     os.environ |= PINNED if pin else {}
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    on_gpu = parameters.get("device") in ("auto", "cuda") and len(visible_gpus()) > 1
-    locks = [_claim_output(out), _claim_gpu() if on_gpu else None]
+    on_gpu = parameters.get("device") in ("auto", "cuda")
+    locks = [_claim_output(out), _claim_gpu(out) if on_gpu else None]
     began = time.perf_counter()
     running = Path(log) if log else out.with_suffix(".failed.ipynb")
     for path in (running, out):

@@ -82,12 +82,14 @@ SCHEMA = {
     "batch_size": (16, *_at_least(1)),
     "lr": (1e-4, *ABOVE_ZERO),
     "selection": ("last", *_one_of("last", "val")),
+    "augment": ("none", *_one_of(*keys_of("augment", "AUGMENTS"))),
     "threshold": (0.5, "above 0 and below 1", lambda value: 0 < value < 1),
     "tolerance_px": (2.0, *ABOVE_ZERO),
     "delta": (0.005, "0 or more", lambda value: value >= 0),
     "resamples": (10_000, *_at_least(100)),
     "threads": (1, *_at_least(0)),
     "device": ("auto", *_one_of("auto", "cpu", "cuda", "mps")),
+    "precision": ("auto", *_one_of("auto", *keys_of("device", "PRECISIONS"))),
     "pin_instructions": (False, *ANY),
 }
 

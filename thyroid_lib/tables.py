@@ -13,9 +13,11 @@ from thyroid_lib.statistics import cube, intervals, macro_estimate, order_protoc
 # What must agree between runs for their Dice to be comparable; the rest is what is compared.
 SHARED = (
     "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
-    "selection", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
-    "code_fingerprint",
+    "selection", "augment", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
+    "precision", "code_fingerprint",
 )  # fmt: skip
+# What runs were that do not say it, being older than the choice.
+BEFORE = {"augment": "none", "precision": "fp32"}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 # The tables of a run's folder and the columns without which there is nothing to compare.
@@ -63,7 +65,7 @@ def load_runs(folders: list[Path]) -> Results:
             f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; each "
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
-    runs = pd.DataFrame([json.loads((f / "run.json").read_text()) for f in folders])
+    runs = pd.DataFrame([BEFORE | json.loads((f / "run.json").read_text()) for f in folders])
     tables = {name: [] for name in NEEDED}
     for folder, run in zip(folders, runs[RUN].to_dict("records"), strict=True):
         for name, parts in tables.items():
@@ -188,6 +190,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Give one row per model: training time and memory of its runs (medians), and its size."""
     table = runs.groupby("model").agg(
         runs=("run_id", "size"),
+        precision=("precision", "first"),
         train_seconds=("train_seconds", "median"),
         images_per_second=("images_per_second", "median"),
         peak_memory_mib=("peak_memory_mib", "median"),

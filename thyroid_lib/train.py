@@ -1,10 +1,11 @@
 """The recipe, visible at a glance: Adam, binary cross-entropy on logits, no augmentation.
 
 It is the reported one, and the same for every architecture: one initialisation scheme, the same
-batches in the same order. Data lies on the device as uint8 and is gathered there. Training that
-was stopped goes on from the last state that `fit` gave, and ends on a CPU with as many threads in
-the very same bits: the order of an epoch depends on seed and epoch alone, and no model draws
-random numbers. `run` puts this to work on a store.
+batches in the same order. Frames lie on the device as uint8 and are gathered there; where they are
+too many for it, each batch is read from the store's memory map. The device is never waited for
+within an epoch. Training that was stopped goes on from the last state that `fit` gave, and ends on
+a CPU with as many threads in the very same bits: what an epoch draws depends on seed and epoch
+alone. `run` puts this to work on a store.
 """
 
 import sys
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from thyroid_lib.augment import augment as augment_standard
+from thyroid_lib.device import PRECISIONS
 from thyroid_lib.models import initialise, to_input
 
 SELECTIONS = ("last", "val", "test")
@@ -26,10 +29,13 @@ def fit(
     images: Tensor,
     masks: Tensor,
     *,
+    rows: Tensor | None = None,
     seed: int,
     epochs: int,
     batch_size: int,
     lr: float,
+    precision: str = "fp32",
+    augment: str = "none",
     state: dict | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
     name: str = "training",
@@ -37,16 +43,19 @@ def fit(
     """Train epoch after epoch, and give after each the state from which training can go on.
 
     Args:
-        net: on the device of the data; its weights are drawn here, from `seed`.
-        images, masks: uint8 (N,S,S), masks in {0,1}.
+        net: on the device that trains; its weights are drawn here, from `seed`.
+        images, masks: uint8 (N,S,S), masks in {0,1}, on that device or on the CPU.
+        rows: which frames are trained on; None for all.
         lr: learning rate of Adam, constant as reported.
+        precision: a key of `device.PRECISIONS`, of the network's arithmetic alone.
+        augment: one of `augment.AUGMENTS`.
         state: the last one of a training that was stopped.
         watch: called after each epoch; what it returns joins the epoch's record.
         name: for the progress bar and for errors.
 
     Yields:
-        epoch, weights, optimiser, history (one record an epoch: epoch, lr, train_loss and what
-        `watch` saw) and seconds spent on training alone.
+        epoch, weights, optimiser, scaler (of the loss, for fp16), history (one record an epoch:
+        epoch, lr, train_loss and what `watch` saw) and seconds spent on training alone.
 
     Raises:
         FloatingPointError: the loss stopped being a number; the state before it was given.
@@ -54,13 +63,17 @@ def fit(
     initialise(net, seed)
     # The fused one takes exact square roots; the plain one asks MKL, whose last bit differs between
     # processors, so that no pinned instruction set would make two of them agree.
-    optimiser = torch.optim.Adam(net.parameters(), lr=lr, fused=images.device.type != "mps")
+    device = next(net.parameters()).device
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr, fused=device.type != "mps")
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     history, seconds = [], 0.0
     if state:
         net.load_state_dict(state["weights"])
         optimiser.load_state_dict(state["optimiser"])
+        scaler.load_state_dict(state["scaler"])
         history, seconds = list(state["history"]), state["seconds"]
-    steps = len(cut_batches(torch.arange(len(images)), batch_size))
+    rows = torch.arange(len(images)) if rows is None else rows
+    steps = len(cut_batches(rows, batch_size))
     bar = tqdm(
         desc=name, total=epochs * steps, initial=len(history) * steps, unit="batch", leave=False
     )
@@ -69,8 +82,8 @@ def fit(
         for epoch in range(len(history) + 1, epochs + 1):
             began = time.perf_counter()
             loss = train_epoch(
-                net, optimiser, images, masks, batch_size=batch_size, seed=seed, epoch=epoch,
-                after_step=bar.update,
+                net, optimiser, images, masks, rows, batch_size=batch_size, seed=seed, epoch=epoch,
+                precision=precision, augment=augment, scaler=scaler, after_step=bar.update,
             )  # fmt: skip
             seconds += time.perf_counter() - began
             if not np.isfinite(loss):
@@ -84,6 +97,7 @@ def fit(
                 "epoch": epoch,
                 "weights": net.state_dict(),
                 "optimiser": optimiser.state_dict(),
+                "scaler": scaler.state_dict(),
                 "history": history,
                 "seconds": seconds,
             }
@@ -98,31 +112,53 @@ def train_epoch(
     optimiser: torch.optim.Optimizer,
     images: Tensor,
     masks: Tensor,
+    rows: Tensor,
     *,
     batch_size: int,
     seed: int,
     epoch: int,
+    precision: str = "fp32",
+    augment: str = "none",
+    scaler: torch.amp.GradScaler | None = None,
     after_step: Callable[[], object] = lambda: None,
 ) -> float:
-    """Show every frame once, in an order drawn from seed and epoch; return the mean loss.
+    """Show every frame of `rows` once, in an order drawn from seed and epoch.
 
-    Args:
-        images, masks: uint8 (N,S,S) on the model's device, masks in {0,1}.
+    Args as of `fit`; `scaler` belongs to precision fp16.
+
+    Returns:
+        The mean loss, weighed by frames.
     """
     net.train()
+    device = next(net.parameters()).device
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(images), generator=draw).to(images.device)
-    total = torch.zeros((), device=images.device)  # stays on the device: no waiting in the loop
+    order = rows[torch.randperm(len(rows), generator=draw)].to(images.device)
+    noise = torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
+    total = torch.zeros((), device=device)  # stays on the device: no waiting in the loop
     for batch in cut_batches(order, batch_size):
         optimiser.zero_grad(set_to_none=True)
-        logits = net(to_input(images[batch]))  # (B,1,S,S)
-        mask = masks[batch].unsqueeze(1).float()  # (B,1,S,S)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, mask)
-        loss.backward()
-        optimiser.step()
+        image = to_input(gather(images, batch, device))  # (B,1,S,S)
+        mask = gather(masks, batch, device).unsqueeze(1).float()  # (B,1,S,S)
+        if augment == "standard":
+            image, mask = augment_standard(image, mask, generator=noise)
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            logits = net(image)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
         total += loss.detach() * len(batch)
         after_step()
-    return float(total) / len(images)
+    return float(total) / len(rows)
+
+
+def gather(frames: Tensor, batch: Tensor, device: torch.device) -> Tensor:
+    """Return frames[batch] on the device; from the CPU without waiting for the copy to arrive."""
+    part = frames[batch]  # (B,S,S)
+    if part.device == device:
+        return part
+    return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
 
 
 def cut_batches(order: Tensor, batch_size: int) -> list[Tensor]:

@@ -1,0 +1,68 @@
+"""Where the networks run and in which precision: what this machine has, or what was asked for."""
+
+import platform
+import resource
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there.
+
+    Raises:
+        ValueError: a device was asked for by name and is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return torch.device(next(name for name, present in there.items() if present))
+    if not there.get(device, False):
+        usable = ", ".join(name for name, present in there.items() if present)
+        raise ValueError(f"device: got {device!r}, this machine has {usable}; or say auto")
+    return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Turn "auto" into the fastest precision that trains to the same Dice on this device.
+
+    "bf16" on CUDA of compute capability 8 (A100, L4) and up, and on a CPU with instructions of its
+    own for it that are not switched off; "fp16" on older CUDA (T4, V100), where the loss is
+    scaled; "fp32" anywhere else. Weights and optimiser are float32 always, scores are too.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision in PRECISIONS:
+        return precision
+    if precision != "auto":
+        raise ValueError(f"precision: got {precision!r}, need auto, {', '.join(PRECISIONS)}")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Without instructions for bf16 a CPU trains slower in it than in fp32."""
+    # the capability in use, which environment variables may hold down, as a pinned study's do
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
+    return bool(has and has())
+
+
+def fits(device: torch.device, needed: int) -> bool:
+    """Say whether so many bytes should be kept on the device: in half of what is free there."""
+    return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
