@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from thyroid_lib.models import Network, multiply_adds
-from timing import figure, median
+from timing import figure
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 COPY_MIB = {"cpu": 512, "cuda": 4096}
@@ -30,8 +30,8 @@ def precisions(device: torch.device) -> list[str]:
 
 def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
@@ -136,9 +136,9 @@ def reached(found: dict) -> dict:
 
 
 def peaks(device: torch.device, quick: bool) -> dict[str, float]:
-    """What shares are taken of, measured anew beside what is measured: median of three."""
+    """What shares are taken of, measured anew beside what is measured: the best of three."""
     seconds = 0.05 if quick else 0.5
     return {
-        precision: median([gemm_rate(device, precision, seconds) for _ in range(3)])
+        precision: max(gemm_rate(device, precision, seconds) for _ in range(3))
         for precision in precisions(device)
     }

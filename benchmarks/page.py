@@ -10,6 +10,7 @@ from pathlib import Path
 SECTIONS = {  # name: its title
     "limit": "The limit of the machine",
     "training": "Training",
+    "fullsize": "The three full-size models",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",

@@ -4,8 +4,7 @@
 
 One architecture (U-Net), the same weights, frames, size and batch in all; see loops.py and
 peers.py. The loops take turns in one process; each turn begins with steps that are not timed.
-Memory is measured in a process of its own for each. On a GPU the three full-size models are
-trained besides, for as many epochs and frames as the reported study trained them.
+Memory is measured in a process of its own for each.
 """
 
 import argparse
@@ -35,8 +34,6 @@ LOOPS = {  # name: (what makes it, what the table calls it)
 }
 FP32 = ("project fp32", "reported", "monai documented", "smp documented")  # whatever the machine
 NEEDS = {"monai": "monai", "smp": "segmentation_models_pytorch"}
-MODELS = ("unet", "segnet", "resunet")
-EPOCHS, TRAINED = 25, 2509  # of the reported study
 
 
 def usable() -> list[str]:
@@ -57,7 +54,7 @@ def settle(asked) -> dict:
     """Sizes of the measurement; few and small for a smoke run."""
     on_gpu = asked.device.type == "cuda"
     how = {"width": 64 if on_gpu else 16, "size": 256, "batch": 16}
-    how |= {"steps": 200 if on_gpu else 8, "warm": 60 if on_gpu else 2, "repeats": 5}
+    how |= {"steps": 120 if on_gpu else 8, "warm": 40 if on_gpu else 2, "repeats": 5}
     if asked.quick:
         how |= {"width": 4, "size": 64, "batch": 4, "steps": 2, "warm": 1, "repeats": 2}
     return how
@@ -103,8 +100,6 @@ def measure(asked) -> dict:
     del runs, turns
     peers.filled.clear()
     found["memory"] = {name: memory_of(name, asked, precision, how) for name in names}
-    if device.type == "cuda":
-        found["whole"] = train_whole(asked, setting)
     return found
 
 
@@ -113,30 +108,6 @@ def memory_of(name: str, asked, precision: str, how: dict) -> float | None:
     words = [name, "--frames", str(asked.frames), "--device", asked.device.type]
     answer = run_child("training", *words, "--precision", precision, "--how", json.dumps(how))
     return answer["cuda_mib"] or answer["peak_mib"]
-
-
-def train_whole(asked, setting: loops.Setting) -> dict[str, dict]:
-    """Seconds of the three full-size models, trained as long as reported; measured, not scaled."""
-    epochs, whole = (1, {"unet": 0}) if asked.quick else (EPOCHS, dict.fromkeys(MODELS, 0))
-    for name in whole:
-        net = ours.make_model(name, setting.width, setting.device)
-        images, masks = setting.store.images[:TRAINED], setting.store.masks[:TRAINED]
-        how = {"precision": setting.precision, "batch_size": setting.batch}
-        run = ours.trainer(net, images, masks, device=setting.device, **how)
-        run(8)
-        limit.wait(setting.device)
-        began = time.perf_counter()
-        for _ in range(epochs):
-            run(frames=len(images))
-        limit.wait(setting.device)
-        whole[name] = {
-            "seconds": time.perf_counter() - began,
-            "frames": epochs * len(images),
-            "operations": limit.step_operations(net.cpu(), setting.size),
-        }
-        del net, run
-        torch.cuda.empty_cache()
-    return whole
 
 
 def show(found: dict) -> str:
@@ -165,21 +136,7 @@ def show(found: dict) -> str:
         lines += ["", f"Filling MONAI's cache, once, took {figure(found['cache_seconds'])} s more."]
     if absent := [name for name in LOOPS if name not in found["rates"]]:
         lines += ["", f"Not installed, so not measured: {', '.join(absent)}."]
-    return "\n".join(lines + show_whole(found))
-
-
-def show_whole(found: dict) -> list[str]:
-    if "whole" not in found:
-        return []
-    peak = found["peaks"][found["precision"]]
-    lines = ["", f"Full-size models, {EPOCHS} epochs of {TRAINED} frames, really trained:", ""]
-    lines += ["| model | seconds | frames/s | share of the limit |", "|:--|--:|--:|--:|"]
-    for name, one in found["whole"].items():
-        rate = one["frames"] / one["seconds"]
-        share = rate * one["operations"] / peak
-        lines.append(f"| {name} | {figure(one['seconds'])} | {figure(rate)} | {share:.0%} |")
-    total = sum(one["seconds"] for one in found["whole"].values())
-    return [*lines, f"| together | {figure(total)} | | |"]
+    return "\n".join(lines)
 
 
 def precision_of(name: str, found: dict) -> str:
@@ -196,8 +153,6 @@ def reached(found: dict) -> dict[str, float]:
         if f"{peer} equal" in faster:
             values[f"times {peer} as documented"] = median(faster[f"{peer} documented"])
             values[f"times {peer} at equal layout"] = upper_quartile(faster[f"{peer} equal"])
-    if len(found.get("whole", {})) == len(MODELS):
-        values["three models"] = sum(one["seconds"] for one in found["whole"].values())
     return values
 
 
