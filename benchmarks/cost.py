@@ -19,7 +19,7 @@ POINTS = {  # (width, size)
     "cpu": ((16, 64), (16, 128), (16, 256), (16, 384), (8, 256), (32, 256)),
     "cuda": ((64, 64), (64, 128), (64, 256), (64, 384), (8, 256), (16, 256), (32, 256)),
 }
-QUICK = ((4, 64), (8, 32))
+QUICK = ((4, 32),)
 
 
 def rate(name: str, width: int, size: int, asked, precision: str) -> float:

@@ -8,6 +8,7 @@ system's temporary folder. More frames than that are the same files again, hard-
 names, as sweeps of their own: reading them takes as long, and memory does not know the difference.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -27,7 +28,8 @@ CACHE = Path(tempfile.gettempdir()) / "thyroid-bench"
 
 def draw_frames(cache: Path = CACHE, *, sweeps: int = SWEEPS, frames: int = FRAMES) -> Path:
     """Return the folder of sweeps x frames phantoms; draw them if they are not there."""
-    folder = cache / f"frames-{sweeps}x{frames}"
+    drawer = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:8]
+    folder = cache / f"frames-{sweeps}x{frames}-{drawer}"  # drawn anew by another phantom.py
     if folder.is_dir():
         return folder
     partial_folder = _start(folder)

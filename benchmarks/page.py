@@ -33,7 +33,9 @@ highest. A ratio is taken within each repeat, so that a slow minute of the machi
 Peers are given every favour that their documentation allows: caches are filled and worker processes
 started before the clock, and what they print or log is left out. As documented, they run in the
 layout and precision of their examples; at equal layout and precision, in this project's, with its
-loss and optimiser, so that only their way to the batch and their work per step remain. Memory is
+loss and optimiser, so that only their way to the batch and their work per step remain. MONAI's
+example is given its CacheDataset, smp's is written without Lightning ([`peers.py`](peers.py) says
+what else), both to their advantage. Memory is
 anonymous memory: pages of files, memory maps among them, are not in it, since the system takes
 them back when it needs them.
 """

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, on a few frames; their page says what was measured."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,7 +70,7 @@ def test_memory_of_a_child_and_its_workers_is_seen(tmp_path, monkeypatch):
     # 64 MiB in the parent, which a fork shares, and 32 MiB of the fork's own
     script = (
         "import os, time\nheld = b'1' * 2**26\nif os.fork() == 0:\n    own = b'1' * 2**25\n"
-        "    time.sleep(1)\n    os._exit(0)\nos.wait()\nprint('{\"done\": 1}')\n"
+        "    time.sleep(0.5)\n    os._exit(0)\nos.wait()\nprint('{\"done\": 1}')\n"
     )
     (tmp_path / "toy.py").write_text(script, encoding="utf-8")
     answer = timing.run_child("toy")
@@ -213,8 +214,9 @@ def test_a_section_alone_keeps_the_others_and_newer_machines_come_first(measured
 def test_no_file_tells_whose_machine_it_was():
     about = machine.describe()
     assert set(about) >= set(MACHINE)
-    assert "/" not in json.dumps([about, machine.circumstances("python benchmarks/bench.py")][:1])
-    assert Path.home().name not in about["slug"]
+    told = json.dumps([about, machine.circumstances("python benchmarks/bench.py")])
+    assert str(ROOT) not in told
+    assert sys.executable not in told
 
 
 @pytest.mark.parametrize("section", list(bench.GOALS))
@@ -233,7 +235,7 @@ def test_the_quick_form_of_a_cheap_section(drawn):
     found = cost.measure(asked)
     assert {row["model"] for row in found["rows"]} == set(cost.MODELS)
     assert all(row["rate"] > 0 for row in found["rows"])
-    assert "| 4 | 64 |" in cost.show(found)
+    assert "| 4 | 32 |" in cost.show(found)
     assert set(page.SECTIONS) >= set(bench.GOALS)
 
 
