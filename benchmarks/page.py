@@ -35,9 +35,8 @@ started before the clock, and what they print or log is left out. As documented,
 layout and precision of their examples; at equal layout and precision, in this project's, with its
 loss and optimiser, so that only their way to the batch and their work per step remain. MONAI's
 example is given its CacheDataset, smp's is written without Lightning ([`peers.py`](peers.py) says
-what else), both to their advantage. Memory is
-anonymous memory: pages of files, memory maps among them, are not in it, since the system takes
-them back when it needs them.
+what else), both to their advantage. Memory is anonymous memory: pages of files, memory maps among
+them, are not in it, since the system takes them back when it needs them.
 """
 
 
@@ -96,4 +95,5 @@ def circumstances_of(found: dict, versions: dict) -> str:
     """Date, command and duration; versions where they are not the machine's newest."""
     minutes = f"{found['seconds'] / 60:.0f} min" if found["seconds"] >= 60 else "under a minute"
     other = "" if found["versions"] == versions else f"; with {versions_of(found['versions'])}"
-    return f"{found['date']}, `{found['command']}`, {minutes}{other}."
+    quick = "; tiny sizes: this shows that it runs, not how fast" * ("--quick" in found["command"])
+    return f"{found['date']}, `{found['command']}`, {minutes}{quick}{other}."
