@@ -8,9 +8,11 @@ DATA ?=
 SET ?=
 OPTIONS ?=
 TORCH ?= 2.13.0
+ONLY ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_READY := .venv-bench/.ready
 demo test test-all reference: override PARAMETERS := parameters/demo.yaml
 STUDY = $(or $(patsubst study=%,%,$(filter study=%,$(SET))),$(shell sed -n 's/^study: *\([a-z0-9_-]*\).*/\1/p' $(PARAMETERS)))
 # Snakemake itself answers with a traceback.
@@ -24,7 +26,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until% --unlock,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study unlock lab test test-all lint nbval reference publish lock clean
+.PHONY: help env demo study unlock lab test test-all lint nbval reference publish lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +93,19 @@ publish: $(READY)  ## copy a finished study's tables, and no picture, to results
 	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
 		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
 
+# An environment of its own: other libraries, and a newer torch, than requirements.lock has.
+$(BENCH_READY): pyproject.toml benchmarks/requirements.txt
+	@echo 'Setting up .venv-bench from benchmarks/requirements.txt: once, some minutes, 6 GB …'
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench >/dev/null 2>&1 || \
+		$(PYTHON) -m venv --clear --without-pip .venv-bench
+	@if .venv-bench/bin/python -c 'import pip' 2>/dev/null; then pip='.venv-bench/bin/python -m pip'; \
+		else pip='$(PYTHON) -m pip --python .venv-bench/bin/python'; fi; \
+		$$pip install -qq --disable-pip-version-check -r benchmarks/requirements.txt -e '.[study]'
+	@touch $@
+
+bench: $(BENCH_READY)  ## speed against the peers on this machine, 40 minutes: ONLY="training scoring"
+	@.venv-bench/bin/python benchmarks/bench.py $(ONLY)
+
 lock:  ## make requirements.lock anew, from what a fresh environment gets today (TORCH=2.13.0)
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 		$(PYTHON) -m venv "$$folder" && "$$folder/bin/pip" install --quiet \
@@ -99,6 +114,6 @@ lock:  ## make requirements.lock anew, from what a fresh environment gets today 
 		| sed -E '/^(nvidia|triton|cuda)/d; s/\+[a-z0-9.]+$$//'; } > "$$folder/lock" && \
 		cp "$$folder/lock" requirements.lock
 
-clean:  ## remove .venv, the demo's results and caches; other studies stay
-	@rm -rf .venv results/demo .pytest_cache .ruff_cache *.egg-info
+clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
+	@rm -rf .venv .venv-bench results/demo .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +

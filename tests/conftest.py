@@ -1,6 +1,7 @@
 """Small data that several tests need; the real frames are used where they are."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from thyroid_lib import folder
 from thyroid_lib.store import build_store
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "benchmarks"))  # whose files import each other by name
 
 
 def _ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
