@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from thyroid_lib.device import choose_device, choose_precision
 
 from thyroid_lib import models, predict, train
+from thyroid_lib.device import choose_device, choose_precision
 
 LR = 1e-4  # the reported one
 

@@ -2,10 +2,11 @@
 
     python benchmarks/bench.py scaling
 
-Each is a process of its own, whose anonymous memory is summed over it and its workers (see
-`timing.run_child`). Training is one epoch through `run.train_model` and `run.score_run`, with a
-network of one convolution on frames averaged over 8 x 8 px, so that what is seen is the way of the
-data, and ten times the frames take minutes.
+Each is a process of its own, whose anonymous memory is summed over it and all below it (see
+`timing.run_child`). Preprocessing is the notebook, run as the workflow runs it: papermill, kernel
+and workers. Training is one epoch through `run.train_model` and `run.score_run`, with a network of
+one convolution on frames averaged over 8 x 8 px, so that what is seen is the way of the data, and
+ten times the frames take minutes.
 """
 
 import argparse
@@ -15,42 +16,34 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from torch import nn
-
 import data
-from thyroid_lib import models, run
-from thyroid_lib.store import build_store, load_cases, open_store
+from thyroid_lib.runner import run_notebook
+from thyroid_lib.store import open_store
 from timing import figure, run_child, seconds_of
 
+ROOT = Path(__file__).resolve().parent.parent
 TIMES = (1, 3, 10)
 
 
-class OneConvolution(models.Network):
-    """Average over 8 x 8 px, one 3x3 convolution, back to the size of the frame."""
-
-    divisor = 8
-
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 1):
-        super().__init__(in_channels, out_channels, width)
-        self.shrink, self.grow = nn.AvgPool2d(8), nn.Upsample(scale_factor=8)
-        self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
-        return self.grow(self.convolution(self.shrink(images)))
-
-
 def preprocess(frames: Path, folder: Path, size: int) -> dict:
-    """Build a store anew."""
+    """Run 1-preprocess as the workflow runs it."""
     built = folder / "store"
     shutil.rmtree(built, ignore_errors=True)
-    took = seconds_of(lambda: build_store(load_cases("folder", frames), built, size=size))
+    settings = {"source": "folder", "data": str(frames), "store": str(built), "size": size}
+    notebook, codes = ROOT / "notebooks" / "1-preprocess.ipynb", []
+    took = seconds_of(
+        lambda: codes.append(run_notebook(notebook, folder / notebook.name, settings))
+    )
+    if codes != [0]:
+        raise RuntimeError(f"1-preprocess ended with {codes[0]}")
     return {"seconds": took, "frames": len(open_store(built))}
 
 
 def train(frames: Path, folder: Path, size: int) -> dict:
     """One epoch, and the scores of its test cases, on the store that `preprocess` built."""
+    from one_convolution import OneConvolution
+    from thyroid_lib import models, run
+
     models.MODELS["one_convolution"] = OneConvolution
     store, finished = open_store(folder / "store"), []
 

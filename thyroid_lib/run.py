@@ -35,6 +35,8 @@ from thyroid_lib.scores import count_logits, fit_temperature
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store
 
+KINDS = torch.float32, torch.int64, torch.int64  # of `_measure`
+
 
 @dataclass(frozen=True)
 class Run:
@@ -216,13 +218,7 @@ def watch_sides(
     seen = {}
     for side in sides:
         rows = np.flatnonzero(labels == side)
-        parts = [  # stay on the device until all are there
-            _watch_batch(logits, torch.from_numpy(store.masks[part]).to(logits.device))
-            for part, logits in predict_logits(
-                net, store.images, rows=rows, device=where, precision=precision
-            )
-        ]
-        loss, both, total = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        loss, both, total = _measure(net, store, rows, where, precision)
         seen |= {f"{side}_loss": float(loss.mean(dtype=np.float64))}
         seen |= {f"{side}_dice": float(dice_of_areas(both, total).mean())}
         if side == "test":
@@ -230,13 +226,27 @@ def watch_sides(
     return seen
 
 
-def _watch_batch(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Loss, |pred ∩ ref| and |pred| + |ref| of each case (B,); logits (B,1,S,S), masks (B,S,S)."""
-    ref = masks.unsqueeze(1).float()
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, ref, reduction="none")
-    pred = frames.threshold_prob(logits.sigmoid())
-    both, total = (pred * ref).sum((1, 2, 3)), pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
-    return loss.mean((1, 2, 3)), both.long(), total.long()
+def _measure(
+    net: nn.Module, store: Store, rows: np.ndarray, where: str | torch.device, precision: str
+) -> tuple[np.ndarray, ...]:
+    """Loss, |pred ∩ ref| and |pred| + |ref| of each of these cases at the store's size, (N,).
+
+    They stay on the device until all are there. Their place is made before: a small tensor a batch
+    would come to lie in the gap that the last large one left, and memory would grow by that gap.
+    """
+    loss, both, total = (torch.empty(len(rows), dtype=kind, device=where) for kind in KINDS)
+    done = 0
+    how = {"rows": rows, "device": where, "precision": precision}
+    for part, logits in predict_logits(net, store.images, **how):  # (B,1,S,S)
+        ref = torch.from_numpy(store.masks[part]).to(logits.device).unsqueeze(1) > 0
+        each = nn.functional.binary_cross_entropy_with_logits(logits, ref.float(), reduction="none")
+        pred = frames.threshold_prob(logits.sigmoid())
+        here = slice(done, done + len(part))
+        loss[here] = each.mean((1, 2, 3))
+        both[here] = (pred & ref).sum((1, 2, 3))
+        total[here] = pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
+        done += len(part)
+    return loss.cpu().numpy(), both.cpu().numpy(), total.cpu().numpy()
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
@@ -254,11 +264,7 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     scores = score_rows(run.model, store, rows, **how)
     cases = scores.cases
     if run.val_model:
-        parts = [
-            _watch_batch(logits, torch.from_numpy(store.masks[part]).to(device))[1:]
-            for part, logits in predict_logits(run.model, store.images, rows=rows, device=device)
-        ]
-        both, total = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        _, both, total = _measure(run.model, store, rows, device, "fp32")
         cases = cases.assign(square_both=both, square_total=total)
         write_table(run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases)
     write_table(run.out / "scores.csv", cases)
