@@ -138,8 +138,10 @@ def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
         uint8 (size,size).
     """
     top, left, height, width = _content_box(*image.shape, size, resize)
-    fitted = np.zeros((size, size), np.uint8)
     content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    if (height, width) == (size, size):
+        return np.array(content)
+    fitted = np.zeros((size, size), np.uint8)
     fitted[top : top + height, left : left + width] = content
     return fitted
 

@@ -267,9 +267,9 @@ def _is_up_to_date(store: Store, cases: pd.DataFrame, settings: dict, workers: i
 def _sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes; "" for a case's missing or unreadable file, which will say so."""
     try:
-        if not Path(path).is_file():  # opening a pipe would wait forever
+        if not os.path.isfile(path):  # opening a pipe would wait forever
             return ""
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
@@ -316,7 +316,7 @@ def _prepare_chunk(
     first, chunk = task
     made = []
     with ExitStack() as stack:
-        files = [stack.enter_context(open(path, "r+b")) for path in squares]
+        files = [stack.enter_context(open(path, "r+b", buffering=0)) for path in squares]
         for slot, (case, digests) in enumerate(
             zip(chunk, _digest_cases(chunk), strict=True), first
         ):
