@@ -101,7 +101,7 @@ def is_running(pid):
 
 
 def test_few_items_need_no_workers(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(parallel, "cores", lambda: 16)
     assert [count_workers(n) for n in (0, 1, 255, 256, 400, 10**6)] == [1, 1, 1, 2, 3, 8]
     assert count_workers(10**6, limit=2) == 2
     assert count_workers(10**6, limit=64) == 16

@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -44,6 +45,13 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context in which a network computes in this precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
 
 
 def _cpu_has_bf16() -> bool:

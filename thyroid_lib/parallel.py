@@ -23,7 +23,14 @@ FEWEST = 128  # items a worker must have for its start to pay
 
 def count_workers(items: int, limit: int = 0) -> int:
     """Return how many workers serve so many items: one per core at most, or this limit."""
-    return max(1, min(limit or MOST, os.cpu_count() or 1, items // FEWEST))
+    return max(1, min(limit or MOST, cores(), items // FEWEST))
+
+
+def cores() -> int:
+    """Number of cores that this process may use; a scheduler may have given it a few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_order(work: Callable, items: Iterable, workers: int) -> Iterator:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from thyroid_lib import frames, write_file
-from thyroid_lib.device import PRECISIONS
+from thyroid_lib.device import arithmetic
 from thyroid_lib.folder import SUFFIXES
 from thyroid_lib.models import build_model, to_input
 from thyroid_lib.scores import Scores, score_maps
@@ -51,7 +51,7 @@ def predict_logits(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = torch.from_numpy(np.array(images[part])).to(device)
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        with arithmetic(precision, device):
             logits = model(to_input(batch))  # (B,1,S,S)
         yield part, logits.float()
 

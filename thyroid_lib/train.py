@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from thyroid_lib.augment import augment as augment_standard
-from thyroid_lib.device import PRECISIONS
+from thyroid_lib.device import arithmetic
 from thyroid_lib.models import initialise, to_input
 
 SELECTIONS = ("last", "val", "test")
@@ -142,7 +142,7 @@ def train_epoch(
         mask = gather(masks, batch, device).unsqueeze(1).float()  # (B,1,S,S)
         if augment == "standard":
             image, mask = augment_standard(image, mask, generator=noise)
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        with arithmetic(precision, device):
             logits = net(image)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask)
         scaler.scale(loss).backward()
