@@ -6,6 +6,7 @@
 """
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -27,9 +28,8 @@ def rate(name: str, width: int, size: int, asked, precision: str) -> float:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2 * BATCH, size, size), np.uint8)
     net = ours.make_model(name, width, asked.device)
-    run = ours.trainer(
-        net, frames, frames & 1, device=asked.device, precision=precision, batch_size=BATCH
-    )
+    store = SimpleNamespace(images=frames, masks=frames & 1)
+    run = ours.trainer(net, store, device=asked.device, precision=precision, batch_size=BATCH)
     steps = 10 if asked.device.type == "cuda" else 1
     run(steps)
     took, end = [], time.perf_counter() + (0.1 if asked.quick else 3)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from thyroid_lib.models import Network, multiply_adds
+from thyroid_lib.models import PRECISIONS, Network, multiply_adds
 from timing import figure
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
@@ -20,11 +20,10 @@ SHAPES = {
     "cpu": ((16, 16, 256), (32, 32, 128), (64, 64, 64), (128, 128, 32), (256, 256, 16)),
     "cuda": ((64, 64, 256), (128, 128, 128), (256, 256, 64), (512, 512, 32), (1024, 1024, 16)),
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precisions(device: torch.device) -> list[str]:
-    """fp16 is slower than fp32 on a CPU, which has no arithmetic for it."""
+    """fp16 is for GPUs: most CPUs compute it as fp32, and convert."""
     return ["fp32", "bf16"] + (["fp16"] if device.type == "cuda" else [])
 
 
@@ -58,7 +57,7 @@ def gemm_rate(device: torch.device, precision: str, seconds: float = 1.0) -> flo
     On a GPU fp32 is what convolutions of fp32 tensors use by PyTorch's default: TF32.
     """
     side = SIDE["cuda" if device.type == "cuda" else "cpu"]
-    a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device).to(PRECISIONS[precision]) for _ in range(2))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
@@ -70,8 +69,8 @@ def gemm_rate(device: torch.device, precision: str, seconds: float = 1.0) -> flo
 def conv_rate(device, shape, precision: str, layout: torch.memory_format, seconds: float) -> float:
     """Operations a second of a 3x3 convolution, forward alone."""
     before, after, side = shape
-    x = torch.randn(BATCH, before, side, side, device=device).to(DTYPES[precision])
-    convolve = torch.nn.Conv2d(before, after, 3, padding=1).to(device, DTYPES[precision])
+    x = torch.randn(BATCH, before, side, side, device=device).to(PRECISIONS[precision])
+    convolve = torch.nn.Conv2d(before, after, 3, padding=1).to(device, PRECISIONS[precision])
     x, convolve = x.contiguous(memory_format=layout), convolve.to(memory_format=layout)
     with torch.inference_mode():
         took = fastest(lambda: convolve(x), device, seconds)

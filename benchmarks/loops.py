@@ -7,7 +7,6 @@ worker processes and no end of an epoch falls into the time that is measured: in
 that have workers.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import ours
 from data import list_pairs
+from thyroid_lib.models import arithmetic
 from thyroid_lib.store import Store
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ENDLESS = 10**7  # frames
 
 
@@ -46,7 +45,7 @@ class Setting:
 def project(setting: Setting, precision: str = "") -> Callable[[int], int]:
     """`train.train_epoch` over a store's memory map (on a GPU: held there)."""
     return ours.trainer(
-        setting.make_model(), setting.store.images, setting.store.masks, device=setting.device,
+        setting.make_model(), setting.store, device=setting.device,
         precision=precision or setting.precision, batch_size=setting.batch,
     )  # fmt: skip
 
@@ -78,11 +77,10 @@ def equal_step(net: nn.Module, setting: Setting) -> Callable[[Tensor, Tensor], t
     """The project's step, written out: same layout, precision, loss and optimiser."""
     optimiser = torch.optim.Adam(net.parameters(), lr=ours.LR, fused=True)
     scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
-    dtype = DTYPES.get(setting.precision)
 
     def step(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(setting.device.type, dtype, enabled=dtype is not None):
+        with arithmetic(setting.precision, setting.device):
             logits = net(image)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask)
         scaler.scale(loss).backward()
@@ -142,7 +140,3 @@ def reported(setting: Setting) -> Callable[[int], int]:
             yield len(image)
 
     return by_step(train())
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

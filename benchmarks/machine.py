@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from thyroid_lib.parallel import cores
+
 PACKAGES = (
     "torch", "torchvision", "monai", "segmentation-models-pytorch", "torchmetrics", "pillow",
     "numpy", "scipy", "snakemake",
@@ -17,11 +19,10 @@ PACKAGES = (
 
 def describe() -> dict:
     """The machine, and a `slug` of it that names its file of results."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     about = {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores,
+        "cores": (count := cores()),
         "threads": torch.get_num_threads(),
         "memory_gib": round(_memory_bytes() / 2**30),
         "system": platform.system(),
@@ -30,7 +31,7 @@ def describe() -> dict:
         gpu = torch.cuda.get_device_properties(0)
         about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30)}
         about |= {"cuda": torch.version.cuda}
-    words = f"{about['processor']} {cores} cores {about.get('gpu', '')}"
+    words = f"{about['processor']} {count} cores {about.get('gpu', '')}"
     return about | {"slug": re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")}
 
 

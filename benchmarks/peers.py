@@ -17,13 +17,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data import list_pairs
-from loops import Setting, by_step, endless, equal_step, usable_cores
+from loops import Setting, by_step, endless, equal_step
+from thyroid_lib.parallel import cores
 from timing import seconds_of
 
 filled: dict = {}  # the one cache that both of MONAI's loops read, and how long filling it took
 
 
-def monai_cache(setting: Setting, limit: int | None = None):
+def monai_cache(setting: Setting):
     """MONAI's CacheDataset of all frames, filled: tensors (1,S,S), min-max scaled to [0,1]."""
     from monai.data import CacheDataset
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Resized, ScaleIntensityd
@@ -41,8 +42,7 @@ def monai_cache(setting: Setting, limit: int | None = None):
         ]
 
         def fill() -> None:
-            cached = CacheDataset(pairs[:limit], Compose(steps), progress=False)
-            filled["cache"] = cached
+            filled["cache"] = CacheDataset(pairs, Compose(steps), progress=False)
 
         filled["seconds"] = seconds_of(fill)
     return filled["cache"]
@@ -52,7 +52,7 @@ def monai_batches(setting: Setting) -> Iterator[dict]:
     from monai.data import DataLoader, list_data_collate
 
     how = {"collate_fn": list_data_collate, "pin_memory": setting.device.type == "cuda"}
-    workers = min(4, usable_cores())  # the example has 4; no more than there are cores
+    workers = min(4, cores())  # the example has 4; no more than there are cores
     return endless(monai_cache(setting), setting, workers, make=DataLoader, **how)
 
 
@@ -113,7 +113,7 @@ class SmpFrames(Dataset):
 
 
 def smp_batches(setting: Setting) -> Iterator[dict]:
-    return endless(SmpFrames(setting.frames, setting.size), setting, workers=usable_cores())
+    return endless(SmpFrames(setting.frames, setting.size), setting, workers=cores())
 
 
 def smp_documented(setting: Setting) -> Callable[[int], int]:

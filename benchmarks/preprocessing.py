@@ -48,7 +48,7 @@ def take_out_text(mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     for label in range(1, count + 1):
         rows, columns = np.nonzero(labels == label)
-        inside = rows.max() < TEXT_TOP * height and columns.max() < TEXT_LEFT * width
+        inside = rows.max() + 1 <= TEXT_TOP * height and columns.max() + 1 <= TEXT_LEFT * width
         if inside and len(rows) < TEXT_PX:
             mask = mask & (labels != label)
     return mask

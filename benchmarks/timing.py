@@ -1,11 +1,12 @@
 """How everything here is timed: in turns, with its spread; and memory of a process of its own.
 
-Things that are compared take turns in one process, and every repeat begins with another of them, so
+Things that are compared take turns in one process, in an order that each repeat draws anew, so
 that a slow minute of the machine hits all. A ratio is taken within a repeat; what is reported is
 the median of the repeats with the lowest and the highest.
 """
 
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -18,12 +19,10 @@ HERE = Path(__file__).parent
 
 
 def take_turns(turns: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Call each of `turns` once a repeat, beginning with another each time; return all answers."""
-    names = list(turns)
-    answers = {name: [] for name in names}
+    """Call each of `turns` once a repeat, in an order drawn for it; return all answers."""
+    answers = {name: [] for name in turns}
     for repeat in range(repeats):
-        shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in random.Random(repeat).sample(list(turns), len(turns)):
             answers[name].append(turns[name]())
     return answers
 
@@ -65,14 +64,14 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
-def run_child(module: str, *words: str, every: float = 0.05) -> dict:
+def run_child(module: str, *words: str, every: float = 0.2) -> dict:
     """Run benchmarks/<module>.py with these words as a process of its own, and watch its memory.
 
     Returns:
         The JSON object that it printed last, on a line of its own, and `peak_mib`: the highest sum
-        of anonymous memory over the process and all below it, looked up every 50 ms; None where the
-        system does not tell. A page that forked processes share is counted once; pages of files,
-        memory maps among them, are not counted: the system takes them back when it needs them.
+        of anonymous memory over the process and all below it, looked up five times a second; None
+        where the system does not tell. A page that forked processes share is counted once; pages of
+        files, memory maps among them, are not counted: the system takes them back when it wants.
 
     Raises:
         RuntimeError: it failed; the message holds what it printed.

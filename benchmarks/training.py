@@ -81,6 +81,7 @@ def turn(run, how: dict, device: torch.device) -> float:
 
 def measure(asked) -> dict:
     """Time all loops in turns, then look at the memory of each by itself."""
+    torch.backends.cudnn.benchmark = True  # as a run of the project has it; for all alike
     how, device = settle(asked), asked.device
     precision = ours.pick_precision(device)
     open_built(asked.frames, how["size"])

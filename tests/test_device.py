@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from thyroid_lib import device
-from thyroid_lib.device import PRECISIONS, choose_device, choose_precision, fits
+from thyroid_lib.device import choose_device, choose_precision, fits
+from thyroid_lib.models import PRECISIONS, arithmetic
 from thyroid_lib.runner import PINNED
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -21,7 +22,8 @@ def test_an_absent_device_is_named():
 
 
 @pytest.mark.parametrize(
-    ("capability", "wanted"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")]
+    ("capability", "wanted"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")],
 )
 def test_a_gpu_gets_what_it_is_fast_at(monkeypatch, capability, wanted):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -41,6 +43,8 @@ def test_a_cpu_gets_bf16_if_it_has_instructions_for_it(monkeypatch, has, wanted)
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision: got 'half', need auto, fp32, bf16, fp16"):
         choose_precision("half", CPU)
+    with pytest.raises(ValueError, match="precision: got 'auto', need one of fp32, bf16, fp16"):
+        arithmetic("auto", CPU)
 
 
 def test_pinned_instructions_have_no_bf16():

@@ -20,7 +20,7 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "parallel", "store",
-    "splits", "copies", "audit", "labels", "device", "models", "metrics", "scores", "predict",
+    "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores", "predict",
     "checkpoint", "augment", "train", "run", "statistics", "mixed", "stability", "selection",
     "tables", "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
     "plots_replication", "report", "study", "runner",

@@ -197,6 +197,8 @@ def test_watched_loss_and_dice_are_the_mean_over_cases(tiny_store):
         ({"selection": "test"}, "only protocol 'reported' chooses on the test set"),
         ({"protocol": "reported"}, "say both or neither"),
         ({"model": "vnet"}, "unet, segnet, resunet"),
+        ({"augment": "blur"}, "augment: got 'blur', need one of none, standard"),
+        ({"precision": "half"}, "precision: got 'half', need auto, fp32"),
         ({"device": "tpu"}, "device: got 'tpu'"),
         ({"protocol": "sweep"}, "need one of random, reported, official, grouped"),
     ],
@@ -222,6 +224,21 @@ def train_plainly(net, store, rows, *, seed, epochs, batch_size, lr):
             loss.backward()
             optimiser.step()
     return net.eval()
+
+
+def test_augmentation_and_precision_make_other_weights(tiny_store, tmp_path):
+    runs = {
+        name: train_model(tiny_store, out=tmp_path / name, **SMALL | changed)
+        for name, changed in {
+            "plain": {}, "augmented": {"augment": "standard"}, "bf16": {"precision": "bf16"}
+        }.items()
+    }  # fmt: skip
+    assert len({run.meta["key"] for run in runs.values()}) == 3
+    assert not same_weights(runs["plain"], runs["augmented"])
+    assert not same_weights(runs["plain"], runs["bf16"])
+    assert runs["augmented"].meta["augment"] == "standard"
+    again = train_model(tiny_store, out=tmp_path / "augmented", **SMALL)
+    assert again.meta["trained_epochs"] == SMALL["epochs"]  # found weights of another recipe
 
 
 # SegNet's seeds lie farther apart

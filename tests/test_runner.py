@@ -76,6 +76,14 @@ FAULTS = {
         set_key("protocols", "[reported, random, grouped]"),
         ['selection: got "last", but protocol reported needs val beside'],
     ),
+    "reported beside augmentation": (
+        set_key("protocols", "[reported, random, grouped]")
+        .replace("selection: last", "selection: val")
+        .replace("augment: none", "augment: standard"),
+        ['augment: got "standard", but protocol reported needs none beside'],
+    ),
+    "unknown augmentation": (set_key("augment", "blur"), ["augment", "one of none, standard"]),
+    "unknown precision": (set_key("precision", "half"), ["precision", "auto, fp32, bf16, fp16"]),
     "unknown selection": (set_key("selection", "best"), ["selection", "one of last, val"]),
     "half for validation": (set_key("val_share", "0.5"), ["val_share", "below 0.5"]),
     "unknown device": (set_key("device", "gpu"), ["device", "auto, cpu, cuda, mps"]),

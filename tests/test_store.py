@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_folder
 from PIL import Image
 
 from thyroid_lib import folder, frames, store
@@ -344,6 +348,27 @@ def test_a_flipped_bit_is_found_when_asked_for(cases, tmp_path):
 
 
 # --- one pass, little memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
+def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
+    write_folder(tmp_path / "data", groups=4, frames=50, height=60, width=80)
+    undisturbed = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "whole", size=32)
+    code = (
+        "import sys; from thyroid_lib import folder, store\n"
+        "cases = folder.cases_in(sys.argv[1])\n"
+        "for _ in range(1000): store.build_store(cases, sys.argv[2], size=512, workers=2)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "s")]
+    for wait in (0.0, 0.1):
+        with subprocess.Popen(command) as builder:
+            while not list((tmp_path / "s").glob("images.npy*")):
+                assert builder.poll() is None
+                time.sleep(0.01)
+            time.sleep(wait)
+            builder.kill()
+    built = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "s", size=32)
+    assert files_of(built.folder) == files_of(undisturbed.folder)
 
 
 @pytest.mark.parametrize("gone", [{0}, {39}, {3, 4, 33, 64}, set(range(1, 70))])

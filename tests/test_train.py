@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.augment import AUGMENTS
-from thyroid_lib.device import PRECISIONS
+from thyroid_lib.models import PRECISIONS
 from thyroid_lib.train import cut_batches, fit, keep_better, train_epoch
 
 IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -172,6 +172,19 @@ def test_every_precision_learns_resumes_and_keeps_weights_in_float32(precision):
     assert bool(whole[-1]["scaler"]) == (precision == "fp16")
 
 
+def test_the_scale_of_the_loss_is_taken_up_again():
+    stopped = next(fit(network(), IMAGES, MASKS, **RECIPE, precision="fp16"))
+    stopped["scaler"]["scale"] = 2.0
+    (*_, last) = fit(network(), IMAGES, MASKS, **RECIPE, precision="fp16", state=stopped)
+    assert last["scaler"]["scale"] == 2.0
+
+
+def test_an_unknown_augmentation_or_precision_is_refused():
+    for name in ("augment", "precision"):
+        with pytest.raises(ValueError, match=f"{name}: got 'all', need one of"):
+            next(fit(network(), IMAGES, MASKS, **RECIPE, **{name: "all"}))
+
+
 def test_frames_of_a_memory_map_give_the_same_bits(tmp_path):
     for name, array in (("images", IMAGES), ("masks", MASKS)):
         np.save(tmp_path / f"{name}.npy", array.numpy())
@@ -197,15 +210,18 @@ def test_augmented_training_repeats_and_differs():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 @pytest.mark.parametrize("on_device", [True, False])
-def test_cuda_is_not_waited_for(on_device):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_cuda_is_not_waited_for(on_device, precision):
     net = network().cuda()
     optimiser = torch.optim.Adam(net.parameters(), fused=True)
     data = (IMAGES.cuda(), MASKS.cuda()) if on_device else (IMAGES, MASKS)
-    how = {"batch_size": 3, "seed": 0, "precision": "bf16", "augment": "standard"}
+    how = {"batch_size": 3, "seed": 0, "precision": precision, "augment": "standard"}
+    how["scaler"] = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
     train_epoch(net, optimiser, *data, torch.arange(10), epoch=1, **how)  # loads its kernels
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             train_epoch(net, optimiser, *data, torch.arange(10), epoch=2, **how)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,12 +1,10 @@
 """Where the networks run and in which precision: what this machine has, or what was asked for."""
 
 import platform
-import resource
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from thyroid_lib.models import PRECISIONS
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -29,11 +27,12 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into the fastest precision that trains to the same Dice on this device.
+    """Turn "auto" into the precision that this device is fast at.
 
     "bf16" on CUDA of compute capability 8 (A100, L4) and up, and on a CPU with instructions of its
-    own for it that are not switched off; "fp16" on older CUDA (T4, V100), where the loss is
-    scaled; "fp32" anywhere else. Weights and optimiser are float32 always, scores are too.
+    own for it that are not switched off; "fp16" on CUDA from 7 (V100, T4), where the loss is
+    scaled; "fp32" anywhere else. It is the network's alone: weights, loss and optimiser are float32
+    always. In "fp32" too, cuDNN may round what it multiplies to TF32, as torch lets it.
 
     Raises:
         ValueError: an unknown precision.
@@ -43,24 +42,20 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         raise ValueError(f"precision: got {precision!r}, need auto, {', '.join(PRECISIONS)}")
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
-def arithmetic(precision: str, device: torch.device) -> AbstractContextManager:
-    """Return the context in which a network computes in this precision."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
-
-
 def _cpu_has_bf16() -> bool:
-    """Without instructions for bf16 a CPU trains slower in it than in fp32."""
+    """Say whether the CPU multiplies in bf16 by itself; one that does not is slower in it."""
     # the capability in use, which environment variables may hold down, as a pinned study's do
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
-    return bool(has and has())
+    try:
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    except AttributeError:  # an older torch
+        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def fits(device: torch.device, needed: int) -> bool:
@@ -72,5 +67,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024

@@ -95,7 +95,10 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
 
 
 def list_images(folder: Path) -> dict[str, str]:
-    """List a folder's image files under their `name_key`; names of one key have "/" between."""
+    """List a folder's image files under their `name_key`; names of one key have "/" between.
+
+    One text a file, and not a list or a path: there may be a hundred thousand.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
     found: dict[str, str] = {}

@@ -17,6 +17,7 @@ what the reported study trained under those names; they serve its replication al
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -354,6 +355,22 @@ def build_model(
     if width is None or (width == 0 and not isinstance(width, bool)):
         width = PAPER_WIDTH
     return MODELS[name](in_channels, out_channels, width)
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context in which a network computes in this precision.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}, need one of {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
 
 
 def to_input(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Work over processes: results in order, few of them in memory, and none that outlives its parent.
 
-Processes and not threads: to read or to score one frame takes many short calls, and threads that
-wait for Python's lock between them gain a quarter on two cores where processes halve the time.
+Processes and not threads: to read or to score one frame takes many short calls, and threads wait
+for Python's lock between them.
 """
 
 import gc
@@ -17,8 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 AHEAD = 2  # results per worker that may wait
-MOST = 8  # workers unless more are asked for: beyond, one process cannot feed them
-FEWEST = 128  # items a worker must have for its start to pay
+MOST = 8  # workers, unless another limit is asked for
+FEWEST = 128  # items that a worker must have to be started
 
 
 def count_workers(items: int, limit: int = 0) -> int:
@@ -27,14 +27,19 @@ def count_workers(items: int, limit: int = 0) -> int:
 
 
 def cores() -> int:
-    """Number of cores that this process may use; a scheduler may have given it a few of many."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of cores that this process may use: a scheduler's, or OMP_NUM_THREADS if fewer.
+
+    Snakemake sets that variable to a step's threads.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there or 1, int(asked)) if asked.isdecimal() and int(asked) else there or 1
 
 
 def in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
     """Map over workers, in order; one worker is this process itself.
+
+    Close the iterator, or take all of it: until then the workers stay.
 
     Args:
         work: a function of a module, or a `partial` of one; what it takes and gives is pickled.
@@ -57,7 +62,8 @@ def in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process was killed (out of memory?): use fewer workers, or free memory"
+            "a worker process was killed (out of memory?): free memory, or allow fewer cores "
+            "(OMP_NUM_THREADS=1)"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

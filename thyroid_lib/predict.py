@@ -18,9 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from thyroid_lib import frames, write_file
-from thyroid_lib.device import arithmetic
 from thyroid_lib.folder import SUFFIXES
-from thyroid_lib.models import build_model, to_input
+from thyroid_lib.models import arithmetic, build_model, to_input
 from thyroid_lib.scores import Scores, score_maps
 from thyroid_lib.store import Store
 
@@ -50,7 +49,7 @@ def predict_logits(
     rows = np.arange(len(images)) if rows is None else rows
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        batch = torch.from_numpy(np.array(images[part])).to(device)
+        batch = torch.from_numpy(np.asarray(images[part])).to(device)  # (B,S,S)
         with arithmetic(precision, device):
             logits = model(to_input(batch))  # (B,1,S,S)
         yield part, logits.float()

@@ -3,7 +3,7 @@
     out/checkpoint.pt  while it trains: from where a killed run goes on
     out/model.pt       the chosen weights, and under which key they were trained
     out/history.csv    one row per epoch
-    out/scores.csv  out/thresholds.csv  out/calibration.csv   see `predict.Scores`
+    out/scores.csv  out/thresholds.csv  out/calibration.csv   see `scores.Scores`
     out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
     out/run.json       all settings, the key, versions, time, memory, images per second
 
@@ -78,15 +78,15 @@ def train_model(
         out: the run's folder.
         model, width: architecture and base channels (0 = the paper's).
         protocol, fold, folds, val_share: see `splits.split_cases`.
-        seed: of the initial weights and of the order of the batches.
+        seed: of the initial weights, the order of the batches and the augmentation.
         epochs, batch_size, lr: see `train.fit`.
         selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, as
             the reported study did and under protocol "reported" alone, on "test".
         augment: see `augment.AUGMENTS`.
         threshold: a pixel is thyroid if its probability is above; moves scores, not weights.
         threads: CPU threads, 0 for all; part of what makes the result.
-        device, precision: see `device.choose_device` and `device.choose_precision`; of training,
-            scores are made in fp32 always.
+        device, precision: see `device.choose_device` and `device.choose_precision`; precision of
+            training, scores are made in fp32 always.
 
     Returns:
         The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
@@ -153,8 +153,6 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
     """Train the epochs that are missing; return what `model.pt` holds, and how many they were."""
     with torch.inference_mode():  # an impossible size stops here, before any work
         net.eval()(torch.zeros(1, 1, store.size, store.size))
-    # The fastest way for each shape, found by trying; a GPU's last bits are promised to nobody.
-    torch.backends.cudnn.benchmark = True
     net.to(where, memory_format=torch.channels_last)
     images, masks = place_frames(store, where)
     rows = torch.from_numpy(np.flatnonzero(labels == "train"))
@@ -169,10 +167,15 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
         **{name: asked[name] for name in
            ("seed", "epochs", "batch_size", "lr", "precision", "augment")},
     )  # fmt: skip
-    state = start
-    for state in states:
-        best = {side: train.keep_better(best.get(side), state, side) for side in choices}
-        checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
+    state, usual = start, torch.backends.cudnn.benchmark
+    # On CUDA the fastest way for each shape is found by trying; scores come from the usual way.
+    torch.backends.cudnn.benchmark = True
+    try:
+        for state in states:
+            best = {side: train.keep_better(best.get(side), state, side) for side in choices}
+            checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
+    finally:
+        torch.backends.cudnn.benchmark = usual
     net.cpu()
     foreground = sum(float(store.masks[row].mean()) for row in rows) / len(rows)
     meta = asked | {
@@ -255,7 +258,7 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     """Score the run's test cases; leave its tables and `run.json` in its folder.
 
     Returns:
-        One row per test case, see `predict.Scores`. Under protocol "reported" two columns more,
+        One row per test case, see `scores.Scores`. Under protocol "reported" two columns more,
         square_both and square_total: what `metrics.pooled_dice` takes.
     """
     began = time.perf_counter()

@@ -66,9 +66,10 @@ def _claim_gpu(out: Path):
     the first. Two runs on one GPU would take turns, or run out of its memory.
     """
     gpus, told = visible_gpus(), False
+    job = os.environ.get("SLURM_JOB_ID", "")  # each job may see a GPU of its own as number 0
     while gpus:
         for gpu in gpus:
-            if lock := _lock(f"gpu-{gpu}"):
+            if lock := _lock(f"gpu-{job}{gpu}"):
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                 return lock
         if not told:
@@ -160,16 +161,17 @@ def run_notebook(
     """
     notebook, out = Path(notebook), Path(out)
     try:
-        check_parameters(parameters, parameter_defaults(notebook))
+        defaults = parameter_defaults(notebook)
+        check_parameters(parameters, defaults)
     except ValueError as error:
         return _fail(BAD_PARAMETERS, f"{notebook.name}: {error}")
-    threads = parameters.get("threads", 0)
+    threads = (defaults | parameters).get("threads", 0)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ():
         os.environ[name] = str(threads)
     os.environ |= PINNED if pin else {}
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    on_gpu = parameters.get("device") in ("auto", "cuda")
+    on_gpu = (defaults | parameters).get("device") in ("auto", "cuda")
     locks = [_claim_output(out), _claim_gpu(out) if on_gpu else None]
     began = time.perf_counter()
     running = Path(log) if log else out.with_suffix(".failed.ipynb")

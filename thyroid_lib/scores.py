@@ -1,11 +1,13 @@
 """What is kept of a run's test cases, made case by case from the network's probability maps.
 
-Free of torch, so that processes which score cost no more than NumPy does.
+Free of torch: a process that scores computes with NumPy and SciPy alone.
 """
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -57,14 +59,14 @@ def score_maps(
         workers: processes; the result does not depend on it.
     """
     how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
-    scored = in_order(partial(_score_batch, **how), batches, workers)
     cases, sweeps, bins = [], [], {}
-    each = (case for batch in scored for case in batch)
-    for name, (case, dices, counts) in zip(names, each, strict=True):
-        group = name["group"]
-        cases.append(name | case)
-        sweeps.append({"case_id": name["case_id"], "group": group} | dices)
-        bins[group] = bins.get(group, 0) + counts
+    with closing(in_order(partial(_score_batch, **how), batches, workers)) as scored:
+        each = chain.from_iterable(scored)
+        for name, (case, dices, counts) in zip(names, each, strict=True):
+            group = name["group"]
+            cases.append(name | case)
+            sweeps.append({"case_id": name["case_id"], "group": group} | dices)
+            bins[group] = bins.get(group, 0) + counts
     table = [
         {"group": group, "bin": place, "pixels": int(n), "mean_prob": p / n, "share": t / n}
         for group, counts in sorted(bins.items())

@@ -13,12 +13,13 @@ time or an absolute path.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -257,10 +258,10 @@ class _Fingerprint:
 
 def _is_up_to_date(store: Store, cases: pd.DataFrame, settings: dict, workers: int) -> bool:
     fingerprint = _Fingerprint(settings)
-    digests = chain.from_iterable(in_order(_digest_cases, _chunks(cases), workers))
     sources = cases[SOURCE].itertuples(index=False, name=None)
-    for source, digest in zip(sources, digests, strict=True):
-        fingerprint.add(source, digest)
+    with closing(in_order(_digest_cases, _chunks(cases), workers)) as digests:
+        for source, digest in zip(sources, chain.from_iterable(digests), strict=True):
+            fingerprint.add(source, digest)
     return fingerprint.hexdigest() == store.fingerprint
 
 
@@ -330,7 +331,7 @@ def _prepare_chunk(
                 continue
             for file, square in zip(files, pair, strict=True):
                 file.seek(start + slot * square.size)
-                file.write(square)
+                _write(file, square)
             made.append((digests, row, bits.tobytes()))
     return made
 
@@ -339,7 +340,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
     """Stream all usable cases into partial files, then move these into place, store.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.partial"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still be at theirs.
     partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:4]]
@@ -356,8 +357,9 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
         files[2].seek(_write_header(files[2], (0,)))
         prepare = partial(_prepare_chunk, settings=settings, squares=partial_files[:2], start=start)
         tasks = ((place * CHUNK, chunk) for place, chunk in enumerate(_chunks(cases)))
-        prepared = chain.from_iterable(in_order(prepare, tasks, workers))
-        each = zip(cases[SOURCE].itertuples(index=False, name=None), prepared, strict=True)
+        prepared = stack.enter_context(closing(in_order(prepare, tasks, workers)))
+        sources = cases[SOURCE].itertuples(index=False, name=None)
+        each = zip(sources, chain.from_iterable(prepared), strict=True)
         for slot, (source, (digests, row, bits)) in enumerate(each):
             fingerprint.add(source, digests)
             if bits is None:
@@ -395,14 +397,20 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
 
 def _close_gaps(file, start: int, slots: list[int], square: tuple[int, int]) -> None:
     """Move the squares of these slots together, in place, and cut the file off behind them."""
-    if slots[-1] >= len(slots):  # some slot is empty
-        shape = (slots[-1] + 1, *square)
-        array = np.memmap(file, np.uint8, "r+", offset=start, shape=shape)
-        for place, slot in enumerate(slots):
-            if place != slot:
-                array[place] = array[slot]
-        array.flush()
-    file.truncate(start + len(slots) * square[0] * square[1])
+    size = square[0] * square[1]  # bytes
+    for place, slot in enumerate(slots):
+        if place != slot:
+            file.seek(start + slot * size)
+            content = file.read(size)
+            file.seek(start + place * size)
+            file.write(content)
+    file.truncate(start + len(slots) * size)
+
+
+def _write(file, array: np.ndarray) -> None:
+    """Write all of an array, or raise: an unbuffered file may take less and say nothing."""
+    if file.write(array) != array.nbytes:
+        raise OSError(errno.ENOSPC, "the disk is full", file.name)
 
 
 def _write_header(file, shape: tuple[int, ...]) -> int:

@@ -89,7 +89,7 @@ SCHEMA = {
     "resamples": (10_000, *_at_least(100)),
     "threads": (1, *_at_least(0)),
     "device": ("auto", *_one_of("auto", "cpu", "cuda", "mps")),
-    "precision": ("auto", *_one_of("auto", *keys_of("device", "PRECISIONS"))),
+    "precision": ("auto", *_one_of("auto", *keys_of("models", "PRECISIONS"))),
     "pin_instructions": (False, *ANY),
 }
 
@@ -125,6 +125,7 @@ def check_study(config: dict) -> None:
                 "protocols": ("random and grouped", {"random", "grouped"} <= set(protocols)),
                 "selection": ("val", config["selection"] == "val"),
                 "mend": ("text", "text" in config["mend"]),
+                "augment": ("none", config["augment"] == "none"),
             }
             problems += [
                 f"{key}: got {json.dumps(config[key])}, but protocol reported needs {need} beside"

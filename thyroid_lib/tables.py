@@ -99,7 +99,7 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
             raise ValueError(
                 f"{field} differs between runs: most have {usual}, but "
                 + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in odd.itertuples())
-                + "; train them again with equal settings"
+                + "; train them again with equal settings (`auto` is not the same on all machines)"
             )
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
     for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):

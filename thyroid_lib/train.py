@@ -1,4 +1,4 @@
-"""The recipe, visible at a glance: Adam, binary cross-entropy on logits, no augmentation.
+"""The recipe, visible at a glance: Adam, cross-entropy on logits, augmentation only on request.
 
 It is the reported one, and the same for every architecture: one initialisation scheme, the same
 batches in the same order. Frames lie on the device as uint8 and are gathered there; where they are
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.augment import augment as augment_standard
-from thyroid_lib.device import arithmetic
-from thyroid_lib.models import initialise, to_input
+from thyroid_lib.models import arithmetic, initialise, to_input
 
 SELECTIONS = ("last", "val", "test")
 
@@ -47,7 +47,7 @@ def fit(
         images, masks: uint8 (N,S,S), masks in {0,1}, on that device or on the CPU.
         rows: which frames are trained on; None for all.
         lr: learning rate of Adam, constant as reported.
-        precision: a key of `device.PRECISIONS`, of the network's arithmetic alone.
+        precision: a key of `models.PRECISIONS`, of the network's arithmetic alone.
         augment: one of `augment.AUGMENTS`.
         state: the last one of a training that was stopped.
         watch: called after each epoch; what it returns joins the epoch's record.
@@ -58,8 +58,11 @@ def fit(
         epoch, lr, train_loss and what `watch` saw) and seconds spent on training alone.
 
     Raises:
+        ValueError: unknown augment or precision.
         FloatingPointError: the loss stopped being a number; the state before it was given.
     """
+    if augment not in AUGMENTS:
+        raise ValueError(f"augment: got {augment!r}, need one of {', '.join(AUGMENTS)}")
     initialise(net, seed)
     # The fused one takes exact square roots; the plain one asks MKL, whose last bit differs between
     # processors, so that no pinned instruction set would make two of them agree.
@@ -88,8 +91,9 @@ def fit(
             seconds += time.perf_counter() - began
             if not np.isfinite(loss):
                 raise FloatingPointError(
-                    f"{name}: the loss became {loss} in epoch {epoch} at lr {lr}: lower lr, or "
-                    "look at the frames; the state of the epoch before is kept"
+                    f"{name}: the loss became {loss} in epoch {epoch} at lr {lr} in {precision}: "
+                    "lower lr, train in fp32, or look at the frames; the state of the epoch before "
+                    "is kept"
                 )
             record = {"epoch": epoch, "lr": lr, "train_loss": loss}
             history = [*history, record | (watch(net) if watch else {})]
@@ -134,7 +138,7 @@ def train_epoch(
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = rows[torch.randperm(len(rows), generator=draw)].to(images.device)
-    noise = torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
+    noise = torch.Generator(device).manual_seed((seed + 1) * 1_000_033 - epoch)  # not the order's
     total = torch.zeros((), device=device)  # stays on the device: no waiting in the loop
     for batch in cut_batches(order, batch_size):
         optimiser.zero_grad(set_to_none=True)
@@ -154,11 +158,13 @@ def train_epoch(
 
 
 def gather(frames: Tensor, batch: Tensor, device: torch.device) -> Tensor:
-    """Return frames[batch] on the device; from the CPU without waiting for the copy to arrive."""
+    """Return frames[batch] on the device; CUDA is not waited for."""
     part = frames[batch]  # (B,S,S)
     if part.device == device:
         return part
-    return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
+    if device.type == "cuda":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 def cut_batches(order: Tensor, batch_size: int) -> list[Tensor]:
