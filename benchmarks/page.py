@@ -27,8 +27,8 @@ section alone is `make bench ONLY=training`, and the rest is kept. `audit.py` an
 measurements of their own.
 
 **How it is measured.** All frames are phantoms that this project draws: 3,585, as many as TG3K has,
-at its sizes, stored as JPEG. Things that are compared take turns in one process, in an order that
-each repeat draws anew. A figure is the median over the repeats, in brackets the lowest and the
+at its sizes, stored as JPEG. Things that are compared take turns in one process, and each repeat
+begins with another of them. A figure is the median over the repeats, in brackets the lowest and the
 highest. A ratio is taken within each repeat, so that a slow minute of the machine hits both sides.
 Peers are run in their favour where there was a choice: caches are filled and worker processes
 started before the clock, and what they print or log is left out. As documented, they run in the

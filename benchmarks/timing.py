@@ -1,12 +1,11 @@
 """How everything here is timed: in turns, with its spread; and memory of a process of its own.
 
-Things that are compared take turns in one process, in an order that each repeat draws anew, so
+Things that are compared take turns in one process, and every repeat begins with another of them, so
 that a slow minute of the machine hits all. A ratio is taken within a repeat; what is reported is
 the median of the repeats with the lowest and the highest.
 """
 
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -19,10 +18,12 @@ HERE = Path(__file__).parent
 
 
 def take_turns(turns: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Call each of `turns` once a repeat, in an order drawn for it; return all answers."""
-    answers = {name: [] for name in turns}
+    """Call each of `turns` once a repeat, beginning with another each time; return all answers."""
+    names = list(turns)
+    answers = {name: [] for name in names}
     for repeat in range(repeats):
-        for name in random.Random(repeat).sample(list(turns), len(turns)):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
             answers[name].append(turns[name]())
     return answers
 
@@ -41,13 +42,6 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
-
-
-def upper_quartile(values: list[float]) -> float:
-    """The value that a quarter of the repeats reach or pass."""
-    return (
-        statistics.quantiles(values, n=4, method="inclusive")[2] if len(values) > 1 else values[0]
-    )
 
 
 def spread(values: list[float], digits: int = 3) -> str:

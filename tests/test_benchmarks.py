@@ -3,6 +3,7 @@
 import getpass
 import json
 import platform
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -214,6 +215,20 @@ def test_a_section_alone_keeps_the_others_and_newer_machines_come_first(measured
     assert "- **not met**: rate over the reported loop's, at least 3; reached 2.00." in text
     kept = json.loads((measured / "results" / "toy-2-cores.json").read_text(encoding="utf-8"))
     assert set(kept["sections"]) == {"training", "preprocessing"}
+
+
+def test_the_readme_quotes_what_was_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    quoted = text.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\d+\.\d+", quoted)
+    assert len(figures) >= 3
+    assert [figure for figure in figures if figure not in page] == []
+
+
+def test_the_page_is_made_of_the_committed_results():
+    folder = ROOT / "benchmarks"
+    assert page.render(folder / "results", bench.judge) == (folder / "README.md").read_text("utf-8")
 
 
 def test_no_file_tells_whose_machine_it_was():

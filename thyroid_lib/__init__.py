@@ -4,6 +4,9 @@ Importing it costs nothing: heavy packages load with the module that needs them.
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -40,6 +43,22 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         os.fsync(file.fileno())
     os.replace(partial, path)
     return path
+
+
+@contextmanager
+def no_grammars() -> Iterator[None]:
+    """Import nbformat here: its schema checker would compile 38 grammars of addresses.
+
+    That takes a second, for formats that no notebook has; where the package of grammars is not
+    installed, the checker does without.
+    """
+    known = sys.modules.get("rfc3987_syntax")
+    sys.modules["rfc3987_syntax"] = known
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules["rfc3987_syntax"]
 
 
 def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:

@@ -10,11 +10,13 @@ import html
 import sys
 from pathlib import Path
 
-import nbformat
 import pandas as pd
-from nbconvert import HTMLExporter
 
-from thyroid_lib import write_file
+from thyroid_lib import no_grammars, write_file
+
+with no_grammars():
+    import nbformat
+    from nbconvert import HTMLExporter
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }

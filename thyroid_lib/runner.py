@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from thyroid_lib import place, write_file
+from thyroid_lib import no_grammars, place, write_file
 from thyroid_lib.study import mistyped, read_study, unknown
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE = 0, 2, 3, 4
@@ -195,9 +195,10 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
     """Run papermill; return an exit code and, if it is not 0, what happened."""
     import logging
 
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
+    with no_grammars():
+        import nbformat
+        import papermill
+        from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it is told below
     source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, running))
@@ -240,7 +241,8 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
     Args:
         ids: keep the cells' ids; False where the source had none and they are random.
     """
-    import nbformat
+    with no_grammars():
+        import nbformat
 
     nb = nbformat.read(path, as_version=4)
     nb.metadata = {
