@@ -166,7 +166,7 @@ def test_the_stub_model_gives_its_masks_back(drawn, tmp_path):
     score, only_predict = scoring.whole_case(drawn, tmp_path / "store", 3, SIZE)
     score()  # raises if a probability map has no case
     masks = open_store(tmp_path / "store").masks > 0
-    assert dice(only_predict() > 0.5, masks) > 0.9  # moved and cut a little
+    assert 0.4 < dice(only_predict() > 0.5, masks) < 1  # moved by a few of 64 px
 
 
 def result(section: str) -> dict:
