@@ -380,15 +380,20 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
                 raise RuntimeError("NumPy's .npy header grew with the count, the rows would shift")
         for file in (*files, table):
             file.flush()
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda file: os.fsync(file.fileno()), (*files, table)))
+        with ThreadPoolExecutor() as pool:  # on to the disk, and summed up meanwhile
+            synced = [pool.submit(os.fsync, file.fileno()) for file in (*files, table)]
+            sums = [*pool.map(_sha256, partial_files)]
+            for each in synced:
+                each.result()
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
     quarantine = pd.DataFrame(sorted(quarantine), columns=list(QUARANTINE))
-    write_file(folder / FILES[4], quarantine.to_csv(index=False, lineterminator="\n"))
+    sums += [
+        _sha256(write_file(folder / FILES[4], quarantine.to_csv(index=False, lineterminator="\n")))
+    ]
     about = {
         "counts": {"cases": len(slots), "mended": mended, "quarantined": len(quarantine)},
-        "files": _digest_files(folder),
+        "files": dict(zip(FILES, sums, strict=True)),
         "fingerprint": fingerprint.hexdigest(),
         "settings": settings,
     }
