@@ -50,7 +50,7 @@ $(READY): pyproject.toml requirements.lock
 
 env: $(READY)  ## set up .venv and nothing else
 
-demo: $(READY)  ## the whole study on phantoms, 5 minutes on two cores
+demo: $(READY)  ## the whole study on phantoms, 3 minutes on two cores
 	@$(SNAKEMAKE)
 	@$(SHOW)
 

@@ -88,7 +88,7 @@ def test_preprocessing_makes_equal_arrays_both_ways(drawn, tmp_path):
         preprocessing.make_plainly(drawn, tmp_path / name, SIZE, mend)
         store = preprocessing.build(drawn, tmp_path / f"{name}-store", SIZE, mend)
         preprocessing.check_equal(tmp_path / name, store)
-    assert store.mended["text"]  # there was something to mend
+        assert bool(store.mended["text"]) == bool(mend)  # there was something to mend
     masks = np.load(tmp_path / name / "masks.npy")
     masks[3, 5, 5] ^= 1
     np.save(tmp_path / name / "masks.npy", masks)
