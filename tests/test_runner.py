@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ FAULTS = {
     "negative rate": (set_key("lr", "-1.0e-3"), ["lr: got -0.001, need above 0"]),
     "no epochs": (set_key("epochs", "0"), ["epochs: got 0, need 1 or more"]),
     "no batch": (set_key("batch_size", "0"), ["batch_size: got 0, need 1 or more"]),
-    "tiny size": (set_key("size", "8"), ["size: got 8, need 16 or more"]),
+    "tiny size": (set_key("size", "8"), ["size: got 8, need 16 to 4096"]),
     "one fold": (set_key("folds", "1"), ["folds: got 1, need 2 or more"]),
     "fold beyond the last": (set_key("run_folds", "[4]"), ["run_folds", "has only 0 to 3"]),
     "fold twice": (set_key("run_folds", "[0, 0]"), ["run_folds: got [0, 0]", "none twice"]),
@@ -366,3 +367,21 @@ def test_importing_it_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("models: 2020-01-01", "models: got"),
+        ("pin_instructions: !!bool abc", "demo.yaml"),
+        ("augment: 2020-99-99", "demo.yaml"),
+        ("lr: !!float abc", "demo.yaml"),
+        ("size: 20000", "size: got 20000, need 16 to 4096"),
+    ],
+)
+def test_values_that_yaml_or_the_store_cannot_hold_are_refused(tmp_path, line, said):
+    key = line.split(":")[0]
+    text = (ROOT / "parameters" / "demo.yaml").read_text(encoding="utf-8")
+    (tmp_path / "demo.yaml").write_text(re.sub(rf"(?m)^{key}:.*$", line, text), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        study.read_study([tmp_path / "demo.yaml"])

@@ -1,5 +1,6 @@
 """The store: one pass, the same bytes every time, whole or not there."""
 
+import errno
 import json
 import os
 import shutil
@@ -258,7 +259,7 @@ def test_changed_code_makes_another_store(cases, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("survives", range(6))
-def test_a_build_that_is_killed_leaves_no_store(cases, tmp_path, monkeypatch, survives):
+def test_a_build_that_is_interrupted_leaves_no_store(cases, tmp_path, monkeypatch, survives):
     build_store(cases, tmp_path / "s", size=16)
     calls = []
 
@@ -275,7 +276,7 @@ def test_a_build_that_is_killed_leaves_no_store(cases, tmp_path, monkeypatch, su
     assert not (tmp_path / "s" / "store.json").exists()
     with pytest.raises(FileNotFoundError, match=r"an incomplete store at .*store.json"):
         open_store(tmp_path / "s")
-    assert list((tmp_path / "s").glob("*.partial"))
+    assert not list((tmp_path / "s").glob(f"*.{os.getpid()}.partial"))
     (tmp_path / "s" / "notes.txt").write_text("mine")
     assert build_store(cases, tmp_path / "s", size=20).size == 20
     assert sorted(files_of(tmp_path / "s")) == sorted(["store.json", "notes.txt", *store.FILES])
@@ -348,6 +349,16 @@ def test_a_flipped_bit_is_found_when_asked_for(cases, tmp_path):
 
 
 # --- one pass, little memory
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, monkeypatch):
+    def full(file, array):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(OSError, match="the disk is full: free some space"):
+        build_store(cases, tmp_path / "s", size=24)
+    assert list((tmp_path / "s").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")

@@ -170,7 +170,16 @@ def build_store(
             return store
     except (OSError, ValueError):
         pass  # none there, or a damaged one: build it
-    _build(cases, folder, settings, workers)
+    try:
+        _build(cases, folder, settings, workers)
+    except BaseException as error:
+        for partly in folder.glob(f"*.{os.getpid()}.partial"):
+            partly.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC, "the disk is full: free some space and build again", str(folder)
+            ) from error
+        raise
     return open_store(folder)
 
 

@@ -68,7 +68,7 @@ SCHEMA = {
     "phantom_frames": (12, *_at_least(1)),
     "phantom_seed": (0, *_at_least(0)),
     "phantom_text": (True, *ANY),
-    "size": (256, *_at_least(16)),
+    "size": (256, "16 to 4096", lambda value: 16 <= value <= 4096),
     "resize": ("square", *_one_of("square", "letterbox")),
     "mend": (["text"], *_any_of(*keys_of("frames", "MENDS"))),
     "models": (["unet"], *_some_of(*keys_of("models", "MODELS"))),
@@ -140,7 +140,8 @@ def mistyped(value, example) -> str:
     """Say what is wrong with the value's type, the example's being right; "" if nothing is."""
     if isinstance(example, list):
         if not isinstance(value, list):
-            return f"got {json.dumps(value)}, need a list such as {json.dumps(example or ['…'])}"
+            got = json.dumps(value, default=str)
+            return f"got {got}, need a list such as {json.dumps(example or ['…'])}"
         wrong = [mistyped(each, example[0] if example else "") for each in value]
         return next((text for text in wrong if text), "")
     if type(value) is type(example) or (type(value) is int and type(example) is float):
@@ -195,6 +196,8 @@ def read_study(files, overrides: dict | None = None) -> dict:
             where = f", line {mark.line + 1}" if mark else ""
             text = getattr(error, "problem", None) or error
             raise ValueError(f"{file.name}{where}: {text}") from None
+        except (KeyError, ValueError, RecursionError) as error:  # of values that YAML cannot hold
+            raise ValueError(f"{file.name}: is no plain YAML of settings: {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{file.name}: need lines of `key: value`, as in parameters/demo.yaml")
         config |= content
