@@ -213,9 +213,11 @@ def test_the_command_lines_types_are_the_files():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("epochs", "1:30", '^epochs: got "1:30": 1:30: write a plain number'),
-        ("seeds", ["0", "010"], r'^seeds: got \["0", "010"\]: 010: write a plain number'),
-        ("epochs", "[0", r'^epochs: got "\[0": expected'),
+        ("epochs", "1:30", '^epochs: got the text "1:30", need a whole number'),
+        ("seeds", ["0", "010"], '^seeds: got the text "010", need a whole number'),
+        ("epochs", "[0", r'^epochs: got the text "\[0", need a whole'),
+        ("seeds", "[0", r'^seeds: got "\[0", need a list'),
+        ("epochs", "\x07", r'^epochs: got the text "\\u0007", need a whole'),
         ("augment", ["a"], r'^augment: got \["a"\], need a text'),
         ("study", 1.5, "^study: got 1.5, need a text: put it in quotes"),  # may have been 1.50
         ("study", True, "^study: got true, need a text: put it in quotes"),
@@ -390,8 +392,14 @@ NO_TRAINING = {  # given to 3-train -> the one line of the error
         {"selection": "val", "val_share": 0.0},
         'val_share: got 0, but selection "val" needs it above 0',
     ),
-    "test alone": ({"selection": "test"}, 'selection: got "test" and protocol "grouped": only'),
-    "reported alone": ({"protocol": "reported"}, 'selection: got "last" and protocol "reported"'),
+    "test alone": (
+        {"selection": "test"},
+        'selection: got "test", but protocol grouped needs last or val: only reported may',
+    ),
+    "reported alone": (
+        {"protocol": "reported"},
+        'selection: got "last", but protocol reported needs test',
+    ),
     "nowhere": ({"out": ""}, 'out: got "", need a folder'),
     "epochs": ({"epochs": 0}, "epochs: got 0, need 1 to 100000"),
 }

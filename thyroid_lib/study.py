@@ -184,8 +184,8 @@ def clashes(values: dict) -> list[str]:
         problems.append(f"fold: got {fold}, but folds: {folds} has only 0 to {folds - 1}")
     if (values["selection"] == "test") != (protocol == "reported"):
         problems.append(
-            f"selection: got {show(values['selection'])} and protocol {show(protocol)}: only "
-            "protocol reported chooses on the test set, and it does nothing else"
+            f"selection: got {show(values['selection'])}, but protocol {protocol} needs "
+            f"{'test' if protocol == 'reported' else 'last or val: only reported may take test'}"
         )
     if values["selection"] == "val" and not values["val_share"]:
         problems.append('val_share: got 0, but selection "val" needs it above 0')
@@ -332,10 +332,7 @@ def read_study(files, overrides: dict | None = None) -> dict:
             )
         config |= content
     for key, value in (overrides or {}).items():
-        try:
-            config[key] = _from_command_line(value, SCHEMA.get(key, ("",))[0])
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"{_named(key)}: got {show(value)}: {_yaml_problem(error)}") from None
+        config[key] = _from_command_line(value, SCHEMA.get(key, ("",))[0])
     check_study(config)
     return config
 
@@ -383,7 +380,10 @@ def _from_command_line(value, example):
                 for each in value]  # fmt: skip
     if isinstance(example, str):
         return "" if value is None else str(value) if type(value) is int else value
-    return yaml.load(value, _StrictLoader) if isinstance(value, str) else value
+    try:
+        return yaml.load(value, _StrictLoader) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return value  # a text where none is wanted: its key will say so
 
 
 def list_data(data: str) -> str:

@@ -222,6 +222,7 @@ def _unpack(archive: Path) -> Path:
             parent = archive.parent if os.access(archive.parent, os.W_OK) else place("results/data")
             if not (parent / name).is_dir():
                 parent.mkdir(parents=True, exist_ok=True)
+                _check_names(zipped)
                 with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
                     zipped.extractall(Path(work) / name, members=wanted)
                     os.replace(Path(work) / name, parent / name)
@@ -231,6 +232,21 @@ def _unpack(archive: Path) -> Path:
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
+
+
+def _check_names(zipped: zipfile.ZipFile) -> None:
+    """Compare every name in the list of contents with the one before the entry's data.
+
+    Names have no checksum: a flipped bit would make of a frame an entry that nobody wants.
+
+    Raises:
+        zipfile.BadZipFile: two names differ.
+    """
+    for entry in zipped.infolist():
+        try:
+            zipped.open(entry).close()
+        except (NotImplementedError, RuntimeError):
+            continue  # packed in another way, or locked; if it is a frame, unpacking says so
 
 
 def _wanted(zipped: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
