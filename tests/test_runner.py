@@ -111,7 +111,7 @@ FAULTS = {
     "a merge": (DEMO + "<<: {lr: 1.0}\n", ["study.yaml, line", "<< merges mappings"]),
     "a mapping with a date as key": (
         set_key("models", "{2026-01-15: 1}"),
-        ["models: got a dict that cannot be shown, need a list"],
+        ["models: got dict that cannot be shown, need a list"],
     ),
     "brackets in brackets": (set_key("models", "[" * 2000), ["study.yaml: brackets in brackets"]),
     "a character that YAML refuses": (DEMO + "# \x01\n", ["study.yaml: unacceptable character"]),
@@ -220,6 +220,11 @@ def test_the_command_lines_types_are_the_files():
         ("epochs", "\x07", r'^epochs: got the text "\\u0007", need a whole'),
         ("augment", ["a"], r'^augment: got \["a"\], need a text'),
         ("study", 1.5, "^study: got 1.5, need a text: put it in quotes"),  # may have been 1.50
+        (
+            "data",
+            10**30,
+            "^data: got 1000000000000000000000000000000, need a text: put it in quotes",
+        ),
         ("study", True, "^study: got true, need a text: put it in quotes"),
         ("seeds", [["0"]], r'^seeds: got \["0"\], need a whole number'),
         ("lr", float("nan"), "^lr: got nan, need a finite number"),

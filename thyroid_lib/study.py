@@ -206,7 +206,7 @@ def show(value) -> str:
     try:  # bit by bit: a list may hold itself, or a billion texts
         text = "".join(itertools.islice(json.JSONEncoder(default=str).iterencode(value), 101))
     except (TypeError, ValueError):  # of keys, of a number of 5000 digits
-        text = f"a {type(value).__name__} that cannot be shown"
+        text = f"{type(value).__name__} that cannot be shown"
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
@@ -379,7 +379,8 @@ def _from_command_line(value, example):
         return [each if isinstance(each, list) else _from_command_line(each, example[0])
                 for each in value]  # fmt: skip
     if isinstance(example, str):
-        return "" if value is None else str(value) if type(value) is int else value
+        number = type(value) is int and abs(value) < 10**18  # beyond, no name or path
+        return "" if value is None else str(value) if number else value
     try:
         return yaml.load(value, _StrictLoader) if isinstance(value, str) else value
     except (yaml.YAMLError, ValueError, RecursionError):
