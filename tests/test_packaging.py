@@ -23,7 +23,7 @@ ORDER = (
     "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores", "predict",
     "checkpoint", "augment", "train", "run", "statistics", "mixed", "stability", "selection",
     "tables", "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-    "plots_replication", "report", "study", "runner",
+    "plots_replication", "report", "verify", "study", "runner",
 )  # fmt: skip
 
 
