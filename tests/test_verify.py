@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,42 @@ def verify(*folders: Path) -> subprocess.CompletedProcess:
     )
     command = [sys.executable, "-c", code, *map(str, folders)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "code", "says"),
+    [
+        ("true", 0, "identical: "),
+        ("echo more >>compare/summary.csv", 2, "summary.csv: expected 6 rows, got 7; those"),
+        ("exit 1", 2, ""),
+    ],
+)
+def test_make_verify_forgets_equal_results_and_keeps_others(tmp_path, afterwards, code, says):
+    """With a workflow that takes its results from the committed ones instead of computing them."""
+    programs, temporary = tmp_path / "bin", tmp_path / "temporary"
+    temporary.mkdir()
+    programs.mkdir()
+    workflow = (
+        f'echo "$@" >{tmp_path}/options; mkdir -p "$THYROID_RESULTS/demo/notebooks" && '
+        f'mkdir "$THYROID_RESULTS/demo/compare" && cp {DEMO}/*.ipynb '
+        f'"$THYROID_RESULTS/demo/notebooks" && cd "$THYROID_RESULTS/demo" && '
+        f"cp {DEMO}/*.[!i]* compare && {afterwards}"
+    )
+    for name, does in (("snakemake", workflow), ("python", f'exec {sys.executable} "$@"')):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "-o", ".venv/.ready", "verify", f"BIN={programs}", "SET=epochs=1"],
+        cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert says in done.stdout
+    left = [str(path / "demo") for path in temporary.iterdir()]
+    assert len(left) == (code > 0)
+    assert all(f"the new run is kept: {path}\n" in done.stdout for path in left)
+    options = (tmp_path / "options").read_text(encoding="utf-8").split()
+    assert {"parameters/demo.yaml", "--drop-metadata"} <= set(options)
+    assert "epochs=1" not in options
 
 
 def test_a_long_list_is_cut():
