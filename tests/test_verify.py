@@ -208,6 +208,17 @@ def test_a_truncated_file_is_a_sentence(pair, name, what):
     assert difference.what.startswith(what)
 
 
+def test_a_model_whose_other_part_is_damaged_is_not_the_same(pair):
+    file = pair[1] / "runs/unet/model.pt"
+    content = file.read_bytes()
+    assert content.count(b"9.25") == 1  # zip knows by its checksum that this is not what it was
+    file.write_bytes(content.replace(b"9.25", b"9.26"))
+    assert only_difference(pair).file == "runs/unet/model.pt"
+    for path in pair:
+        (path / "runs/unet/model.pt").write_bytes(f"no zip, {path.name}".encode())
+    assert only_difference(pair).file == "runs/unet/model.pt"
+
+
 @pytest.mark.parametrize(
     "name", ["notebooks/3-train.ipynb", "compare/summary.csv", "runs/unet/run.json"]
 )
