@@ -25,6 +25,7 @@ from PIL import Image
 from thyroid_lib import folder as folder_source
 from thyroid_lib import place
 from thyroid_lib.cases import make_table
+from thyroid_lib.frames import FORMATS
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
@@ -190,7 +191,7 @@ def _check_sizes(table: pd.DataFrame) -> None:
     for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
         run = sizes[case.group]
         try:
-            with Image.open(case.image_path) as image:  # reads the header only
+            with Image.open(case.image_path, formats=FORMATS) as image:  # reads the header only
                 width, height = image.size
         except (OSError, ValueError, SyntaxError):
             continue  # missing or damaged: the store says so
