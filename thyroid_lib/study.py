@@ -320,7 +320,7 @@ def read_study(files, overrides: dict | None = None) -> dict:
     config = {}
     for file in map(Path, files):
         try:
-            content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+            content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506, it is safe
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{_named(file.name)}: cannot be read: {_one_line(error)}") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
