@@ -383,7 +383,7 @@ def _from_command_line(value, example):
         number = type(value) is int and abs(value) < 10**18  # beyond, no name or path
         return "" if value is None else str(value) if number else value
     try:
-        return yaml.load(value, _StrictLoader) if isinstance(value, str) else value
+        return yaml.load(value, _StrictLoader) if isinstance(value, str) else value  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         return value  # a text where none is wanted: its key will say so
 
