@@ -273,6 +273,8 @@ def test_odd_yaml_is_refused_by_line_or_key_or_read_as_meant(tmp_path, counts):
         if said is not None:
             return
         check_usable(config)
+        names = Counter(re.findall(r'(?m)^(?:\? )?"?([a-z_]+)"?(?=:|$)', text))
+        assert max(names.values()) == 1, names
         for key, written in changed.items():
             if type(config[key]) in (int, float):
                 assert config[key] == as_read(written), (key, written)
@@ -394,7 +396,8 @@ def test_odd_texts_of_the_option_end_with_code_2_and_a_sentence(
         assert code in (runner.BAD_PARAMETERS, runner.CELL_RAISED), told
         if code == runner.CELL_RAISED:
             counts["sets accepted"] += 1
-            assert isinstance(json.loads(text), dict)
+            names = json.loads(text)
+            assert all(text.count(f'"{name}"') == 1 for name in names), text
             return
         counts["sets refused"] += 1
         assert told.startswith(("error: --parameters: ", "error: 3-train.ipynb: ")), told
