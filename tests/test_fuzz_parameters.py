@@ -70,7 +70,8 @@ FITTING = {  # what may be right, and what lies just beyond
     "fold": [0, 1, 3, 4], "seed": [0, 7, 2**32 - 1, 2**32],
     "protocols": [["random"], ["grouped", "official"]], "phantom_text": [True, False],
     "pin_instructions": [True, False], "resize": ["letterbox"],
-    "models": [["unet"], ["resunet", "segnet"]], "out": ["x"], "store": ["x"], "runs": [["x"]],
+    "models": [["unet"], ["resunet", "segnet"]], "out": ["x"], "store": ["x"],
+    "runs": [["x"]], "budget_minutes": [0, 0.5, 600],
 }  # fmt: skip
 
 
@@ -182,7 +183,9 @@ def studies(draw):
 
 
 def test_an_odd_study_is_refused_by_its_keys_or_can_be_used(counts):
-    singles = [STUDY | {key: value} for key in KEYS for value in [*ODD_VALUES, *FITTING[key]]]
+    singles = [
+        STUDY | {key: value} for key in KEYS for value in [*ODD_VALUES, *FITTING.get(key, [])]
+    ]
     singles += [STUDY | {key: 1} for key in ODD_KEYS]
 
     @fuzz("studies", studies(), singles)
