@@ -20,7 +20,7 @@ def place(path: str | Path) -> Path:
     file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
     to `THYROID_RESULTS` if that is set, which is how nbval keeps off the committed results.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # leaves the name of a user who is not there as it is
     moved = os.environ.get("THYROID_RESULTS")
     if path.is_absolute():
         return path

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
+from tokenize import TokenError
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,6 +213,7 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         settings, fingerprint = about["settings"], about["fingerprint"]
         if verify:
+            _need(about.pop("checksum") == _checksum(about), "store.json has changed")
             for name, digest in _digest_files(folder).items():
                 _need(digest == about["files"][name], f"{name} has changed")
         images, masks, bits = (np.load(folder / name, mmap_mode="r") for name in FILES[:3])
@@ -231,9 +233,10 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
             and (index["offset"] + lengths == lengths.cumsum()).all(),
             f"reference.npy holds {bits.size} bytes, index.csv asks for {lengths.sum()}",
         )
-    except (ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, EOFError, TokenError) as error:
+        what = " ".join(str(error).split())
         raise ValueError(
-            f"the store at {folder} is damaged ({error}): delete it and build it again"
+            f"the store at {folder} is damaged ({what}): delete it and build it again"
         ) from error
     return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
 
@@ -248,6 +251,11 @@ def _chunks(cases: pd.DataFrame) -> Iterator[list[SimpleNamespace]]:
 def _digest_cases(chunk: list) -> list[tuple[str, str]]:
     """SHA-256 of image and of mask, for each of these cases."""
     return [(_sha256(case.image_path), _sha256(case.mask_path)) for case in chunk]
+
+
+def _checksum(about: dict) -> str:
+    """SHA-256 of what store.json says."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
@@ -411,6 +419,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
         "fingerprint": fingerprint.hexdigest(),
         "settings": settings,
     }
+    about |= {"checksum": _checksum(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
