@@ -218,7 +218,7 @@ LOADS = {  # what can run code, unless it is told not to
     r"\b(?:read_pickle|pickle\.loads?|joblib|marshal|dill|shelve)\b": "pd.read_pickle(path)",
     r"(?<![\w.])(?:eval|exec)\(": "eval(text)",
     r"\bos\.(?:system|popen)\b|shell=True": "os.system(command)",
-    r"\bImage\.open\((?![^)]*formats=)": "Image.open(path)",
+    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
 }
 
 

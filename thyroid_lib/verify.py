@@ -244,7 +244,8 @@ def _differing_figure(expected: bytes, found: bytes) -> str:
     pictures = []
     for side, content in (("the expected", expected), ("this", found)):
         try:
-            pictures.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"), np.int16))
+            picture = Image.open(io.BytesIO(content), formats=["PNG"])
+            pictures.append(np.asarray(picture.convert("RGBA"), np.int16))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's, of damaged files
             return f"another picture: {side} one cannot be read ({error})"
     old, new = pictures  # (H,W,4)
