@@ -1,4 +1,7 @@
+import hashlib
 import json
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -6,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from thyroid_lib import checkpoint, train
+from thyroid_lib import checkpoint, run, train
 from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.models import build_model, initialise
 from thyroid_lib.predict import load_model, predict_prob, score_rows
 from thyroid_lib.run import score_run, train_model, watch_sides
 from thyroid_lib.splits import split_cases
+from thyroid_lib.stopping import Stopped
 
 SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
@@ -57,24 +61,119 @@ def test_two_runs_are_equal_to_the_bit_and_a_seed_makes_another(tiny_store, tmp_
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(tiny_store, tmp_path, monkeypatch):
     whole = train_model(tiny_store, out=tmp_path / "whole", **SMALL)
-    epoch_of = train.train_epoch
+    steps_of = train.train_steps
 
     def killed_in_epoch_3(*args, epoch, **kwargs):
         if epoch == 3:
             raise KeyboardInterrupt
-        return epoch_of(*args, epoch=epoch, **kwargs)
+        return steps_of(*args, epoch=epoch, **kwargs)
 
-    monkeypatch.setattr(train, "train_epoch", killed_in_epoch_3)
+    monkeypatch.setattr(train, "train_steps", killed_in_epoch_3)
     with pytest.raises(KeyboardInterrupt):
         train_model(tiny_store, out=tmp_path / "killed", **SMALL)
     assert (tmp_path / "killed" / "checkpoint.pt").exists()
     assert not (tmp_path / "killed" / "model.pt").exists()
-    monkeypatch.setattr(train, "train_epoch", epoch_of)
+    monkeypatch.setattr(train, "train_steps", steps_of)
     resumed = train_model(tiny_store, out=tmp_path / "killed", **SMALL)
     assert resumed.meta["trained_epochs"] == 1
     assert same_weights(whole, resumed)
     assert (resumed.out / "history.csv").read_bytes() == (whole.out / "history.csv").read_bytes()
     assert not (resumed.out / "checkpoint.pt").exists()
+
+
+def stop_after(steps: int, how, monkeypatch):
+    """Let `how` happen in this step of the training."""
+    steps_of, count = train.train_steps, 0
+
+    def counted(*args, **kwargs):
+        nonlocal count
+        for place in steps_of(*args, **kwargs):
+            count += 1
+            if count == steps:
+                how()
+            yield place
+
+    monkeypatch.setattr(train, "train_steps", counted)
+
+
+@pytest.mark.parametrize(
+    ("name", "selection", "steps"),  # of 3 epochs x 3
+    [("SIGINT", "last", 1), ("SIGTERM", "val", 5), ("time", "val", 6), ("SIGTERM", "last", 9)],
+)
+def test_told_to_stop_it_keeps_the_step_and_goes_on(
+    tiny_store, tmp_path, monkeypatch, name, selection, steps
+):
+    asked = SMALL | {"selection": selection, "augment": "standard"}
+    whole = train_model(tiny_store, out=tmp_path / "whole", **asked)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        if name == "time":
+            late = time.time() + 1000
+            patch.setenv("THYROID_DEADLINE", str(late))
+            stop_after(steps, lambda: patch.setattr(time, "time", lambda: late + 1), patch)
+        else:
+            stop_after(steps, lambda: signal.raise_signal(getattr(signal, name)), patch)
+        why = "its time budget is used up" if name == "time" else f"{name} came"
+        with pytest.raises(Stopped, match=rf"run: stopped in epoch \d of 3, as {why}; .*goes on"):
+            train_model(tiny_store, out=tmp_path / "run", **asked)
+    assert signal.getsignal(signal.SIGTERM) == before
+    within = checkpoint.read(tmp_path / "run" / "checkpoint.pt")["within"]
+    assert within["steps"] == (steps - 1) % 3 + 1
+    resumed = train_model(tiny_store, out=tmp_path / "run", **asked)
+    assert same_weights(whole, resumed)
+    assert (resumed.out / "history.csv").read_bytes() == (whole.out / "history.csv").read_bytes()
+    assert {path.name for path in resumed.out.iterdir()} == {"model.pt", "history.csv"}
+
+
+def test_told_twice_it_obeys_at_once(tiny_store, tmp_path, monkeypatch):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    stop_after(2, twice, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(tiny_store, out=tmp_path / "run", **SMALL)
+
+
+def test_a_budget_stops_it_and_the_next_start_goes_on(tiny_store, tmp_path):
+    with pytest.raises(Stopped, match="time budget is used up"):
+        train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1e-6)
+    done = train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1000)
+    assert done.meta["trained_epochs"] == 3
+    # what is finished needs no time
+    again = train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1e-6)
+    assert again.meta["trained_epochs"] == 0
+
+
+def test_in_a_long_epoch_the_state_is_kept_every_few_minutes(tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "KEEP_EVERY", -1)
+    kept, keep = [], checkpoint.keep
+    monkeypatch.setattr(
+        checkpoint, "keep", lambda out, state: (kept.append(state["within"]), keep(out, state))
+    )
+    train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    assert [within and within["steps"] for within in kept] == [1, 2, 3, None] * 3
+
+
+def test_too_little_memory_says_what_to_lower(tiny_store, tmp_path, monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    stop_after(4, full, monkeypatch)
+    with pytest.raises(RuntimeError, match="lower batch_size first") as error:
+        train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    for part in ("model unet", "width 4", "batch_size 5", "size 32", "precision fp32"):
+        assert part in str(error.value)
+    assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+
+
+def test_the_tables_checksums_stand_in_run_json(tiny_store, tmp_path):
+    done = train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    score_run(done, tiny_store)
+    files = json.loads((done.out / "run.json").read_text())["files"]
+    assert set(files) == {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
+    for name, digest in files.items():
+        assert hashlib.sha256((done.out / name).read_bytes()).hexdigest() == digest
 
 
 def test_a_finished_run_is_not_trained_again_unless_something_changed(tiny_store, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from PIL import Image
 
 from thyroid_lib import folder, frames, store
 from thyroid_lib.cases import make_table
-from thyroid_lib.store import build_store, load_cases, open_store
+from thyroid_lib.store import FILES, build_store, load_cases, open_store
 
 
 @pytest.fixture
@@ -333,19 +334,32 @@ def test_damage_is_found_and_built_again(cases, tmp_path, name, damage, message)
     before = files_of(tmp_path / "s")
     damage(tmp_path / "s" / name)
     with pytest.raises(ValueError, match=f"is damaged.*({message}).*build it again"):
-        open_store(tmp_path / "s")
+        open_store(tmp_path / "s", verify=False)
     build_store(cases, tmp_path / "s", size=16)
     assert files_of(tmp_path / "s") == before
 
 
-def test_a_flipped_bit_is_found_when_asked_for(cases, tmp_path):
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_named_and_mended(cases, tmp_path, name, capsys):
     build_store(cases, tmp_path / "s", size=16)
-    content = bytearray((tmp_path / "s" / "images.npy").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "s" / "images.npy").write_bytes(content)
-    open_store(tmp_path / "s")
-    with pytest.raises(ValueError, match=r"images\.npy has changed"):
-        open_store(tmp_path / "s", verify=True)
+    before = files_of(tmp_path / "s")
+    content = bytearray(before[name])
+    content[-2] ^= 1
+    (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} has changed"):
+        open_store(tmp_path / "s")
+    build_store(cases, tmp_path / "s", size=16)
+    assert files_of(tmp_path / "s") == before
+    assert capsys.readouterr().err == f"note: {name} has changed in s: it is built again\n"
+
+
+def test_two_builders_of_one_store_take_turns(cases, tmp_path):
+    whole = files_of(build_store(cases, tmp_path / "one", size=64).folder)
+    with ThreadPoolExecutor(2) as pool:
+        sizes = (32, 64, 32, 64)
+        list(pool.map(lambda size: build_store(cases, tmp_path / "s", size=size), sizes))
+    build_store(cases, tmp_path / "s", size=64)
+    assert files_of(tmp_path / "s") == whole
 
 
 # --- one pass, little memory

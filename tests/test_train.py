@@ -1,3 +1,4 @@
+import io
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.models import PRECISIONS
+from thyroid_lib.stopping import Stopped
 from thyroid_lib.train import cut_batches, fit, keep_better, train_epoch
 
 IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -126,6 +128,60 @@ def test_every_model_sees_the_same_batches_in_the_same_order():
     assert [len(batch) for batch in first] == [5, 6]
     assert sorted(frame for batch in first for frame in batch) == list(range(11))
     assert first != second
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_from_any_step_it_goes_on_to_the_same_end(precision, augment):
+    """Stopped after each of the 4 x 3 steps in turn, through a file, as a kill would have it."""
+    how = {"precision": precision, "augment": augment}
+    whole, state, stops = states(**how)[-1], None, 0
+    while state is None or state["epoch"] < RECIPE["epochs"]:
+        training = fit(network(), IMAGES, MASKS, **RECIPE, **how, state=state, due=lambda: True)
+        buffer = io.BytesIO()
+        torch.save(next(training), buffer)
+        buffer.seek(0)
+        state, stops = torch.load(buffer, weights_only=True), stops + 1
+    assert stops == 4 * (3 + 1)
+    assert state["within"] is None
+    assert equal(state, whole)
+    assert state["history"] == whole["history"]
+    assert state["scaler"] == whole["scaler"]
+
+
+def test_stopped_while_it_watches_it_loses_no_step():
+    def told(net):
+        raise Stopped
+
+    kept = []
+    with pytest.raises(Stopped):
+        kept.extend(fit(network(), IMAGES, MASKS, **RECIPE, watch=told))
+    assert [(state["epoch"], state["within"]["steps"]) for state in kept] == [(0, 3)]
+    (*_, last) = fit(network(), IMAGES, MASKS, **RECIPE, state=kept[0])
+    assert equal(last, states()[-1])
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_a_loss_that_is_no_number_is_told_with_its_place(due):
+    """The eighth step of training, three an epoch, has an infinite loss."""
+
+    class Spoilt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen = network(), 0
+
+        def forward(self, image):
+            self.seen += self.training
+            return self.net(image) + (torch.inf if self.seen == 8 else 0.0)  # epoch 3, step 2
+
+    kept = []
+    training = fit(Spoilt(), IMAGES, MASKS, **RECIPE, due=lambda: due, name="unet-x")
+    with pytest.raises(FloatingPointError, match=r"nan|inf") as error:
+        kept.extend(training)
+    for part in ("unet-x: ", "in epoch 3, step 2 of 3, at lr 0.1 in fp32", "lower lr", "is kept"):
+        assert part in str(error.value)
+    assert kept[-1]["epoch"] == 2
+    assert (kept[-1]["within"] or {"steps": 0})["steps"] == int(due)
 
 
 # --- fast, and still the same recipe

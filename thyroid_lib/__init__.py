@@ -3,10 +3,11 @@
 Importing it costs nothing: heavy packages load with the module that needs them.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -33,16 +34,53 @@ def place(path: str | Path) -> Path:
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Write a whole file or nothing: beside it first, on to the disk, then moved into its place."""
+    """Write a whole file or nothing: beside it first, on to the disk, then moved into its place.
+
+    Raises:
+        OSError: it cannot be written; names the file and what to do, and leaves nothing half done.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(error, path) from error
+        raise
     return path
+
+
+def cannot_write(error: OSError, path: str | Path) -> OSError:
+    """Return the error of a file that could not be written, with its name and what to do."""
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the quota of disk space is used up: free some space",
+        errno.EROFS: "the disk is read-only: set THYROID_RESULTS to a folder that can be written",
+        errno.EACCES: "no permission to write here: change it, or set THYROID_RESULTS to a folder "
+        "that can be written",
+        errno.EISDIR: "a folder lies where a file is to be written: move it away",
+        errno.ENOTDIR: "a file lies where a folder is needed: move it away",
+        errno.EEXIST: "a file lies where a folder is needed: move it away",
+    }.get(error.errno, error.strerror or str(error))
+    return OSError(error.errno, f"{advice}; then start again and it goes on", str(path))
+
+
+NOTE = "note: "
+
+
+def tell(text: str) -> None:
+    """Tell whoever is at the screen what was mended or waited for; no result depends on it.
+
+    The runner takes such lines out of the executed notebook, which is to be the same in any case.
+    """
+    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

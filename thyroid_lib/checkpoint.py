@@ -1,4 +1,7 @@
-"""Where a killed run goes on: one atomic file an epoch, trusted only if its key fits.
+"""Where a killed run goes on: whole files, checked by checksum, trusted only if their key fits.
+
+    checkpoint.pt  checkpoint-previous.pt  while a run trains; never more than these two
+    model.pt                               what is left of them when it is finished
 
 The key covers all that decides the weights: the store's fingerprint, the split, the training
 parameters (threads among them: sums in another order give other bits) and the code that trains.
@@ -8,13 +11,14 @@ Metrics and plots are left out on purpose, so that editing them never costs a tr
 import hashlib
 import io
 import json
-import warnings
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from thyroid_lib import write_file
+from thyroid_lib import tell, write_file
 from thyroid_lib.fingerprint import code_fingerprint
 
 # What, edited, makes other weights.
@@ -43,25 +47,66 @@ def save(path: str | Path, state: dict) -> Path:
     """Write tensors and plain values whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return write_file(path, buffer.getvalue())
+    return write_file(path, buffer.getbuffer())
 
 
-def load(path: str | Path, *, key: str, device: str = "cpu") -> dict | None:
+def read(path: str | Path) -> dict:
+    """Read what `save` wrote, on to the CPU. It is data, never code (`weights_only=True`).
+
+    Raises:
+        ValueError: the file is damaged: a record's checksum, which torch itself passes over, is
+            wrong; or it is none of these files.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as records:
+            if damaged := records.testzip():
+                raise ValueError(f"checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"holds a {type(state).__name__}")
+    except Exception as error:  # zipfile and torch raise a dozen kinds on a damaged file
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path.name} of {path.parent.name} is damaged ({what})") from error
+    return state
+
+
+def load(path: str | Path, *, key: str) -> dict | None:
     """Read a state saved under this key; None if there is none or another training made it.
 
-    A file that cannot be read is named in a warning and passed over: it is data, never code
-    (`weights_only=True`).
+    A damaged file is named, passed over and removed.
     """
     path = Path(path)
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds on a damaged file
-        warnings.warn(
-            f"{path.name} of {path.parent.name} cannot be read ({type(error).__name__}): "
-            "training starts anew",
-            stacklevel=2,
-        )
+        state = read(path)
+    except ValueError as error:
+        tell(f"{error}: it is passed over, and what it held is made again")
+        path.unlink()
         return None
-    return state if isinstance(state, dict) and state.get("key") == key else None
+    return state if state.get("key") == key else None
+
+
+def keep(folder: str | Path, state: dict) -> None:
+    """Save where a training is; the state before stays, as the disk may spoil the newest."""
+    newest, previous = _places(folder)
+    if newest.exists():
+        os.replace(newest, previous)  # first, so that three never lie on the disk
+    save(newest, state)
+
+
+def resume(folder: str | Path, *, key: str) -> dict | None:
+    """Return the newest sound state that was kept under this key; None if there is none."""
+    states = (load(path, key=key) for path in _places(folder))
+    return next((state for state in states if state), None)
+
+
+def forget(folder: str | Path) -> None:
+    """Remove what was kept: the training is finished."""
+    for path in _places(folder):
+        path.unlink(missing_ok=True)
+
+
+def _places(folder: str | Path) -> tuple[Path, Path]:
+    return Path(folder, "checkpoint.pt"), Path(folder, "checkpoint-previous.pt")

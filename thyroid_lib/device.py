@@ -1,6 +1,8 @@
 """Where the networks run and in which precision: what this machine has, or what was asked for."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -71,3 +73,33 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+@contextmanager
+def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
+    """Turn a device's lack of memory into a sentence that says what to lower.
+
+    Args:
+        settings: what was asked for, by the names of the parameters.
+
+    Raises:
+        RuntimeError: the memory did not suffice; any other error goes on as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        texts = "out of memory", "can't allocate memory", "not enough memory"
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
+            text in str(error) for text in texts
+        ):
+            raise
+        what = ", ".join(f"{name} {value}" for name, value in settings.items())
+        there = ""
+        if device.type == "cuda" and torch.cuda.is_available():
+            free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(device))
+            there = f" ({free:.1f} of {total:.1f} GiB are free now)"
+        raise RuntimeError(
+            f"device {device.type} has too little memory{there} for {what}: lower batch_size "
+            "first (half of it, say), then width or size; precision bf16 or fp16 takes less than "
+            "fp32; or end what else uses the device, or set device to cpu"
+        ) from error

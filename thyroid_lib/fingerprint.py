@@ -1,5 +1,5 @@
-"""What code does, as a number: so that a store or a training is redone when, and only when, its
-own code has changed.
+"""What code does, and what a file holds, as a number: so that a store or a training is redone when,
+and only when, its own code has changed, and a damaged file is found out.
 """
 
 import ast
@@ -25,6 +25,12 @@ def code_fingerprint(*modules: ModuleType | str) -> str:
         source = Path(spec.origin).read_text("utf-8")
         digest.update(f"{name} {_outline(ast.parse(source))}\n".encode())
     return digest.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _outline(node) -> str:

@@ -23,6 +23,7 @@ from PIL import Image
 from scipy import fft, ndimage
 
 from thyroid_lib import folder as folder_source
+from thyroid_lib import write_file
 
 DEPTHS, LINES = 208, 180  # samples along a scan line, scan lines
 SLAB = 24  # frames after which the beam has met other scatterers
@@ -76,9 +77,8 @@ def write(
     _check(sweeps=(sweeps, 1, 100), frames=(frames, 1, 1000), seed=(seed, 0, 2**32 - 1))
     folder, maker = Path(folder), hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     wanted = {"sweeps": sweeps, "frames": frames, "seed": seed, "text": text, "maker": maker}
-    wanted = json.dumps(wanted, indent=1) + "\n"
     settings = folder / "phantom.json"
-    if settings.exists() and settings.read_text(encoding="utf-8") == wanted:
+    if settings.is_file() and settings.read_text("utf-8", "replace") == _about(folder, wanted):
         return
     old = [path for part in ("images", "masks") for path in folder.glob(f"{part}/[!.]*")]
     for path in old:
@@ -96,8 +96,16 @@ def write(
             Image.fromarray(image).save(folder / "images" / f"{name}.png")
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
             rows.append(f"{name},sweep{sweep:02d}")
-    (folder / "groups.csv").write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")
-    settings.write_text(wanted, encoding="utf-8", newline="\n")  # last: it vouches for the rest
+    write_file(folder / "groups.csv", "\n".join(rows) + "\n")
+    write_file(settings, _about(folder, wanted))  # last: it vouches for the rest
+
+
+def _about(folder: Path, wanted: dict) -> str:
+    """What phantom.json says of a sound folder: what was drawn, and a checksum of all files."""
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("*/*.png"), folder / "groups.csv"]):
+        total.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
+    return json.dumps(wanted | {"files": total.hexdigest()}, indent=1) + "\n"
 
 
 def cases(folder: str | Path, *, sweeps: int, frames: int, seed: int, text: bool) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Colours are seaborn's colour-blind palette; a model keeps its colour in every fi
 reference outline is always yellow and the prediction always blue.
 """
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from thyroid_lib import frames
+from thyroid_lib import frames, write_file
 from thyroid_lib.store import Store
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
@@ -199,10 +200,10 @@ def save(fig: Figure, path: str | Path) -> None:
 
     The same figure gives the same bytes: no date is written into it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path.with_suffix(".png"))
-    fig.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format=kind, metadata=metadata)
+        write_file(Path(path).with_suffix(f".{kind}"), drawn.getvalue())
 
 
 def present(fig: Figure, path: str | Path, reading: str) -> None:

@@ -6,6 +6,7 @@ writes one mask (PNG, 0 or 255, at the image's own size) per image and `areas.cs
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from thyroid_lib import frames, write_file
+from thyroid_lib import checkpoint, frames, write_file
 from thyroid_lib.folder import SUFFIXES
 from thyroid_lib.models import arithmetic, build_model, to_input
 from thyroid_lib.scores import Scores, score_maps
@@ -97,12 +98,12 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: give the model.pt of a finished run")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = checkpoint.read(path)
         weights, meta = state["weights"], state["meta"]
-    except Exception as error:  # torch raises a dozen kinds on a file that is not its own
+    except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{path.name} is not a model of this project ({type(error).__name__}): "
-            "give the model.pt of a finished run"
+            f"{path.name} is not a model of this project ({error}): give the model.pt of a "
+            "finished run"
         ) from error
     return restore_model(meta["model"], meta["width"], weights).to(device), meta
 
@@ -186,9 +187,9 @@ def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) 
         prob = predict_prob(model, fitted[None])[0]
         native = frames.restore_prob(prob, *image.shape, meta["resize"])
         pred = frames.threshold_prob(native, meta["threshold"])
-        target = Path(out) / f"{file.name}.mask.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pred.astype(np.uint8) * 255).save(target)
+        mask = io.BytesIO()
+        Image.fromarray(pred.astype(np.uint8) * 255).save(mask, format="PNG")
+        write_file(Path(out) / f"{file.name}.mask.png", mask.getvalue())
         height, width = image.shape
         rows.append(
             {"file": file.name, "height": height, "width": width, "area_px": int(pred.sum())}

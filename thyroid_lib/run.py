@@ -1,20 +1,23 @@
 """One run of the study: model × protocol × fold × seed, its folder, its weights and its tables.
 
-    out/checkpoint.pt  while it trains: from where a killed run goes on
+    out/checkpoint.pt  out/checkpoint-previous.pt   while it trains: from where it goes on
     out/model.pt       the chosen weights, and under which key they were trained
     out/history.csv    one row per epoch
     out/scores.csv  out/thresholds.csv  out/calibration.csv   see `scores.Scores`
     out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
-    out/run.json       all settings, the key, versions, time, memory, images per second
+    out/run.json       all settings, the key, versions, time, memory, the tables' checksums
 
 Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
-are made anew at every call.
+are made anew at every call. A training that is killed goes on where it last kept its state: after
+each epoch and every five minutes. One that is told to stop (Ctrl-C, a notebook's stop button,
+SIGTERM, a time budget) keeps its state after the step that it is at.
 """
 
 import json
 import platform
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +28,21 @@ from torch import nn
 
 from thyroid_lib import __version__, checkpoint, frames, train, write_file, write_table
 from thyroid_lib.augment import AUGMENTS
-from thyroid_lib.device import choose_device, choose_precision, fits, peak_memory
-from thyroid_lib.fingerprint import code_fingerprint
+from thyroid_lib.device import choose_device, choose_precision, fits, out_of_memory, peak_memory
+from thyroid_lib.fingerprint import code_fingerprint, file_digest
+from thyroid_lib.locks import alone
 from thyroid_lib.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.models import build_model, count_parameters, multiply_adds
 from thyroid_lib.parallel import count_workers
 from thyroid_lib.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.scores import count_logits, fit_temperature
 from thyroid_lib.splits import split_cases
+from thyroid_lib.stopping import Stopped, told_to_stop
 from thyroid_lib.store import Store
 
 KINDS = torch.float32, torch.int64, torch.int64  # of `_measure`
+TABLES = "history", "scores", "scores_val", "thresholds", "calibration"
+KEEP_EVERY = 300  # seconds: what a kill in a long epoch costs at most
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ def train_model(
     threads: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    budget_minutes: float = 0,
 ) -> Run:
     """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
 
@@ -87,6 +95,8 @@ def train_model(
         threads: CPU threads, 0 for all; part of what makes the result.
         device, precision: see `device.choose_device` and `device.choose_precision`; precision of
             training, scores are made in fp32 always.
+        budget_minutes: after so many, training stops and keeps its state, and the next call goes
+            on; 0 for no limit. `THYROID_DEADLINE` (Unix time), which a study sets, limits it, too.
 
     Returns:
         The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
@@ -94,6 +104,8 @@ def train_model(
     Raises:
         ValueError: impossible arguments, before any work.
         FloatingPointError: the loss stopped being a number.
+        RuntimeError: the device has too little memory; says what to lower.
+        Stopped: it was told to stop; the next call goes on.
     """
     if epochs < 1 or batch_size < 1 or lr <= 0 or threads < 0:
         raise ValueError(
@@ -127,53 +139,77 @@ def train_model(
     key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
     net = build_model(model, width=width or None)  # a wrong name or width stops here
     out = Path(out)
-    finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
-    if finished is None:
-        (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
-        finished, trained_epochs = _train(net, store, labels, asked, where, out, key)
-    # From the stored weights also where they were trained just now: one way to the scores.
-    net = restore_model(model, width, finished["weights"])
-    val_net = restore_model(model, width, finished["val_weights"]) if selection == "test" else None
-    meta = finished["meta"] | {
-        "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
-        "val_share": val_share, "threshold": threshold, "size": store.size,
-        "resize": store.settings["resize"], "mend": " ".join(store.settings["mend"]),
-        "data_fingerprint": store.fingerprint, "key": key,
-        "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
-        "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
-    }  # fmt: skip
-    checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
-    (out / "checkpoint.pt").unlink(missing_ok=True)
-    history = pd.DataFrame(finished["history"])
-    write_table(out / "history.csv", history)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
+        if finished is None:
+            (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
+            with told_to_stop(budget_minutes) as why:
+                finished, trained_epochs = _train(net, store, labels, asked, where, out, key, why)
+        # From the stored weights also where they were trained just now: one way to the scores.
+        net = restore_model(model, width, finished["weights"])
+        val_net = None
+        if selection == "test":
+            val_net = restore_model(model, width, finished["val_weights"])
+        meta = finished["meta"] | {
+            "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
+            "val_share": val_share, "threshold": threshold, "size": store.size,
+            "resize": store.settings["resize"], "mend": " ".join(store.settings["mend"]),
+            "data_fingerprint": store.fingerprint, "key": key,
+            "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
+            "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
+        }  # fmt: skip
+        checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
+        checkpoint.forget(out)
+        history = pd.DataFrame(finished["history"])
+        write_table(out / "history.csv", history)
     return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
-def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
-    """Train the epochs that are missing; return what `model.pt` holds, and how many they were."""
+def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
+    """Train the epochs that are missing; return what `model.pt` holds, and how many they were.
+
+    `why` is asked all the time whether to stop, and says the reason.
+    """
+    if why():
+        raise Stopped(f"{out.name}: not trained, as {why()}; start it again and it goes on")
     with torch.inference_mode():  # an impossible size stops here, before any work
         net.eval()(torch.zeros(1, 1, store.size, store.size))
-    net.to(where, memory_format=torch.channels_last)
-    images, masks = place_frames(store, where)
     rows = torch.from_numpy(np.flatnonzero(labels == "train"))
-    selection, precision = asked["selection"], asked["precision"]
+    selection, precision, epochs = asked["selection"], asked["precision"], asked["epochs"]
     sides = {side for side in ("val", selection) if (labels == side).any()}
     choices = ("val", "test") if selection == "test" else (selection,)
-    start = checkpoint.load(out / "checkpoint.pt", key=key, device=where.type)
-    best = start["best"] if start else {}
-    states = train.fit(
-        net, images, masks, rows=rows, state=start, name=out.name,
-        watch=lambda model: watch_sides(model, store, labels, sorted(sides), where, precision),
-        **{name: asked[name] for name in
-           ("seed", "epochs", "batch_size", "lr", "precision", "augment")},
-    )  # fmt: skip
-    state, usual = start, torch.backends.cudnn.benchmark
+    state = start = checkpoint.resume(out, key=key)
+    best, kept = start["best"] if start else {}, time.monotonic()
+
+    def watch(model: nn.Module) -> dict:
+        return watch_sides(model, store, labels, sorted(sides), where, precision, why)
+
+    def due() -> bool:
+        return bool(why()) or time.monotonic() - kept > KEEP_EVERY
+
+    usual = torch.backends.cudnn.benchmark
     # On CUDA the fastest way for each shape is found by trying; scores come from the usual way.
     torch.backends.cudnn.benchmark = True
+    sizes = {name: asked[name] for name in ("model", "width", "batch_size", "precision")}
     try:
-        for state in states:
-            best = {side: train.keep_better(best.get(side), state, side) for side in choices}
-            checkpoint.save(out / "checkpoint.pt", state | {"key": key, "best": best})
+        with out_of_memory(where, size=store.size, **sizes):
+            net.to(where, memory_format=torch.channels_last)
+            images, masks = place_frames(store, where)
+            for state in train.fit(
+                net, images, masks, rows=rows, state=start, watch=watch, due=due, name=out.name,
+                **{name: asked[name] for name in
+                   ("seed", "epochs", "batch_size", "lr", "precision", "augment")},
+            ):  # fmt: skip
+                for side in () if state["within"] else choices:
+                    best = best | {side: train.keep_better(best.get(side), state, side)}
+                checkpoint.keep(out, state | {"key": key, "best": best})
+                kept = time.monotonic()
+                if why() and state["epoch"] < epochs:
+                    raise Stopped(
+                        f"{out.name}: stopped in epoch {state['epoch'] + 1} of {epochs}, as "
+                        f"{why()}; what it reached is kept, start it again and it goes on"
+                    )
     finally:
         torch.backends.cudnn.benchmark = usual
     net.cpu()
@@ -184,13 +220,13 @@ def _train(net, store, labels, asked, where, out, key) -> tuple[dict, int]:
         "selected_epoch": best[selection]["epoch"],
         "train_foreground": foreground,
         "train_seconds": round(state["seconds"], 3),
-        "images_per_second": round(len(rows) * asked["epochs"] / state["seconds"], 2),
+        "images_per_second": round(len(rows) * epochs / state["seconds"], 2),
         "peak_memory_mib": round(peak_memory(where) / 2**20),
     }
     weights = {"weights": best[selection]["weights"] or net.state_dict()}
     if selection == "test":
         weights["val_weights"] = best["val"]["weights"]
-    trained = asked["epochs"] - (start["epoch"] if start else 0)
+    trained = epochs - (start["epoch"] if start else 0)
     return weights | {"history": state["history"], "meta": meta}, trained
 
 
@@ -215,15 +251,17 @@ def watch_sides(
     sides: list[str],
     where: str | torch.device,
     precision: str = "fp32",
+    why: Callable[[], str] = str,
 ) -> dict:
     """Return each side's mean loss and mean Dice per case, at the store's size.
 
-    The test side is there under protocol "reported" alone, and has that study's Dice beside.
+    The test side is there under protocol "reported" alone, and has that study's Dice beside. Raises
+    `Stopped` as soon as `why` gives a reason to stop.
     """
     seen = {}
     for side in sides:
         rows = np.flatnonzero(labels == side)
-        loss, both, total = _measure(net, store, rows, where, precision)
+        loss, both, total = _measure(net, store, rows, where, precision, why)
         seen |= {f"{side}_loss": float(loss.mean(dtype=np.float64))}
         seen |= {f"{side}_dice": float(dice_of_areas(both, total).mean())}
         if side == "test":
@@ -232,7 +270,12 @@ def watch_sides(
 
 
 def _measure(
-    net: nn.Module, store: Store, rows: np.ndarray, where: str | torch.device, precision: str
+    net: nn.Module,
+    store: Store,
+    rows: np.ndarray,
+    where: str | torch.device,
+    precision: str,
+    why: Callable[[], str] = str,
 ) -> tuple[np.ndarray, ...]:
     """Loss, |pred ∩ ref| and |pred| + |ref| of each of these cases at the store's size, (N,).
 
@@ -243,6 +286,8 @@ def _measure(
     done = 0
     how = {"rows": rows, "device": where, "precision": precision}
     for part, logits in predict_logits(net, store.images, **how):  # (B,1,S,S)
+        if why():
+            raise Stopped(why())
         ref = torch.from_numpy(store.masks[part]).to(logits.device).unsqueeze(1) > 0
         each = nn.functional.binary_cross_entropy_with_logits(logits, ref.float(), reduction="none")
         pred = frames.threshold_prob(logits.sigmoid())
@@ -266,18 +311,23 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     device = choose_device(run.meta["device"])
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how["workers"] = count_workers(len(rows), run.meta["threads"])
-    scores = score_rows(run.model, store, rows, **how)
-    cases = scores.cases
-    if run.val_model:
-        _, both, total = _measure(run.model, store, rows, device, "fp32")
-        cases = cases.assign(square_both=both, square_total=total)
-        write_table(run.out / "scores_val.csv", score_rows(run.val_model, store, rows, **how).cases)
+    with out_of_memory(device, size=store.size, width=run.meta["width"]):
+        scores = score_rows(run.model, store, rows, **how)
+        cases = scores.cases
+        if run.val_model:
+            _, both, total = _measure(run.model, store, rows, device, "fp32")
+            cases = cases.assign(square_both=both, square_total=total)
+            val_cases = score_rows(run.val_model, store, rows, **how).cases
+            write_table(run.out / "scores_val.csv", val_cases)
+        temperature = _temperature(run, store, device)
     write_table(run.out / "scores.csv", cases)
     write_table(run.out / "thresholds.csv", scores.thresholds)
     write_table(run.out / "calibration.csv", scores.calibration)
+    tables = [run.out / f"{name}.csv" for name in TABLES]
     about = run.meta | {
         "tolerance_px": tolerance_px,
-        "temperature": _temperature(run, store, device),
+        "temperature": temperature,
+        "files": {table.name: file_digest(table) for table in tables if table.is_file()},
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "versions": {
             "thyroid_lib": __version__, "python": platform.python_version(),

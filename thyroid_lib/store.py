@@ -29,10 +29,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from thyroid_lib import cannot_write, frames, phantom, tell, tg3k, write_file
 from thyroid_lib import folder as folder_source
-from thyroid_lib import frames, phantom, tg3k, write_file
 from thyroid_lib.cases import BadCase, problem_row, read_pair, table_problems
 from thyroid_lib.fingerprint import code_fingerprint
+from thyroid_lib.locks import alone
 from thyroid_lib.parallel import count_workers, in_order
 
 SOURCES = {
@@ -165,30 +166,37 @@ def build_store(
     if any(a > b for a, b in pairwise(cases[keys].itertuples(index=False, name=None))):
         cases = cases.sort_values(keys)
     try:
-        store = open_store(folder, verify=True)
-        if _is_up_to_date(store, cases, settings, workers):
-            return store
-    except (OSError, ValueError):
-        pass  # none there, or a damaged one: build it
-    try:
-        _build(cases, folder, settings, workers)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not _holds(folder, cases, settings, workers):
+                _build(cases, folder, settings, workers)
     except BaseException as error:
         for partly in folder.glob(f"*.{os.getpid()}.partial"):
             partly.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, "the disk is full: free some space and build again", str(folder)
-            ) from error
+        if isinstance(error, OSError):  # of writing: sources that cannot be read are set aside
+            raise cannot_write(error, error.filename or folder) from error
         raise
-    return open_store(folder)
+    return open_store(folder, verify=False)
 
 
-def open_store(folder: str | Path, *, verify: bool = False) -> Store:
+def _holds(folder: Path, cases: pd.DataFrame, settings: dict, workers: int) -> bool:
+    """Say whether a sound store of these cases lies there already."""
+    try:
+        store = open_store(folder)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        tell(f"{error.__cause__ or error} in {folder.name}: it is built again")
+        return False
+    return _is_up_to_date(store, cases, settings, workers)
+
+
+def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     """Open a store; its arrays are memory maps, read when they are used.
 
     Args:
         folder: where `build_store` wrote it.
-        verify: compare every file's checksum, too; reads them whole.
+        verify: compare every file's checksum, too; reads them whole, once.
 
     Raises:
         FileNotFoundError: no store there, or one that is not whole.
@@ -347,9 +355,6 @@ def _prepare_chunk(
 
 def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> None:
     """Stream all usable cases into partial files, then move these into place, store.json last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.partial"):
-        leftover.unlink(missing_ok=True)
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still be at theirs.
     partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:4]]

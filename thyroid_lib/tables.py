@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.fingerprint import file_digest
 from thyroid_lib.stability import worst_decile
 from thyroid_lib.statistics import cube, intervals, macro_estimate, order_protocols, sort_rows
 
@@ -52,8 +53,8 @@ def load_runs(folders: list[Path]) -> Results:
 
     Raises:
         FileNotFoundError: runs without a result; all of them are named.
-        ValueError: no run at all, columns missing, settings that differ, or other test cases for
-            other models.
+        ValueError: no run at all, a table that is not the one that was written, columns missing,
+            settings that differ, or other test cases for other models.
     """
     folders = sorted(Path(folder) for folder in folders)
     if not folders:
@@ -65,10 +66,17 @@ def load_runs(folders: list[Path]) -> Results:
             f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; each "
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
-    runs = pd.DataFrame([BEFORE | json.loads((f / "run.json").read_text()) for f in folders])
+    about = {folder: BEFORE | _read_json(folder / "run.json") for folder in folders}
+    runs = pd.DataFrame(list(about.values()))
     tables = {name: [] for name in NEEDED}
     for folder, run in zip(folders, runs[RUN].to_dict("records"), strict=True):
+        digests = about[folder].get("files", {})  # older runs wrote none down
         for name, parts in tables.items():
+            if name in digests and file_digest(folder / name) != digests[name]:
+                raise ValueError(
+                    f"{folder.name}/{name} is not the file that was written (damaged? edited?): "
+                    "run 3-train again (it scores, and trains nothing anew)"
+                )
             table = read_table(folder / name, run)
             if lacking := [column for column in NEEDED[name] if column not in table]:
                 raise ValueError(
@@ -80,6 +88,16 @@ def load_runs(folders: list[Path]) -> Results:
     results = Results(runs.sort_values(RUN[1:], ignore_index=True), *loaded)
     _check_comparable(results.runs, results.scores)
     return results
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path.parent.name}/{path.name} is damaged ({error}): run 3-train again (it scores, "
+            "and trains nothing anew)"
+        ) from error
 
 
 def read_table(path: Path, run: dict) -> pd.DataFrame:

@@ -2,15 +2,16 @@
 
 It is the reported one, and the same for every architecture: one initialisation scheme, the same
 batches in the same order. Frames lie on the device as uint8 and are gathered there; where they are
-too many for it, each batch is read from the store's memory map. The device is never waited for
-within an epoch. Training that was stopped goes on from the last state that `fit` gave, and ends on
-a CPU with as many threads in the very same bits: what an epoch draws depends on seed and epoch
-alone. `run` puts this to work on a store.
+too many for it, each batch is read from the store's memory map. Nothing waits for the device within
+an epoch. Training that was stopped, in the middle of an epoch too, goes on from the last state that
+`fit` gave, and ends on a CPU with as many threads in the very same bits: what is drawn depends on
+seed and epoch, or is part of the state. `run` puts this to work on a store.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.augment import augment as augment_standard
 from thyroid_lib.models import arithmetic, initialise, to_input
+from thyroid_lib.stopping import Stopped
 
 SELECTIONS = ("last", "val", "test")
 
@@ -38,6 +40,7 @@ def fit(
     augment: str = "none",
     state: dict | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
+    due: Callable[[], bool] = lambda: False,
     name: str = "training",
 ) -> Iterator[dict]:
     """Train epoch after epoch, and give after each the state from which training can go on.
@@ -50,12 +53,15 @@ def fit(
         precision: a key of `models.PRECISIONS`, of the network's arithmetic alone.
         augment: one of `augment.AUGMENTS`.
         state: the last one of a training that was stopped.
-        watch: called after each epoch; what it returns joins the epoch's record.
+        watch: called after each epoch; what it returns joins the epoch's record. A `Stopped` that
+            it raises goes on after the state before it was given.
+        due: asked after each step; where it says so, a state is given within the epoch, too.
         name: for the progress bar and for errors.
 
     Yields:
         epoch, weights, optimiser, scaler (of the loss, for fp16), history (one record an epoch:
-        epoch, lr, train_loss and what `watch` saw) and seconds spent on training alone.
+        epoch, lr, train_loss and what `watch` saw), seconds spent on training alone, and within
+        (None, or how far the next epoch has come).
 
     Raises:
         ValueError: unknown augment or precision.
@@ -65,53 +71,96 @@ def fit(
         raise ValueError(f"augment: got {augment!r}, need one of {', '.join(AUGMENTS)}")
     initialise(net, seed)
     # The fused one takes exact square roots; the plain one asks MKL, whose last bit differs between
-    # processors, so that no pinned instruction set would make two of them agree.
+    # processors, whatever instruction set is pinned.
     device = next(net.parameters()).device
     optimiser = torch.optim.Adam(net.parameters(), lr=lr, fused=device.type != "mps")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    history, seconds = [], 0.0
+    history, seconds, within = [], 0.0, None
     if state:
         net.load_state_dict(state["weights"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
-        history, seconds = list(state["history"]), state["seconds"]
+        history, seconds, within = (state[name] for name in ("history", "seconds", "within"))
     rows = torch.arange(len(images)) if rows is None else rows
+
+    def so_far(place: Place | None = None) -> dict:
+        return {
+            "epoch": len(history), "history": history, "seconds": seconds,
+            "weights": net.state_dict(), "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(), "within": place and place.pack(),
+        }  # fmt: skip
+
+    def check(place: Place) -> float:
+        loss = float(place.loss) / len(rows)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"{name}: the loss became {loss} in epoch {epoch}, step {int(place.sound) + 1} of "
+                f"{steps}, at lr {lr:g} in {precision}: lower lr (to a tenth, say), train in fp32, "
+                "or look at the frames; the last good checkpoint is kept"
+            )
+        return loss
+
     steps = len(cut_batches(rows, batch_size))
-    bar = tqdm(
-        desc=name, total=epochs * steps, initial=len(history) * steps, unit="batch", leave=False
-    )
+    done = len(history) * steps + (within or {"steps": 0})["steps"]
+    bar = tqdm(desc=name, total=epochs * steps, initial=done, unit="batch", leave=False)
     silent = bar.disable
     with bar:
         for epoch in range(len(history) + 1, epochs + 1):
             began = time.perf_counter()
-            loss = train_epoch(
+            place = Place.unpack(within, device, seed, epoch)
+            within = None
+            for _ in train_steps(
                 net, optimiser, images, masks, rows, batch_size=batch_size, seed=seed, epoch=epoch,
-                precision=precision, augment=augment, scaler=scaler, after_step=bar.update,
-            )  # fmt: skip
+                precision=precision, augment=augment, scaler=scaler, place=place,
+            ):  # fmt: skip
+                bar.update()
+                if due():
+                    check(place)
+                    seconds += time.perf_counter() - began
+                    yield so_far(place)
+                    began = time.perf_counter()
             seconds += time.perf_counter() - began
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"{name}: the loss became {loss} in epoch {epoch} at lr {lr} in {precision}: "
-                    "lower lr, train in fp32, or look at the frames; the state of the epoch before "
-                    "is kept"
-                )
-            record = {"epoch": epoch, "lr": lr, "train_loss": loss}
-            history = [*history, record | (watch(net) if watch else {})]
-            yield {
-                "epoch": epoch,
-                "weights": net.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "scaler": scaler.state_dict(),
-                "history": history,
-                "seconds": seconds,
-            }
+            loss = check(place)
+            try:
+                seen = watch(net) if watch else {}
+            except Stopped:
+                yield so_far(place)
+                raise
+            history = [*history, {"epoch": epoch, "lr": lr, "train_loss": loss} | seen]
+            yield so_far()
     if "ipykernel" in sys.modules and not silent:
         from IPython.display import clear_output
 
         clear_output()  # the bar was for the waiting; the executed notebook keeps none of it
 
 
-def train_epoch(
+@dataclass
+class Place:
+    """How far an epoch has come; on the device, so that nothing waits for it."""
+
+    steps: int
+    loss: Tensor  # (), summed over the frames of these steps
+    sound: Tensor  # (), int: steps after which that sum was a finite number
+    noise: torch.Generator  # of the augmentation
+
+    @classmethod
+    def unpack(cls, packed: dict | None, device: torch.device, seed: int, epoch: int) -> "Place":
+        """Begin an epoch, or take up one that was packed."""
+        noise = torch.Generator(device).manual_seed((seed + 1) * 1_000_033 - epoch)
+        if packed is None:
+            nothing = torch.zeros((), device=device)
+            return cls(0, nothing, nothing.int(), noise)
+        noise.set_state(packed["noise"])
+        sums = (packed[name].to(device, copy=True) for name in ("loss", "sound"))
+        return cls(packed["steps"], *sums, noise)
+
+    def pack(self) -> dict:
+        """Return it as tensors and numbers, for a checkpoint."""
+        sums = {"loss": self.loss.clone(), "sound": self.sound.clone()}
+        return {"steps": self.steps, "noise": self.noise.get_state()} | sums
+
+
+def train_steps(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
@@ -124,37 +173,43 @@ def train_epoch(
     precision: str = "fp32",
     augment: str = "none",
     scaler: torch.amp.GradScaler | None = None,
-    after_step: Callable[[], object] = lambda: None,
-) -> float:
+    place: Place | None = None,
+) -> Iterator[Place]:
     """Show every frame of `rows` once, in an order drawn from seed and epoch.
 
-    Args as of `fit`; `scaler` belongs to precision fp16.
+    Args as of `fit`; `scaler` belongs to precision fp16, `place` is where the epoch is taken up.
 
-    Returns:
-        The mean loss, weighed by frames.
+    Yields:
+        The place, after each step; one object that moves on.
     """
     net.train()
     device = next(net.parameters()).device
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+    place = place or Place.unpack(None, device, seed, epoch)
     draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = rows[torch.randperm(len(rows), generator=draw)].to(images.device)
-    noise = torch.Generator(device).manual_seed((seed + 1) * 1_000_033 - epoch)  # not the order's
-    total = torch.zeros((), device=device)  # stays on the device: no waiting in the loop
-    for batch in cut_batches(order, batch_size):
+    for batch in cut_batches(order, batch_size)[place.steps :]:
         optimiser.zero_grad(set_to_none=True)
         image = to_input(gather(images, batch, device))  # (B,1,S,S)
         mask = gather(masks, batch, device).unsqueeze(1).float()  # (B,1,S,S)
         if augment == "standard":
-            image, mask = augment_standard(image, mask, generator=noise)
+            image, mask = augment_standard(image, mask, generator=place.noise)
         with arithmetic(precision, device):
             logits = net(image)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask)
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
-        total += loss.detach() * len(batch)
-        after_step()
-    return float(total) / len(rows)
+        place.loss += loss.detach() * len(batch)
+        place.sound += torch.isfinite(place.loss)
+        place.steps += 1
+        yield place
+
+
+def train_epoch(*args, **how) -> float:
+    """Go through a whole epoch of `train_steps`; return the mean loss, weighed by frames."""
+    *_, place = train_steps(*args, **how)
+    return float(place.loss) / len(args[4])
 
 
 def gather(frames: Tensor, batch: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,51 @@
+"""When a training stops before its end: told by a signal, or because its time is used up."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Stopped(Exception):
+    """It was asked to stop; what it reached is kept, and the next start goes on from there."""
+
+
+def deadline(budget_minutes: float = 0) -> float:
+    """Return when to stop, Unix time: after so many minutes (0: no limit) or at the study's end.
+
+    The latter is THYROID_DEADLINE, Unix time, which the workflow sets for all of its runs.
+    """
+    end = time.time() + 60 * budget_minutes if budget_minutes else float("inf")
+    return min(end, float(os.environ.get("THYROID_DEADLINE") or "inf"))
+
+
+@contextmanager
+def told_to_stop(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
+    """Within it, Ctrl-C, a notebook's stop button and SIGTERM are remembered instead of obeyed.
+
+    A second one is obeyed at once, as ever. Signals reach the main thread alone.
+
+    Yields:
+        A function that says why to stop, "" as long as nobody asked.
+    """
+    end, told, before = deadline(budget_minutes), [], {}
+
+    def remember(number, frame):
+        told.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    def why() -> str:
+        late = time.time() >= end
+        return f"{told[0]} came" if told else "its time budget is used up" if late else ""
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number) or signal.SIG_DFL
+            signal.signal(number, remember)
+    try:
+        yield why
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
