@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ VOLATILE = {
 # Of other names each time, or with times in them: watched notebooks, checksums of such files.
 UNLIKE = re.compile(r"logs/|checksums/|\.lock$|compare/cost\.")
 HALF_DONE = re.compile(r"\.partial|\.failed\.|(^|/)checkpoint[^/]*\.pt")
+SECONDS = 15  # that "within seconds" may take on a busy machine
+MIB = 2**20
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -107,7 +110,7 @@ class Study:
         while not (found := condition()):
             assert time.monotonic() < end, f"waited in vain for {condition.__doc__ or 'it'}"
             assert self.workflow.poll() is None, f"it ended meanwhile:\n{self.said()[-3000:]}"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def training(self) -> list[str]:
@@ -154,7 +157,7 @@ class Study:
         """Kill all of its processes at once, orphans too; after it none is left."""
         while processes := self.processes():
             self.kill(*processes)
-            time.sleep(0.01)
+            time.sleep(0.03)
         if self.workflow:
             self.workflow.wait()
 
@@ -238,3 +241,103 @@ def told(said: str, *words: str) -> str:
     lines = [line for line in said.splitlines() if all(word in line for word in words)]
     assert lines, f"no line has all of {words}:\n{said[-4000:]}"
     return lines[0]
+
+
+@dataclass
+class Outcome:
+    """What one fault did, and what became of the study."""
+
+    name: str
+    injected: str = ""
+    kills: int = 0
+    seconds: float = 0
+    files: int = 0
+    bytes: int = 0
+    verdict: str = "survived"
+    detail: str = ""
+
+
+@dataclass
+class Bench:
+    """The undisturbed study, and what faults need to make studies like it."""
+
+    folder: Path
+    settings: dict = field(default_factory=dict)
+    count: int = 24  # kills
+    seed: int = 0
+    outcome: Outcome = field(default_factory=lambda: Outcome("undisturbed"))
+    reference: dict[str, bytes] = field(default_factory=dict)
+    usual: dict[str, float] = field(default_factory=dict)  # seconds of each step
+    disk: dict[str, int] = field(default_factory=dict)  # bytes
+    made: list[Study] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.undisturbed = Study(self.folder / "undisturbed", **self.settings)
+
+    def run_undisturbed(self) -> None:
+        """Run it once and watch: how long each step takes, and how much disk."""
+        study, seen, peak = self.undisturbed, {}, 0
+        study.start()
+        while study.workflow.poll() is None:
+            now = time.monotonic()
+            for step in study.making():
+                seen.setdefault(step, [now, now])[1] = now
+            peak = max(peak, disk_used(study.results))
+            time.sleep(0.05)
+        code, said = study.end()
+        assert code == 0, f"the undisturbed study failed:\n{said[-4000:]}"
+        self.reference = study.content()
+        self.usual = {step: last - first for step, (first, last) in seen.items()}
+        weights = sum(disk_used(path) for path in study.results.glob("runs/*/model.pt"))
+        self.disk = {
+            "peak": peak,
+            "end": disk_used(study.results),
+            "store": disk_used(study.results / "store"),
+            "weights": weights,
+            "largest_weights": max(map(disk_used, study.results.glob("runs/*/model.pt"))),
+        }
+
+    def _study(self, **how) -> Study:
+        study = Study(self.folder / f"study-{len(self.made)}", **how)
+        self.made.append(study)
+        return study
+
+    def fresh(self) -> Study:
+        """A study of which nothing is done, of the very code that the undisturbed one ran."""
+        study = self.finished()
+        shutil.rmtree(study.results)
+        shutil.rmtree(study.project / ".snakemake")
+        return study
+
+    def finished(self) -> Study:
+        """A copy of the undisturbed study."""
+        return self._study(like=self.undisturbed)
+
+    def prepared(self) -> Study:
+        """A study whose store is made, and nothing else."""
+        study = self.finished()
+        for name in ("runs", "audit", "compare"):
+            shutil.rmtree(study.results / name)
+        for path in (*study.results.glob("notebooks/[2-9]*"), study.results / "report.html"):
+            path.unlink()
+        return study
+
+    def restart(self, study: Study, *options: str) -> str:
+        """Start it plainly, hold every byte against the undisturbed study's; what it said."""
+        said = study.finish(*options)
+        self.compare(study)
+        return said
+
+    def compare(self, study: Study) -> None:
+        files, size = assert_same(study, self.reference)
+        self.outcome.files += files
+        self.outcome.bytes += size
+
+
+def disk_used(path: Path) -> int:
+    """Bytes that a file, or a folder with all that is in it, takes on the disk."""
+    total = 0
+    for each in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):  # it was there a moment ago
+            total += each.stat().st_blocks * 512
+    return total
