@@ -22,11 +22,11 @@ $(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
 # A dry run, or one that was asked to stop early, has no table of its own to show.
-PARTLY = $(filter -n -np --dry-run --dryrun --until% --unlock,$(OPTIONS))
+PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study unlock lab test test-all torture lint nbval reference publish lock bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval reference publish lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ help:  ## this list
 	@echo '  SET takes any key of the parameters, lists without spaces: SET="models=[unet,segnet] lr=1e-3"'
 	@echo '  CORES=2 limits the cores; OPTIONS=-n only lists the steps, OPTIONS="--resources gpu=2" etc.'
 	@echo '  PYTHON=python3.12 picks the interpreter of .venv (3.11 to 3.13)'
-	@echo '  Killed? Start again and it goes on; if Snakemake says "locked": make unlock, then again.'
+	@echo '  Killed, stopped (Ctrl-C) or failed? Start again: it goes on. SET="budget_minutes=500" stops in time.'
 
 # A Debian without python3-venv has no ensurepip: pip then comes from outside.
 $(READY): pyproject.toml requirements.lock
@@ -57,9 +57,6 @@ demo: $(READY)  ## the whole study on phantoms, 3 minutes on two cores
 study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 	@$(SNAKEMAKE)
 	@$(SHOW)
-
-unlock: $(READY)  ## after a kill: take away Snakemake's lock
-	@$(SNAKEMAKE) --unlock
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks

@@ -19,11 +19,11 @@ CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snak
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
-    "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "parallel", "store",
-    "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores", "predict",
-    "checkpoint", "augment", "train", "run", "statistics", "mixed", "stability", "selection",
-    "tables", "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-    "plots_replication", "report", "study", "runner",
+    "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "locks", "parallel",
+    "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
+    "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
+    "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",
+    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report", "study", "runner",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = set(re.findall(r"(?m)^  make ([a-z-]+) ", done.stdout))
     assert listed == phony
-    assert listed >= {"help", "demo", "study", "test", "lab", "unlock"}
+    assert listed >= {"help", "demo", "study", "test", "lab"}
 
 
 @pytest.mark.parametrize("words", ["models=[unet, segnet]", "epochs", "=3", "lr=1=2"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from thyroid_lib import runner, study
+from thyroid_lib import locks, runner, study
 
 ROOT = Path(__file__).parent.parent
 DEMO = (ROOT / "parameters" / "demo.yaml").read_text(encoding="utf-8")
@@ -319,10 +319,12 @@ def test_ending_the_runner_ends_the_kernel(tmp_path):
 
 def test_two_processes_never_make_one_notebook_at_once(tmp_path, monkeypatch):
     notebook, out = write_notebook(tmp_path / "n.ipynb", "count"), tmp_path / "out.ipynb"
-    held = runner._claim_output(out)
+    held = locks.claim_path(out, "first")
     command = [sys.executable, "-m", "thyroid_lib.runner", "notebook", notebook, out]
-    second = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert second.stdout.readline() == "out: another process is at it; waiting for its end …\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    second = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    said = second.stderr.readline()
+    assert said == "note: out: another process is at it; waiting for its end …\n"
     assert second.poll() is None
     assert not out.exists()
     held.close()
@@ -335,28 +337,6 @@ def wait_for(condition, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
-
-
-def test_each_run_takes_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert runner.visible_gpus() == ["4", "7"]
-    out = tmp_path / "3-train-run.ipynb"
-    first = runner._claim_gpu(out)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    second = runner._claim_gpu(out)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr(runner.time, "sleep", lambda seconds: second.close())
-    third = runner._claim_gpu(out)  # both are taken: it waits until one is free
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    assert "3-train-run: other runs hold GPU 4, 7; waiting" in capsys.readouterr().out
-    for lock in (first, third):
-        lock.close()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert runner.visible_gpus() == []
-    assert runner._claim_gpu(out) is None
 
 
 def test_importing_it_is_light():

@@ -59,6 +59,9 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
 
 def cannot_write(error: OSError, path: str | Path) -> OSError:
     """Return the error of a file that could not be written, with its name and what to do."""
+    what_next = "; then start again and it goes on"
+    if str(error.strerror).endswith(what_next):
+        return error
     advice = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the quota of disk space is used up: free some space",
@@ -69,7 +72,7 @@ def cannot_write(error: OSError, path: str | Path) -> OSError:
         errno.ENOTDIR: "a file lies where a folder is needed: move it away",
         errno.EEXIST: "a file lies where a folder is needed: move it away",
     }.get(error.errno, error.strerror or str(error))
-    return OSError(error.errno, f"{advice}; then start again and it goes on", str(path))
+    return OSError(error.errno, advice + what_next, str(path))
 
 
 NOTE = "note: "

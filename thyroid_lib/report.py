@@ -2,7 +2,8 @@
 
     python -m thyroid_lib.report results/demo
 
-takes the executed notebooks of a study, without their code, the comparison first.
+takes the executed notebooks of a study, without their code, the comparison first. Of a study that
+did not finish it tells which steps are missing, and why.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib import no_grammars, write_file
+from thyroid_lib.safekeeping import UNFINISHED
 
 with no_grammars():
     import nbformat
@@ -32,6 +34,8 @@ th, td { text-align: right; white-space: nowrap; }
 tr:nth-child(even) td { background: var(--soft); }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
+.failed { border-left: 4px solid #c33; margin: 1rem 0; padding: .1rem 1rem; }
+.failed h2 { font-size: 1rem; }
 summary { cursor: pointer; padding: .4rem 0; }
 .anchor-link { display: none; }
 """
@@ -45,27 +49,36 @@ SECTIONS = {  # of the page, in its order
 }
 
 
-def build_report(study: str | Path, runs: list[str] | None = None) -> Path:
+def build_report(
+    study: str | Path, runs: list[str] | None = None, steps: list[str] | None = None
+) -> Path:
     """Write `report.html` into the study's folder.
 
     Args:
         runs: the runs to show, by run_id; by default all that were executed.
+        steps: all steps that the study has, by their notebooks' names, if some of them failed: the
+            report begins with those that are missing, each with its cause and log. What compares
+            runs is left out if one is missing, as it is of an earlier time.
 
     Raises:
-        FileNotFoundError: the study has no executed comparison yet.
+        FileNotFoundError: the study has no executed comparison yet, and `steps` were not given.
     """
     study = Path(study)
     folder = study / "notebooks"
-    if not (folder / "4-compare.ipynb").is_file():
+    if not (folder / "4-compare.ipynb").is_file() and steps is None:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
-    if runs is None:
-        executed = [path.stem for path in folder.glob("3-train-*.ipynb")]
-        runs = [name.removeprefix("3-train-") for name in executed if "." not in name]
-    cost = pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
-    sections = [
-        (name, title, _body(folder / f"{notebook}.ipynb") + cost * (name == "compare"))
+    executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem}
+    names = [name.removeprefix("3-train-") for name in executed if name.startswith("3-train-")]
+    runs = names if runs is None else [run for run in runs if run in names or steps is None]
+    missing = [step for step in steps or [] if step not in executed]
+    if any(step.startswith(("1-", "3-")) for step in missing):
+        executed -= {"4-compare", "5-replication"}
+        missing += [step for step in steps if step not in executed and step not in missing]
+    sections = [] if steps is None else [_unfinished(study, steps, missing)]
+    sections += [
+        (name, title, _body(folder / f"{notebook}.ipynb") + _cost(study) * (name == "compare"))
         for name, (title, notebook) in SECTIONS.items()
-        if (folder / f"{notebook}.ipynb").is_file()
+        if notebook in executed
     ]
     details = "".join(
         f"<details><summary>{html.escape(run)}</summary>"
@@ -82,7 +95,46 @@ def build_report(study: str | Path, runs: list[str] | None = None) -> Path:
         f"<style>{STYLE}</style><nav><strong>Study “{html.escape(study.name)}”</strong> &ensp; "
         f"{links}</nav>{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>\n"
     )
+    if steps is not None:
+        write_file(study / UNFINISHED, "report.html tells of failed steps\n")
     return write_file(study / "report.html", page)
+
+
+def _cost(study: Path) -> str:
+    return pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
+
+
+def why_missing(study: str | Path, step: str) -> str:
+    """Return the reason that a step left when it failed, "" if it was not begun.
+
+    A step that was killed outright leaves a log and no reason.
+    """
+    reason = Path(study, "logs", f"{step}.failed.txt")
+    if reason.is_file():
+        return reason.read_text("utf-8", "replace").strip()
+    killed = Path(study, "logs", f"{step}.ipynb").is_file()
+    return "it ended without a word (killed?)" if killed else ""
+
+
+def _unfinished(study: Path, steps: list[str], missing: list[str]) -> tuple[str, str, str]:
+    """The section of what is missing: name, title, HTML."""
+    why = {step: why_missing(study, step) for step in missing}
+    failed = [step for step in missing if why[step]]
+    waiting = [step for step in missing if not why[step]]
+    rows = "".join(
+        f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(why[step])}</pre>'
+        f'<p>Log: <a href="logs/{html.escape(step)}.ipynb">logs/{html.escape(step)}.ipynb</a></p>'
+        "</article>"
+        for step in failed
+    )
+    later = f"<p>Not begun, as they need these: {', '.join(waiting)}.</p>" * bool(waiting)
+    return (
+        "unfinished",
+        "Not finished",
+        f"<h1>This study is not finished</h1><p>{len(failed)} of {len(steps)} steps failed; "
+        f"{len(steps) - len(missing)} are done and shown below. Mend the cause and start the study "
+        f"again: only what is missing is done.</p>{rows}{later}",
+    )
 
 
 def _body(notebook: Path) -> str:
@@ -97,12 +149,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
     parser.add_argument("--runs", nargs="*", help="run_ids to show; all by default")
+    parser.add_argument("--steps", nargs="*", help="all steps of a study of which some failed")
     asked = parser.parse_args()
     try:
-        build_report(asked.study, asked.runs)
+        page = build_report(asked.study, asked.runs, asked.steps)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    reasons = {step: why_missing(asked.study, step) for step in asked.steps or []}
+    for reason in reasons.values():
+        if reason:
+            print(f"not done: {reason.splitlines()[0]}", file=sys.stderr)
+    if asked.steps:
+        print(f"start again and only what is missing is done; report: {page}", file=sys.stderr)
     return 0
 
 

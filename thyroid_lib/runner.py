@@ -8,89 +8,38 @@ papermill alone only warns of an unknown parameter and takes a notebook that sto
 a finished one; here both are errors. `env` prints the variables that make one x86-64 processor
 compute the same bits as another. Exit codes:
 
-    0  done                    3  a cell raised an error
-    2  wrong parameters        4  not every cell ran, or the kernel died
+    0  done                3  a cell raised an error
+    2  wrong parameters    4  not every cell ran, the kernel died, or the disk took no more
+    5  stopped at the end of its time; 130, 143: told to stop (Ctrl-C, SIGTERM): what was trained is
+       kept, and the next start goes on
 
 Importing this module loads neither torch nor papermill: the workflow reads it at every start.
 """
 
 import argparse
 import ast
-import glob
-import hashlib
 import json
 import os
 import re
 import signal
 import sys
-import tempfile
+import threading
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from thyroid_lib import no_grammars, place, write_file
+from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
+from thyroid_lib.locks import claim_gpu, claim_path
+from thyroid_lib.stopping import deadline
 from thyroid_lib.study import mistyped, read_study, unknown
 
-DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE = 0, 2, 3, 4
+DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
+PATIENCE = 15  # seconds that a kernel has to keep its state once it is told to stop
 
 # AVX2 wherever there is more, before torch loads: other instructions round to other bits. MKL
 # keeps its promise on processors of every maker in its COMPATIBLE mode alone.
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-
-
-def visible_gpus() -> list[str]:
-    """Return the CUDA devices that this process may use; found without loading CUDA."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        return [name for name in asked.split(",") if name.strip() not in ("", "-1")]
-    return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-
-
-def _lock(name: str, *, wait: bool = False):
-    """Lock this name on this machine, or return None; held until the returned file is closed."""
-    import fcntl
-
-    name = f"thyroid-{os.getuid()}-{name}.lock".replace("/", "-")
-    lock = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        lock.close()
-        return None
-    return lock
-
-
-def _claim_gpu(out: Path):
-    """Take a GPU that no other run holds, or wait for one; held until the returned file is closed.
-
-    Snakemake deals out as many runs as there are GPUs; a second study beside it knows nothing of
-    the first. Two runs on one GPU would take turns, or run out of its memory.
-    """
-    gpus, told = visible_gpus(), False
-    job = os.environ.get("SLURM_JOB_ID", "")  # each job may see a GPU of its own as number 0
-    while gpus:
-        for gpu in gpus:
-            if lock := _lock(f"gpu-{job}{gpu}"):
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-                return lock
-        if not told:
-            told = True
-            print(f"{out.stem}: other runs hold GPU {', '.join(gpus)}; waiting …", flush=True)
-        time.sleep(1)
-    return None
-
-
-def _claim_output(out: Path):
-    """Wait until no other process makes this notebook.
-
-    A workflow that was killed outright leaves its runs going on; whoever starts it again must not
-    write beside them, and finds their weights when they are done.
-    """
-    name = "out-" + hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    lock = _lock(name)
-    if lock is None:
-        print(f"{out.stem}: another process is at it; waiting for its end …", flush=True)
-        lock = _lock(name, wait=True)
-    return lock
 
 
 def parameter_defaults(notebook: str | Path) -> dict:
@@ -148,23 +97,58 @@ def run_notebook(
     *,
     log: str | Path | None = None,
     pin: bool = False,
+    checksums: str | Path | None = None,
+    writes: Iterable[str | Path] = (),
 ) -> int:
     """Execute a notebook with these parameters; once all of it ran, write it, tidied, to `out`.
 
     Args:
         log: where the notebook can be watched while it runs, times included; it stays there.
-            Without it, it runs as `<out>.failed.ipynb` and stays only if it fails.
+            Without it, it runs as `<out>.failed.ipynb` and stays only if it fails. If it fails,
+            the reason stands beside it, in `<log>.failed.txt`.
         pin: set the variables of `PINNED`.
+        checksums: where to write down those of the files that the notebook `writes`, see
+            `safekeeping.record`.
 
     Returns:
         The exit code that the module's docstring lists.
     """
     notebook, out = Path(notebook), Path(out)
+    running = Path(log) if log else out.with_suffix(".failed.ipynb")
+    reason = running.with_suffix(".failed.txt") if log else None
+    try:
+        for old in filter(None, (reason, checksums)):
+            Path(old).unlink(missing_ok=True)
+        code, message = _check_and_run(notebook, out, running, parameters, pin)
+        if code == DONE and checksums:
+            safekeeping.record(checksums, writes)
+    except OSError as error:
+        told = cannot_write(error, error.filename or running)
+        code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
+    if code == DONE:
+        if not log:
+            running.unlink()
+        print(f"{out.stem}: {message}", flush=True)
+        return DONE
+    if code != BAD_PARAMETERS:
+        message = f"{out.stem}: {message}\n  the notebook up to there: {running}"
+    if reason:
+        with suppress(OSError):
+            write_file(reason, f"{message}\n")
+    return _fail(code, message)
+
+
+def _check_and_run(
+    notebook: Path, out: Path, running: Path, parameters: dict, pin: bool
+) -> tuple[int, str]:
+    """Do the work of `run_notebook`; return an exit code and what there is to say."""
     try:
         defaults = parameter_defaults(notebook)
         check_parameters(parameters, defaults)
     except ValueError as error:
-        return _fail(BAD_PARAMETERS, f"{notebook.name}: {error}")
+        return BAD_PARAMETERS, f"{notebook.name}: {error}"
+    if time.time() >= deadline():
+        return OUT_OF_TIME, "not started, as the time budget is used up; start again and it goes on"
     threads = (defaults | parameters).get("threads", 0)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ():
         os.environ[name] = str(threads)
@@ -172,23 +156,21 @@ def run_notebook(
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     on_gpu = (defaults | parameters).get("device") in ("auto", "cuda")
-    locks = [_claim_output(out), _claim_gpu(out) if on_gpu else None]
+    locks = [claim_path(out, out.stem), claim_gpu(out.stem) if on_gpu else None]
     began = time.perf_counter()
-    running = Path(log) if log else out.with_suffix(".failed.ipynb")
     for path in (running, out):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         code, message = _execute(notebook.absolute(), running.absolute(), parameters)
+        for line in _notes(running):
+            tell(f"{out.stem}: {line}")
+        if code != DONE:
+            return code, message
+        write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
     finally:
         for lock in filter(None, locks):
             lock.close()
-    if code != DONE:
-        return _fail(code, f"{out.stem}: {message}\n  the notebook up to there: {running}")
-    write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
-    if not log:
-        running.unlink()
-    print(f"{out.stem}: done in {time.perf_counter() - began:.0f} s", flush=True)
-    return DONE
+    return DONE, f"done in {time.perf_counter() - began:.0f} s"
 
 
 def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]:
@@ -212,12 +194,17 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
             progress_bar=False,
             cwd=place(""),
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel
+            on_cell_start=_obey,
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename in ("Stopped", "KeyboardInterrupt"):
+            return (128 + _told[0] if _told else OUT_OF_TIME), error.evalue or "told to stop"
         lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
         where = "\n".join(f"  | {line}" for line in lines[-8:-1])
         return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
     except (DeadKernelError, RuntimeError) as error:
+        if _told:
+            return 128 + _told[0], "told to stop"
         return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
     cells = nbformat.read(running, as_version=4).cells
     cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
@@ -226,6 +213,63 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
     if stopped or len(ran) < len(cells):
         return INCOMPLETE, f"only {len(ran)} of {len(cells)} cells ran: is there an exit() in one?"
     return DONE, ""
+
+
+_told: list[int] = []  # signals that came
+
+
+def _on_signal(number: int, frame) -> None:
+    """Let the kernel keep its state and end, as a notebook's stop button does; else end at once."""
+    if _told:
+        return
+    import psutil
+
+    _told.append(number)
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        with suppress(psutil.NoSuchProcess):
+            kernel.send_signal(signal.SIGINT)
+    signal.signal(signal.SIGALRM, _obey)
+    signal.alarm(PATIENCE if kernels else 1)
+    if not kernels:
+        _obey()
+
+
+def _obey(*_, **__) -> None:
+    """End, and the kernel with it, if a signal said so; also called before each cell."""
+    if _told:
+        raise SystemExit(128 + _told[0])
+
+
+def _end_with_workflow() -> None:
+    """Stop when the workflow that started this is gone: killed outright, it tells nobody."""
+    import psutil
+
+    try:
+        workflow = psutil.Process(int(os.environ["THYROID_WORKFLOW_PID"]))
+    except (KeyError, ValueError):
+        return
+    except psutil.NoSuchProcess:
+        workflow = None
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while workflow and workflow.is_running() and workflow.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _notes(running: Path) -> list[str]:
+    """Return what the cells of a notebook told through `thyroid_lib.tell`."""
+    try:
+        cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        return []
+    streams = [o for cell in cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    lines = "".join(line for stream in streams for line in stream["text"]).splitlines()
+    return [line.removeprefix(NOTE) for line in lines if line.startswith(NOTE)]
 
 
 def _has_ids(notebook: Path) -> bool:
@@ -268,8 +312,14 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
 
 
 def _join_streams(outputs: list) -> list:
+    """Join the pieces of a stream, and leave out what `thyroid_lib.tell` told the terminal."""
     joined = []
     for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            lines = output.text.splitlines(keepends=True)
+            output.text = "".join(line for line in lines if not line.startswith(NOTE))
+            if not output.text:
+                continue
         last = joined[-1] if joined else None
         if last and output.output_type == "stream" == last.output_type and last.name == output.name:
             last.text += output.text
@@ -293,6 +343,8 @@ def main() -> int:
     run.add_argument("--parameters", default="{}", help="a JSON object, or a file that holds one")
     run.add_argument("--log", help="where the notebook can be watched, and stays, times and all")
     run.add_argument("--pin-instructions", action="store_true", help="AVX2 on every x86-64")
+    run.add_argument("--checksums", help="file for the checksums of what the notebook writes")
+    run.add_argument("--writes", nargs="*", default=[], help="those files")
     check = commands.add_parser("check", help="check the parameters of a study")
     check.add_argument("files", nargs="+")
     commands.add_parser("env", help="print the variables that pin the instructions")
@@ -312,13 +364,13 @@ def main() -> int:
             raise ValueError('--parameters: need a JSON object such as {"seed": 1}')
     except (OSError, ValueError) as error:
         return _fail(BAD_PARAMETERS, str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the kernel too
-    try:
-        return run_notebook(
-            args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions
-        )
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    _end_with_workflow()
+    return run_notebook(
+        args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions,
+        checksums=args.checksums, writes=args.writes,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

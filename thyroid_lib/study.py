@@ -91,6 +91,7 @@ SCHEMA = {
     "device": ("auto", *_one_of("auto", "cpu", "cuda", "mps")),
     "precision": ("auto", *_one_of("auto", *keys_of("models", "PRECISIONS"))),
     "pin_instructions": (False, *ANY),
+    "budget_minutes": (0.0, "0 (no limit) or more", lambda value: value >= 0),
 }
 
 

@@ -66,11 +66,12 @@ def load_runs(folders: list[Path]) -> Results:
             f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; each "
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
-    about = {folder: BEFORE | _read_json(folder / "run.json") for folder in folders}
-    runs = pd.DataFrame(list(about.values()))
+    about = [BEFORE | _read_json(folder / "run.json") for folder in folders]
+    runs = pd.DataFrame(about)
     tables = {name: [] for name in NEEDED}
-    for folder, run in zip(folders, runs[RUN].to_dict("records"), strict=True):
-        digests = about[folder].get("files", {})  # older runs wrote none down
+    for folder, run in zip(folders, about, strict=True):
+        digests = run.get("files", {})  # older runs wrote none down
+        run = {name: run[name] for name in RUN}
         for name, parts in tables.items():
             if name in digests and file_digest(folder / name) != digests[name]:
                 raise ValueError(

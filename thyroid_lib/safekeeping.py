@@ -1,0 +1,100 @@
+"""A study's folder: one workflow's at a time, with nothing half-written or damaged in it.
+
+results/<study>/checksums/<step>.sha256   what a step wrote; `sha256sum -c` reads them, started
+                                          in the study's folder
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TextIO
+
+from thyroid_lib import cannot_write, locks, tell, write_file
+from thyroid_lib.fingerprint import file_digest
+
+UNFINISHED = Path("logs", "report.failed.txt")  # there as long as the report tells of failed steps
+LINE = re.compile(r"([0-9a-f]{64})  (?!/|\.\./)(.+)")
+
+
+def claim(study: str | Path) -> TextIO:
+    """Take a study's folder for this process and those it starts, until the result is closed.
+
+    Raises:
+        BlockingIOError: another workflow is at it; names its process.
+        OSError: the folder cannot be written.
+    """
+    study = Path(study)
+    try:
+        study.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(study / ".lock")
+    except OSError as error:
+        raise cannot_write(error, study) from error
+    if lock is None:
+        who = (study / ".lock").read_text("utf-8")
+        raise BlockingIOError(
+            f"{study.name}: another start of this study is at work{who and f' (process {who})'}: "
+            "let it end, end it, or give this one another name (study=…)"
+        )
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def mend(study: str | Path) -> list[str]:
+    """Take away what killed steps left half-written, and put aside what has changed since.
+
+    Such a file goes on as `<name>.damaged`; whoever needs it then finds it missing and makes it
+    again.
+
+    Args:
+        study: a claimed folder.
+
+    Returns:
+        What was put aside, relative to the study's folder.
+    """
+    study, aside = Path(study), []
+    for partial in study.rglob("*.partial"):
+        partial.unlink(missing_ok=True)
+    if (study / UNFINISHED).exists():  # what the report tells may be over
+        (study / "report.html").unlink(missing_ok=True)
+        (study / UNFINISHED).unlink()
+    known = {}
+    for record in sorted(study.glob("checksums/*.sha256")):
+        lines = [LINE.fullmatch(line) for line in record.read_text("utf-8", "replace").split("\n")]
+        if None in lines[:-1] or lines[-1]:  # a line that is none, or the last one cut off
+            tell(f"checksums/{record.name} of {study.name} is damaged: the step is done again")
+            record.unlink()
+            aside += _put_aside(study, [line[2] for line in lines if line])
+        else:
+            known |= {line[2]: line[1] for line in lines[:-1]}
+    there = [name for name in known if (study / name).is_file()]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda name: file_digest(study / name), there))
+    changed = [name for name, digest in zip(there, found, strict=True) if digest != known[name]]
+    for name in changed:
+        tell(f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
+             f"made again, and kept as {Path(name).name}.damaged")  # fmt: skip
+    return aside + _put_aside(study, changed)
+
+
+def record(path: str | Path, files: Iterable[str | Path]) -> None:
+    """Write down the checksums of what a step has written.
+
+    Args:
+        path: `<study>/checksums/<step>.sha256`.
+        files: below the study's folder.
+    """
+    path = Path(path)
+    study = path.parent.parent.absolute()
+    names = [Path(file).absolute().relative_to(study) for file in files]
+    write_file(path, "".join(f"{file_digest(study / name)}  {name}\n" for name in names))
+
+
+def _put_aside(study: Path, names: list[str]) -> list[str]:
+    for name in names:
+        if (study / name).is_file():
+            os.replace(study / name, study / f"{name}.damaged")
+    return names
