@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from thyroid_lib.report import build_report, main
+from thyroid_lib.report import build_report, main, missing_steps
 
 
 def notebook(*outputs: str):
@@ -63,3 +63,31 @@ def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nothing")])
     assert main() == 2
     assert "nothing has no notebooks/4-compare.ipynb: run the study" in capsys.readouterr().err
+
+
+def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, monkeypatch):
+    steps = [
+        "1-preprocess",
+        "3-train-unet-grouped-fold0-seed0",
+        "3-train-x",
+        "3-train-y",
+        "4-compare",
+    ]
+    (study / "logs").mkdir(exist_ok=True)
+    (study / "logs" / "3-train-x.failed.txt").write_text(
+        "3-train-x: In [5] the <loss> became nan\n"
+    )
+    (study / "logs" / "3-train-y.ipynb").write_text("{}")
+    missing = missing_steps(study, steps)
+    assert missing["3-train-x"] == "3-train-x: In [5] the <loss> became nan"
+    assert "ended without a word" in missing["3-train-y"]
+    assert missing["4-compare"] == ""  # it is there, of a time before
+    monkeypatch.setattr("sys.argv", ["report", str(study), "--runs", "--steps", *steps])
+    assert main() == 0
+    said = capsys.readouterr().err
+    assert "not done: 3-train-x: In [5] the <loss> became nan\n" in said
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert "the &lt;loss&gt; became nan" in page
+    assert "2 of 5 steps failed" in page
+    assert 'id="compare"' not in page
+    assert 'href="logs/3-train-x.ipynb"' in page

@@ -1,5 +1,7 @@
 """Settings are checked before any work, and a notebook is done only if all of it ran."""
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -365,3 +367,102 @@ def test_values_that_yaml_or_the_store_cannot_hold_are_refused(tmp_path, line, s
     (tmp_path / "demo.yaml").write_text(re.sub(rf"(?m)^{key}:.*$", line, text), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(said)):
         study.read_study([tmp_path / "demo.yaml"])
+
+
+# --- stopped, failed, and what is left then
+
+TRAINING = """
+import time
+from thyroid_lib.stopping import Stopped, told_to_stop
+open(name, "w").write("at it")
+with told_to_stop() as why:
+    while not why():
+        time.sleep(0.05)
+raise Stopped(f"run: stopped, as {why()}")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_told_to_stop_ends_by_itself(number, tmp_path):
+    notebook = write_notebook(tmp_path / "n.ipynb", TRAINING)
+    given = json.dumps({"name": str(tmp_path / "mark")})
+    command = [sys.executable, "-m", "thyroid_lib.runner", "notebook", notebook]
+    command += [tmp_path / "out.ipynb", "--parameters", given, "--log", tmp_path / "log.ipynb"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "mark").exists)
+    began = time.monotonic()
+    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)  # as a workflow does after a terminal's Ctrl-C
+    said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < runner.PATIENCE
+    assert process.returncode == 128 + number
+    assert "error: out: run: stopped, as SIGINT came" in said
+    assert "stopped, as SIGINT came" in (tmp_path / "log.failed.txt").read_text()
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_notebook_ends_with_the_workflow_that_started_it(tmp_path):
+    workflow = subprocess.Popen(["sleep", "100"])
+    notebook = write_notebook(tmp_path / "n.ipynb", TRAINING)
+    given = json.dumps({"name": str(tmp_path / "mark")})
+    command = [sys.executable, "-m", "thyroid_lib.runner", "notebook", notebook]
+    command += [tmp_path / "out.ipynb", "--parameters", given]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"THYROID_WORKFLOW_PID": str(workflow.pid)}
+    )
+    wait_for((tmp_path / "mark").exists)
+    workflow.kill()  # and not waited for: a zombie is dead, too
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    workflow.wait()
+
+
+def test_out_of_time_it_is_not_begun_or_stops(tmp_path, monkeypatch, capsys):
+    notebook = write_notebook(tmp_path / "n.ipynb", TRAINING)
+    given = {"name": str(tmp_path / "mark")}
+    monkeypatch.setenv("THYROID_DEADLINE", str(time.time() - 1))
+    code = runner.run_notebook(notebook, tmp_path / "out.ipynb", given)
+    assert code == runner.OUT_OF_TIME
+    assert "not started, as the time budget is used up" in capsys.readouterr().err
+    monkeypatch.setenv("THYROID_DEADLINE", str(time.time() + 3))
+    code = runner.run_notebook(notebook, tmp_path / "out.ipynb", given)
+    assert code == runner.OUT_OF_TIME
+    assert "stopped, as its time budget is used up" in capsys.readouterr().err
+
+
+def test_what_was_told_is_for_the_terminal_and_not_for_the_notebook(tmp_path, capsys):
+    text = (
+        "import sys; from thyroid_lib import tell\n"
+        "tell('a broken file is passed over'); print('kept', file=sys.stderr); print(count)"
+    )
+    notebook = write_notebook(tmp_path / "n.ipynb", text)
+    assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == 0
+    assert "note: out: a broken file is passed over\n" in capsys.readouterr().err
+    tidied = (tmp_path / "out.ipynb").read_text()
+    assert "passed over\\n" not in tidied
+    assert "kept\\n" in tidied
+
+
+def test_checksums_and_reasons_come_and_go(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = write_notebook(tmp_path / "n.ipynb", "assert count > 1")
+    sums, log = tmp_path / "checksums" / "n.sha256", tmp_path / "logs" / "n.ipynb"
+    out = tmp_path / "notebooks" / "n.ipynb"
+    how = {"log": log, "checksums": sums, "writes": [out]}
+    assert runner.run_notebook(notebook, out, {"count": 2}, **how) == 0
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert sums.read_text() == f"{digest}  notebooks/n.ipynb\n"
+    assert runner.run_notebook(notebook, out, {"count": 1}, **how) == runner.CELL_RAISED
+    assert not sums.exists()
+    assert "AssertionError" in log.with_suffix(".failed.txt").read_text()
+    assert runner.run_notebook(notebook, out, {"count": 2}, **how) == 0
+    assert not log.with_suffix(".failed.txt").exists()
+
+
+def test_a_disk_that_takes_no_more_is_told_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def full(*args, **how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    notebook = write_notebook(tmp_path / "n.ipynb", "count")
+    assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == runner.INCOMPLETE
+    assert "error: out: the disk is full: free some space" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from thyroid_lib import safekeeping
+
 pytest.importorskip("snakemake")
 
 ROOT = Path(__file__).parent.parent
@@ -273,7 +275,52 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     assert not (top / "compare").exists() or not any((top / "compare").iterdir())
     log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
     assert "multiple" in log
+    page = (top / "report.html").read_text(encoding="utf-8")
+    assert "1 of 6 steps failed, 4 are done" in page
+    assert f"3-train-{failed}: In [" in page
+    assert f'href="logs/3-train-{failed}.ipynb"' in page
+    assert "Not done, as they need others: 4-compare." in page
+    assert "1. Preprocess" in page
     assert steps(project, "--config", "size=48", "models=[segnet,unet]") == TRAIN
+    # mended: only what is missing is done, and the report tells of failures no more
+    output = run_study(project, "--config", "size=48", "models=[unet]")
+    assert "3-train-unet" not in re.findall(r"(\S+): done in", output)
+    assert "not finished" not in (top / "report.html").read_text(encoding="utf-8")
+    assert steps(project, "--config", "size=48", "models=[unet]") == {}
+
+
+def test_what_has_changed_since_is_named_and_made_again(project):
+    scores = project / RESULTS / "runs" / RUN / "scores.csv"
+    before = results_of(project)
+    content = bytearray(scores.read_bytes())
+    content[-3] ^= 1
+    scores.write_bytes(content)
+    output = run_study(project)
+    assert f"note: runs/{RUN}/scores.csv of tiny is not the file that was written" in output
+    assert scores.with_name("scores.csv.damaged").read_bytes() == content
+    assert results_of(project) == before
+    assert json.loads((scores.parent / "run.json").read_text())["trained_epochs"] == 0
+
+
+def test_a_second_start_is_refused_while_one_is_at_work(project):
+    lock = safekeeping.claim(project / RESULTS)
+    assert steps(project, "--config", "delta=0.01") == COMPARE  # looking is free
+    done = snakemake(project, "--config", "delta=0.01")
+    assert done.returncode == 2
+    said = f"error: tiny: another start of this study is at work (process {os.getpid()})"
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    lock.close()
+    run_study(project, "--config", "delta=0.01")
+
+
+def test_a_study_stops_at_the_end_of_its_time_and_goes_on(project):
+    output = snakemake(project, "--config", "epochs=2", "budget_minutes=0.001")
+    assert output.returncode == 1
+    assert f"3-train-{RUN}: not started, as the time budget is used up" in output.stderr
+    assert steps(project, "--config", "epochs=2") == TRAIN  # a budget is no setting of the results
+    run_study(project, "--config", "epochs=2", "budget_minutes=60")
+    assert steps(project, "--config", "epochs=2") == {}
 
 
 def test_a_replication_is_told_step_by_step(tmp_path):

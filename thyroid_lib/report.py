@@ -67,14 +67,12 @@ def build_report(
     folder = study / "notebooks"
     if not (folder / "4-compare.ipynb").is_file() and steps is None:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
-    executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem}
-    names = [name.removeprefix("3-train-") for name in executed if name.startswith("3-train-")]
-    runs = names if runs is None else [run for run in runs if run in names or steps is None]
-    missing = [step for step in steps or [] if step not in executed]
-    if any(step.startswith(("1-", "3-")) for step in missing):
-        executed -= {"4-compare", "5-replication"}
-        missing += [step for step in steps if step not in executed and step not in missing]
-    sections = [] if steps is None else [_unfinished(study, steps, missing)]
+    missing = missing_steps(study, steps or [])
+    executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem} - set(missing)
+    if runs is None or steps is not None:
+        there = {step.removeprefix("3-train-") for step in executed if step.startswith("3-train-")}
+        runs = [run for run in runs or there if run in there]
+    sections = [] if steps is None else [_unfinished(missing, len(steps))]
     sections += [
         (name, title, _body(folder / f"{notebook}.ipynb") + _cost(study) * (name == "compare"))
         for name, (title, notebook) in SECTIONS.items()
@@ -104,35 +102,48 @@ def _cost(study: Path) -> str:
     return pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
 
 
-def why_missing(study: str | Path, step: str) -> str:
-    """Return the reason that a step left when it failed, "" if it was not begun.
+def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
+    """Return the steps that are not done, each with its reason, "" if it only waits for others.
 
-    A step that was killed outright leaves a log and no reason.
+    What compares runs is not done if one of them is missing: it was made at another time.
     """
-    reason = Path(study, "logs", f"{step}.failed.txt")
-    if reason.is_file():
-        return reason.read_text("utf-8", "replace").strip()
-    killed = Path(study, "logs", f"{step}.ipynb").is_file()
-    return "it ended without a word (killed?)" if killed else ""
+    study = Path(study)
+    missing = [step for step in steps if not (study / "notebooks" / f"{step}.ipynb").is_file()]
+    if any(step.startswith(("1-", "3-")) for step in missing):
+        missing += [step for step in steps if step.startswith(("4-", "5-")) and step not in missing]
+    reasons = dict.fromkeys(missing, "")
+    for step in missing:
+        reason, log, done = (
+            study / place
+            for place in (
+                f"logs/{step}.failed.txt",
+                f"logs/{step}.ipynb",
+                f"notebooks/{step}.ipynb",
+            )
+        )
+        if reason.is_file():
+            reasons[step] = reason.read_text("utf-8", "replace").strip()
+        elif log.is_file() and not done.is_file():
+            reasons[step] = f"{step}: it ended without a word (killed? out of memory?)"
+    return reasons
 
 
-def _unfinished(study: Path, steps: list[str], missing: list[str]) -> tuple[str, str, str]:
+def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
     """The section of what is missing: name, title, HTML."""
-    why = {step: why_missing(study, step) for step in missing}
-    failed = [step for step in missing if why[step]]
-    waiting = [step for step in missing if not why[step]]
+    failed = {step: reason for step, reason in missing.items() if reason}
+    waiting = [step for step in missing if step not in failed]
     rows = "".join(
-        f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(why[step])}</pre>'
+        f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(reason)}</pre>'
         f'<p>Log: <a href="logs/{html.escape(step)}.ipynb">logs/{html.escape(step)}.ipynb</a></p>'
         "</article>"
-        for step in failed
+        for step, reason in failed.items()
     )
-    later = f"<p>Not begun, as they need these: {', '.join(waiting)}.</p>" * bool(waiting)
+    later = f"<p>Not done, as they need others: {', '.join(waiting)}.</p>" * bool(waiting)
     return (
         "unfinished",
         "Not finished",
-        f"<h1>This study is not finished</h1><p>{len(failed)} of {len(steps)} steps failed; "
-        f"{len(steps) - len(missing)} are done and shown below. Mend the cause and start the study "
+        f"<h1>This study is not finished</h1><p>{len(failed)} of {steps} steps failed, "
+        f"{steps - len(missing)} are done and shown below. Mend the cause and start the study "
         f"again: only what is missing is done.</p>{rows}{later}",
     )
 
@@ -156,10 +167,8 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    reasons = {step: why_missing(asked.study, step) for step in asked.steps or []}
-    for reason in reasons.values():
-        if reason:
-            print(f"not done: {reason.splitlines()[0]}", file=sys.stderr)
+    for reason in filter(None, missing_steps(asked.study, asked.steps or []).values()):
+        print(f"not done: {reason.splitlines()[0]}", file=sys.stderr)
     if asked.steps:
         print(f"start again and only what is missing is done; report: {page}", file=sys.stderr)
     return 0

@@ -63,17 +63,18 @@ def mend(study: str | Path) -> list[str]:
         (study / UNFINISHED).unlink()
     known = {}
     for record in sorted(study.glob("checksums/*.sha256")):
-        lines = [LINE.fullmatch(line) for line in record.read_text("utf-8", "replace").split("\n")]
-        if None in lines[:-1] or lines[-1]:  # a line that is none, or the last one cut off
+        *lines, last = record.read_text("utf-8", "replace").split("\n")
+        found = [LINE.fullmatch(line) for line in lines]
+        if last or not found or None in found:
             tell(f"checksums/{record.name} of {study.name} is damaged: the step is done again")
             record.unlink()
-            aside += _put_aside(study, [line[2] for line in lines if line])
+            aside += _put_aside(study, [f"notebooks/{record.stem}.ipynb"])
         else:
-            known |= {line[2]: line[1] for line in lines[:-1]}
+            known |= {line[2]: line[1] for line in found}
     there = [name for name in known if (study / name).is_file()]
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda name: file_digest(study / name), there))
-    changed = [name for name, digest in zip(there, found, strict=True) if digest != known[name]]
+        sums = list(pool.map(lambda name: file_digest(study / name), there))
+    changed = [name for name, digest in zip(there, sums, strict=True) if digest != known[name]]
     for name in changed:
         tell(f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
              f"made again, and kept as {Path(name).name}.damaged")  # fmt: skip

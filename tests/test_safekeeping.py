@@ -1,0 +1,97 @@
+"""A study's folder: claimed by one, swept of half-written files, damaged ones put aside."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from thyroid_lib import safekeeping
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two steps, of two files and one, with their checksums."""
+    study = tmp_path / "demo"
+    for name in ("runs/a b/scores.csv", "runs/a b/run.json", "compare/summary.csv"):
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        (study / name).write_text(f"content of {name}\n")
+    safekeeping.record(study / "checksums" / "train.sha256", sorted(study.glob("runs/*/*")))
+    safekeeping.record(study / "checksums" / "compare.sha256", study.glob("compare/*"))
+    return study
+
+
+def test_a_sound_study_is_left_alone(study, capsys):
+    assert safekeeping.mend(study) == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum here")
+def test_everyone_can_check_them(study):
+    command = ["sha256sum", "--check", "--strict", "checksums/train.sha256"]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count(": OK")) == (0, 2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"content of runs/a b/scores.csw\n", b"longer" * 1000])
+def test_what_changed_is_named_and_put_aside(study, damage, capsys):
+    scores = study / "runs" / "a b" / "scores.csv"
+    scores.write_bytes(damage)
+    assert safekeeping.mend(study) == ["runs/a b/scores.csv"]
+    assert capsys.readouterr().err.startswith("note: runs/a b/scores.csv of demo is not the file")
+    assert not scores.exists()
+    assert (scores.parent / "scores.csv.damaged").read_bytes() == damage
+    assert (scores.parent / "run.json").exists()
+
+
+def test_a_missing_file_is_the_workflows_to_find(study):
+    (study / "compare" / "summary.csv").unlink()
+    assert safekeeping.mend(study) == []
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[:-7], lambda t: "x" + t, lambda t: ""])
+def test_a_damaged_list_of_checksums_has_its_step_done_again(study, damage, capsys):
+    record, notebook = study / "checksums" / "train.sha256", study / "notebooks" / "train.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text("{}")
+    record.write_text(damage(record.read_text()))
+    assert safekeeping.mend(study) == ["notebooks/train.ipynb"]
+    assert not record.exists()
+    assert not notebook.exists()
+    assert "checksums/train.sha256 of demo is damaged" in capsys.readouterr().err
+    assert (study / "compare" / "summary.csv").exists()
+
+
+def test_a_list_cannot_point_out_of_the_study(study, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    record = study / "checksums" / "compare.sha256"
+    for name in ("../mine.txt", str(tmp_path / "mine.txt")):
+        record.write_text(f"{'0' * 64}  {name}\n")
+        safekeeping.mend(study)
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_half_written_files_and_a_report_of_failures_go(study):
+    partial = study / "runs" / "a b" / "model.pt.123.partial"
+    partial.write_text("half")
+    for name in ("report.html", safekeeping.UNFINISHED):
+        (study / name).parent.mkdir(exist_ok=True)
+        (study / name).write_text("1 of 5 steps failed")
+    safekeeping.mend(study)
+    assert not partial.exists()
+    assert not (study / "report.html").exists()
+    assert not (study / safekeeping.UNFINISHED).exists()
+
+
+def test_one_process_at_a_time(tmp_path):
+    claimed = safekeeping.claim(tmp_path / "demo")
+    with pytest.raises(BlockingIOError, match=rf"demo: another start .*process {os.getpid()}"):
+        safekeeping.claim(tmp_path / "demo")
+    claimed.close()
+    safekeeping.claim(tmp_path / "demo").close()
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "demo").write_text("a file")
+    with pytest.raises(OSError, match="a file lies where a folder is needed"):
+        safekeeping.claim(tmp_path / "demo")
