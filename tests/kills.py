@@ -71,30 +71,31 @@ def kill_at_random(
     return kills
 
 
-def _kill(study: Study, step: str, kind: str, usual: float, share: float):
-    """Wait for the moment and kill; None if the step was done before."""
-    moment = time.monotonic() + share * usual
+def _kill(study: Study, step: str, kind: str, seconds: float) -> str | None:
+    """Let the step go on for so long and kill; where it was, or None if it was done before."""
+    moment = time.monotonic() + seconds
     while (making := study.making().get(step)) and study.workflow.poll() is None:
+        victim = {
+            "workflow": study.workflow.pid,
+            "tree": study.workflow.pid,
+            "runner": making.runner,
+            "kernel": making.kernel,
+            "worker": next(iter(making.workers), None),
+        }[kind]
         # a worker lives for a second or two: it dies wherever in its work it is found
-        if making.workers if kind == "worker" else time.monotonic() >= moment:
+        if victim and (kind == "worker" or time.monotonic() >= moment):
             break
         time.sleep(0.03)
     else:
         return None
     where = _progress(study, step)
-    if kind == "workflow":
-        study.kill(study.workflow.pid)
-        study.workflow.wait()
-    elif kind == "tree":
+    if kind == "tree":
         study.lose_power()
-    elif kind == "worker":
-        study.kill(making.workers[0])
-    elif kind == "kernel" and making.kernel:
-        study.kill(making.kernel)
     else:
-        kind = "runner"
-        study.kill(making.runner)
-    return step, kind, where
+        study.kill(victim)
+    if kind == "workflow":
+        study.workflow.wait()
+    return where
 
 
 def _progress(study: Study, step: str) -> str:
