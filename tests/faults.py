@@ -358,7 +358,7 @@ def disk_full_in_tables(bench: Bench) -> str:
     study = bench.prepared()
 
     def scoring() -> list:
-        return list(study.results.glob("runs/*/model.pt"))
+        return [run for run in bench.missing if (study.results / f"runs/{run}/model.pt").exists()]
 
     def comparing() -> bool:
         return "4-compare" in study.making()
@@ -393,7 +393,7 @@ def disk_read_only(bench: Bench) -> str:
 @fault
 def a_run_that_cannot_succeed(bench: Bench) -> str:
     """A folder lies where its weights belong."""
-    study, run = bench.prepared(), bench.undisturbed.runs[0]
+    study, run = bench.prepared(), bench.missing[0]
     lost, step = study.results / "runs" / run / "model.pt", f"3-train-{run}"
     (lost / "in-the-way").mkdir(parents=True)
     code, said = study.run()

@@ -313,13 +313,20 @@ class Bench:
         return self._study(like=self.undisturbed)
 
     def prepared(self) -> Study:
-        """A study whose store is made, and nothing else."""
+        """A study whose store is made; its grouped runs, and what needs them, are still to come."""
         study = self.finished()
-        for name in ("runs", "audit", "compare"):
-            shutil.rmtree(study.results / name)
-        for path in (*study.results.glob("notebooks/[2-9]*"), study.results / "report.html"):
-            path.unlink()
+        shutil.rmtree(study.results / "compare")
+        for run in self.missing:
+            shutil.rmtree(study.results / "runs" / run)
+            (study.results / "notebooks" / f"3-train-{run}.ipynb").unlink()
+        for name in ("notebooks/4-compare.ipynb", "report.html"):
+            (study.results / name).unlink()
         return study
+
+    @property
+    def missing(self) -> list[str]:
+        """Runs that a prepared study still has to make."""
+        return [run for run in self.undisturbed.runs if "-grouped-" in run]
 
     def restart(self, study: Study, *options: str) -> str:
         """Start it plainly, hold every byte against the undisturbed study's; what it said."""
