@@ -276,7 +276,7 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
     assert "multiple" in log
     page = (top / "report.html").read_text(encoding="utf-8")
-    assert "1 of 6 steps failed, 4 are done" in page
+    assert "1 of 5 steps failed, 3 are done" in page
     assert f"3-train-{failed}: In [" in page
     assert f'href="logs/3-train-{failed}.ipynb"' in page
     assert "Not done, as they need others: 4-compare." in page

@@ -74,7 +74,11 @@ def build_report(
         runs = [run for run in runs or there if run in there]
     sections = [] if steps is None else [_unfinished(missing, len(steps))]
     sections += [
-        (name, title, _body(folder / f"{notebook}.ipynb") + _cost(study) * (name == "compare"))
+        (
+            name,
+            title,
+            _body(folder / f"{notebook}.ipynb") + (_cost(study) if name == "compare" else ""),
+        )
         for name, (title, notebook) in SECTIONS.items()
         if notebook in executed
     ]
