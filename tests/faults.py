@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,9 +193,18 @@ def steps_of(said: str) -> dict[str, int]:
 
 
 def flip(path: Path) -> None:
-    """Turn over one bit in the middle."""
+    """Turn over one bit in the middle; of weights, in the middle of the largest tensor.
+
+    Between tensors there is padding, which means nothing and which nobody sums.
+    """
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
+    place = len(content) // 2
+    if path.suffix == ".pt":
+        with zipfile.ZipFile(path) as records:
+            largest = max(records.infolist(), key=lambda record: record.file_size)
+            inner = records.read(largest)
+        place = bytes(content).index(inner) + len(inner) // 2
+    content[place] ^= 0x10
     path.write_bytes(content)
 
 
@@ -210,7 +220,7 @@ def damaged_files(study: Study) -> list[str]:
         "store/store.json", "audit/leakage.csv", f"runs/{first}/scores.csv",
         f"runs/{first}/history.csv", f"runs/{second}/run.json", f"runs/{second}/calibration.csv",
         f"notebooks/3-train-{second}.ipynb", "notebooks/4-compare.ipynb", "compare/summary.csv",
-        "compare/selected.json", "report.html",
+        "compare/selected.json",
     ]  # fmt: skip
 
 
@@ -225,7 +235,7 @@ def damage(bench: Bench, how: Callable[[Path], None], names: list[str] | None = 
         how(study.results / name)
     said = study.finish()
     for name in names:
-        told(said, name)
+        told(said, "note: ", name)
         (study.results / f"{name}.damaged").unlink(missing_ok=True)
     bench.compare(study)
     return study
@@ -259,8 +269,7 @@ def damaged_checkpoints(bench: Bench) -> str:
         flip(study.results / "runs" / run / "checkpoint.pt")
     said = bench.restart(study)
     for run in trained:
-        log = (study.results / "logs" / f"3-train-{run}.ipynb").read_text()
-        assert "checkpoint.pt" in said + log, f"nobody said that {run} lost a checkpoint"
+        told(said, "note: ", "checkpoint.pt", run)
     study, trained, _ = stop_while_training(bench, Study.lose_power)
     for run in trained:
         for path in (study.results / "runs" / run).glob("checkpoint*"):
@@ -418,7 +427,8 @@ def a_run_that_cannot_succeed(bench: Bench) -> str:
 @fault
 def time_budget(bench: Bench) -> str:
     study = bench.prepared()
-    code, said = study.run("--config", "budget_minutes=0.15")
+    usual = bench.usual[f"3-train-{bench.missing[0]}"]
+    code, said = study.run("--config", f"budget_minutes={(4 + 0.7 * usual) / 60:.2f}")
     assert code, "a study that ran out of its budget ended with 0"
     told(said, "budget")
     stopped = [run for run in study.runs if epochs_kept(study, run) >= 1]
@@ -426,7 +436,7 @@ def time_budget(bench: Bench) -> str:
     for run in stopped:
         resumed(study, run)
     assert "Nothing to be done" in study.finish("--config", "budget_minutes=60")
-    return f"0.15 minutes: {len(stopped)} runs stopped in training, and went on"
+    return f"over within a run's usual time: {len(stopped)} stopped in training, and went on"
 
 
 @fault

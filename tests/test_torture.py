@@ -91,7 +91,7 @@ def test_one_study_at_a_time_which_stops_when_told_and_mends_its_files(bench):
     resumed(study, run)
     flip(study.results / "compare" / "summary.csv")
     said = study.finish()
-    told(said, "compare/summary.csv")
+    told(said, "note: ", "compare/summary.csv")
     assert steps_of(said) == {"compare": 1, "report": 1}
     (study.results / "compare" / "summary.csv.damaged").unlink()
     bench.compare(study)
