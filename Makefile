@@ -13,7 +13,7 @@ ONLY ?=
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
-demo test test-all reference: override PARAMETERS := parameters/demo.yaml
+demo test test-all reference verify: override PARAMETERS := parameters/demo.yaml
 STUDY = $(or $(patsubst study=%,%,$(filter study=%,$(SET))),$(shell sed -n 's/^study: *\([a-z0-9_-]*\).*/\1/p' $(PARAMETERS)))
 # Snakemake itself answers with a traceback.
 $(if $(wildcard $(PARAMETERS)),,$(error there is no $(PARAMETERS): PARAMETERS=parameters/<study>.yaml))
@@ -26,7 +26,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval reference publish lock bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,15 @@ nbval: $(READY)  ## run results/reference/demo again and compare every output
 		env $$($(BIN)/python -m thyroid_lib.runner env) OMP_NUM_THREADS=1 TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
 		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
 		$(sort $(wildcard results/reference/demo/*.ipynb))
+
+# In a folder that goes away again, so Snakemake need not remember how each file in it was made.
+verify: override DATA :=
+verify: override SET :=
+verify: $(READY)  ## run the demo from nothing, elsewhere, and compare it with results/reference/demo
+	@results=$$(mktemp -d); trap 'rm -rf "$$results"; exit 130' INT TERM; \
+		THYROID_RESULTS="$$results" $(SNAKEMAKE) --drop-metadata && \
+		$(BIN)/python -m thyroid_lib.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
+		{ printf '\nthe new run is kept: %s\n' "$$results/demo"; exit 1; }
 
 reference: demo  ## make results/reference/demo from the demo's results
 	@rm -rf results/reference/demo && mkdir -p results/reference/demo

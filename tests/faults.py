@@ -418,7 +418,6 @@ def a_run_that_cannot_succeed(bench: Bench) -> str:
         assert words in failed[0], f"the report's section lacks {words}: {failed[0][:2000]}"
     blamed = re.findall("<h2>(.*?)</h2>", failed[0])
     assert blamed == [step], f"the report blames {blamed}"
-    shutil.copy(study.results / "report.html", bench.folder.parent / "failed-report.html")
     shutil.rmtree(lost)
     said = bench.restart(study)
     ran = steps_of(said)

@@ -148,6 +148,7 @@ QUARANTINED = {
     "one pixel, marked": (
         "x.png", encode(IMAGE[:1, :1]), encode(MASK[15:16, 10:11]), "full mask", "every pixel",
     ),
+    "mask inverted": ("x.png", PNG, encode(255 - MASK), "inverted mask", "whole border is above"),
     "mask of text alone": (
         "x.png", PNG, encode(np.pad(MASK[15:18, 10:13], ((0, 37), (0, 47)))), "empty mask",
         "nothing is left of it after mending: ",
@@ -325,6 +326,7 @@ def test_cmyk_is_read_nearly_right(small_folder):
     np.testing.assert_allclose(built.images[-1].astype(int), expected, atol=1)
 
 
+@pytest.mark.filterwarnings("ignore:images/. passed over", "ignore:masks/. passed over")
 def test_other_files_are_passed_over(small_folder):
     (small_folder / "images" / "Thumbs.db").write_bytes(b"x")
     (small_folder / "images" / ".hidden.png").write_bytes(b"x")

@@ -108,6 +108,7 @@ def test_a_good_pair(good):
         (np.zeros((4, 6)), "empty mask", "the brightest is 0"),
         (np.eye(4, 6), "empty mask", "the brightest is 1: save masks with 0 and 255"),
         (np.full((4, 6), 128), "full mask", "every pixel is above 127"),
+        (np.pad(np.zeros((2, 4)), 1, constant_values=255), "inverted mask", "whole border is"),
     ],
 )
 def test_a_mask_that_cannot_be_used(good, mask, reason, detail):
@@ -138,7 +139,7 @@ def test_a_file_that_is_not_there_or_is_broken(good, kind):
 def test_equal_names_are_paired_whatever_their_type(tmp_path):
     cases = pair(
         tmp_path,
-        ["b 2.JPG", "ä1.png", ".hidden.png", "notes.txt"],
+        ["b 2.JPG", "ä1.png", ".hidden.png"],
         ["ä1.tif", "b 2.bmp", "Thumbs.db"],
         "case_id,group\nä1,p1\nb 2,p2\n",
     )
@@ -197,6 +198,50 @@ def test_a_case_that_groups_csv_does_not_name_has_no_group(tmp_path):
 def test_a_line_without_a_group(tmp_path, line):
     cases = pair(tmp_path, ["a.png", "b.png"], ["a.png", "b.png"], f"case_id,group\na,1\n{line}\n")
     assert cases["group"].tolist() == ["1", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case_id,group\na,Smith, John\n", "the line of 'a' has more fields than the first line"),
+        ("case_id,group,group\na,1,2\n", "has two columns group, keep one"),
+        ('case_id,group\na,"1\nb,2"\n', r"holds a line break .* in '1\\nb,2': a quote"),
+        ('case_id,group\n"a,1\nb,2\n', "is no CSV file in UTF-8 \\(unexpected end of data\\)"),
+        ('case_id,group\na,"1"2\nb,2\n', "is no CSV file in UTF-8 .* expected after"),
+        ("case_id,group\na,1\0\nb,2\n", "holds a line break or what is no text in"),
+        ('case_id,"gr\noup"\na,1\n', r"lacks group: its columns are case_id, 'gr\\noup'; needed"),
+        ("\n , \n", "is no CSV file in UTF-8 \\(it is empty\\)"),
+    ],
+)
+def test_groups_csv_that_says_another_thing_than_it_seems(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"^groups\.csv:? {message}") as error:
+        pair(tmp_path, ["a.png", "b.png"], ["a.png", "b.png"], text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", [" case_id , group \na,1\n,\n , ,\nb,2,\n", "case_id,group\ra,1\rb,2"]
+)
+def test_groups_csv_as_spreadsheets_write_it(tmp_path, text):
+    cases = pair(tmp_path, ["a.png", "b.png"], ["a.png", "b.png"], text)
+    assert cases["group"].tolist() == ["1", "2"]
+
+
+def test_a_broken_link_is_not_taken_for_no_groups_csv(small_folder):
+    (small_folder / "groups.csv").unlink()
+    (small_folder / "groups.csv").symlink_to("groups.csv")
+    with pytest.raises(ValueError, match=r"groups\.csv is no CSV file .*a broken link"):
+        folder.cases_in(small_folder)
+
+
+def test_files_of_another_ending_are_passed_over_aloud(small_folder):
+    (small_folder / "images" / "a03.dcm").touch()
+    (small_folder / "images" / "a\n04.gif").touch()
+    with pytest.warns(
+        UserWarning, match=r"images/: passed over 2 by the ending: 'a\\n04\.gif', a03"
+    ):
+        cases = folder.cases_in(small_folder)
+    assert len(cases) == 6
 
 
 def test_more_columns_in_groups_csv_do_no_harm(tmp_path):

@@ -1,5 +1,9 @@
 """Reading, mending, fitting and restoring frames, with answers that one can draw."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +18,42 @@ def smooth(height, width):
     """A smooth map in [0,1], float32 (H,W)."""
     y, x = np.mgrid[:height, :width]
     return (0.5 + 0.4 * np.sin(2 * y / height) * np.cos(2 * x / width)).astype(np.float32)
+
+
+def png(bits, rows, *, kind=0, clear=None):
+    """The bytes of a PNG of one sample a pixel; Pillow writes neither these bits nor this tRNS."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + pack(row, bits) for row in rows)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        + (b"" if clear is None else chunk(b"tRNS", struct.pack(">H", clear)))
+        + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def pack(row, bits):
+    """One row's samples in so many bits each, the first one highest."""
+    text = "".join(f"{value:0{bits}b}" for value in row)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def tiff(width, height, content, **tags):
+    """The bytes of an uncompressed TIFF; tags as t258=16, for what Pillow does not write."""
+    tags = {"t256": width, "t257": height, "t258": 8, "t259": 1, "t262": 1, "t277": 1} | tags
+    tags = {"t278": height, "t279": len(content)} | tags | {"t273": 0}
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [
+        struct.pack("<HHII", int(tag[1:]), 4, 1, start if tag == "t273" else tags[tag])
+        for tag in sorted(tags)
+    ]
+    ends = struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + ends + content
 
 
 # --- reading
@@ -88,6 +128,52 @@ def test_exif_rotation_is_applied(tmp_path, dtype):
     scale = 257 if dtype == np.uint16 else 1
     Image.fromarray((levels * scale).astype(dtype)).save(tmp_path / "a.png", exif=exif)
     assert frames.read_gray(tmp_path / "a.png").tolist() == [[40, 10], [50, 20], [60, 30]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_png_of_any_depth_and_what_is_transparent_in_it(tmp_path, bits):
+    most = 2**bits - 1
+    row = [0, most, most // 2, most]
+    (tmp_path / "a.png").write_bytes(png(bits, [row]))
+    gray = [round(value * 255 / most) for value in row]
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [gray]
+    (tmp_path / "a.png").write_bytes(png(bits, [row], clear=most))
+    gray = [0 if value == most else round(value * 255 / most) for value in row]
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [gray]
+
+
+def test_tiff_whose_0_is_white(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([255, 55]), t262=0))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 200]]
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, struct.pack("<HH", 65535, 0), t258=16, t262=0))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 255]]
+
+
+def test_tiff_of_12_bits_uses_the_whole_range(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([0xFF, 0xF8, 0x00]), t258=12))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[255, 128]]
+
+
+def test_a_tiff_that_lacks_strips_is_damaged(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(10), t278=2))  # one strip of two
+    with pytest.raises(ValueError, match=r"'a\.tif' is damaged \(part of the picture is missing\)"):
+        frames.read_gray(tmp_path / "a.tif")
+    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(20)))
+    assert frames.read_gray(tmp_path / "a.tif").shape == (4, 5)
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(STEPS).save(buffer, "JPEG", progressive=True)
+    *start, last = buffer.getvalue().split(b"\xff\xda")
+    for scans, fine in ((90, True), (101, False)):
+        content = [*start, *[last[:-2]] * (scans - len(start)), last]
+        (tmp_path / "a.jpg").write_bytes(b"\xff\xda".join(content))
+        if fine:
+            assert frames.read_gray(tmp_path / "a.jpg").shape == STEPS.shape
+            continue
+        with pytest.raises(ValueError, match=r"has more than 100 scans, save it without"):
+            frames.read_gray(tmp_path / "a.jpg")
 
 
 def test_mask_is_above_127(tmp_path):

@@ -23,7 +23,8 @@ ORDER = (
     "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
     "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
     "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",
-    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report", "study", "runner",
+    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report", "verify", "study",
+    "runner",
 )  # fmt: skip
 
 

@@ -49,11 +49,11 @@ FAULTS = {
     ),
     "infinite": (set_key("lr", ".inf"), ["lr: got inf, need a finite number"]),
     "not a number": (set_key("lr", ".nan"), ["lr: got nan, need a finite number"]),
-    "negative rate": (set_key("lr", "-1.0e-3"), ["lr: got -0.001, need above 0"]),
-    "no epochs": (set_key("epochs", "0"), ["epochs: got 0, need 1 or more"]),
-    "no batch": (set_key("batch_size", "0"), ["batch_size: got 0, need 1 or more"]),
+    "negative rate": (set_key("lr", "-1.0e-3"), ["lr: got -0.001, need 1e-12 to 10"]),
+    "no epochs": (set_key("epochs", "0"), ["epochs: got 0, need 1 to 100000"]),
+    "no batch": (set_key("batch_size", "0"), ["batch_size: got 0, need 1 to 65536"]),
     "tiny size": (set_key("size", "8"), ["size: got 8, need 16 to 4096"]),
-    "one fold": (set_key("folds", "1"), ["folds: got 1, need 2 or more"]),
+    "one fold": (set_key("folds", "1"), ["folds: got 1, need 2 to 10000"]),
     "fold beyond the last": (set_key("run_folds", "[4]"), ["run_folds", "has only 0 to 3"]),
     "fold twice": (set_key("run_folds", "[0, 0]"), ["run_folds: got [0, 0]", "none twice"]),
     "seed twice": (set_key("seeds", "[1, 1]"), ["seeds: got [1, 1]", "none twice"]),
@@ -91,6 +91,45 @@ FAULTS = {
     "half for validation": (set_key("val_share", "0.5"), ["val_share", "below 0.5"]),
     "unknown device": (set_key("device", "gpu"), ["device", "auto, cpu, cuda, mps"]),
     "name with a slash": (set_key("study", "a/b"), ["study", "a-z, 0-9"]),
+    "name too long for a folder": (set_key("study", "a" * 101), ["study: got", "100 at most"]),
+    "name that is a date": (
+        set_key("study", "2026-01-15"),
+        ['study: got "2026-01-15", need a text: put it in quotes'],
+    ),
+    "minutes and seconds": (set_key("epochs", "1:30"), ["study.yaml, line", "1:30: write a plain"]),
+    "sixtieths of a rate": (set_key("lr", "1:30.5"), ["study.yaml, line", "1:30.5: write a plain"]),
+    "leading 0": (set_key("epochs", "010"), ["study.yaml, line", "010: write a plain number"]),
+    "tagged leading 0": (set_key("epochs", "!!int '010'"), ["study.yaml, line", "010: write a"]),
+    "tagged nothing": (set_key("epochs", "!!int ''"), ["study.yaml, line", '"" is no int']),
+    "tagged text": (set_key("pin_instructions", "!!bool abc"), ["line", '"abc" is no bool']),
+    "a list that holds itself": (
+        set_key("models", "&a [*a]"),
+        ["study.yaml, line", "*a is an alias: write the value itself"],
+    ),
+    "an alias": (
+        set_key("seeds", "&a [0]").replace("run_folds: [0]", "run_folds: *a"),
+        ["study.yaml, line", "*a is an alias"],
+    ),
+    "a merge": (DEMO + "<<: {lr: 1.0}\n", ["study.yaml, line", "<< merges mappings"]),
+    "a mapping with a date as key": (
+        set_key("models", "{2026-01-15: 1}"),
+        ["models: got dict that cannot be shown, need a list"],
+    ),
+    "brackets in brackets": (set_key("models", "[" * 2000), ["study.yaml: brackets in brackets"]),
+    "a character that YAML refuses": (DEMO + "# \x01\n", ["study.yaml: unacceptable character"]),
+    "key of two lines": (DEMO + '"a\\nb": 1\n', ['"a\\nb": unknown']),
+    "key that is no text": (DEMO + "1: 1\n", ["1: unknown; there are: study"]),
+    "a text with NUL": (set_key("data", '"a\\0b"'), ["data: got", "need a text without NUL"]),
+    "half a letter": (set_key("data", '"\\ud800"'), ["data: got", "need a text without NUL"]),
+    "a whole number that no float holds": (
+        set_key("lr", "1" + "0" * 400),
+        ["lr: got 1000", "…, need a finite number"],
+    ),
+    "a number that no int is read from": (set_key("epochs", "9" * 5000), ["line", "is no int"]),
+    "more runs than can be planned": (
+        set_key("seeds", str(list(range(2000)))),
+        ["seeds: 2000 of them, 3 models and 2 splits make 12000 runs, need 10000 or fewer"],
+    ),
 }
 
 
@@ -104,6 +143,47 @@ def test_each_fault_of_a_study_is_one_clear_line(fault, tmp_path):
     assert len(message.splitlines()) == 1, message
     for part in parts:
         assert part in message
+
+
+LIMITS = {  # key: the lowest and the highest that is allowed, and a step beyond each
+    "phantom_sweeps": ((0, 1), (100, 101)),
+    "phantom_frames": ((0, 1), (1000, 1001)),
+    "phantom_seed": ((-1, 0), (2**32 - 1, 2**32)),
+    "size": ((15, 16), (4096, 4097)),
+    "width": ((-1, 0), (512, 513)),
+    "folds": ((1, 2), (10_000, 10_001)),
+    "seeds": (([-1], [0]), ([2**32 - 1], [2**32])),
+    "epochs": ((0, 1), (100_000, 100_001)),
+    "batch_size": ((0, 1), (65_536, 65_537)),
+    "lr": ((1e-13, 1e-12), (10, 10.1)),
+    "threshold": ((0, 0.01), (0.99, 1)),
+    "tolerance_px": ((0, 1e-6), (4096, 4096.5)),
+    "delta": ((-0.1, 0), (1, 1.1)),
+    "resamples": ((99, 100), (100_000, 100_001)),
+    "threads": ((-1, 0), (1024, 1025)),
+}
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_numbers_have_limits(key):
+    (below, least), (most, above) = LIMITS[key]
+    demo = study.read_study([ROOT / "parameters" / "demo.yaml"])
+    for allowed in (least, most):
+        study.check_study(demo | {key: allowed})
+    for refused in (below, above):
+        with pytest.raises(ValueError, match=re.escape(f"{key}: got {refused}, need ")):
+            study.check_study(demo | {key: refused})
+
+
+def test_the_largest_seed_and_the_last_epoch_fit_what_training_makes_of_them():
+    torch = pytest.importorskip("torch")
+    seed, epochs = study.MOST_SEED, 100_000
+    source = (ROOT / "thyroid_lib" / "train.py").read_text(encoding="utf-8")
+    made = re.findall(r"manual_seed\((.*)\)", source)
+    assert len(made) == 2
+    for formula in made:
+        for values in ({"seed": seed, "epoch": epochs}, {"seed": 0, "epoch": epochs}):
+            torch.Generator().manual_seed(eval(formula, values))
 
 
 def test_all_faults_are_told_at_once(tmp_path):
@@ -132,8 +212,49 @@ def test_the_command_lines_types_are_the_files():
         study.read_study([ROOT / "parameters" / "demo.yaml"], {"models": "unet"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("epochs", "1:30", '^epochs: got the text "1:30", need a whole number'),
+        ("seeds", ["0", "010"], '^seeds: got the text "010", need a whole number'),
+        ("epochs", "[0", r'^epochs: got the text "\[0", need a whole'),
+        ("seeds", "[0", r'^seeds: got "\[0", need a list'),
+        ("epochs", "\x07", r'^epochs: got the text "\\u0007", need a whole'),
+        ("augment", ["a"], r'^augment: got \["a"\], need a text'),
+        ("study", 1.5, "^study: got 1.5, need a text: put it in quotes"),  # may have been 1.50
+        (
+            "data",
+            10**30,
+            "^data: got 1000000000000000000000000000000, need a text: put it in quotes",
+        ),
+        ("study", True, "^study: got true, need a text: put it in quotes"),
+        ("seeds", [["0"]], r'^seeds: got \["0"\], need a whole number'),
+        ("lr", float("nan"), "^lr: got nan, need a finite number"),
+        ("a\nb", 1, r'^"a\\nb": unknown'),
+    ],
+)
+def test_a_value_of_the_command_line_that_is_wrong_is_named(key, value, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        study.read_study([ROOT / "parameters" / "demo.yaml"], {key: value})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_message_shows_any_value_on_one_short_line():
+    itself, many = [], ["x"] * 10
+    itself.append(itself)
+    for _ in range(7):
+        many = [many] * 10  # hundred million texts, and no memory
+    for value in (itself, many, "x" * 10**6, 16**5000, {1: 2}, {(1, 2): 3}, "a\nb", {1}, None):
+        text = study.show(value)
+        assert 0 < len(text) <= 101
+        assert text.isprintable()
+
+
 def test_choices_are_those_of_the_library():
-    from thyroid_lib import frames, models, splits
+    from thyroid_lib import augment, frames, models, splits, train
+
+    assert study.keys_of("train", "SELECTIONS") == list(train.SELECTIONS)
+    assert study.keys_of("augment", "AUGMENTS") == list(augment.AUGMENTS)
 
     assert study.keys_of("models", "MODELS") == list(models.MODELS)
     assert study.keys_of("splits", "PROTOCOLS") == list(splits.PROTOCOLS)
@@ -151,6 +272,16 @@ def test_data_is_told_by_names_and_sizes(tmp_path):
     assert study.list_data(str(tmp_path)) == before
     (tmp_path / "b.png").write_bytes(b"1")
     assert study.list_data(str(tmp_path)) != before
+
+
+def test_data_of_any_name_is_listed_or_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"x\xff.png")).write_bytes(b"1")  # the store sets it aside
+    (tmp_path / "loop").symlink_to("loop")
+    assert len(study.list_data(str(tmp_path))) == 64
+    for data in ("x" * 5000, "~nobody-of-this-name/x", str(tmp_path / "loop"), "a\nb"):
+        with pytest.raises(ValueError, match=r"^data: nothing is at ") as caught:
+            study.list_data(data)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_command_checks_files():
@@ -210,15 +341,111 @@ def test_wrong_parameters_stop_before_any_work(wrong, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [notebook]
 
 
-@pytest.mark.parametrize("text", ["[1]", "{1}", "none.json"])
-def test_parameters_that_are_no_object_are_told(text, tmp_path):
-    given = tmp_path / "p.json"
-    given.write_text(text, encoding="utf-8")
-    given = text if text.endswith(".json") else given
-    done = run_module("notebook", "n.ipynb", tmp_path / "out.ipynb", "--parameters", given)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+# what `--parameters` was given -> what the one line of the error says after the option's name
+NO_OBJECT = {
+    "{1}": '"{1}": Expecting property name',
+    "{'seed': 1}": "Expecting property name",
+    "[1]": "got [1]; need a JSON object such as",
+    "none.json": '"none.json": No such file or directory; need a JSON object',
+    "seed=1": '"seed=1": No such file',
+    "": "need a JSON object",
+    "a\0b": "need a JSON object",
+    "x" * 5000: "File name too long",
+    '{"seed": 1, "seed": 2}': "seed twice; need",
+    '{"a": ' * 5000: "maximum recursion depth",
+}
+
+
+@pytest.mark.parametrize("given", NO_OBJECT, ids=range(len(NO_OBJECT)))
+def test_parameters_that_are_no_object_are_told(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["runner", "notebook", "n.ipynb", "out.ipynb", "--parameters", given]
+    )
+    assert runner.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --parameters: ")
+    assert NO_OBJECT[given] in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{1}", b"", b"\xff\xfe{}", b'{"a": 1}}'])
+def test_a_parameters_file_that_holds_no_object_is_told(content, tmp_path):
+    (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"--parameters: .*need a JSON object such as") as caught:
+        study.read_parameters(str(tmp_path / "p.json"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_parameters_file_may_begin_with_a_mark_of_its_byte_order(tmp_path):
+    (tmp_path / "p.json").write_text('{"seed": 1}', encoding="utf-8-sig")
+    assert study.read_parameters(str(tmp_path / "p.json")) == {"seed": 1}
+
+
+TRAIN = runner.parameter_defaults(ROOT / "notebooks" / "3-train.ipynb")
+NO_TRAINING = {  # given to 3-train -> the one line of the error
+    "precision": ({"precision": "half"}, 'precision: got "half", need one of auto, fp32'),
+    "augment": ({"augment": "x"}, 'augment: got "x", need one of none, standard'),
+    "protocol": ({"protocol": "by_frame"}, 'protocol: got "by_frame", need one of random'),
+    "model": ({"model": "vnet"}, 'model: got "vnet", need one of unet, segnet'),
+    "selection": ({"selection": "best"}, 'selection: got "best", need one of last, val, test'),
+    "device": ({"device": "gpu"}, 'device: got "gpu", need one of auto, cpu'),
+    "fold below 0": ({"fold": -1}, "fold: got -1, need 0 to 9999"),
+    "fold beyond": ({"fold": 4}, "fold: got 4, but folds: 4 has only 0 to 3"),
+    "folds below fold": ({"fold": 3, "folds": 3}, "fold: got 3, but folds: 3 has only 0 to 2"),
+    "second official split": ({"protocol": "official", "fold": 1}, "fold: got 1, the official"),
+    "seed": ({"seed": 2**32}, "seed: got 4294967296, need 0 to 4294967295"),
+    "val_share": ({"val_share": 0.5}, "val_share: got 0.5, need 0 or more and below 0.5"),
+    "val without val": (
+        {"selection": "val", "val_share": 0.0},
+        'val_share: got 0, but selection "val" needs it above 0',
+    ),
+    "test alone": (
+        {"selection": "test"},
+        'selection: got "test", but protocol grouped needs last or val: only reported may',
+    ),
+    "reported alone": (
+        {"protocol": "reported"},
+        'selection: got "last", but protocol reported needs test',
+    ),
+    "nowhere": ({"out": ""}, 'out: got "", need a folder'),
+    "epochs": ({"epochs": 0}, "epochs: got 0, need 1 to 100000"),
+}
+
+
+@pytest.mark.parametrize("wrong", NO_TRAINING)
+def test_values_that_no_training_takes_stop_before_any_work(wrong):
+    parameters, message = NO_TRAINING[wrong]
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as caught:
+        runner.check_parameters(parameters, TRAIN)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_that_training_takes():
+    for fine in (
+        {}, {"protocol": "reported", "selection": "test"}, {"val_share": 0}, {"fold": 3},
+        {"protocol": "random", "fold": 7}, {"protocol": "official"}, {"seed": 2**32 - 1},
+    ):  # fmt: skip
+        runner.check_parameters(fine, TRAIN)
+
+
+def test_a_source_needs_its_data_in_a_notebook_too():
+    defaults = runner.parameter_defaults(ROOT / "notebooks" / "1-preprocess.ipynb")
+    with pytest.raises(ValueError, match=r"^data: is empty, source tg3k needs its folder"):
+        runner.check_parameters({"source": "tg3k"}, defaults)
+    with pytest.raises(ValueError, match=r"^data: phantoms take none"):
+        runner.check_parameters({"data": "x"}, defaults)
+    runner.check_parameters({"source": "folder", "data": "x"}, defaults)
+
+
+def test_every_notebooks_own_defaults_are_allowed():
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        defaults = runner.parameter_defaults(notebook)
+        runner.check_parameters(defaults, defaults)
+
+
+def test_a_strangers_notebook_may_use_the_names_otherwise(tmp_path):
+    defaults = {"size": "large", "seeds": ["a"], "device": 3, "nothing": None}
+    runner.check_parameters({"size": "huge", "seeds": ["b"], "device": 4, "nothing": [1]}, defaults)
 
 
 def test_left_out_and_whole_valued_parameters_are_fine(tmp_path):
@@ -237,6 +464,13 @@ def test_what_is_no_notebook_is_told(tmp_path):
     (tmp_path / "bare.ipynb").write_text('{"cells": []}', encoding="utf-8")
     with pytest.raises(ValueError, match="no cell has the tag `parameters`"):
         runner.parameter_defaults(tmp_path / "bare.ipynb")
+    for text in ('{"cells": 3}', '{"cells": [1]}', '{"cells": {"a": 1}}', "[" * 100_000,
+                 '{"cells": [{"metadata": []}]}', '{"cells": [{"metadata": {"tags": null}}]}',
+                 '{"cells": [{"metadata": {"tags": ["parameters"]}}]}',
+                 '{"cells": [{"metadata": {"tags": ["parameters"]}, "source": 7}]}'):  # fmt: skip
+        (tmp_path / "text.ipynb").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="is no notebook"):
+            runner.parameter_defaults(tmp_path / "text.ipynb")
     odd = write_notebook(tmp_path / "odd.ipynb")
     odd.write_text(odd.read_text().replace("count = 1", "count = name"), encoding="utf-8")
     with pytest.raises(ValueError, match="`count = name` in the parameters cell"):

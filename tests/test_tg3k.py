@@ -88,6 +88,15 @@ def test_a_damaged_first_frame_is_left_to_the_store(tmp_path):
     assert len(tg3k.cases(tmp_path)) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_first_frame_that_is_a_pipe_or_a_bomb_is_left_to_the_store(tmp_path):
+    write_release(tmp_path)
+    (tmp_path / tg3k.IMAGES / "0272.jpg").unlink()
+    os.mkfifo(tmp_path / tg3k.IMAGES / "0272.jpg")  # to open it would wait forever
+    Image.new("1", (30_000, 30_000)).save(tmp_path / tg3k.IMAGES / "3584.jpg", "PNG")
+    assert len(tg3k.cases(tmp_path)) == 4
+
+
 # --- where it lies
 
 
@@ -213,6 +222,44 @@ def test_a_cut_archive_leaves_nothing(tmp_path):
         tg3k.locate(archive)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_in_compressed_data_is_told(tmp_path, method):
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w", method) as made:
+        made.writestr(f"tg3k/{tg3k.IMAGES}/0000.jpg", bytes(range(256)) * 40)
+    content = archive.read_bytes()
+    start = 30 + len(f"tg3k/{tg3k.IMAGES}/0000.jpg")
+    for place in range(start + 10, start + 60, 5):
+        archive.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        with pytest.raises(
+            ValueError, match=r"set\.zip cannot be unpacked \(.+\): get the archive"
+        ):
+            tg3k.locate(archive)
+
+
+def test_two_entries_of_one_name_are_refused(tmp_path):
+    archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"))
+    with zipfile.ZipFile(archive, "a") as more:
+        more.writestr(f"{tg3k.IMAGES}/./0000.JPG", b"other")
+    with pytest.raises(
+        ValueError, match=r"not to be trusted: it holds 'thyroid-image/0000\.jpg' mo"
+    ):
+        tg3k.locate(archive)
+
+
+def test_a_name_too_long_for_the_disk_is_told(tmp_path):
+    archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"))
+    with zipfile.ZipFile(archive, "a") as more:
+        more.writestr(f"{tg3k.IMAGES}/{'9' * 300}.jpg", b"")
+    with pytest.raises(ValueError, match=r"cannot be unpacked \(.*File name too long"):
+        tg3k.locate(archive)
+
+
+def test_a_home_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="nothing is there"):
+        tg3k.locate("~nobody-of-this-name/tg3k")
+
+
 def test_an_archive_of_something_else(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.writestr("holiday/beach.jpg", b"")
@@ -229,11 +276,44 @@ def test_official_split_is_that_of_the_release(tmp_path):
     assert split["train"][7] == "0007"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"train": [1]}', '{"train": ["x"], "val": [1]}'])
-def test_a_damaged_official_split(tmp_path, content):
-    (write_release(tmp_path) / tg3k.SPLIT).write_text(content)
+def halves(train, val):
+    return json.dumps({"train": train, "val": val})
+
+
+ALL = list(range(3585))
+DAMAGED_SPLITS = {
+    "empty": "",
+    "a list": "[]",
+    "one side": '{"train": [1]}',
+    "a text": '{"train": ["x"], "val": [1]}',
+    "digits of a text": halves("0123456789", ALL[10:]),
+    "a fraction": halves([0.5, *ALL[1:3000]], ALL[3000:]),
+    "infinite": halves([float("inf"), *ALL[1:3000]], ALL[3000:]),
+    "true": halves([0, True, *ALL[2:3000]], ALL[3000:]),
+    "a frame on both sides": halves(ALL[:3000], ALL[2999:]),
+    "a frame missing": halves(ALL[:3000], ALL[3001:]),
+    "a frame beyond": halves([*ALL[:3000], 3585], ALL[3000:]),
+    "brackets in brackets": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_SPLITS)
+def test_a_damaged_official_split(tmp_path, kind):
+    (write_release(tmp_path) / tg3k.SPLIT).write_text(DAMAGED_SPLITS[kind])
     with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged: needed are two lists"):
         tg3k.official_split(tmp_path)
+
+
+def test_an_official_split_that_is_no_file(tmp_path):
+    split = write_release(tmp_path) / tg3k.SPLIT
+    split.unlink()
+    split.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged"):
+        tg3k.cases(tmp_path)
+    split.unlink()
+    split.mkdir()
+    with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged"):
+        tg3k.cases(tmp_path)
 
 
 def test_no_official_split(tmp_path):

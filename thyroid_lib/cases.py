@@ -26,6 +26,7 @@ REASONS = (
     "size mismatch",
     "empty mask",
     "full mask",
+    "inverted mask",
 )
 
 
@@ -71,6 +72,11 @@ def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray
         )
     if mask.all():
         raise BadCase("full mask", "every pixel is above 127: is this the mask?")
+    if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
+        raise BadCase(
+            "inverted mask",
+            "the frame's whole border is above 127: save masks with 255 on the thyroid, 0 around",
+        )
     return image, mask
 
 
@@ -97,7 +103,7 @@ def table_problems(cases: pd.DataFrame) -> pd.DataFrame:
     for row, case, key in zip(cases.index, cases.itertuples(index=False), keys, strict=True):
         if counts[key] > 1:
             problem = "duplicate name", f"{counts[key]} files have this name, keep one"
-        elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in case.case_id):
+        elif not is_one_line(case.case_id):
             problem = "unusable name", "it holds a line break or what is no text, rename it"
         elif not case.image_path:
             problem = "missing image", _MISSING["image"]
@@ -123,6 +129,11 @@ def problem_row(case, reason: str, detail: str) -> list[str]:
 def name_key(name: str) -> str:
     """Stems of one key are one case: upper or lower case and the form of accents do not count."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text holds no control character, such as a line break, and nothing but text."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 _MISSING = {

@@ -6,6 +6,7 @@ A group is what must not be split: a patient, or a sweep. Without groups.csv eve
 of its own, which is right only if no two images show the same gland.
 """
 
+import csv
 import os
 import sys
 import unicodedata
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib.cases import make_table, name_key
+from thyroid_lib.cases import is_one_line, make_table, name_key
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+LITTER = ("Thumbs.db", "desktop.ini")  # of Windows
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "image"), ("masks", "mask")
 
 
@@ -31,7 +33,7 @@ def cases(
 
     Names are paired without regard to letter case. A missing partner is an empty path, a name that
     occurs twice (a.png and a.jpg) is two rows, a case that `groups` does not name has group "".
-    Hidden files, folders below and other file types are passed over.
+    Folders below and other file types are passed over with a warning, hidden files without.
 
     Args:
         images, masks: two folders.
@@ -91,7 +93,8 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
             f"{', '.join(there[:8]) or 'nothing'}"
         )
     groups = path / "groups.csv"
-    return cases(path / images, path / masks, groups if groups.exists() else None, dataset)
+    there = os.path.lexists(groups)  # a broken link is no reason to count every image as a group
+    return cases(path / images, path / masks, groups if there else None, dataset)
 
 
 def list_images(folder: Path) -> dict[str, str]:
@@ -102,46 +105,84 @@ def list_images(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
     found: dict[str, str] = {}
+    others = []
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() in SUFFIXES and not name.startswith("."):
-            key = name_key(stem)
-            found[key] = f"{found[key]}/{name}" if key in found else name
+        if name.startswith(".") or name in LITTER:
+            continue
+        if suffix.lower() not in SUFFIXES:
+            others.append(name)
+            continue
+        key = name_key(stem)
+        found[key] = f"{found[key]}/{name}" if key in found else name
     if not found:
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        there = ", ".join(map(_shown, sorted(os.listdir(folder))[:5])) or "nothing"
         raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {there}")
+    if others:
+        more = " …" if len(others) > 3 else ""
+        warnings.warn(
+            f"{folder.name}/: passed over {len(others)} by the ending: "
+            f"{', '.join(map(_shown, others[:3]))}{more}; needed are {' '.join(SUFFIXES)}",
+            stacklevel=3,
+        )
     return found
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
     """Read groups.csv as {name_key: group}; identifiers stay text ("0007" is not 7)."""
     try:
-        table = pd.read_csv(path, dtype=str, index_col=False, encoding="utf-8-sig", na_filter=False)
-    except (OSError, ValueError) as error:
+        if not path.is_file():  # opening a pipe would wait forever
+            raise ValueError("it is a folder, a broken link or none at all")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, strict=True) if any(map(str.strip, row))]
+        if not rows:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(
             f"{path.name} is no CSV file in UTF-8 ({error}), save it as one"
         ) from error
-    if missing := {"case_id", "group"} - set(table.columns):
+    columns = [column.strip() for column in rows.pop(0)]
+    if missing := {"case_id", "group"} - set(columns):
         raise ValueError(
             f"{path.name} lacks {' and '.join(sorted(missing))}: its columns are "
-            f"{', '.join(table.columns)}; needed are case_id,group, separated by a comma"
+            f"{', '.join(_shown(column[:80]) for column in columns[:8])}; needed are "
+            "case_id,group, separated by a comma"
         )
-    keys = table["case_id"].str.strip().map(name_key)
-    if keys.duplicated().any():
+    if twice := {column for column in ("case_id", "group") if columns.count(column) > 1}:
+        raise ValueError(f"{path.name} has two columns {' and '.join(sorted(twice))}, keep one")
+    for row in rows:
+        if any(map(str.strip, row[len(columns) :])):
+            raise ValueError(
+                f"{path.name}: the line of {row[0][:80]!r} has more fields than the first line; "
+                'put a text that holds a comma in "quotes"'
+            )
+        row += [""] * (len(columns) - len(row))
+    names, groups = ([row[columns.index(c)].strip() for row in rows] for c in ("case_id", "group"))
+    if odd := [text for text in (*names, *groups) if not is_one_line(text)]:
         raise ValueError(
-            f"{path.name} names {table['case_id'][keys.duplicated()].iloc[0]!r} more than once, "
-            "keep one line per case"
+            f"{path.name} holds a line break or what is no text in {odd[0][:80]!r}: a quote too "
+            "many or too few?"
         )
-    unknown = table["case_id"][~keys.isin(known)]
-    if len(unknown) == len(table):
+    group_of: dict[str, str] = {}
+    strangers = []
+    for name, group in zip(names, groups, strict=True):
+        key = name_key(name)
+        if key in group_of:
+            raise ValueError(f"{path.name} names {name!r} more than once, keep one line per case")
+        group_of[key] = sys.intern(group)  # one text for all frames of a group
+        strangers += [] if key in known else [name]
+    if len(strangers) == len(rows):
         raise ValueError(
-            f"{path.name} names no image that is there: it has {len(table)} lines, case_id must be "
+            f"{path.name} names no image that is there: it has {len(rows)} lines, case_id must be "
             f"a file's name without its ending, such as {min(known)!r}"
         )
-    if len(unknown):
+    if strangers:
         warnings.warn(
-            f"{path.name} names {len(unknown)} cases that are not there: {unknown.iloc[0]!r} …",
+            f"{path.name} names {len(strangers)} cases that are not there: {strangers[0]!r} …",
             stacklevel=3,
         )
-    groups = map(sys.intern, table["group"].str.strip())  # one text for all frames of a group
-    return dict(zip(keys, groups, strict=True))
+    return group_of

@@ -8,7 +8,7 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,9 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # of a progressive JPEG, each a pass over all of it; encoders make about ten
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of which run programs
+BITS, PHOTOMETRIC, WHITE_IS_0 = 258, 262, 0  # tags of TIFF, and a value of the second
 RESIZES = ("square", "letterbox")
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
@@ -29,7 +31,8 @@ def read_gray(path: str | Path) -> np.ndarray:
     """Read an image file as gray levels, as a viewer would show it; its content decides the format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma. Transparent parts become
-    black: that is what surrounds an ultrasound image, and what is not marked in a mask.
+    black: that is what surrounds an ultrasound image, and what is not marked in a mask. A JPEG, BMP
+    or TIFF has no checksums: a flipped bit may go unseen where the file can still be decoded.
 
     Returns:
         uint8 (H,W).
@@ -203,9 +206,17 @@ def _decode(file: BinaryIO) -> np.ndarray:
             image.verify()
             file.seek(0)
             image = Image.open(file, formats=FORMATS)
+        if image.format == "TIFF" and _covered(image) < image.width * image.height:
+            raise ValueError("part of the picture is missing")  # it would be black
+        if image.info.get("progressive"):
+            file.seek(0)
+            if file.read().count(b"\xff\xda") > MAX_SCANS:
+                raise _Refused(f'has more than {MAX_SCANS} scans, save it without "progressive"')
+        _unify_transparency(image)
+        tags = getattr(image, "tag_v2", {})
         if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # most JPEG have none
             image = ImageOps.exif_transpose(image)
-        return _gray_levels(image)
+        return _gray_levels(image, tags)
     except _Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -219,18 +230,46 @@ def _decode(file: BinaryIO) -> np.ndarray:
         raise ValueError(f"is damaged ({what}), copy or export it again") from error
 
 
-def _gray_levels(image: Image.Image) -> np.ndarray:
+def _covered(image: Image.Image) -> int:
+    """Number of pixels that a file which is opened and not yet decoded has data for."""
+    boxes = {tile[1] for tile in image.tile}  # left, top, right, bottom; one for each colour
+    return sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+
+
+def _unify_transparency(image: Image.Image) -> None:
+    """Count the level that a PNG calls transparent in 8 bits, as Pillow does those of the pixels.
+
+    It does not where a PNG has 2 or 4 bits, or 1 for an older Pillow: nothing would be transparent.
+    """
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(clear, int):
+        packed = image.tile[0][3]
+        clear = (
+            255 * bool(clear) if packed == "1" else clear * {"L;2": 85, "L;4": 17}.get(packed, 1)
+        )
+        image.info["transparency"] = clear
+
+
+def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise _Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
-        return np.rint(levels / 257).astype(np.uint8)
+        highest = 65535
+        if image.mode == "I;16" and BITS in tags:  # a TIFF; for one of 8 bits Pillow does this
+            highest = 2 ** tags[BITS][0] - 1  # 12 bits, too
+            levels = highest - levels if tags.get(PHOTOMETRIC) == WHITE_IS_0 else levels
+        if "transparency" in image.info:
+            levels = np.where(levels == image.info["transparency"], 0, levels)
+        return np.rint(levels / (highest / 255)).astype(np.uint8)
     if image.mode == "F":
         raise _Refused("has floating-point gray levels, save it with 8 or 16 bits")
+    if image.mode == "1":
+        image = image.convert("L")  # Pillow makes nothing transparent in one bit
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode not in ("1", "L"):
+    if image.mode != "L":
         image = image.convert("RGB")  # not every mode turns gray in one step
     return np.array(image if image.mode == "L" else image.convert("L"))
 

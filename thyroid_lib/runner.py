@@ -32,7 +32,7 @@ from pathlib import Path
 from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
 from thyroid_lib.locks import claim_gpu, claim_path
 from thyroid_lib.stopping import deadline
-from thyroid_lib.study import mistyped, read_study, unknown
+from thyroid_lib.study import clashes, misfit, mistyped, read_parameters, read_study, unknown
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
 PATIENCE = 15  # seconds that a kernel has to keep its state once it is told to stop
@@ -50,24 +50,29 @@ def parameter_defaults(notebook: str | Path) -> dict:
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tags_of = [cell.get("metadata", {}).get("tags", []) for cell in cells]
+        tagged = [
+            "".join(cell["source"])
+            for cell, tags in zip(cells, tags_of, strict=True)
+            if "parameters" in tags
+        ]
     except OSError as error:
         raise ValueError(f"{notebook}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{notebook}: is no notebook (format 4)") from None
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
         raise ValueError(f"{notebook}: no cell has the tag `parameters`")
     try:
-        lines = ast.parse("".join(tagged[0]["source"])).body
-    except SyntaxError as error:
+        lines = ast.parse(tagged[0]).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{notebook}: the parameters cell is no Python: {error}") from None
     defaults = {}
     for node in lines:
         try:
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             defaults[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
-            text = ast.unparse(node)
+        except (AttributeError, ValueError, TypeError):
+            text = ast.unparse(node).splitlines()[0]
             raise ValueError(
                 f"{notebook}: `{text}` in the parameters cell is no `name = value`"
             ) from None
@@ -78,15 +83,16 @@ def check_parameters(parameters: dict, defaults: dict) -> None:
     """Hold parameters against a notebook's defaults; what is left out keeps its default.
 
     Raises:
-        ValueError: an unknown name or a value of another type; all of them, one a line.
+        ValueError: an unknown name, a value of another type or one that no notebook of the study
+            takes, or values that do not go together; all of them, one a line.
     """
     problems = []
     for name, value in parameters.items():
         if name not in defaults:
             problems.append(unknown(name, defaults))
-        elif wrong := mistyped(value, defaults[name]):
+        elif wrong := mistyped(value, defaults[name]) or misfit(name, value):
             problems.append(f"{name}: {wrong}")
-    if problems:
+    if problems := problems or clashes(defaults | parameters):
         raise ValueError("\n".join(problems))
 
 
@@ -356,13 +362,8 @@ def main() -> int:
         if args.command == "check":
             print(f"ok: study {read_study(args.files)['study']}")
             return DONE
-        text = args.parameters
-        if not text.lstrip().startswith("{"):
-            text = Path(text).read_text(encoding="utf-8")
-        parameters = json.loads(text)
-        if not isinstance(parameters, dict):
-            raise ValueError('--parameters: need a JSON object such as {"seed": 1}')
-    except (OSError, ValueError) as error:
+        parameters = read_parameters(args.parameters)
+    except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)

@@ -16,6 +16,7 @@ import stat
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ from PIL import Image
 
 from thyroid_lib import folder as folder_source
 from thyroid_lib import place
-from thyroid_lib.cases import make_table
+from thyroid_lib.cases import make_table, name_key
+from thyroid_lib.frames import FORMATS
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
@@ -93,7 +95,7 @@ def cases(path: str | Path) -> pd.DataFrame:
     table["group"] = [_group(case_id) for case_id in table["case_id"]]
     _check_sizes(table)
     table = make_table(table.to_numpy().tolist())
-    sides = official_split(folder) if (folder / SPLIT).exists() else {}
+    sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
     return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
 
@@ -109,7 +111,7 @@ def locate(path: str | Path) -> Path:
     Raises:
         ValueError: nothing there; says what was found and how to get the release.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # unlike Path's it leaves ~somebody alone
     if path.is_file():
         path = _unpack(path)
     if not path.is_dir():
@@ -137,16 +139,22 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
         ValueError: no such file, or not in the release's form.
     """
     file = locate(path) / SPLIT
+    if not os.path.lexists(file):
+        raise ValueError(f"no {SPLIT} beside {IMAGES}/: copy it from the release")
     try:
+        if not file.is_file():  # opening a pipe would wait forever
+            raise ValueError("no file")
         split = json.loads(file.read_text("utf-8"))
         parts = {"train": split["train"], "test": split["val"]}
-        return {side: [f"{int(frame):04d}" for frame in part] for side, part in parts.items()}
-    except FileNotFoundError as error:
-        raise ValueError(f"no {SPLIT} beside {IMAGES}/: copy it from the release") from error
-    except (ValueError, KeyError, TypeError) as error:
+        frames = [frame for part in parts.values() for frame in part]
+        whole = all(type(frame) is int for frame in frames)  # True is no number, nor is 1.5
+        if not whole or sorted(frames) != list(range(RUNS[-1].last + 1)):
+            raise ValueError("not every frame once")
+        return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val; copy it "
-            "again from the release"
+            f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val, with each "
+            f"of 0 to {RUNS[-1].last} once; copy it again from the release"
         ) from error
 
 
@@ -189,11 +197,13 @@ def _check_sizes(table: pd.DataFrame) -> None:
     sizes = {run.run: run for run in RUNS}
     for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
         run = sizes[case.group]
+        if not os.path.isfile(case.image_path):  # opening a pipe would wait forever
+            continue
         try:
-            with Image.open(case.image_path) as image:  # reads the header only
+            with Image.open(case.image_path, formats=FORMATS) as image:  # reads the header only
                 width, height = image.size
-        except (OSError, ValueError, SyntaxError):
-            continue  # missing or damaged: the store says so
+        except Exception:  # decoders raise a dozen kinds
+            continue  # damaged, or a bomb: the store says so
         if (height, width) != (run.height, run.width):
             raise ValueError(
                 f"these are not TG3K's frames: {Path(case.image_path).name} is {height} x {width}, "
@@ -206,36 +216,72 @@ def _unpack(archive: Path) -> Path:
     """Unpack TG3K's part of a zip once, into a folder named by the archive's content list."""
     try:
         with zipfile.ZipFile(archive) as zipped:
-            wanted = [entry for entry in zipped.infolist() if _wanted(entry, archive)]
-            if not wanted:
-                raise ValueError(
-                    f"no TG3K in {archive.name}: needed are the folders {IMAGES}/ and {MASKS}/; "
-                    f"{BY_HAND}, or call tg3k.download"
-                )
-            if sum(entry.file_size for entry in wanted) > MAX_BYTES:
-                raise ValueError(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
+            wanted = _wanted(zipped, archive)
             content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in wanted])
             name = f"{archive.stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
             parent = archive.parent if os.access(archive.parent, os.W_OK) else place("results/data")
             if not (parent / name).is_dir():
                 parent.mkdir(parents=True, exist_ok=True)
+                _check_names(zipped)
                 with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
                     zipped.extractall(Path(work) / name, members=wanted)
                     os.replace(Path(work) / name, parent / name)
             return parent / name
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{archive.name} cannot be unpacked ({error}): {BY_HAND}") from error
+    except _Refused:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
 
 
-def _wanted(entry: zipfile.ZipInfo, archive: Path) -> bool:
+def _check_names(zipped: zipfile.ZipFile) -> None:
+    """Compare every name in the list of contents with the one before the entry's data.
+
+    Names have no checksum: a flipped bit would make of a frame an entry that nobody wants.
+
+    Raises:
+        zipfile.BadZipFile: two names differ.
+    """
+    for entry in zipped.infolist():
+        try:
+            zipped.open(entry).close()
+        except (NotImplementedError, RuntimeError):
+            continue  # packed in another way, or locked; if it is a frame, unpacking says so
+
+
+def _wanted(zipped: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+    """List the entries that are files of TG3K; an archive that is not to be trusted is refused."""
+    wanted = [entry for entry in zipped.infolist() if _is_wanted(entry, archive)]
+    if not wanted:
+        raise _Refused(
+            f"no TG3K in {archive.name}: needed are the folders {IMAGES}/ and {MASKS}/; "
+            f"{BY_HAND}, or call tg3k.download"
+        )
+    if sum(entry.file_size for entry in wanted) > MAX_BYTES:
+        raise _Refused(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
+    # As a disk has them that knows no upper and lower case: the last of two would win in silence.
+    paths = [name_key(str(PurePosixPath(entry.filename))) for entry in wanted]
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise _Refused(
+            f"{archive.name} is not to be trusted: it holds {twice[0]!r} more than once, get it "
+            "from another source"
+        )
+    return wanted
+
+
+def _is_wanted(entry: zipfile.ZipInfo, archive: Path) -> bool:
     """Whether an entry is a file of TG3K; one that would land outside of the folder is refused."""
     path = PurePosixPath(entry.filename.replace("\\", "/"))
     linked = stat.S_ISLNK(entry.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or ":" in entry.filename or linked:
-        raise ValueError(
+        raise _Refused(
             f"{archive.name} is not to be trusted: its entry {entry.filename!r} points out of the "
             "archive, get it from another source"
         )
     if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
         return False
     return path.name == SPLIT or path.parent.name in (IMAGES, MASKS)
+
+
+class _Refused(ValueError):
+    """A sound archive that is not what is needed."""
