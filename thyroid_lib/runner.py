@@ -204,7 +204,8 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
         )
     except papermill.PapermillExecutionError as error:
         if error.ename in ("Stopped", "KeyboardInterrupt"):
-            return (128 + _told[0] if _told else OUT_OF_TIME), error.evalue or "told to stop"
+            code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
+            return (128 + _told[0] if _told else code), error.evalue or "told to stop"
         lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
         where = "\n".join(f"  | {line}" for line in lines[-8:-1])
         return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
