@@ -62,6 +62,12 @@ def sigint(bench: Bench) -> str:
     return _signal(bench, lambda study: os.killpg(study.workflow.pid, signal.SIGINT))
 
 
+@fault
+def workflow_killed_alone(bench: Bench) -> str:
+    """Nobody tells its notebooks; they find out, and end as if told to stop."""
+    return _signal(bench, lambda study: study.kill(study.workflow.pid))
+
+
 def _signal(bench: Bench, send: Callable[[Study], None]) -> str:
     study, stopped, took = stop_while_training(bench, send)
     code, said = study.end()
