@@ -7,8 +7,8 @@ PARAMETERS ?= parameters/demo.yaml
 DATA ?=
 SET ?=
 OPTIONS ?=
-TORCH ?= 2.13.0
 ONLY ?=
+UPGRADE ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -26,7 +26,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,15 +37,27 @@ help:  ## this list
 	@echo '  PYTHON=python3.12 picks the interpreter of .venv (3.11 to 3.13)'
 	@echo '  Killed, stopped (Ctrl-C) or failed? Start again: it goes on. SET="budget_minutes=500" stops in time.'
 
-# A Debian without python3-venv has no ensurepip: pip then comes from outside.
+# A Debian without python3-venv has no ensurepip: pip then comes from outside. The lock is complete, so
+# pip resolves nothing, and every file that it takes is held to a hash. Where pip is set up to find a
+# CPU-only build of torch, that one is taken and CUDA's libraries are left out. One package has no
+# wheel: it is built with the lock's setuptools, and nothing unhashed is fetched for that.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo 'error: needs Python 3.11 to 3.13: make PYTHON=python3.12 …' >&2; exit 2; }
 	@echo 'Setting up .venv from requirements.lock: once, about two minutes, mostly for torch …'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip .venv
-	@if $(BIN)/python -c 'import pip' 2>/dev/null; then pip='$(BIN)/python -m pip'; \
+	@set -e; if $(BIN)/python -c 'import pip' 2>/dev/null; then pip='$(BIN)/python -m pip'; \
 		else pip='$(PYTHON) -m pip --python $(BIN)/python'; fi; \
-		$$pip install -qq --disable-pip-version-check -c requirements.lock -e '.[study,dev]'
+		install="$$pip install -qq --disable-pip-version-check --no-deps"; \
+		torch=$$(sed -n 's/^\(torch==[^ ]*\) .*/\1+cpu/p' requirements.lock); \
+		$$install --dry-run "$$torch" >/dev/null 2>&1 || torch=; \
+		awk -v cpu="$$torch" 'cpu { sub(/^torch==[^ ]*/, cpu) } /^[a-z]/ { cuda = /^(cuda|nvidia|triton)/ } \
+			!cpu || !cuda' requirements.lock > .venv/requirements.lock; \
+		sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock; \
+		$$install --require-hashes -r .venv/setuptools.lock; \
+		$$install --require-hashes --no-build-isolation -r .venv/requirements.lock; \
+		$$install --no-build-isolation -e .; \
+		missing=$$($$pip check --disable-pip-version-check) || { echo "$$missing" >&2; exit 1; }
 	@touch $@
 
 env: $(READY)  ## set up .venv and nothing else
@@ -115,13 +127,27 @@ $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
 bench: $(BENCH_READY)  ## speed against the peers on this machine, 40 minutes: ONLY="training scoring"
 	@.venv-bench/bin/python benchmarks/bench.py $(ONLY)
 
-lock:  ## make requirements.lock anew, from what a fresh environment gets today (TORCH=2.13.0)
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-		$(PYTHON) -m venv "$$folder" && "$$folder/bin/pip" install --quiet \
-		'torch==$(TORCH)' -e '.[study,download,dev]' && \
-		{ sed -n '/^#/p' requirements.lock; "$$folder/bin/pip" freeze --exclude-editable \
-		| sed -E '/^(nvidia|triton|cuda)/d; s/\+[a-z0-9.]+$$//'; } > "$$folder/lock" && \
-		cp "$$folder/lock" requirements.lock
+# What these two run is no part of .venv: it lies in a folder that is gone afterwards.
+TOOLS = tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; $(PYTHON) -m pip install -qq \
+	--disable-pip-version-check --target "$$tools" --require-hashes --no-deps -r requirements-tools.lock
+# $(1): a lock, whose header stays; $(2): what it is made from.
+COMPILE = sed '/^\#/d' $(1) > "$$tools/lock"; "$$tools/bin/uv" pip compile --quiet --universal \
+	--python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(if $(filter all,$(UPGRADE)),--upgrade,$(UPGRADE:%=--upgrade-package=%)) \
+	--output-file "$$tools/lock" $(2); \
+	{ sed -n '/^\#/p' $(1); cat "$$tools/lock"; } > "$$tools/whole"; cp "$$tools/whole" $(1)
+
+lock:  ## the locks anew; what is pinned stays, but for UPGRADE="numpy scipy" or UPGRADE=all
+	@set -e; $(TOOLS); $(call COMPILE,requirements.lock,--all-extras pyproject.toml); \
+		printf 'pip-audit\nuv\n' > "$$tools/in"; $(call COMPILE,requirements-tools.lock,"$$tools/in")
+
+pip-audit:  ## known vulnerabilities of what is locked; asks the registry's database of advisories
+	@$(TOOLS) || exit 2; PYTHONPATH="$$tools" $(PYTHON) -m pip_audit --strict --disable-pip --require-hashes \
+		--progress-spinner off --cache-dir "$$tools/cache" -r requirements.lock \
+		>"$$tools/found" 2>"$$tools/said" && { cat "$$tools/said"; exit; }; \
+		test -s "$$tools/found" && { cat "$$tools/found"; exit 1; }; \
+		{ printf 'error: the audit did not happen, as the database of advisories gave no answer: '; \
+		tail -n 1 "$$tools/said"; } >&2; exit 2
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
 	@rm -rf .venv .venv-bench results/demo .pytest_cache .ruff_cache *.egg-info

@@ -1,8 +1,8 @@
 """SIGKILL at random moments, over every step of a study and over whatever makes it."""
 
-import random
 import time
 
+import numpy as np
 from tortured import SECONDS, Bench, Study
 
 KINDS = ("workflow", "tree", "runner", "kernel", "worker")
@@ -13,7 +13,7 @@ class Deck:
     """Whom to kill and when, drawn so that every kind and every part of a step has its turn."""
 
     def __init__(self, kinds: tuple[str, ...], steps: list[str], seed: int):
-        self.random = random.Random(seed)
+        self.random = np.random.default_rng(seed)
         self.kinds, self.waiting = kinds, []
         self.share = {step: self.random.random() for step in steps}
 
@@ -23,7 +23,7 @@ class Deck:
         fits = fits.get(step, {"workflow", "tree", "runner", "kernel"}) & set(self.kinds)
         fits = fits or set(self.kinds)
         if not fits & set(self.waiting):
-            self.waiting += self.random.sample(self.kinds, len(self.kinds))
+            self.waiting += self.random.permutation(self.kinds).tolist()
         kind = next(kind for kind in self.waiting if kind in fits)
         self.waiting.remove(kind)
         return kind

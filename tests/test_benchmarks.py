@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import bench
+import bits
 import cost
 import data
 import loops
@@ -223,9 +224,12 @@ def test_a_section_alone_keeps_the_others_and_newer_machines_come_first(measured
     assert set(kept["sections"]) == {"training", "preprocessing"}
 
 
-def test_the_readme_quotes_what_was_measured():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    quoted = text.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+@pytest.mark.parametrize(
+    ("file", "part"), [("README.md", "speed"), ("results/reference/README.md", "bits")]
+)
+def test_the_readmes_quote_what_was_measured(file, part):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    quoted = text.split(f"<!-- {part} -->")[1].split(f"<!-- /{part} -->")[0]
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     figures = re.findall(r"\d+\.\d+", quoted)
     assert len(figures) >= 3
@@ -265,6 +269,90 @@ def test_the_quick_form_of_a_cheap_section(drawn):
     assert all(row["rate"] > 0 for row in found["rows"])
     assert "| 4 | 32 |" in cost.show(found)
     assert set(page.SECTIONS) >= set(bench.GOALS)
+
+
+def seen_run(place: Path, logits: list, *, dice: float = 0.5, weights: str = "w") -> Path:
+    """What `bits.look` leaves of a run, made by hand; logits of two frames of 2 x 2 px."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    np.save(place.with_suffix(".npy"), np.array(logits, np.float32).reshape(2, 2, 2))
+    about = {"weights": weights, "scores": f"{dice}", "dice": dice, "threshold": 0.5}
+    place.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    return place
+
+
+def test_how_far_two_runs_are_apart(tmp_path):
+    logits = [1, -1, 2, -2, 3, -3, 0.25, -0.25]
+    before = seen_run(tmp_path / "demo" / "unet-0", logits)
+    again = seen_run(tmp_path / "again" / "unet-0", logits)
+    equal = {"same": True, "pixels": 0.0, "dice": 0.0, "logit": 0.0}
+    assert bits.apart(before, again) == equal
+    assert not bits.apart(before, seen_run(again, logits, weights="others"))["same"]
+    moved = seen_run(again, [*logits[:6], -0.5, -0.25], dice=0.375)  # over the threshold: 1 of 8
+    assert bits.apart(before, moved) == {
+        "same": False, "pixels": 0.125, "dice": -0.125, "logit": 0.75,
+    }  # fmt: skip
+    nearly = seen_run(again, [*logits[:7], np.nextafter(np.float32(-0.25), np.float32(0))])
+    assert not bits.apart(before, nearly)["same"]
+    assert bits.apart(before, nearly)["pixels"] == 0
+
+
+def test_the_table_of_bits_says_yes_no_and_not_measured():
+    equal = {"run": "unet-0", "same": True, "pixels": 0.0, "dice": 0.0, "logit": 0.0}
+    apart = {"run": "unet-1", "same": False, "pixels": 0.02, "dice": -0.004, "logit": 1.5}
+    rows = [
+        {"title": "nothing", "must": True, "runs": [equal, equal]},
+        {"title": "kill", "must": True, "runs": [equal, apart]},
+        {"title": "threads", "must": False, "runs": [apart]},
+        {"title": bits.OTHER_SEED, "must": False, "runs": [apart | {"pixels": 0.04}]},
+        {"title": "GPU", "must": True, "missing": "no GPU here"},
+    ]
+    how = {"width": 8, "size": 64, "epochs": 20, "batch_size": 6, "lr": 0.006, "models": ["unet"]}
+    found = {"rows": rows, "how": how, "instructions": {"demo": "AVX2"}, "torch": "2.13.0"}
+    lines = bits.show(found).splitlines()
+    assert lines[0].startswith("torch 2.13.0; unet of width 8 at 64×64 px, 20 epochs, batch 6")
+    assert lines[-7:] == [
+        "| nothing | yes, 2 of 2 | 0 | 0 | 0 | 0 |",
+        "| kill | not always, 1 of 2 | 1.0 (0–2.0)% | 0.0020 (0–0.0040) | −0.0020 | 0.75 (0–1.5) |",
+        "| threads | no, 0 of 1 | 2.0% | 0.0040 | −0.0040 | 1.5 |",
+        "| for comparison: another seed | no, 0 of 1 | 4.0% | 0.0040 | – | 1.5 |",
+        "| GPU | not measured: no GPU here | | | | |",
+        "",
+        "The median of pixels that differ, over that of another seed: kill (0.25); threads (0.50).",
+    ]
+    assert bits.reached(found) == {"same bits": 0.75}
+    (_, goal) = bench.judge("bits", bits.reached(found), {})[1:]
+    assert goal.startswith("- **not met**: share of the runs that must repeat to the bit")
+
+
+def test_every_row_of_bits_names_two_ways_that_are_trained():
+    ways = [name for process in bits.PROCESSES for name in process.ways]
+    assert len(set(ways)) == len(ways)
+    assert {name for _, *pair, _ in bits.ROWS for name in pair} == set(ways)
+    for process in bits.PROCESSES:
+        for way in process.ways.values():
+            assert not way.weights or way.weights in process.ways
+
+
+@pytest.mark.slow
+def test_the_quick_form_of_bits_trains_kills_and_compares():
+    titles = {
+        ("demo", "same process"): True,
+        ("demo", "killed"): True,
+        ("demo", "two workers"): True,
+        ("demo", "two threads"): None,  # as the machine has it
+    }
+    rows = tuple(row for row in bits.ROWS if row[1:3] in titles)
+    found = bits.measure(SimpleNamespace(quick=True), rows=rows)
+    for row, (_, before, after, _) in zip(found["rows"], rows, strict=False):
+        names = {each["run"] for each in row["runs"]}
+        assert {name.split("-")[0] for name in names} == {"unet", "segnet", "resunet"}
+        if titles[before, after] is not None:
+            assert all(each["same"] for each in row["runs"]), row["title"]
+    others = found["rows"][-1]
+    assert others["title"] == bits.OTHER_SEED
+    assert not any(each["same"] for each in others["runs"])
+    assert bits.reached(found) == {"same bits": 1.0}
+    assert "| threads: 2 for 1 | " in bits.show(found)
 
 
 def test_text_is_taken_out_as_the_library_does(drawn):

@@ -1,6 +1,7 @@
 """What is said twice is said alike: dependencies, parameters, targets, the order of the modules."""
 
 import ast
+import os
 import re
 import subprocess
 import tomllib
@@ -44,16 +45,108 @@ def test_conda_users_get_the_same():
     assert content["dependencies"][-1] == {"pip": ["-e ."]}
 
 
-def test_the_lock_pins_every_direct_dependency_within_its_range():
-    from packaging.specifiers import SpecifierSet
+LOCKS = ("requirements.lock", "requirements-tools.lock")
 
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", x) for x in lines if x[0] != "#")
-    normal = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for name, limits in map(split_need, NEEDED):
-        assert normal[name] in SpecifierSet(limits), f"{name}: {normal.get(name)} is not {limits}"
-    assert not [name for name in normal if name.startswith(("nvidia", "triton"))]
+
+ENTRY = (
+    r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
+    r"((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+)
+
+
+def read_lock(name: str) -> list[tuple]:
+    """A lock's (name, version, marker, hashes); any line that is no such entry is an error."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("#"))
+    assert not re.sub(ENTRY, "", text), "a line is not pinned, hashed and free of addresses"
+    found = re.findall(ENTRY, text)
+    return [(*rest, re.findall(r"[0-9a-f]{64}", hashes)) for *rest, hashes in found]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_line_of_a_lock_is_pinned_and_hashed(name):
+    entries = read_lock(name)
+    assert len(entries) > 20
+    assert sum(len(hashes) for *_, hashes in entries) > 2 * len(
+        entries
+    )  # of all files of a release
+    header = (ROOT / name).read_text(encoding="utf-8").split("\n" + entries[0][0])[0]
+    assert not re.search(r"://|index-url|find-links|\w\.(?:org|com)\b", header)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "six>=1.17.0", "six==1.17.0", "--find-links /opt/x", "six @ https://example.org/six.whl",
+        "six==1.17.0 \\\n    --hash=md5:0", "-e .",
+    ],
+)  # fmt: skip
+def test_a_line_without_a_hash_would_be_found(spoilt, tmp_path, monkeypatch):
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    (tmp_path / "requirements.lock").write_text(f"{text}{spoilt}\n", encoding="utf-8")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    with pytest.raises(AssertionError, match="not pinned, hashed"):
+        read_lock("requirements.lock")
+
+
+def requirements_of(need: str, extra: str = ""):
+    """The same as an object, if it is meant for this machine."""
+    from packaging.requirements import Requirement
+
+    need = Requirement(need)
+    return need if not need.marker or need.marker.evaluate({"extra": extra}) else None
+
+
+def test_the_lock_is_whole():
+    """With what is locked for this machine, nothing is missing: pip is told to resolve nothing."""
+    from importlib import metadata
+
+    from packaging.markers import Marker
+
+    pins = {}
+    for name, version, marker, _ in read_lock("requirements.lock"):
+        if not marker or Marker(marker).evaluate():
+            assert name not in pins, f"two versions of {name} for one machine"
+            pins[name] = version
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    todo, seen = [(need, "") for need in [*NEEDED, *build["requires"]]], set()
+    while todo:
+        text, extra = todo.pop()
+        if (text, extra) in seen or not (need := requirements_of(text, extra)):
+            continue
+        seen.add((text, extra))
+        name = re.sub(r"[-_.]+", "-", need.name).lower()
+        assert name in pins, f"{name} is not locked"
+        assert pins[name] in need.specifier, f"{name}: {pins[name]} is not {need.specifier}"
+        try:
+            inner = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # CUDA's, beside a CPU-only torch
+            continue
+        todo += [(line, extra) for line in inner for extra in ("", *need.extras)]
+    assert len(seen) > len(pins)
+
+
+def test_make_env_leaves_cuda_out_where_torch_has_none(tmp_path):
+    """The same command as the Makefile's, tried on the lock."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    script = re.search(r"awk -v cpu=.*?' requirements\.lock", text, re.S).group()
+    script = script.replace("\\\n", "\n").replace("$$", "$")
+    names = {}
+    for torch in ("", "torch==2.13.0+cpu"):
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=ROOT, env=os.environ | {"torch": torch},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        names[torch] = re.findall(r"(?m)^[a-z0-9-]+==[^ ]+", done.stdout)
+    everything = [f"{name}=={version}" for name, version, *_ in read_lock("requirements.lock")]
+    assert names[""] == everything
+    left_out = set(everything) - set(names["torch==2.13.0+cpu"]) - {"torch==2.13.0"}
+    assert set(names["torch==2.13.0+cpu"]) - set(everything) == {"torch==2.13.0+cpu"}
+    assert {name.split("==")[0] for name in left_out} == {
+        name for name, *_ in read_lock("requirements.lock")
+        if name.startswith(("cuda-", "nvidia-", "triton"))
+    }  # fmt: skip
+    assert len(left_out) > 10
 
 
 def test_snakemake_stays_an_extra_and_torch_wide():
@@ -156,7 +249,7 @@ def test_no_machines_own_paths_or_hosts():
 
 def test_the_lint_that_ci_runs_is_the_committed_one():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    pins = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [f"{name}=={version}" for name, version, *_ in read_lock("requirements.lock")]
     for tool in ("ruff", "nbstripout"):
         used = set(re.findall(rf"\[({tool}==[\d.]+)\]", hooks))
         assert used == {pin for pin in pins if pin.startswith(f"{tool}==")}

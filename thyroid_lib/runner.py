@@ -23,6 +23,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -140,7 +141,7 @@ def run_notebook(
         message = f"{out.stem}: {message}\n  the notebook up to there: {running}"
     if reason:
         with suppress(OSError):
-            write_file(reason, f"{message}\n")
+            write_file(reason, hide_places(f"{message}\n"))
     return _fail(code, message)
 
 
@@ -174,6 +175,8 @@ def _check_and_run(
             return code, message
         write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
     finally:
+        with suppress(OSError):  # not there yet, or a full disk: then it stays as it is
+            write_file(running, hide_places(running.read_text(encoding="utf-8")))
         for lock in filter(None, locks):
             lock.close()
     return DONE, f"done in {time.perf_counter() - began:.0f} s"
@@ -315,7 +318,34 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
     for folder in {str(place("")).rstrip("/"), str(Path.home())} - {"", "/"}:
         if re.search(re.escape(folder) + r"(?![\w -])", shown):
             print(f"warning: {path.name} shows a path of this machine: {folder}", file=sys.stderr)
-    return text
+    return hide_places(text)
+
+
+def hide_places(text: str) -> str:
+    """Return a text, or a notebook's JSON, without the folders that tell whose machine this is.
+
+    The project is `.`, the folder of the results `results` and the home `~`, which `place` leads
+    back to where they are; Python's folder is `python`, that of temporary files `$TMPDIR`.
+    """
+    names = {
+        os.environ.get("THYROID_RESULTS", ""): "results",
+        str(place("")): ".",
+        os.path.expanduser("~"): "~",
+        sys.prefix: "python",
+        sys.base_prefix: "python",
+        tempfile.gettempdir(): "$TMPDIR",
+    }
+    shown = {}
+    for folder, name in names.items():
+        for path in {os.path.abspath(folder), os.path.realpath(folder)} if folder else ():
+            if path not in ("/", "/usr", "/usr/local", "/tmp", "/var/tmp"):  # everybody's
+                for form in (path, *(json.dumps(path, ensure_ascii=x)[1:-1] for x in (0, 1))):
+                    shown.setdefault(form, name)
+    longest = sorted(shown, key=len, reverse=True)
+    places = "|".join(map(re.escape, longest))
+    # not where the name goes on (`…/ab`, `…/a-b`, `…/a.b` for `…/a`); a full stop may follow
+    part = re.compile(rf"(?:{places})(?![\w-]|\.\w)")
+    return part.sub(lambda hit: shown[hit[0]], text) if shown else text
 
 
 def _join_streams(outputs: list) -> list:

@@ -320,7 +320,7 @@ def read_study(files, overrides: dict | None = None) -> dict:
     config = {}
     for file in map(Path, files):
         try:
-            content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+            content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506, it is safe
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{_named(file.name)}: cannot be read: {_one_line(error)}") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -383,7 +383,7 @@ def _from_command_line(value, example):
         number = type(value) is int and abs(value) < 10**18  # beyond, no name or path
         return "" if value is None else str(value) if number else value
     try:
-        return yaml.load(value, _StrictLoader) if isinstance(value, str) else value
+        return yaml.load(value, _StrictLoader) if isinstance(value, str) else value  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         return value  # a text where none is wanted: its key will say so
 
