@@ -58,12 +58,12 @@ def kill_at_random(
             step = next((each for each in study.making() if each in left), None)
             if step and len(kills) < count:
                 left.discard(step)
-                if done := _kill(
-                    study, step, deck.kind(step), bench.usual[step], deck.moment(step)
-                ):
-                    kills.append(done)
-                    bench.outcome.kills = len(kills)
-                    hit = True
+                kind, seconds = deck.kind(step), deck.moment(step) * bench.usual[step]
+                if where := _kill(study, step, kind, seconds):
+                    kills.append((step, kind, where))
+                    bench.outcome.kills, hit = len(kills), True
+                else:
+                    deck.waiting.insert(0, kind)
             time.sleep(0.05)
         study.wait_until_alone(SECONDS)
         bench.compare(study)
