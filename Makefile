@@ -26,7 +26,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all lint nbval verify reference publish lock pip-audit bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ test: lint demo  ## style, the demo, tests, and the committed notebooks run once
 test-all: lint demo  ## the same with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory nbval
+
+torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--only kills --kills 3"
+	@$(BIN)/python tests/torture.py $(OPTIONS)
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .

@@ -35,8 +35,8 @@ COMPARE = {"compare": 1, "report": 1}
 REPORT = {"report": 1}
 
 
-def copy_project(target: Path) -> Path:
-    """What the workflow needs, with the parameters above as parameters/tiny.yaml."""
+def copy_project(target: Path, settings: dict = TINY) -> Path:
+    """What the workflow needs, and the demo's parameters with these as parameters/tiny.yaml."""
     for part in ("notebooks", "parameters", "thyroid_lib", "workflow", "pyproject.toml"):
         if (ROOT / part).is_file():
             shutil.copy2(ROOT / part, target / part)
@@ -47,7 +47,7 @@ def copy_project(target: Path) -> Path:
     (target / curves).parent.mkdir(parents=True)
     shutil.copy2(ROOT / curves, target / curves)
     text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
-    for key, value in TINY.items():
+    for key, value in settings.items():
         text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
         assert found == 1, key
     (target / "parameters" / "tiny.yaml").write_text(text, encoding="utf-8")
