@@ -614,8 +614,11 @@ def test_a_damaged_store_is_refused(tmp_path, tiny_store, counts):
         if said is not None:
             assert is_sentence(said, str(tmp_path)), (what, said)
             continue
-        if name != "store.json":
-            assert damaged == sound[name], what
+        if name == "store.json":  # spaces between what it says do not count
+            damaged, sound_one = json.loads(damaged), json.loads(sound[name])
+        else:
+            sound_one = sound[name]
+        assert damaged == sound_one, what
         np.testing.assert_array_equal(opened.images, tiny_store.images)
         np.testing.assert_array_equal(opened.masks, tiny_store.masks)
         assert opened.index.equals(tiny_store.index), what
