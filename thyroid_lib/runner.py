@@ -315,7 +315,7 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
             cell.outputs = _join_streams(cell.outputs)
     text = nbformat.writes(nb) + "\n"
     shown = json.dumps([cell.get("outputs") for cell in nb.cells])  # parameters are the user's own
-    for folder in {str(place("")).rstrip("/"), str(Path.home())} - {"", "/"}:
+    for folder in {str(place("")).rstrip("/"), os.path.expanduser("~")} - {"", "/"}:
         if re.search(re.escape(folder) + r"(?![\w -])", shown):
             print(f"warning: {path.name} shows a path of this machine: {folder}", file=sys.stderr)
     return hide_places(text)
