@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
@@ -124,36 +124,33 @@ def run_notebook(
     running = Path(log) if log else out.with_suffix(".failed.ipynb")
     reason = running.with_suffix(".failed.txt") if log else None
     try:
-        for old in filter(None, (reason, checksums)):
-            Path(old).unlink(missing_ok=True)
-        code, message = _check_and_run(notebook, out, running, parameters, pin)
-        if code == DONE and checksums:
-            safekeeping.record(checksums, writes)
-    except OSError as error:
-        told = cannot_write(error, error.filename or running)
-        code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
-    if code == DONE:
-        if not log:
-            running.unlink()
-        print(f"{out.stem}: {message}", flush=True)
-        return DONE
-    if code != BAD_PARAMETERS:
-        message = f"{out.stem}: {message}\n  the notebook up to there: {running}"
-    if reason:
-        with suppress(OSError):
-            write_file(reason, hide_places(f"{message}\n"))
-    return _fail(code, message)
-
-
-def _check_and_run(
-    notebook: Path, out: Path, running: Path, parameters: dict, pin: bool
-) -> tuple[int, str]:
-    """Do the work of `run_notebook`; return an exit code and what there is to say."""
-    try:
         defaults = parameter_defaults(notebook)
         check_parameters(parameters, defaults)
     except ValueError as error:
-        return BAD_PARAMETERS, f"{notebook.name}: {error}"
+        return _fail(BAD_PARAMETERS, f"{notebook.name}: {error}", reason)
+    with claim_path(out, out.stem):
+        try:
+            for old in filter(None, (reason, checksums)):
+                Path(old).unlink(missing_ok=True)
+            code, message = _run(notebook, out, running, parameters, defaults, pin)
+            if code == DONE and checksums:
+                safekeeping.record(checksums, writes)
+        except OSError as error:
+            told = cannot_write(error, error.filename or running)
+            code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
+        if code != DONE:
+            message = f"{out.stem}: {message}\n  the notebook up to there: {running}"
+            return _fail(code, message, reason)
+        if not log:
+            running.unlink()
+    print(f"{out.stem}: {message}", flush=True)
+    return DONE
+
+
+def _run(
+    notebook: Path, out: Path, running: Path, parameters: dict, defaults: dict, pin: bool
+) -> tuple[int, str]:
+    """Execute and tidy a notebook; return an exit code and what there is to say."""
     if time.time() >= deadline():
         return OUT_OF_TIME, "not started, as the time budget is used up; start again and it goes on"
     threads = (defaults | parameters).get("threads", 0)
@@ -163,12 +160,12 @@ def _check_and_run(
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     on_gpu = (defaults | parameters).get("device") in ("auto", "cuda")
-    locks = [claim_path(out, out.stem), claim_gpu(out.stem) if on_gpu else None]
     began = time.perf_counter()
     for path in (running, out):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        code, message = _execute(notebook.absolute(), running.absolute(), parameters)
+        with (claim_gpu(out.stem) if on_gpu else None) or nullcontext():
+            code, message = _execute(notebook.absolute(), running.absolute(), parameters)
         for line in _notes(running):
             tell(f"{out.stem}: {line}")
         if code != DONE:
@@ -177,8 +174,6 @@ def _check_and_run(
     finally:
         with suppress(OSError):  # not there yet, or a full disk: then it stays as it is
             write_file(running, hide_places(running.read_text(encoding="utf-8")))
-        for lock in filter(None, locks):
-            lock.close()
     return DONE, f"done in {time.perf_counter() - began:.0f} s"
 
 
@@ -365,8 +360,12 @@ def _join_streams(outputs: list) -> list:
     return joined
 
 
-def _fail(code: int, message: str) -> int:
+def _fail(code: int, message: str, reason: Path | None = None) -> int:
+    """Tell what happened, also in the file `reason`, for the report."""
     print(f"error: {message}", file=sys.stderr, flush=True)
+    if reason:
+        with suppress(OSError):
+            write_file(reason, hide_places(f"{message}\n"))
     return code
 
 
