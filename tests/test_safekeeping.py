@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -95,3 +96,13 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "demo").write_text("a file")
     with pytest.raises(OSError, match="a file lies where a folder is needed"):
         safekeeping.claim(tmp_path / "demo")
+
+
+def test_times_of_the_future_are_set_to_now(study, capsys):
+    files = sorted(path for path in study.rglob("*") if path.is_file())
+    os.utime(files[0], (4e9, 4e9))
+    os.utime(files[1], (1e9, 1e9))
+    safekeeping.settle_times([*files, study / "none.csv"])
+    assert abs(files[0].stat().st_mtime - time.time()) < 10
+    assert files[1].stat().st_mtime == 1e9
+    assert capsys.readouterr().err.startswith("note: 1 files bear times of the future")
