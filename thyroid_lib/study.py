@@ -90,7 +90,7 @@ SCHEMA = {
     "seeds": ([0], *_some_between(0, MOST_SEED)),
     "epochs": (25, *_between(1, 100_000)),
     "batch_size": (16, *_between(1, 65_536)),
-    "lr": (1e-4, *_between(1e-12, 10)),
+    "lr": (1e-4, *_between(1e-12, 1e12)),
     "selection": ("last", *_one_of("last", "val")),
     "augment": ("none", *_one_of(*keys_of("augment", "AUGMENTS"))),
     "threshold": (0.5, "above 0 and below 1", lambda value: 0 < value < 1),
