@@ -83,6 +83,20 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path):
     assert found > 100
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_cannot_be_read_now_is_no_damage_and_stays(tmp_path, monkeypatch, error):
+    path = checkpoint.save(tmp_path / "model.pt", {"key": "k"})
+
+    def fails(*args, **how):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fails)
+        with pytest.raises(type(error)):
+            checkpoint.load(path, key="k")
+    assert checkpoint.load(path, key="k") == {"key": "k"}
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_the_newest_sound_state_is_taken_up(tmp_path, how):
     for epoch in (1, 2, 3):

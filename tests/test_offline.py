@@ -193,6 +193,8 @@ def test_a_log_still_says_where_things_are(jane):
         ("/opt/env/lib/x.py", "python/lib/x.py"),
         ("/usr/lib and /tmp/x", "/usr/lib and /tmp/x"),
         ('{"a": "/home/jane/caf\\u00e9/x"}', '{"a": "python/x"}'),
+        ("/mnt/home/jane/x /srv-/home/jane", "/mnt/home/jane/x /srv-/home/jane"),
+        ("a\\n/home/jane/x \\u001b[0;32m/home/jane", "a\\n~/x \\u001b[0;32m~"),
         ("nothing", "nothing"),
     ],
 )

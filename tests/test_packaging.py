@@ -20,7 +20,7 @@ CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snak
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
-    "__init__", "frames", "cases", "folder", "tg3k", "phantom", "fingerprint", "locks", "parallel",
+    "__init__", "frames", "cases", "folder", "locks", "tg3k", "phantom", "fingerprint", "parallel",
     "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
     "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
     "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",

@@ -75,19 +75,19 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     ]
     (study / "logs").mkdir(exist_ok=True)
     (study / "logs" / "3-train-x.failed.txt").write_text(
-        "3-train-x: In [5] the <loss> became nan\n"
+        "error: 3-train-x: In [5] the <loss> became nan\n"
     )
     (study / "logs" / "3-train-y.ipynb").write_text("{}")
     missing = missing_steps(study, steps)
-    assert missing["3-train-x"] == "3-train-x: In [5] the <loss> became nan"
+    assert missing["3-train-x"] == "error: 3-train-x: In [5] the <loss> became nan"
     assert "ended without a word" in missing["3-train-y"]
     assert missing["4-compare"] == ""  # it is there, of a time before
     monkeypatch.setattr("sys.argv", ["report", str(study), "--runs", "--steps", *steps])
     assert main() == 0
     said = capsys.readouterr().err
-    assert "not done: 3-train-x: In [5] the <loss> became nan\n" in said
+    assert "error: 3-train-x: In [5] the <loss> became nan\n" in said
     page = (study / "report.html").read_text(encoding="utf-8")
     assert "the &lt;loss&gt; became nan" in page
-    assert "2 of 5 steps failed" in page
+    assert "2 of 5 steps failed, 0 were stopped, 2 are done" in page
     assert 'id="compare"' not in page
     assert 'href="logs/3-train-x.ipynb"' in page

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from thyroid_lib import checkpoint, run, train
+from thyroid_lib import checkpoint, run, stopping, train
 from thyroid_lib.metrics import dice, pooled_dice
 from thyroid_lib.models import build_model, initialise
 from thyroid_lib.predict import load_model, predict_prob, score_rows
@@ -125,14 +125,32 @@ def test_told_to_stop_it_keeps_the_step_and_goes_on(
     assert {path.name for path in resumed.out.iterdir()} == {"model.pt", "history.csv"}
 
 
-def test_told_twice_it_obeys_at_once(tiny_store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("grace", "obeyed"), [(60, Stopped), (0, KeyboardInterrupt)])
+def test_told_twice_it_obeys_at_once(tiny_store, tmp_path, monkeypatch, grace, obeyed):
     def twice():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(stopping, "GRACE", grace)
         signal.raise_signal(signal.SIGINT)
 
     stop_after(2, twice, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(obeyed):
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
+
+
+def test_told_to_stop_in_the_last_epoch_it_stops_too(tiny_store, tmp_path, monkeypatch):
+    keep = checkpoint.keep
+
+    def told(out, state):
+        keep(out, state)
+        if state["epoch"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "keep", told)
+        with pytest.raises(Stopped, match="trained, and told to stop"):
+            train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    done = train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    assert done.meta["trained_epochs"] == 0
 
 
 def test_a_budget_stops_it_and_the_next_start_goes_on(tiny_store, tmp_path):
@@ -160,7 +178,7 @@ def test_too_little_memory_says_what_to_lower(tiny_store, tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     stop_after(4, full, monkeypatch)
-    with pytest.raises(RuntimeError, match="lower batch_size first") as error:
+    with pytest.raises(RuntimeError, match="lower batch_size, or else width") as error:
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
     for part in ("model unet", "width 4", "batch_size 5", "size 32", "precision fp32"):
         assert part in str(error.value)

@@ -608,8 +608,8 @@ def test_values_that_yaml_or_the_store_cannot_hold_are_refused(tmp_path, line, s
 TRAINING = """
 import time
 from thyroid_lib.stopping import Stopped, told_to_stop
-open(name, "w").write("at it")
 with told_to_stop() as why:
+    open(name, "w").write("at it")
     while not why():
         time.sleep(0.05)
 raise Stopped(f"run: stopped, as {why()}")
@@ -630,7 +630,7 @@ def test_a_training_that_is_told_to_stop_ends_by_itself(number, tmp_path):
     said = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < runner.PATIENCE
     assert process.returncode == 128 + number
-    assert "error: out: run: stopped, as SIGINT came" in said
+    assert "stopped: out: run: stopped, as SIGINT came" in said
     assert "stopped, as SIGINT came" in (tmp_path / "log.failed.txt").read_text()
     assert not (tmp_path / "out.ipynb").exists()
 
@@ -656,7 +656,7 @@ def test_out_of_time_it_is_not_begun_or_stops(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THYROID_DEADLINE", str(time.time() - 1))
     code = runner.run_notebook(notebook, tmp_path / "out.ipynb", given)
     assert code == runner.OUT_OF_TIME
-    assert "not started, as the time budget is used up" in capsys.readouterr().err
+    assert "stopped: out: not begun, as the time budget is used up" in capsys.readouterr().err
     monkeypatch.setenv("THYROID_DEADLINE", str(time.time() + 3))
     code = runner.run_notebook(notebook, tmp_path / "out.ipynb", given)
     assert code == runner.OUT_OF_TIME

@@ -276,7 +276,7 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
     assert "multiple" in log
     page = (top / "report.html").read_text(encoding="utf-8")
-    assert "1 of 5 steps failed, 3 are done" in page
+    assert "1 of 5 steps failed, 0 were stopped, 3 are done" in page
     assert f"3-train-{failed}: In [" in page
     assert f'href="logs/3-train-{failed}.ipynb"' in page
     assert "Not done, as they need others: 4-compare." in page
@@ -302,6 +302,22 @@ def test_what_has_changed_since_is_named_and_made_again(project):
     assert json.loads((scores.parent / "run.json").read_text())["trained_epochs"] == 0
 
 
+def test_a_figure_and_weights_that_have_changed_are_made_again(project):
+    before = {name: (project / RESULTS / name).read_bytes() for name in ("compare/frames.png",)}
+    run = project / RESULTS / "runs" / RUN
+    for path in (project / RESULTS / "compare" / "frames.png", run / "model.pt"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    output = run_study(project)
+    assert "note: compare/frames.png of tiny is not the file that was written" in output
+    assert f"note: runs/{RUN}/model.pt of tiny is not the file that was written" in output
+    assert f"model.pt of {RUN} is damaged" in output
+    for name, content in before.items():
+        assert (project / RESULTS / name).read_bytes() == content
+    assert steps(project) == {}
+
+
 def test_a_second_start_is_refused_while_one_is_at_work(project):
     lock = safekeeping.claim(project / RESULTS)
     assert steps(project, "--config", "delta=0.01") == COMPARE  # looking is free
@@ -317,7 +333,7 @@ def test_a_second_start_is_refused_while_one_is_at_work(project):
 def test_a_study_stops_at_the_end_of_its_time_and_goes_on(project):
     output = snakemake(project, "--config", "epochs=2", "budget_minutes=0.001")
     assert output.returncode == 1
-    assert f"3-train-{RUN}: not started, as the time budget is used up" in output.stderr
+    assert f"3-train-{RUN}: not begun, as the time budget is used up" in output.stderr
     assert steps(project, "--config", "epochs=2") == TRAIN  # a budget is no setting of the results
     run_study(project, "--config", "epochs=2", "budget_minutes=60")
     assert steps(project, "--config", "epochs=2") == {}

@@ -8,6 +8,7 @@ parameters (threads among them: sums in another order give other bits) and the c
 Metrics and plots are left out on purpose, so that editing them never costs a training step.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -56,6 +57,7 @@ def read(path: str | Path) -> dict:
     Raises:
         ValueError: the file is damaged: a record's checksum, which torch itself passes over, is
             wrong; or it is none of these files.
+        OSError, MemoryError: it could not be read, which is no fault of the file's.
     """
     path = Path(path)
     try:
@@ -65,7 +67,13 @@ def read(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"holds a {type(state).__name__}")
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile and torch raise a dozen kinds on a damaged file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is of a wrong offset
+            raise
+        if "allocate memory" in str(error):
+            raise MemoryError(f"too little memory to read {path.name}") from error
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path.name} of {path.parent.name} is damaged ({what})") from error
     return state

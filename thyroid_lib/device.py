@@ -88,7 +88,8 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        texts = "out of memory", "can't allocate memory", "not enough memory"
+        texts = "CUDA error: out of memory", "backend out of memory", "ALLOC_FAILED"
+        texts += "can't allocate memory", "not enough memory"
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
             text in str(error) for text in texts
         ):
@@ -98,8 +99,9 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
         if device.type == "cuda" and torch.cuda.is_available():
             free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(device))
             there = f" ({free:.1f} of {total:.1f} GiB are free now)"
+        lower = [name for name in ("batch_size", "width", "size") if name in settings]
         raise RuntimeError(
-            f"device {device.type} has too little memory{there} for {what}: lower batch_size "
-            "first (half of it, say), then width or size; precision bf16 or fp16 takes less than "
-            "fp32; or end what else uses the device, or set device to cpu"
+            f"device {device.type} has too little memory{there} for {what}: lower "
+            f"{', or else '.join(lower)}; precision bf16 or fp16 takes less than fp32; or end what "
+            "else uses the device, or set device to cpu"
         ) from error

@@ -35,8 +35,10 @@ def take(path: str | Path, *, wait: bool = False) -> TextIO | None:
     except BlockingIOError:
         lock.close()
         return None
-    except (ImportError, OSError):  # no locks here
+    except ImportError:  # Windows
         pass
+    except OSError as error:
+        tell(f"{lock.name} cannot be locked here ({error.strerror}): start nothing twice")
     return lock
 
 
@@ -48,13 +50,24 @@ def _named(name: str) -> Path:
 
 def claim_path(path: str | Path, name: str) -> TextIO:
     """Wait until no other process makes this file or folder; `name` tells who waits."""
-    whole = str(Path(path).absolute())
+    whole = str(Path(path).resolve())
     place = _named(f"out-{hashlib.sha256(whole.encode()).hexdigest()[:16]}")
     lock = take(place)
     if lock is None:
         tell(f"{name}: another process is at it; waiting for its end …")
         lock = take(place, wait=True)
     return lock
+
+
+def alive(pid: str | int) -> bool:
+    """Say whether a process of this number is at work on this machine; not so for what is none."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 @contextmanager
@@ -76,7 +89,7 @@ def visible_gpus() -> list[str]:
 
 
 def claim_gpu(name: str) -> TextIO | None:
-    """Take a GPU that no other run holds, or wait for one; None on a machine without.
+    """Take a GPU that no other run of this user holds, or wait for one; None where there is none.
 
     Snakemake deals out as many runs as there are GPUs; a second study beside it knows nothing of
     the first. Two runs on one GPU would take turns, or run out of its memory.

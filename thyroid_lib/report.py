@@ -128,27 +128,30 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
         if reason.is_file():
             reasons[step] = reason.read_text("utf-8", "replace").strip()
         elif log.is_file() and not done.is_file():
-            reasons[step] = f"{step}: it ended without a word (killed? out of memory?)"
+            reasons[step] = f"error: {step}: it ended without a word (killed? out of memory?)"
     return reasons
 
 
 def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
     """The section of what is missing: name, title, HTML."""
-    failed = {step: reason for step, reason in missing.items() if reason}
-    waiting = [step for step in missing if step not in failed]
+    told = {step: reason for step, reason in missing.items() if reason}
+    waiting = [step for step in missing if step not in told]
+    stopped = sum(reason.startswith("stopped: ") for reason in told.values())
+    failed = len(told) - stopped
     rows = "".join(
         f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(reason)}</pre>'
         f'<p>Log: <a href="logs/{html.escape(step)}.ipynb">logs/{html.escape(step)}.ipynb</a></p>'
         "</article>"
-        for step, reason in failed.items()
+        for step, reason in told.items()
     )
     later = f"<p>Not done, as they need others: {', '.join(waiting)}.</p>" * bool(waiting)
     return (
         "unfinished",
         "Not finished",
-        f"<h1>This study is not finished</h1><p>{len(failed)} of {steps} steps failed, "
-        f"{steps - len(missing)} are done and shown below. Mend the cause and start the study "
-        f"again: only what is missing is done.</p>{rows}{later}",
+        f"<h1>This study is not finished</h1><p>{failed} of {steps} steps failed, {stopped} were "
+        f"stopped, {steps - len(missing)} are done and shown below. "
+        f"{'Mend the cause and start' if failed else 'Start'} the study again: only what is "
+        f"missing is done.</p>{rows}{later}",
     )
 
 
@@ -172,7 +175,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason in filter(None, missing_steps(asked.study, asked.steps or []).values()):
-        print(f"not done: {reason.splitlines()[0]}", file=sys.stderr)
+        print(reason.splitlines()[0], file=sys.stderr)
     if asked.steps:
         print(f"start again and only what is missing is done; report: {page}", file=sys.stderr)
     return 0

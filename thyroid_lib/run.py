@@ -41,7 +41,6 @@ from thyroid_lib.stopping import Stopped, told_to_stop
 from thyroid_lib.store import Store
 
 KINDS = torch.float32, torch.int64, torch.int64  # of `_measure`
-TABLES = "history", "scores", "scores_val", "thresholds", "calibration"
 KEEP_EVERY = 300  # seconds: what a kill in a long epoch costs at most
 
 
@@ -141,11 +140,12 @@ def train_model(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
-        finished, trained_epochs = checkpoint.load(out / "model.pt", key=key), 0
+        finished, trained_epochs, told = checkpoint.load(out / "model.pt", key=key), 0, False
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
             with told_to_stop(budget_minutes) as why:
                 finished, trained_epochs = _train(net, store, labels, asked, where, out, key, why)
+                told = why().endswith(" came")
         # From the stored weights also where they were trained just now: one way to the scores.
         net = restore_model(model, width, finished["weights"])
         val_net = None
@@ -161,6 +161,8 @@ def train_model(
         }  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
+        if told:  # in the last epoch
+            raise Stopped(f"{out.name}: trained, and told to stop; start it again to score it")
         history = pd.DataFrame(finished["history"])
         write_table(out / "history.csv", history)
     return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
@@ -179,8 +181,9 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
     selection, precision, epochs = asked["selection"], asked["precision"], asked["epochs"]
     sides = {side for side in ("val", selection) if (labels == side).any()}
     choices = ("val", "test") if selection == "test" else (selection,)
-    state = start = checkpoint.resume(out, key=key)
-    best, kept = start["best"] if start else {}, time.monotonic()
+    state = checkpoint.resume(out, key=key)
+    best, begun = (state["best"], state["epoch"]) if state else ({}, 0)
+    kept = time.monotonic()
 
     def watch(model: nn.Module) -> dict:
         return watch_sides(model, store, labels, sorted(sides), where, precision, why)
@@ -196,11 +199,12 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
         with out_of_memory(where, size=store.size, **sizes):
             net.to(where, memory_format=torch.channels_last)
             images, masks = place_frames(store, where)
-            for state in train.fit(
-                net, images, masks, rows=rows, state=start, watch=watch, due=due, name=out.name,
-                **{name: asked[name] for name in
-                   ("seed", "epochs", "batch_size", "lr", "precision", "augment")},
-            ):  # fmt: skip
+            recipe = ("seed", "epochs", "batch_size", "lr", "precision", "augment")
+            states = train.fit(
+                net, images, masks, rows=rows, state=state, watch=watch, due=due, name=out.name,
+                **{name: asked[name] for name in recipe},
+            )  # fmt: skip
+            for state in states:
                 for side in () if state["within"] else choices:
                     best = best | {side: train.keep_better(best.get(side), state, side)}
                 checkpoint.keep(out, state | {"key": key, "best": best})
@@ -226,8 +230,7 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
     weights = {"weights": best[selection]["weights"] or net.state_dict()}
     if selection == "test":
         weights["val_weights"] = best["val"]["weights"]
-    trained = epochs - (start["epoch"] if start else 0)
-    return weights | {"history": state["history"], "meta": meta}, trained
+    return weights | {"history": state["history"], "meta": meta}, epochs - begun
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -311,23 +314,21 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     device = choose_device(run.meta["device"])
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how["workers"] = count_workers(len(rows), run.meta["threads"])
+    tables = {"history": run.history}
     with out_of_memory(device, size=store.size, width=run.meta["width"]):
         scores = score_rows(run.model, store, rows, **how)
         cases = scores.cases
         if run.val_model:
             _, both, total = _measure(run.model, store, rows, device, "fp32")
             cases = cases.assign(square_both=both, square_total=total)
-            val_cases = score_rows(run.val_model, store, rows, **how).cases
-            write_table(run.out / "scores_val.csv", val_cases)
+            tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
         temperature = _temperature(run, store, device)
-    write_table(run.out / "scores.csv", cases)
-    write_table(run.out / "thresholds.csv", scores.thresholds)
-    write_table(run.out / "calibration.csv", scores.calibration)
-    tables = [run.out / f"{name}.csv" for name in TABLES]
+    tables |= {
+        "scores": cases, "thresholds": scores.thresholds, "calibration": scores.calibration
+    }  # fmt: skip
     about = run.meta | {
         "tolerance_px": tolerance_px,
         "temperature": temperature,
-        "files": {table.name: file_digest(table) for table in tables if table.is_file()},
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "versions": {
             "thyroid_lib": __version__, "python": platform.python_version(),
@@ -337,7 +338,10 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     }  # fmt: skip
     if device.type == "cuda":
         about["machine"]["gpu"] = torch.cuda.get_device_name()
-    write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    with alone(run.out):
+        paths = [write_table(run.out / f"{name}.csv", each) for name, each in tables.items()]
+        about["files"] = {path.name: file_digest(path) for path in paths}
+        write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return cases
 
 

@@ -36,7 +36,8 @@ from thyroid_lib.stopping import deadline
 from thyroid_lib.study import clashes, misfit, mistyped, read_parameters, read_study, unknown
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
-PATIENCE = 15  # seconds that a kernel has to keep its state once it is told to stop
+STOPPED = (OUT_OF_TIME, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+PATIENCE = 60  # seconds that a kernel has to keep its state once it is told to stop
 
 # AVX2 wherever there is more, before torch loads: other instructions round to other bits. MKL
 # keeps its promise on processors of every maker in its COMPATIBLE mode alone.
@@ -139,8 +140,7 @@ def run_notebook(
             told = cannot_write(error, error.filename or running)
             code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
         if code != DONE:
-            message = f"{out.stem}: {message}\n  the notebook up to there: {running}"
-            return _fail(code, message, reason)
+            return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
             running.unlink()
     print(f"{out.stem}: {message}", flush=True)
@@ -152,7 +152,7 @@ def _run(
 ) -> tuple[int, str]:
     """Execute and tidy a notebook; return an exit code and what there is to say."""
     if time.time() >= deadline():
-        return OUT_OF_TIME, "not started, as the time budget is used up; start again and it goes on"
+        return OUT_OF_TIME, "not begun, as the time budget is used up; start again and it goes on"
     threads = (defaults | parameters).get("threads", 0)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ():
         os.environ[name] = str(threads)
@@ -169,10 +169,10 @@ def _run(
         for line in _notes(running):
             tell(f"{out.stem}: {line}")
         if code != DONE:
-            return code, message
+            return code, f"{message}\n  the notebook up to there: {running}"
         write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
     finally:
-        with suppress(OSError):  # not there yet, or a full disk: then it stays as it is
+        with suppress(OSError, ValueError):  # none there, or cut off by a full disk: it stays so
             write_file(running, hide_places(running.read_text(encoding="utf-8")))
     return DONE, f"done in {time.perf_counter() - began:.0f} s"
 
@@ -339,7 +339,9 @@ def hide_places(text: str) -> str:
     longest = sorted(shown, key=len, reverse=True)
     places = "|".join(map(re.escape, longest))
     # not where the name goes on (`…/ab`, `…/a-b`, `…/a.b` for `…/a`); a full stop may follow
-    part = re.compile(rf"(?:{places})(?![\w-]|\.\w)")
+    # `/a` is no part of `/mnt/a`, but it may follow a line break (`\n`) or a colour (`m`)
+    before = r"(?:(?<![\w.~-])|(?<=\\n)|(?<=\\t)|(?<=\\r)|(?<=\dm))"
+    part = re.compile(rf"{before}(?:{places})(?![\w-]|\.\w)")
     return part.sub(lambda hit: shown[hit[0]], text) if shown else text
 
 
@@ -362,10 +364,11 @@ def _join_streams(outputs: list) -> list:
 
 def _fail(code: int, message: str, reason: Path | None = None) -> int:
     """Tell what happened, also in the file `reason`, for the report."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    what = "stopped" if code in STOPPED else "error"
+    print(f"{what}: {message}", file=sys.stderr, flush=True)
     if reason:
         with suppress(OSError):
-            write_file(reason, hide_places(f"{message}\n"))
+            write_file(reason, hide_places(f"{what}: {message}\n"))
     return code
 
 

@@ -17,6 +17,8 @@ from thyroid_lib import cannot_write, locks, tell, write_file
 from thyroid_lib.fingerprint import file_digest
 
 UNFINISHED = Path("logs", "report.failed.txt")  # there as long as the report tells of failed steps
+WEIGHTS = "model.pt"
+PASSING = (".partial", ".damaged")  # of files that are none of a step's results
 LINE = re.compile(r"([0-9a-f]{64})  (?!/|\.\./)(.+)")
 
 
@@ -48,8 +50,8 @@ def claim(study: str | Path) -> TextIO:
 def mend(study: str | Path) -> list[str]:
     """Take away what killed steps left half-written, and put aside what has changed since.
 
-    Such a file goes on as `<name>.damaged`; whoever needs it then finds it missing and makes it
-    again.
+    Such a file goes on as `<name>.damaged`, and its step is done again. Weights alone stay where
+    they are: they hold checksums of their own, and to train them again costs most.
 
     Args:
         study: a claimed folder.
@@ -59,7 +61,8 @@ def mend(study: str | Path) -> list[str]:
     """
     study, aside = Path(study), []
     for partial in study.rglob("*.partial"):
-        partial.unlink(missing_ok=True)
+        if not locks.alive(partial.suffixes[-2].removeprefix(".")):
+            partial.unlink(missing_ok=True)
     if (study / UNFINISHED).exists():  # what the report tells may be over
         (study / "report.html").unlink(missing_ok=True)
         (study / UNFINISHED).unlink()
@@ -72,15 +75,22 @@ def mend(study: str | Path) -> list[str]:
             record.unlink()
             aside += _put_aside(study, [f"notebooks/{record.stem}.ipynb"])
         else:
-            known |= {line[2]: line[1] for line in found}
+            known |= {line[2]: (line[1], record.stem) for line in found}
     there = [name for name in known if (study / name).is_file()]
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(lambda name: file_digest(study / name), there))
-    changed = [name for name, digest in zip(there, sums, strict=True) if digest != known[name]]
+    changed = [name for name, digest in zip(there, sums, strict=True) if digest != known[name][0]]
+    weights = [name for name in changed if Path(name).name == WEIGHTS]
     for name in changed:
-        tell(f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
-             f"made again, and kept as {Path(name).name}.damaged")  # fmt: skip
-    return aside + _put_aside(study, changed)
+        what = "" if name in weights else f", and this one kept as {Path(name).name}.damaged"
+        tell(
+            f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
+            f"made again{what}"
+        )
+    aside += _put_aside(study, [name for name in changed if name not in weights])
+    for name in changed:  # what no step promises to Snakemake, a figure say, it would not miss
+        (study / "notebooks" / f"{known[name][1]}.ipynb").unlink(missing_ok=True)
+    return aside
 
 
 def settle_times(paths: Iterable[str | Path]) -> None:
@@ -103,11 +113,15 @@ def record(path: str | Path, files: Iterable[str | Path]) -> None:
 
     Args:
         path: `<study>/checksums/<step>.sha256`.
-        files: below the study's folder.
+        files: below the study's folder; what lies beside them is recorded as well, unless they are
+            notebooks: figures and weights.
     """
     path = Path(path)
     study = path.parent.parent.absolute()
-    names = [Path(file).absolute().relative_to(study) for file in files]
+    files = [Path(file).absolute() for file in files]
+    beside = {file.parent for file in files if file.suffix != ".ipynb"}
+    files += [file for folder in beside for file in folder.iterdir() if file.is_file()]
+    names = sorted({file.relative_to(study) for file in files if file.suffix not in PASSING})
     write_file(path, "".join(f"{file_digest(study / name)}  {name}\n" for name in names))
 
 

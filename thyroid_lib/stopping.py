@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+GRACE = 3  # seconds
+
 
 class Stopped(Exception):
     """It was asked to stop; what it reached is kept, and the next start goes on from there."""
@@ -25,7 +27,9 @@ def deadline(budget_minutes: float = 0) -> float:
 def told_to_stop(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
     """Within it, Ctrl-C, a notebook's stop button and SIGTERM are remembered instead of obeyed.
 
-    A second one is obeyed at once, as ever. Signals reach the main thread alone.
+    Another one is obeyed as ever, at once, if it comes `GRACE` seconds later or more: a batch
+    system signals a process and whoever started it, who passes it on. Signals reach the main thread
+    alone.
 
     Yields:
         A function that says why to stop, "" as long as nobody asked.
@@ -33,12 +37,15 @@ def told_to_stop(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
     end, told, before = deadline(budget_minutes), [], {}
 
     def remember(number, frame):
-        told.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
+        now = time.monotonic()
+        told.append((signal.Signals(number).name, now))
+        if now - told[0][1] >= GRACE:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     def why() -> str:
         late = time.time() >= end
-        return f"{told[0]} came" if told else "its time budget is used up" if late else ""
+        return f"{told[0][0]} came" if told else "its time budget is used up" if late else ""
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -61,7 +61,7 @@ def _unique(values: list) -> bool:
 LEAKY = keys_of("splits", "LEAKY")
 MOST_SEED = 2**32 - 1  # training takes it times a million, and torch no more than 64 bits
 MOST_FOLDS = 10_000
-MOST_RUNS = 10_000  # one job each: more of them Snakemake does not plan in reasonable time
+MOST_RUNS = 2_000  # one job each; the names of all are one argument of the comparison's command
 ANY = "", lambda value: True
 
 # A study's keys, the same in every file: an example, which gives the type, and what is allowed.

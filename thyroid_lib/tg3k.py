@@ -9,9 +9,11 @@ Sources: Wunderling, Golla, Poudel, Arens, Friebe & Hansen, SPIE Medical Imaging
 Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import warnings
@@ -23,10 +25,11 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
+from thyroid_lib import cannot_write, place
 from thyroid_lib import folder as folder_source
-from thyroid_lib import place
 from thyroid_lib.cases import make_table, name_key
 from thyroid_lib.frames import FORMATS
+from thyroid_lib.locks import claim_path
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
@@ -223,12 +226,20 @@ def _unpack(archive: Path) -> Path:
             if not (parent / name).is_dir():
                 parent.mkdir(parents=True, exist_ok=True)
                 _check_names(zipped)
-                with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
-                    zipped.extractall(Path(work) / name, members=wanted)
-                    os.replace(Path(work) / name, parent / name)
+                with claim_path(parent / name, archive.name):
+                    for left in parent.glob(".unpack-*"):  # by one that was killed
+                        shutil.rmtree(left, ignore_errors=True)
+                    if not (parent / name).is_dir():
+                        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
+                            zipped.extractall(Path(work) / name, members=wanted)
+                            os.replace(Path(work) / name, parent / name)
             return parent / name
     except _Refused:
         raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise cannot_write(error, archive.parent) from error
+        raise ValueError(f"{archive.name} cannot be unpacked ({error}): {BY_HAND}") from error
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error

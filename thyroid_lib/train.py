@@ -70,8 +70,7 @@ def fit(
     if augment not in AUGMENTS:
         raise ValueError(f"augment: got {augment!r}, need one of {', '.join(AUGMENTS)}")
     initialise(net, seed)
-    # The fused one takes exact square roots; the plain one asks MKL, whose last bit differs between
-    # processors, whatever instruction set is pinned.
+    # The fused one takes exact square roots; the plain one's, of MKL, differ between processors.
     device = next(net.parameters()).device
     optimiser = torch.optim.Adam(net.parameters(), lr=lr, fused=device.type != "mps")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -81,6 +80,7 @@ def fit(
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         history, seconds, within = (state[name] for name in ("history", "seconds", "within"))
+        state = None  # it takes as much memory as all of this
     rows = torch.arange(len(images)) if rows is None else rows
 
     def so_far(place: Place | None = None) -> dict:
@@ -101,8 +101,8 @@ def fit(
         return loss
 
     steps = len(cut_batches(rows, batch_size))
-    done = len(history) * steps + (within or {"steps": 0})["steps"]
-    bar = tqdm(desc=name, total=epochs * steps, initial=done, unit="batch", leave=False)
+    bar = tqdm(desc=name, total=epochs * steps, unit="batch", leave=False)
+    bar.update(len(history) * steps + (within["steps"] if within else 0))
     silent = bar.disable
     with bar:
         for epoch in range(len(history) + 1, epochs + 1):
