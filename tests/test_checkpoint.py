@@ -124,3 +124,10 @@ def test_a_disk_that_fills_up_costs_the_newest_state_alone(tmp_path, monkeypatch
         checkpoint.keep(tmp_path, {"key": "k", "epoch": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-previous.pt"]
     assert checkpoint.resume(tmp_path, key="k")["epoch"] == 2
+
+
+def test_a_folder_in_the_place_of_weights_is_told(tmp_path):
+    (tmp_path / "run" / "model.pt").mkdir(parents=True)
+    with pytest.raises(OSError, match="move it away") as caught:
+        checkpoint.load(tmp_path / "run" / "model.pt", key="")
+    assert caught.value.filename.endswith("model.pt")

@@ -1,3 +1,5 @@
+import os
+
 import nbformat
 import pytest
 
@@ -78,7 +80,12 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
         "error: 3-train-x: In [5] the <loss> became nan\n"
     )
     (study / "logs" / "3-train-y.ipynb").write_text("{}")
-    missing = missing_steps(study, steps)
+    (study / "logs" / "3-train-z.ipynb").write_text("{}")
+    os.utime(study / "logs" / "3-train-z.ipynb", (1e9, 1e9))  # of an earlier start
+    (study / ".lock").touch()
+    os.utime(study / ".lock", (1.1e9, 1.1e9))
+    missing = missing_steps(study, [*steps, "3-train-z"])
+    assert missing["3-train-z"] == ""
     assert missing["3-train-x"] == "error: 3-train-x: In [5] the <loss> became nan"
     assert "ended without a word" in missing["3-train-y"]
     assert missing["4-compare"] == ""  # it is there, of a time before

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib import tell, write_file
+from thyroid_lib import cannot_write, tell, write_file
 from thyroid_lib.fingerprint import code_fingerprint
 
 # What, edited, makes other weights.
@@ -83,6 +83,9 @@ def load(path: str | Path, *, key: str) -> dict | None:
     """Read a state saved under this key; None if there is none or another training made it.
 
     A damaged file is named, passed over and removed.
+
+    Raises:
+        OSError: it cannot be removed; says what to do.
     """
     path = Path(path)
     if not path.exists():
@@ -91,7 +94,10 @@ def load(path: str | Path, *, key: str) -> dict | None:
         state = read(path)
     except ValueError as error:
         tell(f"{error}: it is passed over, and what it held is made again")
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as failed:  # a folder, say: nothing could be saved here either
+            raise cannot_write(failed, path) from failed
         return None
     return state if state.get("key") == key else None
 

@@ -116,6 +116,8 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
     if any(step.startswith(("1-", "3-")) for step in missing):
         missing += [step for step in steps if step.startswith(("4-", "5-")) and step not in missing]
     reasons = dict.fromkeys(missing, "")
+    lock = study / ".lock"  # written at the start: an older log tells of an older one
+    began = lock.stat().st_mtime if lock.is_file() else 0
     for step in missing:
         reason, log, done = (
             study / place
@@ -127,7 +129,7 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
         )
         if reason.is_file():
             reasons[step] = reason.read_text("utf-8", "replace").strip()
-        elif log.is_file() and not done.is_file():
+        elif log.is_file() and not done.is_file() and log.stat().st_mtime >= began:
             reasons[step] = f"error: {step}: it ended without a word (killed? out of memory?)"
     return reasons
 
