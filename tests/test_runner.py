@@ -128,7 +128,7 @@ FAULTS = {
     "a number that no int is read from": (set_key("epochs", "9" * 5000), ["line", "is no int"]),
     "more runs than can be planned": (
         set_key("seeds", str(list(range(2000)))),
-        ["seeds: 2000 of them, 3 models and 2 splits make 12000 runs, need 10000 or fewer"],
+        ["seeds: 2000 of them, 3 models and 2 splits make 12000 runs, need 2000 or fewer"],
     ),
 }
 

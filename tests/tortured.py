@@ -36,7 +36,7 @@ VOLATILE = {
 # Of other names each time, or with times in them: watched notebooks, checksums of such files.
 UNLIKE = re.compile(r"logs/|checksums/|\.lock$|compare/cost\.")
 HALF_DONE = re.compile(r"\.partial|\.failed\.|(^|/)checkpoint[^/]*\.pt")
-SECONDS = 20  # that "within seconds" may take on a busy machine
+SECONDS = 40  # that "within seconds" may take where two busy cores do everything
 MIB = 2**20
 TRACEBACK = "Traceback (most recent call last)"
 
