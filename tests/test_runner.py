@@ -155,7 +155,7 @@ LIMITS = {  # key: the lowest and the highest that is allowed, and a step beyond
     "seeds": (([-1], [0]), ([2**32 - 1], [2**32])),
     "epochs": ((0, 1), (100_000, 100_001)),
     "batch_size": ((0, 1), (65_536, 65_537)),
-    "lr": ((1e-13, 1e-12), (10, 10.1)),
+    "lr": ((1e-13, 1e-12), (1e12, 1.1e12)),
     "threshold": ((0, 0.01), (0.99, 1)),
     "tolerance_px": ((0, 1e-6), (4096, 4096.5)),
     "delta": ((-0.1, 0), (1, 1.1)),
