@@ -76,7 +76,7 @@ def _signal(bench: Bench, send: Callable[[Study], None]) -> str:
     bench.restart(study)
     for run in stopped:
         resumed(study, run)
-    return f"while {len(stopped)} runs train; all ended in {took:.1f} s, with a checkpoint"
+    return f"while runs train ({len(stopped)}); all ended in {took:.1f} s, with a checkpoint"
 
 
 def stop_while_training(bench: Bench, send) -> tuple[Study, list[str], float]:
@@ -281,7 +281,7 @@ def damaged_checkpoints(bench: Bench) -> str:
         for path in (study.results / "runs" / run).glob("checkpoint*"):
             truncate(path)
     bench.restart(study)
-    return f"of {len(trained)} runs killed in training the newest flipped; then all truncated"
+    return f"of runs killed in training ({len(trained)}) the newest flipped; then all truncated"
 
 
 # Disks
@@ -364,7 +364,7 @@ def disk_full_in_checkpoint(bench: Bench) -> str:
         bench.restart(study)
         for run in kept:
             resumed(study, run)
-    return f"full while runs train; {len(kept)} good checkpoints kept, and gone on from"
+    return f"full while runs train; good checkpoints kept ({len(kept)}), and gone on from"
 
 
 @fault
@@ -443,7 +443,7 @@ def time_budget(bench: Bench) -> str:
     for run in stopped:
         resumed(study, run)
     assert "Nothing to be done" in study.finish("--config", "budget_minutes=60")
-    return f"over within a run's usual time: {len(stopped)} stopped in training, and went on"
+    return f"over within a run's usual time; stopped in training ({len(stopped)}), and gone on"
 
 
 @fault
