@@ -102,11 +102,14 @@ def test_a_list_cannot_point_out_of_the_study(study, tmp_path):
 def test_half_written_files_and_a_report_of_failures_go(study):
     partial = study / "runs" / "a b" / "model.pt.123.partial"
     partial.write_text("half")
+    (study / "old.partial").write_text("half")
+    (study / f"report.html.{os.getpid()}.partial").write_text("half, and somebody is at it")
     for name in ("report.html", safekeeping.UNFINISHED):
         (study / name).parent.mkdir(exist_ok=True)
         (study / name).write_text("1 of 5 steps failed")
     safekeeping.mend(study)
     assert not partial.exists()
+    assert [path.name for path in study.glob("*.partial")] == [f"report.html.{os.getpid()}.partial"]
     assert not (study / "report.html").exists()
     assert not (study / safekeeping.UNFINISHED).exists()
 

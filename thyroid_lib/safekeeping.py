@@ -1,7 +1,7 @@
 """A study's folder: one workflow's at a time, with nothing half-written or damaged in it.
 
-results/<study>/checksums/<step>.sha256   what a step wrote; `sha256sum -c` reads them, started
-                                          in the study's folder
+What a step wrote stands in results/<study>/checksums/<step>.sha256, as `sha256sum -c` reads it when
+it is started in the study's folder.
 """
 
 import os
@@ -62,7 +62,7 @@ def mend(study: str | Path) -> list[str]:
     """
     study, aside = Path(study), []
     for partial in study.rglob("*.partial"):
-        if not locks.alive(partial.suffixes[-2].removeprefix(".")):
+        if not locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
             partial.unlink(missing_ok=True)
     if (study / UNFINISHED).exists():  # what the report tells may be over
         for name in ("report.html", "checksums/report.sha256", UNFINISHED):
