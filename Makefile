@@ -23,7 +23,9 @@ CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
 # A dry run, or one that was asked to stop early, has no table of its own to show.
 PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
-SHOW = $(if $(PARTLY),true,cat results/$(STUDY)/compare/summary.md; printf '\nreport: %s\n' '$(CURDIR)/results/$(STUDY)/report.html')
+# Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
+WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
+SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench clean

@@ -113,7 +113,7 @@ def test_told_to_stop_it_keeps_the_step_and_goes_on(
             stop_after(steps, lambda: patch.setattr(time, "time", lambda: late + 1), patch)
         else:
             stop_after(steps, lambda: signal.raise_signal(getattr(signal, name)), patch)
-        why = "its time budget is used up" if name == "time" else f"{name} came"
+        why = "its time budget is used up" if name == "time" else "it was told to"
         with pytest.raises(Stopped, match=rf"run: stopped in epoch \d of 3, as {why}; .*goes on"):
             train_model(tiny_store, out=tmp_path / "run", **asked)
     assert signal.getsignal(signal.SIGTERM) == before

@@ -630,8 +630,8 @@ def test_a_training_that_is_told_to_stop_ends_by_itself(number, tmp_path):
     said = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < runner.PATIENCE
     assert process.returncode == 128 + number
-    assert "stopped: out: run: stopped, as SIGINT came" in said
-    assert "stopped, as SIGINT came" in (tmp_path / "log.failed.txt").read_text()
+    assert "stopped: out: run: stopped, as it was told to" in said
+    assert "stopped, as it was told to" in (tmp_path / "log.failed.txt").read_text()
     assert not (tmp_path / "out.ipynb").exists()
 
 

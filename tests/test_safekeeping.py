@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,9 +46,35 @@ def test_what_changed_is_named_and_put_aside(study, damage, capsys):
     assert (scores.parent / "run.json").exists()
 
 
-def test_a_missing_file_is_the_workflows_to_find(study):
-    (study / "compare" / "summary.csv").unlink()
-    assert safekeeping.mend(study) == []
+@pytest.mark.parametrize("instead", ["nothing", "folder", "link"])
+def test_a_step_whose_file_is_gone_is_done_again(study, instead):
+    path, notebook = study / "compare" / "summary.csv", study / "notebooks" / "compare.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text("{}")
+    path.unlink()
+    if instead == "folder":
+        (path / "more").mkdir(parents=True)
+    elif instead == "link":
+        path.symlink_to("/dev/null")
+    assert safekeeping.mend(study) == ([] if instead == "nothing" else ["compare/summary.csv"])
+    assert not notebook.exists()
+    assert not os.path.lexists(path)
+
+
+def test_figures_and_weights_are_recorded_beside_the_tables(study, capsys):
+    (study / "runs" / "a b" / "model.pt").write_text("weights")
+    (study / "runs" / "a b" / "curves.png").write_text("a figure")
+    (study / "runs" / "a b" / "model.pt.damaged").write_text("of before")
+    record = study / "checksums" / "train.sha256"
+    safekeeping.record(record, [study / "runs" / "a b" / "scores.csv"])
+    names = [line.split("  ")[1] for line in record.read_text().splitlines()]
+    assert [Path(name).name for name in names] == [
+        "curves.png", "model.pt", "run.json", "scores.csv",
+    ]  # fmt: skip
+    (study / "runs" / "a b" / "model.pt").write_text("other weights")
+    assert safekeeping.mend(study) == []  # they stay: they are checked when they are read
+    assert "model.pt of demo is not the file that was written" in capsys.readouterr().err
+    assert (study / "runs" / "a b" / "model.pt").exists()
 
 
 @pytest.mark.parametrize("damage", [lambda t: t[:-7], lambda t: "x" + t, lambda t: ""])
@@ -56,7 +83,7 @@ def test_a_damaged_list_of_checksums_has_its_step_done_again(study, damage, caps
     notebook.parent.mkdir()
     notebook.write_text("{}")
     record.write_text(damage(record.read_text()))
-    assert safekeeping.mend(study) == ["notebooks/train.ipynb"]
+    safekeeping.mend(study)
     assert not record.exists()
     assert not notebook.exists()
     assert "checksums/train.sha256 of demo is damaged" in capsys.readouterr().err
@@ -75,11 +102,14 @@ def test_a_list_cannot_point_out_of_the_study(study, tmp_path):
 def test_half_written_files_and_a_report_of_failures_go(study):
     partial = study / "runs" / "a b" / "model.pt.123.partial"
     partial.write_text("half")
+    (study / "old.partial").write_text("half")
+    (study / f"report.html.{os.getpid()}.partial").write_text("half, and somebody is at it")
     for name in ("report.html", safekeeping.UNFINISHED):
         (study / name).parent.mkdir(exist_ok=True)
         (study / name).write_text("1 of 5 steps failed")
     safekeeping.mend(study)
     assert not partial.exists()
+    assert [path.name for path in study.glob("*.partial")] == [f"report.html.{os.getpid()}.partial"]
     assert not (study / "report.html").exists()
     assert not (study / safekeeping.UNFINISHED).exists()
 

@@ -68,6 +68,7 @@ def cannot_write(error: OSError, path: str | Path) -> OSError:
         errno.EROFS: "the disk is read-only: set THYROID_RESULTS to a folder that can be written",
         errno.EACCES: "no permission to write here: change it, or set THYROID_RESULTS to a folder "
         "that can be written",
+        errno.ENOENT: "no such folder: make it, or look at THYROID_ROOT and THYROID_RESULTS",
         errno.EISDIR: "a folder lies where a file is to be written: move it away",
         errno.ENOTDIR: "a file lies where a folder is needed: move it away",
         errno.EEXIST: "a file lies where a folder is needed: move it away",

@@ -75,6 +75,7 @@ def read(path: str | Path) -> dict:
         if "allocate memory" in str(error):
             raise MemoryError(f"too little memory to read {path.name}") from error
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = "it holds what is no data, and is not run" if "weights_only" in str(error) else what
         raise ValueError(f"{path.name} of {path.parent.name} is damaged ({what})") from error
     return state
 
@@ -94,11 +95,10 @@ def load(path: str | Path, *, key: str) -> dict | None:
         state = read(path)
     except ValueError as error:
         tell(f"{error}: it is passed over, and what it held is made again")
-        try:
-            path.unlink()
-        except OSError as failed:  # a folder, say: nothing could be saved here either
-            raise cannot_write(failed, path) from failed
+        path.unlink()
         return None
+    except OSError as error:  # a folder in its place, say
+        raise cannot_write(error, path) from error
     return state if state.get("key") == key else None
 
 

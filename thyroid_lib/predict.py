@@ -100,7 +100,11 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     try:
         state = checkpoint.read(path)
         weights, meta = state["weights"], state["meta"]
-    except (ValueError, KeyError) as error:
+        for needed in ("model", "width", "size", "resize", "threshold"):
+            meta[needed]
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("its weights are no finite numbers")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path.name} is not a model of this project ({error}): give the model.pt of a "
             "finished run"
@@ -192,19 +196,19 @@ def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) 
         write_file(Path(out) / f"{file.name}.mask.png", mask.getvalue())
         height, width = image.shape
         rows.append(
-            {"file": file.name, "height": height, "width": width, "area_px": int(pred.sum())}
-        )
+            {"file": file.name, "height": height, "width": width, "area_px": int(pred.sum()),
+             "problem": ""}
+        )  # fmt: skip
     columns = ["file", "height", "width", "area_px", "problem"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     table[columns[1:4]] = table[columns[1:4]].astype("Int64")
-    table["problem"] = table["problem"].fillna("")
     write_file(Path(out) / "areas.csv", table.to_csv(index=False))
     return table
 
 
 def main() -> int:
     """Segment a folder from the command line; exit 1 if any image failed, 2 if none could run."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="model.pt of a finished run")
     parser.add_argument("--images", required=True, help="folder of PNG, JPEG, BMP or TIFF")
     parser.add_argument("--out", required=True, help="folder for the masks and areas.csv")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib import no_grammars, write_file
+from thyroid_lib import no_grammars, safekeeping, write_file
 from thyroid_lib.safekeeping import UNFINISHED
 
 with no_grammars():
@@ -166,13 +166,15 @@ def _body(notebook: Path) -> str:
 
 def main() -> int:
     """Build the report of one study from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
     parser.add_argument("--runs", nargs="*", help="run_ids to show; all by default")
     parser.add_argument("--steps", nargs="*", help="all steps of a study of which some failed")
     asked = parser.parse_args()
     try:
         page = build_report(asked.study, asked.runs, asked.steps)
+        if asked.steps is None:
+            safekeeping.record(page.parent / "checksums" / "report.sha256", [page])
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

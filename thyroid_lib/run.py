@@ -37,7 +37,7 @@ from thyroid_lib.parallel import count_workers
 from thyroid_lib.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.scores import count_logits, fit_temperature
 from thyroid_lib.splits import split_cases
-from thyroid_lib.stopping import Stopped, told_to_stop
+from thyroid_lib.stopping import TOLD, Stopped, told_to_stop
 from thyroid_lib.store import Store
 
 KINDS = torch.float32, torch.int64, torch.int64  # of `_measure`
@@ -145,7 +145,7 @@ def train_model(
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
             with told_to_stop(budget_minutes) as why:
                 finished, trained_epochs = _train(net, store, labels, asked, where, out, key, why)
-                told = why().endswith(" came")
+                told = why() == TOLD
         # From the stored weights also where they were trained just now: one way to the scores.
         net = restore_model(model, width, finished["weights"])
         val_net = None

@@ -32,11 +32,11 @@ from pathlib import Path
 
 from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
 from thyroid_lib.locks import claim_gpu, claim_path
-from thyroid_lib.stopping import deadline
+from thyroid_lib.stopping import deadline, signals
 from thyroid_lib.study import clashes, misfit, mistyped, read_parameters, read_study, unknown
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
-STOPPED = (OUT_OF_TIME, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (OUT_OF_TIME, 128 + 1, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # 1: SIGHUP
 PATIENCE = 60  # seconds that a kernel has to keep its state once it is told to stop
 
 # AVX2 wherever there is more, before torch loads: other instructions round to other bits. MKL
@@ -127,6 +127,7 @@ def run_notebook(
     try:
         defaults = parameter_defaults(notebook)
         check_parameters(parameters, defaults)
+        deadline()  # of the environment: junk is told here
     except ValueError as error:
         return _fail(BAD_PARAMETERS, f"{notebook.name}: {error}", reason)
     with claim_path(out, out.stem):
@@ -374,7 +375,9 @@ def _fail(code: int, message: str, reason: Path | None = None) -> int:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="thyroid_lib.runner", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="thyroid_lib.runner", description=(__doc__ or "").split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("notebook", help="check parameters, execute, tidy")
     run.add_argument("notebook")
@@ -398,7 +401,7 @@ def main() -> int:
         parameters = read_parameters(args.parameters)
     except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals():
         signal.signal(number, _on_signal)
     _end_with_workflow()
     return run_notebook(

@@ -1,11 +1,12 @@
 """A study's folder: one workflow's at a time, with nothing half-written or damaged in it.
 
-results/<study>/checksums/<step>.sha256   what a step wrote; `sha256sum -c` reads them, started
-                                          in the study's folder
+What a step wrote stands in results/<study>/checksums/<step>.sha256, as `sha256sum -c` reads it when
+it is started in the study's folder.
 """
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def claim(study: str | Path) -> TextIO:
         study.mkdir(parents=True, exist_ok=True)
         lock = locks.take(study / ".lock")
     except OSError as error:
-        raise cannot_write(error, study) from error
+        raise cannot_write(error, error.filename or study) from error
     if lock is None:
         who = (study / ".lock").read_text("utf-8")
         raise BlockingIOError(
@@ -61,11 +62,11 @@ def mend(study: str | Path) -> list[str]:
     """
     study, aside = Path(study), []
     for partial in study.rglob("*.partial"):
-        if not locks.alive(partial.suffixes[-2].removeprefix(".")):
+        if not locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
             partial.unlink(missing_ok=True)
     if (study / UNFINISHED).exists():  # what the report tells may be over
-        (study / "report.html").unlink(missing_ok=True)
-        (study / UNFINISHED).unlink()
+        for name in ("report.html", "checksums/report.sha256", UNFINISHED):
+            (study / name).unlink(missing_ok=True)
     known = {}
     for record in sorted(study.glob("checksums/*.sha256")):
         *lines, last = record.read_text("utf-8", "replace").split("\n")
@@ -73,10 +74,13 @@ def mend(study: str | Path) -> list[str]:
         if last or not found or None in found:
             tell(f"checksums/{record.name} of {study.name} is damaged: the step is done again")
             record.unlink()
-            aside += _put_aside(study, [f"notebooks/{record.stem}.ipynb"])
+            _do_again(study, record.stem)
         else:
             known |= {line[2]: (line[1], record.stem) for line in found}
     there = [name for name in known if (study / name).is_file()]
+    for name in known.keys() - set(there):  # deleted, or no file any more
+        aside += _put_aside(study, [name])
+        _do_again(study, known[name][1])
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(lambda name: file_digest(study / name), there))
     changed = [name for name, digest in zip(there, sums, strict=True) if digest != known[name][0]]
@@ -88,9 +92,9 @@ def mend(study: str | Path) -> list[str]:
             f"made again{what}"
         )
     aside += _put_aside(study, [name for name in changed if name not in weights])
-    for name in changed:  # what no step promises to Snakemake, a figure say, it would not miss
-        (study / "notebooks" / f"{known[name][1]}.ipynb").unlink(missing_ok=True)
-    return aside
+    for name in changed:
+        _do_again(study, known[name][1])
+    return sorted(aside)
 
 
 def settle_times(paths: Iterable[str | Path]) -> None:
@@ -119,14 +123,23 @@ def record(path: str | Path, files: Iterable[str | Path]) -> None:
     path = Path(path)
     study = path.parent.parent.absolute()
     files = [Path(file).absolute() for file in files]
-    beside = {file.parent for file in files if file.suffix != ".ipynb"}
+    beside = {file.parent for file in files if file.suffix != ".ipynb"} - {study}
     files += [file for folder in beside for file in folder.iterdir() if file.is_file()]
     names = sorted({file.relative_to(study) for file in files if file.suffix not in PASSING})
     write_file(path, "".join(f"{file_digest(study / name)}  {name}\n" for name in names))
 
 
 def _put_aside(study: Path, names: list[str]) -> list[str]:
+    names = [name for name in names if os.path.lexists(study / name)]
     for name in names:
-        if (study / name).is_file():
-            os.replace(study / name, study / f"{name}.damaged")
+        target = study / f"{name}.damaged"
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(study / name, target)
     return names
+
+
+def _do_again(study: Path, step: str) -> None:
+    """Let Snakemake miss a step: what it was not promised, a figure say, it would not."""
+    with suppress(OSError):
+        (study / "notebooks" / f"{step}.ipynb").unlink()

@@ -327,7 +327,9 @@ EXPLAIN: dict[str, Callable[[bytes, bytes], str]] = {
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="thyroid_lib.verify", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="thyroid_lib.verify", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("expected", help="a committed set, as results/reference/demo, or a study")
     parser.add_argument("folder", help="the study to compare with it, as results/demo")
     args = parser.parse_args()
