@@ -55,8 +55,9 @@ def kill_at_random(
                 assert hit, f"a plain restart ended with {code}:\n{said[-4000:]}"
                 study.start()
                 hit = False
-            step = next((each for each in study.making() if each in left), None)
-            if step and len(kills) < count:
+            ready = left.intersection(study.making())
+            if ready and len(kills) < count:
+                step = min(sorted(ready), key=[at for at, _, _ in kills].count)  # the one least hit
                 left.discard(step)
                 kind, seconds = deck.kind(step), deck.moment(step) * bench.usual[step]
                 if where := _kill(study, step, kind, seconds):
