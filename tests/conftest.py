@@ -1,8 +1,10 @@
 """Small data that several tests need; the real frames are used where they are."""
 
 import os
+import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from thyroid_lib import folder
 from thyroid_lib.store import build_store
 
 HERE = Path(__file__).resolve().parent
+# Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
+with suppress(ValueError):  # not the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.append(str(HERE.parent / "benchmarks"))  # whose files import each other by name
 
 

@@ -122,6 +122,8 @@ def main() -> int:
         return 0
     own_namespace()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
+    # begun in a shell's background, it would let all that it starts ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes, names = [], asked.only or list(FAULTS)
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder), count=asked.kills, seed=asked.seed)
