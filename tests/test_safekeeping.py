@@ -51,6 +51,7 @@ def test_a_step_whose_file_is_gone_is_done_again(study, instead):
     path, notebook = study / "compare" / "summary.csv", study / "notebooks" / "compare.ipynb"
     notebook.parent.mkdir()
     notebook.write_text("{}")
+    safekeeping.record(study / "checksums" / "compare.sha256", [notebook, path])
     path.unlink()
     if instead == "folder":
         (path / "more").mkdir(parents=True)

@@ -318,6 +318,15 @@ def test_a_figure_and_weights_that_have_changed_are_made_again(project):
     assert steps(project) == {}
 
 
+def test_a_table_and_a_figure_that_were_deleted_are_made_again(project):
+    before = results_of(project)
+    for name in ("summary.csv", "estimates.png"):
+        (project / RESULTS / "compare" / name).unlink()
+    run_study(project)
+    assert results_of(project) == before
+    assert steps(project) == {}
+
+
 def test_a_second_start_is_refused_while_one_is_at_work(project):
     lock = safekeeping.claim(project / RESULTS)
     assert steps(project, "--config", "delta=0.01") == COMPARE  # looking is free

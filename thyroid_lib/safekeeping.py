@@ -60,7 +60,7 @@ def mend(study: str | Path) -> list[str]:
     Returns:
         What was put aside, relative to the study's folder.
     """
-    study, aside = Path(study), []
+    study = Path(study)
     for partial in study.rglob("*.partial"):
         if not locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
             partial.unlink(missing_ok=True)
@@ -78,9 +78,7 @@ def mend(study: str | Path) -> list[str]:
         else:
             known |= {line[2]: (line[1], record.stem) for line in found}
     there = [name for name in known if (study / name).is_file()]
-    for name in known.keys() - set(there):  # deleted, or no file any more
-        aside += _put_aside(study, [name])
-        _do_again(study, known[name][1])
+    gone = sorted(known.keys() - set(there))  # deleted, or no file any more
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(lambda name: file_digest(study / name), there))
     changed = [name for name, digest in zip(there, sums, strict=True) if digest != known[name][0]]
@@ -91,8 +89,8 @@ def mend(study: str | Path) -> list[str]:
             f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
             f"made again{what}"
         )
-    aside += _put_aside(study, [name for name in changed if name not in weights])
-    for name in changed:
+    aside = _put_aside(study, [*gone, *(name for name in changed if name not in weights)])
+    for name in (*gone, *changed):
         _do_again(study, known[name][1])
     return sorted(aside)
 
