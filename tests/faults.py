@@ -407,20 +407,20 @@ def disk_read_only(bench: Bench) -> str:
 
 @fault
 def a_run_that_cannot_succeed(bench: Bench) -> str:
-    """A folder lies where its weights belong."""
+    """A folder lies where its checkpoints belong; one in the place of results would be put aside."""
     study, run = bench.prepared(), bench.missing[0]
-    lost, step = study.results / "runs" / run / "model.pt", f"3-train-{run}"
+    lost, step = study.results / "runs" / run / "checkpoint.pt", f"3-train-{run}"
     (lost / "in-the-way").mkdir(parents=True)
     code, said = study.run()
     assert code == 1
-    told(said, "error:", step, "model.pt")
+    told(said, "error:", step, "checkpoint.pt")
     for other in study.trains:
         made = (study.results / "notebooks" / f"{other}.ipynb").exists()
         assert made == (other != step), f"{other}: {'made' if made else 'not made'}"
     page = (study.results / "report.html").read_text(encoding="utf-8")
     failed = re.search(r'(?s)<section id="unfinished">.*?</section>', page)
     assert failed, "the report has no section of what is unfinished"
-    for words in (step, "model.pt", f"logs/{step}"):
+    for words in (step, "checkpoint.pt", f"logs/{step}"):
         assert words in failed[0], f"the report's section lacks {words}: {failed[0][:2000]}"
     blamed = re.findall("<h2>(.*?)</h2>", failed[0])
     assert blamed == [step], f"the report blames {blamed}"
@@ -435,7 +435,7 @@ def a_run_that_cannot_succeed(bench: Bench) -> str:
 def time_budget(bench: Bench) -> str:
     study = bench.prepared()
     usual = bench.usual[f"3-train-{bench.missing[0]}"]
-    code, said = study.run("--config", f"budget_minutes={(4 + 0.7 * usual) / 60:.2f}")
+    code, said = study.run("--config", f"budget_minutes={(3 + 0.3 * usual) / 60:.2f}")
     assert code, "a study that ran out of its budget ended with 0"
     told(said, "budget")
     stopped = [run for run in study.runs if epochs_kept(study, run) >= 1]
