@@ -407,7 +407,7 @@ def disk_read_only(bench: Bench) -> str:
 
 @fault
 def a_run_that_cannot_succeed(bench: Bench) -> str:
-    """A folder lies where its checkpoints belong; one in the place of results would be put aside."""
+    """A folder lies where its checkpoints belong; in the place of results it would be put aside."""
     study, run = bench.prepared(), bench.missing[0]
     lost, step = study.results / "runs" / run / "checkpoint.pt", f"3-train-{run}"
     (lost / "in-the-way").mkdir(parents=True)
