@@ -237,21 +237,19 @@ def test_damage_in_compressed_data_is_told(tmp_path, method):
             tg3k.locate(archive)
 
 
-def test_two_entries_of_one_name_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("./0000.JPG", b"other", r"not to be trusted: it holds 'thyroid-image/0000\.jpg' mo"),
+        (f"{'9' * 300}.jpg", b"", r"cannot be unpacked \(.*File name too long"),
+    ],
+    ids=["twice", "too long for the disk"],
+)
+def test_an_entry_whose_name_cannot_be_is_told(tmp_path, name, content, said):
     archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"))
     with zipfile.ZipFile(archive, "a") as more:
-        more.writestr(f"{tg3k.IMAGES}/./0000.JPG", b"other")
-    with pytest.raises(
-        ValueError, match=r"not to be trusted: it holds 'thyroid-image/0000\.jpg' mo"
-    ):
-        tg3k.locate(archive)
-
-
-def test_a_name_too_long_for_the_disk_is_told(tmp_path):
-    archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"))
-    with zipfile.ZipFile(archive, "a") as more:
-        more.writestr(f"{tg3k.IMAGES}/{'9' * 300}.jpg", b"")
-    with pytest.raises(ValueError, match=r"cannot be unpacked \(.*File name too long"):
+        more.writestr(f"{tg3k.IMAGES}/{name}", content)
+    with pytest.raises(ValueError, match=said):
         tg3k.locate(archive)
 
 

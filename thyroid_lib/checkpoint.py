@@ -86,7 +86,7 @@ def load(path: str | Path, *, key: str) -> dict | None:
     A damaged file is named, passed over and removed.
 
     Raises:
-        OSError: it cannot be removed; says what to do.
+        OSError, MemoryError: it could not be read, which is no fault of the file's; it stays.
     """
     path = Path(path)
     if not path.exists():

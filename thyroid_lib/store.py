@@ -33,7 +33,7 @@ import pandas as pd
 from thyroid_lib import cannot_write, frames, phantom, tell, tg3k, write_file
 from thyroid_lib import folder as folder_source
 from thyroid_lib.cases import BadCase, problem_row, read_pair, table_problems
-from thyroid_lib.fingerprint import code_fingerprint
+from thyroid_lib.fingerprint import code_fingerprint, file_digest
 from thyroid_lib.locks import alone
 from thyroid_lib.parallel import count_workers, in_order
 
@@ -295,8 +295,7 @@ def _sha256(path: str | Path) -> str:
     try:
         if not os.path.isfile(path):  # opening a pipe would wait forever
             return ""
-        with open(path, "rb", buffering=0) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:
         return ""
 

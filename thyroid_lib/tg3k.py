@@ -226,7 +226,7 @@ def _unpack(archive: Path) -> Path:
             if not (parent / name).is_dir():
                 parent.mkdir(parents=True, exist_ok=True)
                 _check_names(zipped)
-                with claim_path(parent / name, archive.name):
+                with claim_path(parent / ".unpack", archive.name):  # one archive after the other
                     for left in parent.glob(".unpack-*"):  # by one that was killed
                         shutil.rmtree(left, ignore_errors=True)
                     if not (parent / name).is_dir():
@@ -236,11 +236,10 @@ def _unpack(archive: Path) -> Path:
             return parent / name
     except _Refused:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise cannot_write(error, archive.parent) from error
-        raise ValueError(f"{archive.name} cannot be unpacked ({error}): {BY_HAND}") from error
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
+        disk = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES
+        if isinstance(error, OSError) and error.errno in disk:
+            raise cannot_write(error, archive.parent) from error
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
 

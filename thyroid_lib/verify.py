@@ -10,7 +10,6 @@ asks this of it. Importing this module loads no torch.
 import argparse
 import base64
 import csv
-import hashlib
 import io
 import json
 import math
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from thyroid_lib.fingerprint import file_digest
 
 IDENTICAL, DIFFERENT, NOTHING = 0, 1, 2
 # Times, memory, and how much a call had left to do: two runs of the same study differ in them.
@@ -125,7 +126,7 @@ def _difference(expected: Path | None, found: Path | None) -> str:
     if found is None:
         return "is missing"
     try:
-        if _digest(expected) == _digest(found):
+        if file_digest(expected) == file_digest(found):
             return ""
         pair = expected.read_bytes(), found.read_bytes()
     except OSError as error:
@@ -139,11 +140,6 @@ def _difference(expected: Path | None, found: Path | None) -> str:
         return ""
     explain = _differing_bytes if keep is _weights else EXPLAIN.get(expected.suffix)
     return (explain or _differing_bytes)(*pair)
-
-
-def _digest(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _without_times(content: bytes) -> bytes:
