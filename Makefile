@@ -9,6 +9,7 @@ SET ?=
 OPTIONS ?=
 ONLY ?=
 UPGRADE ?=
+REPO ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -28,7 +29,7 @@ WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish wheel badges lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +116,15 @@ publish: $(READY)  ## copy a finished study's tables, and no picture, to results
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
 	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
 		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
+
+# pip's isolated build would fetch setuptools; the lock's is here.
+wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install where there is no repository
+	@rm -rf build dist/thyroid_lib-*.whl
+	@$(PYTHON) -m pip --python $(BIN)/python wheel -qq --disable-pip-version-check --no-deps \
+		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
+
+badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
+	@$(BIN)/python tools/badges.py $(REPO)
 
 # An environment of its own: other libraries, and a newer torch, than requirements.lock has.
 $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
