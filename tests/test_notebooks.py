@@ -63,7 +63,7 @@ def test_prose_keeps_up_with_code(cells):
     code = sum(
         lines_of(cell)
         for cell in code_of(cells)
-        if "parameters" not in cell.metadata.get("tags", [])
+        if not {"parameters", "setup"} & set(cell.metadata.get("tags", []))
     )
     assert words / code >= 5
 

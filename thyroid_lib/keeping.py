@@ -101,11 +101,21 @@ def keep_copies(folder: str | Path) -> Copies:
         return _copies
     Path(folder, "results").mkdir(parents=True, exist_ok=True)
     bring_back(folder)
-    if _copies is None:
-        thyroid_lib.written.append(lambda path: _copies.put(path))
-        atexit.register(lambda: _copies.wait())
+    if _put not in thyroid_lib.written:
+        thyroid_lib.written.append(_put)
+        atexit.register(_finish)
     _copies = Copies(folder)
     return _copies
+
+
+def _put(path: Path) -> None:
+    if _copies:
+        _copies.put(path)
+
+
+def _finish() -> None:
+    if _copies:
+        _copies.wait()
 
 
 def bring_back(folder: str | Path) -> int:

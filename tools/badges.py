@@ -33,8 +33,8 @@ if not importlib.util.find_spec("thyroid_lib"):
     wheels = [wheel for place in places for wheel in sorted(glob(f"{{place}}/thyroid_lib-*.whl"))]
     source = wheels[-1:] or [repository] * bool(repository)
     assert source, "upload thyroid_lib-….whl (from `make wheel`) beside this; in a clone: make lab"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", *source]
-    subprocess.run(pip, check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "--no-deps", *source], check=True)
 
 from thyroid_lib import platforms
 
