@@ -1,7 +1,11 @@
 """Copies of results on a second folder, which may drop, come back, or be full of an old session."""
 
+import os
+import subprocess
+import sys
 import threading
 
+import nbformat
 import pytest
 
 import thyroid_lib
@@ -101,3 +105,27 @@ def test_a_second_call_keeps_what_is_under_way(project):
 def test_what_is_no_result_has_no_copy(project):
     assert keeping.target_of(project / "x.csv", "drive") is None
     assert Copies(project / "drive").wait(1)
+
+
+def test_the_runners_notebooks_and_the_kernels_files_have_copies(project):
+    """Two processes: the runner writes the executed notebook, its kernel whatever the cells do."""
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [
+        nbformat.v4.new_code_cell("out = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from thyroid_lib import place, platforms, write_file"),
+        nbformat.v4.new_code_cell("platforms.start()\nwrite_file(place(out) / 'a.csv', 'a');"),
+    ]
+    nbformat.write(nb, project / "n.ipynb")
+    words = [
+        "notebook",
+        "n.ipynb",
+        "here/alone/n.ipynb",
+        "--parameters",
+        '{"out": "results/alone"}',
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "thyroid_lib.runner", *words], cwd=project, capture_output=True,
+        text=True, env=os.environ | {"THYROID_COPY": str(project / "drive")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert names(project / "drive/results") == ["alone/a.csv", "alone/n.ipynb"]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import thyroid_lib
-from thyroid_lib import place, tell
+from thyroid_lib import cannot_write, place, tell
 
 PATIENCE = 120  # seconds that the end of the process waits for copies under way
 
@@ -106,6 +106,20 @@ def keep_copies(folder: str | Path) -> Copies:
         atexit.register(_finish)
     _copies = Copies(folder)
     return _copies
+
+
+def follow_environment(folder: str = "") -> bool:
+    """Keep copies in `THYROID_COPY`, else in `folder`, if either is given; say whether it is done.
+
+    A folder that cannot be used is told, and stops nothing.
+    """
+    folder = os.environ.get("THYROID_COPY") or folder
+    try:
+        return bool(folder and keep_copies(folder))
+    except OSError as error:
+        why = cannot_write(error, folder).strerror
+        tell(f"no copies of the results will be kept in {folder}: {why}")
+        return False
 
 
 def _put(path: Path) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from thyroid_lib import cannot_write, keeping, place, tell
+from thyroid_lib import keeping, place, tell
 from thyroid_lib.datasets import folder_of
 
 KAGGLE, COLAB, LOCAL = "kaggle", "colab", "local"
@@ -40,20 +40,11 @@ def start() -> None:
     if here != LOCAL:
         install_missing()
     drive = folder_of("content/drive/MyDrive")
-    copies = os.environ.get("THYROID_COPY", "")
-    if here == COLAB and not copies and drive.is_dir():
-        copies = str(drive / "thyroid")
-    if copies:
-        try:
-            keeping.keep_copies(copies)
-        except OSError as error:
-            told = cannot_write(error, copies)
-            tell(f"no copies of the results will be kept in {copies}: {told.strerror}")
-            copies = ""
+    copied = keeping.follow_environment(str(drive / "thyroid") * (here == COLAB and drive.is_dir()))
     if here == LOCAL or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
         return
     tell(f"{here.title()}: {_gpu(here)}")
-    tell(f"results go to {place('results')}; {_survival(here, copies)}")
+    tell(f"results go to {place('results')}; {_survival(here, copied)}")
 
 
 def missing_packages() -> list[str]:
@@ -142,9 +133,9 @@ def _gpu(here: str) -> str:
     return f"no GPU is switched on ({menu}); the CPU does for the demo's size"
 
 
-def _survival(here: str, copies: str) -> str:
-    if copies:
-        return f"copies go to {copies}, after every epoch, and come back in the next session"
+def _survival(here: str, copied: bool) -> str:
+    if copied:
+        return "copies of them are kept, after every epoch, and come back in the next session"
     if here == KAGGLE:
         return (
             "they stay with the notebook's version: Save Version, Save & Run All. A session that "

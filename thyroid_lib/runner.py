@@ -30,7 +30,17 @@ from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
+from thyroid_lib import (
+    NOTE,
+    cannot_write,
+    keeping,
+    no_grammars,
+    place,
+    remove_file,
+    safekeeping,
+    tell,
+    write_file,
+)
 from thyroid_lib.locks import claim_gpu, claim_path
 from thyroid_lib.stopping import deadline, signals
 from thyroid_lib.study import clashes, misfit, mistyped, read_parameters, read_study, unknown
@@ -143,7 +153,7 @@ def run_notebook(
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
-            running.unlink()
+            remove_file(running)
     print(f"{out.stem}: {message}", flush=True)
     return DONE
 
@@ -404,6 +414,7 @@ def main() -> int:
     for number in signals():
         signal.signal(number, _on_signal)
     _end_with_workflow()
+    keeping.follow_environment()
     return run_notebook(
         args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions,
         checksums=args.checksums, writes=args.writes,
