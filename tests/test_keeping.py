@@ -89,8 +89,30 @@ def test_an_earlier_session_comes_back_and_overwrites_nothing(project, capsys):
     write_file(project / "here/study/runs/a/history.csv", "here")
     assert bring_back(project / "drive") == 1
     assert names(project / "here") == ["study/runs/a/history.csv", "study/runs/b/model.pt"]
-    assert "1 files of an earlier session are back" in capsys.readouterr().err
+    assert (
+        f"1 files of an earlier session are back from {project / 'drive'}"
+        in capsys.readouterr().err
+    )
     assert bring_back(project / "drive") == 0
+
+
+def test_half_a_folder_does_not_come_back(project, monkeypatch):
+    for name in ("a.csv", "b.csv", "deep/c.csv"):
+        write_file(project / "drive/results/study" / name, name)
+    copy = keeping._copy
+
+    def drop(path, target):
+        if path.name == "b.csv":
+            raise OSError(107, "Transport endpoint is not connected")
+        copy(path, target)
+
+    monkeypatch.setattr(keeping, "_copy", drop)
+    with pytest.raises(OSError, match="not connected"):
+        bring_back(project / "drive")
+    assert names(project / "here") == []
+    monkeypatch.setattr(keeping, "_copy", copy)
+    assert bring_back(project / "drive") == 3
+    assert names(project / "here") == ["study/a.csv", "study/b.csv", "study/deep/c.csv"]
 
 
 def test_a_second_call_keeps_what_is_under_way(project):

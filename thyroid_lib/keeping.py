@@ -10,6 +10,7 @@ import atexit
 import os
 import queue
 import shutil
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -141,10 +142,17 @@ def bring_back(folder: str | Path) -> int:
         if files and not (results / Path(here).relative_to(source)).exists()
     ]
     for here, files in missing:
-        for name in files:
-            if not name.endswith(".partial"):
-                _copy(here / name, results / here.relative_to(source) / name)
-                count += 1
+        target = results / here.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # in one step: a folder of which half came would be taken for one that is there
+        with tempfile.TemporaryDirectory(dir=target.parent, suffix=".partial") as beside:
+            whole = Path(beside, "whole")
+            names = [name for name in files if not name.endswith(".partial")]
+            for name in names:
+                _copy(here / name, whole / name)
+            if names and not target.exists():
+                os.rename(whole, target)
+                count += len(names)
     if count:
         tell(f"{count} files of an earlier session are back from {folder}")
     return count
