@@ -401,3 +401,33 @@ def test_every_module_that_a_notebook_reaches_is_an_input():
         assert reached <= listed | known, f"{rule} lacks {reached - listed - known}"
         assert listed <= reached, f"{rule} lists {listed - reached} without need"
         known |= listed if rule in ("preprocess", "train") else set()
+
+
+def make_nbval(project: Path, *words: str) -> subprocess.CompletedProcess:
+    shutil.copy2(ROOT / "Makefile", project)
+    command = ["make", f"BIN={Path(sys.executable).parent}", "READY=", *words]
+    clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
+    return subprocess.run(
+        [*command, "nbval", "PARAMETERS=parameters/tiny.yaml", "TRAINED=1"], cwd=project,
+        env=clean | {"PYTHONPATH": str(project)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_somebodys_own_executed_study_is_validated(project):
+    """As it is, it passes and changes nothing; another number in one output is found."""
+    results = project / RESULTS
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    done = make_nbval(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d\d passed", done.stdout)
+    assert {path: path.read_bytes() for path in before} == before
+    for step in ("2-audit", "4-compare"):
+        (results / "notebooks" / f"{step}.ipynb").unlink()
+    replace(results / "notebooks" / "1-preprocess.ipynb", "12 of 12 images", "11 of 12 images")
+    done = make_nbval(project)
+    assert done.returncode == 2
+    assert "11 of 12 images" in done.stdout
+    shutil.rmtree(results / "notebooks")
+    done = make_nbval(project)
+    assert "no executed notebooks in" in done.stderr
+    assert "make study PARAMETERS=parameters/tiny.yaml first" in done.stderr
