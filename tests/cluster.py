@@ -58,7 +58,7 @@ KillWait=30
 GresTypes=gpu
 NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs={cpus} RealMemory=64000 \
 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=main Nodes={name} Default=YES MaxTime=60 State=UP
+PartitionName=main Nodes={name} Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -124,7 +124,14 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        self.environment = {"SLURM_CONF": str(self.conf)}
+        # within a job Snakemake's plugin takes away SLURM_CONF, which a cluster's own place needs not
+        srun = self.folder / "bin" / "srun"
+        srun.parent.mkdir()
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
+        srun.chmod(0o755)
+        self.environment = {
+            "SLURM_CONF": str(self.conf), "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
+        }  # fmt: skip
 
     def __enter__(self) -> "Cluster":
         try:
