@@ -70,7 +70,9 @@ def installed() -> None:
     """Raise `Missing` with the names of the programs that are not there."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
     if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
-        raise Missing(f"SLURM is not installed here: no {', '.join(missing)} (make slurm)")
+        raise Missing(
+            f"SLURM is not installed here: no {', '.join(missing)} (apt-get install slurm-wlm munge)"
+        )
 
 
 def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
@@ -219,7 +221,7 @@ class Cluster:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("SLURM_CONF") == str(self.conf) and process.pid != os.getpid():
+                if process.environ().get("SLURM_CONF") == str(self.conf):
                     found.append(process)
             except psutil.Error:
                 continue

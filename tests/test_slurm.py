@@ -1,28 +1,29 @@
 """Studies through SLURM: real daemons, which tests/cluster.py starts here and ends again.
 
-What is compared is every table and executed notebook, with those of the same study run plainly.
+All files are compared with those of the same study run plainly, as `make verify` does it.
 """
 
+import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster import Cluster, Missing, wait_until
-from test_workflow import TINY, copy_project, run_study, snakemake
+from test_workflow import TINY, copy_project, run_study
 
-pytest.importorskip("snakemake_executor_plugin_slurm", reason="no extra [slurm]")
+from thyroid_lib.verify import compare
 
-PROFILE = Path("workflow", "profiles", "slurm")
-# Of this cluster: it has no accounting, two CPUs, and no network disk that lags.
+pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs the extra [slurm]")
+
+# This cluster has no accounting, two CPUs, and a disk that does not lag.
 HERE = (
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
-    "--max-threads", "2", "--latency-wait", "10", "--default-resources", "mem_mb=1000",
-    "runtime=60", "slurm_extra='--signal=TERM@180'",
+    "--max-threads", "2", "--latency-wait", "10",
 )  # fmt: skip
-TRAIN = "3-train-unet-grouped-fold0-seed0"
 
 
 @pytest.fixture(scope="module")
@@ -35,56 +36,159 @@ def cluster():
 
 
 class Submitted:
-    """A study's workflow that has been started on the cluster."""
+    """A study's workflow at work on the cluster."""
 
-    def __init__(self, project: Path, cluster: Cluster, *options: str, file: str = "tiny"):
+    def __init__(self, project: Path, cluster: Cluster, *options: str):
         self.project, self.log = project, project / "submitted.log"
-        command = [sys.executable, "-m", "snakemake", "--profile", str(PROFILE), *HERE]
-        command += ["--configfile", f"parameters/{file}.yaml", *options]
-        import os
-
+        command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm"]
         clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=project, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [*command, *HERE, *options], cwd=project, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL,
                 env=clean | cluster.environment | {"PYTHONPATH": str(project)},
             )  # fmt: skip
 
     def said(self) -> str:
-        return self.log.read_text("utf-8", "replace")
+        """What it said so far, and the last lines of the jobs that failed or run."""
+        jobs = sorted((self.project / ".snakemake" / "slurm_logs").rglob("*.log"))
+        said = [f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in jobs]
+        return "\n".join([self.log.read_text("utf-8", "replace"), *said])
 
-    def end(self, seconds: float = 300) -> str:
-        """Wait for a good end; what was said."""
+    def wait_for(self, what, why: str, seconds: float = 180):
+        def ended_or_found():
+            assert self.process.poll() is None, f"it ended before {why}:\n{self.said()}"
+            return what()
+
         try:
-            code = self.process.wait(seconds)
+            return wait_until(ended_or_found, why, seconds)
+        except TimeoutError as error:
+            pytest.fail(f"{error}\n{self.said()}")
+
+    def end(self, seconds: float = 300) -> int:
+        """Wait for its end; its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it does not end:\n{self.said()}")
         finally:
             self.process.kill()
-        assert code == 0, self.said() + jobs_said(self.project)
-        return self.said()
 
 
-def jobs_said(project: Path) -> str:
-    """The last lines of the jobs that failed, or run."""
-    logs = sorted((project / ".snakemake" / "slurm_logs").rglob("*.log"))
-    return "\n".join(f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in logs)
+@pytest.fixture
+def submit(cluster):
+    """Start a study's workflow on the cluster; what is left of it ends with the test."""
+    started = []
+
+    def start(project: Path, *options: str) -> Submitted:
+        started.append(Submitted(project, cluster, *options))
+        return started[-1]
+
+    yield start
+    for workflow in started:
+        workflow.process.kill()
+        workflow.process.wait()
+    cluster.ask("scancel", "--full", "--signal=KILL", *cluster.running_jobs())
+    cluster.ask("scancel", *cluster.jobs())
 
 
-def results(project: Path, study: str) -> dict[str, bytes]:
-    """Tables and executed notebooks by name, less what tells times."""
-    folder = project / "results" / study
-    found = [
-        path
-        for part in ("store", "audit", "compare", "replication", "runs", "notebooks")
-        for path in (folder / part).rglob("*")
-        if path.suffix in (".csv", ".md", ".ipynb") and path.name not in ("cost.csv", "details.md")
-    ]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+def requeue(cluster: Cluster, job: str) -> None:
+    """Send a running job back into the queue, and spare it the two minutes that SLURM waits."""
+    cluster.ask("scontrol", "requeue", job)
+    wait_until(lambda: cluster.jobs()[job][0] == "PENDING", f"job {job} waits again")
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if one[name] != other[name]] == []
+def identical(expected: Path, folder: Path) -> None:
+    """Both finished; damaged or half-written files would be a difference."""
+    found = compare(expected, folder)
+    assert not found.differences, found.report()
+    assert found.files > 10
 
 
-def checkpoint(project: Path, study: str, run: str) -> Path:
-    return project / "results" / study / "runs" / run / "checkpoint.pt"
+def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp_path):
+    """Ctrl-C in the training first; then the training's job is requeued."""
+    run = "unet-grouped-fold0-seed0"
+    settings = TINY | {"device": "auto", "epochs": 120}
+    for name in ("plain", "cluster"):
+        copy_project(tmp_path / name, settings)
+    plain, project = tmp_path / "plain", tmp_path / "cluster"
+    study = project / "results" / "tiny"
+
+    def training() -> list[str]:
+        there = (study / "runs" / run / "checkpoint.pt").exists()
+        return cluster.running_jobs(f"rule_train_wildcards_{run}") if there else []
+
+    tiny = "--configfile", "parameters/tiny.yaml"
+    workflow = submit(project, *tiny)
+    (job,) = workflow.wait_for(training, "the run trains")
+    about = cluster.show(job)
+    assert "gres:gpu:1" in about.get("TresPerJob", ""), f"no GPU asked for: {about}"
+    assert about["Requeue"] == "1"
+    workflow.process.send_signal(signal.SIGINT)
+    assert workflow.end(60) != 0
+    assert "start again and it goes on" in workflow.said()
+    wait_until(lambda: not cluster.running_jobs(), "its jobs end", 90)
+    assert not (study / "runs" / run / "scores.csv").exists()
+    kept = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns
+
+    def trained_on() -> list[str]:
+        newer = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns > kept
+        return training() if newer else []
+
+    workflow = submit(project, *tiny)
+    (job,) = workflow.wait_for(trained_on, "the run trains on")
+    requeue(cluster, job)
+    assert workflow.end() == 0, workflow.said()
+    assert cluster.show(job)["Restarts"] == "1"
+    assert cluster.show(job)["JobState"] == "COMPLETED"
+    trained = json.loads((study / "runs" / run / "run.json").read_text())["trained_epochs"]
+    assert trained < 120, "all epochs were trained again"
+    run_study(plain)
+    identical(plain / "results" / "tiny", study)
+
+
+@pytest.mark.slow
+def test_the_demo_survives_a_killed_node_daemon_and_a_requeue(cluster, submit, tmp_path):
+    for name in ("plain", "cluster"):
+        copy_project(tmp_path / name, {"study": "tiny"})
+    plain, project = tmp_path / "plain", tmp_path / "cluster"
+    workflow = submit(project, "--configfile", "parameters/tiny.yaml")
+    study = project / "results" / "tiny"
+
+    def training() -> list[str]:
+        there = {path.parent.name for path in study.glob("runs/*/checkpoint.pt")}
+        return [job for run in there for job in cluster.running_jobs(f"wildcards_{run}")]
+
+    workflow.wait_for(training, "runs train")
+    cluster.kill("slurmd")
+    daemon = cluster.start("slurmd")
+    workflow.wait_for(lambda: cluster.state() in ("idle", "mix", "alloc"), "the node is back")
+    assert daemon.poll() is None
+    job = workflow.wait_for(training, "runs train again")[0]
+    requeue(cluster, job)
+    assert workflow.end(1200) == 0, workflow.said()
+    assert cluster.show(job)["Restarts"] == "1"
+    run_study(plain)
+    identical(plain / "results" / "tiny", study)
+
+
+def test_nothing_is_left_of_a_cluster():
+    """After its end no daemon, no job, no file is there, though a job was running."""
+    try:
+        with Cluster(cpus=1) as cluster:
+            assert cluster.ask("sbatch", "--parsable", "--wrap=sleep 600", "--output=/dev/null")
+            wait_until(cluster.running_jobs, "the job runs")
+            processes = cluster.processes()
+            assert {"slurmd", "slurmctld", "munged"} <= {one.name() for one in processes}
+            ports = {
+                link.laddr.ip
+                for one in processes
+                for link in one.net_connections("inet")
+                if link.status == psutil.CONN_LISTEN
+            }
+            assert ports <= {"127.0.0.1"}, "something listens to more than this machine"
+    except Missing as error:
+        pytest.skip(str(error))
+    assert not cluster.processes()
+    assert not cluster.folder.exists()
