@@ -143,6 +143,19 @@ def groups_sentence(scores: pd.DataFrame) -> str:
     )
 
 
+def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
+    """Say what there is to learn from and what is put aside; the indices of two stores."""
+    each = [
+        f"{count_of(index['group'].nunique(), 'sweep')} of {count_of(len(index), 'frame')}"
+        for index in (known, unseen)
+    ]
+    share = 100 * known["foreground"].mean()
+    return (
+        f"To learn from: {each[0]}; put aside: {each[1]}. On average the thyroid covers "
+        f"{share:.0f} % of a frame."
+    )
+
+
 def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: float) -> str:
     """Read how alike frames are, within a group and between groups; `audit.alikeness`."""
     pairs = np.triu_indices(len(alike), 1)
