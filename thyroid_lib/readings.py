@@ -170,10 +170,10 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
 
 
 def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
-    """Read the best, the median and the worst case among all that were scored."""
+    """Read the best, the median and the worst of the cases that were scored."""
     each = [f"{row.rank} {row.dice:.3f}" for row in picked.itertuples()]
     groups = count_of(scores["group"].nunique(), "sweep")
-    return f"Dice of {count_of(len(scores), 'frame')} of {groups}: {_join(each)}."
+    return f"Dice of {count_of(scores['case_id'].nunique(), 'frame')} of {groups}: {_join(each)}."
 
 
 def exams_sentence(table: pd.DataFrame) -> str:
