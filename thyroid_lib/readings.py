@@ -190,7 +190,7 @@ def exams_sentence(table: pd.DataFrame) -> str:
         else "The exam does not move all models the same way"
     )
     beside = f", the choice of the model by {apart:.3f} on average over the exams"
-    return f"{_join(said)}. {verdict}{beside * (len(table) > 1)}."
+    return f"{'; '.join(said)}. {verdict}{beside * (len(table) > 1)}."
 
 
 def curves_sentence(histories: pd.DataFrame) -> str:
