@@ -31,10 +31,12 @@ SNAKEMAKE = $(BIN)/snakemake $(WITH) $(OPTIONS) --configfile $(PARAMETERS) $(CON
 PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 # Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
 WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
+FIRST = $(or $(THYROID_RESULTS),$(CURDIR)/results)/quickstart/0-quickstart.ipynb
+QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart.ipynb --pin-instructions
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges lock pip-audit bench clean
+.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +72,11 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 env: $(READY)  ## set up .venv and nothing else
+
+quickstart: $(READY)  ## a first look in a minute: phantoms, two small networks, two exams
+	@$(QUICKSTART) '$(FIRST)'
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR '$(FIRST)'
+	@printf 'to look at: %s\n' '$(FIRST:.ipynb=.html)'
 
 demo: $(READY)  ## the whole study on phantoms, 3 minutes on two cores
 	@$(SNAKEMAKE)
@@ -125,12 +132,13 @@ verify: override SET :=
 verify: $(READY)  ## run the demo from nothing, elsewhere, and compare it with results/reference/demo
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"; exit 130' INT TERM; \
 		THYROID_RESULTS="$$results" $(SNAKEMAKE) --drop-metadata && \
+		THYROID_RESULTS="$$results" $(QUICKSTART) "$$results/demo/notebooks/0-quickstart.ipynb" && \
 		$(BIN)/python -m thyroid_lib.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
 		{ printf '\nthe new run is kept: %s\n' "$$results/demo"; exit 1; }
 
-reference: demo  ## make results/reference/demo from the demo's results
+reference: quickstart demo  ## make results/reference/demo from the quickstart's and the demo's results
 	@rm -rf results/reference/demo && mkdir -p results/reference/demo
-	@cp results/demo/notebooks/*.ipynb results/reference/demo/
+	@cp results/quickstart/0-quickstart.ipynb results/demo/notebooks/*.ipynb results/reference/demo/
 	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
 		summary.md details.md selected.json frames.png ../../reference/demo/
 
@@ -184,5 +192,5 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 		tail -n 1 "$$tools/said"; } >&2; exit 2
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
-	@rm -rf .venv .venv-bench results/demo .pytest_cache .ruff_cache *.egg-info
+	@rm -rf .venv .venv-bench results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +
