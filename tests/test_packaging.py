@@ -21,8 +21,9 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "locks", "tg3k", "phantom", "fingerprint", "parallel",
-    "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
-    "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
+    "store", "splits", "copies", "audit", "labels", "models", "architectures", "device",
+    "metrics", "scores", "checkpoint", "predict", "augment", "stopping", "train", "run",
+    "statistics", "mixed",
     "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",
     "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report", "verify", "study",
     "runner",
