@@ -9,6 +9,9 @@ SET ?=
 OPTIONS ?=
 ONLY ?=
 UPGRADE ?=
+REPO ?=
+TRAINED ?=
+LAX ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -28,7 +31,7 @@ WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench clean
+.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish wheel badges lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,11 +80,11 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 test: lint demo  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
-	@$(MAKE) --no-print-directory nbval
+	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 test-all: lint demo  ## the same with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
-	@$(MAKE) --no-print-directory nbval
+	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--only kills --kills 3"
 	@$(BIN)/python tests/torture.py $(OPTIONS)
@@ -90,11 +93,20 @@ lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
-nbval: $(READY)  ## run results/reference/demo again and compare every output
+# The demo's committed notebooks, or those of a study that was run here. Its trained weights are taken
+# over, so that nothing is trained again; without TRAINED=1, everything is.
+EXECUTED = $(if $(filter parameters/demo.yaml,$(PARAMETERS)),results/reference/demo,$(WHERE)/notebooks)
+nbval: $(READY)  ## run results/reference/demo again and compare every output; PARAMETERS=… a study's
+	@ls '$(EXECUTED)'/*.ipynb >/dev/null 2>&1 || \
+		{ echo 'error: no executed notebooks in $(EXECUTED): make study PARAMETERS=$(PARAMETERS) first' >&2; exit 2; }
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
-		env $$($(BIN)/python -m thyroid_lib.runner env) OMP_NUM_THREADS=1 TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
-		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
-		$(sort $(wildcard results/reference/demo/*.ipynb))
+		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)" && (cd '$(WHERE)' && tar -cf - runs/*/model.pt) \
+			| tar -xf - -C "$$results/$(STUDY)";) \
+		variables=$$($(BIN)/python -m thyroid_lib.runner env $(PARAMETERS)) || exit 2; \
+		env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
+		$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \
+		--nbval-cell-timeout=$(if $(filter parameters/demo.yaml,$(PARAMETERS)),600,86400) \
+		'$(EXECUTED)'/*.ipynb
 
 # In a folder that goes away again, so Snakemake need not remember how each file in it was made.
 verify: override DATA :=
@@ -115,6 +127,15 @@ publish: $(READY)  ## copy a finished study's tables, and no picture, to results
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
 	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
 		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
+
+# pip's isolated build would fetch setuptools; the lock's is here.
+wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install where there is no repository
+	@rm -rf build dist/thyroid_lib-*.whl
+	@$(PYTHON) -m pip --python $(BIN)/python wheel -qq --disable-pip-version-check --no-deps \
+		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
+
+badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
+	@$(BIN)/python tools/badges.py $(REPO)
 
 # An environment of its own: other libraries, and a newer torch, than requirements.lock has.
 $(BENCH_READY): pyproject.toml benchmarks/requirements.txt

@@ -59,11 +59,11 @@ def test_prose_holds_no_numbers(cells):
 
 def test_prose_keeps_up_with_code(cells):
     words = sum(len(re.findall(r"[A-Za-z][\w'’-]*", prose)) for prose in prose_of(cells))
-    # the parameters' own comments tell what they are
+    # the parameters' own comments tell what they are; the setup is the same everywhere
     code = sum(
         lines_of(cell)
         for cell in code_of(cells)
-        if "parameters" not in cell.metadata.get("tags", [])
+        if not {"parameters", "setup"} & set(cell.metadata.get("tags", []))
     )
     assert words / code >= 5
 

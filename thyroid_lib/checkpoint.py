@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib import cannot_write, tell, write_file
+from thyroid_lib import cannot_write, remove_file, tell, write_file
 from thyroid_lib.fingerprint import code_fingerprint
 
 # What, edited, makes other weights.
@@ -126,7 +126,7 @@ def resume(folder: str | Path, *, key: str) -> dict | None:
 def forget(folder: str | Path) -> None:
     """Remove what was kept: the training is finished."""
     for path in _places(folder):
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def _places(folder: str | Path) -> tuple[Path, Path]:

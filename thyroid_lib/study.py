@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from thyroid_lib import architectures, place
+from thyroid_lib.datasets import DATASET, asks_network
 
 
 def keys_of(module: str, name: str) -> list[str]:
@@ -217,6 +218,10 @@ def _source_problems(values: dict) -> list[str]:
         return [f"data: is empty, source {source} needs its folder (or zip)"]
     if source == "phantom" and data:
         return ["data: phantoms take none, set source to tg3k or folder or leave it ''"]
+    if data == "auto" and source != "tg3k":
+        return [f"data: auto finds TG3K's release, source {source} needs its folder (or zip)"]
+    if data.startswith("kaggle:") and not DATASET.fullmatch(data):
+        return [f"data: got {show(data)}, need kaggle:owner/slug/version, the version a number"]
     return []
 
 
@@ -409,10 +414,12 @@ def _from_command_line(value, example):
 def list_data(data: str) -> str:
     """Return a SHA-256 over names and sizes of the files under a source, "" for none.
 
+    Data that may be fetched are the same wherever they lie: "" for those, too.
+
     Raises:
         ValueError: nothing is there.
     """
-    if not data:
+    if not data or asks_network(data):
         return ""
     try:
         top = place(data)
