@@ -138,7 +138,7 @@ badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owne
 	@$(BIN)/python tools/badges.py $(REPO)
 
 docs: $(READY)  ## the site, docs/ and the executed demo, into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'site/index.html opens as it is; for its search: $(BIN)/python -m http.server -d site'
 
 # An environment of its own: other libraries, and a newer torch, than requirements.lock has.

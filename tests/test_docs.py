@@ -29,7 +29,7 @@ def build(project: Path) -> subprocess.CompletedProcess:
     pytest.importorskip("mkdocs_jupyter")
     pytest.importorskip("material")
     return subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"],
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],  # with --quiet nothing is strict
         cwd=project, capture_output=True, text=True,
     )  # fmt: skip
 
