@@ -36,7 +36,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges lock pip-audit bench clean
+.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -156,6 +156,10 @@ wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install wher
 badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
 	@$(BIN)/python tools/badges.py $(REPO)
 
+docs: $(READY)  ## the site, docs/ and the executed demo, into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'site/index.html opens as it is; for its search: $(BIN)/python -m http.server -d site'
+
 # An environment of its own: other libraries, and a newer torch, than requirements.lock has.
 $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
 	@echo 'Setting up .venv-bench from benchmarks/requirements.txt: once, some minutes, 6 GB …'
@@ -192,5 +196,5 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 		tail -n 1 "$$tools/said"; } >&2; exit 2
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
-	@rm -rf .venv .venv-bench results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info
+	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +

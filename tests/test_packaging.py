@@ -21,11 +21,11 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "keeping", "frames", "cases", "folder", "locks", "tg3k", "datasets", "phantom",
-    "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models", "device",
-    "platforms", "metrics", "scores", "checkpoint", "predict", "augment", "stopping", "live",
-    "train", "run", "statistics", "mixed", "stability", "selection", "tables", "replication",
-    "show", "readings", "card", "plots", "plots_audit", "plots_compare", "plots_replication",
-    "safekeeping", "report", "verify", "study", "runner",
+    "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
+    "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
+    "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
+    "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
+    "plots_replication", "safekeeping", "report", "verify", "study", "runner",
 )  # fmt: skip
 
 

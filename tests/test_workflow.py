@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from thyroid_lib import safekeeping
@@ -246,15 +247,41 @@ def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
         assert str(finished).encode() not in content, name
 
 
+def apply_blocks(project: Path, page: str) -> list[str]:
+    """Make a how-to's changes, which it shows as differences; return its Python."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S)
+    assert blocks
+    for name, block in blocks:
+        lines = block.splitlines()
+        old = "\n".join(line[1:] for line in lines if line[0] in " -")
+        new = "\n".join(line[1:] for line in lines if line[0] in " +")
+        assert (project / name).read_text(encoding="utf-8").count(old) == 1
+        replace(project / name, old, new)
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
 def test_a_new_metric_rescores_and_trains_nothing(project):
+    """The how-to's own example: docs/new-metric.md."""
     run = project / RESULTS / "runs" / RUN
-    weights, scores = (run / "model.pt").read_bytes(), (run / "scores.csv").read_bytes()
+    weights, before = (run / "model.pt").read_bytes(), pd.read_csv(run / "scores.csv")
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 1
-    change("thyroid_lib", "metrics.py")(project)
+    (example,) = apply_blocks(project, "new-metric.md")
+    subprocess.run([sys.executable, "-c", example], cwd=project, check=True)
     run_study(project)
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 0
     assert (run / "model.pt").read_bytes() == weights
-    assert (run / "scores.csv").read_bytes() == scores
+    after = pd.read_csv(run / "scores.csv")
+    pd.testing.assert_frame_equal(after.drop(columns="area_error"), before)
+    larger = after[["pred_px", "ref_px"]].max(axis=1)
+    off = (after["pred_px"] - after["ref_px"]).abs() / larger
+    assert after["area_error"].tolist() == pytest.approx(off.tolist(), abs=1e-6)
+    summary = pd.read_csv(project / RESULTS / "compare" / "summary.csv")
+    expected = off.groupby(after["group"]).mean().mean()
+    assert summary["area_error"].tolist() == [pytest.approx(expected, abs=1e-5)]
+    table = (project / RESULTS / "compare" / "summary.md").read_text(encoding="utf-8")
+    assert f"| {expected:.3f} " in table.splitlines()[2]
+    assert "| area error " in table
     assert steps(project) == {}
 
 
