@@ -31,7 +31,7 @@ IDENTICAL, DIFFERENT, NOTHING = 0, 1, 2
 TIMES = (
     "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
 )  # fmt: skip
-LEFT_OUT = re.compile(r"(logs/|checksums/|compare/cost\.csv$|report\.html$|\.lock$)")
+LEFT_OUT = re.compile(r"(logs/|checksums/|provenance/|compare/cost\.csv$|report\.html$|\.lock$)")
 PARTS = ("notebooks/", "compare/")  # of a study; a committed set is taken from them
 LINES = 3  # shown of either side
 WIDEST = 160  # characters shown of a line
