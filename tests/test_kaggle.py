@@ -17,8 +17,6 @@ from test_workflow import TINY, copy_project, results_of, snakemake, steps
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tools"))
-
 import gather  # noqa: E402
 import kaggle  # noqa: E402
 
