@@ -219,7 +219,7 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     first = sorted(begun)[0]
     target = f"results/tiny/notebooks/3-train-{first}.ipynb"
     monkeypatch.setattr(sys, "executable", colabs)
-    done = snakemake(colab, target)
+    done = snakemake(colab, "--cores", "2", target)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1-preprocess: done" not in done.stdout + done.stderr
     about = json.loads((colab / f"results/tiny/runs/{first}/run.json").read_text())

@@ -24,8 +24,8 @@ ORDER = (
     "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
     "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
     "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",
-    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "provenance", "report",
-    "verify", "study", "runner",
+    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report",
+    "verify", "study", "runner", "provenance",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ Only the workflow imports this module: Snakemake is an extra.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import snakemake.workflow
@@ -17,10 +18,14 @@ from snakemake.persistence.file import FilePersistence
 
 from thyroid_lib import write_file
 from thyroid_lib.fingerprint import file_digest
+from thyroid_lib.runner import hide_places
 
 FOLDER = "provenance"
 ANYWHERE = "results/<study>/"  # what stands for the study's folder in every record
-TIMES = "starttime", "endtime", "job_hash"  # other ones at each time: no record holds them
+# In no record: another at each time, or telling whose machine it was; nothing depends on it.
+PASSING = "starttime", "endtime", "job_hash", "external_jobid", "shellcmd"
+
+_hidden = cache(hide_places)
 
 
 def keep_with(study: str | Path, *, adopt: bool) -> None:
@@ -72,6 +77,8 @@ class _Records(FilePersistence):
         if name in self._known:
             return self._known[name].model_copy()  # Snakemake changes what it gets
         record = super()._read_record(key)
+        if record and record.params:
+            record.params = sorted(map(_hidden, record.params))
         if record and name != key and self.adopts:
             self._write_record(key, record)
         return record
@@ -80,7 +87,7 @@ class _Records(FilePersistence):
         name = self._anywhere(key)
         if name == key:  # none of the study's files
             return super()._write_record(key, record)
-        plain = {what: each for what, each in record.items() if what not in TIMES}
+        plain = {what: each for what, each in record.items() if what not in PASSING}
         plain = self._translate(json.loads(json.dumps(plain)), self._anywhere)
         title = Path(plain["log"][0]).stem if plain["log"] else plain["rule"]
         step = self._steps.get(title)
@@ -102,6 +109,10 @@ class _Records(FilePersistence):
     def _save(self, title: str) -> None:
         text = json.dumps(self._steps[title], indent=1, sort_keys=True)
         write_file(Path(self.top, FOLDER, f"{title}.json"), text + "\n")
+
+    def _params(self, job) -> list:
+        """Settings without the folders of this machine, as the executed notebooks show them."""
+        return sorted(map(_hidden, super()._params(job)))
 
     def _input_changed(self, job, file=None) -> bool:
         """Say whether the list of inputs is another, or one of them has another content."""

@@ -176,10 +176,8 @@ def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[str, Path]]
     for folder in folders:
         if any((folder / part).is_dir() for part in known):
             inside = folder.relative_to(top).as_posix()
-            yield (
-                path.name if inside in (".", f"results/{study}") else f"{path.name}/{inside}",
-                folder,
-            )
+            plain = inside in (".", study, f"results/{study}")
+            yield path.name if plain else f"{path.name}/{inside}", folder
 
 
 def _unpack(archive: Path, top: Path) -> None:
@@ -260,11 +258,8 @@ def main() -> int:
     try:
         print(gather(args.parameters, args.sources, parse_config(args.set)))
     except (ValueError, OSError) as error:
-        told = (
-            f"{error.strerror}: {error.filename}"
-            if isinstance(error, OSError) and error.filename
-            else error
-        )
+        named = isinstance(error, OSError) and error.filename
+        told = f"{error.strerror}: {error.filename}" if named else error
         print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
