@@ -21,7 +21,7 @@ import gather  # noqa: E402
 import kaggle  # noqa: E402
 
 # Long enough to be stopped in by a time budget, and two runs, which differ in their size.
-SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 120, "batch_size": 2, "resamples": 200}
+SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 200, "batch_size": 2, "resamples": 200}
 RUNS = ["unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"]
 
 
@@ -219,7 +219,7 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     first = sorted(begun)[0]
     target = f"results/tiny/notebooks/3-train-{first}.ipynb"
     monkeypatch.setattr(sys, "executable", colabs)
-    done = snakemake(colab, "--cores", "2", target)
+    done = snakemake(colab, "--cores", "2", target, THYROID_ROOT=str(colab))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1-preprocess: done" not in done.stdout + done.stderr
     about = json.loads((colab / f"results/tiny/runs/{first}/run.json").read_text())

@@ -63,7 +63,7 @@ class _Records(FilePersistence):
                 step = json.loads(path.read_text("utf-8"))
                 self._learn(path.stem, step["record"], step["outputs"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # a damaged one: its step is made again
+                continue  # damaged: as if there were none, and times decide as ever
 
     def _learn(self, title: str, record: dict, outputs: list[str]) -> None:
         here = self._translate(record, self._here)

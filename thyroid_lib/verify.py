@@ -82,7 +82,8 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
     study's `notebooks/` and `compare/`. It is a selection: a table that it has not is no surplus
     of the study, a notebook is.
 
-    What holds times is left out: logs/, checksums/ (of such files, too), compare/cost.csv,
+    What holds times is left out: logs/, checksums/ and provenance/ (of such files, too),
+    compare/cost.csv,
     report.html, in run.json the keys of `TIMES`. Of a model.pt the weights are compared, since its
     other part holds times, too.
 
@@ -108,7 +109,7 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
             differences.append(Difference(name, what))
         else:
             same, size = same + 1, size + wanted[name].stat().st_size
-    parts = sorted({re.sub(r"^(logs|checksums)/.*", r"\1/", name) for name in left_out})
+    parts = sorted({re.sub(r"^(logs|checksums|provenance)/.*", r"\1/", name) for name in left_out})
     for ending, part in _IN_PART.items():
         parts += [part] if any(Path(name).name == ending for name in names) else []
     return Comparison(same, size, differences, parts)
