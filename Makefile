@@ -8,6 +8,11 @@ DATA ?=
 SET ?=
 OPTIONS ?=
 ONLY ?=
+OWNER ?=
+HOURS ?= 8
+GPUS ?= 1
+FRAMES ?= 0
+FROM ?=
 UPGRADE ?=
 REPO ?=
 TRAINED ?=
@@ -36,7 +41,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench clean
+.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -194,6 +199,14 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 		test -s "$$tools/found" && { cat "$$tools/found"; exit 1; }; \
 		{ printf 'error: the audit did not happen, as the database of advisories gave no answer: '; \
 		tail -n 1 "$$tools/said"; } >&2; exit 2
+
+# DATA is the data set's name there, and no path of this machine's.
+kaggle: $(READY)  ## a study's missing runs as folders for Kaggle: OWNER=<you> DATA=<owner/slug> HOURS=8
+	@$(BIN)/python tools/kaggle.py --parameters $(PARAMETERS) --owner '$(OWNER)' --hours $(HOURS) \
+		--gpus $(GPUS) --frames $(FRAMES) $(if $(DATA),--data '$(DATA)') --set $(foreach word,$(SET),'$(word)')
+
+gather: $(READY)  ## merge results of several machines into results/: FROM="folder1 folder2.zip"
+	@$(BIN)/python tools/gather.py $(FROM) --parameters $(PARAMETERS) --set $(foreach word,$(SET),'$(word)')
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
 	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info

@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "tools" / "kernel.ipynb"]
 YEAR = re.compile(r"\b(19|20)\d\d\b")
 NAME = re.compile(r"\b(?=\w*[A-Za-z])\w*\d[\w-]*|\b[A-Za-z][\w]*-\d\w*")  # TG3K, HD95, ResNet-34
 CODE = re.compile(r"```.*?```|`[^`]*`", re.S)

@@ -25,7 +25,7 @@ ORDER = (
     "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
     "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
     "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-    "plots_replication", "safekeeping", "report", "verify", "study", "runner",
+    "plots_replication", "safekeeping", "report", "verify", "study", "runner", "provenance",
 )  # fmt: skip
 
 

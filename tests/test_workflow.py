@@ -4,6 +4,7 @@ The study is run once; each change is made to a copy of it, where Snakemake only
 """
 
 import ast
+import base64
 import json
 import os
 import re
@@ -178,6 +179,44 @@ def test_what_depends_on_a_change_runs_again_and_nothing_else(name, project):
     apply, expected = CHANGES[name]
     apply(project)
     assert steps(project) == expected
+
+
+def test_results_alone_are_the_study(finished, tmp_path):
+    """Carried to another project, with other times, and to another name of their folder."""
+    moved = copy_project(tmp_path / "")
+    shutil.copytree(finished / RESULTS, moved / RESULTS)
+    for age, path in enumerate(sorted(moved.rglob("*"), reverse=True)):
+        if path.is_file():
+            os.utime(path, (1e9 + age, 1e9 + age))
+    assert steps(moved) == {}
+    for record in (moved / RESULTS / "provenance").iterdir():
+        assert str(finished) not in record.read_text(encoding="utf-8")
+    # content decides also where the change is older than what was made before it
+    change("thyroid_lib", "statistics.py")(moved)
+    os.utime(moved / "thyroid_lib" / "statistics.py", (1e8, 1e8))
+    assert steps(moved) == COMPARE
+    shutil.copy2(finished / "thyroid_lib" / "statistics.py", moved / "thyroid_lib")
+    shutil.move(moved / RESULTS, tmp_path / "away" / "tiny")
+    done = snakemake(moved, "-n", THYROID_RESULTS=str(tmp_path / "away"))
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_records_that_snakemake_kept_itself_are_taken_over(project):
+    folder, kept = project / RESULTS / "provenance", project / ".snakemake" / "metadata"
+    for path in sorted(folder.glob("*.json")):
+        step = json.loads(path.read_text(encoding="utf-8"))
+        for output in step["outputs"]:
+            text = json.dumps(step["record"]).replace("results/<study>/", f"{RESULTS}/")
+            name = output.replace("results/<study>/", f"{RESULTS}/").encode()
+            target = kept / base64.urlsafe_b64encode(name).decode()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+    before = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert steps(project) == {}
+    assert not folder.exists()  # who only looks writes nothing
+    run_study(project)
+    assert before == {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
 
 def test_settings_of_the_command_line_are_those_of_the_file(project):
