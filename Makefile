@@ -12,6 +12,7 @@ UPGRADE ?=
 REPO ?=
 TRAINED ?=
 LAX ?=
+CLUSTER ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,15 +24,19 @@ $(if $(wildcard $(PARAMETERS)),,$(error there is no $(PARAMETERS): PARAMETERS=pa
 $(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(subst =, ,$(word)))),$(filter-out =%,$(word))),,\
 	$(error SET: "$(word)" is no key=value; keys are those of $(PARAMETERS), lists have no spaces)))
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
+# On a cluster the scheduler has the cores.
+WITH = $(if $(CLUSTER),--profile workflow/profiles/$(CLUSTER),--cores $(CORES))
+SNAKEMAKE = $(BIN)/snakemake $(WITH) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
 # A dry run, or one that was asked to stop early, has no table of its own to show.
 PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 # Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
 WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
+FIRST = $(or $(THYROID_RESULTS),$(CURDIR)/results)/quickstart/0-quickstart.ipynb
+QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart.ipynb --pin-instructions
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish wheel badges docs lock pip-audit bench clean
+.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +44,7 @@ help:  ## this list
 	@echo '  make study PARAMETERS=parameters/tg3k.yaml DATA=<folder or zip> SET="size=128 width=16"'
 	@echo '  SET takes any key of the parameters, lists without spaces: SET="models=[unet,segnet] lr=1e-3"'
 	@echo '  CORES=2 limits the cores; OPTIONS=-n only lists the steps, OPTIONS="--resources gpu=2" etc.'
+	@echo '  CLUSTER=slurm submits the steps of a study to a cluster (docs/slurm.md)'
 	@echo '  PYTHON=python3.12 picks the interpreter of .venv (3.11 to 3.13)'
 	@echo '  Killed, stopped (Ctrl-C) or failed? Start again: it goes on. SET="budget_minutes=500" stops in time.'
 
@@ -67,6 +73,11 @@ $(READY): pyproject.toml requirements.lock
 
 env: $(READY)  ## set up .venv and nothing else
 
+quickstart: $(READY)  ## a first look in a minute: phantoms, two small networks, two exams
+	@$(QUICKSTART) '$(FIRST)'
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR '$(FIRST)'
+	@printf 'to look at: %s\n' '$(FIRST:.ipynb=.html)'
+
 demo: $(READY)  ## the whole study on phantoms, 3 minutes on two cores
 	@$(SNAKEMAKE)
 	@$(SHOW)
@@ -78,16 +89,23 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-test: lint demo  ## style, the demo, tests, and the committed notebooks run once more
+test: lint demo slurm  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
-test-all: lint demo  ## the same with the slow tests
+test-all: lint demo slurm  ## the same with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--only kills --kills 3"
 	@$(BIN)/python tests/torture.py $(OPTIONS)
+
+# Where packages can be had, and no service manager would start what they bring; the tests that need
+# it are skipped elsewhere, with the reason.
+slurm:  ## SLURM's daemons for its tests, in a container of Debian or Ubuntu, as root
+	@command -v slurmctld slurmd munged >/dev/null || test -d /run/systemd/system || test "$$(id -u)" != 0 || \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+		slurm-wlm munge; } >/dev/null 2>&1 || true
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .
@@ -114,12 +132,13 @@ verify: override SET :=
 verify: $(READY)  ## run the demo from nothing, elsewhere, and compare it with results/reference/demo
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"; exit 130' INT TERM; \
 		THYROID_RESULTS="$$results" $(SNAKEMAKE) --drop-metadata && \
+		THYROID_RESULTS="$$results" $(QUICKSTART) "$$results/demo/notebooks/0-quickstart.ipynb" && \
 		$(BIN)/python -m thyroid_lib.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
 		{ printf '\nthe new run is kept: %s\n' "$$results/demo"; exit 1; }
 
-reference: demo  ## make results/reference/demo from the demo's results
+reference: quickstart demo  ## make results/reference/demo from the quickstart's and the demo's results
 	@rm -rf results/reference/demo && mkdir -p results/reference/demo
-	@cp results/demo/notebooks/*.ipynb results/reference/demo/
+	@cp results/quickstart/0-quickstart.ipynb results/demo/notebooks/*.ipynb results/reference/demo/
 	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
 		summary.md details.md selected.json frames.png ../../reference/demo/
 
@@ -177,5 +196,5 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 		tail -n 1 "$$tools/said"; } >&2; exit 2
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
-	@rm -rf .venv .venv-bench site results/demo .pytest_cache .ruff_cache *.egg-info
+	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +

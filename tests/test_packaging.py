@@ -23,7 +23,7 @@ ORDER = (
     "__init__", "keeping", "frames", "cases", "folder", "locks", "tg3k", "datasets", "phantom",
     "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
     "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
-    "stopping", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
+    "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
     "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
     "plots_replication", "safekeeping", "report", "verify", "study", "runner",
 )  # fmt: skip

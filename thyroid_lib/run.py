@@ -6,6 +6,7 @@
     out/scores.csv  out/thresholds.csv  out/calibration.csv   see `scores.Scores`
     out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
     out/run.json       all settings, the key, versions, time, memory, the tables' checksums
+    out/tensorboard/   on request, to be watched: see `live`
 
 Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
 are made anew at every call. A training that is killed goes on where it last kept its state: after
@@ -31,6 +32,7 @@ from thyroid_lib import (
     architectures,
     checkpoint,
     frames,
+    live,
     train,
     write_file,
     write_table,
@@ -85,6 +87,7 @@ def train_model(
     device: str = "auto",
     precision: str = "auto",
     budget_minutes: float = 0,
+    tensorboard: bool = False,
 ) -> Run:
     """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
 
@@ -104,6 +107,7 @@ def train_model(
             training, scores are made in fp32 always.
         budget_minutes: after so many, training stops and keeps its state, and the next call goes
             on; 0 for no limit. `THYROID_DEADLINE` (Unix time), which a study sets, limits it, too.
+        tensorboard: write event files to watch the training by; nothing else depends on it.
 
     Returns:
         The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
@@ -133,6 +137,7 @@ def train_model(
     )
     if selection != "last" and not (labels == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
+    live.check_tensorboard(tensorboard)
     where = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
@@ -158,7 +163,9 @@ def train_model(
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
             with told_to_stop(budget_minutes) as why:
-                finished, trained_epochs = _train(net, store, labels, asked, where, out, key, why)
+                finished, trained_epochs = _train(
+                    net, store, labels, asked, where, out, key, why, tensorboard
+                )
                 told = why() == TOLD
         # From the stored weights also where they were trained just now: one way to the scores.
         net = restore_model(model, width, finished["weights"])
@@ -182,7 +189,7 @@ def train_model(
     return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
-def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
+def _train(net, store, labels, asked, where, out, key, why, tensorboard) -> tuple[dict, int]:
     """Train the epochs that are missing; return what `model.pt` holds, and how many they were.
 
     `why` is asked all the time whether to stop, and says the reason.
@@ -210,7 +217,10 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
     torch.backends.cudnn.benchmark = True
     sizes = {name: asked[name] for name in ("model", "width", "batch_size", "precision")}
     try:
-        with out_of_memory(where, size=store.size, **sizes):
+        with (
+            out_of_memory(where, size=store.size, **sizes),
+            live.curves(out, wanted=tensorboard, done=begun) as show,
+        ):
             net.to(where, memory_format=torch.channels_last)
             images, masks = place_frames(store, where)
             recipe = ("seed", "epochs", "batch_size", "lr", "precision", "augment")
@@ -221,6 +231,8 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
             for state in states:
                 for side in () if state["within"] else choices:
                     best = best | {side: train.keep_better(best.get(side), state, side)}
+                if not state["within"]:
+                    show(state["history"][-1], len(rows) * state["epoch"] / state["seconds"])
                 checkpoint.keep(out, state | {"key": key, "best": best})
                 kept = time.monotonic()
                 if why() and state["epoch"] < epochs:

@@ -71,8 +71,8 @@ ANY = "", lambda value: True
 SCHEMA = {
     "study": (
         "demo",
-        "a-z, 0-9, - and _ only, 100 at most, none of reference, data, alone (taken)",
-        re.compile(r"(?!(reference|data|alone)$)[a-z0-9][a-z0-9_-]{0,99}").fullmatch,
+        "a-z, 0-9, - and _ only, 100 at most, none of reference, data, alone, quickstart (taken)",
+        re.compile(r"(?!(reference|data|alone|quickstart)$)[a-z0-9][a-z0-9_-]{0,99}").fullmatch,
     ),
     "source": ("phantom", *_one_of("phantom", "tg3k", "folder")),
     "data": ("", *ANY),
@@ -104,6 +104,7 @@ SCHEMA = {
     "precision": ("auto", *_one_of("auto", *keys_of("models", "PRECISIONS"))),
     "pin_instructions": (False, *ANY),
     "budget_minutes": (0.0, "0 (no limit) to 100000", lambda value: 0 <= value <= 100_000),
+    "tensorboard": (False, *ANY),
 }
 # What a notebook takes one of, beyond that, or more freely.
 NOTEBOOK = SCHEMA | {
