@@ -185,12 +185,12 @@ def _network_problem(name: str) -> str:
         return ""
     if name in own:
         return architectures.problem(name)
-    added = (
-        f"; or write architectures/{name}.py ({architectures.HELP})"
-        if architectures.NAME.fullmatch(name)
-        else ""
-    )
-    return unknown(name, [*NETWORKS, *own]) + added
+    choices = [*NETWORKS, *own]
+    close = difflib.get_close_matches(name[:100], choices, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    fits = architectures.NAME.fullmatch(name)
+    added = f", or a file architectures/{name}.py ({architectures.HELP})" if fits else ""
+    return f"got {show(name)}, need one of {', '.join(choices)}{meant}{added}"
 
 
 def list_runs(config: dict) -> dict[str, dict]:
