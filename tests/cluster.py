@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node on this machine: real daemons, loopback alone, fake GPUs, no database.
+"""A SLURM cluster of one node on this machine: real daemons on loopback, fake GPUs, no database.
 
     python tests/cluster.py COMMAND …  # run a command on a cluster that ends with it
 
@@ -70,9 +70,7 @@ def installed() -> None:
     """Raise `Missing` with the names of the programs that are not there."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
     if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
-        raise Missing(
-            f"SLURM is not installed here: no {', '.join(missing)} (apt-get install slurm-wlm munge)"
-        )
+        raise Missing(f"SLURM lacks {', '.join(missing)} (apt-get install slurm-wlm munge)")
 
 
 def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
@@ -126,7 +124,7 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        # within a job Snakemake's plugin takes away SLURM_CONF, which a cluster's own place needs not
+        # in a job Snakemake's plugin takes SLURM_CONF away; a cluster has it in its own place
         srun = self.folder / "bin" / "srun"
         srun.parent.mkdir()
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
