@@ -5,6 +5,7 @@ All files are compared with those of the same study run plainly, as `make verify
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,19 +108,19 @@ def identical(expected: Path, folder: Path) -> None:
 
 
 def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp_path):
-    """Ctrl-C in the training first; then the training's job is requeued."""
+    """Begun plainly; its training then gets Ctrl-C first, and its job is requeued after that."""
     run = "unet-grouped-fold0-seed0"
     settings = TINY | {"device": "auto", "epochs": 90, "resamples": 1000}
-    for name in ("plain", "cluster"):
-        copy_project(tmp_path / name, settings)
-    plain, project = tmp_path / "plain", tmp_path / "cluster"
+    plain = copy_project(tmp_path / "plain", settings)
+    run_study(plain, "--until", "audit")
+    project = shutil.copytree(plain, tmp_path / "cluster")
     study = project / "results" / "tiny"
 
     def training() -> list[str]:
         there = (study / "runs" / run / "checkpoint.pt").exists()
         return cluster.running_jobs(f"rule_train_wildcards_{run}") if there else []
 
-    tiny = "--configfile", "parameters/tiny.yaml"
+    tiny = "--configfile", "parameters/tiny.yaml", "--until", "compare"
     workflow = submit(project, *tiny)
     (job,) = workflow.wait_for(training, "the run trains")
     about = cluster.show(job)
@@ -144,7 +145,7 @@ def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp
     assert cluster.show(job)["JobState"] == "COMPLETED"
     trained = json.loads((study / "runs" / run / "run.json").read_text())["trained_epochs"]
     assert trained < 90, "all epochs were trained again"
-    run_study(plain)
+    run_study(plain, "--until", "compare")
     identical(plain / "results" / "tiny", study)
 
 
