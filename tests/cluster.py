@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+CLIENTS = ("setpriv", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 NODE = "n0"
+GUARD = ("setpriv", "--pdeathsig", "TERM")  # a daemon ends with who started it, if killed, too
 CONF = """\
 ClusterName=thyroid
 SlurmctldHost={host}(127.0.0.1)
@@ -117,7 +118,7 @@ class Cluster:
         self.conf = self.folder / "slurm.conf"
         self.conf.write_text(CONF.format(**values), "utf-8")
         for gpu in range(gpus):  # SLURM reads the number of a GPU in the name of its file
-            (self.folder / f"nvidia{gpu}").touch()
+            (self.folder / f"nvidia{gpu}").symlink_to("/dev/null")
         devices = f"Name=gpu File={self.folder}/nvidia[0-{gpus - 1}]\n"
         (self.folder / "gres.conf").write_text(devices, "utf-8")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n", "utf-8")
@@ -167,7 +168,7 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
         with open(folder / f"{name}.out", "ab") as out:
             self.running[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
+                [*GUARD, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
                 env=clean | self.environment, start_new_session=True,
             )  # fmt: skip
         return self.running[name]
