@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node on this machine: real daemons, loopback alone, fake GPUs, no database.
+"""A SLURM cluster of one node on this machine: real daemons on loopback, fake GPUs, no database.
 
     python tests/cluster.py COMMAND …  # run a command on a cluster that ends with it
 
@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+CLIENTS = ("setpriv", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 NODE = "n0"
+GUARD = ("setpriv", "--pdeathsig", "TERM")  # a daemon ends with who started it, if killed, too
 CONF = """\
 ClusterName=thyroid
 SlurmctldHost={host}(127.0.0.1)
@@ -70,9 +71,7 @@ def installed() -> None:
     """Raise `Missing` with the names of the programs that are not there."""
     os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
     if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
-        raise Missing(
-            f"SLURM is not installed here: no {', '.join(missing)} (apt-get install slurm-wlm munge)"
-        )
+        raise Missing(f"SLURM lacks {', '.join(missing)} (apt-get install slurm-wlm munge)")
 
 
 def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
@@ -119,14 +118,14 @@ class Cluster:
         self.conf = self.folder / "slurm.conf"
         self.conf.write_text(CONF.format(**values), "utf-8")
         for gpu in range(gpus):  # SLURM reads the number of a GPU in the name of its file
-            (self.folder / f"nvidia{gpu}").touch()
+            (self.folder / f"nvidia{gpu}").symlink_to("/dev/null")
         devices = f"Name=gpu File={self.folder}/nvidia[0-{gpus - 1}]\n"
         (self.folder / "gres.conf").write_text(devices, "utf-8")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n", "utf-8")
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        # within a job Snakemake's plugin takes away SLURM_CONF, which a cluster's own place needs not
+        # in a job Snakemake's plugin takes SLURM_CONF away; a cluster has it in its own place
         srun = self.folder / "bin" / "srun"
         srun.parent.mkdir()
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
@@ -169,7 +168,7 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
         with open(folder / f"{name}.out", "ab") as out:
             self.running[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
+                [*GUARD, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
                 env=clean | self.environment, start_new_session=True,
             )  # fmt: skip
         return self.running[name]
