@@ -18,7 +18,8 @@ HERE = Path(__file__).resolve().parent
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.append(str(HERE.parent / "benchmarks"))  # whose files import each other by name
+for part in ("benchmarks", "tools"):  # whose files are no package
+    sys.path.append(str(HERE.parent / part))
 
 
 def _ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

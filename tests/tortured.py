@@ -34,7 +34,7 @@ VOLATILE = {
     "train_seconds", "images_per_second", "peak_memory_mib", "scoring_seconds", "trained_epochs",
 }  # fmt: skip
 # Of other names each time, or with times in them: watched notebooks, checksums of such files.
-UNLIKE = re.compile(r"logs/|checksums/|\.lock$|compare/cost\.")
+UNLIKE = re.compile(r"logs/|checksums/|provenance/|\.lock$|compare/cost\.")
 HALF_DONE = re.compile(r"\.partial|\.failed\.|(^|/)checkpoint[^/]*\.pt")
 SECONDS = 40  # that "within seconds" may take where two busy cores do everything
 MIB = 2**20

@@ -27,13 +27,22 @@ import pandas as pd
 import torch
 from torch import nn
 
-from thyroid_lib import __version__, checkpoint, frames, live, train, write_file, write_table
+from thyroid_lib import (
+    __version__,
+    architectures,
+    checkpoint,
+    frames,
+    live,
+    train,
+    write_file,
+    write_table,
+)
 from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.device import choose_device, choose_precision, fits, out_of_memory, peak_memory
 from thyroid_lib.fingerprint import code_fingerprint, file_digest
 from thyroid_lib.locks import alone
 from thyroid_lib.metrics import dice_of_areas, pooled_dice
-from thyroid_lib.models import build_model, count_parameters, multiply_adds
+from thyroid_lib.models import count_parameters, multiply_adds
 from thyroid_lib.parallel import count_workers
 from thyroid_lib.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.scores import count_logits, fit_temperature
@@ -85,7 +94,7 @@ def train_model(
     Args:
         store: frames and masks, uint8 (N,S,S).
         out: the run's folder.
-        model, width: architecture and base channels (0 = the paper's).
+        model, width: architecture, see `architectures.build`, and base channels (0 = the paper's).
         protocol, fold, folds, val_share: see `splits.split_cases`.
         seed: of the initial weights, the order of the batches and the augmentation.
         epochs, batch_size, lr: see `train.fit`.
@@ -139,8 +148,14 @@ def train_model(
         # elsewhere than on a CPU they do not decide any bit
         "threads": torch.get_num_threads() if where.type == "cpu" else 0,
     }  # fmt: skip
-    key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
-    net = build_model(model, width=width or None)  # a wrong name or width stops here
+    net = architectures.build(model, width=width or None)  # a wrong name or width stops here
+    code, own = architectures.fingerprint(model), {}
+    if code:
+        architectures.check(net, model, store.size)
+        own = {"code": code, "packages": architectures.packages(model)}
+    key = checkpoint.run_key(
+        data=store.fingerprint, labels=labels, parameters=asked, architecture=own
+    )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
@@ -164,7 +179,7 @@ def train_model(
             "data_fingerprint": store.fingerprint, "key": key,
             "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
             "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
-        }  # fmt: skip
+        } | ({"architecture_fingerprint": code} if code else {})  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if told:  # in the last epoch

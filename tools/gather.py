@@ -1,0 +1,269 @@
+"""Merge what several machines made of one study into results/<study>, or refuse and say why.
+
+    python tools/gather.py --parameters kaggle/tg3k/tg3k.yaml kaggle/tg3k/output-*
+
+Each source is a folder or a zip with the study's folder anywhere in it, as `kaggle kernels output`
+brings it. A step counts as done if every file that it wrote is there and has the checksum that was
+written down for it. Of a run that several have begun the one that came furthest goes on. Nothing is
+written before all is found to fit together, and nothing here is replaced by less. Logs stay where
+they are.
+"""
+
+import argparse
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from thyroid_lib import checkpoint, place, safekeeping
+from thyroid_lib.fingerprint import file_digest
+from thyroid_lib.study import list_runs, read_study
+
+STORES = "store/store.json", "store-reported/store.json"
+TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # without times
+
+
+@dataclass
+class Found:
+    """What one source holds of the study."""
+
+    name: str
+    folder: Path
+    steps: dict[str, list[str]] = field(default_factory=dict)  # sound ones, and their files
+    begun: dict[str, tuple] = field(default_factory=dict)  # run: (epochs, steps within the next)
+    problems: list[str] = field(default_factory=list)
+
+
+def look(name: str, folder: Path, runs: list[str]) -> Found:
+    """Find the sound steps and the runs begun in a study's folder; read every file once."""
+    found = Found(name, folder)
+    for record in sorted(folder.glob("checksums/*.sha256")):
+        step = record.stem
+        if not (folder / "notebooks" / f"{step}.ipynb").is_file():
+            continue  # it was to be done again
+        lines = [safekeeping.LINE.fullmatch(line) for line in _lines(record)]
+        if not lines or None in lines:
+            found.problems.append(f"checksums/{record.name} is damaged")
+            continue
+        names = [line[2] for line in lines]
+        # a notebook that was told to leave the prepared frames out
+        if step == "1-preprocess" and not all((folder / n).is_file() for n in names):
+            continue
+        wrong = [line[2] for line in lines if not _is(folder / line[2], line[1])]
+        if wrong:
+            found.problems.append(f"{step}: {wrong[0]} is missing or not the file that was written")
+        else:
+            found.steps[step] = names
+    for run in runs:
+        states = []
+        for path in sorted(folder.glob(f"runs/{run}/checkpoint*.pt")):
+            try:
+                states.append(checkpoint.read(path))
+            except (ValueError, OSError) as error:
+                found.problems.append(str(error))
+        if states and f"3-train-{run}" not in found.steps:
+            found.begun[run] = max(map(_reached, states))
+    return found
+
+
+def _lines(record: Path) -> list[str]:
+    return record.read_text("utf-8", "replace").removesuffix("\n").split("\n")
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
+
+
+def _reached(state: dict) -> tuple[int, int]:
+    return state["epoch"], (state.get("within") or {}).get("steps", 0)
+
+
+def contradictions(all_found: list[Found], runs: list[str]) -> list[str]:
+    """Say in what these do not fit together: other frames, or other results of one run."""
+    said = []
+    for name in STORES:
+        texts = {f.name: f.folder.joinpath(name).read_bytes() for f in all_found
+                 if f.folder.joinpath(name).is_file()}  # fmt: skip
+        if len(set(texts.values())) > 1:
+            said.append(
+                f"{name} differs between {', '.join(texts)}: these trained on other frames, or "
+                "with another size or mending; gather each by itself"
+            )
+    for run in runs:
+        done = [found for found in all_found if f"3-train-{run}" in found.steps]
+        for table in TABLES:
+            digests = {f.name: file_digest(f.folder / "runs" / run / table) for f in done}
+            if len(set(digests.values())) > 1:
+                said.append(
+                    f"{run}: finished in {', '.join(digests)}, but its {table} differs: keep one "
+                    "and take the other away (other GPUs and versions give other bits)"
+                )
+                break
+    return said
+
+
+def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
+    """Bring what is missing here from the others; return what was brought, in words.
+
+    A step's notebook comes last: without it Snakemake does the step again.
+    """
+    brought = []
+    for found in others:
+        for step, names in found.steps.items():
+            run = step.removeprefix("3-train-")
+            if step in here.steps or (step != "1-preprocess" and run not in runs):
+                continue  # what compares the runs is made of all of them, here
+            also = [f"provenance/{step}.json", f"checksums/{step}.sha256"]
+            last = f"notebooks/{step}.ipynb"
+            for name in [*sorted({*names} - {last}), *also, last]:
+                if (found.folder / name).is_file():
+                    _bring(found.folder / name, here.folder / name)
+            if run in runs:
+                checkpoint.forget(here.folder / "runs" / run)
+                here.begun.pop(run, None)
+            here.steps[step] = names
+            brought.append(f"{step} is done (from {found.name})")
+    for run in runs:
+        best = max(others, key=lambda found: found.begun.get(run, ()), default=here)
+        reached = best.begun.get(run, ())
+        if f"3-train-{run}" in here.steps or reached <= here.begun.get(run, ()):
+            continue
+        for path in sorted(best.folder.glob(f"runs/{run}/*.pt"), reverse=True):
+            _bring(path, here.folder / "runs" / run / path.name)
+        here.begun[run] = reached
+        brought.append(f"{run} goes on after {reached[0]} epochs (from {best.name})")
+    return brought
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all, however large it is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[str, Path]]:
+    """Find the folders of a study in a folder or a zip, which is unpacked into `work`.
+
+    Raises:
+        ValueError: it is neither, it is damaged, or the study is not in it.
+    """
+    if path.is_file():
+        top = work / f"{len(list(work.iterdir()))}"
+        try:
+            _unpack(path, top)
+        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+            raise ValueError(f"{path}: is no zip that can be read ({error})") from None
+    elif path.is_dir():
+        top = path
+        for archive in sorted(path.rglob("*.zip")):
+            yield from studies_in(archive, study, work)
+    else:
+        raise ValueError(f"{path}: there is no such folder or zip")
+    folders = [top] if top.name == study else []
+    folders += [each for each in sorted(top.rglob(study)) if each.is_dir()]
+    known = ("checksums", "runs", "store")
+    for folder in folders:
+        if any((folder / part).is_dir() for part in known):
+            inside = folder.relative_to(top).as_posix()
+            plain = inside in (".", study, f"results/{study}")
+            yield path.name if plain else f"{path.name}/{inside}", folder
+
+
+def _unpack(archive: Path, top: Path) -> None:
+    """Write a zip's plain files below a folder; names that lead out of it are refused."""
+    with zipfile.ZipFile(archive) as zipped:
+        for entry in zipped.infolist():
+            name = PurePosixPath(entry.filename)
+            if entry.is_dir() or stat.S_ISLNK(entry.external_attr >> 16):
+                continue
+            if name.is_absolute() or ".." in name.parts or "\\" in entry.filename:
+                raise ValueError(f"the name {entry.filename!r} leads out of it")
+            target = top / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with zipped.open(entry) as source, open(target, "wb") as file:
+                shutil.copyfileobj(source, file)
+
+
+def gather(parameters: str | Path, sources: list[Path], overrides: dict | None = None) -> str:
+    """Merge the sources into results/<study>; return what is done, what is missing and what next.
+
+    Raises:
+        ValueError: a source cannot be read, or these contradict each other; nothing is written.
+        OSError: the study is at work, or the disk takes no more; start again and it goes on.
+    """
+    config = read_study([parameters], overrides=overrides)
+    study, runs = config["study"], list(list_runs(config))
+    results = place(f"results/{study}")
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        others = []
+        for source in sources:
+            folders = dict(studies_in(source, study, work))
+            others += [look(name, folder, runs) for name, folder in folders.items()]
+            if not folders:
+                print(f"note: {source} holds nothing of the study {study}", file=sys.stderr)
+        if not others:
+            raise ValueError(f"nothing of the study {study} in {len(sources)} sources")
+        stack.enter_context(safekeeping.claim(results))
+        here = look("results", results, runs)
+        for found in (here, *others):
+            for problem in found.problems:
+                print(f"note: {found.name}: {problem}: left out", file=sys.stderr)
+        if said := contradictions([here, *others], runs):
+            raise ValueError("\n".join(said))
+        brought = merge(here, others, runs)
+    return report(parameters, here, runs, brought)
+
+
+def report(parameters: str | Path, here: Found, runs: list[str], brought: list[str]) -> str:
+    """Say what was brought, how far the study is, and the next command."""
+    done = [run for run in runs if f"3-train-{run}" in here.steps]
+    begun = {run: here.begun[run] for run in runs if run in here.begun and run not in done}
+    missing = [run for run in runs if run not in done and run not in begun]
+    lines = [*brought] or ["nothing new"]
+    lines.append(f"{len(done)} of {len(runs)} runs are done")
+    lines += [f"{run}: goes on after {epochs} epochs" for run, (epochs, _) in begun.items()]
+    lines += [f"{run}: not begun" for run in missing]
+    if len(done) < len(runs):
+        lines.append(f"next: make kaggle PARAMETERS={parameters} OWNER=<your name>")
+        lines.append(f"or, to finish here: make study PARAMETERS={parameters}")
+    else:
+        lines.append(f"next: make study PARAMETERS={parameters}    # compares the runs")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command line."""
+    from snakemake.cli import parse_config
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("sources", nargs="*", type=Path, help="folders or zips")
+    parser.add_argument("--parameters", required=True, help="the study's YAML")
+    parser.add_argument("--set", nargs="*", default=[], help="settings, key=value")
+    args = parser.parse_args()
+    if not args.sources:
+        print('error: nothing to gather: FROM="folder1 folder2.zip"', file=sys.stderr)
+        return 2
+    try:
+        print(gather(args.parameters, args.sources, parse_config(args.set)))
+    except (ValueError, OSError) as error:
+        named = isinstance(error, OSError) and error.filename
+        told = f"{error.strerror}: {error.filename}" if named else error
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
