@@ -2,9 +2,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from thyroid_lib import plots
+from thyroid_lib.folder import cases_in
+from thyroid_lib.store import build_store
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +87,36 @@ def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
     assert shown[0] is fig
     assert shown[1].data == "One sentence."
     assert not plt.fignum_exists(fig.number)  # or a notebook would show it twice
+
+
+def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp_path):
+    cases = cases_in(small_folder)
+    store = build_store(cases, tmp_path / "store", size=32)
+    ref = store.reference(0)
+    pred = np.roll(ref, 3, axis=1)
+    picked = pd.DataFrame({"case_id": [store.index.case_id[0]], "dice": [0.8], "rank": ["best"]})
+    fig = plots.mistakes(cases, store, picked, [pred])
+    above, below = shown_images(fig)
+    assert len(above.collections) == 2
+    _, missed, too_much = (image.get_array() for image in below.images)
+    np.testing.assert_array_equal(missed[:, :, 3] > 0, ref & ~pred)
+    np.testing.assert_array_equal(too_much[:, :, 3] > 0, pred & ~ref)
+    assert to_hex(missed[0, 0, :3]) == plots.REFERENCE
+    assert to_hex(too_much[0, 0, :3]) == plots.PREDICTION
+
+
+def test_every_figure_is_opaque_and_its_writing_stands_out(small_folder, tmp_path):
+    """So that it looks alike on a white page and on a dark one."""
+    cases = cases_in(small_folder)
+    store = build_store(cases, tmp_path / "store", size=32)
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
+    drawn = [plots.sweep(cases, store, "a"), plots.contact_sheet(cases, store)]
+    for fig in [*drawn, plots.curves(history)]:
+        ground = np.array(fig.get_facecolor())
+        assert ground[3] == 1
+        texts = [ax.title for ax in fig.axes] + [
+            text for legend in fig.legends for text in legend.get_texts()
+        ]
+        for text in texts:
+            contrast = np.abs(np.array(to_rgb(text.get_color())) - ground[:3]).mean()
+            assert contrast > 0.5, text.get_text()

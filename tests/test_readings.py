@@ -151,3 +151,24 @@ def test_gaps_in_the_measures_are_passed_over():
         value=np.where(measured["measure"] == "S1", np.nan, measured["value"])
     )
     assert "S1" not in readings.stability_sentence(measured, seeds=1)
+
+
+def test_alike_frames_are_counted_within_and_between_sweeps():
+    alike = np.array([[1, 0.9, 0.1], [0.9, 1, 0.7], [0.1, 0.7, 1]])
+    said = readings.alikeness_sentence(alike, np.array(["a", "a", "b"]), threshold=0.65)
+    assert (
+        "Of 1 pair of frames within a sweep, 100 % are near-copies (median correlation 0.90)"
+        in said
+    )
+    assert "of 2 pairs between sweeps, 50 % (median 0.40)" in said
+
+
+def test_the_exam_and_the_model_are_weighed_against_each_other():
+    table = pd.DataFrame({"near": [0.9, 0.8], "far": [0.6, 0.7]}, index=["x", "y"])
+    said = readings.exams_sentence(table)
+    assert "x has 0.900 on near and 0.600 on far; y has 0.800 on near and 0.700 on far." in said
+    assert "The exam moves Dice by 0.200 on average over the models" in said
+    assert "the choice of the model by 0.100 on average over the exams" in said
+    mixed = readings.exams_sentence(table.assign(far=[0.6, 0.95]))
+    assert "The exam does not move all models the same way" in mixed
+    assert "choice of the model" not in readings.exams_sentence(table.head(1))

@@ -146,7 +146,7 @@ def groups_sentence(scores: pd.DataFrame) -> str:
 def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
     """Say what there is to learn from and what is put aside; the indices of two stores."""
     each = [
-        f"{count_of(index['group'].nunique(), 'sweep')} of {count_of(len(index), 'frame')}"
+        f"{count_of(len(index), 'frame')} of {count_of(index['group'].nunique(), 'sweep')}"
         for index in (known, unseen)
     ]
     share = 100 * known["foreground"].mean()

@@ -115,6 +115,7 @@ NOTEBOOK = SCHEMA | {
     "val_share": (0.15, "0 or more and below 0.5", lambda value: 0 <= value < 0.5),
     "selection": ("last", *_one_of(*keys_of("train", "SELECTIONS"))),
     "phantom_folder": ("", "a folder", bool),
+    "unseen_sweeps": (6, *_between(1, 99)),
     "out": ("", "a folder", bool),
 }
 
@@ -215,6 +216,9 @@ def list_runs(config: dict) -> dict[str, dict]:
 def clashes(values: dict) -> list[str]:
     """List which of a notebook's parameters, all of them allowed, do not go together."""
     problems = _source_problems(values) if {"source", "data"} <= values.keys() else []
+    sweeps = values.get("phantom_sweeps", 0) + values.get("unseen_sweeps", 0)
+    if "unseen_sweeps" in values and sweeps > 100:
+        problems.append(f"unseen_sweeps: with phantom_sweeps they are {sweeps}, need 100 or fewer")
     if not {"protocol", "fold", "folds", "selection", "val_share"} <= values.keys():
         return problems
     protocol, fold, folds = values["protocol"], values["fold"], values["folds"]
