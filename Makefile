@@ -14,6 +14,10 @@ GPUS ?= 1
 FRAMES ?= 0
 FROM ?=
 UPGRADE ?=
+REPO ?=
+TRAINED ?=
+LAX ?=
+CLUSTER ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -25,15 +29,19 @@ $(if $(wildcard $(PARAMETERS)),,$(error there is no $(PARAMETERS): PARAMETERS=pa
 $(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(subst =, ,$(word)))),$(filter-out =%,$(word))),,\
 	$(error SET: "$(word)" is no key=value; keys are those of $(PARAMETERS), lists have no spaces)))
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
+# On a cluster the scheduler has the cores.
+WITH = $(if $(CLUSTER),--profile workflow/profiles/$(CLUSTER),--cores $(CORES))
+SNAKEMAKE = $(BIN)/snakemake $(WITH) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
 # A dry run, or one that was asked to stop early, has no table of its own to show.
 PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 # Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
 WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
+FIRST = $(or $(THYROID_RESULTS),$(CURDIR)/results)/quickstart/0-quickstart.ipynb
+QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart.ipynb --pin-instructions
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo study lab test test-all torture lint nbval verify reference publish lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +49,7 @@ help:  ## this list
 	@echo '  make study PARAMETERS=parameters/tg3k.yaml DATA=<folder or zip> SET="size=128 width=16"'
 	@echo '  SET takes any key of the parameters, lists without spaces: SET="models=[unet,segnet] lr=1e-3"'
 	@echo '  CORES=2 limits the cores; OPTIONS=-n only lists the steps, OPTIONS="--resources gpu=2" etc.'
+	@echo '  CLUSTER=slurm submits the steps of a study to a cluster (docs/slurm.md)'
 	@echo '  PYTHON=python3.12 picks the interpreter of .venv (3.11 to 3.13)'
 	@echo '  Killed, stopped (Ctrl-C) or failed? Start again: it goes on. SET="budget_minutes=500" stops in time.'
 
@@ -69,6 +78,11 @@ $(READY): pyproject.toml requirements.lock
 
 env: $(READY)  ## set up .venv and nothing else
 
+quickstart: $(READY)  ## a first look in a minute: phantoms, two small networks, two exams
+	@$(QUICKSTART) '$(FIRST)'
+	@$(BIN)/jupyter nbconvert --to html --log-level ERROR '$(FIRST)'
+	@printf 'to look at: %s\n' '$(FIRST:.ipynb=.html)'
+
 demo: $(READY)  ## the whole study on phantoms, 3 minutes on two cores
 	@$(SNAKEMAKE)
 	@$(SHOW)
@@ -80,26 +94,42 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-test: lint demo  ## style, the demo, tests, and the committed notebooks run once more
+test: lint demo slurm  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
-	@$(MAKE) --no-print-directory nbval
+	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
-test-all: lint demo  ## the same with the slow tests
+test-all: lint demo slurm  ## the same with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
-	@$(MAKE) --no-print-directory nbval
+	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--only kills --kills 3"
 	@$(BIN)/python tests/torture.py $(OPTIONS)
+
+# Where packages can be had, and no service manager would start what they bring; the tests that need
+# it are skipped elsewhere, with the reason.
+slurm:  ## SLURM's daemons for its tests, in a container of Debian or Ubuntu, as root
+	@command -v slurmctld slurmd munged >/dev/null || test -d /run/systemd/system || test "$$(id -u)" != 0 || \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+		slurm-wlm munge; } >/dev/null 2>&1 || true
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
-nbval: $(READY)  ## run results/reference/demo again and compare every output
+# The demo's committed notebooks, or those of a study that was run here. Its trained weights are taken
+# over, so that nothing is trained again; without TRAINED=1, everything is.
+EXECUTED = $(if $(filter parameters/demo.yaml,$(PARAMETERS)),results/reference/demo,$(WHERE)/notebooks)
+nbval: $(READY)  ## run results/reference/demo again and compare every output; PARAMETERS=… a study's
+	@ls '$(EXECUTED)'/*.ipynb >/dev/null 2>&1 || \
+		{ echo 'error: no executed notebooks in $(EXECUTED): make study PARAMETERS=$(PARAMETERS) first' >&2; exit 2; }
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
-		env $$($(BIN)/python -m thyroid_lib.runner env) OMP_NUM_THREADS=1 TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
-		$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
-		$(sort $(wildcard results/reference/demo/*.ipynb))
+		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)" && (cd '$(WHERE)' && tar -cf - runs/*/model.pt) \
+			| tar -xf - -C "$$results/$(STUDY)";) \
+		variables=$$($(BIN)/python -m thyroid_lib.runner env $(PARAMETERS)) || exit 2; \
+		env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
+		$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \
+		--nbval-cell-timeout=$(if $(filter parameters/demo.yaml,$(PARAMETERS)),600,86400) \
+		'$(EXECUTED)'/*.ipynb
 
 # In a folder that goes away again, so Snakemake need not remember how each file in it was made.
 verify: override DATA :=
@@ -107,12 +137,13 @@ verify: override SET :=
 verify: $(READY)  ## run the demo from nothing, elsewhere, and compare it with results/reference/demo
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"; exit 130' INT TERM; \
 		THYROID_RESULTS="$$results" $(SNAKEMAKE) --drop-metadata && \
+		THYROID_RESULTS="$$results" $(QUICKSTART) "$$results/demo/notebooks/0-quickstart.ipynb" && \
 		$(BIN)/python -m thyroid_lib.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
 		{ printf '\nthe new run is kept: %s\n' "$$results/demo"; exit 1; }
 
-reference: demo  ## make results/reference/demo from the demo's results
+reference: quickstart demo  ## make results/reference/demo from the quickstart's and the demo's results
 	@rm -rf results/reference/demo && mkdir -p results/reference/demo
-	@cp results/demo/notebooks/*.ipynb results/reference/demo/
+	@cp results/quickstart/0-quickstart.ipynb results/demo/notebooks/*.ipynb results/reference/demo/
 	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
 		summary.md details.md selected.json frames.png ../../reference/demo/
 
@@ -120,6 +151,19 @@ publish: $(READY)  ## copy a finished study's tables, and no picture, to results
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
 	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
 		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
+
+# pip's isolated build would fetch setuptools; the lock's is here.
+wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install where there is no repository
+	@rm -rf build dist/thyroid_lib-*.whl
+	@$(PYTHON) -m pip --python $(BIN)/python wheel -qq --disable-pip-version-check --no-deps \
+		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
+
+badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
+	@$(BIN)/python tools/badges.py $(REPO)
+
+docs: $(READY)  ## the site, docs/ and the executed demo, into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'site/index.html opens as it is; for its search: $(BIN)/python -m http.server -d site'
 
 # An environment of its own: other libraries, and a newer torch, than requirements.lock has.
 $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
@@ -165,5 +209,5 @@ gather: $(READY)  ## merge results of several machines into results/: FROM="fold
 	@$(BIN)/python tools/gather.py $(FROM) --parameters $(PARAMETERS) --set $(foreach word,$(SET),'$(word)')
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
-	@rm -rf .venv .venv-bench results/demo .pytest_cache .ruff_cache *.egg-info
+	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +

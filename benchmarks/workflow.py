@@ -40,9 +40,6 @@ def copy_project(target: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(ROOT / part, target / part, ignore=ignored)
     shutil.copy2(ROOT / "pyproject.toml", target)
-    curves = Path("results", "reference", "reported_curves.csv")
-    (target / curves).parent.mkdir(parents=True)
-    shutil.copy2(ROOT / curves, target / curves)
     return target
 
 

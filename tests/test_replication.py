@@ -1,7 +1,5 @@
 """The steps of the replication, on scores whose Dice one can work out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +8,7 @@ from thyroid_lib import replication
 from thyroid_lib.replication import STEPS, WITHOUT_RELU, measure_steps
 from thyroid_lib.tables import Results
 
-CURVES = pd.read_csv(Path(__file__).parent.parent / "results" / "reference" / "reported_curves.csv")
+CURVES = replication.reported_curves()
 
 
 def scores_of(protocol: str, dice: dict[str, float], *, folds: int = 1) -> pd.DataFrame:

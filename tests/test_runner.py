@@ -179,7 +179,7 @@ def test_the_largest_seed_and_the_last_epoch_fit_what_training_makes_of_them():
     torch = pytest.importorskip("torch")
     seed, epochs = study.MOST_SEED, 100_000
     source = (ROOT / "thyroid_lib" / "train.py").read_text(encoding="utf-8")
-    made = re.findall(r"manual_seed\((.*)\)", source)
+    made = re.findall(r"manual_seed\((?!zlib)(.*)\)", source)  # crc32 has 32 bits
     assert len(made) == 2
     for formula in made:
         for values in ({"seed": seed, "epoch": epochs}, {"seed": 0, "epoch": epochs}):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from thyroid_lib import safekeeping
@@ -44,9 +45,6 @@ def copy_project(target: Path, settings: dict = TINY) -> Path:
         else:
             ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
             shutil.copytree(ROOT / part, target / part, ignore=ignored)
-    curves = Path("results", "reference", "reported_curves.csv")
-    (target / curves).parent.mkdir(parents=True)
-    shutil.copy2(ROOT / curves, target / curves)
     text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
     for key, value in settings.items():
         text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
@@ -288,15 +286,41 @@ def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
         assert str(finished).encode() not in content, name
 
 
+def apply_blocks(project: Path, page: str) -> list[str]:
+    """Make a how-to's changes, which it shows as differences; return its Python."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S)
+    assert blocks
+    for name, block in blocks:
+        lines = block.splitlines()
+        old = "\n".join(line[1:] for line in lines if line[0] in " -")
+        new = "\n".join(line[1:] for line in lines if line[0] in " +")
+        assert (project / name).read_text(encoding="utf-8").count(old) == 1
+        replace(project / name, old, new)
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
 def test_a_new_metric_rescores_and_trains_nothing(project):
+    """The how-to's own example: docs/new-metric.md."""
     run = project / RESULTS / "runs" / RUN
-    weights, scores = (run / "model.pt").read_bytes(), (run / "scores.csv").read_bytes()
+    weights, before = (run / "model.pt").read_bytes(), pd.read_csv(run / "scores.csv")
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 1
-    change("thyroid_lib", "metrics.py")(project)
+    (example,) = apply_blocks(project, "new-metric.md")
+    subprocess.run([sys.executable, "-c", example], cwd=project, check=True)
     run_study(project)
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 0
     assert (run / "model.pt").read_bytes() == weights
-    assert (run / "scores.csv").read_bytes() == scores
+    after = pd.read_csv(run / "scores.csv")
+    pd.testing.assert_frame_equal(after.drop(columns="area_error"), before)
+    larger = after[["pred_px", "ref_px"]].max(axis=1)
+    off = (after["pred_px"] - after["ref_px"]).abs() / larger
+    assert after["area_error"].tolist() == pytest.approx(off.tolist(), abs=1e-6)
+    summary = pd.read_csv(project / RESULTS / "compare" / "summary.csv")
+    expected = off.groupby(after["group"]).mean().mean()
+    assert summary["area_error"].tolist() == [pytest.approx(expected, abs=1e-5)]
+    table = (project / RESULTS / "compare" / "summary.md").read_text(encoding="utf-8")
+    assert f"| {expected:.3f} " in table.splitlines()[2]
+    assert "| area error " in table
     assert steps(project) == {}
 
 
@@ -433,6 +457,7 @@ def test_every_module_that_a_notebook_reaches_is_an_input():
         listed = set(re.findall(r'"(\w+)"', " ".join(lists))) - {"__init__"}
         (path,) = ROOT.glob(f"notebooks/{notebook}-*.ipynb")
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = [cell for cell in cells if "setup" not in cell["metadata"].get("tags", [])]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
         reached, todo = set(), imports_of("\n".join(code))
         while todo - reached:
@@ -442,3 +467,33 @@ def test_every_module_that_a_notebook_reaches_is_an_input():
         assert reached <= listed | known, f"{rule} lacks {reached - listed - known}"
         assert listed <= reached, f"{rule} lists {listed - reached} without need"
         known |= listed if rule in ("preprocess", "train") else set()
+
+
+def make_nbval(project: Path, *words: str) -> subprocess.CompletedProcess:
+    shutil.copy2(ROOT / "Makefile", project)
+    command = ["make", f"BIN={Path(sys.executable).parent}", "READY=", *words]
+    clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
+    return subprocess.run(
+        [*command, "nbval", "PARAMETERS=parameters/tiny.yaml", "TRAINED=1"], cwd=project,
+        env=clean | {"PYTHONPATH": str(project)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_somebodys_own_executed_study_is_validated(project):
+    """As it is, it passes and changes nothing; another number in one output is found."""
+    results = project / RESULTS
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    done = make_nbval(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d\d passed", done.stdout)
+    assert {path: path.read_bytes() for path in before} == before
+    for step in ("2-audit", "4-compare"):
+        (results / "notebooks" / f"{step}.ipynb").unlink()
+    replace(results / "notebooks" / "1-preprocess.ipynb", "12 of 12 images", "11 of 12 images")
+    done = make_nbval(project)
+    assert done.returncode == 2
+    assert "11 of 12 images" in done.stdout
+    shutil.rmtree(results / "notebooks")
+    done = make_nbval(project)
+    assert "no executed notebooks in" in done.stderr
+    assert "make study PARAMETERS=parameters/tiny.yaml first" in done.stderr

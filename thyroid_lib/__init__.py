@@ -6,7 +6,7 @@ Importing it costs nothing: heavy packages load with the module that needs them.
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,9 @@ def place(path: str | Path) -> Path:
     return Path(root).absolute() / path
 
 
+written: list[Callable[[Path], None]] = []  # told of each file that is written, or removed
+
+
 def write_file(path: str | Path, content: bytes | str) -> Path:
     """Write a whole file or nothing: beside it first, on to the disk, then moved into its place.
 
@@ -54,7 +57,16 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         if isinstance(error, OSError):
             raise cannot_write(error, path) from error
         raise
+    for told in written:
+        told(path)
     return path
+
+
+def remove_file(path: str | Path) -> None:
+    """Remove a file that `write_file` wrote, if it is there."""
+    Path(path).unlink(missing_ok=True)
+    for told in written:
+        told(Path(path))
 
 
 def cannot_write(error: OSError, path: str | Path) -> OSError:

@@ -117,6 +117,16 @@ def leak_share(table: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def alikeness(maps: Maps) -> np.ndarray:
+    """Return the correlation of each frame with each other one, small shifts allowed, (N,N)."""
+    count = len(maps.fine)
+    alike = np.eye(count)
+    for back in range(1, count):
+        later = np.arange(back, count)
+        alike[later, later - back] = pair_correlation(maps.fine, back)[back:]
+    return np.maximum(alike, alike.T)
+
+
 def leakage_sentence(table: pd.DataFrame) -> str:
     """Say in words what share of each protocol's test frames have a near-copy in training."""
     share = table.groupby("protocol", sort=False)["near_copy"].mean()

@@ -4,7 +4,8 @@
     model.pt                               what is left of them when it is finished
 
 The key covers all that decides the weights: the store's fingerprint, the split, the training
-parameters (threads among them: sums in another order give other bits) and the code that trains.
+parameters (threads among them: sums in another order give other bits) and the code that trains,
+that of a network of one's own among it.
 Metrics and plots are left out on purpose, so that editing them never costs a training step.
 """
 
@@ -19,20 +20,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib import cannot_write, tell, write_file
+from thyroid_lib import cannot_write, remove_file, tell, write_file
 from thyroid_lib.fingerprint import code_fingerprint
 
 # What, edited, makes other weights.
 TRAINING_CODE = tuple(f"thyroid_lib.{name}" for name in ("splits", "models", "augment", "train"))
 
 
-def run_key(*, data: str, labels: np.ndarray, parameters: dict) -> str:
+def run_key(
+    *, data: str, labels: np.ndarray, parameters: dict, architecture: dict | None = None
+) -> str:
     """Return a SHA-256 over data, split, training parameters and training code.
 
     Args:
         data: the store's fingerprint.
         labels: array of str (N,), the side of every case.
         parameters: what the training loop was asked for; plain JSON values.
+        architecture: what makes a network of one's own, see `architectures`; None or {} for one of
+            the library, whose code is part of the training code.
     """
     content = {
         "code": code_fingerprint(*TRAINING_CODE),
@@ -41,6 +46,8 @@ def run_key(*, data: str, labels: np.ndarray, parameters: dict) -> str:
         "split": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
         "torch": torch.__version__.split("+")[0],
     }
+    if architecture:
+        content["architecture"] = architecture
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -119,7 +126,7 @@ def resume(folder: str | Path, *, key: str) -> dict | None:
 def forget(folder: str | Path) -> None:
     """Remove what was kept: the training is finished."""
     for path in _places(folder):
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def _places(folder: str | Path) -> tuple[Path, Path]:

@@ -3,29 +3,67 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
+from thyroid_lib import tell
+from thyroid_lib.locks import visible_gpus
 from thyroid_lib.models import PRECISIONS
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there.
+    """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there and works.
 
     Raises:
-        ValueError: a device was asked for by name and is not there.
+        ValueError: a device was asked for by name and is not there, or torch cannot use it.
     """
+    problem = gpu_problem() if device in ("auto", "cuda") else ""
     there = {
-        "cuda": torch.cuda.is_available(),
+        "cuda": torch.cuda.is_available() and not problem,
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(name for name, present in there.items() if present))
+        chosen = next(name for name, present in there.items() if present)
+        if problem:
+            tell(f"{problem}; {chosen} is used instead")
+        return torch.device(chosen)
     if not there.get(device, False):
         usable = ", ".join(name for name, present in there.items() if present)
-        raise ValueError(f"device: got {device!r}, this machine has {usable}; or say auto")
+        why = f": {problem}" if problem else ""
+        raise ValueError(f"device: got {device!r}, this machine has {usable}; or say auto{why}")
     return torch.device(device)
+
+
+@cache
+def gpu_problem() -> str:
+    """Say why torch cannot use the GPU that is here; "" if it can, or if there is none.
+
+    A GPU can be listed and yet be of no use: torch has code for some generations alone, and says so
+    only when something is computed. So something is.
+    """
+    if not torch.cuda.is_available():
+        if not visible_gpus():
+            return ""
+        how = "has no CUDA in it" if torch.version.cuda is None else "cannot reach its driver"
+        return f"a GPU is here, but torch {torch.__version__} {how}"
+    try:
+        ones = torch.ones(1, 4, 8, 8, device="cuda")
+        total = torch.nn.functional.conv2d(ones, ones[:, :, :3, :3]).sum().item()
+        wrong = "" if total == 36 * 36 else f"it computed {total:g} for {36 * 36}"
+    except RuntimeError as error:
+        wrong = str(error).strip().splitlines()[0]
+    if not wrong:
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    codes = torch.cuda.get_arch_list()
+    why = wrong if f"sm_{major}{minor}" in codes else f"that has code for {', '.join(codes)} alone"
+    return (
+        f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is here, but torch "
+        f"{torch.__version__} cannot use it ({why}): take another GPU, on Kaggle the T4 under "
+        "Settings, Accelerator"
+    )
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -9,20 +9,23 @@ from pathlib import Path
 from types import ModuleType
 
 
-def code_fingerprint(*modules: ModuleType | str) -> str:
+def code_fingerprint(*modules: ModuleType | str | Path) -> str:
     """Return a SHA-256 over what the modules' code does.
 
     Comments, docstrings and layout do not count; every other change does. The same on every
     version of Python that parses the source alike.
 
     Args:
-        modules: modules, or their full names.
+        modules: modules, their full names, or the paths of files of code.
     """
     digest = hashlib.sha256()
     for module in modules:
-        name = module if isinstance(module, str) else module.__name__
-        spec = importlib.util.find_spec(name)
-        source = Path(spec.origin).read_text("utf-8")
+        if isinstance(module, Path):
+            name, path = module.stem, module
+        else:
+            name = module if isinstance(module, str) else module.__name__
+            path = Path(importlib.util.find_spec(name).origin)
+        source = path.read_text("utf-8")
         digest.update(f"{name} {_outline(ast.parse(source))}\n".encode())
     return digest.hexdigest()
 

@@ -41,7 +41,7 @@ def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
 
 
 class Network(nn.Module):
-    """What the five share: their arguments, and the check of what they are given.
+    """What all share: their arguments, and the check of what they are given.
 
     Args:
         in_channels, out_channels: at least 1.
@@ -383,7 +383,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Set all weights, in place, by the one scheme that every model shares.
 
     It is PyTorch's own default, which the reported study used: convolutions and their biases
-    uniform within ±1/sqrt(fan_in), batch norm 1 and 0 with fresh running statistics. Drawn in
+    uniform within ±1/sqrt(fan_in), batch norm 1 and 0 with fresh running statistics; what else a
+    network of one's own has is set by its layers' `reset_parameters`. Drawn in
     module order on the CPU: the same seed gives the same weights on any device, and the global
     random state is left as it was.
     """
@@ -392,7 +393,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+            if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     model.to(device)
 
@@ -403,7 +404,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: Network, size: int) -> int:
-    """Multiply-adds of the convolutions for one image (1, in_channels, size, size), without biases.
+    """Multiply-adds for one image (1, in_channels, size, size), without biases.
+
+    Those of convolutions and linear layers; no other layer of the papers' networks has any.
 
     Counted from shapes alone (torch's "meta" device): nothing is computed, the model is untouched.
 
@@ -415,12 +418,15 @@ def multiply_adds(model: Network, size: int) -> int:
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         # each weight is used once per output pixel; in a transposed convolution, per input pixel
         nonlocal total
+        if isinstance(layer, nn.Linear):  # (…, features)
+            total += layer.weight.numel() * math.prod(output.shape[1:-1])
+            return
         pixels = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
         total += layer.weight.numel() * math.prod(pixels.shape[2:])
 
     shapes = copy.deepcopy(model).to("meta").eval()
     for layer in shapes.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layer.register_forward_hook(count)
     with torch.no_grad():
         shapes(torch.empty(1, model.in_channels, size, size, device="meta"))

@@ -3,7 +3,9 @@
 Each function draws one figure and returns it; `save` and `present` write and show it.
 
 Colours are seaborn's colour-blind palette; a model keeps its colour in every figure, the
-reference outline is always yellow and the prediction always blue.
+reference outline is always yellow and the prediction always blue. Charts stand on white, frames on
+a dark ground as in a reading room; both are opaque, so a figure looks alike on a white page and on
+a dark one.
 """
 
 import io
@@ -22,6 +24,7 @@ from thyroid_lib import frames, write_file
 from thyroid_lib.store import Store
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
+GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and what is written there
 MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
@@ -37,6 +40,7 @@ def style() -> None:
             "axes.spines.top": False, "axes.spines.right": False,
             "figure.constrained_layout.use": True,
             "axes.titlesize": "medium", "legend.frameon": False, "pdf.fonttype": 42,
+            "figure.facecolor": "white", "savefig.facecolor": "auto",
         }
     )  # fmt: skip
 
@@ -52,11 +56,15 @@ def looks(models) -> dict[str, dict]:
     }
 
 
-def image_axes(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+def image_axes(
+    count: int, columns: int, height: float, *, widths: list[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """Make axes for frames on the dark ground; `widths` are the columns', all alike by default."""
     rows = -(-count // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor="white"
-    )
+        rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor=GROUND,
+        gridspec_kw={"width_ratios": widths},
+    )  # fmt: skip
     for ax in axes.flat:
         ax.set_axis_off()
     return fig, axes
@@ -67,6 +75,11 @@ def native(store: Store, row: int) -> np.ndarray:
     height, width = store.index.iloc[row][["height", "width"]].astype(int)
     image = store.images[row].astype(np.float32) / 255
     return frames.restore_prob(image, height, width, store.settings["resize"])
+
+
+def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
+    """Read a case's image as it was published, (H,W) in [0,1]."""
+    return frames.read_gray(cases["image_path"][cases["case_id"] == case_id].iloc[0]) / 255
 
 
 def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
@@ -80,7 +93,7 @@ def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
 
 def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
     ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
-    ax.set_title(title, fontsize=8, pad=2)
+    ax.set_title(title, fontsize=8, pad=3, color=INK)
 
 
 def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
@@ -94,22 +107,37 @@ def outline_legend(fig: Figure, **colours: str) -> None:
     """Name the outlines below a figure; by default those of reference and prediction."""
     colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), labelcolor=INK)
 
 
 def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
     """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
     rows_of = pd.Series(range(len(store))).groupby(store.index["group"].to_numpy())
     middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
-    paths = cases.drop_duplicates("case_id").set_index("case_id")["image_path"]
     columns = min(4, len(middles))
     fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
     for place, row in enumerate(middles):
         line, column = 2 * (place // columns), place % columns
-        image = frames.read_gray(paths[store.index["case_id"].iloc[row]]) / 255
+        image = source_image(cases, store.index["case_id"].iloc[row])
         draw_frame(axes[line, column], image, store.index["group"].iloc[row])
         draw_frame(axes[line + 1, column], image)
         outline(axes[line + 1, column], store.reference(row), REFERENCE)
+    return fig
+
+
+def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> Figure:
+    """Draw source images of one group, evenly spaced along it: bare above, outlined below."""
+    rows = np.flatnonzero((store.index["group"] == group).to_numpy())
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+    shape = store.reference(rows[0]).shape
+    height = FIGURE_WIDTH / len(rows) * shape[0] / shape[1] + 0.15
+    fig, axes = image_axes(2 * len(rows), len(rows), height)
+    for row, bare, outlined in zip(rows, *axes, strict=True):
+        case_id = store.index["case_id"].iloc[row]
+        draw_frame(bare, source_image(cases, case_id), case_id)
+        draw_frame(outlined, source_image(cases, case_id))
+        outline(outlined, store.reference(row), REFERENCE)
+    outline_legend(fig, thyroid=REFERENCE)
     return fig
 
 
@@ -147,7 +175,7 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
         draw_frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
         draw_frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
     if not len(mended):
-        axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center")
+        axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center", color=INK)
     return fig
 
 
@@ -193,6 +221,39 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
         )
     outline_legend(fig)
     return fig
+
+
+def mistakes(
+    cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
+) -> Figure:
+    """Draw source images with both outlines above and, below, the pixels that are wrong.
+
+    Args:
+        cases, store: the case table, for the images, and the store, for the references.
+        picked: what `pick_cases` gives; side by side in this order, all of one height.
+        preds: bool (H,W) masks at native size, one per row of `picked`.
+    """
+    widths = [pred.shape[1] / pred.shape[0] for pred in preds]
+    height = FIGURE_WIDTH / sum(widths) + 0.2
+    fig, axes = image_axes(2 * len(preds), len(preds), height, widths=widths)
+    rows = pd.Series(range(len(store)), index=store.index["case_id"])
+    for case, pred, above, below in zip(picked.itertuples(), preds, *axes, strict=True):
+        ref, image = store.reference(rows[case.case_id]), source_image(cases, case.case_id)
+        draw_frame(above, image, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
+        outline(above, ref, REFERENCE)
+        outline(above, pred, PREDICTION)
+        draw_frame(below, image)
+        paint(below, ref & ~pred, REFERENCE)
+        paint(below, pred & ~ref, PREDICTION)
+    names = {"reference; below: missed": REFERENCE, "prediction; below: too much": PREDICTION}
+    outline_legend(fig, **names)
+    return fig
+
+
+def paint(ax, mask: np.ndarray, colour: str, strength: float = 0.75) -> None:
+    """Colour the pixels of a mask, bool (H,W), and let what is below shine through."""
+    layers = [np.full(mask.shape, part) for part in to_rgb(colour)]
+    ax.imshow(np.dstack([*layers, strength * mask]), interpolation="nearest")
 
 
 def save(fig: Figure, path: str | Path) -> None:

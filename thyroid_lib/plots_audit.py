@@ -16,6 +16,7 @@ from thyroid_lib import frames, labels
 from thyroid_lib.copies import NEAR_COPY
 from thyroid_lib.plots import (
     FIGURE_WIDTH,
+    INK,
     REFERENCE,
     draw_frame,
     image_axes,
@@ -61,6 +62,41 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
         handles=[Patch(color=colour, label=side) for side, colour in SIDES.items()],
         title=f"a row is a group{more}", loc="outside lower center", ncols=3,
     )  # fmt: skip
+    return fig
+
+
+def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
+    """Draw how much each frame resembles each other one, and how often how much.
+
+    Args:
+        alike: (N,N) correlations, what `audit.alikeness` gives.
+        groups: (N,) the frames' groups, in order.
+        threshold: from which on a frame counts as a near-copy.
+    """
+    fig, (square, counts) = plt.subplots(
+        1, 2, figsize=(FIGURE_WIDTH, 3.9), width_ratios=(1.15, 1), facecolor="white"
+    )
+    shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
+    fig.colorbar(shown, ax=square, label="correlation", shrink=0.85).outline.set_visible(False)
+    names, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
+    square.set_yticks(starts + (sizes - 1) / 2, names)
+    square.set_xticks(starts + (sizes - 1) / 2, names, rotation=90)
+    square.tick_params(length=0)
+    sns.despine(ax=square, left=True, bottom=True)
+    pairs = np.triu_indices(len(alike), 1)
+    same = (groups[:, None] == groups)[pairs]
+    bins = np.linspace(0, 1, 41)
+    for kind, name, colour in ((~same, "two groups", APART), (same, "one group", COPIED)):
+        values = alike[pairs][kind]
+        weights = np.full(len(values), 100 / max(1, len(values)))
+        counts.hist(values, bins=bins, weights=weights, color=colour, label=name)
+    counts.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    counts.set(xlabel="correlation of two frames", ylabel="share of these pairs (%)", xlim=(0, 1))
+    counts.annotate(
+        "near-copies →", (threshold, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+        textcoords="offset points", fontsize=8, va="top", ha="right",
+    )  # fmt: skip
+    counts.legend(title="two frames of", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
 
 
@@ -149,7 +185,7 @@ def defect_gallery(
             levels = frames.read_gray(paths[table["case_id"][row]])
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
-        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center")
+        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=INK)
     outline_legend(fig, mask=REFERENCE, defect=DEFECT)
     return fig
 

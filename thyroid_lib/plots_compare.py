@@ -132,6 +132,37 @@ def groups(scores: pd.DataFrame) -> Figure:
     return fig
 
 
+def exams(scores: pd.DataFrame) -> Figure:
+    """Draw each model's Dice in several exams, one below the other: groups, and their mean.
+
+    Args:
+        scores: one row per model, exam and case, with group and dice.
+    """
+    means = scores.groupby(["model", "exam", "group"], sort=False)["dice"].mean().reset_index()
+    styles, kinds = looks(means["model"]), list(dict.fromkeys(means["exam"]))
+    lanes = [(model, exam) for model in styles for exam in kinds]
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8 + 0.45 * len(lanes)))
+    for model, look in styles.items():
+        path = []
+        for exam in kinds:
+            place = lanes.index((model, exam))
+            dice = means["dice"][(means["model"] == model) & (means["exam"] == exam)]
+            ax.plot(
+                dice, np.full(len(dice), place), linestyle="", markersize=5, alpha=0.45,
+                markeredgewidth=0, **_mark(look),
+            )  # fmt: skip
+            ax.plot(dice.mean(), place, markersize=10, markeredgecolor="white", **_mark(look))
+            ax.annotate(
+                f"{dice.mean():.2f}", (dice.mean(), place), xytext=(0, 8), ha="center",
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+            path.append((dice.mean(), place))
+        ax.plot(*zip(*path, strict=True), color=look["color"], linewidth=1.2, zorder=1)
+    _name_rows(ax, [f"{model}, {exam}" for model, exam in lanes])
+    ax.set_xlabel("Dice: groups (small), their mean (large)")
+    return fig
+
+
 def learning_curves(histories: pd.DataFrame) -> Figure:
     """Draw loss and validation Dice by epoch: the mean of the runs, and their range as a band."""
     styles = looks(histories["model"])

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from thyroid_lib import checkpoint, frames, write_file
+from thyroid_lib import architectures, checkpoint, frames, write_file
 from thyroid_lib.folder import SUFFIXES
-from thyroid_lib.models import arithmetic, build_model, to_input
+from thyroid_lib.models import arithmetic, to_input
 from thyroid_lib.scores import Scores, score_maps
 from thyroid_lib.store import Store
 
@@ -79,7 +79,7 @@ def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
 
     In the one memory layout that every score comes from: another one gives other last bits.
     """
-    model = build_model(name, width=width)
+    model = architectures.build(name, width=width)
     model.load_state_dict(weights)
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -92,7 +92,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         threshold, run_id, …).
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or not a model of this project.
+        FileNotFoundError, ValueError: nothing there, not a model of this project, or the file of
+            its architecture has changed since or is gone.
     """
     path = Path(path)
     if not path.is_file():
@@ -109,7 +110,13 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
             f"{path.name} is not a model of this project ({error}): give the model.pt of a "
             "finished run"
         ) from error
-    return restore_model(meta["model"], meta["width"], weights).to(device), meta
+    name, trained = meta["model"], meta.get("architecture_fingerprint", "")
+    if trained and architectures.fingerprint(name) not in (trained, ""):
+        raise ValueError(
+            f"{path.name} was trained with another architectures/{name}.py than the one that is "
+            "there: put that one back, or train again"
+        )
+    return restore_model(name, meta["width"], weights).to(device), meta
 
 
 def predict_rows(

@@ -143,6 +143,56 @@ def groups_sentence(scores: pd.DataFrame) -> str:
     )
 
 
+def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
+    """Say what there is to learn from and what is put aside; the indices of two stores."""
+    each = [
+        f"{count_of(index['group'].nunique(), 'sweep')} of {count_of(len(index), 'frame')}"
+        for index in (known, unseen)
+    ]
+    share = 100 * known["foreground"].mean()
+    return (
+        f"To learn from: {each[0]}; put aside: {each[1]}. On average the thyroid covers "
+        f"{share:.0f} % of a frame."
+    )
+
+
+def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: float) -> str:
+    """Read how alike frames are, within a group and between groups; `audit.alikeness`."""
+    pairs = np.triu_indices(len(alike), 1)
+    same = (groups[:, None] == groups)[pairs]
+    within, between = alike[pairs][same], alike[pairs][~same]
+    copies = [f"{100 * (part >= threshold).mean():.0f} %" for part in (within, between)]
+    return (
+        f"Of {count_of(len(within), 'pair')} of frames within a sweep, {copies[0]} are near-copies "
+        f"(median correlation {np.median(within):.2f}); of {count_of(len(between), 'pair')} "
+        f"between sweeps, {copies[1]} (median {np.median(between):.2f})."
+    )
+
+
+def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
+    """Read the best, the median and the worst of the cases that were scored."""
+    each = [f"{row.rank} {row.dice:.3f}" for row in picked.itertuples()]
+    groups = count_of(scores["group"].nunique(), "sweep")
+    return f"Dice of {count_of(scores['case_id'].nunique(), 'frame')} of {groups}: {_join(each)}."
+
+
+def exams_sentence(table: pd.DataFrame) -> str:
+    """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
+    (first, second), gaps = table.columns, table.iloc[:, 0] - table.iloc[:, 1]
+    said = [
+        f"{model} has {row[first]:.3f} on {first} and {row[second]:.3f} on {second}"
+        for model, row in table.iterrows()
+    ]
+    apart = float((table.max() - table.min()).mean())
+    verdict = (
+        f"The exam moves Dice by {gaps.abs().mean():.3f} on average over the models"
+        if len(set(np.sign(gaps))) == 1
+        else "The exam does not move all models the same way"
+    )
+    beside = f", the choice of the model by {apart:.3f} on average over the exams"
+    return f"{'; '.join(said)}. {verdict}{beside * (len(table) > 1)}."
+
+
 def curves_sentence(histories: pd.DataFrame) -> str:
     """Read the curves: how far validation loss lies above its lowest when training ends."""
     part = _deciding(histories)

@@ -30,6 +30,11 @@ NAMES = {"U-Net": "unet", "SegNet": "segnet_reported", "Residual U-Net": "resune
 WITHOUT_RELU = "segnet_reported_no_relu"
 
 
+def reported_curves() -> pd.DataFrame:
+    """Return the report's own learning curves, one run of each network, as its log has them."""
+    return pd.read_csv(Path(__file__).with_name("reported_curves.csv"))
+
+
 def load_steps(
     reported: list[str | Path], fair: list[str | Path]
 ) -> tuple[dict[str, pd.DataFrame], Results]:

@@ -6,6 +6,7 @@
     out/scores.csv  out/thresholds.csv  out/calibration.csv   see `scores.Scores`
     out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
     out/run.json       all settings, the key, versions, time, memory, the tables' checksums
+    out/tensorboard/   on request, to be watched: see `live`
 
 Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
 are made anew at every call. A training that is killed goes on where it last kept its state: after
@@ -26,13 +27,22 @@ import pandas as pd
 import torch
 from torch import nn
 
-from thyroid_lib import __version__, checkpoint, frames, train, write_file, write_table
+from thyroid_lib import (
+    __version__,
+    architectures,
+    checkpoint,
+    frames,
+    live,
+    train,
+    write_file,
+    write_table,
+)
 from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.device import choose_device, choose_precision, fits, out_of_memory, peak_memory
 from thyroid_lib.fingerprint import code_fingerprint, file_digest
 from thyroid_lib.locks import alone
 from thyroid_lib.metrics import dice_of_areas, pooled_dice
-from thyroid_lib.models import build_model, count_parameters, multiply_adds
+from thyroid_lib.models import count_parameters, multiply_adds
 from thyroid_lib.parallel import count_workers
 from thyroid_lib.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.scores import count_logits, fit_temperature
@@ -77,13 +87,14 @@ def train_model(
     device: str = "auto",
     precision: str = "auto",
     budget_minutes: float = 0,
+    tensorboard: bool = False,
 ) -> Run:
     """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
 
     Args:
         store: frames and masks, uint8 (N,S,S).
         out: the run's folder.
-        model, width: architecture and base channels (0 = the paper's).
+        model, width: architecture, see `architectures.build`, and base channels (0 = the paper's).
         protocol, fold, folds, val_share: see `splits.split_cases`.
         seed: of the initial weights, the order of the batches and the augmentation.
         epochs, batch_size, lr: see `train.fit`.
@@ -96,6 +107,7 @@ def train_model(
             training, scores are made in fp32 always.
         budget_minutes: after so many, training stops and keeps its state, and the next call goes
             on; 0 for no limit. `THYROID_DEADLINE` (Unix time), which a study sets, limits it, too.
+        tensorboard: write event files to watch the training by; nothing else depends on it.
 
     Returns:
         The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
@@ -125,6 +137,7 @@ def train_model(
     )
     if selection != "last" and not (labels == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
+    live.check_tensorboard(tensorboard)
     where = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
@@ -135,8 +148,14 @@ def train_model(
         # elsewhere than on a CPU they do not decide any bit
         "threads": torch.get_num_threads() if where.type == "cpu" else 0,
     }  # fmt: skip
-    key = checkpoint.run_key(data=store.fingerprint, labels=labels, parameters=asked)
-    net = build_model(model, width=width or None)  # a wrong name or width stops here
+    net = architectures.build(model, width=width or None)  # a wrong name or width stops here
+    code, own = architectures.fingerprint(model), {}
+    if code:
+        architectures.check(net, model, store.size)
+        own = {"code": code, "packages": architectures.packages(model)}
+    key = checkpoint.run_key(
+        data=store.fingerprint, labels=labels, parameters=asked, architecture=own
+    )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
@@ -144,7 +163,9 @@ def train_model(
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
             with told_to_stop(budget_minutes) as why:
-                finished, trained_epochs = _train(net, store, labels, asked, where, out, key, why)
+                finished, trained_epochs = _train(
+                    net, store, labels, asked, where, out, key, why, tensorboard
+                )
                 told = why() == TOLD
         # From the stored weights also where they were trained just now: one way to the scores.
         net = restore_model(model, width, finished["weights"])
@@ -158,7 +179,7 @@ def train_model(
             "data_fingerprint": store.fingerprint, "key": key,
             "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
             "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
-        }  # fmt: skip
+        } | ({"architecture_fingerprint": code} if code else {})  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if told:  # in the last epoch
@@ -168,7 +189,7 @@ def train_model(
     return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
 
 
-def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
+def _train(net, store, labels, asked, where, out, key, why, tensorboard) -> tuple[dict, int]:
     """Train the epochs that are missing; return what `model.pt` holds, and how many they were.
 
     `why` is asked all the time whether to stop, and says the reason.
@@ -196,7 +217,10 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
     torch.backends.cudnn.benchmark = True
     sizes = {name: asked[name] for name in ("model", "width", "batch_size", "precision")}
     try:
-        with out_of_memory(where, size=store.size, **sizes):
+        with (
+            out_of_memory(where, size=store.size, **sizes),
+            live.curves(out, wanted=tensorboard, done=begun) as show,
+        ):
             net.to(where, memory_format=torch.channels_last)
             images, masks = place_frames(store, where)
             recipe = ("seed", "epochs", "batch_size", "lr", "precision", "augment")
@@ -207,6 +231,8 @@ def _train(net, store, labels, asked, where, out, key, why) -> tuple[dict, int]:
             for state in states:
                 for side in () if state["within"] else choices:
                     best = best | {side: train.keep_better(best.get(side), state, side)}
+                if not state["within"]:
+                    show(state["history"][-1], len(rows) * state["epoch"] / state["seconds"])
                 checkpoint.keep(out, state | {"key": key, "best": best})
                 kept = time.monotonic()
                 if why() and state["epoch"] < epochs:

@@ -5,8 +5,9 @@
     python -m thyroid_lib.runner env
 
 papermill alone only warns of an unknown parameter and takes a notebook that stopped half-way for
-a finished one; here both are errors. `env` prints the variables that make one x86-64 processor
-compute the same bits as another. Exit codes:
+a finished one; here both are errors. `env` prints the variables that a study's trainings run under:
+its threads, and, if it pins them, those that make one x86-64 processor compute as another does.
+Exit codes:
 
     0  done                3  a cell raised an error
     2  wrong parameters    4  not every cell ran, the kernel died, or the disk took no more
@@ -30,7 +31,17 @@ from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from thyroid_lib import NOTE, cannot_write, no_grammars, place, safekeeping, tell, write_file
+from thyroid_lib import (
+    NOTE,
+    cannot_write,
+    keeping,
+    no_grammars,
+    place,
+    remove_file,
+    safekeeping,
+    tell,
+    write_file,
+)
 from thyroid_lib.locks import claim_gpu, claim_path
 from thyroid_lib.stopping import deadline, signals
 from thyroid_lib.study import clashes, misfit, mistyped, read_parameters, read_study, unknown
@@ -143,7 +154,7 @@ def run_notebook(
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
-            running.unlink()
+            remove_file(running)
     print(f"{out.stem}: {message}", flush=True)
     return DONE
 
@@ -154,10 +165,7 @@ def _run(
     """Execute and tidy a notebook; return an exit code and what there is to say."""
     if time.time() >= deadline():
         return OUT_OF_TIME, "not begun, as the time budget is used up; start again and it goes on"
-    threads = (defaults | parameters).get("threads", 0)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ():
-        os.environ[name] = str(threads)
-    os.environ |= PINNED if pin else {}
+    os.environ |= _threads((defaults | parameters).get("threads", 0)) | (PINNED if pin else {})
     # The kernel is this interpreter's, not one of the same name in the user's home.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     on_gpu = (defaults | parameters).get("device") in ("auto", "cuda")
@@ -176,6 +184,12 @@ def _run(
         with suppress(OSError, ValueError):  # none there, or cut off by a full disk: it stays so
             write_file(running, hide_places(running.read_text(encoding="utf-8")))
     return DONE, f"done in {time.perf_counter() - began:.0f} s"
+
+
+def _threads(count: int) -> dict[str, str]:
+    """Return the variables that hold every library to so many threads; none for 0, which is all."""
+    names = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+    return dict.fromkeys(names, str(count)) if count else {}
 
 
 def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]:
@@ -389,12 +403,15 @@ def main() -> int:
     run.add_argument("--writes", nargs="*", default=[], help="those files")
     check = commands.add_parser("check", help="check the parameters of a study")
     check.add_argument("files", nargs="+")
-    commands.add_parser("env", help="print the variables that pin the instructions")
+    env = commands.add_parser("env", help="print the variables that a study's trainings run under")
+    env.add_argument("files", nargs="+")
     args = parser.parse_args()
-    if args.command == "env":
-        print(" ".join(f"{name}={value}" for name, value in PINNED.items()))
-        return DONE
     try:
+        if args.command == "env":
+            study = read_study(args.files)
+            variables = _threads(study["threads"]) | (PINNED if study["pin_instructions"] else {})
+            print(" ".join(f"{name}={value}" for name, value in variables.items()))
+            return DONE
         if args.command == "check":
             print(f"ok: study {read_study(args.files)['study']}")
             return DONE
@@ -404,6 +421,7 @@ def main() -> int:
     for number in signals():
         signal.signal(number, _on_signal)
     _end_with_workflow()
+    keeping.follow_environment()
     return run_notebook(
         args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions,
         checksums=args.checksums, writes=args.writes,

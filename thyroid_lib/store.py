@@ -33,6 +33,7 @@ import pandas as pd
 from thyroid_lib import cannot_write, frames, phantom, tell, tg3k, write_file
 from thyroid_lib import folder as folder_source
 from thyroid_lib.cases import BadCase, problem_row, read_pair, table_problems
+from thyroid_lib.datasets import find_data
 from thyroid_lib.fingerprint import code_fingerprint, file_digest
 from thyroid_lib.locks import alone
 from thyroid_lib.parallel import count_workers, in_order
@@ -107,7 +108,7 @@ def load_cases(
 
     Args:
         source: a key of `SOURCES`.
-        data: where "tg3k" (folder or zip) or "folder" lies.
+        data: where "tg3k" (folder or zip) or "folder" lies, as `datasets.find_data` takes it.
         folder, sweeps, frames, seed, text: where "phantom" is written, and what is drawn.
 
     Raises:
@@ -119,7 +120,7 @@ def load_cases(
     if not all(str(path) for path in place.values()):
         raise ValueError(f"source {source} needs {', '.join(place)}: give a path")
     made = {"folder": folder, "sweeps": sweeps, "frames": frames, "seed": seed, "text": text}
-    return SOURCES[source](data, made)
+    return SOURCES[source](data if source == "phantom" else find_data(data), made)
 
 
 def build_store(

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from thyroid_lib import place
+from thyroid_lib import architectures, place
+from thyroid_lib.datasets import DATASET, asks_network
 
 
 def keys_of(module: str, name: str) -> list[str]:
@@ -59,6 +60,7 @@ def _unique(values: list) -> bool:
 
 
 LEAKY = keys_of("splits", "LEAKY")
+NETWORKS = keys_of("models", "MODELS")  # of the library; `architectures` has one's own
 MOST_SEED = 2**32 - 1  # training takes it times a million, and torch no more than 64 bits
 MOST_FOLDS = 10_000
 MOST_RUNS = 2_000  # one job each; the names of all are one argument of the comparison's command
@@ -69,8 +71,8 @@ ANY = "", lambda value: True
 SCHEMA = {
     "study": (
         "demo",
-        "a-z, 0-9, - and _ only, 100 at most, none of reference, data, alone (taken)",
-        re.compile(r"(?!(reference|data|alone)$)[a-z0-9][a-z0-9_-]{0,99}").fullmatch,
+        "a-z, 0-9, - and _ only, 100 at most, none of reference, data, alone, quickstart (taken)",
+        re.compile(r"(?!(reference|data|alone|quickstart)$)[a-z0-9][a-z0-9_-]{0,99}").fullmatch,
     ),
     "source": ("phantom", *_one_of("phantom", "tg3k", "folder")),
     "data": ("", *ANY),
@@ -81,7 +83,7 @@ SCHEMA = {
     "size": (256, *_between(16, 4096)),
     "resize": ("square", *_one_of("square", "letterbox")),
     "mend": (["text"], *_any_of(*keys_of("frames", "MENDS"))),
-    "models": (["unet"], *_some_of(*keys_of("models", "MODELS"))),
+    "models": (["unet"], "one or more networks, none twice", lambda v: v and _unique(v)),
     "width": (0, *_between(0, 512)),
     "protocols": (["grouped"], *_some_of(*keys_of("splits", "PROTOCOLS"))),
     "folds": (4, *_between(2, MOST_FOLDS)),
@@ -102,10 +104,11 @@ SCHEMA = {
     "precision": ("auto", *_one_of("auto", *keys_of("models", "PRECISIONS"))),
     "pin_instructions": (False, *ANY),
     "budget_minutes": (0.0, "0 (no limit) to 100000", lambda value: 0 <= value <= 100_000),
+    "tensorboard": (False, *ANY),
 }
 # What a notebook takes one of, beyond that, or more freely.
 NOTEBOOK = SCHEMA | {
-    "model": ("unet", *_one_of(*keys_of("models", "MODELS"))),
+    "model": ("unet", *ANY),
     "protocol": ("grouped", *_one_of(*keys_of("splits", "PROTOCOLS"))),
     "fold": (0, *_between(0, MOST_FOLDS - 1)),
     "seed": (0, *_between(0, MOST_SEED)),
@@ -124,13 +127,10 @@ def check_study(config: dict) -> None:
     """
     problems = [unknown(key, SCHEMA) for key in config if key not in SCHEMA]
     problems += [f"{key}: is missing" for key in SCHEMA if key not in config]
-    for key, (example, need, allows) in SCHEMA.items():
-        if key not in config:
-            continue
-        wrong = mistyped(config[key], example)
-        if not wrong and not allows(config[key]):
-            wrong = f"got {show(config[key])}, need {need}"
-        if wrong:
+    for key, (example, *_) in SCHEMA.items():
+        if key in config and (
+            wrong := mistyped(config[key], example) or misfit(key, config[key], SCHEMA)
+        ):
             problems.append(f"{key}: {wrong}")
     if not problems:
         problems += _source_problems(config)
@@ -162,15 +162,35 @@ def check_study(config: dict) -> None:
         raise ValueError("\n".join(problems))
 
 
-def misfit(name: str, value) -> str:
-    """Say what a notebook's parameter of this name must be, if its value is not; else "".
+def misfit(name: str, value, table: dict = NOTEBOOK) -> str:
+    """Say what a setting, or a notebook's parameter, must be, if its value is not; else "".
 
     A name that no notebook of the study has may hold anything, and so may one of another type.
     """
-    example, need, allows = NOTEBOOK.get(name, (None, *ANY))
-    if name not in NOTEBOOK or mistyped(value, example) or allows(value):
+    example, need, allows = table.get(name, (None, *ANY))
+    if name not in table or mistyped(value, example):
         return ""
-    return f"got {show(value)}, need {need}"
+    if not allows(value):
+        return f"got {show(value)}, need {need}"
+    networks = {"model": [value], "models": value}.get(name, [])
+    return next(filter(None, map(_network_problem, networks)), "")
+
+
+def _network_problem(name: str) -> str:
+    """Say what is wrong with a network's name, or with the file that defines it; "" if nothing."""
+    own = architectures.files()
+    if name in NETWORKS and name in own:
+        return f"architectures/{name}.py has the name of a network of the library: need another"
+    if name in NETWORKS:
+        return ""
+    if name in own:
+        return architectures.problem(name)
+    added = (
+        f"; or write architectures/{name}.py ({architectures.HELP})"
+        if architectures.NAME.fullmatch(name)
+        else ""
+    )
+    return unknown(name, [*NETWORKS, *own]) + added
 
 
 def list_runs(config: dict) -> dict[str, dict]:
@@ -218,6 +238,10 @@ def _source_problems(values: dict) -> list[str]:
         return [f"data: is empty, source {source} needs its folder (or zip)"]
     if source == "phantom" and data:
         return ["data: phantoms take none, set source to tg3k or folder or leave it ''"]
+    if data == "auto" and source != "tg3k":
+        return [f"data: auto finds TG3K's release, source {source} needs its folder (or zip)"]
+    if data.startswith("kaggle:") and not DATASET.fullmatch(data):
+        return [f"data: got {show(data)}, need kaggle:owner/slug/version, the version a number"]
     return []
 
 
@@ -410,10 +434,12 @@ def _from_command_line(value, example):
 def list_data(data: str) -> str:
     """Return a SHA-256 over names and sizes of the files under a source, "" for none.
 
+    Data that may be fetched are the same wherever they lie: "" for those, too.
+
     Raises:
         ValueError: nothing is there.
     """
-    if not data:
+    if not data or asks_network(data):
         return ""
     try:
         top = place(data)

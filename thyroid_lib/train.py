@@ -10,6 +10,7 @@ seed and epoch, or is part of the state. `run` puts this to work on a store.
 
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -194,6 +195,8 @@ def train_steps(
         mask = gather(masks, batch, device).unsqueeze(1).float()  # (B,1,S,S)
         if augment == "standard":
             image, mask = augment_standard(image, mask, generator=place.noise)
+        # what a network draws itself, dropout say: the same also where a training is taken up
+        torch.manual_seed(zlib.crc32(f"{seed} {epoch} {place.steps}".encode()))
         with arithmetic(precision, device):
             logits = net(image)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask)

@@ -31,7 +31,9 @@ IDENTICAL, DIFFERENT, NOTHING = 0, 1, 2
 TIMES = (
     "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
 )  # fmt: skip
-LEFT_OUT = re.compile(r"(logs/|checksums/|provenance/|compare/cost\.csv$|report\.html$|\.lock$)")
+LEFT_OUT = re.compile(
+    r"(logs/|checksums/|provenance/|runs/[^/]+/tensorboard/|compare/cost\.csv$|report\.html$|\.lock$)"
+)
 PARTS = ("notebooks/", "compare/")  # of a study; a committed set is taken from them
 LINES = 3  # shown of either side
 WIDEST = 160  # characters shown of a line
@@ -83,9 +85,8 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
     of the study, a notebook is.
 
     What holds times is left out: logs/, checksums/ and provenance/ (of such files, too),
-    compare/cost.csv,
-    report.html, in run.json the keys of `TIMES`. Of a model.pt the weights are compared, since its
-    other part holds times, too.
+    compare/cost.csv, report.html, event files of TensorBoard, in run.json the keys of `TIMES`. Of a
+    model.pt the weights are compared, since its other part holds times, too.
 
     Raises:
         ValueError: one of the two is no folder, or `expected` has no file to compare.
@@ -109,7 +110,12 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
             differences.append(Difference(name, what))
         else:
             same, size = same + 1, size + wanted[name].stat().st_size
-    parts = sorted({re.sub(r"^(logs|checksums|provenance)/.*", r"\1/", name) for name in left_out})
+    parts = sorted(
+        {
+            re.sub(r"^(logs|checksums|provenance|runs/[^/]+/tensorboard)/.*", r"\1/", name)
+            for name in left_out
+        }
+    )
     for ending, part in _IN_PART.items():
         parts += [part] if any(Path(name).name == ending for name in names) else []
     return Comparison(same, size, differences, parts)

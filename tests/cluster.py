@@ -1,0 +1,260 @@
+"""A SLURM cluster of one node on this machine: real daemons, loopback alone, fake GPUs, no database.
+
+    python tests/cluster.py COMMAND …  # run a command on a cluster that ends with it
+
+All that it needs lies in one temporary folder. It has no cgroups, so it neither limits memory nor
+hides a GPU from a job; it hands out CPUs, memory and GPUs by number alone.
+"""
+
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
+NODE = "n0"
+CONF = """\
+ClusterName=thyroid
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller}
+SlurmdPort={node}
+# nothing listens but on loopback
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_min_interval=100000,bf_interval=2
+ReturnToService=2
+SlurmdTimeout=60
+# as SLURM's own default: how long squeue shows a job that has ended
+MinJobAge=300
+KillWait=30
+GresTypes=gpu
+NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs={cpus} RealMemory=64000 \
+Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=main Nodes={name} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Missing(Exception):
+    """SLURM is not installed, or does not run here; says why."""
+
+
+def installed() -> None:
+    """Raise `Missing` with the names of the programs that are not there."""
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
+    if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
+        raise Missing(
+            f"SLURM is not installed here: no {', '.join(missing)} (apt-get install slurm-wlm munge)"
+        )
+
+
+def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
+    """Return what a function gives, once it is true.
+
+    Raises:
+        TimeoutError: it is not in time.
+    """
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{why}: not within {seconds:.0f} s")
+        time.sleep(0.2)
+    return found
+
+
+def free_ports(number: int) -> list[int]:
+    """Numbers of ports of loopback that nobody uses now."""
+    taken = [socket.socket() for _ in range(number)]
+    for one in taken:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in taken]
+    for one in taken:
+        one.close()
+    return ports
+
+
+class Cluster:
+    """The daemons; as a context they run until its end, whatever happens in it."""
+
+    def __init__(self, cpus: int = 2, gpus: int = 2):
+        installed()
+        # munge's socket has a name of at most 107 bytes; pytest's folders are longer
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.running: dict[str, subprocess.Popen] = {}
+        controller, node = free_ports(2)
+        values = {
+            "host": socket.gethostname().split(".")[0], "user": getpass.getuser(),
+            "folder": self.folder, "controller": controller, "node": node, "name": NODE,
+            "cpus": cpus, "gpus": gpus,
+        }  # fmt: skip
+        for part in ("state", "spool"):
+            (self.folder / part).mkdir()
+        self.conf = self.folder / "slurm.conf"
+        self.conf.write_text(CONF.format(**values), "utf-8")
+        for gpu in range(gpus):  # SLURM reads the number of a GPU in the name of its file
+            (self.folder / f"nvidia{gpu}").touch()
+        devices = f"Name=gpu File={self.folder}/nvidia[0-{gpus - 1}]\n"
+        (self.folder / "gres.conf").write_text(devices, "utf-8")
+        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n", "utf-8")
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        # within a job Snakemake's plugin takes away SLURM_CONF, which a cluster's own place needs not
+        srun = self.folder / "bin" / "srun"
+        srun.parent.mkdir()
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
+        srun.chmod(0o755)
+        self.environment = {
+            "SLURM_CONF": str(self.conf), "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
+        }  # fmt: skip
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self.start("munged")
+            wait_until((self.folder / "munge.socket").exists, "munged listens", 10)
+            self.start("slurmctld")
+            self.start("slurmd")
+            wait_until(lambda: self.state() in ("idle", "mix"), "the node is idle", 30)
+        except (OSError, TimeoutError, Missing) as error:
+            logs = self.logs()
+            self.end()
+            raise Missing(f"SLURM does not run here: {error}\n{logs}") from error
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def start(self, name: str) -> subprocess.Popen:
+        """Start a daemon as a child of this process."""
+        folder = self.folder
+        command = {
+            "munged": [
+                "munged", "--foreground", "--force", f"--socket={folder}/munge.socket",
+                f"--key-file={folder}/munge.key", f"--pid-file={folder}/munged.pid",
+                f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munged.log",
+            ],
+            "slurmctld": ["slurmctld", "-D", "-f", str(self.conf)],
+            "slurmd": ["slurmd", "-D", "-N", NODE, "-f", str(self.conf)],
+        }[name]  # fmt: skip
+        clean = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
+        with open(folder / f"{name}.out", "ab") as out:
+            self.running[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
+                env=clean | self.environment, start_new_session=True,
+            )  # fmt: skip
+        return self.running[name]
+
+    def kill(self, name: str) -> None:
+        """End a daemon as a power cut would; its jobs' processes go on."""
+        self.running[name].kill()
+        self.running[name].wait()
+
+    def ask(self, *command: str) -> str:
+        """Run one of SLURM's commands; what it printed, "" if it failed."""
+        done = subprocess.run(
+            command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def state(self) -> str:
+        """State of the node, in sinfo's words."""
+        return self.ask("sinfo", "--noheader", "--format=%t").rstrip("*")
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        """Of every job that SLURM knows: state and comment, by its id."""
+        lines = self.ask("squeue", "--states=all", "--noheader", "--format=%i|%T|%k").splitlines()
+        return {line.split("|")[0]: tuple(line.split("|")[1:3]) for line in lines}
+
+    def running_jobs(self, word: str = "") -> list[str]:
+        """Ids of the jobs that run and have this word in their comment."""
+        jobs = self.jobs().items()
+        return [job for job, (state, comment) in jobs if state == "RUNNING" and word in comment]
+
+    def show(self, job: str) -> dict[str, str]:
+        """What scontrol knows of a job."""
+        words = self.ask("scontrol", "show", "job", job, "--oneliner").split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def logs(self, last: int = 12) -> str:
+        """The last lines of every daemon."""
+        found = []
+        for name in DAEMONS:
+            for path in (self.folder / f"{name}.log", self.folder / f"{name}.out"):
+                if path.exists() and (lines := path.read_text("utf-8", "replace").splitlines()):
+                    found += [f"{path.name}:", *lines[-last:]]
+        return "\n".join(found)
+
+    def processes(self) -> list:
+        """Processes of jobs and daemons: they alone have this cluster in their environment."""
+        import psutil
+
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SLURM_CONF") == str(self.conf):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def end(self) -> None:
+        """End the jobs and the daemons; nothing stays."""
+        if self.running.get("slurmctld") and self.running["slurmctld"].poll() is None:
+            self.ask("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
+            self.ask("scancel", "--user", getpass.getuser())
+        for name in ("slurmd", "slurmctld", "munged"):
+            process = self.running.get(name)
+            if process and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        for process in self.processes():
+            try:
+                process.kill()
+            except Exception:  # gone meanwhile
+                continue
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def main() -> int:
+    with Cluster() as cluster:
+        command = sys.argv[1:] or ["bash"]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        return subprocess.run(command, env=os.environ | cluster.environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Imitations of Colab and Kaggle: their Python, packages, variables and folders, no repository.
+
+Versions as the platforms publish them: Colab's list of 2026-08-19; Kaggle's image, which is built
+on Colab's of 2026-05-14, with its own requirements. Of some thousand packages those are taken that
+the study, pip and a kernel touch. torch is the same release, with the CUDA that the index has.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BOTH = (
+    "ipykernel==6.17.1 ipython==7.34.0 jupyter_client==7.4.9 matplotlib==3.10.0 pillow==11.3.0 "
+    "psutil==5.9.5 pyyaml==6.0.3 scipy==1.16.3 seaborn==0.13.2 statsmodels==0.14.6 tabulate==0.9.0 "
+)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a platform has, and where a user's files lie there."""
+
+    name: str
+    python: str
+    packages: str
+    variables: dict[str, str]
+    cwd: str  # where notebooks run
+    upload: str  # where the wheel lies, beside the notebook or as a data set
+    said: str  # what the first cell says of it
+
+
+COLAB = Platform(
+    name="colab",
+    python="3.13",
+    packages=BOTH + "numpy==2.1.3 pandas==2.2.3 torch==2.11.0 tqdm==4.67.3 traitlets==5.7.1 "
+    "nbclient==0.10.4 nbconvert==7.17.1 nbformat==5.11.1 packaging==26.3 pyzmq==26.2.1",
+    variables={"COLAB_RELEASE_TAG": "release-colab_20260819", "COLAB_JUPYTER_IP": "127.0.0.1"},
+    cwd="content",
+    upload="content",
+    said="Colab: no GPU is switched on",
+)
+KAGGLE = Platform(
+    name="kaggle",
+    python="3.12",
+    packages=BOTH + "numpy==2.0.2 pandas==2.2.2 torch==2.10.0 tqdm==4.67.3 jupyter_server==2.12.5 "
+    "nbconvert==6.4.5 packaging==26.1 papermill==2.7.0",
+    variables={
+        "KAGGLE_KERNEL_RUN_TYPE": "Interactive",
+        "COLAB_RELEASE_TAG": "release-colab-external-images_20260514",  # its image is Colab's
+    },
+    cwd="kaggle/working",
+    upload="kaggle/input/datasets/somebody/thyroid-code",
+    said="Kaggle: no GPU is switched on",
+)
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of this version that can make environments, None if there is none."""
+    found = shutil.which(f"python{version}")
+    managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
+    for python in filter(None, (found, *map(str, managed))):
+        done = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True)
+        if done.returncode == 0:  # a version manager's shim may lead nowhere
+            return python
+    return None
+
+
+def make_wheel(folder: Path) -> Path:
+    """Build the library's wheel, as `make wheel` does, from a copy: builds leave files behind."""
+    source = folder / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "thyroid_lib", source / "thyroid_lib", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(folder)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True
+    )
+    return folder / done.stdout.split()[-1]
+
+
+class Session:
+    """A session on an imitated platform, below a root of its own.
+
+    Args:
+        top: an empty folder.
+        python: an interpreter of the platform's version.
+    """
+
+    def __init__(self, platform: Platform, top: Path, python: str):
+        self.platform, self.top = platform, top
+        self.cwd = top / "root" / platform.cwd
+        self.python = top / "env" / "bin" / "python"
+        for folder in (self.cwd, top / "root" / platform.upload, top / "home"):
+            folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([python, "-m", "venv", top / "env"], check=True, capture_output=True)
+        self.pip("install", "-q", "--no-compile", *platform.packages.split())
+        argv = [str(self.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = {"argv": argv, "display_name": platform.name, "language": "python"}
+        kernel = top / "jupyter" / "kernels" / platform.name / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps(spec), "utf-8")
+        self.given = self.packages()
+
+    def pip(self, *words: str) -> str:
+        command = [self.python, "-m", "pip", "--disable-pip-version-check", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=self.variables())
+        if done.returncode:
+            raise OSError(done.stderr[-2000:])
+        return done.stdout
+
+    def packages(self) -> set[str]:
+        return set(self.pip("list", "--format=freeze").split())
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """The environment there: nothing of this project's, but pip's own settings."""
+        kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        own = {
+            "HOME": str(self.top / "home"),
+            "JUPYTER_PATH": str(self.top / "jupyter"),
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as both platforms set it
+            "PATH": os.environ["PATH"],
+            "THYROID_PLATFORM_ROOT": str(self.top / "root"),
+            "TQDM_DISABLE": "1",
+        }
+        return kept | own | self.platform.variables | more
+
+    def run(self, notebook: Path, out: str, parameters: dict | None = None, **more: str) -> dict:
+        """Execute an uploaded notebook in the platform's kernel; return it, executed.
+
+        papermill is this machine's: what is imitated is the kernel, in which all of it runs.
+        """
+        uploaded = self.cwd / notebook.name
+        shutil.copy2(notebook, uploaded)
+        words = [word for name, value in (parameters or {}).items() for word in
+                 ("-y", json.dumps({name: value}))]  # fmt: skip
+        command = ["-m", "papermill", "-k", self.platform.name, "--no-progress-bar"]
+        done = subprocess.run(
+            [sys.executable, *command, str(uploaded), str(self.cwd / out), *words],
+            cwd=self.cwd, capture_output=True, text=True, env=self.variables(**more),
+        )  # fmt: skip
+        if done.returncode:
+            raise OSError(done.stderr[-3000:])
+        return json.loads((self.cwd / out).read_text("utf-8"))
+
+
+def said(executed: dict) -> str:
+    """Return all that an executed notebook's cells printed."""
+    outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", [])) for output in outputs)

@@ -1,0 +1,97 @@
+"""The notebooks as somebody opens them on Colab and on Kaggle: from a wheel, in their Python."""
+
+import json
+
+import pytest
+from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, said
+
+NOTEBOOKS = {path.stem[0]: path for path in sorted((ROOT / "notebooks").glob("[0-9]-*.ipynb"))}
+SMALL = {"width": 4, "epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("setuptools")
+    return make_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def begin(platform, folder, wheel) -> Session:
+    python = find_python(platform.python)
+    if not python:
+        pytest.skip(f"no Python {platform.python} here, which {platform.name} has")
+    try:
+        session = Session(platform, folder, python)
+    except OSError as error:
+        pytest.skip(f"{platform.name}'s packages cannot be installed here: {str(error)[-200:]}")
+    (folder / "root" / platform.upload / wheel.name).write_bytes(wheel.read_bytes())
+    return session
+
+
+def check_untouched(session: Session) -> None:
+    """Every package that was there is there still, in its version; torch and numpy by name."""
+    after = session.packages()
+    assert session.given <= after
+    for name in ("torch", "numpy"):
+        (given,) = [package for package in session.given if package.startswith(f"{name}==")]
+        assert given in after
+    assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
+
+
+@pytest.mark.parametrize(
+    "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
+)
+def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
+    """By hand, one after the other, each with its own defaults but for the size of the training."""
+    session = begin(platform, tmp_path, wheel)
+    first = session.run(NOTEBOOKS["1"], "1.ipynb")
+    assert platform.said in said(first)
+    assert f"results go to {session.cwd / 'results'}" in said(first)
+    session.run(NOTEBOOKS["2"], "2.ipynb")
+    session.run(NOTEBOOKS["3"], "3.ipynb", SMALL)
+    compared = session.run(NOTEBOOKS["4"], "4.ipynb", {"resamples": 200})
+    assert any(
+        "image/png" in o.get("data", {}) for c in compared["cells"] for o in c.get("outputs", [])
+    )
+    card = session.cwd / "results" / "alone" / "compare" / "model_card.md"
+    assert "unet" in card.read_text("utf-8")
+    check_untouched(session)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", [COLAB, KAGGLE], ids=lambda each: each.name)
+def test_quickstart_and_replication_run_there_as_well(platform, tmp_path, wheel):
+    session = begin(platform, tmp_path, wheel)
+    session.run(NOTEBOOKS["0"], "0.ipynb")
+    stores = {"store": "results/r/store", "store_reported": "results/r/store-reported"}
+    session.run(NOTEBOOKS["1"], "1.ipynb", stores)
+    runs = {}
+    for model in ("unet", "segnet_reported", "resunet_reported"):
+        for protocol in ("reported", "random", "grouped"):
+            out = f"results/r/runs/{model}-{protocol}"
+            runs[out] = protocol
+            reported = protocol == "reported"
+            settings = SMALL | {
+                "store": stores["store_reported" if reported else "store"], "out": out,
+                "model": model, "protocol": protocol, "selection": "test" if reported else "val",
+            }  # fmt: skip
+            session.run(NOTEBOOKS["3"], "3.ipynb", settings)
+    sides = {
+        "reported": [run for run, protocol in runs.items() if protocol == "reported"],
+        "fair": [run for run, protocol in runs.items() if protocol != "reported"],
+    }
+    session.run(
+        NOTEBOOKS["5"], "5.ipynb", sides | {"out": "results/r/replication", "resamples": 200}
+    )
+    steps = (session.cwd / "results" / "r" / "replication" / "steps.md").read_text("utf-8")
+    assert "the report itself" in steps
+    check_untouched(session)
+
+
+def test_without_a_wheel_the_first_cell_says_what_to_do():
+    cell = next(
+        cell for cell in json.loads(NOTEBOOKS["1"].read_text("utf-8"))["cells"]
+        if cell.get("id") == "setup"
+    )  # fmt: skip
+    code = "".join(cell["source"]).replace('find_spec("thyroid_lib")', 'find_spec("not_there")')
+    with pytest.raises(AssertionError, match=r"make wheel.* in a clone: make lab"):
+        exec(compile(code.replace("glob(f", "(lambda _: [])(f"), "setup", "exec"), {})  # noqa: S102

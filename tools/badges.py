@@ -1,0 +1,178 @@
+"""Write the repository's address wherever it is told, and the setup cell of every notebook.
+
+    make badges REPO=owner/name    sets it in pyproject.toml, its one place, and writes the rest
+    make badges                    only writes the rest anew
+
+README and notebooks open in Colab and Kaggle by a click, and install by one line, once there is an
+address; until then they say how to upload. `tests/test_badges.py` keeps all of them in step.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "https://github.com/"
+ADDRESS = re.compile(r"[\w-]+/[\w.-]+")
+BRANCH = "main"
+
+# It must work before the library is there; what the library needs besides is its own business.
+SETUP = """\
+# @title Set up: the library, the GPU, and where results go
+import importlib.util
+import subprocess
+import sys
+from glob import glob
+
+repository = "{repository}"
+if not importlib.util.find_spec("thyroid_lib"):
+    places = ".", "../input/*", "../input/datasets/*/*", "drive/MyDrive", "drive/MyDrive/thyroid"
+    wheels = [wheel for place in places for wheel in sorted(glob(f"{{place}}/thyroid_lib-*.whl"))]
+    source = wheels[-1:] or [repository] * bool(repository)
+    assert source, "upload thyroid_lib-….whl (from `make wheel`) beside this; in a clone: make lab"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "--no-deps", *source], check=True)
+
+from thyroid_lib import platforms
+
+platforms.start()"""
+TARGETS = """\
+    make demo    # sets up .venv, then runs the whole study on phantoms
+    make test    # style, tests, the demo again, and the committed notebooks run once more
+"""
+TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
+
+
+def repository(pyproject: str) -> str:
+    """Return owner/name from the text of pyproject.toml, "" as long as it is not known."""
+    address = tomllib.loads(pyproject)["project"].get("urls", {}).get("Repository", "")
+    return address.removeprefix(HOST)
+
+
+def with_repository(pyproject: str, repo: str) -> str:
+    """Return the text of pyproject.toml with this address in it.
+
+    Raises:
+        ValueError: it is no owner/name.
+    """
+    if not ADDRESS.fullmatch(repo):
+        raise ValueError(f"REPO: got {repo!r}, need owner/name as it stands in the address")
+    urls = f'[project.urls]\nRepository = "{HOST}{repo}"\n\n'
+    bare = re.sub(r"\[project\.urls\]\n(?:\w+ = .*\n)*\n", "", pyproject)
+    return bare.replace("[project.optional-dependencies]", f"{urls}[project.optional-dependencies]")
+
+
+def badges(repo: str, notebook: str = "0-quickstart") -> str:
+    """Return the two badges that open a notebook, as Markdown; "" without an address."""
+    if not repo:
+        return ""
+    file = f"{repo}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
+    colab, kaggle = "https://colab.research.google.com", "https://kaggle.com"
+    return (
+        f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{file})\n"
+        f"[![Open in Kaggle]({kaggle}/static/images/open-in-kaggle.svg)]"
+        f"({kaggle}/kernels/welcome?src={HOST}{file})"
+    )
+
+
+def install_line(repo: str) -> str:
+    """Return what pip takes, "" without an address."""
+    return f"thyroid-lib @ git+{HOST}{repo}@{BRANCH}" if repo else ""
+
+
+def with_blocks(readme: str, repo: str) -> str:
+    """Return the README's text with its blocks for this address."""
+    if repo:
+        name = repo.partition("/")[2]
+        clone = f"    git clone {HOST}{repo} && cd {name}\n{TARGETS}"
+        how = (
+            "The badges above open the quickstart; its first cell installs the library and leaves "
+            "the\nplatform's torch and numpy as they are. Elsewhere:\n\n"
+            f'    pip install "{install_line(repo)}"\n'
+        )
+    else:
+        clone = f"    git clone <this repository> && cd <its folder>\n{TARGETS}"
+        how = (
+            "Upload a notebook, and beside it the wheel that `make wheel` puts into `dist/`: on "
+            "Colab into\nthe session's files, on Kaggle as a data set that you attach. The "
+            "notebook's first cell installs\nit and leaves the platform's torch and numpy as they "
+            "are.\n"
+        )
+    for name, text in (("badges", badges(repo)), ("clone", clone), ("platforms", how)):
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        if len(block.findall(readme)) != 1:
+            raise ValueError(f"README.md: need one block <!-- {name} --> … <!-- /{name} -->")
+        text += "\n" * bool(text and not text.endswith("\n"))
+        readme = block.sub(lambda hit, text=text: hit[1] + text + hit[2], readme)
+    return readme
+
+
+def with_setup(notebook: dict, source: str, repo: str) -> dict:
+    """Return a notebook, or an executed one, with the setup cell and badges for this address.
+
+    Args:
+        notebook: as JSON holds it; its first cell is the title.
+        source: the name of the notebook in notebooks/, without its ending.
+    """
+    title, *cells = notebook["cells"]
+    text = re.sub(r"\n*\[!\[Open in .*", "", "".join(title["source"]), flags=re.S)
+    text += f"\n\n{badges(repo, source)}" if repo else ""
+    setup = next((cell for cell in cells if cell.get("id") == "setup"), None)
+    cells = [cell for cell in cells if cell is not setup]
+    setup = setup or {"cell_type": "code", "execution_count": None, "id": "setup", "outputs": []}
+    setup |= {"metadata": TAGS, "source": _lines(SETUP.format(repository=install_line(repo)))}
+    return notebook | {"cells": [title | {"source": _lines(text)}, setup, *cells]}
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+def write_all(root: Path, repo: str) -> list[Path]:
+    """Bring README, notebooks and executed notebooks into step; return the files that changed."""
+    changed: list[Path] = []
+    files = {root / "README.md": lambda text: with_blocks(text, repo)}
+    for path in (*root.glob("notebooks/*.ipynb"), *root.glob("results/reference/*/*.ipynb")):
+        source = "3-train" if path.stem.startswith("3-train-") else path.stem
+        files[path] = lambda text, source=source: (
+            json.dumps(
+                with_setup(json.loads(text), source, repo),
+                indent=1,
+                sort_keys=True,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
+    new = {path: change(path.read_text("utf-8")) for path, change in files.items()}
+    for path, text in new.items():
+        if text != path.read_text("utf-8"):
+            path.write_text(text, "utf-8")
+            changed.append(path)
+    return changed
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("repo", nargs="?", help="owner/name; as pyproject.toml has it if left out")
+    asked = parser.parse_args()
+    pyproject = ROOT / "pyproject.toml"
+    text = pyproject.read_text("utf-8")
+    try:
+        text = with_repository(text, asked.repo) if asked.repo else text
+        changed = write_all(ROOT, repository(text))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if text != pyproject.read_text("utf-8"):
+        pyproject.write_text(text, "utf-8")
+        changed.append(pyproject)
+    print(f"{repository(text) or 'no address'}: {len(changed)} files written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
