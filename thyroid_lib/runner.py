@@ -2,7 +2,7 @@
 
     python -m thyroid_lib.runner check parameters/demo.yaml
     python -m thyroid_lib.runner notebook notebooks/3-train.ipynb out.ipynb --parameters JSON
-    python -m thyroid_lib.runner env
+    python -m thyroid_lib.runner env parameters/demo.yaml
 
 papermill alone only warns of an unknown parameter and takes a notebook that stopped half-way for
 a finished one; here both are errors. `env` prints the variables that a study's trainings run under:

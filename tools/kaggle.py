@@ -33,7 +33,7 @@ from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.study import list_runs, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("notebooks", "workflow", "thyroid_lib", "pyproject.toml")
+PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")
 # Snakemake runs beside the platform's own packages; these and what they need are never replaced.
 PLATFORM = {"matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn", "statsmodels", "torch"}
 PYTHON = "3.12"  # Kaggle's
@@ -189,10 +189,8 @@ def _write_dataset(
     for part in PARTS:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, project / part, ignore=unwanted)
-        else:
+        elif (ROOT / part).exists():
             shutil.copy2(ROOT / part, project / part)
-    for path in (ROOT / "results" / "reference").glob("*.csv"):
-        write_file(project / "results" / "reference" / path.name, path.read_bytes())
     text = yaml.safe_dump(config, sort_keys=False)
     write_file(project / "parameters" / f"{config['study']}.yaml", text)
     # what the runs begun so far have reached
