@@ -25,12 +25,7 @@ ORDER = (
     "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
     "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
     "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-<<<<<<< .merge_file_7Zxm2W
     "plots_replication", "safekeeping", "report", "verify", "study", "runner", "provenance",
-=======
-    "plots_replication", "safekeeping", "report", "verify", "study", "runner",
-    "provenance",
->>>>>>> .merge_file_lYvgVY
 )  # fmt: skip
 
 

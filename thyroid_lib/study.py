@@ -213,25 +213,6 @@ def list_runs(config: dict) -> dict[str, dict]:
     }  # fmt: skip
 
 
-def list_runs(config: dict) -> dict[str, dict]:
-    """Return a study's runs, run_id: model, protocol, fold and seed, in the order of its settings.
-
-    Args:
-        config: settings that `check_study` has passed.
-    """
-    return {
-        f"{model}-{protocol}-fold{fold}-seed{seed}": {
-            "model": model, "protocol": protocol, "fold": fold, "seed": seed
-        }
-        for protocol in config["protocols"]
-        for fold in ([0] if protocol in LEAKY else config["run_folds"])
-        for seed in config["seeds"]
-        for model in config["models"]
-        # it explains a loss, and is no rival
-        if protocol == "reported" or model != "segnet_reported_no_relu"
-    }  # fmt: skip
-
-
 def clashes(values: dict) -> list[str]:
     """List which of a notebook's parameters, all of them allowed, do not go together."""
     problems = _source_problems(values) if {"source", "data"} <= values.keys() else []

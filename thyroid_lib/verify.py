@@ -110,17 +110,8 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
             differences.append(Difference(name, what))
         else:
             same, size = same + 1, size + wanted[name].stat().st_size
-<<<<<<< .merge_file_Mw3gdD
     folders = r"^(logs|checksums|provenance|runs/[^/]+/tensorboard)/.*"
     parts = sorted({re.sub(folders, r"\1/", name) for name in left_out})
-=======
-    parts = sorted(
-        {
-            re.sub(r"^(logs|checksums|provenance|runs/[^/]+/tensorboard)/.*", r"\1/", name)
-            for name in left_out
-        }
-    )
->>>>>>> .merge_file_VrmvyV
     for ending, part in _IN_PART.items():
         parts += [part] if any(Path(name).name == ending for name in names) else []
     return Comparison(same, size, differences, parts)
