@@ -40,8 +40,9 @@ from thyroid_lib import platforms
 
 platforms.start()"""
 TARGETS = """\
-    make demo    # sets up .venv, then runs the whole study on phantoms
-    make test    # style, tests, the demo again, and the committed notebooks run once more
+    make quickstart    # sets up .venv, then a first look in a minute
+    make demo          # the whole study on phantoms, three minutes on two cores
+    make test          # style, tests, the demo again, and the committed notebooks run once more
 """
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
