@@ -700,3 +700,28 @@ def test_a_disk_that_takes_no_more_is_told_in_a_sentence(tmp_path, monkeypatch, 
     notebook = write_notebook(tmp_path / "n.ipynb", "count")
     assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == runner.INCOMPLETE
     assert "error: out: the disk is full: free some space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failures", "code"), [(1, runner.DONE), (2, runner.INCOMPLETE)])
+def test_a_kernel_that_does_not_start_is_started_once_more(
+    failures, code, tmp_path, monkeypatch, capsys
+):
+    """Two that start at one moment may have drawn the same port; nothing has run by then."""
+    import papermill
+
+    execute, calls = papermill.execute_notebook, []
+
+    def start(*words, **how):
+        calls.append(words)
+        if len(calls) <= failures:
+            raise RuntimeError("Kernel didn't respond in 60 seconds")
+        return execute(*words, **how)
+
+    monkeypatch.setattr(papermill, "execute_notebook", start)
+    notebook = write_notebook(tmp_path / "n.ipynb", "1")
+    assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == code
+    assert len(calls) == 2
+    told = capsys.readouterr().err
+    assert "its kernel did not start (Kernel didn't respond in 60 seconds): once more" in told
+    assert ("the kernel died" in told) == (code == runner.INCOMPLETE)
+    assert (tmp_path / "out.ipynb").exists() == (code == runner.DONE)

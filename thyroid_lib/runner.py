@@ -203,29 +203,40 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it is told below
     source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, running))
-    try:
-        papermill.execute_notebook(
-            source,
-            target,
-            parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=place(""),
-            extra_arguments=["--log-level=CRITICAL"],  # of the kernel
-            on_cell_start=_obey,
-        )
-    except papermill.PapermillExecutionError as error:
-        if error.ename in ("Stopped", "KeyboardInterrupt"):
-            code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
-            return (128 + _told[0] if _told else code), error.evalue or "told to stop"
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        where = "\n".join(f"  | {line}" for line in lines[-8:-1])
-        return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
-    except (DeadKernelError, RuntimeError) as error:
-        if _told:
-            return 128 + _told[0], "told to stop"
-        return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
+    begun: list[bool] = []
+
+    def begin(*_, **__) -> None:
+        begun.append(True)
+        _obey()
+
+    for again in (True, False):
+        try:
+            papermill.execute_notebook(
+                source,
+                target,
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                cwd=place(""),
+                extra_arguments=["--log-level=CRITICAL"],  # of the kernel
+                on_cell_start=begin,
+            )
+            break
+        except papermill.PapermillExecutionError as error:
+            if error.ename in ("Stopped", "KeyboardInterrupt"):
+                code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
+                return (128 + _told[0] if _told else code), error.evalue or "told to stop"
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+            where = "\n".join(f"  | {line}" for line in lines[-8:-1])
+            return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
+        except (DeadKernelError, RuntimeError) as error:
+            if _told:
+                return 128 + _told[0], "told to stop"
+            # two kernels that start at once may have drawn the same port
+            if begun or not again:
+                return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
+            tell(f"{notebook.stem}: its kernel did not start ({error}): once more")
     cells = nbformat.read(running, as_version=4).cells
     cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     ran = [cell for cell in cells if cell.execution_count]
