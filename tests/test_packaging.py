@@ -20,7 +20,7 @@ CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snak
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
-    "__init__", "keeping", "frames", "cases", "folder", "locks", "tg3k", "datasets", "phantom",
+    "__init__", "frames", "cases", "folder", "locks", "tg3k", "datasets", "keeping", "phantom",
     "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
     "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
     "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",

@@ -15,7 +15,7 @@ from thyroid_lib import device, keeping, platforms
 def nowhere(monkeypatch, tmp_path):
     """A machine of one's own, whatever the tests run on; platforms' folders below tmp_path."""
     for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "THYROID_COPY", "THYROID_ROOT",
-                 "THYROID_RESULTS", "THYROID_WORKFLOW_PID"):  # fmt: skip
+                 "THYROID_RESULTS", "THYROID_WORKFLOW_PID", "THYROID_KEEPS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("THYROID_PLATFORM_ROOT", str(tmp_path))
     monkeypatch.setattr(keeping, "_copies", None)
@@ -85,15 +85,6 @@ def test_a_mounted_drive_gets_copies_and_gives_them_back(monkeypatch, tmp_path, 
     assert "after every epoch, and come back in the next session" in told
     back = tmp_path / "content/results/alone/run/history.csv"
     assert back.read_text("utf-8") == "epoch\n1\n"
-
-
-def test_a_folder_for_copies_that_cannot_be_used_stops_nothing(monkeypatch, tmp_path, capsys):
-    (tmp_path / "taken").write_text("a file", "utf-8")
-    monkeypatch.setenv("THYROID_COPY", str(tmp_path / "taken"))
-    platforms.start()
-    told = capsys.readouterr().err
-    assert "no copies of the results will be kept in" in told
-    assert "a file lies where a folder is needed" in told
 
 
 class Installed(importlib.metadata.Distribution):

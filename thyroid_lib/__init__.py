@@ -33,7 +33,7 @@ def place(path: str | Path) -> Path:
     return Path(root).absolute() / path
 
 
-written: list[Callable[[Path], None]] = []  # told of each file that is written, or removed
+written: list[Callable[[Path, bool], None]] = []  # told of each file, and whether it is gone
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
@@ -58,7 +58,7 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
             raise cannot_write(error, path) from error
         raise
     for told in written:
-        told(path)
+        told(path, False)
     return path
 
 
@@ -66,7 +66,7 @@ def remove_file(path: str | Path) -> None:
     """Remove a file that `write_file` wrote, if it is there."""
     Path(path).unlink(missing_ok=True)
     for told in written:
-        told(Path(path))
+        told(Path(path), True)
 
 
 def cannot_write(error: OSError, path: str | Path) -> OSError:

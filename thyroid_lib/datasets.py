@@ -13,6 +13,13 @@ from thyroid_lib import place, tell
 DATASET = re.compile(r"kaggle:([\w-]+)/([\w-]+)/(\d+)")
 
 
+def where() -> str:
+    """Return "kaggle", "colab" or "local"; Kaggle first, whose image is made from Colab's."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return "kaggle"
+    return "colab" if os.environ.get("COLAB_RELEASE_TAG") else "local"
+
+
 def folder_of(path: str) -> Path:
     """Return one of the platform's own folders; tests put all of them below a root of theirs."""
     return Path(os.environ.get("THYROID_PLATFORM_ROOT") or "/", path)
@@ -64,7 +71,8 @@ def _find_release() -> Path:
             except ValueError:
                 continue
     drive = folder_of("content/drive/MyDrive")
-    found = sorted(path for path in drive.glob("*") if path.name.lower().startswith("tg3k"))
+    names = os.listdir(drive) if os.path.isdir(drive) else []  # a Drive that dropped is none
+    found = [drive / name for name in sorted(names) if name.lower().startswith("tg3k")]
     for path in found:
         if path.is_dir():
             return path

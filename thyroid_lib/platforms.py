@@ -15,16 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from thyroid_lib import keeping, place, tell
-from thyroid_lib.datasets import folder_of
-
-KAGGLE, COLAB, LOCAL = "kaggle", "colab", "local"
-
-
-def where() -> str:
-    """Return "kaggle", "colab" or "local"; Kaggle first, whose image is made from Colab's."""
-    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return KAGGLE
-    return COLAB if os.environ.get("COLAB_RELEASE_TAG") else LOCAL
+from thyroid_lib.datasets import where
 
 
 def start() -> None:
@@ -37,14 +28,13 @@ def start() -> None:
         RuntimeError: what is missing cannot be installed beside what is there.
     """
     here = where()
-    if here != LOCAL:
+    if here != "local":
         install_missing()
-    drive = folder_of("content/drive/MyDrive")
-    copied = keeping.follow_environment(str(drive / "thyroid") * (here == COLAB and drive.is_dir()))
-    if here == LOCAL or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
+    copies = keeping.keep_chosen()
+    if here == "local" or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
         return
     tell(f"{here.title()}: {_gpu(here)}")
-    tell(f"results go to {place('results')}; {_survival(here, copied)}")
+    tell(f"results go to {place('results')}; {_survival(here, bool(copies))}")
 
 
 def missing_packages() -> list[str]:
@@ -106,6 +96,8 @@ def install_missing() -> list[str]:
 def _installed(pip: list[str]) -> list[str]:
     """Return all installed packages as name==version."""
     done = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True)
+    if done.returncode or not done.stdout.strip():
+        raise RuntimeError(f"pip cannot say what is installed here: {done.stderr.strip()[-300:]}")
     return done.stdout.split()
 
 
@@ -127,8 +119,8 @@ def _gpu(here: str) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
     menu = {
-        KAGGLE: "Settings, Accelerator, GPU T4 x2",
-        COLAB: "Runtime, Change runtime type, T4 GPU",
+        "kaggle": "Settings, Accelerator, GPU T4 x2",
+        "colab": "Runtime, Change runtime type, T4 GPU",
     }[here]
     return f"no GPU is switched on ({menu}); the CPU does for the demo's size"
 
@@ -136,7 +128,7 @@ def _gpu(here: str) -> str:
 def _survival(here: str, copied: bool) -> str:
     if copied:
         return "copies of them are kept, after every epoch, and come back in the next session"
-    if here == KAGGLE:
+    if here == "kaggle":
         return (
             "they stay with the notebook's version: Save Version, Save & Run All. A session that "
             "is only edited keeps them if Persistence is set to files"

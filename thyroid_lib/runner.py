@@ -432,7 +432,7 @@ def main() -> int:
     for number in signals():
         signal.signal(number, _on_signal)
     _end_with_workflow()
-    keeping.follow_environment()
+    keeping.keep_chosen()
     return run_notebook(
         args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions,
         checksums=args.checksums, writes=args.writes,

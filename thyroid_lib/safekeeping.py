@@ -61,8 +61,12 @@ def mend(study: str | Path) -> list[str]:
         What was put aside, relative to the study's folder.
     """
     study = Path(study)
-    for partial in study.rglob("*.partial"):
-        if not locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
+    for partial in list(study.rglob("*.partial")):
+        if locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
             partial.unlink(missing_ok=True)
     if (study / UNFINISHED).exists():  # what the report tells may be over
         for name in ("report.html", "checksums/report.sha256", UNFINISHED):
