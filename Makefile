@@ -109,8 +109,9 @@ torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--on
 # it are skipped elsewhere, with the reason.
 slurm:  ## SLURM's daemons for its tests, in a container of Debian or Ubuntu, as root
 	@command -v slurmctld slurmd munged >/dev/null || test -d /run/systemd/system || test "$$(id -u)" != 0 || \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-		slurm-wlm munge; } >/dev/null 2>&1 || true
+		{ echo 'Installing SLURM for its tests (apt-get) …'; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y \
+		--no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || echo 'not installed: its tests are skipped'; }
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .
@@ -123,8 +124,8 @@ nbval: $(READY)  ## run results/reference/demo again and compare every output; P
 	@ls '$(EXECUTED)'/*.ipynb >/dev/null 2>&1 || \
 		{ echo 'error: no executed notebooks in $(EXECUTED): make study PARAMETERS=$(PARAMETERS) first' >&2; exit 2; }
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
-		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)" && (cd '$(WHERE)' && tar -cf - runs/*/model.pt) \
-			| tar -xf - -C "$$results/$(STUDY)";) \
+		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)"; ls '$(WHERE)'/runs/*/model.pt >/dev/null || exit 2; \
+			(cd '$(WHERE)' && tar -cf - runs/*/model.pt) | tar -xf - -C "$$results/$(STUDY)";) \
 		variables=$$($(BIN)/python -m thyroid_lib.runner env $(PARAMETERS)) || exit 2; \
 		env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
 		$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \

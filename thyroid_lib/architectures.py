@@ -26,7 +26,13 @@ from thyroid_lib.fingerprint import code_fingerprint
 FOLDER = "architectures"
 HELP = "docs/new-model.md has an example"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-WITH_TORCH = {"torch", "thyroid_lib"}  # the key of a training holds their versions, or their code
+WITH_TORCH = {"torch", "thyroid_lib"}  # the key of a training holds torch's version …
+IN_KEY = {
+    "models",
+    "augment",
+    "splits",
+    "train",
+}  # … and the code of these, as `TRAINING_CODE` says
 TRIES = 5  # of initial weights, until a network that gives no logit outside 0 to 1 is refused
 
 
@@ -47,7 +53,7 @@ def problem(name: str) -> str:
     if "_reported" in name:
         return f"{FOLDER}/{name}.py: _reported marks networks of the replication: need another name"
     try:
-        tree = ast.parse(files()[name].read_text(encoding="utf-8"))
+        tree = ast.parse(files()[name].read_text(encoding="utf-8-sig"))
         packages(name)
     except SyntaxError as error:
         return f"{FOLDER}/{name}.py, line {error.lineno}: {error.msg}: need Python; {HELP}"
@@ -67,18 +73,28 @@ def packages(name: str) -> dict[str, str]:
             one file's code decides whether its runs are trained anew.
     """
     imported = {}
-    for node in ast.walk(ast.parse(files()[name].read_text(encoding="utf-8"))):
+    path = f"{FOLDER}/{name}.py"
+    for node in ast.walk(ast.parse(files()[name].read_text(encoding="utf-8-sig"))):
         if isinstance(node, ast.Import):
             imported |= {alias.name: node.lineno for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "thyroid_lib":
+            imported |= {f"thyroid_lib.{alias.name}": node.lineno for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported["." * node.level + (node.module or "")] = node.lineno
+    for module, line in imported.items():
+        top, _, inside = module.partition(".")
+        if top == "thyroid_lib" and inside not in IN_KEY:
+            raise ValueError(
+                f"{path}, line {line}: imports {module}: need thyroid_lib.models alone of it, as "
+                "an edit of another module would not train the network anew"
+            )
     lines = {module.partition(".")[0]: line for module, line in imported.items()}
     lines = {top: n for top, n in lines.items() if top not in WITH_TORCH | sys.stdlib_module_names}
     known = metadata.packages_distributions() if lines else {}
     for top, line in lines.items():
         if top not in known:
             raise ValueError(
-                f"{FOLDER}/{name}.py, line {line}: imports {top or 'a file beside it'}, which is "
+                f"{path}, line {line}: imports {top or 'a file beside it'}, which is "
                 "no installed package: install it, or write what is needed into this one file"
             )
     return {top: metadata.version(known[top][0]) for top in sorted(lines)}
@@ -191,7 +207,8 @@ def check(net, name: str, size: int) -> None:
         if unset:
             raise ValueError(
                 f"{where}: the seed does not set {', '.join(unset[:5])}: give the class that makes "
-                "it a method reset_parameters(self), as torch's own layers have"
+                "it a method reset_parameters(self), as most of torch's own layers have (around "
+                "nn.MultiheadAttention: one that calls its _reset_parameters)"
             )
         multiply_adds(net, size)  # on shapes alone: it may not look into the numbers
         side = net.divisor * -(-32 // net.divisor)

@@ -30,7 +30,8 @@ def find_data(data: str | Path) -> Path | None:
 
     Args:
         data: a path, which may be relative to the project; `kaggle:owner/slug/version`, a data set
-            of Kaggle: attached to this notebook, else fetched in that version; `auto`, TG3K's
+            of Kaggle: the one attached to this notebook under that name, whose version was chosen
+            there, else fetched in this version; `auto`, TG3K's
             release: among what is attached on Kaggle, on Colab's Drive (a folder or zip named
             tg3k…), in data/ of the project, else fetched from its public place; or "", none.
 
@@ -98,6 +99,7 @@ def _find_dataset(data: str) -> Path:
     top = folder_of("kaggle/input")
     for folder in (top / "datasets" / owner / slug, top / slug):
         if folder.is_dir():
+            tell(f"{data}: the attached {slug} is used, in the version that was attached")
             return folder
     by_hand = (
         f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it with a browser "

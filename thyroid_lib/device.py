@@ -17,6 +17,7 @@ def choose_device(device: str = "auto") -> torch.device:
 
     Raises:
         ValueError: a device was asked for by name and is not there, or torch cannot use it.
+        RuntimeError: a GPU that torch could use fails now, see `gpu_problem`.
     """
     problem = gpu_problem() if device in ("auto", "cuda") else ""
     there = {
@@ -42,28 +43,33 @@ def gpu_problem() -> str:
 
     A GPU can be listed and yet be of no use: torch has code for some generations alone, and says so
     only when something is computed. So something is.
+
+    Raises:
+        RuntimeError: it fails otherwise, for want of memory say, which may pass.
     """
     if not torch.cuda.is_available():
         if not visible_gpus():
             return ""
         how = "has no CUDA in it" if torch.version.cuda is None else "cannot reach its driver"
         return f"a GPU is here, but torch {torch.__version__} {how}"
+    name, version = torch.cuda.get_device_name(), torch.__version__
     try:
         ones = torch.ones(1, 4, 8, 8, device="cuda")
         total = torch.nn.functional.conv2d(ones, ones[:, :, :3, :3]).sum().item()
-        wrong = "" if total == 36 * 36 else f"it computed {total:g} for {36 * 36}"
     except RuntimeError as error:
-        wrong = str(error).strip().splitlines()[0]
-    if not wrong:
-        return ""
-    major, minor = torch.cuda.get_device_capability()
-    codes = torch.cuda.get_arch_list()
-    why = wrong if f"sm_{major}{minor}" in codes else f"that has code for {', '.join(codes)} alone"
-    return (
-        f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is here, but torch "
-        f"{torch.__version__} cannot use it ({why}): take another GPU, on Kaggle the T4 under "
-        "Settings, Accelerator"
-    )
+        why = str(error).strip().splitlines()[0]
+        if "no kernel image" not in why:  # in use by others, out of memory, broken: it may pass
+            raise RuntimeError(
+                f"{name} is here, but torch {version} cannot compute on it ({why}): end what else "
+                "uses it, or set device to cpu"
+            ) from error
+        major, minor = torch.cuda.get_device_capability()
+        codes = ", ".join(torch.cuda.get_arch_list())
+        return (
+            f"{name} (sm_{major}{minor}) is here, but torch {version} cannot use it (it has code "
+            f"for {codes} alone): take another GPU, on Kaggle the T4 under Settings, Accelerator"
+        )
+    return "" if total == 36 * 36 else f"{name} is here, but computes {total:g} for {36 * 36}"
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

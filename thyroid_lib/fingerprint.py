@@ -25,7 +25,7 @@ def code_fingerprint(*modules: ModuleType | str | Path) -> str:
         else:
             name = module if isinstance(module, str) else module.__name__
             path = Path(importlib.util.find_spec(name).origin)
-        source = path.read_text("utf-8")
+        source = path.read_text("utf-8-sig")
         digest.update(f"{name} {_outline(ast.parse(source))}\n".encode())
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ study have the same. A training that goes on takes back the points after the epo
 """
 
 import importlib.util
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,17 @@ def check_tensorboard(wanted: bool) -> None:
         raise ValueError(
             "tensorboard: is not installed: `pip install tensorboard`, or set tensorboard to false"
         )
+
+
+@contextmanager
+def _nowhere() -> Iterator[None]:
+    """Keep this machine's name out of the file's, which TensorBoard's writer would put there."""
+    name = socket.gethostname
+    socket.gethostname = lambda: "localhost"
+    try:
+        yield
+    finally:
+        socket.gethostname = name
 
 
 @contextmanager
@@ -50,7 +62,8 @@ def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[di
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*") if not done else ():
             old.unlink()
-        writer = SummaryWriter(str(folder), purge_step=done + 1)
+        with _nowhere():
+            writer = SummaryWriter(str(folder), purge_step=done + 1)
         writer.flush()
     except OSError as error:
         raise cannot_write(error, folder) from error

@@ -418,11 +418,11 @@ def multiply_adds(model: Network, size: int) -> int:
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         # each weight is used once per output pixel; in a transposed convolution, per input pixel
         nonlocal total
-        if isinstance(layer, nn.Linear):  # (…, features)
-            total += layer.weight.numel() * math.prod(output.shape[1:-1])
+        if isinstance(layer, nn.Linear):  # (…, features), tokens or windows of the one image
+            total += layer.weight.numel() * math.prod(output.shape[:-1])
             return
         pixels = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        total += layer.weight.numel() * math.prod(pixels.shape[2:])
+        total += layer.weight.numel() * pixels.shape[0] * math.prod(pixels.shape[2:])
 
     shapes = copy.deepcopy(model).to("meta").eval()
     for layer in shapes.modules():

@@ -112,7 +112,11 @@ def _wheel_folders() -> list[Path]:
 def _gpu(here: str) -> str:
     from thyroid_lib import device  # loads torch, which a machine of one's own need not do here
 
-    if problem := device.gpu_problem():
+    try:
+        problem = device.gpu_problem()
+    except RuntimeError as error:
+        return str(error)
+    if problem:
         return f"{problem}. Trainings will use the CPU"
     import torch
 

@@ -37,6 +37,7 @@ class Found:
     folder: Path
     steps: dict[str, list[str]] = field(default_factory=dict)  # sound ones, and their files
     begun: dict[str, tuple] = field(default_factory=dict)  # run: (epochs, steps within the next)
+    keys: dict[str, str] = field(default_factory=dict)  # run: of the training that it has begun
     problems: list[str] = field(default_factory=list)
 
 
@@ -68,7 +69,8 @@ def look(name: str, folder: Path, runs: list[str]) -> Found:
             except (ValueError, OSError) as error:
                 found.problems.append(str(error))
         if states and f"3-train-{run}" not in found.steps:
-            found.begun[run] = max(map(_reached, states))
+            state = max(states, key=_reached)
+            found.begun[run], found.keys[run] = _reached(state), state.get("key", "")
     return found
 
 
@@ -134,7 +136,14 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
         reached = best.begun.get(run, ())
         if f"3-train-{run}" in here.steps or reached <= here.begun.get(run, ()):
             continue
-        for path in sorted(best.folder.glob(f"runs/{run}/*.pt"), reverse=True):
+        if run in here.begun and here.keys[run] != best.keys[run]:
+            print(
+                f"note: {run}: {best.name} has begun another training of it (other settings, "
+                "frames, torch, device or precision): the one here goes on",
+                file=sys.stderr,
+            )
+            continue
+        for path in sorted(best.folder.glob(f"runs/{run}/checkpoint*.pt"), reverse=True):
             _bring(path, here.folder / "runs" / run / path.name)
         here.begun[run] = reached
         brought.append(f"{run} goes on after {reached[0]} epochs (from {best.name})")
