@@ -30,6 +30,8 @@ $(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(
 	$(error SET: "$(word)" is no key=value; keys are those of $(PARAMETERS), lists have no spaces)))
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
 # On a cluster the scheduler has the cores.
+$(if $(CLUSTER),$(if $(wildcard workflow/profiles/$(CLUSTER)/config.yaml),,\
+	$(error there is no workflow/profiles/$(CLUSTER): CLUSTER=slurm)))
 WITH = $(if $(CLUSTER),--profile workflow/profiles/$(CLUSTER),--cores $(CORES))
 SNAKEMAKE = $(BIN)/snakemake $(WITH) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
 # A dry run, or one that was asked to stop early, has no table of its own to show.

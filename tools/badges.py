@@ -23,6 +23,7 @@ BRANCH = "main"
 SETUP = """\
 # @title Set up: the library, the GPU, and where results go
 import importlib.util
+import os
 import subprocess
 import sys
 from glob import glob
@@ -30,8 +31,8 @@ from glob import glob
 repository = "{repository}"
 if not importlib.util.find_spec("thyroid_lib"):
     places = ".", "../input/*", "../input/datasets/*/*", "drive/MyDrive", "drive/MyDrive/thyroid"
-    wheels = [wheel for place in places for wheel in sorted(glob(f"{{place}}/thyroid_lib-*.whl"))]
-    source = wheels[-1:] or [repository] * bool(repository)
+    wheels = [wheel for place in places for wheel in glob(f"{{place}}/thyroid_lib-*.whl")]
+    source = sorted(wheels, key=os.path.getmtime)[-1:] or [repository] * bool(repository)
     assert source, "upload thyroid_lib-….whl (from `make wheel`) beside this; in a clone: make lab"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "--no-deps", *source], check=True)
