@@ -179,6 +179,49 @@ def test_what_cannot_be_gathered_is_said(settings, here, tmp_path):
     assert not here.exists()
 
 
+OUTSIDE = [
+    "runs/../../../PWNED.mk",
+    "./../PWNED.mk",
+    "../PWNED.mk",
+    "runs/..",
+    "/tmp/PWNED.mk",
+    "..\\PWNED.mk",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_record_that_leads_out_writes_nothing(settings, here, tmp_path, name, capsys):
+    one = session(tmp_path / "one", done=[A, B])
+    study = one / "results" / "demo"
+    write(one / "PWNED.mk", "not mine")
+    (study / "..\\PWNED.mk").write_text("not mine")
+    record = study / "checksums" / f"3-train-{A}.sha256"
+    digest = gather.file_digest(one / "PWNED.mk")
+    record.write_text(f"{record.read_text()}{digest}  {name}\n")
+    said = gather.gather(settings, [one])
+    assert f"checksums/3-train-{A}.sha256 is damaged: left out" in capsys.readouterr().err
+    assert f"{A}: not begun" in said
+    assert not list((tmp_path / "here").rglob("*PWNED*"))
+    # nor does a study's own: the step is done again, and what lies outside is let alone
+    safekeeping.mend(study)
+    assert not (study / "notebooks" / f"3-train-{A}.ipynb").exists()
+    assert (one / "PWNED.mk").read_text() == "not mine"
+
+
+def test_dots_in_a_name_lead_nowhere():
+    for name in ("runs/a..b/..c", "runs/c../x", "...", "runs/a b/scores.csv", "runs/.x"):
+        assert safekeeping.LINE.fullmatch(f"{'0' * 64}  {name}")[2] == name
+
+
+def test_nothing_is_brought_through_a_link(tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "runs").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="leads out of"):
+        gather._bring(write(tmp_path / "from", "x"), study, "runs/to")
+    assert not (tmp_path / "to").exists()
+
+
 def test_a_study_at_work_is_let_alone(settings, here, tmp_path):
     lock = safekeeping.claim(here)
     with pytest.raises(BlockingIOError, match="another start of this study is at work"):

@@ -125,7 +125,7 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             last = f"notebooks/{step}.ipynb"
             for name in [*sorted({*names} - {last}), *also, last]:
                 if (found.folder / name).is_file():
-                    _bring(found.folder / name, here.folder / name)
+                    _bring(found.folder / name, here.folder, name)
             if run in runs:
                 checkpoint.forget(here.folder / "runs" / run)
                 here.begun.pop(run, None)
@@ -144,14 +144,21 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             )
             continue
         for path in sorted(best.folder.glob(f"runs/{run}/checkpoint*.pt"), reverse=True):
-            _bring(path, here.folder / "runs" / run / path.name)
+            _bring(path, here.folder, f"runs/{run}/{path.name}")
         here.begun[run] = reached
         brought.append(f"{run} goes on after {reached[0]} epochs (from {best.name})")
     return brought
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all, however large it is."""
+def _bring(source: Path, study: Path, name: str) -> None:
+    """Copy a file, whole or not at all, however large it is, to its name below the study's folder.
+
+    Raises:
+        ValueError: the name leads out of that folder, if only by a link in it.
+    """
+    target = study / name
+    if not target.resolve().is_relative_to(study.resolve()):
+        raise ValueError(f"{source}: {name} leads out of {study}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
