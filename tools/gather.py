@@ -10,6 +10,7 @@ together, and nothing here is replaced by less. Logs stay where they are.
 """
 
 import argparse
+import glob
 import json
 import lzma
 import os
@@ -100,7 +101,7 @@ def differing(folder: Path, run: str, config: dict) -> str:
     """
     try:
         about = json.loads((folder / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""  # not finished, or damaged: others say so
     if not isinstance(about, dict):
         return "run.json holds no settings"
@@ -108,7 +109,7 @@ def differing(folder: Path, run: str, config: dict) -> str:
     wanted |= {key: config[key] for key in ("device", "precision") if config[key] != "auto"}
     if wanted["protocol"] == "reported":  # whose frames are as that study had them
         wanted["selection"] = "test"
-    elif set(about.get("mend", "").split()) != set(config["mend"]):
+    elif set(str(about.get("mend", "")).split()) != set(config["mend"]):
         wanted["mend"] = " ".join(config["mend"])
     if wanted["protocol"] not in LEAKY:
         wanted["folds"] = config["folds"]
@@ -337,12 +338,25 @@ def _word(value) -> str:
     return str(value)
 
 
+def matching(words: list[str]) -> list[Path]:
+    """Return the paths that words mean, which hold ~ and wildcards as a shell's do; none is lost.
+
+    make hands them over as they are, since a shell would take more than that for its own.
+    """
+    paths: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        found = [] if path.exists() else sorted(glob.glob(str(path)))
+        paths += map(Path, found or [path])
+    return paths
+
+
 def main() -> int:
     """Run the command line."""
     from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="folders or zips")
+    parser.add_argument("sources", nargs="*", help="folders or zips")
     parser.add_argument("--parameters", required=True, help="the study's YAML")
     parser.add_argument("--set", nargs="*", default=[], help="settings, key=value")
     args = parser.parse_args()
@@ -350,7 +364,7 @@ def main() -> int:
         print('error: nothing to gather: FROM="folder1 folder2.zip"', file=sys.stderr)
         return 2
     try:
-        print(gather(args.parameters, args.sources, parse_config(args.set)))
+        print(gather(args.parameters, matching(args.sources), parse_config(args.set)))
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         told = f"{error.strerror}: {error.filename}" if named else error
