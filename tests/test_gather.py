@@ -1,7 +1,9 @@
 """Results of several machines become one: what is taken, what is refused, and that it is whole."""
 
 import json
+import shlex
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from types import MappingProxyType
@@ -295,6 +297,25 @@ def test_what_comes_next_has_the_settings_that_were_given(settings, here, tmp_pa
     assert f"or, to finish here: make study PARAMETERS={settings} {word}" in said
     two = session(tmp_path / "two", done=[B], about={"epochs": 3, "lr": 0.001})
     assert f"next: make study PARAMETERS={settings} {word}" in gather.gather(settings, [two], given)
+
+
+def test_words_are_paths_or_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("output-2", "output-1 (1)", "a[1]"):
+        (tmp_path / name).mkdir()
+    assert gather.matching(["output-*", "a[1]", "none-*", "~/a*"]) == [
+        Path("output-1 (1)"), Path("output-2"), Path("a[1]"), Path("none-*"), tmp_path / "a[1]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["x;touch PWNED", "x'; touch PWNED; '", "out-*", "~/x.zip", "(x)"])
+def test_make_hands_words_over_as_they_are(word):
+    command = ["make", "-n", "-o", ".venv/.ready", "gather", f"FROM=first {word}", "SET=lr=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    assert words[-len(word.split()) - 2 :] == ["--", "first", *word.split()]
+    assert words[2:6] == ["--parameters", "parameters/demo.yaml", "--set", "lr=1"]
 
 
 OUTSIDE = [
