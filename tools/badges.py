@@ -16,7 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "https://github.com/"
-ADDRESS = re.compile(r"[\w-]+/[\w.-]+")
+# As GitHub names accounts and repositories; an ending .git is of a clone's address alone.
+ADDRESS = re.compile(
+    r"[a-z0-9][a-z0-9-]*/(?!-)(?!\.{1,2}$)(?!.*\.git$)[a-z0-9._-]+", re.ASCII | re.IGNORECASE
+)
 BRANCH = "main"
 
 # It must work before the library is there; what the library needs besides is its own business.
@@ -61,7 +64,9 @@ def with_repository(pyproject: str, repo: str) -> str:
         ValueError: it is no owner/name.
     """
     if not ADDRESS.fullmatch(repo):
-        raise ValueError(f"REPO: got {repo!r}, need owner/name as it stands in the address")
+        raise ValueError(
+            f"REPO: got {repo!r}, need owner/name as it stands in the address, without .git"
+        )
     urls = f'[project.urls]\nRepository = "{HOST}{repo}"\n\n'
     bare = re.sub(r"\[project\.urls\]\n(?:\w+ = .*\n)*\n", "", pyproject)
     return bare.replace("[project.optional-dependencies]", f"{urls}[project.optional-dependencies]")
