@@ -18,8 +18,9 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 def copy(target: Path) -> Path:
-    """README, pyproject.toml and the notebooks, executed ones too."""
+    """README, pyproject.toml, pages and the notebooks, executed ones too."""
     paths = [ROOT / "README.md", ROOT / "pyproject.toml", ROOT / "tools" / "badges.py"]
+    paths += [ROOT / "docs" / "index.md", ROOT / "docs" / "colab.md"]
     for path in (
         *paths,
         *ROOT.glob("notebooks/*.ipynb"),
@@ -88,6 +89,27 @@ def test_another_address_replaces_the_first(tmp_path):
         text = path.read_text("utf-8")
         assert "an-other/second.study" in text
         assert "somebody/first" not in text
+
+
+def test_an_address_reaches_the_pages_that_clone(tmp_path):
+    root = copy(tmp_path)
+    index, colab = root / "docs" / "index.md", root / "docs" / "colab.md"
+    before = {page: page.read_text("utf-8") for page in (index, colab)}
+    badges.write_all(root, "somebody/first")
+    badges.write_all(root, "an-other/second.study")
+    url = "https://github.com/an-other/second.study"
+    assert f"    git clone {url} && cd second.study\n    make quickstart\n" in index.read_text(
+        "utf-8"
+    )
+    assert f"    !git clone {url} thyroid && cd thyroid && make env\n" in colab.read_text("utf-8")
+    for page in (index, colab):
+        assert "<this repository>" not in page.read_text("utf-8")
+        assert "somebody/first" not in page.read_text("utf-8")
+    badges.write_all(root, "")
+    assert {page: page.read_text("utf-8") for page in (index, colab)} == before
+    index.write_text(before[index].replace("<!-- clone -->", ""), "utf-8")
+    with pytest.raises(ValueError, match="need one line that clones"):
+        badges.write_all(root, "somebody/first")
 
 
 NO_ADDRESSES = [

@@ -1,5 +1,6 @@
 """The site builds, asks nobody for anything, and every link in it and in README leads somewhere."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -106,6 +107,48 @@ def test_the_executed_demo_is_shown(site):
     assert "3 train: segnet" in index  # and not three of one title
 
 
+def test_a_notebook_shows_neither_its_setup_nor_a_script_from_elsewhere(site):
+    for path in (site / "demo").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "find_spec" not in text, path
+        assert 'class="jp-Cell' in text, path
+        assert not re.search(r"import\(\s*[\"']https?:", text), path
+        assert re.search("md-sidebar--secondary[^>]* hidden", text), path  # width for the code
+
+
+def test_the_first_page_has_a_figure_and_leads_to_what_was_executed(site):
+    start = Page(site / "index.html")
+    assert "demo/frames.png" in start.fetched
+    reference = ROOT / "results" / "reference" / "demo" / "frames.png"
+    assert (site / "demo" / "frames.png").read_bytes() == reference.read_bytes()
+    assert {"demo/0-quickstart.html", "demo/4-compare.html"} <= set(start.links)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('<script src="https://a/b.js"></script>', ""),
+        ("<script>one()</script>", "<script>one()</script>"),
+        ('<script type="module">\nawait import("https://a/b.mjs")\n</script>', ""),
+        (
+            "<script>one()</script><p><script>import('https://a/b')</script>",
+            "<script>one()</script><p>",
+        ),
+        (
+            '<a href="https://a"><img alt="Open in Colab" src="https://a/b.svg"/></a>',
+            '<a href="https://a">Open in Colab</a>',
+        ),
+        ('<img alt="chart" src="data:x"/>', '<img alt="chart" src="data:x"/>'),
+    ],
+)
+def test_what_a_page_would_fetch_from_elsewhere_is_taken_out(before, after):
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "tools" / "site.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    assert hook.on_post_page(before, None, None) == after
+
+
 @pytest.mark.parametrize("link", ["nowhere.md", "statistics.md#nothing-of-that-name"])
 def test_a_broken_link_would_be_found(link, tmp_path):
     project = copy_docs(tmp_path)
@@ -113,7 +156,8 @@ def test_a_broken_link_would_be_found(link, tmp_path):
         file.write(f"\n[there]({link})\n")
     done = build(project)
     assert done.returncode != 0
-    assert link.partition("#")[0] in done.stdout + done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
+    assert any("sturdy.md" in line and link.partition("#")[0] in line for line in told), told
 
 
 def markdown_of(path: Path) -> str:

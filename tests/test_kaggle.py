@@ -338,7 +338,9 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     assert steps(last) == {}
     expected, found = results_of(undisturbed, Path("results/tiny")), results_of(last)
     assert expected.keys() == found.keys()
-    assert [name for name in expected if expected[name] != found[name]] == []
+    different = [name for name in expected if expected[name] != found[name]]
+    # the card names the versions that runs were made with, torch's build among them
+    assert different == ([] if sys.executable == kaggles else ["compare/model_card.md"])
     assert json.loads((last / f"results/tiny/runs/{first}/run.json").read_text()) == about
 
 

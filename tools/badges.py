@@ -117,6 +117,23 @@ def with_blocks(readme: str, repo: str) -> str:
     return readme
 
 
+def with_clone(page: str, repo: str) -> str:
+    """Return a page of docs/ with this address where it clones: between its marks, or in a cell."""
+    name = repo.partition("/")[2] or "<its folder>"
+    ways = (
+        (r"(<!-- clone -->\n+)    git clone .*", rf"    git clone {_address(repo)} && cd {name}"),
+        (r"(?m)^()    !git clone .*? thyroid &&", rf"    !git clone {_address(repo)} thyroid &&"),
+    )
+    found = [(re.compile(way), line) for way, line in ways if re.search(way, page)]
+    if len(found) != 1 or len(found[0][0].findall(page)) != 1:
+        raise ValueError("a page of docs/: need one line that clones")
+    return found[0][0].sub(lambda hit: hit[1] + found[0][1], page)
+
+
+def _address(repo: str) -> str:
+    return HOST + repo if repo else "<this repository>"
+
+
 def with_setup(notebook: dict, source: str, repo: str) -> dict:
     """Return a notebook, or an executed one, with the setup cell and badges for this address.
 
@@ -139,9 +156,11 @@ def _lines(text: str) -> list[str]:
 
 
 def write_all(root: Path, repo: str) -> list[Path]:
-    """Bring README, notebooks and executed notebooks into step; return the files that changed."""
+    """Bring README, docs/ and all notebooks into step; return the files that changed."""
     changed: list[Path] = []
     files = {root / "README.md": lambda text: with_blocks(text, repo)}
+    for page in ("index.md", "colab.md"):
+        files[root / "docs" / page] = lambda text: with_clone(text, repo)
     for path in (*root.glob("notebooks/*.ipynb"), *root.glob("results/reference/*/*.ipynb")):
         source = "3-train" if path.stem.startswith("3-train-") else path.stem
         files[path] = lambda text, source=source: (

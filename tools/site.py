@@ -40,11 +40,37 @@ def on_files(files, config):
     for path in notebooks():
         name, top = f"demo/{path.name}", str(DEMO.parent)
         files.append(File(name, top, config.site_dir, config.use_directory_urls))
+    for path in DEMO.glob("frames.png"):
+        name = f"demo/{path.name}"
+        files.append(File(name, str(DEMO.parent), config.site_dir, config.use_directory_urls))
     return files
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Let docs/ name what the demo left by its place in the repository, as GitHub needs it."""
+    return markdown.replace("../results/reference/demo/", "demo/")
+
+
+def on_page_context(context, page, config, nav):
+    """Leave a notebook the width of the table of contents: its code and tables need it."""
+    if page.file.src_uri.startswith("demo/"):
+        page.meta["hide"] = ["toc"]
+    return context
+
+
 def on_post_page(output, page, config):
-    """Take out what a notebook's page would fetch from elsewhere; nothing here needs it."""
-    return re.sub(
+    """Take out what a notebook's page would fetch from elsewhere; nothing here needs it.
+
+    These are scripts with an address, scripts that import one (diagrams, of which there are none),
+    and the pictures of the badges, whose words stay.
+    """
+    output = re.sub(
         r"<script[^>]*\bsrc=[\"'][^\"']*(?:https?:|none\.js)[^>]*>\s*</script>", "", output
     )
+    output = re.sub(
+        r"<script\b[^>]*>(?:(?!</script>).)*?\bimport\([\"']https?:(?:(?!</script>).)*</script>",
+        "",
+        output,
+        flags=re.S,
+    )
+    return re.sub(r"<img\b[^>]*\balt=\"(Open in \w+)\"[^>]*>", r"\1", output)
