@@ -166,6 +166,8 @@ def test_the_next_round_leaves_outputs_and_notes_alone(elsewhere, wheels, capsys
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     (top / "dataset" / "stale").write_text("of the first round")
+    for name in (".new", ".old"):  # of a start that was killed
+        (top / name / "kernel-9").mkdir(parents=True)
     kaggle.build(top / "demo.yaml", hours=12, **how)
     assert [path.read_text() for path in mine] == ["mine"] * 3
     assert sorted(path.name for path in top.iterdir()) == [
