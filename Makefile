@@ -30,8 +30,12 @@ $(foreach word,$(SET),$(if $(and $(findstring =,$(word)),$(filter 1 2,$(words $(
 	$(error SET: "$(word)" is no key=value; keys are those of $(PARAMETERS), lists have no spaces)))
 CONFIG = $(if $(DATA)$(SET),--config $(if $(DATA),'data=$(DATA)') $(foreach word,$(SET),'$(word)'))
 # On a cluster the scheduler has the cores.
+$(if $(CLUSTER),$(if $(wildcard workflow/profiles/$(CLUSTER)/config.yaml),,\
+	$(error there is no workflow/profiles/$(CLUSTER): CLUSTER=slurm)))
 WITH = $(if $(CLUSTER),--profile workflow/profiles/$(CLUSTER),--cores $(CORES))
 SNAKEMAKE = $(BIN)/snakemake $(WITH) $(OPTIONS) --configfile $(PARAMETERS) $(CONFIG)
+# One word for the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
 # A dry run, or one that was asked to stop early, has no table of its own to show.
 PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 # Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
@@ -160,7 +164,7 @@ wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install wher
 		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
 
 badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
-	@$(BIN)/python tools/badges.py $(REPO)
+	@$(BIN)/python tools/badges.py $(if $(REPO),-- $(call quote,$(REPO)))
 
 docs: $(READY)  ## the site, docs/ and the executed demo, into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -202,12 +206,16 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 		tail -n 1 "$$tools/said"; } >&2; exit 2
 
 # DATA is the data set's name there, and no path of this machine's.
+KAGGLE = --parameters $(call quote,$(PARAMETERS)) --owner $(call quote,$(OWNER)) --hours $(call quote,$(HOURS)) \
+	--gpus $(call quote,$(GPUS)) --frames $(call quote,$(FRAMES)) $(if $(DATA),--data $(call quote,$(DATA))) \
+	--set $(foreach word,$(SET),$(call quote,$(word)))
 kaggle: $(READY)  ## a study's missing runs as folders for Kaggle: OWNER=<you> DATA=<owner/slug> HOURS=8
-	@$(BIN)/python tools/kaggle.py --parameters $(PARAMETERS) --owner '$(OWNER)' --hours $(HOURS) \
-		--gpus $(GPUS) --frames $(FRAMES) $(if $(DATA),--data '$(DATA)') --set $(foreach word,$(SET),'$(word)')
+	@$(BIN)/python tools/kaggle.py $(KAGGLE)
 
+# Its wildcards are the program's own, so that the shell takes nothing else in them for commands.
 gather: $(READY)  ## merge results of several machines into results/: FROM="folder1 folder2.zip"
-	@$(BIN)/python tools/gather.py $(FROM) --parameters $(PARAMETERS) --set $(foreach word,$(SET),'$(word)')
+	@$(BIN)/python tools/gather.py --parameters $(call quote,$(PARAMETERS)) \
+		--set $(foreach word,$(SET),$(call quote,$(word))) -- $(foreach word,$(FROM),$(call quote,$(word)))
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
 	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info

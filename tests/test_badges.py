@@ -1,6 +1,7 @@
 """The repository's address stands in pyproject.toml; README and notebooks say the same."""
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,13 @@ def run(root: Path, *words: str) -> subprocess.CompletedProcess:
 def cells_of(notebook: Path) -> dict[str, str]:
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in cells[:2]}
+
+
+@pytest.mark.parametrize("word", ["a/b;touch PWNED", "a/b'; touch PWNED; '", "-a/b"])
+def test_make_hands_the_address_over_as_it_is(word):
+    command = ["make", "-n", "-o", ".venv/.ready", "badges", f"REPO={word}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout.replace("\\\n", " "))[-2:] == ["--", word]
 
 
 def test_everything_is_in_step(tmp_path):
@@ -104,11 +112,22 @@ def test_an_address_reaches_the_pages_that_clone(tmp_path):
         badges.write_all(root, "somebody/first")
 
 
-@pytest.mark.parametrize("repo", ["name", "https://github.com/a/b", "a/b/c", "a b/c", "/b"])
+NO_ADDRESSES = [
+    "name", "https://github.com/a/b", "a/b/c", "a b/c", "/b", "a/b.git", "a/B.GIT", "a/.", "a/..",
+    "../b", "-a/b", "a/-b", "é/b", "a/bé", "a/b\n", "a/b\"", "a/b'", "a/b;ls", "a/", "a/\u212a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("repo", ["a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"])
+def test_what_is_an_address(repo):
+    assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
+
+
+@pytest.mark.parametrize("repo", NO_ADDRESSES)
 def test_what_is_no_address_changes_nothing(repo, tmp_path):
     root = copy(tmp_path)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    done = run(root, repo)
+    done = run(root, "--", repo)
     assert done.returncode == 2
     assert "need owner/name" in done.stderr
     assert {path: path.read_bytes() for path in before} == before

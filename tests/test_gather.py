@@ -1,8 +1,12 @@
 """Results of several machines become one: what is taken, what is refused, and that it is whole."""
 
+import json
+import shlex
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -40,7 +44,25 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def session(folder: Path, *, done=(), begun=None, store: str = "the store", scores: str = "0.9"):
+def settings_of(run: str, changes: dict) -> dict:
+    """What run.json holds of a run of the demo, but for these changes."""
+    config = yaml.safe_load((ROOT / "parameters" / "demo.yaml").read_text(encoding="utf-8"))
+    same = ("size", "resize", "width", "epochs", "batch_size", "lr", "selection", "augment")
+    return {key: config[key] for key in (*same, "val_share", "folds")} | {
+        "model": run.split("-")[0], "protocol": "grouped", "fold": 0, "seed": 0, "mend": "text",
+        "device": "cpu", "precision": "fp32", "threads": 1, "run_id": run,
+    } | changes  # fmt: skip
+
+
+def session(
+    folder: Path,
+    *,
+    done=(),
+    begun=None,
+    store: str = "the store",
+    scores: str = "0.9",
+    about: dict = MappingProxyType({}),
+):
     """What one kernel leaves: these runs done, those begun with so many epochs."""
     study = folder / "results" / "demo"
     made = [write(study / "store" / name, store) for name in ("store.json", "images.npy")]
@@ -48,7 +70,8 @@ def session(folder: Path, *, done=(), begun=None, store: str = "the store", scor
     safekeeping.record(study / "checksums" / "1-preprocess.sha256", made)
     write(study / "logs" / "1-preprocess.ipynb", "a log")
     for run in done:
-        made = [write(study / "runs" / run / name, scores) for name in (*gather.TABLES, "run.json")]
+        made = [write(study / "runs" / run / name, scores) for name in gather.TABLES]
+        made.append(write(study / "runs" / run / "run.json", json.dumps(settings_of(run, about))))
         made.append(write(study / "notebooks" / f"3-train-{run}.ipynb", "{}"))
         write(study / "runs" / run / "model.pt", "weights")
         write(study / "provenance" / f"3-train-{run}.json", "{}")
@@ -177,6 +200,165 @@ def test_what_cannot_be_gathered_is_said(settings, here, tmp_path):
     with pytest.raises(ValueError, match="leads out of it"):
         gather.gather(settings, [tmp_path / "evil.zip"])
     assert not here.exists()
+
+
+def test_a_run_of_other_settings_is_none_of_this_study(settings, here, tmp_path, capsys):
+    one = session(tmp_path / "one", done=[A], about={"epochs": 1, "lr": 0.5})
+    two = session(tmp_path / "two", done=[B], about={"threshold": 0.4, "threads": 8})
+    said = gather.gather(settings, [one, two])
+    assert f"{A}: epochs 1, the study has 20; lr 0.5, the study has 0.006: left out" in (
+        capsys.readouterr().err
+    )
+    assert f"{A}: not begun" in said
+    assert f"3-train-{B} is done (from two)" in said  # scores alone are made anew
+    # the one that lies here is none, either, and gives way to what is asked for
+    session(tmp_path / "here", done=[A], about={"epochs": 1})
+    said = gather.gather(settings, [session(tmp_path / "three", done=[A])])
+    assert f"3-train-{A} is done (from three)" in said
+    assert json.loads((here / "runs" / A / "run.json").read_text())["epochs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("width", 9, False), ("seed", 1, False), ("mend", "", False), ("device", "cuda", False),
+        ("folds", 5, False), ("precision", "bf16", True), ("tolerance_px", 3, True),
+    ],
+)  # fmt: skip
+def test_what_makes_another_training(settings, tmp_path, key, value, same):
+    config = gather.read_study([settings], overrides={"device": "cpu", "precision": "auto"})
+    (tmp_path / "run.json").write_text(json.dumps(settings_of(A, {key: value})))
+    assert (gather.differing(tmp_path, A, config) == "") == same
+    assert same or gather.differing(tmp_path, A, config).startswith(f"{key} ")
+
+
+def test_the_reported_protocol_has_frames_and_a_selection_of_its_own(tmp_path):
+    config = settings_of(A, {"models": ["unet"], "protocols": ["reported"], "seeds": [0]})
+    config |= {"mend": ["text"], "device": "auto", "precision": "auto"}
+    about = settings_of(A, {"protocol": "reported", "selection": "test", "mend": "", "folds": 9})
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert gather.differing(tmp_path, "unet-reported-fold0-seed0", config) == ""
+
+
+def test_a_record_that_lacks_a_table_is_no_finished_run(settings, here, tmp_path, capsys):
+    one = session(tmp_path / "one", done=[A, B])
+    record = one / "results" / "demo" / "checksums" / f"3-train-{A}.sha256"
+    lines = [line for line in record.read_text().splitlines(True) if "scores.csv" not in line]
+    record.write_text("".join(lines))
+    assert f"{A}: not begun" in gather.gather(settings, [one])
+    assert f"runs/{A}/scores.csv is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("a/output", "b/output"), ("results", "b"), ("x", "x/y")])
+def test_equal_names_hide_no_contradiction(settings, here, tmp_path, names):
+    first = session(tmp_path / names[0], done=[A])
+    second = session(tmp_path / names[1], done=[A], scores="0.8")
+    with pytest.raises(ValueError, match=f"finished in .*{names[0]}.*, .*{names[1]}.*, but"):
+        gather.gather(settings, [first, second])
+    assert contents(here) == {}
+
+
+def test_a_source_named_results_is_not_the_study_here(settings, here, tmp_path):
+    session(tmp_path / "here", done=[A])
+    before = contents(here)
+    other = session(tmp_path / "results", done=[A], scores="0.8")
+    with pytest.raises(ValueError, match=f"finished in {here}, results, but its history.csv"):
+        gather.gather(settings, [other])
+    with pytest.raises(ValueError, match=r"store.json differs between"):
+        gather.gather(settings, [session(tmp_path / "b" / "results", done=[B], store="others")])
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("kind", ["deflated", "lzma", "bzip2", "encrypted"])
+def test_a_damaged_zip_is_named(settings, here, tmp_path, kind):
+    how = {"lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}.get(kind, zipfile.ZIP_DEFLATED)
+    path = tmp_path / "cut.zip"
+    with zipfile.ZipFile(path, "w", how) as zipped:
+        zipped.writestr("results/demo/runs/x", "frames " * 999)
+    raw = bytearray(path.read_bytes())
+    if kind == "encrypted":  # the flag, in the file's header and in the directory
+        raw[6] |= 1
+        raw[raw.index(b"PK\1\2") + 8] |= 1
+    else:
+        begin = 30 + len("results/demo/runs/x")
+        for place in range(begin, raw.index(b"PK\1\2")):
+            raw[place] = 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"cut.zip: is no zip that can be read"):
+        gather.gather(settings, [path])
+
+
+def test_what_comes_next_has_the_settings_that_were_given(settings, here, tmp_path):
+    one = session(tmp_path / "one", done=[A], about={"epochs": 3, "lr": 0.001})
+    given = {"epochs": 3, "lr": 0.001, "models": ["unet", "resunet"], "pin_instructions": True}
+    said = gather.gather(settings, [one], given)
+    word = 'SET="epochs=3 lr=0.001 models=[unet,resunet] pin_instructions=true"'
+    assert f"next: make kaggle PARAMETERS={settings} {word} OWNER=" in said
+    assert f"or, to finish here: make study PARAMETERS={settings} {word}" in said
+    two = session(tmp_path / "two", done=[B], about={"epochs": 3, "lr": 0.001})
+    assert f"next: make study PARAMETERS={settings} {word}" in gather.gather(settings, [two], given)
+
+
+def test_words_are_paths_or_what_a_shell_would_make_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("output-2", "output-1 (1)", "a[1]"):
+        (tmp_path / name).mkdir()
+    assert gather.matching(["output-*", "a[1]", "none-*", "~/a*"]) == [
+        Path("output-1 (1)"), Path("output-2"), Path("a[1]"), Path("none-*"), tmp_path / "a[1]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["x;touch PWNED", "x'; touch PWNED; '", "out-*", "~/x.zip", "(x)"])
+def test_make_hands_words_over_as_they_are(word):
+    command = ["make", "-n", "-o", ".venv/.ready", "gather", f"FROM=first {word}", "SET=lr=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    assert words[-len(word.split()) - 2 :] == ["--", "first", *word.split()]
+    assert words[2:6] == ["--parameters", "parameters/demo.yaml", "--set", "lr=1"]
+
+
+OUTSIDE = [
+    "runs/../../../PWNED.mk",
+    "./../PWNED.mk",
+    "../PWNED.mk",
+    "runs/..",
+    "/tmp/PWNED.mk",
+    "..\\PWNED.mk",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_record_that_leads_out_writes_nothing(settings, here, tmp_path, name, capsys):
+    one = session(tmp_path / "one", done=[A, B])
+    study = one / "results" / "demo"
+    write(one / "PWNED.mk", "not mine")
+    (study / "..\\PWNED.mk").write_text("not mine")
+    record = study / "checksums" / f"3-train-{A}.sha256"
+    digest = gather.file_digest(one / "PWNED.mk")
+    record.write_text(f"{record.read_text()}{digest}  {name}\n")
+    said = gather.gather(settings, [one])
+    assert f"checksums/3-train-{A}.sha256 is damaged: left out" in capsys.readouterr().err
+    assert f"{A}: not begun" in said
+    assert not list((tmp_path / "here").rglob("*PWNED*"))
+    # nor does a study's own: the step is done again, and what lies outside is let alone
+    safekeeping.mend(study)
+    assert not (study / "notebooks" / f"3-train-{A}.ipynb").exists()
+    assert (one / "PWNED.mk").read_text() == "not mine"
+
+
+def test_dots_in_a_name_lead_nowhere():
+    for name in ("runs/a..b/..c", "runs/c../x", "...", "runs/a b/scores.csv", "runs/.x"):
+        assert safekeeping.LINE.fullmatch(f"{'0' * 64}  {name}")[2] == name
+
+
+def test_nothing_is_brought_through_a_link(tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "runs").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="leads out of"):
+        gather._bring(write(tmp_path / "from", "x"), study, "runs/to")
+    assert not (tmp_path / "to").exists()
 
 
 def test_a_study_at_work_is_let_alone(settings, here, tmp_path):

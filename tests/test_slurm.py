@@ -104,7 +104,8 @@ def requeue(cluster: Cluster, job: str) -> None:
 def identical(expected: Path, folder: Path) -> None:
     """Both finished; damaged or half-written files would be a difference."""
     found = compare(expected, folder)
-    assert not found.differences, found.report()
+    different = [each for each in found.differences if each.file != "0-quickstart.ipynb"]
+    assert not different, found.report()  # the quickstart is committed beside a study's notebooks
     assert found.files > 10
 
 

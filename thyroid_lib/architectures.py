@@ -138,7 +138,7 @@ def build(name: str, in_channels: int = 1, out_channels: int = 1, width: int | N
     network = load(name)
     try:
         return network(in_channels, out_channels, width)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _told(error, name, f"{network.__name__}(in_channels, out_channels, width)") from error
 
 
@@ -263,8 +263,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     if asked.name is None:
         print("in the library:", ", ".join(MODELS))
-        print(f"in {FOLDER}/:", ", ".join(files()) or "none")
+        sound = [name for name in files() if name not in MODELS and not problem(name)]
+        print(f"in {FOLDER}/:", ", ".join(sound) or "none")
         return 0
+    if asked.size is not None and asked.size < 1:
+        parser.error(f"--size: got {asked.size}, need 1 or more")
     try:
         net = build(asked.name, width=asked.width)
         size = asked.size or net.divisor * max(1, 256 // net.divisor)

@@ -252,8 +252,10 @@ def mistakes(
 
 def paint(ax, mask: np.ndarray, colour: str, strength: float = 0.75) -> None:
     """Colour the pixels of a mask, bool (H,W), and let what is below shine through."""
-    layers = [np.full(mask.shape, part) for part in to_rgb(colour)]
-    ax.imshow(np.dstack([*layers, strength * mask]), interpolation="nearest")
+    # bytes, not floats, whose last bits would round the drawn colours now up and now down
+    layers = [np.full(mask.shape, round(255 * part)) for part in to_rgb(colour)]
+    layers.append(round(255 * strength) * mask)
+    ax.imshow(np.dstack(layers).astype(np.uint8), interpolation="nearest")
 
 
 def save(fig: Figure, path: str | Path) -> None:

@@ -20,7 +20,8 @@ from thyroid_lib.fingerprint import file_digest
 UNFINISHED = Path("logs", "report.failed.txt")  # there as long as the report tells of failed steps
 WEIGHTS = "model.pt"
 PASSING = (".partial", ".damaged")  # of files that are none of a step's results
-LINE = re.compile(r"([0-9a-f]{64})  (?!/|\.\./)(.+)")
+# Below the folder alone: no absolute name, no part that is "..", no other system's separator.
+LINE = re.compile(r"([0-9a-f]{64})  (?!/)(?!(?:.*/)?\.\.(?:/|$))([^\\\n\0]+)")
 
 
 def claim(study: str | Path) -> TextIO:

@@ -16,13 +16,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "https://github.com/"
-ADDRESS = re.compile(r"[\w-]+/[\w.-]+")
+# As GitHub names accounts and repositories; an ending .git is of a clone's address alone.
+ADDRESS = re.compile(
+    r"[a-z0-9][a-z0-9-]*/(?!-)(?!\.{1,2}$)(?!.*\.git$)[a-z0-9._-]+", re.ASCII | re.IGNORECASE
+)
 BRANCH = "main"
 
 # It must work before the library is there; what the library needs besides is its own business.
 SETUP = """\
 # @title Set up: the library, the GPU, and where results go
 import importlib.util
+import os
 import subprocess
 import sys
 from glob import glob
@@ -30,8 +34,8 @@ from glob import glob
 repository = "{repository}"
 if not importlib.util.find_spec("thyroid_lib"):
     places = ".", "../input/*", "../input/datasets/*/*", "drive/MyDrive", "drive/MyDrive/thyroid"
-    wheels = [wheel for place in places for wheel in sorted(glob(f"{{place}}/thyroid_lib-*.whl"))]
-    source = wheels[-1:] or [repository] * bool(repository)
+    wheels = [wheel for place in places for wheel in glob(f"{{place}}/thyroid_lib-*.whl")]
+    source = sorted(wheels, key=os.path.getmtime)[-1:] or [repository] * bool(repository)
     assert source, "upload thyroid_lib-….whl (from `make wheel`) beside this; in a clone: make lab"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "--no-deps", *source], check=True)
@@ -60,7 +64,9 @@ def with_repository(pyproject: str, repo: str) -> str:
         ValueError: it is no owner/name.
     """
     if not ADDRESS.fullmatch(repo):
-        raise ValueError(f"REPO: got {repo!r}, need owner/name as it stands in the address")
+        raise ValueError(
+            f"REPO: got {repo!r}, need owner/name as it stands in the address, without .git"
+        )
     urls = f'[project.urls]\nRepository = "{HOST}{repo}"\n\n'
     bare = re.sub(r"\[project\.urls\]\n(?:\w+ = .*\n)*\n", "", pyproject)
     return bare.replace("[project.optional-dependencies]", f"{urls}[project.optional-dependencies]")

@@ -4,18 +4,22 @@
 
 Each source is a folder or a zip with the study's folder anywhere in it, as `kaggle kernels output`
 brings it. A step counts as done if every file that it wrote is there and has the checksum that was
-written down for it. Of a run that several have begun the one that came furthest goes on. Nothing is
-written before all is found to fit together, and nothing here is replaced by less. Logs stay where
-they are.
+written down for it, and a run if it was trained with the study's settings. Of a run that several
+have begun the one that came furthest goes on. Nothing is written before all is found to fit
+together, and nothing here is replaced by less. Logs stay where they are.
 """
 
 import argparse
+import glob
+import json
+import lzma
 import os
 import shutil
 import stat
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,9 +27,16 @@ from pathlib import Path, PurePosixPath
 
 from thyroid_lib import checkpoint, place, safekeeping
 from thyroid_lib.fingerprint import file_digest
-from thyroid_lib.study import list_runs, read_study
+from thyroid_lib.study import LEAKY, list_runs, read_study, show
 
+TRAINED = (  # settings that make other weights, for every run
+    "size", "resize", "width", "epochs", "batch_size", "lr", "selection", "augment", "val_share",
+)  # fmt: skip
 STORES = "store/store.json", "store-reported/store.json"
+# What zipfile raises on a zip that is cut, altered, encrypted or of an unknown kind.
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError,
+)  # fmt: skip
 TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # without times
 
 
@@ -41,9 +52,12 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-def look(name: str, folder: Path, runs: list[str]) -> Found:
-    """Find the sound steps and the runs begun in a study's folder; read every file once."""
-    found = Found(name, folder)
+def look(name: str, folder: Path, config: dict) -> Found:
+    """Find the sound steps and the runs begun in a study's folder; read every file once.
+
+    A run that is finished with other settings than the study's is none of its runs.
+    """
+    found, runs = Found(name, folder), list_runs(config)
     for record in sorted(folder.glob("checksums/*.sha256")):
         step = record.stem
         if not (folder / "notebooks" / f"{step}.ipynb").is_file():
@@ -57,8 +71,13 @@ def look(name: str, folder: Path, runs: list[str]) -> Found:
         if step == "1-preprocess" and not all((folder / n).is_file() for n in names):
             continue
         wrong = [line[2] for line in lines if not _is(folder / line[2], line[1])]
+        if (run := step.removeprefix("3-train-")) in runs:
+            needed = [f"runs/{run}/{table}" for table in (*TABLES, "run.json")]
+            wrong += sorted({*needed} - {*names})
         if wrong:
             found.problems.append(f"{step}: {wrong[0]} is missing or not the file that was written")
+        elif run in runs and (other := differing(folder / "runs" / run, run, config)):
+            found.problems.append(f"{run}: {other}")
         else:
             found.steps[step] = names
     for run in runs:
@@ -72,6 +91,34 @@ def look(name: str, folder: Path, runs: list[str]) -> Found:
             state = max(states, key=_reached)
             found.begun[run], found.keys[run] = _reached(state), state.get("key", "")
     return found
+
+
+def differing(folder: Path, run: str, config: dict) -> str:
+    """Say in what a finished run's settings differ from the study's; "" if in none.
+
+    Only what moves weights is compared, and of `auto` settings nothing: other scores are made anew
+    by the workflow, without training. What an older run.json does not hold is taken as the same.
+    """
+    try:
+        about = json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""  # not finished, or damaged: others say so
+    if not isinstance(about, dict):
+        return "run.json holds no settings"
+    wanted = {key: config[key] for key in TRAINED} | list_runs(config)[run]
+    wanted |= {key: config[key] for key in ("device", "precision") if config[key] != "auto"}
+    if wanted["protocol"] == "reported":  # whose frames are as that study had them
+        wanted["selection"] = "test"
+    elif set(str(about.get("mend", "")).split()) != set(config["mend"]):
+        wanted["mend"] = " ".join(config["mend"])
+    if wanted["protocol"] not in LEAKY:
+        wanted["folds"] = config["folds"]
+    texts = [
+        f"{key} {show(about[key])}, the study has {show(value)}"
+        for key, value in wanted.items()
+        if key in about and about[key] != value
+    ]
+    return "; ".join(texts)
 
 
 def _lines(record: Path) -> list[str]:
@@ -90,24 +137,28 @@ def contradictions(all_found: list[Found], runs: list[str]) -> list[str]:
     """Say in what these do not fit together: other frames, or other results of one run."""
     said = []
     for name in STORES:
-        texts = {f.name: f.folder.joinpath(name).read_bytes() for f in all_found
-                 if f.folder.joinpath(name).is_file()}  # fmt: skip
-        if len(set(texts.values())) > 1:
+        texts = [(f.name, f.folder.joinpath(name).read_bytes()) for f in all_found
+                 if f.folder.joinpath(name).is_file()]  # fmt: skip
+        if len({text for _, text in texts}) > 1:
             said.append(
-                f"{name} differs between {', '.join(texts)}: these trained on other frames, or "
-                "with another size or mending; gather each by itself"
+                f"{name} differs between {_who(texts)}: these trained on other frames, or with "
+                "another size or mending; gather each by itself"
             )
     for run in runs:
         done = [found for found in all_found if f"3-train-{run}" in found.steps]
         for table in TABLES:
-            digests = {f.name: file_digest(f.folder / "runs" / run / table) for f in done}
-            if len(set(digests.values())) > 1:
+            digests = [(f.name, file_digest(f.folder / "runs" / run / table)) for f in done]
+            if len({digest for _, digest in digests}) > 1:
                 said.append(
-                    f"{run}: finished in {', '.join(digests)}, but its {table} differs: keep one "
+                    f"{run}: finished in {_who(digests)}, but its {table} differs: keep one "
                     "and take the other away (other GPUs and versions give other bits)"
                 )
                 break
     return said
+
+
+def _who(pairs: list[tuple]) -> str:
+    return ", ".join(name for name, _ in pairs)
 
 
 def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
@@ -125,7 +176,7 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             last = f"notebooks/{step}.ipynb"
             for name in [*sorted({*names} - {last}), *also, last]:
                 if (found.folder / name).is_file():
-                    _bring(found.folder / name, here.folder / name)
+                    _bring(found.folder / name, here.folder, name)
             if run in runs:
                 checkpoint.forget(here.folder / "runs" / run)
                 here.begun.pop(run, None)
@@ -144,14 +195,21 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             )
             continue
         for path in sorted(best.folder.glob(f"runs/{run}/checkpoint*.pt"), reverse=True):
-            _bring(path, here.folder / "runs" / run / path.name)
+            _bring(path, here.folder, f"runs/{run}/{path.name}")
         here.begun[run] = reached
         brought.append(f"{run} goes on after {reached[0]} epochs (from {best.name})")
     return brought
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all, however large it is."""
+def _bring(source: Path, study: Path, name: str) -> None:
+    """Copy a file, whole or not at all, however large it is, to its name below the study's folder.
+
+    Raises:
+        ValueError: the name leads out of that folder, if only by a link in it.
+    """
+    target = study / name
+    if not target.resolve().is_relative_to(study.resolve()):
+        raise ValueError(f"{source}: {name} leads out of {study}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
@@ -161,8 +219,10 @@ def _bring(source: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[str, Path]]:
+def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[Path, Path]]:
     """Find the folders of a study in a folder or a zip, which is unpacked into `work`.
+
+    Yields where each was found, as the user knows it, and where it lies now.
 
     Raises:
         ValueError: it is neither, it is damaged, or the study is not in it.
@@ -171,7 +231,7 @@ def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[str, Path]]
         top = work / f"{len(list(work.iterdir()))}"
         try:
             _unpack(path, top)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+        except DAMAGED as error:
             raise ValueError(f"{path}: is no zip that can be read ({error})") from None
     elif path.is_dir():
         top = path
@@ -186,7 +246,7 @@ def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[str, Path]]
         if any((folder / part).is_dir() for part in known):
             inside = folder.relative_to(top).as_posix()
             plain = inside in (".", study, f"results/{study}")
-            yield path.name if plain else f"{path.name}/{inside}", folder
+            yield path if plain else path / inside, folder
 
 
 def _unpack(archive: Path, top: Path) -> None:
@@ -216,26 +276,41 @@ def gather(parameters: str | Path, sources: list[Path], overrides: dict | None =
     results = place(f"results/{study}")
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        others = []
+        places: list[tuple[Path, Path]] = []
         for source in sources:
-            folders = dict(studies_in(source, study, work))
-            others += [look(name, folder, runs) for name, folder in folders.items()]
-            if not folders:
+            places += (new := list(studies_in(source.absolute(), study, work)))
+            if not new:
                 print(f"note: {source} holds nothing of the study {study}", file=sys.stderr)
+        names = _names([where for where, _ in places])
+        others = [
+            look(name, folder, config) for name, (_, folder) in zip(names, places, strict=True)
+        ]
         if not others:
             raise ValueError(f"nothing of the study {study} in {len(sources)} sources")
         stack.enter_context(safekeeping.claim(results))
-        here = look("results", results, runs)
+        here = look(str(results), results, config)
         for found in (here, *others):
             for problem in found.problems:
                 print(f"note: {found.name}: {problem}: left out", file=sys.stderr)
         if said := contradictions([here, *others], runs):
             raise ValueError("\n".join(said))
         brought = merge(here, others, runs)
-    return report(parameters, here, runs, brought)
+    return report(parameters, here, runs, brought, overrides)
 
 
-def report(parameters: str | Path, here: Found, runs: list[str], brought: list[str]) -> str:
+def _names(places: list[Path]) -> list[str]:
+    """Return the places without the folders that all of them lie in: short, and each another."""
+    above = Path(os.path.commonpath([place.parent for place in places])) if places else None
+    return [place.relative_to(above).as_posix() for place in places]
+
+
+def report(
+    parameters: str | Path,
+    here: Found,
+    runs: list[str],
+    brought: list[str],
+    overrides: dict | None = None,
+) -> str:
     """Say what was brought, how far the study is, and the next command."""
     done = [run for run in runs if f"3-train-{run}" in here.steps]
     begun = {run: here.begun[run] for run in runs if run in here.begun and run not in done}
@@ -244,12 +319,36 @@ def report(parameters: str | Path, here: Found, runs: list[str], brought: list[s
     lines.append(f"{len(done)} of {len(runs)} runs are done")
     lines += [f"{run}: goes on after {epochs} epochs" for run, (epochs, _) in begun.items()]
     lines += [f"{run}: not begun" for run in missing]
+    given = " ".join(f"{key}={_word(value)}" for key, value in (overrides or {}).items())
+    which = f"PARAMETERS={parameters}" + (f' SET="{given}"' if given else "")
     if len(done) < len(runs):
-        lines.append(f"next: make kaggle PARAMETERS={parameters} OWNER=<your name>")
-        lines.append(f"or, to finish here: make study PARAMETERS={parameters}")
+        lines.append(f"next: make kaggle {which} OWNER=<your name>")
+        lines.append(f"or, to finish here: make study {which}")
     else:
-        lines.append(f"next: make study PARAMETERS={parameters}    # compares the runs")
+        lines.append(f"next: make study {which}    # compares the runs")
     return "\n".join(lines)
+
+
+def _word(value) -> str:
+    """A setting as SET takes it: one word, without quotes."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_word, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def matching(words: list[str]) -> list[Path]:
+    """Return the paths that words mean, which hold ~ and wildcards as a shell's do; none is lost.
+
+    make hands them over as they are, since a shell would take more than that for its own.
+    """
+    paths: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        found = [] if path.exists() else sorted(glob.glob(str(path)))
+        paths += map(Path, found or [path])
+    return paths
 
 
 def main() -> int:
@@ -257,7 +356,7 @@ def main() -> int:
     from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="folders or zips")
+    parser.add_argument("sources", nargs="*", help="folders or zips")
     parser.add_argument("--parameters", required=True, help="the study's YAML")
     parser.add_argument("--set", nargs="*", default=[], help="settings, key=value")
     args = parser.parse_args()
@@ -265,7 +364,7 @@ def main() -> int:
         print('error: nothing to gather: FROM="folder1 folder2.zip"', file=sys.stderr)
         return 2
     try:
-        print(gather(args.parameters, args.sources, parse_config(args.set)))
+        print(gather(args.parameters, matching(args.sources), parse_config(args.set)))
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         told = f"{error.strerror}: {error.filename}" if named else error

@@ -28,6 +28,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import gather
 from thyroid_lib import place, write_file
 from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.study import list_runs, read_study
@@ -69,7 +70,8 @@ def build(
         hours: that a session may take.
         gpus: 1 or 2, runs that a session does at a time.
         frames: how many the data hold; 0 where source or store say it.
-        out: the folder in which <study>/ is made anew.
+        out: the folder in which <study>/ gets dataset/, kernel-*/ and <study>.yaml; what else lies
+            there stays.
         wheels: a folder with requirements.txt and the wheels for it; "" to download them.
 
     Raises:
@@ -77,12 +79,16 @@ def build(
     """
     if not 0.5 <= hours <= SESSION_HOURS:
         raise ValueError(f"hours: got {hours}, need 0.5 to {SESSION_HOURS}, a session's limit")
+    if frames < 0:
+        raise ValueError(f"frames: got {frames}, need their number, or 0 where it is known")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
         raise ValueError(f"owner: got {owner!r}, need the name in your Kaggle profile's address")
+    if data and not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+/[1-9][0-9]*", data):
+        raise ValueError(f"data: got {data!r}, need owner/slug/version, the version 1 or more")
     named = {"data": f"kaggle:{data}"} if data else {}
     config = read_study([parameters], overrides=(overrides or {}) | named) | {"budget_minutes": 0}
     study, slug = config["study"], f"thyroid-{config['study'].replace('_', '-')}"
-    source = re.fullmatch(r"kaggle:([\w-]+/[\w-]+)/\d+", config["data"])
+    source = re.fullmatch(r"kaggle:([\w-]+/[\w-]+)/[1-9][0-9]*", config["data"])
     if config["data"] not in ("", "auto") and not source:
         raise ValueError(
             f"data: got {config['data']!r}, which Kaggle cannot see: upload it as a data set and "
@@ -91,7 +97,7 @@ def build(
     if not SLUG.fullmatch(f"{slug}-999"):
         raise ValueError(f"study: {study} is too long for a name on Kaggle, need 38 letters")
     results = place(f"results/{study}")
-    missing = [run for run in list_runs(config) if not _done(results, run)]
+    missing = [run for run in list_runs(config) if not _done(results, run, config)]
     if not missing:
         raise ValueError(f"{study}: no run is missing in {results}")
     minutes = estimate(config, missing, frames or count_frames(config, results), results)
@@ -99,25 +105,39 @@ def build(
     kernels = pack(minutes, room)
 
     top = Path(out, study)
-    shutil.rmtree(top, ignore_errors=True)
-    _write_dataset(top / "dataset", config, f"{owner}/{slug}", results, missing, wheels)
-    write_file(top / f"{study}.yaml", yaml.safe_dump(config, sort_keys=False))
-    whole_store = (results / "store" / "images.npy").exists()
-    for number, runs in enumerate(kernels, 1):
-        _write_kernel(
-            top / f"kernel-{number}", f"{owner}/{slug}-{number}",
-            gpu=config["device"] != "cpu" and gpus,
-            datasets=[f"{owner}/{slug}", *([source[1]] if source else [])],
-            bundle=f"{owner}/{slug}", study=study, runs=runs,
-            minutes=60.0 * hours - START_MINUTES,
-            keep_store=number == 1 and not whole_store,
-        )  # fmt: skip
-    _tell(top, config, kernels, minutes, room, gpus)
+    again = any(top.glob("output-*"))  # of kernels, which had the data set
+    # All that may fail or take long comes first, and to another place.
+    wheels = wheels or download_wheels(Path(out, "wheels"))
+    top.mkdir(parents=True, exist_ok=True)
+    new = top / ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        _write_dataset(new / "dataset", config, f"{owner}/{slug}", results, missing, wheels)
+        whole_store = (results / "store" / "images.npy").exists()
+        for number, runs in enumerate(kernels, 1):
+            _write_kernel(
+                new / f"kernel-{number}", f"{owner}/{slug}-{number}",
+                gpu=config["device"] != "cpu" and gpus,
+                datasets=[f"{owner}/{slug}", *([source[1]] if source else [])],
+                bundle=f"{owner}/{slug}", study=study, runs=runs,
+                minutes=60.0 * hours - START_MINUTES,
+                keep_store=number == 1 and not whole_store,
+            )  # fmt: skip
+        write_file(top / f"{study}.yaml", yaml.safe_dump(config, sort_keys=False))
+        _swap(new, top)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    _tell(top, config, kernels, minutes, room, gpus, again)
     return kernels
 
 
-def _done(results: Path, run: str) -> bool:
-    return (results / "notebooks" / f"3-train-{run}.ipynb").is_file()
+def _done(results: Path, run: str, config: dict) -> bool:
+    """Whether a run is finished here, with the settings that are asked for."""
+    if not (results / "notebooks" / f"3-train-{run}.ipynb").is_file():
+        return False
+    if other := gather.differing(results / "runs" / run, run, config):
+        print(f"note: {run}: {other}: it is trained anew", file=sys.stderr)
+    return not other
 
 
 def count_frames(config: dict, results: Path) -> int:
@@ -153,14 +173,15 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # not finished, or damaged: nothing is lost
     usual = multiply_adds(build_model("resunet_reported"), EPOCH_SIZE)
-    minutes = {}
+    minutes, work = {}, {}
     for run in runs:
         about = list_runs(config)[run]
         if about["model"] in measured:
             seconds = statistics.median(measured[about["model"]])
         else:
-            work = multiply_adds(build_model(about["model"], width=wide), size)
-            seconds = EPOCH_SECONDS / EPOCH_FRAMES * work / usual
+            if (model := about["model"]) not in work:
+                work[model] = multiply_adds(build_model(model, width=wide), size)
+            seconds = EPOCH_SECONDS / EPOCH_FRAMES * work[model] / usual
         grouped = about["protocol"] in ("grouped", "leave-one-group-out")
         trained = frames * (1 - 1 / config["folds"] if grouped else 0.7)
         minutes[run] = FIXED_MINUTES + MARGIN * seconds * trained * config["epochs"] / 60
@@ -181,6 +202,21 @@ def pack(minutes: dict[str, float], room: float) -> list[list[str]]:
     return sessions
 
 
+def _swap(new: Path, top: Path) -> None:
+    """Put what was built in the place of what an earlier round built, and touch nothing else."""
+    old = top / ".old"
+    shutil.rmtree(old, ignore_errors=True)
+    old.mkdir()
+    built = {path.name for path in new.iterdir()}
+    before = {path.name for path in (top / "dataset", *top.glob("kernel-*")) if path.exists()}
+    for name in sorted(built | before):  # renamed only: a kill finds all but no time for itself
+        if name in before:
+            (top / name).rename(old / name)
+        if name in built:
+            (new / name).rename(top / name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_dataset(
     folder: Path, config: dict, name: str, results: Path, missing: list[str], wheels: str | Path
 ) -> None:
@@ -199,7 +235,7 @@ def _write_dataset(
             target = folder / "results" / config["study"] / "runs" / run / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    shutil.copytree(wheels or download_wheels(folder.parent.parent / "wheels"), folder / "wheels")
+    shutil.copytree(wheels, folder / "wheels")
     about = {"title": name.split("/")[1], "id": name, "licenses": [{"name": "other"}]}
     write_file(folder / "dataset-metadata.json", json.dumps(about, indent=1) + "\n")
 
@@ -218,6 +254,8 @@ def download_wheels(folder: Path) -> Path:
     mark = folder / f"{hashlib.sha256(lock.encode()).hexdigest()[:16]}.lock"
     if mark.is_file():
         return folder
+    print("fetching wheels: once, some minutes …", flush=True)
+    whole, folder = folder, folder.with_name(f"{folder.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -249,8 +287,9 @@ def download_wheels(folder: Path) -> Path:
     versions = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^ \n]+)", lock))
     text = "".join(f"{need}\n" for need in needs["dependencies"])
     write_file(folder / "requirements.txt", f"{text}snakemake=={versions['snakemake']}\n")
-    write_file(mark, lock)
-    return folder
+    write_file(folder / mark.name, lock)
+    shutil.rmtree(whole, ignore_errors=True)
+    return folder.rename(whole)
 
 
 def _meant(entry: str) -> bool:
@@ -312,8 +351,16 @@ def _write_kernel(folder: Path, name: str, *, gpu: int, datasets: list[str], **s
     write_file(folder / "kernel-metadata.json", json.dumps(about, indent=1) + "\n")
 
 
-def _tell(top: Path, config: dict, kernels: list, minutes: dict, room: float, gpus: int) -> None:
-    """Say what was made, how long it may take, and the commands that come next."""
+def _tell(
+    top: Path,
+    config: dict,
+    kernels: list,
+    minutes: dict,
+    room: float,
+    gpus: int,
+    again: bool,
+) -> None:
+    """Say what was made, how long it may take, and the commands that come next, one a line."""
     total = 0.0
     for number, runs in enumerate(kernels, 1):
         hours = min(sum(minutes[run] for run in runs), room) / gpus / 60
@@ -326,14 +373,20 @@ def _tell(top: Path, config: dict, kernels: list, minutes: dict, room: float, gp
           f" (Kaggle gives about {WEEK_HOURS} GPU hours a week)")  # fmt: skip
     about = json.loads((top / "kernel-1" / "kernel-metadata.json").read_text("utf-8"))
     name = about["id"].removesuffix("-1")
-    here = f"-p {top}/dataset --dir-mode zip"
-    print(
-        f"\nkaggle datasets create {here}  # once; later: kaggle datasets version -m again {here}"
-    )
-    for number in range(1, len(kernels) + 1):
+    numbers = range(1, len(kernels) + 1)
+    print("\nto send it:")
+    if again:
+        print(f"kaggle datasets version -m again -p {top}/dataset --dir-mode zip")
+    else:
+        print(f"kaggle datasets create -p {top}/dataset --dir-mode zip")
+    print("\nwhen the data set is ready, as the first of these says:")
+    print(f"kaggle datasets status {name}")
+    for number in numbers:
         print(f"kaggle kernels push -p {top}/kernel-{number}")
-    print("\nwhen they have ended:")
-    for number in range(1, len(kernels) + 1):
+    print("\nwhen they have ended, as the first of these say:")
+    for number in numbers:
+        print(f"kaggle kernels status {name}-{number}")
+    for number in numbers:
         print(f"kaggle kernels output {name}-{number} -p {top}/output-{number}")
     print(f'make gather PARAMETERS={top}/{config["study"]}.yaml FROM="{top}/output-*"')
 
