@@ -98,7 +98,7 @@ def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp
     fig = plots.mistakes(cases, store, picked, [pred])
     above, below = shown_images(fig)
     assert len(above.collections) == 2
-    _, missed, too_much = (image.get_array() for image in below.images)
+    _, missed, too_much = (image.get_array() / 255 for image in below.images)
     np.testing.assert_array_equal(missed[:, :, 3] > 0, ref & ~pred)
     np.testing.assert_array_equal(too_much[:, :, 3] > 0, pred & ~ref)
     assert to_hex(missed[0, 0, :3]) == plots.REFERENCE
