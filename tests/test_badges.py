@@ -44,7 +44,7 @@ def cells_of(notebook: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("word", ["a/b;touch PWNED", "a/b'; touch PWNED; '", "-a/b"])
 def test_make_hands_the_address_over_as_it_is(word):
-    command = ["make", "-n", "-o", ".venv/.ready", "badges", f"REPO={word}"]
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "badges", f"REPO={word}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout.replace("\\\n", " "))[-2:] == ["--", word]
 

@@ -311,7 +311,16 @@ def test_words_are_paths_or_what_a_shell_would_make_of_them(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("word", ["x;touch PWNED", "x'; touch PWNED; '", "out-*", "~/x.zip", "(x)"])
 def test_make_hands_words_over_as_they_are(word):
-    command = ["make", "-n", "-o", ".venv/.ready", "gather", f"FROM=first {word}", "SET=lr=1"]
+    command = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "-o",
+        ".venv/.ready",
+        "gather",
+        f"FROM=first {word}",
+        "SET=lr=1",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     words = shlex.split(done.stdout.replace("\\\n", " "))
     assert words[-len(word.split()) - 2 :] == ["--", "first", *word.split()]
