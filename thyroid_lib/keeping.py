@@ -247,7 +247,7 @@ def _alike(target: Path, stat: os.stat_result) -> bool:
 def _copy(path: Path, target: Path) -> None:
     """Copy whole or not at all, time included."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}-copy.partial")
+    partial = target.with_name(f"{target.name}.copy.{os.getpid()}.partial")
     try:
         shutil.copyfile(path, partial)
         with suppress(OSError):  # not every Drive keeps times
