@@ -31,9 +31,9 @@ def find_data(data: str | Path) -> Path | None:
     Args:
         data: a path, which may be relative to the project; `kaggle:owner/slug/version`, a data set
             of Kaggle: the one attached to this notebook under that name, whose version was chosen
-            there, else fetched in this version; `auto`, TG3K's
-            release: among what is attached on Kaggle, on Colab's Drive (a folder or zip named
-            tg3k…), in data/ of the project, else fetched from its public place; or "", none.
+            there, else fetched in this version; `auto`, TG3K's release: among what is attached on
+            Kaggle, in data/ or results/data of the project, on Colab's Drive (a folder or zip named
+            tg3k…), else fetched from its public place; or "", none.
 
     Returns:
         A folder or a zip; None for "".

@@ -164,12 +164,9 @@ def keep_copies(folder: str | Path) -> Copies | None:
     if (folder / "results").resolve() == place("results").resolve():
         return None
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    for partial in list(folder.rglob("*.partial")):
-        with suppress(OSError):
-            if partial.stat().st_mtime < time.time() - STALE:
-                partial.unlink()
     copies = Copies(folder)
     if os.environ.get("THYROID_KEEPS") != str(folder):  # else the process that began this one did
+        _tidy(folder)
         bring_back(folder)
         _put_aside(copies)
         os.environ["THYROID_KEEPS"] = str(folder)
@@ -179,6 +176,14 @@ def keep_copies(folder: str | Path) -> Copies | None:
     _copies = copies
     _copies.refresh()
     return _copies
+
+
+def _tidy(folder: Path) -> None:
+    """Take away what sessions that are gone have copied half."""
+    for partial in list(folder.rglob("*.partial")):
+        with suppress(OSError):
+            if partial.stat().st_mtime < time.time() - STALE:
+                partial.unlink()
 
 
 def _put_aside(copies: Copies) -> None:

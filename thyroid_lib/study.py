@@ -187,11 +187,9 @@ def _network_problem(name: str) -> str:
     if name in own:
         return architectures.problem(name)
     choices = [*NETWORKS, *own]
-    close = difflib.get_close_matches(name[:100], choices, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
     fits = architectures.NAME.fullmatch(name)
     added = f", or a file architectures/{name}.py ({architectures.HELP})" if fits else ""
-    return f"got {show(name)}, need one of {', '.join(choices)}{meant}{added}"
+    return f"got {show(name)}, need one of {', '.join(choices)}{_meant(name, choices)}{added}"
 
 
 def list_runs(config: dict) -> dict[str, dict]:
@@ -296,9 +294,12 @@ def _is_text(value: str) -> bool:
 
 def unknown(name, choices) -> str:
     """Say that there is no such name, which one may have been meant, and what there is."""
+    return f"{_named(name)}: unknown{_meant(name, choices)}; there are: {', '.join(choices)}"
+
+
+def _meant(name, choices) -> str:
     close = difflib.get_close_matches(str(name)[:100], choices, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{_named(name)}: unknown{meant}; there are: {', '.join(choices)}"
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _named(name) -> str:

@@ -37,10 +37,7 @@ def on_config(config):
 
 @event_priority(100)  # before mkdocs-jupyter, which takes the notebooks up
 def on_files(files, config):
-    for path in notebooks():
-        name, top = f"demo/{path.name}", str(DEMO.parent)
-        files.append(File(name, top, config.site_dir, config.use_directory_urls))
-    for path in DEMO.glob("frames.png"):
+    for path in (*notebooks(), *DEMO.glob("frames.png")):
         name = f"demo/{path.name}"
         files.append(File(name, str(DEMO.parent), config.site_dir, config.use_directory_urls))
     return files
