@@ -45,7 +45,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab test test-all torture slurm lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,11 +98,11 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-test: lint demo slurm  ## style, the demo, tests, and the committed notebooks run once more
+test: lint demo packages  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
-test-all: lint demo slurm  ## the same with the slow tests
+test-all: lint demo packages  ## the same with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
@@ -110,12 +110,16 @@ torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--on
 	@$(BIN)/python tests/torture.py $(OPTIONS)
 
 # Where packages can be had, and no service manager would start what they bring; the tests that need
-# it are skipped elsewhere, with the reason.
-slurm:  ## SLURM's daemons for its tests, in a container of Debian or Ubuntu, as root
-	@command -v slurmctld slurmd munged >/dev/null || test -d /run/systemd/system || test "$$(id -u)" != 0 || \
-		{ echo 'Installing SLURM for its tests (apt-get) …'; \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y \
-		--no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || echo 'not installed: its tests are skipped'; }
+# them are skipped elsewhere, with the reason.
+SYSTEM = slurmctld:slurm-wlm munged:munge Orthanc:orthanc,orthanc-dicomweb dciodvfy:dicom3tools \
+	chromium:chromium
+packages:  ## SLURM, Orthanc, dciodvfy and Chromium for the tests, in a container of Debian, as root
+	@missing=; for each in $(SYSTEM); do command -v "$${each%%:*}" >/dev/null || \
+		missing="$$missing $$(echo "$${each#*:}" | tr , ' ')"; done; \
+		test -z "$$missing" -o -d /run/systemd/system -o "$$(id -u)" != 0 || \
+		{ echo "Installing for the tests (apt-get):$$missing …"; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y \
+		--no-install-recommends $$missing; } >/dev/null 2>&1 || echo 'not installed: their tests are skipped'; }
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check --quiet .

@@ -1,5 +1,7 @@
 """Small data that several tests need; the real frames are used where they are."""
 
+import hashlib
+import json
 import os
 import signal
 import sys
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyroid_lib import folder
+from thyroid_lib import folder, frames
+from thyroid_lib.deploy.predictor import METADATA, describe_frames
 from thyroid_lib.store import build_store
 
 HERE = Path(__file__).resolve().parent
@@ -22,7 +25,7 @@ for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
 
 
-def _ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A bright smooth ellipse in noise and its mask: image uint8 (H,W), mask bool (H,W)."""
     rows, columns = np.mgrid[:height, :width]
     y, x = rng.uniform(0.4, 0.6, 2) * (height, width)
@@ -39,13 +42,62 @@ def write_folder(path: Path, *, groups: int, frames: int, height: int, width: in
         rng = np.random.default_rng(ord(group))
         for frame in range(frames):
             name = f"{group}{frame:02d}"
-            image, mask = _ellipse_pair(rng, height, width)
+            image, mask = ellipse_pair(rng, height, width)
             for part, array in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
                 (path / part).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path / part / f"{name}.png")
             lines.append(f"{name},{group}")
     (path / "groups.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return path
+
+
+def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segnet")) -> Path:
+    """Write a release whose networks are one multiplication: thyroid is what is bright.
+
+    A unet's threshold is gray level 115, that of every further model lies 10 higher.
+    """
+    onnx = pytest.importorskip("onnx")
+    make, files, sums = onnx.helper, {}, {}
+    rng = np.random.default_rng(0)
+    drawn = [ellipse_pair(rng, 60 + 2 * i, 150 - 2 * i)[0] for i in range(40)]
+    known = np.stack([frames.fit_image(image, size, "square") for image in drawn])
+    for place, name in enumerate(models):
+        shape = ["N", 1, size, size]
+        level = np.float32((115 + 10 * place) / 255)
+        graph = make.make_graph(
+            [
+                make.make_node("Sub", ["image", "level"], ["above"]),
+                make.make_node("Mul", ["above", "slope"], ["logits"]),
+            ],
+            name,
+            [make.make_tensor_value_info("image", onnx.TensorProto.FLOAT, shape)],
+            [make.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)],
+            [
+                onnx.numpy_helper.from_array(np.float32(level), "level"),
+                onnx.numpy_helper.from_array(np.float32(40), "slope"),
+            ],
+        )
+        proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
+        about = {
+            "model": name, "run_id": f"{name}-grouped-fold0-seed0", "width": 1, "size": size,
+            "resize": "square", "threshold": 0.5, "precision": "fp32", "temperature": 1.0,
+            "confidence_low": 0.5, "quality": describe_frames(known[::2], known[1::2]),
+        }  # fmt: skip
+        make.set_model_props(proto, {METADATA: json.dumps(about, sort_keys=True)})
+        content = proto.SerializeToString(deterministic=True)
+        files[name] = {"fp32": f"{name}.onnx"}
+        sums[f"{name}.onnx"] = hashlib.sha256(content).hexdigest()
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{name}.onnx").write_bytes(content)
+    about = {"selected": models[0], "models": files, "files": sums}
+    (path / "release.json").write_text(json.dumps(about), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory) -> Path:
+    """A release folder that takes no training: see `write_release`."""
+    return write_release(tmp_path_factory.mktemp("release") / "release")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = PROJECT["dependencies"] + [need for extra in EXTRAS.values() for need in extra]
-CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "snakemake": "snakemake-minimal"}
+CONDA = {
+    "matplotlib": "matplotlib-base", "playwright": "playwright-python",
+    "snakemake": "snakemake-minimal", "torch": "pytorch",
+}  # fmt: skip
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
@@ -27,6 +30,10 @@ ORDER = (
     "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
     "plots_replication", "safekeeping", "report", "verify", "study", "runner", "provenance",
 )  # fmt: skip
+
+
+# On top of them, in an order of their own.
+DEPLOYED = ("predictor", "export", "dicom", "node", "app")
 
 
 def split_need(need: str) -> tuple[str, str]:
@@ -219,6 +226,16 @@ def test_modules_import_only_from_those_before():
                 found = [inside] if inside else [alias.name for alias in node.names]
                 for other in set(found) & set(ORDER):
                     assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
+
+
+def test_deployment_stands_on_top():
+    for path in (ROOT / "thyroid_lib").glob("*.py"):
+        code = [line for line in path.read_text("utf-8").splitlines() if "import" in line]
+        assert not [line for line in code if "thyroid_lib.deploy" in line], f"{path.name} knows it"
+    for path in (ROOT / "thyroid_lib" / "deploy").glob("[a-z]*.py"):
+        inside = re.findall(r"(?:from|import) thyroid_lib\.deploy\.(\w+)", path.read_text("utf-8"))
+        before = DEPLOYED[: DEPLOYED.index(path.stem)]
+        assert set(inside) <= set(before), f"{path.name} imports {inside}"
 
 
 def tracked_files() -> list[Path]:

@@ -1,11 +1,6 @@
-import subprocess
-import sys
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from thyroid_lib import predict
 from thyroid_lib.frames import threshold_prob
@@ -84,41 +79,3 @@ def test_model_files_that_are_none_are_refused(tmp_path):
     torch.save({"weights": print}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="not a model of this project"):
         predict.load_model(tmp_path / "code.pt")
-
-
-def test_a_folder_is_segmented_from_the_command_line(run, tiny_store, tmp_path):
-    images, out = tmp_path / "images", tmp_path / "masks"
-    images.mkdir()
-    for row in (0, 5):
-        size = (41 + row, 37)
-        Image.fromarray(tiny_store.images[row]).resize(size).save(images / f"frame {row}.png")
-    (images / "broken.jpg").write_bytes(b"no image")
-    (images / "notes.txt").write_text("not looked at")
-    command = [
-        sys.executable, "-m", "thyroid_lib.predict", "--model", run.out / "model.pt",
-        "--images", images, "--out", out,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "passed over broken.jpg" in done.stderr
-    assert "2 of 3 images" in done.stdout
-    table = pd.read_csv(out / "areas.csv", keep_default_na=False)
-    assert list(table.file) == ["broken.jpg", "frame 0.png", "frame 5.png"]
-    for row in (0, 5):
-        mask = np.array(Image.open(out / f"frame {row}.png.mask.png"))
-        assert mask.shape == (37, 41 + row)
-        assert set(np.unique(mask)) <= {0, 255}
-        area = int(table.set_index("file").area_px[f"frame {row}.png"])
-        assert (mask > 0).sum() == area > 0
-
-
-def test_a_folder_without_images_or_model_is_one_sentence(run, tmp_path):
-    for model, said in ((run.out / "model.pt", "no image in"), (tmp_path / "x.pt", "no model at")):
-        command = [
-            sys.executable, "-m", "thyroid_lib.predict", "--model", model, "--images", tmp_path,
-            "--out", tmp_path / "out",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr

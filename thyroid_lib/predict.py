@@ -1,25 +1,16 @@
-"""From frames to masks with a trained model, for the study's scores and for a folder of images.
+"""From a store's frames to probabilities, masks and scores with a trained network.
 
-    python -m thyroid_lib.predict --model results/demo/runs/<run>/model.pt --images DIR --out DIR
-
-writes one mask (PNG, 0 or 255, at the image's own size) per image and `areas.csv`.
+Frames of anybody's own: `thyroid_lib.deploy.predictor`.
 """
 
-import argparse
-import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from thyroid_lib import architectures, checkpoint, frames, write_file
-from thyroid_lib.folder import SUFFIXES
+from thyroid_lib import architectures, checkpoint, frames
 from thyroid_lib.models import arithmetic, to_input
 from thyroid_lib.scores import Scores, score_maps
 from thyroid_lib.store import Store
@@ -173,64 +164,3 @@ def score_rows(
         resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
         workers=workers,
     )  # fmt: skip
-
-
-def segment_folder(model_path: str | Path, images: str | Path, out: str | Path) -> pd.DataFrame:
-    """Segment every image of a folder; an unreadable one is reported and passed over.
-
-    Returns:
-        One row per image: file, height, width, area_px, problem ("" where it went well).
-    """
-    model, meta = load_model(model_path)
-    if not Path(images).is_dir():
-        raise ValueError(f"no folder at {images}: give the folder that holds the images")
-    files = sorted(f for f in Path(images).iterdir() if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"no image in {images}: need {', '.join(sorted(SUFFIXES))}")
-    rows = []
-    for file in tqdm(files, unit="image", leave=False, disable=None):  # on a terminal only
-        try:
-            image = frames.read_gray(file)  # (H,W)
-        except ValueError as error:
-            rows.append({"file": file.name, "problem": str(error)})
-            continue
-        fitted = frames.fit_image(image, meta["size"], meta["resize"])
-        prob = predict_prob(model, fitted[None])[0]
-        native = frames.restore_prob(prob, *image.shape, meta["resize"])
-        pred = frames.threshold_prob(native, meta["threshold"])
-        mask = io.BytesIO()
-        Image.fromarray(pred.astype(np.uint8) * 255).save(mask, format="PNG")
-        write_file(Path(out) / f"{file.name}.mask.png", mask.getvalue())
-        height, width = image.shape
-        rows.append(
-            {"file": file.name, "height": height, "width": width, "area_px": int(pred.sum()),
-             "problem": ""}
-        )  # fmt: skip
-    columns = ["file", "height", "width", "area_px", "problem"]
-    table = pd.DataFrame(rows).reindex(columns=columns)
-    table[columns[1:4]] = table[columns[1:4]].astype("Int64")
-    write_file(Path(out) / "areas.csv", table.to_csv(index=False))
-    return table
-
-
-def main() -> int:
-    """Segment a folder from the command line; exit 1 if any image failed, 2 if none could run."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="model.pt of a finished run")
-    parser.add_argument("--images", required=True, help="folder of PNG, JPEG, BMP or TIFF")
-    parser.add_argument("--out", required=True, help="folder for the masks and areas.csv")
-    asked = parser.parse_args()
-    try:
-        table = segment_folder(asked.model, asked.images, asked.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = table[table.problem != ""]
-    for row in failed.itertuples():
-        print(f"passed over {row.file}: {row.problem}", file=sys.stderr)
-    print(f"{len(table) - len(failed)} of {len(table)} images segmented into {asked.out}")
-    return 1 if len(failed) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
