@@ -3,8 +3,8 @@
     make app
     streamlit run app/streamlit_app.py -- --model results/demo/deploy
 
-Everything shown is what `Predictor` finds. ONNX Runtime, no torch. An upload lives in memory, and
-in a temporary file for as long as it is read; its name and content are not logged.
+All that is shown is what `Predictor` finds. ONNX Runtime, no torch. An upload lives in memory, and
+in a temporary folder while it is read; neither its name nor its content is logged.
 """
 
 import argparse
@@ -26,62 +26,34 @@ from PIL import Image, ImageChops, ImageFilter
 from pydicom import Dataset
 
 from thyroid_lib import frames, phantom, place
-
-try:
-    from thyroid_lib.deploy import dicom
-except ImportError:
-    dicom = None
+from thyroid_lib.deploy import dicom
 from thyroid_lib.deploy.predictor import Prediction, Predictor, mask_png, table_csv
 
-RELEASES = ("results/demo/deploy", "results/reference/demo-release")  # where none is given
-EXAMPLES = {  # name: sweep of seed 7, which the demo does not train on, and frames
-    "Phantom 1": (16, 1),
-    "Phantom 2": (14, 1),
-    "Phantom 3, unlike the training frames": (21, 1),
+RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
+EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
+    "Phantom 1": (16, 1), "Phantom 2": (14, 1), "Phantom 3, unlike the training frames": (21, 1),
     "Phantom cine, 12 frames": (16, 12),
-}
+}  # fmt: skip
 MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
-MAX_FRAME, MAX_PIXELS = 16_000_000, 64_000_000  # of one frame, of all of a file
-AT_ONCE = 12  # frames that are measured unasked
-BLUE = (58, 168, 255)  # the prediction in every figure of the study
-SHOWN = 1000  # pixels across that a picture is drawn with, at least
-NOTICE = "Research use, not for diagnosis"
-STYLE = """<style>
-.stMainBlockContainer {padding: 3.4rem clamp(1rem, 3vw, 3rem) 4.5rem; max-width: 1560px}
-[data-testid=stSidebarHeader] {height: 2.2rem; margin: 0}
-[data-testid=stSidebarContent] {padding-bottom: 2.5rem}
-[data-testid=stExpandSidebarButton] {width: auto !important; padding: .2rem .7rem !important;
-  border: 1px solid currentColor; border-radius: .6rem}
-[data-testid=stExpandSidebarButton]::after {content: "Upload and settings"; font-size: .9rem;
-  padding-left: .4rem; white-space: nowrap}
-[data-testid=stImage] img {width: 100%; max-height: 72vh; object-fit: contain;
-  background: #000; border-radius: .35rem}
-[data-testid=stMetricValue] {font-variant-numeric: tabular-nums; font-size: 1.7rem}
-[data-testid=stMetric] {min-width: 9.5rem}
-.brand {display: flex; gap: .9rem; align-items: center}
-.brand img {width: 3.2rem; flex: none}
-.brand h1 {font-size: clamp(1.5rem, 3vw, 2rem); padding: 0; margin: 0; line-height: 1.15}
-.brand p {margin: .1rem 0 0; opacity: .8}
-@media (max-width: 1100px) {
-  .stMainBlockContainer {padding-top: 4.6rem}
-  .st-key-alone [data-testid=stColumn] {min-width: 100%}}
-.notice {position: fixed; inset: auto 0 0 0; z-index: 1000000; padding: .3rem 1rem;
-  text-align: center; font-weight: 600; font-size: .85rem; background: #f0c000; color: #14181c}
-</style>"""
-LOGO = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 48 48"><rect width="48" height="48"
-  rx="8" fill="#14181c"/><path d="M24 27c3 0 4-3 6-8s7-7 9-3 1 15-3 18-8-2-12-2-8 5-12 2-4-14-3-18
-  7-2 9 3 3 8 6 8z" fill="#1f5c8c" stroke="#3aa8ff" stroke-width="2"/></svg>"""
-HEAD = f"""<div class="brand"><img alt="" src="data:image/svg+xml,{quote(LOGO)}"><div>
-  <h1>Thyroid outline</h1><p>Outlines the thyroid in an ultrasound frame, measures it, and says when
-  not to trust it.</p></div></div><div class="notice" role="note">{NOTICE}</div>"""
+MAX_FRAME, MAX_ALL = 16, 64  # megapixels of one frame, of all frames of a file
+AT_ONCE = 12  # files or frames that are measured unasked
+BLUE = 58, 168, 255  # the prediction in every figure of the study
+DRAWN = 1000  # pixels across that a picture is drawn with, at least
+COLUMNS = (
+    "file", "frame", "model", "area_px", "area_mm2", "longest_px", "across_px", "longest_mm",
+    "across_mm", "confidence", "doubts", "refused", "problem",
+)  # fmt: skip
+LOGO = Path(__file__).with_suffix(".svg")
+HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Thyroid outline</h1>
+<p>Outlines the thyroid in an ultrasound frame, measures it, and says when not to trust it.</p>
+</div></div><div class="notice" role="note">{}</div>"""
 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """What a file held: frames, uint8 (H,W) or RGB (H,W,3), or one sentence on why there are none.
+    """What a file held: frames, uint8 (H,W) or RGB (H,W,3), or a sentence on why there are none.
 
-    spacing_mm: of rows and columns, where a DICOM file says it.
-    dataset: the DICOM file itself.
+    spacing_mm: of rows and columns, where a DICOM file has it; dataset: that file.
     """
 
     frames: tuple = ()
@@ -90,47 +62,69 @@ class Upload:
     problem: str = ""
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the file …")
-def read_upload(content: bytes, name: str) -> Upload:
-    """Read an uploaded picture or DICOM file; what cannot be read has a `problem`."""
+@dataclass(frozen=True)
+class Source:
+    """A file or an example that is read when its turn comes; `key` is its checksum."""
+
+    name: str
+    key: str
+    load: Callable[[], Upload]
+
+
+@st.cache_resource(max_entries=3, show_spinner="Reading the file …")
+def read_upload(content: bytes, suffix: str) -> Upload:
+    """Read a picture or a DICOM file; `problem` says what is wrong with it."""
     try:
         if len(content) > MAX_MB * 2**20:
             raise ValueError(f"has more than {MAX_MB} MB, save it smaller")
-        if content[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
+        if content[128:132] == b"DICM" or suffix in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
-            pixels = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1)
-            if pixels > MAX_PIXELS:
-                raise ValueError(
-                    f"has more than {MAX_PIXELS // 10**6} megapixels, send a part of it"
-                )
-            found = tuple(dicom.read_frames(dataset))
-            return Upload(found, dicom.spacing_of(dataset), dataset)
+            dicom.check(dataset)
+            count = int(dataset.get("NumberOfFrames") or 1)
+            _check_size(dataset.Rows * dataset.Columns, count)
+            return Upload(
+                tuple(dicom.read_frames(dataset)), dicom.spacing_of(dataset), dataset
+            )  # fmt: skip
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "upload"  # and not by its own name, which may be anything
+            path = Path(folder) / "upload"  # and not its own name, which may be anything
             path.write_bytes(content)
             gray = frames.read_gray(path)
-        if gray.size > MAX_FRAME:
-            raise ValueError(f"has more than {MAX_FRAME // 10**6} megapixels, save it smaller")
+        _check_size(gray.size, 1)
         return Upload((gray,))
+    except dicom.Refused as error:
+        return Upload(problem=f"is not taken: {error}")
     except ValueError as error:
         return Upload(problem=str(error).removeprefix("'upload' "))
+
+
+def _check_size(pixels: int, count: int) -> None:
+    if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
+        raise ValueError(
+            f"has {pixels * count / 1e6:.0f} megapixels, give at most {MAX_FRAME} a frame and "
+            f"{MAX_ALL} in all"
+        )
 
 
 @st.cache_resource(show_spinner=False)
 def draw_example(name: str) -> Upload:
     """Draw an example, a phantom."""
     sweep, count = EXAMPLES[name]
-    return Upload(
-        tuple(phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"])
-    )
+    made = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)
+    return Upload(tuple(made["images"]))
+
+
+def find_sources(files: list, example: str) -> list[Source]:
+    """Return the uploaded files, or the example where there are none."""
+    sources = []
+    for file in files:
+        content, suffix = file.getvalue(), Path(file.name).suffix.lower()
+        key = hashlib.sha256(content).hexdigest() + suffix
+        sources.append(Source(file.name, key, lambda c=content, s=suffix: read_upload(c, s)))
+    return sources or [Source(example, example, lambda: draw_example(example))]
 
 
 def find_release() -> Path:
-    """Return the model that was asked for, or the demo's.
-
-    Raises:
-        FileNotFoundError: there is none; says how to make one.
-    """
+    """Return the model that was asked for, or the demo's; without one a FileNotFoundError."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
@@ -138,34 +132,36 @@ def find_release() -> Path:
         if given or path.is_dir():
             return path
     raise FileNotFoundError(
-        "There is no model yet: run “make demo”, which trains and exports one in minutes, or give "
-        "one, streamlit run app/streamlit_app.py -- --model FOLDER."
+        "There is no model yet: “make demo” trains and exports one in minutes; or give a release, "
+        "streamlit run app/streamlit_app.py -- --model FOLDER."
     )
 
 
-def list_models(path: Path) -> dict[str, str]:
-    """Return the models of a release, the selected one first, each with the precision to run."""
-    if not path.is_dir():
-        return {"": "fp32"}
-    Predictor.open(path)  # says what is wrong with it
-    release = json.loads((path / "release.json").read_text("utf-8"))
-    names = sorted(release["models"], key=lambda name: name != release["selected"])
-    return {name: sorted(release["models"][name])[0] for name in names}  # "fp32" before "int8"
-
-
-@st.cache_resource(max_entries=8, show_spinner="Opening the model …")
-def open_predictor(path: Path, model: str, precision: str, changed: int) -> Predictor:
-    """Open a model, which then remembers its answers: what does not change the frame runs nothing.
+@st.cache_resource(max_entries=2, show_spinner="Opening the models …")
+def open_models(path: Path, changed: int) -> dict[str, Predictor]:
+    """Open a release's models, the selected one first, or the one of an .onnx file.
 
     Args:
-        changed: when the release was made, so that a new one is opened anew.
+        changed: when it was made: a new one is opened anew.
     """
     if path.suffix == ".pt":
-        raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx, by 6-deploy")
-    predictor = Predictor.open(path, model=model, precision=precision)
+        raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx of 6-deploy")
+    first = Predictor.open(path)
+    if not path.is_dir():
+        return {first.about["model"]: _remember(first)}
+    models = json.loads((path / "release.json").read_text("utf-8"))["models"]
+    names = sorted(models, key=lambda name: name != first.about["model"])
+    return {
+        name: _remember(Predictor.open(path, model=name, precision=min(models[name])))
+        for name in names  # "fp32" comes before "int8"
+    }
+
+
+def _remember(predictor: Predictor) -> Predictor:
+    """Let a network answer each frame once: opacity, threshold and spacing run nothing again."""
     network = predictor.network
 
-    @lru_cache(maxsize=128)  # by content; 256² px take 0.3 MB each
+    @lru_cache(maxsize=128)  # of 256² px, 0.3 MB each
     def answer(content: bytes, shape: tuple) -> np.ndarray:
         return network(np.frombuffer(content, np.uint8).reshape(shape))
 
@@ -180,7 +176,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
         frame: uint8 (H,W) or (H,W,3); mask: bool (H,W).
         opacity: of the area, from 0 to 1; line: width of the outline, 1 is thin, 0 none.
     """
-    factor = max(1, -(-SHOWN // frame.shape[1]))
+    factor = max(1, -(-DRAWN // frame.shape[1]))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
     picture = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     large = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.NEAREST)
@@ -193,97 +189,84 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     return file.getvalue()
 
 
-COLUMNS = (
-    "file", "frame", "model", "height", "width", "area_px", "area_mm2", "longest_px", "across_px",
-    "longest_mm", "across_mm", "confidence", "doubts", "refused", "problem",
-)  # fmt: skip
-
-
 @st.cache_data(max_entries=1000, show_spinner=False)
 def measure(
-    key: str, name: str, model: str, settings: tuple, _load: Callable, _predictor: Predictor
+    key: str, name: str, model: str, spacing, threshold, _load: Callable, _predictor: Predictor
 ) -> list[dict]:
-    """Measure all frames of one file, one row each; a refused frame's numbers are left out.
+    """Measure all frames of one file, a row of COLUMNS each, without a refused frame's numbers.
 
     Args:
-        key: the file's checksum; settings: spacing that the user gave, and threshold.
+        key: the file's checksum; spacing: mm of rows and columns, where the file has none.
     """
-    upload, (spacing, threshold) = _load(), settings
+    upload, rows = _load(), []
     blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(name), "model": model}
-    if upload.problem:
-        return [blank | {"problem": upload.problem}]
-    rows = []
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(
             frame, spacing_mm=upload.spacing_mm or spacing, threshold=threshold
         )
-        row = blank | {"frame": number, "refused": "yes" if found.refused else None}
-        row["height"], row["width"] = found.mask.shape
-        row["doubts"] = " ".join(doubt.code for doubt in found.doubts) or None
-        if not found.refused:
-            row["area_px"] = found.area_px
-            row["longest_px"], row["across_px"] = (round(each, 1) for each in found.diameters_px)
-            if found.area_mm2 is not None:
-                row["area_mm2"] = round(found.area_mm2, 2)
-                row["longest_mm"], row["across_mm"] = (round(x, 2) for x in found.diameters_mm)
-            if found.confidence is not None:
-                row["confidence"] = round(found.confidence, 4)
-        rows.append(row)
-    return rows
+        sizes = found.area_px, found.area_mm2, *found.diameters_px
+        sizes += (*(found.diameters_mm or (None, None)), found.confidence)
+        told = {} if found.refused else dict(zip(COLUMNS[3:10], sizes, strict=True))
+        rows.append(blank | {k: v if v is None else round(v, 4) for k, v in told.items()})
+        rows[-1]["frame"], rows[-1]["refused"] = number, "yes" if found.refused else None
+        rows[-1]["doubts"] = " ".join(doubt.code for doubt in found.doubts) or None
+    return rows or [blank | {"problem": upload.problem}]
 
 
 def safe_cell(name: str) -> str:
-    """Return a name as a CSV's cell that no spreadsheet takes for a formula."""
-    name = "".join(letter if letter.isprintable() else "�" for letter in name)
-    return f"'{name}" if name.lstrip()[:1] in tuple("=+-@＝＋－＠") else name
+    """Return a name as a cell that no spreadsheet takes for a formula."""
+    return f"'{_clean(name)}" if name.strip()[:1] in tuple("=+-@＝＋－＠") else _clean(name)
 
 
 def escaped(name: str) -> str:
     """Return a name for a sentence of the page: as code, in which nothing has a meaning."""
-    name = "".join(letter if letter.isprintable() else "�" for letter in name[-80:])
-    return f"`{name.replace('`', chr(39)) or 'file'}`"
+    return f"`{_clean(name)[-80:].replace('`', chr(39)) or 'The file'}`"
 
 
-def show_result(predictor, upload, index, source, settings, view, places) -> None:
+def _clean(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "�" for letter in name)
+
+
+def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | None) -> bytes:
+    """Segment all frames of a DICOM file; a DICOM Segmentation as a file."""
+    about = predictor.about | ({} if threshold is None else {"threshold": threshold})
+    found = (predictor.predict(frame, threshold=threshold) for frame in upload.frames)
+    file = io.BytesIO()
+    dicom.segmentation(upload.dataset, found, about).save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def show_result(predictor, source, upload, index, spacing, threshold, view, places) -> None:
     """Show what one model finds in one frame: picture, doubts, numbers, downloads."""
-    (spacing, threshold), (picture, doubts, numbers, downloads) = settings, places
+    picture, doubts, numbers, downloads = places
     frame, model = upload.frames[index], predictor.about["model"]
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     with doubts:
         show_doubts(found)
-        shown = not found.refused or st.toggle(
-            "Show the refused result", key=f"show {source.key} {index} {model}"
-        )
+        asked = f"show {source.key} {index} {model}"
+        shown = not found.refused or st.toggle("Show the refused result", key=asked)
     with numbers:
         show_numbers(found, shown)
-    overlay = draw_overlay(frame, found.mask & shown, *view)
+    overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
     what = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
     picture.image(
-        overlay, f"{escaped(source.name)}, {frame.shape[1]} × {frame.shape[0]} px",
+        overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {what}",
     )  # fmt: skip
-    stem = re.sub(r"[^\w.-]", "_", Path(source.name).stem)[:60] or "frame"
-    stem += f"-{index + 1}" if len(upload.frames) > 1 else ""
-    files = {"Mask": mask_png(found.mask), "Overlay": overlay} if shown else {}
-    for what, content in files.items():
+    stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
+    at = f"{stem}-{index + 1}" if len(upload.frames) > 1 else stem
+    files = {
+        "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
+        "Overlay, PNG": (overlay, f"{at}-overlay.png", "image/png"),
+    }
+    if upload.dataset:
+        seg = lambda: make_segmentation(upload, predictor, threshold)  # noqa: E731
+        files["DICOM SEG" + ", all frames" * (at != stem)] = seg, f"{stem}.dcm", "application/dicom"
+    for label, content in files.items() if shown else ():
         downloads.download_button(
-            f"{what}, PNG", content, f"{stem}-{model}-{what.lower()}.png", "image/png",
-            icon=":material/download:", on_click="ignore", width="stretch", key=f"{what} {model}",
+            label, *content, icon=":material/download:", on_click="ignore", width="stretch",
+            key=f"{label} {model}",
         )  # fmt: skip
-
-
-def make_places(chosen: list[str]) -> list[tuple]:
-    """Return where picture, doubts, numbers and downloads of each model go."""
-    if len(chosen) == 1:
-        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
-        rest = (right.container(), *(right.container(horizontal=True) for _ in range(2)))
-        return [(left, *rest)]
-    places = []
-    for column, name in zip(st.columns(len(chosen)), chosen, strict=True):
-        column.subheader(name, anchor=False)
-        picture, numbers, doubts = (column.container() for _ in range(3))
-        places.append((picture, doubts, numbers, column.container(horizontal=True)))
-    return places
 
 
 def show_doubts(found: Prediction) -> None:
@@ -300,7 +283,7 @@ def show_numbers(found: Prediction, shown: bool) -> None:
     area, diameters = f"{found.area_px:,} px", "{:.0f} × {:.0f} px".format(*found.diameters_px)
     share = f"{100 * found.mask.mean():.1f} % of the frame"
     if found.area_mm2 is not None:
-        area, share = f"{found.area_mm2:,.1f} mm²", f"{area}, {share}"
+        area, share = f"{found.area_mm2:,.1f} mm²", area
         diameters = "{:.1f} × {:.1f} mm".format(*found.diameters_mm)
     sure = "–" if found.confidence is None else f"{found.confidence:.2f}"
     for label, value, note, more in (
@@ -316,57 +299,50 @@ def show_numbers(found: Prediction, shown: bool) -> None:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file, or an example, that was not read yet."""
-
-    name: str
-    key: str
-    load: Callable[[], Upload]
-
-
-def find_sources(files: list, example: str) -> list[Source]:
-    if not files:
-        return [Source(example, example, lambda: draw_example(example))]
-    sources = []
-    for file in files:
-        content = file.getvalue()
-        kind = Path(file.name).suffix.lower()
-        load = lambda content=content, kind=kind: read_upload(content, kind)  # noqa: E731
-        sources.append(Source(file.name, hashlib.sha256(content).hexdigest() + kind, load))
-    return sources
+def make_places(chosen: list[str]) -> list[tuple]:
+    """Return where each model's picture, doubts, numbers and downloads go."""
+    if len(chosen) == 1:
+        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
+        return [(left, right.container(), *(right.container(horizontal=True) for _ in "12"))]
+    places = []
+    for column, name in zip(st.columns(len(chosen)), chosen, strict=True):
+        column.subheader(name, anchor=False)
+        picture, numbers, doubts, downloads = (column.container() for _ in "1234")
+        places.append((picture, doubts, numbers, downloads))
+    return places
 
 
-def show_table(sources: list[Source], predictors: dict, settings: tuple, count: int) -> None:
-    """Measure every frame of every file, on request where there are many; a table and its CSV."""
-    what = "files" if len(sources) > 1 else "frames"
-    if not st.toggle(f"Measure all {count} {what}", value=count <= AT_ONCE, key=f"all {count}"):
+def show_table(sources: list, predictors: dict, spacing, threshold, count: int) -> None:
+    """Measure every frame of every file, on request where there are many: a table and its CSV."""
+    what = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
+    if not st.toggle(what, value=count <= AT_ONCE, key=what + sources[0].key):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
-    for place, source in enumerate(sources, start=1):
+    for done, source in enumerate(sources, start=1):
         for name, predictor in predictors.items():
-            rows += measure(source.key, source.name, name, settings, source.load, predictor)
-        bar.progress(place / len(sources), f"Measuring, {place} of {len(sources)} …")
+            how = source.key, source.name, name, spacing, threshold
+            rows += measure(*how, source.load, predictor)
+        bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
     told = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    st.dataframe([{name: row[name] for name in told} for row in rows], hide_index=True)
-    st.download_button("Table, CSV", table_csv(rows), "areas.csv", "text/csv", on_click="ignore")
+    st.dataframe(rows, hide_index=True, column_order=told, placeholder="", alt="Measurements")
+    st.download_button(
+        "Table, CSV", table_csv(rows), "areas.csv", "text/csv", icon=":material/download:",
+        on_click="ignore",
+    )  # fmt: skip
 
 
 def main() -> None:
     """Show the page."""
-    st.set_page_config("Thyroid outline", LOGO, layout="wide")
-    st.html(STYLE + HEAD)
+    st.set_page_config("Thyroid outline", str(LOGO), layout="wide")
+    st.html(LOGO.with_suffix(".css"))
+    st.html(HEAD.format(quote(LOGO.read_text("utf-8")), dicom.NOTICE))
     try:
         path = find_release()
-        models = list_models(path)
-        made = (path / "release.json" if path.is_dir() else path).stat().st_mtime_ns
-        predictors = {
-            name or path.stem: open_predictor(path, name, precision, made)
-            for name, precision in models.items()
-        }
+        dated = path / "release.json" if path.is_dir() else path
+        predictors = open_models(path, dated.stat().st_mtime_ns if dated.exists() else 0)
     except (OSError, ValueError, ImportError) as error:
-        st.error(str(error))
+        st.error(str(error), icon=":material/error:")
         st.stop()
     selected = next(iter(predictors))
     usual = predictors[selected].about["threshold"]
@@ -382,25 +358,21 @@ def main() -> None:
             "Models", list(predictors), selection_mode="multi", default=selected, key="models",
             help="Several are shown side by side.",
         )  # fmt: skip
-        chosen = [name for name in predictors if name in (picked or [selected])]
-        about = predictors[chosen[0]].about
-        st.caption(" · ".join([about["run_id"], f"{about['size']}² px", about["precision"]]))
         threshold = st.slider(
-            "Threshold", 0.05, 0.95, usual, 0.01, key="threshold",
+            "Threshold", 0.01, 0.99, usual, 0.01, key="threshold",
             help="A pixel is thyroid where its probability is above this.",
         )  # fmt: skip
         st.subheader("View", anchor=False)
         opacity = st.slider("Opacity", 0.0, 1.0, 0.3, 0.05, key="opacity")
         outline = st.toggle("Outline", value=True, key="outline")
-    threshold = None if threshold == usual else threshold  # each model by its own
-    sources = find_sources(files[:MAX_FILES], example)
+    chosen = [name for name in predictors if name in (picked or [selected])]
+    threshold = None if threshold == usual else threshold  # each model has its own
+    sources, which = find_sources(files[:MAX_FILES], example), 0
     if len(files) > MAX_FILES:
-        st.warning(f"Only the first {MAX_FILES} of {len(files)} files are taken.")
-    which = 0
+        st.warning(f"Of {len(files)} files the first {MAX_FILES} are taken.")
     if len(sources) > 1:
-        which = st.selectbox(
-            "File", range(len(sources)), format_func=lambda i: sources[i].name, key="which"
-        )
+        names = [source.name for source in sources]
+        which = st.selectbox("File", range(len(names)), format_func=names.__getitem__, key="which")
     source = sources[which]
     upload = source.load()
     with st.sidebar:
@@ -411,21 +383,21 @@ def main() -> None:
             help="For areas in mm². Where a DICOM file has its own, that one counts.",
         )  # fmt: skip
         if upload.spacing_mm:
-            st.caption("From the file: {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
-    given = (mm, mm) if mm else None
+            st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
+    spacing, index = (mm, mm) if mm else None, 0
     if upload.problem:
         st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
     else:
-        index = 0
         if len(upload.frames) > 1:
             index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {source.key}") - 1
-        settings, view = (upload.spacing_mm or given, threshold), (opacity, outline * len(chosen))
+        how = source, upload, index, upload.spacing_mm or spacing, threshold
+        view = opacity, outline * len(chosen)
         for name, places in zip(chosen, make_places(chosen), strict=True):
-            show_result(predictors[name], upload, index, source, settings, view, places)
+            show_result(predictors[name], *how, view, places)
     count = len(sources) if len(sources) > 1 else len(upload.frames)
     if count > 1:
         several = {name: predictors[name] for name in chosen}
-        show_table(sources, several, (given, threshold), count)
+        show_table(sources, several, spacing, threshold, count)
 
 
 if __name__ == "__main__":
