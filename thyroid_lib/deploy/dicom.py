@@ -3,11 +3,11 @@
     dataset = dicom.read_file("cine.dcm")
     seg, sr = dicom.answer(dataset, Predictor.open("results/demo/deploy"))
 
-Whatever cannot be read raises `Refused`, with the status that a storage SCP answers; its text holds
+What cannot be read raises `Refused`, with the status that a storage SCP answers; its text holds
 nothing of a patient. The same object and model always make the same two objects, to the byte.
 
 Sources: DICOM PS3.3 A.51 (Segmentation), A.35.3 (Comprehensive SR), C.8.5.5 (US regions); PS3.16
-TID 1500 (Measurement Report), TID 1410 (Planar ROI); PS3.5 B.2 (UIDs under 2.25).
+TID 1500 (Measurement Report) and 1410 (Planar ROI); PS3.5 B.2 (UIDs under 2.25).
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom import config, uid
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset, read_preamble
@@ -35,40 +36,39 @@ from pydicom.tag import Tag
 from thyroid_lib import __version__, frames
 from thyroid_lib.deploy.predictor import Prediction, Predictor, to_gray
 
-# What pydicom warns of, it quotes.
+# pydicom quotes the values that it warns of
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
 
-MAX_BYTES = 512 * 2**20
-MAX_ELEMENT = 2**20  # bytes of whatever is not pixels
-MAX_READS = 500_000  # of the parser: an element takes two or three
-MAX_FRAMES = 2_000
+MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
 MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
-MAX_RATIO = 400  # of compression: not even a black frame as JPEG Baseline reaches it
+MAX_ELEMENT = 2**20  # bytes of what is no pixels
+MAX_READS = 500_000  # of the parser, two or three an element
+MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
-NOTICE = "Research use, not for diagnosis"
-MAKER = "thyroid_lib"
-CLASSES = {
-    uid.UltrasoundImageStorage, uid.UltrasoundMultiFrameImageStorage,
-    "1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3",  # retired
-}  # fmt: skip
-DECODERS = {
+NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
+# fmt: off
+SINGLE = uid.UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6"  # and the retired one
+SEVERAL = uid.UltrasoundMultiFrameImageStorage, "1.2.840.10008.5.1.4.1.1.3"
+DECODERS = {  # by transfer syntax, pydicom's plugin
     uid.ImplicitVRLittleEndian: "", uid.ExplicitVRLittleEndian: "", uid.ExplicitVRBigEndian: "",
     uid.RLELossless: "pydicom", uid.JPEGBaseline8Bit: "pillow", uid.JPEGLossless: "gdcm",
     uid.JPEGLosslessSV1: "gdcm",
-}  # fmt: skip
-COLOURS = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1}  # samples per pixel
-COLOURS |= {"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3}
-SAME = (
-    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientName", "PatientID",
-    "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
-    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription",
-)  # fmt: skip
-OPTIONAL = ("SpecificCharacterSet", "TimezoneOffsetFromUTC", "IssuerOfPatientID")
-OPTIONAL += ("StudyDescription",)
+}
+SAMPLES = {  # of a pixel, by PhotometricInterpretation
+    "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3,
+    "YBR_FULL_422": 3,
+}
+SAME = (  # in the answers as in the source: empty where it has none,
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
+    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)
+IF_ANY = (  # or left out
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "IssuerOfPatientID", "StudyDescription",
+)
 KEPT = [Tag(keyword) for keyword in (
-    *SAME, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber",
+    *SAME, *IF_ANY, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber",
     "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime",
     "SequenceOfUltrasoundRegions", "PixelSpacing", "NumberOfFrames", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
@@ -76,7 +76,8 @@ KEPT = [Tag(keyword) for keyword in (
     "LossyImageCompressionRatio", "LossyImageCompressionMethod", "PixelData",
     *(f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue")
       for part in ("Descriptor", "Data")),
-)]  # fmt: skip
+)]
+# fmt: on
 
 
 class Refused(ValueError):
@@ -88,7 +89,7 @@ class Refused(ValueError):
 
 
 class _Counted(io.BytesIO):
-    """Ends a parser that is led through millions of empty elements."""
+    """A file that ends a parser which is led through millions of empty elements."""
 
     left = MAX_READS
 
@@ -100,20 +101,20 @@ class _Counted(io.BytesIO):
 
 
 def read_file(source: bytes | str | Path) -> Dataset:
-    """Read what is needed of a DICOM file; all other elements are left out.
+    """Read what is needed of a DICOM file, bytes or path; other elements are left out.
 
     Raises:
         Refused: no DICOM file, broken, too large, or in a transfer syntax that is not read.
     """
+    given = isinstance(source, bytes)
     try:
-        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        if size > MAX_BYTES:
+        if (len(source) if given else os.stat(source).st_size) > MAX_BYTES:
             raise Refused(f"the object has more than {MAX_BYTES >> 20} MiB", TOO_LARGE)
-        file = _Counted(source if isinstance(source, bytes) else Path(source).read_bytes())
+        file = _Counted(source if given else Path(source).read_bytes())
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         syntax = uid.UID(meta.TransferSyntaxUID)
-        if syntax not in DECODERS:  # deflated ones too: their size would be known too late
+        if syntax not in DECODERS:  # a deflated one has no size before it is unpacked
             raise Refused(f"transfer syntax {_shown(syntax)} is not read", NOT_FITTING)
         little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
         dataset = read_dataset(file, implicit, little, specific_tags=KEPT)
@@ -123,12 +124,14 @@ def read_file(source: bytes | str | Path) -> Dataset:
             if raw.is_raw and raw.length not in (length, 0xFFFFFFFF):
                 raise Refused("the file is cut off: send it again")
             if length > MAX_ELEMENT and tag != Tag("PixelData"):
-                raise Refused(f"element {tag} has more than {MAX_ELEMENT >> 20} MiB", TOO_LARGE)
-        for _ in dataset.iterall():  # what cannot be understood shows itself here
+                raise Refused(f"element {tag} is longer than {MAX_ELEMENT} bytes", TOO_LARGE)
+            if dataset[tag].VR not in dictionary_VR(tag):
+                raise Refused(f"element {tag} is of another kind than it should be")
+        for _ in dataset.iterall():  # what cannot be understood shows itself now
             pass
     except Refused:
         raise
-    except Exception as error:  # pydicom raises a dozen kinds, some of which quote values
+    except Exception as error:  # of a dozen kinds, and some quote values
         raise Refused(f"no DICOM file, or a broken one ({type(error).__name__})") from None
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -136,71 +139,62 @@ def read_file(source: bytes | str | Path) -> Dataset:
 
 
 def check(dataset: Dataset) -> None:
-    """Refuse by its header what is no ultrasound image, not complete, not supported or too large.
+    """Refuse by its header what is no ultrasound, not complete, not supported or too large.
 
     Raises:
-        Refused: says which element has what, and what it needs to have.
+        Refused: says what the header has and what it needs to have.
     """
-    sop = dataset.get("SOPClassUID")
-    if sop not in CLASSES:
+    if (sop := dataset.get("SOPClassUID")) not in SINGLE + SEVERAL:
         raise Refused(f"SOP class {_shown(sop)} is no ultrasound image", NO_SUCH_CLASS)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        if not re.fullmatch(r"(?=.{1,64}$)\d+(\.\d+)+", str(dataset.get(keyword, ""))):
+        if not re.fullmatch(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)+", str(dataset.get(keyword, ""))):
             raise Refused(f"{keyword} is missing or no UID", NOT_FITTING)
-    if dataset.file_meta.TransferSyntaxUID not in DECODERS:
-        raise Refused("the transfer syntax is not read", NOT_FITTING)
+    if (syntax := dataset.file_meta.TransferSyntaxUID) not in DECODERS:
+        raise Refused(f"transfer syntax {_shown(syntax)} is not read", NOT_FITTING)
     if not isinstance(dataset.get("PixelData"), bytes):
         raise Refused("there is no PixelData", NOT_FITTING)
-    rows, columns, count = (
-        _number(dataset, name) for name in ("Rows", "Columns", "NumberOfFrames")
-    )
-    if (
-        rows * columns > frames.MAX_PIXELS
-        or count > MAX_FRAMES
-        or rows * columns * count > MAX_TOTAL
-    ):
+    rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
+    pixels = rows * columns
+    if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
         raise Refused(
             f"{count} frames of {rows} x {columns} are too many: at most {MAX_FRAMES} frames, "
-            f"{frames.MAX_PIXELS // 10**6} megapixels each, {MAX_TOTAL // 10**6} in all",
+            f"{frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all",
             TOO_LARGE,
         )
     colour, samples = (
         str(dataset.get("PhotometricInterpretation")),
         _number(dataset, "SamplesPerPixel"),
     )
-    if COLOURS.get(colour) != samples:
-        raise Refused(f"{samples} samples of {_shown(colour)} are not read", NOT_FITTING)
+    if SAMPLES.get(colour) != samples or (colour == "YBR_FULL_422" and columns % 2):
+        raise Refused(f"colours of {samples} samples need {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
-    layout = allocated, _number(dataset, "HighBit"), _number(dataset, "PixelRepresentation", 0)
-    depths = (8,) if samples == 3 else (8, 16)
-    if allocated not in depths or stored > allocated or layout[1:] != (stored - 1, 0):
+    highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
+    depths = (8, 16) if samples == 1 else (8,)
+    if allocated not in depths or stored > allocated or highest != stored - 1 or signed:
         raise Refused(
-            f"{stored} bits in {allocated}, highest {layout[1]}, representation {layout[2]} are "
-            f"not read: needs unsigned {' or '.join(map(str, depths))} bits",
+            f"{stored} bits in {allocated}, the highest {highest}, {'' if signed else 'un'}signed: "
+            f"need the lower bits of {' or '.join(map(str, depths))}, unsigned",
             NOT_FITTING,
         )
-    size, got = rows * columns * samples * count * allocated // 8, len(dataset.PixelData)
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        if size > MAX_RATIO * got:
-            raise Refused(f"{got} bytes cannot hold {count} frames of {rows} x {columns}")
-    else:
-        size = size // 3 * 2 if colour == "YBR_FULL_422" else size
-        if got not in (size, size + size % 2):
-            raise Refused(f"PixelData has {got} bytes, its header makes it {size}")
+    size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
+    if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
+        size = size // 3 * 2
+    if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
+        raise Refused(f"PixelData has {got} bytes, but its header makes it {size}, unpacked")
 
 
 def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
     value = dataset.get(keyword)
-    if value in (None, "") and keyword in ("NumberOfFrames", "HighBit"):
-        value = 1 if keyword == "NumberOfFrames" else _number(dataset, "BitsStored") - 1
+    if value in (None, "") and keyword == "NumberOfFrames":
+        return 1
     if not isinstance(value, int) or value < least:
-        raise Refused(f"{keyword} is missing or no number from {least}", NOT_FITTING)
+        raise Refused(f"{keyword} is missing, or no number from {least}", NOT_FITTING)
     return int(value)
 
 
 def _shown(value) -> str:
-    """Return a code of a header as it may be shown: short, without what a name could hide in."""
-    return re.sub(r"[^A-Z0-9_. ]", "", str(value))[:64] or "(none)"
+    """Return a UID as it may be shown: nothing else can hide in it."""
+    return value if re.fullmatch(r"[0-9.]{1,64}", str(value)) else "(none)"
 
 
 def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
@@ -210,146 +204,141 @@ def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
         Refused: by `check`, at once; where a frame cannot be decoded, when its turn comes.
     """
     check(dataset)
-    return _decode(dataset)
+    return _decode(dataset, _number(dataset, "NumberOfFrames"))
 
 
-def _decode(dataset):
-    colour, bits = dataset.PhotometricInterpretation, dataset.BitsStored
-    count, done = _number(dataset, "NumberOfFrames"), 0
+def _decode(dataset, count):
+    colour, bits, done = dataset.PhotometricInterpretation, dataset.BitsStored, 0
     try:
-        for levels in _levels(dataset, colour):
-            done += 1
-            if done > count:
-                break
-            if levels.shape[:2] != (dataset.Rows, dataset.Columns):
-                raise Refused(f"frame {done} is not of the size that the header gives")
+        for done, levels in enumerate(_levels(dataset, colour, count), 1):
+            if done > count or levels.shape[:2] != (dataset.Rows, dataset.Columns):
+                raise Refused("the frames in PixelData are not as its header says")
             if colour == "PALETTE COLOR":
                 levels = apply_color_lut(levels, dataset)
-                yield (levels >> 8 * (levels.itemsize - 1)).astype(np.uint8)
-            elif levels.ndim == 3:
-                yield levels
-            else:  # fewer than 8 bits are scaled to 8 as more are
-                wide = levels if bits == 8 else levels.astype(np.uint16)
-                yield to_gray(wide, bits=bits, inverted=colour == "MONOCHROME1")
+                levels = (levels >> 8 * (levels.itemsize - 1)).astype(np.uint8)
+            elif levels.ndim == 2:  # fewer bits than 8 are scaled to 8 as more are
+                levels = levels if bits == 8 else levels.astype(np.uint16)
+                levels = to_gray(levels, bits=bits, inverted=colour == "MONOCHROME1")
+            yield levels
     except Refused:
         raise
     except Exception as error:
         raise Refused(f"frame {done + 1} cannot be decoded ({type(error).__name__})") from None
     if done != count:
-        raise Refused(f"there are not {count} frames in PixelData, as NumberOfFrames has it")
+        raise Refused(f"PixelData has {done} frames, but its header makes them {count}")
 
 
-def _levels(dataset, colour: str):
-    """Yield frames as pydicom or Pillow decodes them; what was YBR is RGB."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    decoded = get_decoder(syntax).iter_array(
-        dataset, decoding_plugin=DECODERS[syntax], raw=colour == "PALETTE COLOR"
-    )
+def _levels(dataset, colour, count):
+    """Yield frames as they are decoded; what was YBR is RGB."""
+    syntax, palette = dataset.file_meta.TransferSyntaxUID, colour == "PALETTE COLOR"
+    with_plugin = {"decoding_plugin": DECODERS[syntax], "raw": palette}
+    decoded = (levels for levels, _ in get_decoder(syntax).iter_array(dataset, **with_plugin))
     if syntax not in uid.JPEGTransferSyntaxes:
-        yield from (levels for levels, _ in decoded)
+        yield from decoded
         return
-    for code in generate_frames(
-        dataset.PixelData, number_of_frames=_number(dataset, "NumberOfFrames")
-    ):
-        _check_jpeg(code, dataset, b"\xc3" if syntax != uid.JPEGBaseline8Bit else b"\xc0\xc1")
-        if syntax != uid.JPEGBaseline8Bit:
-            yield next(decoded)[0]
+    baseline = syntax == uid.JPEGBaseline8Bit
+    for code in generate_frames(dataset.PixelData, number_of_frames=count):
+        _check_jpeg(code, dataset, b"\xc0\xc1" if baseline else b"\xc3")
+        if not baseline:
+            yield next(decoded)
             continue
         image = Image.open(io.BytesIO(code), formats=("JPEG",))
-        # libjpeg makes RGB of what the stream calls YBR, and of what the stream says nothing of
-        tagged = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
-        if colour == "RGB" and not tagged:
-            image.draft("YCbCr", image.size)  # the way to get it as it is
+        # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
+        named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
+        if colour == "RGB" and not named:
+            image.draft("YCbCr", image.size)  # how to get it as it is
         yield np.array(image)
 
 
 def _check_jpeg(code: bytes, dataset: Dataset, kinds: bytes) -> None:
     """Hold a stream against the header, before a decoder takes memory for it."""
     place = 2
-    while code[place : place + 1] == b"\xff" and code[place + 1] not in b"\xc0\xc1\xc2\xc3\xda":
+    while code[place] == 0xFF and code[place + 1] not in b"\xc0\xc1\xc2\xc3\xda":
         place += 2 + int.from_bytes(code[place + 2 : place + 4])
     precision, *size = struct.unpack(">BHHB", code[place + 4 : place + 10])
     if (
         code[place + 1] not in kinds
         or size != [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
         or not dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated
-        or not code.rstrip(b"\0\xff").endswith(b"\xd9")
+        or not code.rstrip(b"\0\xff").endswith(b"\xff\xd9")
     ):
-        raise Refused("a frame's JPEG stream is cut off or does not fit the header")
+        raise Refused("a frame's JPEG stream is cut off, or does not fit the header")
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
-    """Return mm per pixel, of rows and of columns; None where the object does not say for certain.
+    """Return mm per pixel, of rows and of columns; None where the object is not clear about it.
 
-    That is what all regions of 2D tissue agree on within 1 %, in cm; PixelSpacing counts where
+    That is what all regions of 2D tissue, in cm, agree on within 1 %. PixelSpacing counts where
     there are no regions, and must not contradict them.
     """
-    regions = dataset.get("SequenceOfUltrasoundRegions") or []
+    regions, found = dataset.get("SequenceOfUltrasoundRegions") or [], []
     try:
-        found = []
         for region in regions:
             if (region.get("RegionSpatialFormat"), region.get("RegionDataType")) == (1, 1):
                 if (region.PhysicalUnitsYDirection, region.PhysicalUnitsXDirection) != (3, 3):
                     return None
                 found.append((10 * region.PhysicalDeltaY, 10 * region.PhysicalDeltaX))
         if dataset.get("PixelSpacing") and (found or not regions):
-            found.append(tuple(map(float, dataset.PixelSpacing)))
+            found.append([float(each) for each in dataset.PixelSpacing])
         pairs = np.abs(np.array(found, np.float64).reshape(-1, 2))  # (N,2)
     except (AttributeError, TypeError, ValueError):
         return None
-    # what no scanner resolves or covers is a mistake
+    # no scanner resolves less than a micrometre or has pixels of a centimetre
     if not len(pairs) or not np.all((pairs > 1e-3) & (pairs < 10)):
         return None
     return None if np.any(np.ptp(pairs, axis=0) > 0.01 * pairs[0]) else tuple(pairs[0].tolist())
 
 
-def _uid(*parts: str) -> uid.UID:
-    return uid.UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, parts))).int}")
+def _made(**elements) -> Dataset:
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
 
 
 def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
-    return [code]
+    return [_made(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
-def _reference(dataset: Dataset, **more) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
-        dataset.SOPClassUID,
-        dataset.SOPInstanceUID,
-    )
-    for keyword, value in more.items():
-        setattr(item, keyword, value)
-    return item
+def _uid(*parts: str | int) -> uid.UID:
+    return uid.UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, parts))).int}")
 
 
-def _new(dataset: Dataset, about: dict, sop: str, modality: str, number: int) -> Dataset:
-    """Return an object of the same patient and study, in a series of its own."""
-    new = Dataset()
-    for keyword in SAME:
+def _reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
+    """Refer to an object, and to a frame of it where it may have several."""
+    if frame and dataset.SOPClassUID not in SINGLE:
+        more["ReferencedFrameNumber"] = frame
+    sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
+    return _made(**sop, ReferencedSOPInstanceUID=dataset.SOPInstanceUID, **more)
+
+
+def _text(value) -> str:
+    return str(value).encode("ascii", "replace").decode().replace("\\", "/")[:64]
+
+
+def _answer(dataset: Dataset, about: dict, sop: str, modality: str, number: int) -> Dataset:
+    """Begin an object of the same patient and study, in a series of its own."""
+    model = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    new = _made(
+        SOPClassUID=sop, SOPInstanceUID=_uid(dataset.SOPInstanceUID, modality, model),
+        SeriesInstanceUID=_uid(dataset.SeriesInstanceUID, modality, model), Modality=modality,
+        SeriesNumber=number, SeriesDescription=f"Thyroid {modality}: {NOTICE}",
+        InstanceNumber=max(1, dataset.get("InstanceNumber") or 1), Manufacturer=MAKER,
+        ManufacturerModelName=_text(about.get("model", "model")), DeviceSerialNumber=model[:16],
+        SoftwareVersions=__version__, ContentDate="19000101", ContentTime="000000",
+    )  # fmt: skip
+    for keyword in SAME + IF_ANY:
         if keyword in dataset:
             new[keyword] = dataset[keyword]
-        elif keyword not in OPTIONAL:
+        elif keyword in SAME:
             setattr(new, keyword, None)
-    model = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-    source = dataset.SOPInstanceUID, modality, model
-    new.SOPClassUID, new.SOPInstanceUID = sop, _uid(*source)
-    new.SeriesInstanceUID = _uid(*source, "series")
-    new.Modality, new.SeriesNumber, new.InstanceNumber = modality, number, 1
-    new.SeriesDescription = f"Thyroid {modality}: {NOTICE}"
-    new.Manufacturer, new.ManufacturerModelName = MAKER, _text(about.get("model", "model"))
-    new.DeviceSerialNumber, new.SoftwareVersions = model[:16], __version__
-    # the time of the frames, not of the answer: a frame that comes again makes the same object
-    for kind in ("Content", "Acquisition", "Series", "Study"):
-        date = str(dataset.get(f"{kind}Date", ""))
-        if re.fullmatch(r"\d{8}", date):
-            time = str(dataset.get(f"{kind}Time", ""))
-            new.ContentDate = date
-            new.ContentTime = time if re.fullmatch(r"\d{6}(\.\d{1,6})?", time) else "000000"
-            break
-    else:
-        new.ContentDate, new.ContentTime = "19000101", "000000"
+    # The time of the frames, not of the answer: an object that comes again is answered the same.
+    for kind in ("Study", "Series", "Acquisition", "Content"):
+        date, time = str(dataset.get(f"{kind}Date")), str(dataset.get(f"{kind}Time"))
+        if re.fullmatch(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
+            new.ContentDate, new.ContentTime = date, "000000"
+            if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d){2}(\.\d{1,6})?", time):
+                new.ContentTime = time
     new.file_meta = FileMetaDataset()
     new.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     new.file_meta.MediaStorageSOPClassUID = sop
@@ -357,8 +346,26 @@ def _new(dataset: Dataset, about: dict, sop: str, modality: str, number: int) ->
     return new
 
 
-def _text(value) -> str:
-    return str(value).encode("ascii", "replace").decode().replace("\\", "/")[:64]
+# fmt: off
+ANATOMY, THYROID = ("91723000", "SCT", "Anatomical structure"), ("69748006", "SCT", "Thyroid gland")
+AI = "123110", "DCM", "Artificial Intelligence"
+SEGMENTED, SOURCE = ("113076", "DCM", "Segmentation"), (
+    "121322", "DCM", "Source image for image processing operation")
+LANGUAGE, ENGLISH = ("121049", "DCM", "Language of Content Item and Descendants"), (
+    "en-US", "RFC5646", "English (United States)")
+OBSERVER, DEVICE = ("121005", "DCM", "Observer Type"), ("121007", "DCM", "Device")
+PROCEDURE, ULTRASOUND = ("121058", "DCM", "Procedure reported"), (
+    "16310003", "SCT", "Diagnostic ultrasonography")
+DERIVATION, MAXIMUM = ("121401", "DCM", "Derivation"), ("56851009", "SCT", "Maximum")
+FINDING, SITE = ("121071", "DCM", "Finding"), ("363698007", "SCT", "Finding Site")
+TRACKING, TRACKING_UID = ("112039", "DCM", "Tracking Identifier"), (
+    "112040", "DCM", "Tracking Unique Identifier")
+AREA, COMMENT = ("42798000", "SCT", "Area"), ("121106", "DCM", "Comment")
+LONG, SHORT = ("103339001", "SCT", "Long axis"), ("103340004", "SCT", "Short axis")
+CERTAINTY = "111012", "DCM", "Certainty of Finding"  # the Dice to be expected
+PIXELS, PERCENT = ("{pixels}", "UCUM", "pixels"), ("%", "UCUM", "Percent")
+MM, MM2 = ("mm", "UCUM", "mm"), ("mm2", "UCUM", "mm2")
+# fmt: on
 
 
 def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
@@ -370,128 +377,101 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
         about: of the predictor.
 
     Raises:
-        Refused: the source cannot be read to its end.
+        ValueError: not as many masks, or not of the size, as the source has frames.
     """
-    seg = _new(dataset, about, uid.SegmentationStorage, "SEG", 9101)
-    packed, bits = [], np.zeros(0, bool)
-    for found in predictions:  # bits run on from frame to frame
-        bits = np.concatenate([bits, found.mask.ravel()])
-        whole = len(bits) // 8 * 8
-        packed.append(np.packbits(bits[:whole], bitorder="little").tobytes())
-        bits = bits[whole:]
-    count = len(packed)
-    data = b"".join([*packed, np.packbits(bits, bitorder="little").tobytes()])
-    seg.ImageType, seg.PatientOrientation = ["DERIVED", "PRIMARY"], None
-    seg.ContentLabel, seg.ContentDescription, seg.ContentCreatorName = "THYROID", NOTICE, None
-    seg.SamplesPerPixel, seg.PhotometricInterpretation = 1, "MONOCHROME2"
-    seg.NumberOfFrames, seg.Rows, seg.Columns = count, dataset.Rows, dataset.Columns
-    seg.BitsAllocated, seg.BitsStored, seg.HighBit, seg.PixelRepresentation = 1, 1, 0, 0
-    lossy = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
-    seg.LossyImageCompression = (
-        "01" if lossy or dataset.get("LossyImageCompression") == "01" else "00"
+    packed, rest, count = [], np.zeros(0, bool), _number(dataset, "NumberOfFrames")
+    for found in predictions:
+        if found.mask.shape != (dataset.Rows, dataset.Columns) or len(packed) == count:
+            raise ValueError(
+                f"got another mask, need {count} of {dataset.Rows} x {dataset.Columns}"
+            )
+        bits = np.concatenate([rest, found.mask.ravel()])  # which run on from frame to frame
+        packed.append(np.packbits(bits[: len(bits) // 8 * 8], bitorder="little").tobytes())
+        rest = bits[len(bits) // 8 * 8 :]
+    if len(packed) != count:
+        raise ValueError(f"got {len(packed)} masks, need {count}")
+    data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
+    name, seg = (
+        _text(about.get("model", "model")),
+        _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101),
     )
-    if seg.LossyImageCompression == "01":
-        size = count * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
-        ratio = dataset.get("LossyImageCompressionRatio") or f"{size / len(dataset.PixelData):.4g}"
-        seg.LossyImageCompressionRatio = ratio
-        seg.LossyImageCompressionMethod = (
-            dataset.get("LossyImageCompressionMethod") or "ISO_10918_1"
-        )
-    seg.SegmentationType, seg.SegmentsOverlap = "BINARY", "NO"
-    segment = Dataset()
-    segment.SegmentNumber, segment.SegmentLabel = 1, "Thyroid gland"
-    segment.SegmentDescription = NOTICE
-    segment.SegmentAlgorithmType = "AUTOMATIC"
-    segment.SegmentAlgorithmName = _text(about.get("model", "model"))
-    segment.SegmentedPropertyCategoryCodeSequence = _code(*ANATOMY)
-    segment.SegmentedPropertyTypeCodeSequence = _code(*THYROID)
-    algorithm = Dataset()
-    algorithm.AlgorithmFamilyCodeSequence = _code("123110", "DCM", "Artificial Intelligence")
-    algorithm.AlgorithmName, algorithm.AlgorithmVersion = segment.SegmentAlgorithmName, __version__
-    algorithm.AlgorithmParameters = _text(about.get("run_id", ""))
-    algorithm.AlgorithmSource = MAKER
-    segment.SegmentationAlgorithmIdentificationSequence = [algorithm]
-    seg.SegmentSequence = [segment]
-    series = Dataset()
-    series.SeriesInstanceUID = dataset.SeriesInstanceUID
-    series.ReferencedInstanceSequence = [_reference(dataset)]
-    seg.ReferencedSeriesSequence = [series]
-    organization = _uid(seg.SOPInstanceUID, "dimensions")
-    seg.DimensionOrganizationSequence = [Dataset()]
-    seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
-    seg.DimensionIndexSequence = []
-    for pointer, group in (
-        ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
-        ("TemporalPositionIndex", "FrameContentSequence"),
-    ):
-        index = Dataset()
-        index.DimensionOrganizationUID = organization
-        index.DimensionIndexPointer, index.FunctionalGroupPointer = Tag(pointer), Tag(group)
-        index.DimensionDescriptionLabel = pointer
-        seg.DimensionIndexSequence.append(index)
-    shared, identity = Dataset(), Dataset()
-    identity.ReferencedSegmentNumber = 1
-    shared.SegmentIdentificationSequence = [identity]
+    algorithm = _made(
+        AlgorithmFamilyCodeSequence=_code(*AI), AlgorithmName=name, AlgorithmSource=MAKER,
+        AlgorithmVersion=__version__, AlgorithmParameters=_text(about.get("run_id", "")),
+    )  # fmt: skip
+    segment = _made(
+        SegmentNumber=1, SegmentLabel=THYROID[2], SegmentDescription=NOTICE,
+        SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
+        SegmentationAlgorithmIdentificationSequence=[algorithm],
+        SegmentedPropertyCategoryCodeSequence=_code(*ANATOMY),
+        SegmentedPropertyTypeCodeSequence=_code(*THYROID),
+    )  # fmt: skip
+    space = _uid(seg.SOPInstanceUID, "dimensions")
+    dimensions = [
+        _made(DimensionOrganizationUID=space, DimensionIndexPointer=Tag(pointer),
+              FunctionalGroupPointer=Tag(group), DimensionDescriptionLabel=pointer)
+        for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+                               ("TemporalPositionIndex", "FrameContentSequence"))
+    ]  # fmt: skip
+    shared = _made(SegmentIdentificationSequence=[_made(ReferencedSegmentNumber=1)])
     if spacing := spacing_of(dataset):
-        measures = Dataset()
-        measures.PixelSpacing = [f"{each:.8g}" for each in spacing]
-        shared.PixelMeasuresSequence = [measures]
-    seg.SharedFunctionalGroupsSequence = [shared]
-    seg.PerFrameFunctionalGroupsSequence = []
-    for number in range(1, count + 1):
-        group, derivation, content = Dataset(), Dataset(), Dataset()
-        source = _reference(dataset, SpatialLocationsPreserved="YES", **_frame(dataset, number))
-        source.PurposeOfReferenceCodeSequence = _code(
-            "121322", "DCM", "Source Image for Image Processing Operation"
+        shared.PixelMeasuresSequence = [_made(PixelSpacing=[f"{each:.8g}" for each in spacing])]
+    groups = [
+        _made(
+            DerivationImageSequence=[_made(
+                DerivationCodeSequence=_code(*SEGMENTED), SourceImageSequence=[_reference(
+                    dataset, number, SpatialLocationsPreserved="YES",
+                    PurposeOfReferenceCodeSequence=_code(*SOURCE))])],
+            FrameContentSequence=[_made(
+                DimensionIndexValues=[1, number], TemporalPositionIndex=number)],
         )
-        derivation.SourceImageSequence = [source]
-        derivation.DerivationCodeSequence = _code("113076", "DCM", "Segmentation")
-        content.DimensionIndexValues, content.TemporalPositionIndex = [1, number], number
-        group.DerivationImageSequence, group.FrameContentSequence = [derivation], [content]
-        seg.PerFrameFunctionalGroupsSequence.append(group)
-    seg.PixelData = data + bytes(len(data) % 2)
-    seg["PixelData"].VR = "OB"
+        for number in range(1, count + 1)
+    ]  # fmt: skip
+    series = _made(
+        SeriesInstanceUID=dataset.SeriesInstanceUID,
+        ReferencedInstanceSequence=[_reference(dataset)],
+    )
+    seg.update(_made(
+        ImageType=["DERIVED", "PRIMARY"], PatientOrientation=None, ContentLabel="THYROID",
+        ContentDescription=NOTICE, ContentCreatorName=None, SamplesPerPixel=1, NumberOfFrames=count,
+        PhotometricInterpretation="MONOCHROME2", Rows=dataset.Rows, Columns=dataset.Columns,
+        BitsAllocated=1, BitsStored=1, HighBit=0, PixelRepresentation=0, LossyImageCompression="00",
+        SegmentationType="BINARY", SegmentsOverlap="NO", SegmentSequence=[segment],
+        ReferencedSeriesSequence=[series], DimensionIndexSequence=dimensions,
+        DimensionOrganizationSequence=[_made(DimensionOrganizationUID=space)],
+        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=groups,
+    ))  # fmt: skip
+    lossy = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
+    if lossy or dataset.get("LossyImageCompression") == "01":
+        size = count * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
+        seg.LossyImageCompression = "01"
+        for part, usual in (
+            ("Ratio", f"{size / len(dataset.PixelData):.4g}"),
+            ("Method", "ISO_10918_1"),
+        ):
+            setattr(seg, keyword := f"LossyImageCompression{part}", dataset.get(keyword) or usual)
+    seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg
 
 
-def _frame(dataset: Dataset, number: int) -> dict:
-    """Name a frame, which only an object of several may do."""
-    return {"ReferencedFrameNumber": number} if "NumberOfFrames" in dataset else {}
-
-
-ANATOMY = "91723000", "SCT", "Anatomical structure"
-THYROID = "69748006", "SCT", "Thyroid gland"
-AREA = "42798000", "SCT", "Area"
-LONG, SHORT = ("103339001", "SCT", "Long axis"), ("103340004", "SCT", "Short axis")
-CONFIDENCE = "111012", "DCM", "Certainty of Finding"  # the Dice to be expected
-COMMENT = "121106", "DCM", "Comment"
-PIXELS, PERCENT = ("{pixels}", "UCUM", "pixels"), ("%", "UCUM", "Percent")
-
-
-def _item(relation: str, kind: str, name: tuple, value, *children: Dataset) -> Dataset:
+def _item(relation: str, name: tuple, kind: str, value, *children: Dataset) -> Dataset:
     """Return a content item of a structured report."""
-    item = Dataset()
+    item = _made(ValueType=kind, ConceptNameCodeSequence=_code(*name))
     if relation:
         item.RelationshipType = relation
-    item.ValueType, item.ConceptNameCodeSequence = kind, _code(*name)
     if kind == "NUM":
-        number, unit = value
-        measured = Dataset()
-        measured.NumericValue = f"{number:.8g}"
-        measured.MeasurementUnitsCodeSequence = _code(*unit)
+        unit = _code(*value[1])
+        measured = _made(NumericValue=f"{value[0]:.8g}", MeasurementUnitsCodeSequence=unit)
         item.MeasuredValueSequence = [measured]
-    elif kind == "CODE":
-        item.ConceptCodeSequence = _code(*value)
-    elif kind == "IMAGE":
-        item.ReferencedSOPSequence = [value]
     elif kind == "CONTAINER":
         item.ContinuityOfContent = "SEPARATE"
         if value:
-            template = Dataset()
-            template.MappingResource, template.TemplateIdentifier = "DCMR", value
+            template = _made(MappingResource="DCMR", TemplateIdentifier=value)
             item.ContentTemplateSequence = [template]
     else:
-        setattr(item, {"TEXT": "TextValue", "UIDREF": "UID"}[kind], value)
+        keyword = {"TEXT": "TextValue", "UIDREF": "UID", "CODE": "ConceptCodeSequence"}
+        value = _code(*value) if kind == "CODE" else value
+        setattr(item, keyword.get(kind, "ReferencedSOPSequence"), value)
     if children:
         item.ContentSequence = list(children)
     return item
@@ -500,75 +480,82 @@ def _item(relation: str, kind: str, name: tuple, value, *children: Dataset) -> D
 def report(
     dataset: Dataset, segmentation: Dataset, predictions: Iterable[Prediction], about: dict
 ) -> Dataset:
-    """Return a Comprehensive SR: TID 1500, areas and diameters per frame, of a cine the largest.
+    """Return a Comprehensive SR, TID 1500: area and diameters by frame, of a cine the largest too.
 
     In mm where the spacing is known, else in pixels. Arguments as of `segmentation`.
     """
-    sr = _new(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
-    sr.ReferencedPerformedProcedureStepSequence = sr.PerformedProcedureCodeSequence = []
-    sr.CompletionFlag, sr.VerificationFlag = "COMPLETE", "UNVERIFIED"
-    evidence = Dataset()
-    evidence.StudyInstanceUID, evidence.ReferencedSeriesSequence = dataset.StudyInstanceUID, []
-    for each in (dataset, segmentation):
-        series = Dataset()
-        series.SeriesInstanceUID, series.ReferencedSOPSequence = (
-            each.SeriesInstanceUID,
-            [_reference(each)],
-        )
-        evidence.ReferencedSeriesSequence.append(series)
-    sr.CurrentRequestedProcedureEvidenceSequence = [evidence]
-    predictions = list(predictions)
-    groups = [
-        _group(dataset, segmentation, number, found, about)
-        for number, found in enumerate(predictions, 1)
+    found = list(predictions)
+    groups = [_measured(dataset, segmentation, *each, about) for each in enumerate(found, 1)]
+    if len(found) > 1:
+        largest = max(range(len(found)), key=lambda place: found[place].area_px)
+        seen, grave = sum(each.area_px > 0 for each in found), sum(each.refused for each in found)
+        groups.insert(0, _item(
+            "CONTAINS", ("125007", "DCM", "Measurement Group"), "CONTAINER", "1501",
+            *_tracked(segmentation, 0),
+            _item("CONTAINS", AREA, "NUM", _sizes(found[largest])[0],
+                  _item("HAS CONCEPT MOD", DERIVATION, "CODE", MAXIMUM)),
+            _item("CONTAINS", COMMENT, "TEXT",
+                  f"Largest in frame {largest + 1}. Thyroid in {seen} of {len(found)} frames, "
+                  f"grave doubts in {grave}."),
+        ))  # fmt: skip
+    sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
+    observer = _uid(MAKER, sr.DeviceSerialNumber)
+    sr.update(_item(
+        "", ("126000", "DCM", "Imaging Measurement Report"), "CONTAINER", "1500",
+        _item("HAS CONCEPT MOD", LANGUAGE, "CODE", ENGLISH),
+        _item("HAS OBS CONTEXT", OBSERVER, "CODE", DEVICE),
+        _item("HAS OBS CONTEXT", ("121012", "DCM", "Device Observer UID"), "UIDREF", observer),
+        _item("HAS OBS CONTEXT", ("121013", "DCM", "Device Observer Name"), "TEXT", MAKER),
+        _item("HAS CONCEPT MOD", PROCEDURE, "CODE", ULTRASOUND),
+        _item("CONTAINS", COMMENT, "TEXT", NOTICE),
+        _item("CONTAINS", ("126010", "DCM", "Imaging Measurements"), "CONTAINER", "", *groups),
+    ))  # fmt: skip
+    series = [
+        _made(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[_reference(of)])
+        for of in (dataset, segmentation)
     ]
-    root = _item(
-        "", "CONTAINER", ("126000", "DCM", "Imaging Measurement Report"), "1500",
-        _item("HAS CONCEPT MOD", "CODE",
-              ("121049", "DCM", "Language of Content Item and Descendants"),
-              ("en-US", "RFC5646", "English (United States)")),
-        _item("HAS OBS CONTEXT", "CODE", ("121005", "DCM", "Observer Type"), ("121007", "DCM", "Device")),
-        _item("HAS OBS CONTEXT", "UIDREF", ("121012", "DCM", "Device Observer UID"),
-              _uid(sr.DeviceSerialNumber, "device")),
-        _item("HAS OBS CONTEXT", "TEXT", ("121013", "DCM", "Device Observer Name"), MAKER),
-        _item("HAS CONCEPT MOD", "CODE", ("121058", "DCM", "Procedure reported"),
-              ("16310003", "SCT", "Diagnostic ultrasonography")),
-        _item("CONTAINS", "CONTAINER", ("126010", "DCM", "Imaging Measurements"), "", *groups),
-    )  # fmt: skip
-    sr.update(root)
+    evidence = _made(StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=series)
+    sr.update(_made(
+        ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
+        CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
+        CurrentRequestedProcedureEvidenceSequence=[evidence],
+    ))  # fmt: skip
     return sr
 
 
-def _group(dataset, segmentation, number, found, about):
-    mm2, mm = (
-        (("mm2", "UCUM", "mm2"), ("mm", "UCUM", "mm"))
-        if found.area_mm2 is not None
-        else (PIXELS, PIXELS)
-    )
-    area = found.area_px if found.area_mm2 is None else found.area_mm2
-    long, short = found.diameters_mm or found.diameters_px
-    mods = "HAS CONCEPT MOD"
+def _sizes(found: Prediction) -> tuple:
+    """Return area, longest and shortest diameter, each with its unit."""
+    if found.area_mm2 is None:
+        return tuple((each, PIXELS) for each in (found.area_px, *found.diameters_px))
+    return (found.area_mm2, MM2), *((each, MM) for each in found.diameters_mm)
+
+
+def _tracked(segmentation: Dataset, number: int) -> list[Dataset]:
+    tracked, name = _uid(segmentation.SOPInstanceUID, number), f"Thyroid, frame {number}"
+    return [
+        _item("HAS OBS CONTEXT", TRACKING, "TEXT", name if number else "Thyroid, all frames"),
+        _item("HAS OBS CONTEXT", TRACKING_UID, "UIDREF", tracked),
+        _item("CONTAINS", FINDING, "CODE", THYROID),
+    ]
+
+
+def _measured(dataset, segmentation, number, found, about):
+    frame, source = _reference(segmentation, number), _reference(dataset, number)
     items = [
-        _item("HAS OBS CONTEXT", "TEXT", ("112039", "DCM", "Tracking Identifier"), f"Thyroid, frame {number}"),
-        _item("HAS OBS CONTEXT", "UIDREF", ("112040", "DCM", "Tracking Unique Identifier"),
-              _uid(segmentation.SOPInstanceUID, number)),
-        _item("CONTAINS", "CODE", ("121071", "DCM", "Finding"), THYROID),
-        _item(mods, "TEXT", ("111001", "DCM", "Algorithm Name"), _text(about.get("model", "model"))),
-        _item(mods, "TEXT", ("111003", "DCM", "Algorithm Version"), __version__),
-        _item("CONTAINS", "IMAGE", ("121214", "DCM", "Referenced Segmentation Frame"),
-              _reference(segmentation, ReferencedFrameNumber=number)),
-        _item("CONTAINS", "IMAGE", ("121233", "DCM", "Source image for segmentation"),
-              _reference(dataset, **_frame(dataset, number))),
-        _item(mods, "CODE", ("363698007", "SCT", "Finding Site"), THYROID),
-        _item("CONTAINS", "NUM", AREA, (area, mm2)),
-        _item("CONTAINS", "NUM", LONG, (long, mm)),
-        _item("CONTAINS", "NUM", SHORT, (short, mm)),
+        *_tracked(segmentation, number),
+        _item("HAS CONCEPT MOD", ("111001", "DCM", "Algorithm Name"), "TEXT",
+              segmentation.ManufacturerModelName),
+        _item("HAS CONCEPT MOD", ("111003", "DCM", "Algorithm Version"), "TEXT", __version__),
+        _item("HAS CONCEPT MOD", SITE, "CODE", THYROID),
+        _item("CONTAINS", ("121214", "DCM", "Referenced Segmentation Frame"), "IMAGE", [frame]),
+        _item("CONTAINS", ("121233", "DCM", "Source image for segmentation"), "IMAGE", [source]),
+        *(_item("CONTAINS", name, "NUM", size)
+          for name, size in zip((AREA, LONG, SHORT), _sizes(found), strict=True)),
     ]  # fmt: skip
     if found.confidence is not None:
-        items.append(_item("CONTAINS", "NUM", CONFIDENCE, (100 * found.confidence, PERCENT)))
-    for doubt in found.doubts:
-        items.append(_item("CONTAINS", "TEXT", COMMENT, doubt.text))
-    return _item("CONTAINS", "CONTAINER", ("125007", "DCM", "Measurement Group"), "1410", *items)
+        items.append(_item("CONTAINS", CERTAINTY, "NUM", (100 * found.confidence, PERCENT)))
+    items += [_item("CONTAINS", COMMENT, "TEXT", doubt.text) for doubt in found.doubts]
+    return _item("CONTAINS", ("125007", "DCM", "Measurement Group"), "CONTAINER", "1410", *items)
 
 
 def answer(
@@ -577,7 +564,7 @@ def answer(
     """Return segmentation and report of an object, decoded and segmented frame by frame.
 
     Args:
-        refuse: whether to refuse an object of whose frames each has a grave doubt.
+        refuse: whether to refuse an object that has grave doubts about each of its frames.
 
     Raises:
         Refused: the object cannot be read, or that.
@@ -593,5 +580,6 @@ def answer(
 
     seg = segmentation(dataset, found(), predictor.about)
     if refuse and all(each.refused for each in told):
-        raise Refused(f"no frame can be used: {told[0].doubts[0].text}", NOT_FITTING)
+        grave = next(doubt for doubt in told[0].doubts if doubt.grave)
+        raise Refused(f"no frame can be used: {grave.text}", NOT_FITTING)
     return seg, report(dataset, seg, told, predictor.about)

@@ -1,82 +1,447 @@
 """From trained runs to a release folder that needs no torch: ONNX, model card, checksums.
 
-python -m thyroid_lib.deploy.export --study results/demo --out results/demo/deploy
+    python -m thyroid_lib.deploy.export --study results/demo --out release
 
-out/<model>.onnx        one for every faithful model; each describes itself in its metadata
-out/release.json        which one was selected, which files there are, their SHA-256
+    <model>.onnx        every faithful model of the study; its metadata say what belongs around it
+    <model>-int8.onnx   the selected one quantised, if that costs no Dice on validation
+    model_card.md       the comparison's card, and what was released
+    release.json        what was selected, the files and their SHA-256, and all that was measured
+    parameters.json  requirements.txt  README.md  SHA256SUMS
+
+Of each model one run is released: of the protocol that decides, the one whose kept weights have the
+best Dice on validation, of equals the first by name; or the one that is asked for. No test case has
+a part in this choice, in int8, in the confidence or in how far a frame may be.
 """
 
 import argparse
 import hashlib
 import io
 import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import onnx
+import onnxruntime
+import pandas as pd
 import torch
+from onnxruntime import quantization
 
-from thyroid_lib import write_file
-from thyroid_lib.deploy.predictor import METADATA, describe_frames
+from thyroid_lib import __version__, remove_file, write_file
+from thyroid_lib.deploy.predictor import METADATA, Predictor, describe_frames
+from thyroid_lib.metrics import dice
 from thyroid_lib.predict import load_model
 from thyroid_lib.splits import split_cases
-from thyroid_lib.store import open_store
+from thyroid_lib.store import Store, open_store
+from thyroid_lib.verify import TIMES
 
 OPSET = 18
+COMPARED = 200  # frames, of a store, on which an export is held against torch
+PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # what they may differ by: mean |Δprob| of a frame, mask pixels
+CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
+DICE_OFF = 0.002  # what int8 may lose or gain on validation, averaged over groups
+NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
+OWN = ("README.md", "SHA256SUMS", "model_card.md", "parameters.json", "release.json",
+       "requirements.txt")  # fmt: skip
+AROUND = {
+    "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
+    "preprocessing": "gray levels, uint8; colour by 0.299 R + 0.587 G + 0.114 B; to S x S by "
+    "Pillow's antialiased bilinear resize, the whole frame (resize: square) or with its aspect "
+    "kept, centred on black (letterbox); divided by 255",
+    "output": "logits: float32 (N,1,S,S)",
+    "postprocessing": "sigmoid; a letterbox's border cut off; bilinear to the frame's own size; "
+    "thyroid where the probability is strictly above the threshold",
+}
+README = """# Release of the study “{study}”: thyroid in ultrasound, {selected}
+
+Research use, not for diagnosis; `model_card.md` says what was measured. It runs without torch:
+
+    sha256sum -c SHA256SUMS
+    pip install -r requirements.txt
+    pip install --no-deps thyroid_lib-*.whl    # of the project, by `make wheel`
+    python -m thyroid_lib.deploy.predictor --model . --images <folder> --out <folder>
+
+    from thyroid_lib import frames; from thyroid_lib.deploy.predictor import Predictor
+    found = Predictor.open(".").predict(frames.read_gray("frame.png"))  # .mask .confidence .doubts
+"""
 
 
-def to_onnx(model: torch.nn.Module, about: dict) -> bytes:
-    """Export a network by torch's dynamo exporter; its metadata holds `about` and nothing else."""
-    size = about["size"]
-    program = torch.onnx.export(
-        model.to(memory_format=torch.contiguous_format).eval(),
-        (torch.zeros(2, 1, size, size),),
-        input_names=["image"], output_names=["logits"], opset_version=OPSET, dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
-    )  # fmt: skip
+class Release(NamedTuple):
+    """What `release` wrote, and the tables behind it.
+
+    about: as release.json.
+    val: one row per model and validation frame: model, case_id, group, dice, expected (see
+        `expected_dice`), confidence.
+    int8: one row per validation group: group, fp32, int8 (Dice of the selected model).
+    """
+
+    about: dict
+    val: pd.DataFrame
+    int8: pd.DataFrame
+
+
+def release(
+    study: str | Path, out: str | Path, *, runs: tuple[str, ...] = (), threads: int = 0
+) -> Release:
+    """Export a finished study's models into `out`, whole or not at all.
+
+    Args:
+        study: its folder: store/, runs/ and compare/.
+        runs: run_ids to release in place of the best ones.
+        threads: of the CPU, 0 for all.
+
+    Raises:
+        FileNotFoundError, ValueError: not such a study, or `out` holds something else.
+        RuntimeError: an export does not agree with torch.
+        OSError: it cannot be written; then `out` has no release.json.
+    """
+    study, out = Path(study), Path(out)
+    if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
+        raise ValueError(f"{out} holds {sorted(foreign)[0]}: give a folder for the release alone")
+    selected = json.loads(_read(study / "compare" / "selected.json"))
+    card = _read(study / "compare" / "model_card.md")
+    store = open_store(study / "store")
+    if threads:
+        torch.set_num_threads(threads)
+    files, settings, val, about = {}, {}, [], {"models": {}, "runs": {}}
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        for name, run in choose_runs(study, selected, runs).items():
+            path = Path(scratch, f"{name}.onnx")
+            scores, about["runs"][name] = export_run(study / "runs" / run["run_id"], store, path)
+            val.append(scores.assign(model=name))
+            about["models"][name] = {"fp32": path.name}
+            settings[name] = {k: v for k, v in run.items() if k not in (*TIMES, "files", "machine")}
+        name = selected["model"]
+        gate, groups = quantise(
+            Path(scratch, f"{name}.onnx"), store, settings[name], pd.concat(val)
+        )
+        about["runs"][name]["int8"] = gate
+        if gate["released"]:
+            about["models"][name]["int8"] = f"{name}-int8.onnx"
+        for each in about["models"].values():
+            files |= {file: Path(scratch, file).read_bytes() for file in each.values()}
+    about |= {"selected": name, "protocol": selected["protocol"], "study": study.name}
+    files["model_card.md"] = f"{card.rstrip()}\n\n{describe(about)}"
+    files["parameters.json"] = _json(settings)
+    files["requirements.txt"] = "\n".join(NEEDS) + "\n"
+    files["README.md"] = README.format(**about)
+    write_release(out, files, about)
+    return Release(about, pd.concat(val, ignore_index=True), groups)
+
+
+def choose_runs(study: Path, selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Return the run to release of each faithful model: its run.json, by the model's name.
+
+    Raises:
+        FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
+    """
+    best, ids = {}, set()
+    for file in sorted((study / "runs").glob("*/run.json")):
+        run = json.loads(_read(file))
+        if "_reported" in run["model"] or run["protocol"] == "reported":
+            continue
+        ids.add(run["run_id"])
+        history = pd.read_csv(file.with_name("history.csv")).set_index("epoch")
+        if "val_dice" not in history:
+            raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
+        run["val_dice"] = float(history.loc[run["selected_epoch"], "val_dice"])
+        asked = run["run_id"] in named
+        if asked or run["protocol"] == selected["protocol"]:
+            rank = asked, run["val_dice"]
+            if run["model"] not in best or rank > best[run["model"]][0]:
+                best[run["model"]] = rank, run
+    if unknown := set(named) - ids:
+        raise ValueError(f"run: got {sorted(unknown)[0]}, there are {', '.join(sorted(ids))}")
+    if selected["model"] not in best:
+        raise FileNotFoundError(f"{study} has no run of {selected['model']}: run the study")
+    return {name: run for name, (_, run) in best.items()}
+
+
+def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
+    """Write one run as ONNX, with all that belongs around it; return `Release.val` and a summary.
+
+    Raises:
+        RuntimeError: it does not agree with torch.
+    """
+    model, meta = load_model(run / "model.pt")
+    trained = Predictor.open(run / "model.pt")
+    if trained.about["data_fingerprint"] != store.fingerprint:
+        raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
+    how = {key: trained.about[key] for key in ("protocol", "fold", "folds", "val_share")}
+    labels = split_cases(store.index, **how)
+    keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
+            "data_fingerprint", "code_fingerprint", "architecture_fingerprint")  # fmt: skip
+    about = {key: trained.about[key] for key in keys if key in trained.about} | AROUND
+    about |= {
+        "precision": "fp32",
+        "versions": {"thyroid_lib": __version__, "torch": torch.__version__},
+    }
+    network = to_onnx(model, meta["size"])
+    write_onnx(path, network, about)
+    exported = Predictor.open(path, threads=torch.get_num_threads())
+    agreement = agree(trained, exported, store)
+    if not agreement["agrees"]:
+        raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
+    scores = score(exported, store, labels == "val")
+    line = fit_confidence(scores)
+    confidence = (line["offset"] + line["slope"] * scores["expected"]).clip(0, 1)
+    train, val = (store.images[labels == side] for side in ("train", "val"))
+    about |= {
+        "confidence": line,
+        "confidence_low": round(float(np.percentile(confidence, 5)), 4),
+        "quality": describe_frames(train, val),
+    }
+    write_onnx(path, network, about)
+    summary = {key: about[key] for key in ("run_id", "confidence", "confidence_low")}
+    return scores.assign(confidence=confidence), summary | {"agreement": agreement}
+
+
+def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
+    """Export a network by torch's dynamo exporter, the batch's size left open.
+
+    The same network gives the same bytes: where the code lay, and when, is taken out.
+    """
+    with _quiet():
+        program = torch.onnx.export(
+            model.to(memory_format=torch.contiguous_format).eval(),
+            (torch.zeros(2, 1, size, size),),
+            input_names=["image"], output_names=["logits"], opset_version=OPSET, dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
+        )  # fmt: skip
     file = io.BytesIO()
     program.save(file)
     proto = onnx.load_from_string(file.getvalue())
-    del proto.metadata_props[:]
-    for node in proto.graph.node:  # the exporter notes where the code lay
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:]
+    graph = proto.graph
+    noted = [graph.node, graph.value_info, graph.input, graph.output, graph.initializer]
+    for part in (proto, graph, *(each for parts in noted for each in parts)):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return proto
+
+
+def write_onnx(path: Path, proto: onnx.ModelProto, about: dict) -> None:
+    """Write a network with what it says of itself, and hold it against the standard."""
     onnx.helper.set_model_props(proto, {METADATA: json.dumps(about, sort_keys=True)})
-    onnx.checker.check_model(proto)
-    return proto.SerializeToString(deterministic=True)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def release(study: Path, out: Path) -> None:
-    selected = json.loads((study / "compare" / "selected.json").read_text("utf-8"))
-    store = open_store(study / "store")
-    files, sums = {}, {}
-    for folder in sorted((study / "runs").glob(f"*-{selected['protocol']}-fold0-seed0")):
-        model, meta = load_model(folder / "model.pt")
-        run = json.loads((folder / "run.json").read_text("utf-8"))
-        labels = split_cases(
-            store.index, **{key: meta[key] for key in ("protocol", "fold", "folds", "val_share")}
-        )
-        about = {
-            key: meta[key] for key in ("model", "width", "size", "resize", "threshold", "run_id")
+def agree(one: Predictor, other: Predictor, store: Store) -> dict:
+    """Hold two predictors against each other on up to `COMPARED` frames from all over a store."""
+    rows = np.unique(np.linspace(0, len(store) - 1, min(COMPARED, len(store))).round().astype(int))
+    prob, pixels, differing = [], 0, 0
+    for row in rows:
+        a, b = (_segment(each, store, row) for each in (one, other))
+        prob.append(np.abs(a[0] - b[0]))
+        pixels, differing = pixels + a[1].size, differing + np.count_nonzero(a[1] != b[1])
+    worst = max(float(each.mean()) for each in prob)
+    return {
+        "frames": len(rows), "max_prob": _short(max(each.max() for each in prob)),
+        "mean_prob": _short(worst), "pixels": _short(differing / pixels),
+        "agrees": bool(worst <= PROB_OFF and differing / pixels <= PIXELS_OFF),
+    }  # fmt: skip
+
+
+def score(predictor: Predictor, store: Store, which: np.ndarray) -> pd.DataFrame:
+    """Return one row per frame, bool (N,) says which: case_id, group, dice, expected."""
+    rows = []
+    for row in np.flatnonzero(which):
+        _, mask, expected = _segment(predictor, store, row)
+        name = store.index.iloc[row][["case_id", "group"]].to_dict()
+        rows.append(name | {"dice": dice(mask, store.reference(row)), "expected": expected})
+    return pd.DataFrame(rows)
+
+
+def fit_confidence(scores: pd.DataFrame) -> dict:
+    """Fit the line, never falling, from the expected Dice to the real one; groups weigh alike.
+
+    From one group alone only its height is fitted: one gland does not tell how the error varies.
+
+    Args:
+        scores: of validation frames, as `score` gives.
+
+    Returns:
+        slope, offset; groups and frames; error: mean absolute, of each group by the line of the
+        others where there are others.
+    """
+    groups = sorted(scores["group"].unique())
+    slope, offset = _line(scores)
+    errors = []
+    for group in groups:
+        left_out = scores["group"] == group
+        by = _line(scores[~left_out]) if len(groups) > 1 else (slope, offset)
+        found = (by[1] + by[0] * scores["expected"][left_out]).clip(0, 1)
+        errors.append((found - scores["dice"][left_out]).abs().mean())
+    return {
+        "slope": round(slope, 4), "offset": round(offset, 4), "error": round(np.mean(errors), 4),
+        "groups": len(groups), "frames": len(scores),
+    }  # fmt: skip
+
+
+def _line(scores: pd.DataFrame) -> tuple[float, float]:
+    x, y = scores["expected"].to_numpy(float), scores["dice"].to_numpy(float)
+    weight = (1 / scores.groupby("group")["dice"].transform("size")).to_numpy()
+    slope, middle = 1.0, (np.average(x, weights=weight), np.average(y, weights=weight))
+    if scores["group"].nunique() > 1:
+        spread = np.average((x - middle[0]) ** 2, weights=weight)
+        together = np.average((x - middle[0]) * (y - middle[1]), weights=weight)
+        slope = max(0.0, together / spread) if spread > 0 else 0.0
+    return float(slope), float(middle[1] - slope * middle[0])
+
+
+class _Frames(quantization.CalibrationDataReader):
+    def __init__(self, images: np.ndarray):
+        self.images = iter(images)
+
+    def get_next(self):
+        image = next(self.images, None)  # (S,S)
+        return None if image is None else {"image": image[None, None].astype(np.float32) / 255}
+
+
+def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
+    """Write `<model>-int8.onnx` beside an export, and hold its Dice on validation against fp32's.
+
+    Weights have seven bits of the eight: on processors without VNNI, sums of two products would
+    otherwise overflow, and the masks differ from machine to machine.
+
+    Returns:
+        What is said of it, `released` whether it is good enough; and `Release.int8`.
+    """
+    labels = split_cases(
+        store.index, **{key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
+    )
+    rows = pd.Series(np.flatnonzero(labels == "train"))
+    by_group = [part.to_numpy() for _, part in rows.groupby(store.index["group"].to_numpy()[rows])]
+    each = max(1, CALIBRATION // len(by_group))
+    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in by_group]
+    small = path.with_name(f"{path.stem}-int8.onnx")
+    quantization.quantize_static(
+        path, small, _Frames(store.images[np.unique(np.concatenate(rows))]),
+        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+        per_channel=True, reduce_range=True,
+    )  # fmt: skip
+    proto = onnx.load(path)
+    about = json.loads({each.key: each.value for each in proto.metadata_props}[METADATA])
+    write_onnx(small, onnx.load(small), about | {"precision": "int8"})
+    found = score(Predictor.open(small, threads=torch.get_num_threads()), store, labels == "val")
+    fp32 = val[val["model"] == run["model"]]
+    groups = pd.DataFrame(
+        {
+            name: part.groupby("group")["dice"].mean()
+            for name, part in (("fp32", fp32), ("int8", found))
         }
-        about |= {"temperature": run["temperature"], "confidence_low": 0.5, "precision": "fp32"}
-        about["quality"] = describe_frames(
-            store.images[labels == "train"], store.images[labels == "val"]
+    )
+    change = float((groups["int8"] - groups["fp32"]).mean())
+    gate = {
+        "released": abs(change) <= DICE_OFF, "change": round(change, 5), "limit": DICE_OFF,
+        "worst_group": round(float((groups["int8"] - groups["fp32"]).min()), 5),
+        "fp32": round(float(groups["fp32"].mean()), 5), "calibration_frames": len(rows) * each,
+    }  # fmt: skip
+    return gate, groups.reset_index()
+
+
+def describe(about: dict) -> str:
+    """Write the card's section of what was released, in Markdown."""
+    lines = ["## What was released", ""]
+    for name, run in about["runs"].items():
+        off, line = run["agreement"], run["confidence"]
+        lines.append(
+            f"- {name}: run `{run['run_id']}`, of its runs under `{about['protocol']}` the one of "
+            f"best Dice on validation (no test case had a part in it) or the one asked for. "
+            f"Against torch, on {off['frames']} frames: {off['pixels']:.2g} of the mask pixels "
+            f"differ, the probability by {off['mean_prob']:.1g} in the mean of the worst frame. "
+            f"Confidence: {line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from "
+            f"{line['frames']} validation frames of {line['groups']} group(s), mean absolute error "
+            f"{line['error']:.3f}; frames below {run['confidence_low']:.2f} are called unsure."
         )
-        content = to_onnx(model, about)
-        name = f"{about['model']}.onnx"
+    gate = about["runs"][about["selected"]]["int8"]
+    lines += [
+        f"- int8 of {about['selected']} is {'' if gate['released'] else 'NOT '}released: it "
+        f"changes Dice on validation by {gate['change']:+.4f}, of {gate['limit']} allowed; in the "
+        f"worst group by {gate['worst_group']:+.4f}.",
+        "- A frame is far if it is further from the training frames than 99 of 100 validation "
+        "frames by eight numbers of its gray levels; that is a warning, and further on a refusal.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None:
+    """Write a release's files; release.json goes first and comes last, and vouches for all."""
+    files = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    files["release.json"] = _json(about | {"files": sums}).encode()
+    sums["release.json"] = hashlib.sha256(files["release.json"]).hexdigest()
+    remove_file(out / "release.json")
+    for old in out.glob("*.onnx"):
+        remove_file(old)
+    write_file(out / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    for name, content in files.items():  # release.json is the last one
         write_file(out / name, content)
-        files[about["model"]] = {"fp32": name}
-        sums[name] = hashlib.sha256(content).hexdigest()
-    about = {"selected": selected["model"], "models": files, "files": sums}
-    write_file(out / "release.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def distances(predictor: Predictor, store: Store, run: dict) -> pd.DataFrame:
+    """Return how far each frame is: group, side ("train", "val" or "test"), distance."""
+    how = {key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
+    found = [predictor.distance(image) for image in store.images]
+    return store.index[["group"]].assign(side=split_cases(store.index, **how), distance=found)
+
+
+def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
+    shape = tuple(store.index.iloc[row][["height", "width"]].astype(int))
+    return predictor.segment(store.images[row], shape, predictor.about["threshold"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporter and quantiser say of their own insides off the terminal."""
+    usual = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(usual)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise FileNotFoundError(f"{path} is missing: run the study first") from error
+
+
+def _json(value) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def main() -> int:
+    """Export from the command line; exit 2, and say why, if there is no release."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", required=True, help="folder of a finished study")
+    parser.add_argument("--out", required=True, help="folder for the release")
+    parser.add_argument("--run", action="append", default=[], help="run_id to release; repeatable")
+    parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
+    asked = parser.parse_args()
+    try:
+        done = release(asked.study, asked.out, runs=tuple(asked.run), threads=asked.threads)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{', '.join(done.about['models'])} released into {asked.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--study", type=Path)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    release(asked.study, asked.out)
+    sys.exit(main())

@@ -50,7 +50,8 @@ class Prediction:
     prob: float32 (H,W) in [0,1], at the frame's native size, before any threshold.
     mask: bool (H,W).
     diameters_px: the longest straight line within the largest part, and its extent across it.
-    confidence: the Dice to be expected, in [0,1], see `expected_dice`; None if not calibrated.
+    confidence: the Dice to be expected, in [0,1]: `expected_dice`, brought to the Dice that was
+        met on validation frames by a line that `export` fits; None if not calibrated.
     distance: from the training frames, see `Predictor.distance`; None where not known.
     *_mm, *_mm2: None where the spacing is not known.
     """
@@ -131,17 +132,8 @@ class Predictor:
         if spacing_mm is not None and not all(0 < each < 100 for each in spacing_mm):
             raise ValueError(f"spacing_mm: got {spacing_mm}, need mm per pixel, above 0, below 100")
         gray = to_gray(image)
-        size, resize = self.about["size"], self.about["resize"]
-        fitted = frames.fit_image(gray, size, resize)  # (S,S)
-        # each frame by itself, so that what else is in the queue moves no bit
-        logits = self.network(fitted[None])[0]  # (S,S)
-        square = special.expit(logits)
-        prob = frames.restore_prob(square, *gray.shape, resize)  # (H,W)
-        mask = frames.threshold_prob(prob, threshold)
-        confidence = None
-        if temperature := self.about.get("temperature"):
-            calibrated = special.expit(logits / np.float32(temperature))
-            confidence = expected_dice(calibrated, frames.threshold_prob(square, threshold))
+        fitted = frames.fit_image(gray, self.about["size"], self.about["resize"])  # (S,S)
+        prob, mask, confidence = self.segment(fitted, gray.shape, threshold)
         distance = self.distance(fitted)
         spacing = spacing_mm or (1.0, 1.0)
         return Prediction(
@@ -155,6 +147,27 @@ class Predictor:
             distance=distance,
             doubts=tuple(self._doubts(image, gray, mask, confidence, distance)),
         )
+
+    def segment(
+        self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
+    ) -> tuple[np.ndarray, np.ndarray, float | None]:
+        """Return prob, mask and confidence, see `Prediction`, of a frame as a store holds it.
+
+        Args:
+            fitted: uint8 (S,S).
+            shape: height and width of the frame itself.
+        """
+        # each frame by itself, so that what else is in the queue moves no bit
+        logits = self.network(fitted[None])[0]  # (S,S)
+        square = special.expit(logits)
+        prob = frames.restore_prob(square, *shape, self.about["resize"])  # (H,W)
+        confidence = None
+        if temperature := self.about.get("temperature"):
+            calibrated = special.expit(logits / np.float32(temperature))
+            sure = expected_dice(calibrated, frames.threshold_prob(square, threshold))
+            line = self.about.get("confidence", {"slope": 1.0, "offset": 0.0})
+            confidence = float(np.clip(line["offset"] + line["slope"] * sure, 0, 1))
+        return prob, frames.threshold_prob(prob, threshold), confidence
 
     def distance(self, fitted: np.ndarray) -> float | None:
         """How far a frame is from the training frames; None where the model does not say.
