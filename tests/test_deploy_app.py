@@ -15,7 +15,7 @@ import tomllib
 import urllib.parse
 import zipfile
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -703,6 +703,18 @@ def test_in_a_browser_each_broken_upload_is_answered(browser, server):
     page.close()
 
 
+@contextmanager
+def settings(page, look):
+    """Where the page is narrow, open its settings and close them again."""
+    if look:
+        page.get_by_test_id("stExpandSidebarButton").click()
+        page.get_by_test_id("stSidebarContent").wait_for()
+        look("settings")
+    yield
+    if look:
+        page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1440, 900)])
@@ -721,26 +733,20 @@ def test_in_a_browser_of_any_size_and_theme(browser, server, tmp_path, width, he
             "y => document.elementFromPoint(20, y).className", notice["y"] + 5
         ) == "notice"  # and nothing lies over it  # fmt: skip
         boxes = [each.bounding_box() for each in page.get_by_test_id("stMetric").all()]
-        assert all(0 <= box["x"] and box["x"] + box["width"] <= width for box in boxes)
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
 
     look("start")
     image = page.locator("[data-testid=stImage] img").bounding_box()
     assert image["width"] > (0.8 * width if width < 1100 else 0.45 * width)
     ground = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 380) == (theme == "light")
-    if width < 1000:
-        page.get_by_test_id("stExpandSidebarButton").click()
-        page.get_by_test_id("stSidebarContent").wait_for()
-        look("settings")
-        give(page, ("frame.png", PNG))
-        page.get_by_role("button", name="segnet").click()
-        page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
-    else:
+    with settings(page, look if width < 1000 else None):
         give(page, ("frame.png", PNG))
         page.get_by_role("button", name="segnet").click()
     page.locator("img[alt*='thyroid by segnet']").wait_for()
     look("side-by-side")
-    give(page, ("noise.png", image_bytes(NOISE)))
+    with settings(page, look if width < 1000 else None):
+        give(page, ("noise.png", image_bytes(NOISE)))
     page.get_by_text("Refused.").first.wait_for()
     look("refused")
     unnamed = page.evaluate(
