@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", module="pydicom")
 MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
 MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of what is no pixels
-MAX_READS = 500_000  # of the parser, two or three an element
+MAX_READS = 150_000  # of the parser, two or three an element
 MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
@@ -231,9 +231,16 @@ def _decode(dataset, count):
 def _levels(dataset, colour, count):
     """Yield frames as they are decoded; what was YBR is RGB."""
     syntax, palette = dataset.file_meta.TransferSyntaxUID, colour == "PALETTE COLOR"
-    with_plugin = {"decoding_plugin": DECODERS[syntax], "raw": palette}
-    decoded = (levels for levels, _ in get_decoder(syntax).iter_array(dataset, **with_plugin))
-    if syntax not in uid.JPEGTransferSyntaxes:
+    decoder = get_decoder(syntax)
+    if not syntax.is_encapsulated:  # each by itself: of 4:2:2 pydicom can read one frame
+        for index in range(count):
+            yield decoder.as_array(dataset, index=index, raw=palette)[0]
+        return
+    how = {"decoding_plugin": DECODERS[syntax], "raw": palette}
+    if DECODERS[syntax] == "gdcm":
+        how["planar_configuration"] = 0  # as JPEG has it, whatever the header says
+    decoded = (levels for levels, _ in decoder.iter_array(dataset, **how))
+    if syntax == uid.RLELossless:
         yield from decoded
         return
     baseline = syntax == uid.JPEGBaseline8Bit
@@ -316,14 +323,15 @@ def _text(value) -> str:
     return str(value).encode("ascii", "replace").decode().replace("\\", "/")[:64]
 
 
-def _answer(dataset: Dataset, about: dict, sop: str, modality: str, number: int) -> Dataset:
+def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int) -> Dataset:
     """Begin an object of the same patient and study, in a series of its own."""
     model = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    number = dataset.get("InstanceNumber")
     new = _made(
         SOPClassUID=sop, SOPInstanceUID=_uid(dataset.SOPInstanceUID, modality, model),
         SeriesInstanceUID=_uid(dataset.SeriesInstanceUID, modality, model), Modality=modality,
-        SeriesNumber=number, SeriesDescription=f"Thyroid {modality}: {NOTICE}",
-        InstanceNumber=max(1, dataset.get("InstanceNumber") or 1), Manufacturer=MAKER,
+        SeriesNumber=series, SeriesDescription=f"Thyroid {modality}: {NOTICE}",
+        InstanceNumber=number if isinstance(number, int) else 1, Manufacturer=MAKER,
         ManufacturerModelName=_text(about.get("model", "model")), DeviceSerialNumber=model[:16],
         SoftwareVersions=__version__, ContentDate="19000101", ContentTime="000000",
     )  # fmt: skip
@@ -414,8 +422,6 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
                                ("TemporalPositionIndex", "FrameContentSequence"))
     ]  # fmt: skip
     shared = _made(SegmentIdentificationSequence=[_made(ReferencedSegmentNumber=1)])
-    if spacing := spacing_of(dataset):
-        shared.PixelMeasuresSequence = [_made(PixelSpacing=[f"{each:.8g}" for each in spacing])]
     groups = [
         _made(
             DerivationImageSequence=[_made(
@@ -445,11 +451,12 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
     if lossy or dataset.get("LossyImageCompression") == "01":
         size = count * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
         seg.LossyImageCompression = "01"
-        for part, usual in (
-            ("Ratio", f"{size / len(dataset.PixelData):.4g}"),
-            ("Method", "ISO_10918_1"),
-        ):
-            setattr(seg, keyword := f"LossyImageCompression{part}", dataset.get(keyword) or usual)
+        usual = {"Ratio": f"{size / len(dataset.PixelData):.4g}", "Method": "ISO_10918_1"}
+        for part, value in usual.items():
+            if (keyword := f"LossyImageCompression{part}") in dataset:
+                seg[keyword] = dataset[keyword]
+            else:
+                setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg
 
