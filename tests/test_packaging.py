@@ -24,11 +24,12 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "locks", "tg3k", "datasets", "keeping", "phantom",
-    "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
-    "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
-    "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
-    "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-    "plots_replication", "safekeeping", "report", "verify", "study", "runner", "provenance",
+    "fingerprint", "parallel", "confidence", "quality", "store", "splits", "copies", "audit",
+    "labels", "models", "architectures", "device", "platforms", "metrics", "scores", "checkpoint",
+    "predict", "augment", "stopping", "live", "train", "run", "statistics", "mixed", "stability",
+    "selection", "tables", "replication", "show", "readings", "card", "plots", "plots_audit",
+    "plots_compare", "plots_replication", "plots_deploy", "safekeeping", "report", "verify",
+    "study", "runner", "provenance",
 )  # fmt: skip
 
 

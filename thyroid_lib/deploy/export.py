@@ -33,10 +33,12 @@ import pandas as pd
 import torch
 from onnxruntime import quantization
 
-from thyroid_lib import __version__, remove_file, write_file
-from thyroid_lib.deploy.predictor import METADATA, Predictor, describe_frames
+from thyroid_lib import __version__, card, remove_file, write_file
+from thyroid_lib.confidence import calibrated, fit_confidence
+from thyroid_lib.deploy.predictor import METADATA, Predictor
 from thyroid_lib.metrics import dice
 from thyroid_lib.predict import load_model
+from thyroid_lib.quality import describe_frames
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store, open_store
 from thyroid_lib.verify import TIMES
@@ -87,13 +89,20 @@ class Release(NamedTuple):
 
 
 def release(
-    study: str | Path, out: str | Path, *, runs: tuple[str, ...] = (), threads: int = 0
+    runs: list[Path],
+    *,
+    store: str | Path,
+    compare: str | Path,
+    out: str | Path,
+    named: tuple[str, ...] = (),
+    threads: int = 0,
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
     Args:
-        study: its folder: store/, runs/ and compare/.
-        runs: run_ids to release in place of the best ones.
+        runs: folders of the runs that were compared.
+        store, compare: the study's folders of these names.
+        named: run_ids to release in place of the best ones.
         threads: of the CPU, 0 for all.
 
     Raises:
@@ -101,66 +110,65 @@ def release(
         RuntimeError: an export does not agree with torch.
         OSError: it cannot be written; then `out` has no release.json.
     """
-    study, out = Path(study), Path(out)
+    store, compare, out = Path(store), Path(compare), Path(out)
     if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
-        raise ValueError(f"{out} holds {sorted(foreign)[0]}: give a folder for the release alone")
-    selected = json.loads(_read(study / "compare" / "selected.json"))
-    card = _read(study / "compare" / "model_card.md")
-    store = open_store(study / "store")
+        raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
+    selected = json.loads(_read(compare / "selected.json"))
+    text, data = _read(compare / "model_card.md"), open_store(store)
     if threads:
         torch.set_num_threads(threads)
     files, settings, val, about = {}, {}, [], {"models": {}, "runs": {}}
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        for name, run in choose_runs(study, selected, runs).items():
+        for name, run in choose_runs(runs, selected, named).items():
             path = Path(scratch, f"{name}.onnx")
-            scores, about["runs"][name] = export_run(study / "runs" / run["run_id"], store, path)
+            scores, about["runs"][name] = export_run(run.pop("folder"), data, path)
             val.append(scores.assign(model=name))
             about["models"][name] = {"fp32": path.name}
             settings[name] = {k: v for k, v in run.items() if k not in (*TIMES, "files", "machine")}
-        name = selected["model"]
-        gate, groups = quantise(
-            Path(scratch, f"{name}.onnx"), store, settings[name], pd.concat(val)
-        )
+        name, val = selected["model"], pd.concat(val, ignore_index=True)
+        gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
         about["runs"][name]["int8"] = gate
         if gate["released"]:
             about["models"][name]["int8"] = f"{name}-int8.onnx"
         for each in about["models"].values():
             files |= {file: Path(scratch, file).read_bytes() for file in each.values()}
-    about |= {"selected": name, "protocol": selected["protocol"], "study": study.name}
-    files["model_card.md"] = f"{card.rstrip()}\n\n{describe(about)}"
+    about |= {"selected": name, "protocol": selected["protocol"], "study": store.parent.name}
+    files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
     files["README.md"] = README.format(**about)
     write_release(out, files, about)
-    return Release(about, pd.concat(val, ignore_index=True), groups)
+    return Release(about, val, groups)
 
 
-def choose_runs(study: Path, selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each faithful model: its run.json, by the model's name.
+def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Return the run to release of each faithful model, by the model's name.
+
+    Returns:
+        What its run.json says, its `folder`, and `val_dice`, that of the kept weights.
 
     Raises:
         FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
     """
-    best, ids = {}, set()
-    for file in sorted((study / "runs").glob("*/run.json")):
-        run = json.loads(_read(file))
+    best, ids = {}, []
+    for folder in sorted(map(Path, runs)):
+        run = json.loads(_read(folder / "run.json")) | {"folder": folder}
         if "_reported" in run["model"] or run["protocol"] == "reported":
             continue
-        ids.add(run["run_id"])
-        history = pd.read_csv(file.with_name("history.csv")).set_index("epoch")
+        ids.append(run["run_id"])
+        history = pd.read_csv(folder / "history.csv").set_index("epoch")
         if "val_dice" not in history:
             raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
         run["val_dice"] = float(history.loc[run["selected_epoch"], "val_dice"])
-        asked = run["run_id"] in named
-        if asked or run["protocol"] == selected["protocol"]:
-            rank = asked, run["val_dice"]
-            if run["model"] not in best or rank > best[run["model"]][0]:
-                best[run["model"]] = rank, run
-    if unknown := set(named) - ids:
-        raise ValueError(f"run: got {sorted(unknown)[0]}, there are {', '.join(sorted(ids))}")
+        rank = run["run_id"] in named, run["val_dice"]
+        fits = rank[0] or run["protocol"] == selected["protocol"]
+        if fits and (run["model"] not in best or rank > best[run["model"]][0]):
+            best[run["model"]] = rank, run
+    if unknown := sorted(set(named) - set(ids)):
+        raise ValueError(f"run: got {unknown[0]}, need one of {', '.join(ids)}")
     if selected["model"] not in best:
-        raise FileNotFoundError(f"{study} has no run of {selected['model']}: run the study")
-    return {name: run for name, (_, run) in best.items()}
+        raise FileNotFoundError(f"there is no run of {selected['model']}: run the study first")
+    return {name: run for name, (_, run) in sorted(best.items())}
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
@@ -189,8 +197,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     if not agreement["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
     scores = score(exported, store, labels == "val")
-    line = fit_confidence(scores)
-    confidence = (line["offset"] + line["slope"] * scores["expected"]).clip(0, 1)
+    line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
+    confidence = calibrated(scores["expected"], line)
     train, val = (store.images[labels == side] for side in ("train", "val"))
     about |= {
         "confidence": line,
@@ -258,43 +266,6 @@ def score(predictor: Predictor, store: Store, which: np.ndarray) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def fit_confidence(scores: pd.DataFrame) -> dict:
-    """Fit the line, never falling, from the expected Dice to the real one; groups weigh alike.
-
-    From one group alone only its height is fitted: one gland does not tell how the error varies.
-
-    Args:
-        scores: of validation frames, as `score` gives.
-
-    Returns:
-        slope, offset; groups and frames; error: mean absolute, of each group by the line of the
-        others where there are others.
-    """
-    groups = sorted(scores["group"].unique())
-    slope, offset = _line(scores)
-    errors = []
-    for group in groups:
-        left_out = scores["group"] == group
-        by = _line(scores[~left_out]) if len(groups) > 1 else (slope, offset)
-        found = (by[1] + by[0] * scores["expected"][left_out]).clip(0, 1)
-        errors.append((found - scores["dice"][left_out]).abs().mean())
-    return {
-        "slope": round(slope, 4), "offset": round(offset, 4), "error": round(np.mean(errors), 4),
-        "groups": len(groups), "frames": len(scores),
-    }  # fmt: skip
-
-
-def _line(scores: pd.DataFrame) -> tuple[float, float]:
-    x, y = scores["expected"].to_numpy(float), scores["dice"].to_numpy(float)
-    weight = (1 / scores.groupby("group")["dice"].transform("size")).to_numpy()
-    slope, middle = 1.0, (np.average(x, weights=weight), np.average(y, weights=weight))
-    if scores["group"].nunique() > 1:
-        spread = np.average((x - middle[0]) ** 2, weights=weight)
-        together = np.average((x - middle[0]) * (y - middle[1]), weights=weight)
-        slope = max(0.0, together / spread) if spread > 0 else 0.0
-    return float(slope), float(middle[1] - slope * middle[0])
-
-
 class _Frames(quantization.CalibrationDataReader):
     def __init__(self, images: np.ndarray):
         self.images = iter(images)
@@ -344,31 +315,6 @@ def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[di
         "fp32": round(float(groups["fp32"].mean()), 5), "calibration_frames": len(rows) * each,
     }  # fmt: skip
     return gate, groups.reset_index()
-
-
-def describe(about: dict) -> str:
-    """Write the card's section of what was released, in Markdown."""
-    lines = ["## What was released", ""]
-    for name, run in about["runs"].items():
-        off, line = run["agreement"], run["confidence"]
-        lines.append(
-            f"- {name}: run `{run['run_id']}`, of its runs under `{about['protocol']}` the one of "
-            f"best Dice on validation (no test case had a part in it) or the one asked for. "
-            f"Against torch, on {off['frames']} frames: {off['pixels']:.2g} of the mask pixels "
-            f"differ, the probability by {off['mean_prob']:.1g} in the mean of the worst frame. "
-            f"Confidence: {line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from "
-            f"{line['frames']} validation frames of {line['groups']} group(s), mean absolute error "
-            f"{line['error']:.3f}; frames below {run['confidence_low']:.2f} are called unsure."
-        )
-    gate = about["runs"][about["selected"]]["int8"]
-    lines += [
-        f"- int8 of {about['selected']} is {'' if gate['released'] else 'NOT '}released: it "
-        f"changes Dice on validation by {gate['change']:+.4f}, of {gate['limit']} allowed; in the "
-        f"worst group by {gate['worst_group']:+.4f}.",
-        "- A frame is far if it is further from the training frames than 99 of 100 validation "
-        "frames by eight numbers of its gray levels; that is a warning, and further on a refusal.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None:
@@ -435,7 +381,11 @@ def main() -> int:
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     asked = parser.parse_args()
     try:
-        done = release(asked.study, asked.out, runs=tuple(asked.run), threads=asked.threads)
+        done = release(
+            [file.parent for file in Path(asked.study).glob("runs/*/run.json")],
+            store=Path(asked.study, "store"), compare=Path(asked.study, "compare"), out=asked.out,
+            named=tuple(asked.run), threads=asked.threads,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
