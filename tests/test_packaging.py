@@ -213,7 +213,7 @@ def test_the_reduced_replication_differs_in_size_alone():
     differing = {key for key in full if full[key] != reduced[key]}
     assert differing == {
         "study", "data", "size", "width", "folds", "run_folds", "seeds", "epochs", "batch_size",
-        "lr", "threads", "device", "precision",
+        "lr", "threads", "device", "precision", "deploy",
     }  # fmt: skip
 
 

@@ -129,8 +129,8 @@ def released(about: dict) -> str:
             f"{name}: run `{run['run_id']}`. Against torch, on {count_of(off['frames'], 'frame')}: "
             f"{off['pixels']:.2g} of the mask pixels differ, and the probability by "
             f"{off['mean_prob']:.1g} in the mean of the worst frame. Confidence: "
-            f"{line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from {frames} of {groups} "
-            f"of validation, mean absolute error {line['error']:.3f}; below "
+            f"{line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from {frames} of "
+            f"{groups} of validation, mean absolute error {line['error']:.3f}; below "
             f"{run['confidence_low']:.2f} a frame is called unsure."
         )
     gate = about["runs"][about["selected"]]["int8"]
