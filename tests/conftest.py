@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from thyroid_lib import folder, frames
-from thyroid_lib.deploy.predictor import METADATA, describe_frames
+from thyroid_lib.deploy.predictor import METADATA
+from thyroid_lib.quality import describe_frames
 from thyroid_lib.store import build_store
 
 HERE = Path(__file__).resolve().parent

@@ -179,29 +179,23 @@ def _encode(frame, syntax, photometric: str, bits: int, planar: int) -> bytes:
 
 
 def _encode_lossless(frame, syntax: int, photometric: str, bits: int) -> bytes:
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((frame.shape[1], frame.shape[0], 1))
-    kind = gdcm.PhotometricInterpretation.GetPIType(
-        photometric if frame.ndim == 3 else "MONOCHROME2"
-    )
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-    samples = 3 if frame.ndim == 3 else 1
-    image.SetPixelFormat(gdcm.PixelFormat(samples, 8 * frame.itemsize, bits, bits - 1, 0))
-    if samples == 3:
-        image.SetPlanarConfiguration(0)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetByteStringValue(frame.tobytes())
-    image.SetDataElement(element)
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(image)
-    assert change.Change(), "gdcm could not encode"
-    with tempfile.TemporaryDirectory() as folder:  # its fragments in memory bring Python down
+    """Encode by gdcm, from file to file: images made in memory it frees twice."""
+    kind = photometric if frame.ndim == 3 else "MONOCHROME2"
+    plain = make_us(np.zeros(frame.shape, np.uint8), bits=bits, photometric=kind)
+    plain.PixelData = frame.tobytes() + bytes(frame.nbytes % 2)
+    with tempfile.TemporaryDirectory() as folder:
+        plain.save_as(f"{folder}/plain.dcm", enforce_file_format=True)
+        reader = gdcm.ImageReader()
+        reader.SetFileName(f"{folder}/plain.dcm")
+        assert reader.Read(), "gdcm could not read"
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetInput(reader.GetImage())
+        assert change.Change(), "gdcm could not encode"
         writer = gdcm.ImageWriter()
-        writer.SetFileName(f"{folder}/frame.dcm")
+        writer.SetFileName(f"{folder}/coded.dcm")
+        writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write(), "gdcm could not write"
-        code = next(generate_frames(dcmread(f"{folder}/frame.dcm").PixelData, number_of_frames=1))
+        code = next(generate_frames(dcmread(f"{folder}/coded.dcm").PixelData, number_of_frames=1))
     return code + bytes(len(code) % 2)

@@ -9,8 +9,10 @@ from conftest import ellipse_pair
 from PIL import Image
 
 from thyroid_lib import frames
+from thyroid_lib.confidence import expected_dice
 from thyroid_lib.deploy import predictor as module
-from thyroid_lib.deploy.predictor import Predictor, diameters, expected_dice, features, to_gray
+from thyroid_lib.deploy.predictor import Predictor, diameters, to_gray
+from thyroid_lib.quality import features
 
 pytest.importorskip("onnxruntime")
 

@@ -24,11 +24,12 @@ PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
 # A module imports only from those before it.
 ORDER = (
     "__init__", "frames", "cases", "folder", "locks", "tg3k", "datasets", "keeping", "phantom",
-    "fingerprint", "parallel", "store", "splits", "copies", "audit", "labels", "models",
-    "architectures", "device", "platforms", "metrics", "scores", "checkpoint", "predict", "augment",
-    "stopping", "live", "train", "run", "statistics", "mixed", "stability", "selection", "tables",
-    "replication", "show", "readings", "card", "plots", "plots_audit", "plots_compare",
-    "plots_replication", "safekeeping", "report", "verify", "study", "runner", "provenance",
+    "fingerprint", "parallel", "confidence", "quality", "store", "splits", "copies", "audit",
+    "labels", "models", "architectures", "device", "platforms", "metrics", "scores", "checkpoint",
+    "predict", "augment", "stopping", "live", "train", "run", "statistics", "mixed", "stability",
+    "selection", "tables", "replication", "show", "readings", "card", "plots", "plots_audit",
+    "plots_compare", "plots_replication", "plots_deploy", "safekeeping", "report", "verify",
+    "study", "runner", "provenance",
 )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def test_the_reduced_replication_differs_in_size_alone():
     differing = {key for key in full if full[key] != reduced[key]}
     assert differing == {
         "study", "data", "size", "width", "folds", "run_folds", "seeds", "epochs", "batch_size",
-        "lr", "threads", "device", "precision",
+        "lr", "threads", "device", "precision", "deploy",
     }  # fmt: skip
 
 

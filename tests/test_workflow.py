@@ -25,7 +25,7 @@ RUN = "unet-grouped-fold0-seed0"
 TINY = {
     "study": "tiny", "phantom_sweeps": 4, "phantom_frames": 3, "size": 32, "models": "[unet]",
     "width": 4, "protocols": "[grouped]", "seeds": "[0]", "epochs": 1, "batch_size": 4,
-    "lr": "2.0e-3",
+    "lr": "2.0e-3", "deploy": "false",
 }  # fmt: skip
 RESULTS = Path("results", "tiny")
 
@@ -440,7 +440,7 @@ def imports_of(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
-            inside = node.module.partition(".")[2]
+            inside = node.module.partition(".")[2].replace(".", "/")
             found |= {inside} if inside else {alias.name for alias in node.names}
     return {name for name in found if (ROOT / "thyroid_lib" / f"{name}.py").exists()}
 
@@ -450,11 +450,12 @@ def test_every_module_that_a_notebook_reaches_is_an_input():
     known: set[str] = set()  # what an earlier step lists makes this one run as well
     rules = (
         ("preprocess", 1), ("audit", 2), ("train", 3), ("compare", 4), ("replication", 5),
+        ("deploy", 6),
     )  # fmt: skip
     for rule, notebook in rules:
         part = text.split(f"rule {rule}:")[1].split("output:")[0]
         lists = re.findall(r"library\(([^)]*)\)", part)
-        listed = set(re.findall(r'"(\w+)"', " ".join(lists))) - {"__init__"}
+        listed = set(re.findall(r'"([\w/]+)"', " ".join(lists))) - {"__init__"}
         (path,) = ROOT.glob(f"notebooks/{notebook}-*.ipynb")
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         cells = [cell for cell in cells if "setup" not in cell["metadata"].get("tags", [])]

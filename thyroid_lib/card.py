@@ -5,6 +5,7 @@ After Mitchell et al. 2019, "Model cards for model reporting", doi 10.1145/32875
 
 import pandas as pd
 
+from thyroid_lib.quality import TOO_FAR
 from thyroid_lib.readings import (
     calibration_sentence,
     count_of,
@@ -112,6 +113,39 @@ def model_card(
         for place, (title, text) in enumerate(sections.items())
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def released(about: dict) -> str:
+    """Write the card's section of what was released, in Markdown.
+
+    Args:
+        about: the release.json of `thyroid_lib.deploy.export`.
+    """
+    each = []
+    for name, run in about["runs"].items():
+        off, line = run["agreement"], run["confidence"]
+        frames, groups = count_of(line["frames"], "frame"), count_of(line["groups"], "group")
+        each.append(
+            f"{name}: run `{run['run_id']}`. Against torch, on {count_of(off['frames'], 'frame')}: "
+            f"{off['pixels']:.2g} of the mask pixels differ, and the probability by "
+            f"{off['mean_prob']:.1g} in the mean of the worst frame. Confidence: "
+            f"{line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from {frames} of "
+            f"{groups} of validation, mean absolute error {line['error']:.3f}; below "
+            f"{run['confidence_low']:.2f} a frame is called unsure."
+        )
+    gate = about["runs"][about["selected"]]["int8"]
+    text = _lines(
+        f"Of each model the run under `{about['protocol']}` whose kept weights have the best Dice "
+        "on validation, or one that was asked for; no test case had a part in it.",
+        *each,
+        f"int8 of {about['selected']} is {'' if gate['released'] else '**not** '}released: it "
+        f"changes Dice on validation by {gate['change']:+.4f}, where {gate['limit']} are allowed; "
+        f"in the worst group by {gate['worst_group']:+.4f}.",
+        "A frame is called far if eight numbers of its gray levels are further from those of the "
+        "training frames than of 99 in 100 validation frames, and is to be refused from "
+        f"{TOO_FAR:g} times that on.",
+    )
+    return f"## What was released\n\n{text}\n"
 
 
 def _source(runs: pd.DataFrame) -> str:

@@ -44,6 +44,7 @@ summary { cursor: pointer; padding: .4rem 0; }
 SECTIONS = {  # of the page, in its order
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
+    "deploy": ("Release", "6-deploy"),
     "audit": ("Audit", "2-audit"),
     "data": ("Data", "1-preprocess"),
 }
@@ -114,7 +115,9 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
     study = Path(study)
     missing = [step for step in steps if not (study / "notebooks" / f"{step}.ipynb").is_file()]
     if any(step.startswith(("1-", "3-")) for step in missing):
-        missing += [step for step in steps if step.startswith(("4-", "5-")) and step not in missing]
+        missing += [
+            step for step in steps if step.startswith(("4-", "5-", "6-")) and step not in missing
+        ]
     reasons = dict.fromkeys(missing, "")
     lock = study / ".lock"  # written at the start: an older log tells of an older one
     began = lock.stat().st_mtime if lock.is_file() else 0

@@ -9,6 +9,7 @@ import ast
 import datetime
 import difflib
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -105,6 +106,7 @@ SCHEMA = {
     "pin_instructions": (False, *ANY),
     "budget_minutes": (0.0, "0 (no limit) to 100000", lambda value: 0 <= value <= 100_000),
     "tensorboard": (False, *ANY),
+    "deploy": (False, *ANY),
 }
 # What a notebook takes one of, beyond that, or more freely.
 NOTEBOOK = SCHEMA | {
@@ -434,6 +436,16 @@ def _from_command_line(value, example):
         return yaml.load(value, _StrictLoader) if isinstance(value, str) else value  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         return value  # a text where none is wanted: its key will say so
+
+
+def check_deploy(wanted: bool) -> None:
+    """Raise ValueError if a release is wanted and there is nothing to export it with."""
+    need = ("onnx", "onnxruntime", "onnxscript")
+    if missing := [name for name in need if wanted and not importlib.util.find_spec(name)]:
+        raise ValueError(
+            f"deploy: {', '.join(missing)} not installed: `pip install {' '.join(missing)}`, or "
+            "set deploy to false"
+        )
 
 
 def list_data(data: str) -> str:

@@ -86,7 +86,9 @@ def build(
     if data and not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+/[1-9][0-9]*", data):
         raise ValueError(f"data: got {data!r}, need owner/slug/version, the version 1 or more")
     named = {"data": f"kaggle:{data}"} if data else {}
-    config = read_study([parameters], overrides=(overrides or {}) | named) | {"budget_minutes": 0}
+    # a session trains; the release is made where its results are gathered
+    config = read_study([parameters], overrides=(overrides or {}) | named)
+    config |= {"budget_minutes": 0, "deploy": False}
     study, slug = config["study"], f"thyroid-{config['study'].replace('_', '-')}"
     source = re.fullmatch(r"kaggle:([\w-]+/[\w-]+)/[1-9][0-9]*", config["data"])
     if config["data"] not in ("", "auto") and not source:

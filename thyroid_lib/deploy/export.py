@@ -33,10 +33,13 @@ import pandas as pd
 import torch
 from onnxruntime import quantization
 
-from thyroid_lib import __version__, remove_file, write_file
-from thyroid_lib.deploy.predictor import METADATA, Predictor, describe_frames
+from thyroid_lib import __version__, card, remove_file, write_file
+from thyroid_lib.confidence import calibrated, fit_confidence
+from thyroid_lib.deploy.predictor import METADATA, Predictor
 from thyroid_lib.metrics import dice
+from thyroid_lib.plots import native
 from thyroid_lib.predict import load_model
+from thyroid_lib.quality import describe_frames
 from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store, open_store
 from thyroid_lib.verify import TIMES
@@ -87,13 +90,20 @@ class Release(NamedTuple):
 
 
 def release(
-    study: str | Path, out: str | Path, *, runs: tuple[str, ...] = (), threads: int = 0
+    runs: list[Path],
+    *,
+    store: str | Path,
+    compare: str | Path,
+    out: str | Path,
+    named: tuple[str, ...] = (),
+    threads: int = 0,
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
     Args:
-        study: its folder: store/, runs/ and compare/.
-        runs: run_ids to release in place of the best ones.
+        runs: folders of the runs that were compared.
+        store, compare: the study's folders of these names.
+        named: run_ids to release in place of the best ones.
         threads: of the CPU, 0 for all.
 
     Raises:
@@ -101,66 +111,65 @@ def release(
         RuntimeError: an export does not agree with torch.
         OSError: it cannot be written; then `out` has no release.json.
     """
-    study, out = Path(study), Path(out)
+    store, compare, out = Path(store), Path(compare), Path(out)
     if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
-        raise ValueError(f"{out} holds {sorted(foreign)[0]}: give a folder for the release alone")
-    selected = json.loads(_read(study / "compare" / "selected.json"))
-    card = _read(study / "compare" / "model_card.md")
-    store = open_store(study / "store")
+        raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
+    selected = json.loads(_read(compare / "selected.json"))
+    text, data = _read(compare / "model_card.md"), open_store(store)
     if threads:
         torch.set_num_threads(threads)
     files, settings, val, about = {}, {}, [], {"models": {}, "runs": {}}
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        for name, run in choose_runs(study, selected, runs).items():
+        for name, run in choose_runs(runs, selected, named).items():
             path = Path(scratch, f"{name}.onnx")
-            scores, about["runs"][name] = export_run(study / "runs" / run["run_id"], store, path)
+            scores, about["runs"][name] = export_run(run.pop("folder"), data, path)
             val.append(scores.assign(model=name))
             about["models"][name] = {"fp32": path.name}
             settings[name] = {k: v for k, v in run.items() if k not in (*TIMES, "files", "machine")}
-        name = selected["model"]
-        gate, groups = quantise(
-            Path(scratch, f"{name}.onnx"), store, settings[name], pd.concat(val)
-        )
+        name, val = selected["model"], pd.concat(val, ignore_index=True)
+        gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
         about["runs"][name]["int8"] = gate
         if gate["released"]:
             about["models"][name]["int8"] = f"{name}-int8.onnx"
         for each in about["models"].values():
             files |= {file: Path(scratch, file).read_bytes() for file in each.values()}
-    about |= {"selected": name, "protocol": selected["protocol"], "study": study.name}
-    files["model_card.md"] = f"{card.rstrip()}\n\n{describe(about)}"
+    about |= {"selected": name, "protocol": selected["protocol"], "study": store.parent.name}
+    files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
     files["README.md"] = README.format(**about)
     write_release(out, files, about)
-    return Release(about, pd.concat(val, ignore_index=True), groups)
+    return Release(about, val, groups)
 
 
-def choose_runs(study: Path, selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each faithful model: its run.json, by the model's name.
+def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Return the run to release of each faithful model, by the model's name.
+
+    Returns:
+        What its run.json says, its `folder`, and `val_dice`, that of the kept weights.
 
     Raises:
         FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
     """
-    best, ids = {}, set()
-    for file in sorted((study / "runs").glob("*/run.json")):
-        run = json.loads(_read(file))
+    best, ids = {}, []
+    for folder in sorted(map(Path, runs)):
+        run = json.loads(_read(folder / "run.json")) | {"folder": folder}
         if "_reported" in run["model"] or run["protocol"] == "reported":
             continue
-        ids.add(run["run_id"])
-        history = pd.read_csv(file.with_name("history.csv")).set_index("epoch")
+        ids.append(run["run_id"])
+        history = pd.read_csv(folder / "history.csv").set_index("epoch")
         if "val_dice" not in history:
             raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
         run["val_dice"] = float(history.loc[run["selected_epoch"], "val_dice"])
-        asked = run["run_id"] in named
-        if asked or run["protocol"] == selected["protocol"]:
-            rank = asked, run["val_dice"]
-            if run["model"] not in best or rank > best[run["model"]][0]:
-                best[run["model"]] = rank, run
-    if unknown := set(named) - ids:
-        raise ValueError(f"run: got {sorted(unknown)[0]}, there are {', '.join(sorted(ids))}")
+        rank = run["run_id"] in named, run["val_dice"]
+        fits = rank[0] or run["protocol"] == selected["protocol"]
+        if fits and (run["model"] not in best or rank > best[run["model"]][0]):
+            best[run["model"]] = rank, run
+    if unknown := sorted(set(named) - set(ids)):
+        raise ValueError(f"run: got {unknown[0]}, need one of {', '.join(ids)}")
     if selected["model"] not in best:
-        raise FileNotFoundError(f"{study} has no run of {selected['model']}: run the study")
-    return {name: run for name, (_, run) in best.items()}
+        raise FileNotFoundError(f"there is no run of {selected['model']}: run the study first")
+    return {name: run for name, (_, run) in sorted(best.items())}
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
@@ -189,8 +198,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     if not agreement["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
     scores = score(exported, store, labels == "val")
-    line = fit_confidence(scores)
-    confidence = (line["offset"] + line["slope"] * scores["expected"]).clip(0, 1)
+    line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
+    confidence = calibrated(scores["expected"], line)
     train, val = (store.images[labels == side] for side in ("train", "val"))
     about |= {
         "confidence": line,
@@ -199,7 +208,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     }
     write_onnx(path, network, about)
     summary = {key: about[key] for key in ("run_id", "confidence", "confidence_low")}
-    return scores.assign(confidence=confidence), summary | {"agreement": agreement}
+    return scores.assign(confidence=confidence), summary | {"agreement": agreement, "split": how}
 
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
@@ -258,117 +267,96 @@ def score(predictor: Predictor, store: Store, which: np.ndarray) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def fit_confidence(scores: pd.DataFrame) -> dict:
-    """Fit the line, never falling, from the expected Dice to the real one; groups weigh alike.
-
-    From one group alone only its height is fitted: one gland does not tell how the error varies.
-
-    Args:
-        scores: of validation frames, as `score` gives.
-
-    Returns:
-        slope, offset; groups and frames; error: mean absolute, of each group by the line of the
-        others where there are others.
-    """
-    groups = sorted(scores["group"].unique())
-    slope, offset = _line(scores)
-    errors = []
-    for group in groups:
-        left_out = scores["group"] == group
-        by = _line(scores[~left_out]) if len(groups) > 1 else (slope, offset)
-        found = (by[1] + by[0] * scores["expected"][left_out]).clip(0, 1)
-        errors.append((found - scores["dice"][left_out]).abs().mean())
-    return {
-        "slope": round(slope, 4), "offset": round(offset, 4), "error": round(np.mean(errors), 4),
-        "groups": len(groups), "frames": len(scores),
-    }  # fmt: skip
-
-
-def _line(scores: pd.DataFrame) -> tuple[float, float]:
-    x, y = scores["expected"].to_numpy(float), scores["dice"].to_numpy(float)
-    weight = (1 / scores.groupby("group")["dice"].transform("size")).to_numpy()
-    slope, middle = 1.0, (np.average(x, weights=weight), np.average(y, weights=weight))
-    if scores["group"].nunique() > 1:
-        spread = np.average((x - middle[0]) ** 2, weights=weight)
-        together = np.average((x - middle[0]) * (y - middle[1]), weights=weight)
-        slope = max(0.0, together / spread) if spread > 0 else 0.0
-    return float(slope), float(middle[1] - slope * middle[0])
-
-
 class _Frames(quantization.CalibrationDataReader):
-    def __init__(self, images: np.ndarray):
-        self.images = iter(images)
+    """Training frames, uint8 (N,S,S), one by one as a network takes them."""
 
-    def get_next(self):
-        image = next(self.images, None)  # (S,S)
-        return None if image is None else {"image": image[None, None].astype(np.float32) / 255}
+    def __init__(self, images: np.ndarray):
+        self.inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
+
+    def get_next(self) -> dict | None:
+        return next(self.inputs, None)
+
+
+def to_int8(network: onnx.ModelProto, images: np.ndarray, scratch: Path) -> onnx.ModelProto:
+    """Quantise the 3 x 3 convolutions behind the first stage, statically; the rest stays fp32.
+
+    Weights have seven bits of the eight: on processors without VNNI, sums of two products would
+    overflow otherwise, and masks differ from machine to machine. What a convolution's rounded
+    weights add in the mean over `images`, uint8 (N,S,S), is taken out of its bias.
+
+    Source: Nagel et al., ICCV 2019 (arXiv 1906.04721), section 4.2, with measured means.
+    """
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in network.graph.initializer}
+    convs = [node for node in network.graph.node if node.op_type == "Conv"]
+    first = convs[0].input[1].partition(".")[0]
+    chosen = [
+        node for node in convs
+        if weights[node.input[1]].shape[2:] == (3, 3) and node.input[1].partition(".")[0] != first
+    ]  # fmt: skip
+    means = _means(network, {node.input[0] for node in chosen}, images)
+    for last in (False, True):
+        (scratch / "fp32").write_bytes(network.SerializeToString())
+        quantization.quantize_static(
+            scratch / "fp32", scratch / "int8", _Frames(images),
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8, per_channel=True, reduce_range=True,
+            nodes_to_quantize=[node.name for node in chosen],
+        )  # fmt: skip
+        made = onnx.load(scratch / "int8")
+        if last:
+            return made
+        rounded = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
+        network = onnx.ModelProto.FromString(network.SerializeToString())
+        moved = {}
+        for node in chosen:
+            name, bias = node.input[1:3]
+            scale = rounded[f"{name}_scale"].reshape(-1, 1, 1, 1)
+            added = rounded[f"{name}_quantized"] * scale - weights[name]  # (O,I,3,3)
+            moved[bias] = weights[bias] - added.sum(axis=(2, 3)) @ means[node.input[0]]
+        for each in network.graph.initializer:
+            if each.name in moved:
+                value = moved[each.name].astype(np.float32)
+                each.CopyFrom(onnx.numpy_helper.from_array(value, each.name))
+
+
+def _means(network: onnx.ModelProto, names: set[str], images: np.ndarray) -> dict:
+    """Return the mean of each of these values of a graph by channel, (C,), over frames."""
+    network = onnx.ModelProto.FromString(network.SerializeToString())
+    network.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, sorted(names)))
+    session = onnxruntime.InferenceSession(network.SerializeToString())
+    found = [
+        [value.mean(axis=(0, 2, 3)) for value in session.run(sorted(names), image)]
+        for image in iter(_Frames(images).get_next, None)
+    ]
+    means = [np.mean(each, axis=0) for each in zip(*found, strict=True)]
+    return dict(zip(sorted(names), means, strict=True))
 
 
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """Write `<model>-int8.onnx` beside an export, and hold its Dice on validation against fp32's.
 
-    Weights have seven bits of the eight: on processors without VNNI, sums of two products would
-    otherwise overflow, and the masks differ from machine to machine.
-
     Returns:
         What is said of it, `released` whether it is good enough; and `Release.int8`.
     """
-    labels = split_cases(
-        store.index, **{key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
-    )
-    rows = pd.Series(np.flatnonzero(labels == "train"))
-    by_group = [part.to_numpy() for _, part in rows.groupby(store.index["group"].to_numpy()[rows])]
-    each = max(1, CALIBRATION // len(by_group))
-    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in by_group]
-    small = path.with_name(f"{path.stem}-int8.onnx")
-    quantization.quantize_static(
-        path, small, _Frames(store.images[np.unique(np.concatenate(rows))]),
-        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        per_channel=True, reduce_range=True,
-    )  # fmt: skip
-    proto = onnx.load(path)
-    about = json.loads({each.key: each.value for each in proto.metadata_props}[METADATA])
-    write_onnx(small, onnx.load(small), about | {"precision": "int8"})
+    how = {key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
+    labels = split_cases(store.index, **how)
+    parts = [part.index for _, part in store.index[labels == "train"].groupby("group")]
+    each = max(1, CALIBRATION // len(parts))
+    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
+    images = store.images[np.unique(np.concatenate(rows))]
+    network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
+    about = json.loads({each.key: each.value for each in network.metadata_props}[METADATA])
+    write_onnx(small, to_int8(network, images, path.parent), about | {"precision": "int8"})
     found = score(Predictor.open(small, threads=torch.get_num_threads()), store, labels == "val")
-    fp32 = val[val["model"] == run["model"]]
-    groups = pd.DataFrame(
-        {
-            name: part.groupby("group")["dice"].mean()
-            for name, part in (("fp32", fp32), ("int8", found))
-        }
-    )
-    change = float((groups["int8"] - groups["fp32"]).mean())
+    both = {"fp32": val[val["model"] == run["model"]], "int8": found}
+    groups = pd.DataFrame({name: of.groupby("group")["dice"].mean() for name, of in both.items()})
+    change = groups["int8"] - groups["fp32"]
     gate = {
-        "released": abs(change) <= DICE_OFF, "change": round(change, 5), "limit": DICE_OFF,
-        "worst_group": round(float((groups["int8"] - groups["fp32"]).min()), 5),
-        "fp32": round(float(groups["fp32"].mean()), 5), "calibration_frames": len(rows) * each,
+        "released": bool(abs(change.mean()) <= DICE_OFF), "limit": DICE_OFF,
+        "change": round(float(change.mean()), 5), "worst_group": round(float(change.min()), 5),
+        "fp32": round(float(groups["fp32"].mean()), 5), "calibration_frames": len(images),
     }  # fmt: skip
     return gate, groups.reset_index()
-
-
-def describe(about: dict) -> str:
-    """Write the card's section of what was released, in Markdown."""
-    lines = ["## What was released", ""]
-    for name, run in about["runs"].items():
-        off, line = run["agreement"], run["confidence"]
-        lines.append(
-            f"- {name}: run `{run['run_id']}`, of its runs under `{about['protocol']}` the one of "
-            f"best Dice on validation (no test case had a part in it) or the one asked for. "
-            f"Against torch, on {off['frames']} frames: {off['pixels']:.2g} of the mask pixels "
-            f"differ, the probability by {off['mean_prob']:.1g} in the mean of the worst frame. "
-            f"Confidence: {line['offset']:.3f} + {line['slope']:.3f} × expected Dice, from "
-            f"{line['frames']} validation frames of {line['groups']} group(s), mean absolute error "
-            f"{line['error']:.3f}; frames below {run['confidence_low']:.2f} are called unsure."
-        )
-    gate = about["runs"][about["selected"]]["int8"]
-    lines += [
-        f"- int8 of {about['selected']} is {'' if gate['released'] else 'NOT '}released: it "
-        f"changes Dice on validation by {gate['change']:+.4f}, of {gate['limit']} allowed; in the "
-        f"worst group by {gate['worst_group']:+.4f}.",
-        "- A frame is far if it is further from the training frames than 99 of 100 validation "
-        "frames by eight numbers of its gray levels; that is a warning, and further on a refusal.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None:
@@ -385,11 +373,23 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
         write_file(out / name, content)
 
 
-def distances(predictor: Predictor, store: Store, run: dict) -> pd.DataFrame:
-    """Return how far each frame is: group, side ("train", "val" or "test"), distance."""
-    how = {key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
-    found = [predictor.distance(image) for image in store.images]
-    return store.index[["group"]].assign(side=split_cases(store.index, **how), distance=found)
+def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
+    """Return how far each frame is: group, side ("train", "val" or "test"), distance.
+
+    Args:
+        predictor: of the release that release.json, `about`, tells of.
+    """
+    how = about["runs"][predictor.about["model"]]["split"]
+    found = store.index[["group"]].assign(side=split_cases(store.index, **how))
+    return found.assign(distance=[predictor.distance(image) for image in store.images])
+
+
+def example(released: Release, store: Store) -> tuple[str, np.ndarray]:
+    """Return the validation frame of middling Dice of the selected model: case_id, uint8 (H,W)."""
+    mine = released.val[released.val["model"] == released.about["selected"]]
+    case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
+    row = int(np.flatnonzero(store.index["case_id"] == case)[0])
+    return case, np.rint(255 * native(store, row)).astype(np.uint8)
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
@@ -435,7 +435,11 @@ def main() -> int:
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     asked = parser.parse_args()
     try:
-        done = release(asked.study, asked.out, runs=tuple(asked.run), threads=asked.threads)
+        done = release(
+            [file.parent for file in Path(asked.study).glob("runs/*/run.json")],
+            store=Path(asked.study, "store"), compare=Path(asked.study, "compare"), out=asked.out,
+            named=tuple(asked.run), threads=asked.threads,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -26,12 +26,13 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
 from thyroid_lib import frames, write_file
+from thyroid_lib.confidence import calibrated, expected_dice
 from thyroid_lib.fingerprint import file_digest
+from thyroid_lib.quality import FAR, TOO_FAR, distance
 
 METADATA = "thyroid_lib"  # the key under which an .onnx describes itself, JSON
 NEEDED = ("model", "size", "resize", "threshold")
 PRECISIONS = ("fp32", "int8")
-FAR, TOO_FAR = 1.0, 3.0  # times the distance that 99 of 100 validation frames keep within
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Prediction:
     prob: float32 (H,W) in [0,1], at the frame's native size, before any threshold.
     mask: bool (H,W).
     diameters_px: the longest straight line within the largest part, and its extent across it.
-    confidence: the Dice to be expected, in [0,1]: `expected_dice`, brought to the Dice that was
-        met on validation frames by a line that `export` fits; None if not calibrated.
+    confidence: the Dice to be expected, in [0,1]: see `confidence`; None if not calibrated.
     distance: from the training frames, see `Predictor.distance`; None where not known.
     *_mm, *_mm2: None where the spacing is not known.
     """
@@ -163,26 +163,17 @@ class Predictor:
         prob = frames.restore_prob(square, *shape, self.about["resize"])  # (H,W)
         confidence = None
         if temperature := self.about.get("temperature"):
-            calibrated = special.expit(logits / np.float32(temperature))
-            sure = expected_dice(calibrated, frames.threshold_prob(square, threshold))
-            line = self.about.get("confidence", {"slope": 1.0, "offset": 0.0})
-            confidence = float(np.clip(line["offset"] + line["slope"] * sure, 0, 1))
+            tempered = special.expit(logits / np.float32(temperature))
+            expected = expected_dice(tempered, frames.threshold_prob(square, threshold))
+            confidence = float(calibrated(expected, self.about.get("confidence")))
         return prob, frames.threshold_prob(prob, threshold), confidence
 
     def distance(self, fitted: np.ndarray) -> float | None:
-        """How far a frame is from the training frames; None where the model does not say.
-
-        The Mahalanobis distance of `features`, by mean and covariance of the training frames, as a
-        multiple of what 99 of 100 validation frames keep within: above 1 is further than those.
-
-        Args:
-            fitted: uint8 (S,S).
+        """How far a frame, uint8 (S,S), is from the training frames, see `quality.distance`; None
+        where the model does not say.
         """
         known = self.about.get("quality")
-        if not known:
-            return None
-        off = features(fitted) - np.array(known["mean"])
-        return float(np.sqrt(off @ np.array(known["inverse_covariance"]) @ off) / known["reach"])
+        return distance(known, fitted) if known else None
 
     def _doubts(self, image, gray, mask, confidence, distance):
         """Yield what speaks against a prediction."""
@@ -258,17 +249,6 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     return np.array(Image.fromarray(levels).convert("L"))
 
 
-def expected_dice(prob: np.ndarray, mask: np.ndarray) -> float:
-    """Return the Dice that a mask would have if each pixel were thyroid with its probability.
-
-    2 Σ p over the mask / (its area + Σ p); of an empty mask 1 − the highest probability: how sure
-    it is that there is nothing.
-    """
-    if not mask.any():
-        return float(1 - prob.max())
-    return float(2 * prob[mask].sum(dtype=np.float64) / (mask.sum() + prob.sum(dtype=np.float64)))
-
-
 def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
     """Return the longest diameter of the largest part of a mask, and its extent across that one.
 
@@ -295,43 +275,6 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
         return 0.0, 0.0
     across = points @ np.array([-along[1], along[0]]) / length
     return length, float(np.ptp(across))
-
-
-def features(fitted: np.ndarray) -> np.ndarray:
-    """Describe how a frame looks by eight numbers: its gray levels, where they are, their texture.
-
-    Args:
-        fitted: uint8 (S,S).
-
-    Returns:
-        float64 (8,): mean and spread of the levels, shares of black and of bright pixels, where the
-        brightness lies by depth, and speckle: mean steps down and across, spread of both.
-    """
-    levels = fitted.astype(np.float64) / 255
-    down, across = np.abs(np.diff(levels, axis=0)), np.abs(np.diff(levels, axis=1))
-    depth = np.linspace(0, 1, len(levels)) @ levels.sum(axis=1) / max(levels.sum(), 1e-9)
-    return np.array([
-        levels.mean(), levels.std(), (levels < 0.03).mean(), (levels > 0.7).mean(), depth,
-        down.mean(), across.mean(), down.std() + across.std(),
-    ])  # fmt: skip
-
-
-def describe_frames(train: np.ndarray, val: np.ndarray) -> dict:
-    """Return what `Predictor.distance` needs to know of the frames that a model was trained on.
-
-    Args:
-        train, val: uint8 (N,S,S), fitted; without validation frames the training frames say how
-            far is usual.
-    """
-    known = np.stack([features(frame) for frame in train])  # (N,8)
-    covariance = np.cov(known, rowvar=False) if len(known) > 1 else np.zeros((8, 8))
-    # a little of the identity, in each feature's own unit: few sweeps leave directions unseen
-    covariance += np.diag(0.05 * np.diag(covariance) + 1e-6)
-    about = {"mean": known.mean(axis=0).tolist(), "reach": 1.0}
-    about["inverse_covariance"] = np.linalg.inv(covariance).tolist()
-    usual = Predictor(None, {"quality": about})
-    distances = [usual.distance(frame) for frame in (val if len(val) else train)]
-    return about | {"reach": max(float(np.percentile(distances, 99)), 1e-6)}
 
 
 def _release_file(folder: Path, model: str, precision: str) -> Path:
