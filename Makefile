@@ -18,6 +18,8 @@ REPO ?=
 TRAINED ?=
 LAX ?=
 CLUSTER ?=
+MODEL ?=
+PORT ?= 8501
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -45,7 +47,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab app test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +99,16 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
+
+# A page for this machine alone. The demo's model is made where it is missing; any other is made, or
+# named, by who wants it.
+RELEASE = $(or $(MODEL),$(WHERE)/deploy)
+NO_MODEL = { echo 'error: no model there: MODEL=<release folder>, or make study PARAMETERS=…' >&2; exit 2; }
+app: $(READY)  ## the selected model in a browser, on 127.0.0.1: MODEL=<release> or PARAMETERS=…, PORT=8501
+	@test -e $(call quote,$(RELEASE)) || \
+		$(if $(MODEL)$(filter-out parameters/demo.yaml,$(PARAMETERS)),$(NO_MODEL),$(MAKE) --no-print-directory demo)
+	@$(BIN)/streamlit run app/streamlit_app.py --server.address=127.0.0.1 --server.port=$(PORT) \
+		--server.headless=true -- --model $(call quote,$(RELEASE))
 
 test: lint demo packages  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
