@@ -31,8 +31,8 @@ from thyroid_lib.deploy.predictor import Prediction, Predictor, mask_png, table_
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
-    "Phantom 1": (16, 1), "Phantom 2": (14, 1), "Phantom 3, unlike the training frames": (21, 1),
-    "Phantom cine, 12 frames": (16, 12),
+    "Phantom 1": (29, 1), "Phantom 2": (34, 1), "Phantom 3, unlike the training frames": (31, 1),
+    "Phantom cine, 12 frames": (29, 12),
 }  # fmt: skip
 MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
 MAX_FRAME, MAX_ALL = 16, 64  # megapixels of one frame, of all frames of a file
@@ -82,9 +82,8 @@ def read_upload(content: bytes, suffix: str) -> Upload:
             dicom.check(dataset)
             count = int(dataset.get("NumberOfFrames") or 1)
             _check_size(dataset.Rows * dataset.Columns, count)
-            return Upload(
-                tuple(dicom.read_frames(dataset)), dicom.spacing_of(dataset), dataset
-            )  # fmt: skip
+            images = tuple(dicom.read_frames(dataset))
+            return Upload(images, dicom.spacing_of(dataset), dataset)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "upload"  # and not its own name, which may be anything
             path.write_bytes(content)
@@ -207,7 +206,7 @@ def measure(
         sizes = found.area_px, found.area_mm2, *found.diameters_px
         sizes += (*(found.diameters_mm or (None, None)), found.confidence)
         told = {} if found.refused else dict(zip(COLUMNS[3:10], sizes, strict=True))
-        rows.append(blank | {k: v if v is None else round(v, 4) for k, v in told.items()})
+        rows.append(blank | {k: v if v is None else round(v, 3) for k, v in told.items()})
         rows[-1]["frame"], rows[-1]["refused"] = number, "yes" if found.refused else None
         rows[-1]["doubts"] = " ".join(doubt.code for doubt in found.doubts) or None
     return rows or [blank | {"problem": upload.problem}]
@@ -215,15 +214,15 @@ def measure(
 
 def safe_cell(name: str) -> str:
     """Return a name as a cell that no spreadsheet takes for a formula."""
-    return f"'{_clean(name)}" if name.strip()[:1] in tuple("=+-@＝＋－＠") else _clean(name)
+    return "'" * (name.strip()[:1] in tuple("=+-@＝＋－＠")) + printable(name)
 
 
 def escaped(name: str) -> str:
     """Return a name for a sentence of the page: as code, in which nothing has a meaning."""
-    return f"`{_clean(name)[-80:].replace('`', chr(39)) or 'The file'}`"
+    return f"`{printable(name)[-80:].replace('`', chr(39)) or 'The file'}`"
 
 
-def _clean(name: str) -> str:
+def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in name)
 
 
@@ -280,36 +279,36 @@ def show_doubts(found: Prediction) -> None:
 
 
 def show_numbers(found: Prediction, shown: bool) -> None:
-    area, diameters = f"{found.area_px:,} px", "{:.0f} × {:.0f} px".format(*found.diameters_px)
-    share = f"{100 * found.mask.mean():.1f} % of the frame"
+    area, sizes = f"{found.area_px:,} px", "{:.0f} × {:.0f} px".format(*found.diameters_px)
+    note, sure = f"{100 * found.mask.mean():.1f} % of the frame", found.confidence
     if found.area_mm2 is not None:
-        area, share = f"{found.area_mm2:,.1f} mm²", area
-        diameters = "{:.1f} × {:.1f} mm".format(*found.diameters_mm)
-    sure = "–" if found.confidence is None else f"{found.confidence:.2f}"
-    for label, value, note, more in (
-        ("Area", area, share, "Of all parts."),
-        ("Diameters", diameters, "longest × across it", "Of the largest part: the longest straight "
+        area, note = f"{found.area_mm2:,.1f} mm²", area
+        sizes = "{:.1f} × {:.1f} mm".format(*found.diameters_mm)
+    sure = "–" if sure is None else f"{sure:.2f}"
+    for label, value, below, more in (
+        ("Area", area, note, "Of all parts."),
+        ("Diameters", sizes, "longest × across it", "Of the largest part: the longest straight "
          "line within it, and its extent across that one."),
         ("Confidence", sure, "expected Dice", "How well the outline should overlap with an "
          "expert's: 1 is all of it. Calibrated on validation frames."),
     ):  # fmt: skip
-        st.metric(
-            label, value if shown else "–", note if shown else None, delta_color="off",
-            delta_arrow="off", border=True, help=more,
-        )  # fmt: skip
+        how = {"delta_color": "off", "delta_arrow": "off", "border": True, "help": more}
+        st.metric(label, value if shown else "–", below if shown else None, **how)
 
 
 def make_places(chosen: list[str]) -> list[tuple]:
     """Return where each model's picture, doubts, numbers and downloads go."""
-    if len(chosen) == 1:
-        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
-        return [(left, right.container(), *(right.container(horizontal=True) for _ in "12"))]
-    places = []
-    for column, name in zip(st.columns(len(chosen)), chosen, strict=True):
-        column.subheader(name, anchor=False)
-        picture, numbers, doubts, downloads = (column.container() for _ in "1234")
-        places.append((picture, doubts, numbers, downloads))
-    return places
+    alone = len(chosen) == 1
+    if alone:
+        pairs = [st.container(key="alone").columns([2.8, 1], gap="medium")]
+    else:
+        pairs = [(column, column) for column in st.columns(len(chosen))]
+        for name, (column, _) in zip(chosen, pairs, strict=True):
+            column.subheader(name, anchor=False)
+    return [
+        (left.container(), right.container(), *(right.container(horizontal=alone) for _ in "12"))
+        for left, right in pairs
+    ]
 
 
 def show_table(sources: list, predictors: dict, spacing, threshold, count: int) -> None:
@@ -398,6 +397,8 @@ def main() -> None:
     if count > 1:
         several = {name: predictors[name] for name in chosen}
         show_table(sources, several, spacing, threshold, count)
+    if (card := path / "model_card.md").is_file():
+        st.expander("Model card").markdown(card.read_text("utf-8"))
 
 
 if __name__ == "__main__":
