@@ -22,8 +22,9 @@ from urllib.parse import quote
 
 import numpy as np
 import streamlit as st
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops
 from pydicom import Dataset
+from scipy import ndimage
 
 from thyroid_lib import frames, phantom, place
 from thyroid_lib.deploy import dicom
@@ -181,8 +182,8 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     large = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.NEAREST)
     picture.paste(BLUE, mask=large.point(lambda level: round(level * opacity)))
     if line:
-        inner = large.filter(ImageFilter.MinFilter(2 * round(line * size[0] / 600) + 1))
-        picture.paste(BLUE, mask=ImageChops.subtract(large, inner))
+        inner = ndimage.minimum_filter(np.array(large), size=2 * round(line * size[0] / 600) + 1)
+        picture.paste(BLUE, mask=ImageChops.subtract(large, Image.fromarray(inner)))
     file = io.BytesIO()
     picture.save(file, format="PNG", compress_level=1)
     return file.getvalue()
