@@ -406,6 +406,14 @@ def stretched() -> bytes:
     return to_bytes(dataset)
 
 
+def endless() -> bytes:
+    """A frame of RLE that would unpack to 64 MiB where 4.5 KB are needed."""
+    dataset = make_us(drawn(1), syntax="rle")
+    head = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    dataset.PixelData = encapsulate([head + b"\x81\0" * 2**19])
+    return to_bytes(dataset)
+
+
 def many() -> bytes:
     """2.4 million empty elements in sequences of undefined length."""
     data = to_bytes(make_us(drawn(1)[0]))
@@ -442,6 +450,7 @@ REFUSED = {
     "too many frames": (changed(NumberOfFrames=2001), 0xA700, "at most 2000 frames"),
     "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
     "a packed bomb": (stretched, 0xC000, "unpacked"),
+    "endless RLE": (endless, 0xA700, "RLE is longer than its pixels"),
     "signed": (changed(PixelRepresentation=1), 0xA900, "need the lower bits of 8 or 16"),
     "upper bits": (changed(HighBit=6), 0xA900, "need the lower bits"),
     "32 bits": (changed(BitsAllocated=32), 0xA900, "need the lower bits"),

@@ -47,6 +47,7 @@ MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
 MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of what is no pixels
 MAX_READS = 150_000  # of the parser, two or three an element
+MAX_RLE = 16 * 2**20  # bytes of a frame, which a hostile one unpacks to 64 times as many
 MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
@@ -237,34 +238,39 @@ def _decode(dataset, count):
 
 def _levels(dataset, colour, count):
     """Yield frames as they are decoded; what was YBR is RGB."""
-    syntax, palette = dataset.file_meta.TransferSyntaxUID, colour == "PALETTE COLOR"
-    decoder = get_decoder(syntax)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
     if not syntax.is_encapsulated:  # each by itself: of 4:2:2 pydicom can read one frame
         for index in range(count):
-            yield decoder.as_array(dataset, index=index, raw=palette)[0]
-    elif syntax == uid.RLELossless:
-        how = {"decoding_plugin": "pydicom", "raw": palette}
-        yield from (levels for levels, _ in decoder.iter_array(dataset, **how))
-    else:
-        about = {
-            "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
-            "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
-            "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
-            "photometric_interpretation": colour, "planar_configuration": 0,
-        }  # fmt: skip
-        for code in generate_frames(dataset.PixelData, number_of_frames=count):
+            yield decoder.as_array(dataset, index=index, raw=raw)[0]
+        return
+    about = {
+        "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
+        "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
+        "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
+        "photometric_interpretation": colour, "planar_configuration": 0,
+    }  # fmt: skip
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    for code in generate_frames(dataset.PixelData, number_of_frames=count):
+        if syntax == uid.RLELossless:
+            if len(code) > 1024 + size + size // 8 or size > MAX_RLE:
+                raise Refused("a frame's RLE is longer than its pixels, or too long", TOO_LARGE)
+        else:
             plain = _plain_jpeg(code, dataset, lossless=syntax != uid.JPEGBaseline8Bit)
-            if syntax != uid.JPEGBaseline8Bit:
-                code = encapsulate([plain])
-                how = {"decoding_plugin": "gdcm", "raw": palette}
-                yield decoder.as_array(code, index=0, **how, **about)[0]
+            if syntax == uid.JPEGBaseline8Bit:
+                yield _from_jpeg(code, colour)
                 continue
-            image = Image.open(io.BytesIO(code), formats=("JPEG",))
-            # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
-            named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
-            if colour == "RGB" and not named:
-                image.draft("YCbCr", image.size)  # how to get it as it is
-            yield np.array(image)
+            code = plain
+        yield decoder.as_array(encapsulate([code]), index=0, raw=raw, **about)[0]
+
+
+def _from_jpeg(code: bytes, colour: str) -> np.ndarray:
+    image = Image.open(io.BytesIO(code), formats=("JPEG",))
+    # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
+    named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
+    if colour == "RGB" and not named:
+        image.draft("YCbCr", image.size)  # how to get it as it is
+    return np.array(image)
 
 
 def _plain_jpeg(code: bytes, dataset: Dataset, *, lossless: bool) -> bytes:
