@@ -164,31 +164,22 @@ def check(dataset: Dataset) -> None:
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
     pixels = rows * columns
     if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
-        raise Refused(
-            f"{count} frames of {rows} x {columns} are too many: at most {MAX_FRAMES} frames, "
-            f"{frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all",
-            TOO_LARGE,
-        )
-    colour, samples = (
-        str(dataset.get("PhotometricInterpretation")),
-        _number(dataset, "SamplesPerPixel"),
-    )
-    if SAMPLES.get(colour) != samples or (colour == "YBR_FULL_422" and columns % 2):
-        raise Refused(f"colours of {samples} samples need {', '.join(SAMPLES)}", NOT_FITTING)
+        most = f"{MAX_FRAMES} frames, {frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
+        raise Refused(f"got {count} frames of {rows} x {columns}, need at most {most}", TOO_LARGE)
+    colour, samples = dataset.get("PhotometricInterpretation"), _number(dataset, "SamplesPerPixel")
+    if SAMPLES.get(str(colour)) != samples:
+        raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
     highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
-    depths = (8, 16) if samples == 1 else (8,)
-    if allocated not in depths or stored > allocated or highest != stored - 1 or signed:
-        raise Refused(
-            f"{stored} bits in {allocated}, the highest {highest}, {'' if signed else 'un'}signed: "
-            f"need the lower bits of {' or '.join(map(str, depths))}, unsigned",
-            NOT_FITTING,
-        )
+    fits = allocated == 8 or (allocated == 16 and samples == 1)
+    if not fits or stored > allocated or highest != stored - 1 or signed:
+        got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
+        raise Refused(f"got {got}, need the lower of 8, or gray of 16, unsigned", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
     if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
-        size = size // 3 * 2
+        size = size // 3 * 2 if columns % 2 == 0 else -1
     if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
-        raise Refused(f"PixelData has {got} bytes, but its header makes it {size}, unpacked")
+        raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
 
 
 def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
@@ -257,7 +248,7 @@ def _levels(dataset, colour, count):
                 raise Refused("a frame's RLE is longer than its pixels, or too long", TOO_LARGE)
         else:
             plain = _plain_jpeg(code, dataset, lossless=syntax != uid.JPEGBaseline8Bit)
-            if syntax == uid.JPEGBaseline8Bit:
+            if syntax == uid.JPEGBaseline8Bit:  # where comments say which colours it has
                 yield _from_jpeg(code, colour)
                 continue
             code = plain
