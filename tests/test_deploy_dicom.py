@@ -450,7 +450,7 @@ REFUSED = {
     "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
     "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
     "a packed bomb": (stretched, 0xC000, "unpacked"),
-    "endless RLE": (endless, 0xA700, "RLE is longer than its pixels"),
+    "endless RLE": (endless, 0xA700, "RLE is in pieces, or longer"),
     "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need the lower of 8"),
     "upper bits": (changed(HighBit=6), 0xA900, "need the lower of 8"),
     "32 bits": (changed(BitsAllocated=32), 0xA900, "need the lower of 8"),
