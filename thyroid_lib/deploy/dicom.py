@@ -47,6 +47,7 @@ MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
 MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of what is no pixels
 MAX_READS = 150_000  # of the parser, two or three an element
+MAX_RLE = 16 * 2**20  # bytes of a frame, which a hostile one unpacks to 64 times as many
 MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
@@ -61,8 +62,6 @@ SYNTAXES = (
     uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
     uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
 )
-SOS, SOF_LOSSLESS, SOF_BASELINE = 0xDA, 0xC3, (0xC0, 0xC1)  # markers of JPEG
-TABLES, COMMENTS = (0xC4, 0xDB, 0xDD), (*range(0xE0, 0xF0), 0xFE)
 SAMPLES = {  # of a pixel, by PhotometricInterpretation
     "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3,
     "YBR_FULL_422": 3,
@@ -163,31 +162,22 @@ def check(dataset: Dataset) -> None:
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
     pixels = rows * columns
     if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
-        raise Refused(
-            f"{count} frames of {rows} x {columns} are too many: at most {MAX_FRAMES} frames, "
-            f"{frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all",
-            TOO_LARGE,
-        )
-    colour, samples = (
-        str(dataset.get("PhotometricInterpretation")),
-        _number(dataset, "SamplesPerPixel"),
-    )
-    if SAMPLES.get(colour) != samples or (colour == "YBR_FULL_422" and columns % 2):
-        raise Refused(f"colours of {samples} samples need {', '.join(SAMPLES)}", NOT_FITTING)
+        most = f"{MAX_FRAMES} frames, {frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
+        raise Refused(f"got {count} frames of {rows} x {columns}, need at most {most}", TOO_LARGE)
+    colour, samples = dataset.get("PhotometricInterpretation"), _number(dataset, "SamplesPerPixel")
+    if SAMPLES.get(str(colour)) != samples:
+        raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
     highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
-    depths = (8, 16) if samples == 1 else (8,)
-    if allocated not in depths or stored > allocated or highest != stored - 1 or signed:
-        raise Refused(
-            f"{stored} bits in {allocated}, the highest {highest}, {'' if signed else 'un'}signed: "
-            f"need the lower bits of {' or '.join(map(str, depths))}, unsigned",
-            NOT_FITTING,
-        )
+    fits = allocated == 8 or (allocated == 16 and samples == 1)
+    if not fits or stored > allocated or highest != stored - 1 or signed:
+        got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
+        raise Refused(f"got {got}, need the lower of 8, or gray of 16, unsigned", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
     if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
-        size = size // 3 * 2
+        size = size // 3 * 2 if columns % 2 == 0 else -1
     if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
-        raise Refused(f"PixelData has {got} bytes, but its header makes it {size}, unpacked")
+        raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
 
 
 def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
@@ -237,62 +227,60 @@ def _decode(dataset, count):
 
 def _levels(dataset, colour, count):
     """Yield frames as they are decoded; what was YBR is RGB."""
-    syntax, palette = dataset.file_meta.TransferSyntaxUID, colour == "PALETTE COLOR"
-    decoder = get_decoder(syntax)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
     if not syntax.is_encapsulated:  # each by itself: of 4:2:2 pydicom can read one frame
         for index in range(count):
-            yield decoder.as_array(dataset, index=index, raw=palette)[0]
-    elif syntax == uid.RLELossless:
-        how = {"decoding_plugin": "pydicom", "raw": palette}
-        yield from (levels for levels, _ in decoder.iter_array(dataset, **how))
-    else:
-        about = {
-            "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
-            "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
-            "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
-            "photometric_interpretation": colour, "planar_configuration": 0,
-        }  # fmt: skip
-        for code in generate_frames(dataset.PixelData, number_of_frames=count):
-            plain = _plain_jpeg(code, dataset, lossless=syntax != uid.JPEGBaseline8Bit)
-            if syntax != uid.JPEGBaseline8Bit:
-                code = encapsulate([plain])
-                how = {"decoding_plugin": "gdcm", "raw": palette}
-                yield decoder.as_array(code, index=0, **how, **about)[0]
-                continue
-            image = Image.open(io.BytesIO(code), formats=("JPEG",))
-            # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
-            named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
-            if colour == "RGB" and not named:
-                image.draft("YCbCr", image.size)  # how to get it as it is
-            yield np.array(image)
+            yield decoder.as_array(dataset, index=index, raw=raw)[0]
+        return
+    about = {
+        "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
+        "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
+        "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
+        "photometric_interpretation": colour, "planar_configuration": 0,
+    }  # fmt: skip
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    for code in generate_frames(dataset.PixelData, number_of_frames=count):
+        if syntax == uid.RLELossless and (len(code) > 1024 + 9 * size // 8 or size > MAX_RLE):
+            raise Refused("a frame's RLE is in pieces, or longer than it may be", TOO_LARGE)
+        plain = code if syntax == uid.RLELossless else _plain_jpeg(code, dataset)
+        if syntax != uid.JPEGBaseline8Bit:
+            yield decoder.as_array(encapsulate([plain]), index=0, raw=raw, **about)[0]
+            continue
+        image = Image.open(io.BytesIO(code), formats=("JPEG",))
+        # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
+        named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
+        if colour == "RGB" and not named:
+            image.draft("YCbCr", image.size)  # how to get it as it is
+        yield np.array(image)
 
 
-def _plain_jpeg(code: bytes, dataset: Dataset, *, lossless: bool) -> bytes:
-    """Hold a stream against the header, and return it without application's and other comments.
+def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
+    """Hold a stream against the header, and return it without applications' and other comments.
 
     Decoders take memory by what the stream says; and where its header is not quite right, gdcm
     ends the process.
     """
     place, kept, size = 2, [b"\xff\xd8"], None
-    wanted = [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
-    while kept[-1][1] != SOS:
+    lossless = dataset.file_meta.TransferSyntaxUID != uid.JPEGBaseline8Bit
+    while kept[-1][:2] != b"\xff\xda":  # start of scan; before it
         start, marker, length = struct.unpack(">BBH", code[place : place + 4])
         segment = code[place : place + 2 + length]
-        if marker in ((SOF_LOSSLESS,) if lossless else SOF_BASELINE) and not size:
+        if size is None and marker in ((0xC3,) if lossless else (0xC0, 0xC1)):  # the frame,
             precision, *size = struct.unpack(">BHHB", segment[4:10])
-            if not dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated:
-                break
-            if lossless and set(segment[11::3]) != {0x11}:  # all samples in full resolution
-                break
-        elif not (marker in TABLES or marker == SOS or marker in COMMENTS):
-            break
-        if start != 0xFF or len(segment) != length + 2:
-            break
-        kept += [] if marker in COMMENTS else [segment]
+            fits = dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated
+            # of lossless ones in full resolution
+            fits &= size == [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
+            fits &= not lossless or set(segment[11::3]) == {0x11}
+        else:  # tables and comments
+            fits = marker in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker < 0xF0
+        if not fits or start != 0xFF or len(segment) != length + 2:
+            raise Refused("a frame's JPEG stream is damaged, or does not fit the header")
+        kept += [] if marker >= 0xE0 else [segment]
         place += len(segment)
     rest = code[place:].rstrip(b"\0\xff")
-    if kept[-1][1] != SOS or size != wanted or not rest.endswith(b"\xff\xd9"):
-        raise Refused("a frame's JPEG stream is damaged, cut off, or does not fit the header")
+    if size is None or not rest.endswith(b"\xff\xd9"):
+        raise Refused("a frame's JPEG stream is cut off")
     return b"".join([*kept, rest, bytes(len(rest) % 2)])
 
 
@@ -324,10 +312,8 @@ def _made(**elements) -> Dataset:
     made = Dataset()
     for keyword, value in elements.items():
         if isinstance(value, Code):
-            value = [_made(
-                CodeValue=value.value, CodingSchemeDesignator=value.scheme_designator,
-                CodeMeaning=value.meaning,
-            )]  # fmt: skip
+            code, scheme, meaning, _ = value
+            value = [_made(CodeValue=code, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
         setattr(made, keyword, value)
     return made
 
@@ -338,7 +324,8 @@ def _uid(*parts: str | int) -> uid.UID:
 
 def _reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
     """Refer to an object, and to a frame of it where it may have several."""
-    if frame and dataset.SOPClassUID not in SINGLE:
+    several = dataset.SOPClassUID not in SINGLE or _number(dataset, "NumberOfFrames") > 1
+    if frame and several:
         more["ReferencedFrameNumber"] = frame
     sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
     return _made(**sop, ReferencedSOPInstanceUID=dataset.SOPInstanceUID, **more)
@@ -403,39 +390,34 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
     seg = _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101)
     space, name = _uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName
-    algorithm = _made(
-        AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
-        AlgorithmVersion=__version__, AlgorithmParameters=_text(about.get("run_id", "")),
-        AlgorithmSource=MAKER,
-    )  # fmt: skip
     segment = _made(
         SegmentNumber=1, SegmentLabel=THYROID.meaning, SegmentDescription=NOTICE,
         SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
-        SegmentationAlgorithmIdentificationSequence=[algorithm],
+        SegmentationAlgorithmIdentificationSequence=[_made(
+            AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
+            AlgorithmVersion=__version__, AlgorithmParameters=_text(about.get("run_id", "")),
+            AlgorithmSource=MAKER)],
         SegmentedPropertyCategoryCodeSequence=codes.SCT.AnatomicalStructure,
         SegmentedPropertyTypeCodeSequence=THYROID,
     )  # fmt: skip
-    dimensions = [
-        _made(DimensionOrganizationUID=space, DimensionIndexPointer=Tag(pointer),
-              FunctionalGroupPointer=Tag(group), DimensionDescriptionLabel=pointer)
-        for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
-                               ("TemporalPositionIndex", "FrameContentSequence"))
-    ]  # fmt: skip
     why = codes.DCM.SourceImageForImageProcessingOperation
     how = {"PurposeOfReferenceCodeSequence": why, "SpatialLocationsPreserved": "YES"}
-    series = _made(
-        SeriesInstanceUID=dataset.SeriesInstanceUID,
-        ReferencedInstanceSequence=[_reference(dataset)],
-    )
     seg.update(_made(
         ImageType=["DERIVED", "PRIMARY"], PatientOrientation=None, ContentLabel="THYROID",
         ContentDescription=NOTICE, ContentCreatorName=None, SamplesPerPixel=1, NumberOfFrames=count,
         PhotometricInterpretation="MONOCHROME2", Rows=rows, Columns=columns, BitsAllocated=1,
         BitsStored=1, HighBit=0, PixelRepresentation=0, LossyImageCompression="00",
         SegmentationType="BINARY", SegmentsOverlap="NO", SegmentSequence=[segment],
-        ReferencedSeriesSequence=[series], DimensionIndexSequence=dimensions,
+        ReferencedSeriesSequence=[_made(
+            SeriesInstanceUID=dataset.SeriesInstanceUID,
+            ReferencedInstanceSequence=[_reference(dataset)])],
         DimensionOrganizationSequence=[_made(DimensionOrganizationUID=space)],
-        # no PixelMeasures: they ask for a thickness, which no such frame has
+        DimensionIndexSequence=[
+            _made(DimensionOrganizationUID=space, DimensionDescriptionLabel=pointer,
+                  DimensionIndexPointer=Tag(pointer), FunctionalGroupPointer=Tag(group))
+            for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+                                   ("TemporalPositionIndex", "FrameContentSequence"))],
+        # no PixelMeasures: readers ask for a thickness there, which no such frame has
         SharedFunctionalGroupsSequence=[
             _made(SegmentIdentificationSequence=[_made(ReferencedSegmentNumber=1)])],
         PerFrameFunctionalGroupsSequence=[
@@ -464,8 +446,7 @@ def _item(kind: str, name: Code, value, *children: Dataset, of: str = "CONTAINS"
     """Return a content item of a structured report."""
     item = _made(ValueType=kind, ConceptNameCodeSequence=name, RelationshipType=of)
     if kind == "NUM":
-        number, unit = value
-        measured = _made(NumericValue=f"{number:.8g}", MeasurementUnitsCodeSequence=unit)
+        measured = _made(NumericValue=f"{value[0]:.8g}", MeasurementUnitsCodeSequence=value[1])
         item.MeasuredValueSequence = [measured]
     elif kind == "CONTAINER":
         item.ContinuityOfContent = "SEPARATE"
@@ -490,19 +471,21 @@ def report(
     found = list(predictions)
     groups = [_group(dataset, segmentation, *each) for each in enumerate(found, 1)]
     if len(found) > 1:
-        place = max(range(len(found)), key=lambda place: found[place].area_px)
+        largest = max(found, key=lambda each: each.area_px)
         seen, grave = sum(each.area_px > 0 for each in found), sum(each.refused for each in found)
-        said = f"Largest in frame {place + 1}. Thyroid in {seen} of {len(found)} frames"
-        largest = _item("CODE", codes.DCM.Derivation, codes.SCT.Maximum, of=MODIFIES)
+        said = (
+            f"Largest in frame {found.index(largest) + 1}. Thyroid in {seen} of {len(found)} frames"
+        )
+        maximum = _item("CODE", codes.DCM.Derivation, codes.SCT.Maximum, of=MODIFIES)
         groups.insert(0, _item(
             "CONTAINER", codes.DCM.MeasurementGroup, "1501",
             *_tracked(segmentation, 0, "Thyroid, all frames"),
-            _item("NUM", codes.SCT.Area, _sizes(found[place])[0], largest),
+            _item("NUM", codes.SCT.Area, _sizes(largest)[0], maximum),
             _item("TEXT", codes.DCM.Comment, f"{said}, grave doubts in {grave}."),
         ))  # fmt: skip
     sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
     device = _uid(MAKER, sr.DeviceSerialNumber)
-    root = _item(
+    sr.update(_item(
         "CONTAINER", codes.DCM.ImagingMeasurementReport, "1500",
         _item("CODE", codes.DCM.LanguageOfContentItemAndDescendants, ENGLISH, of=MODIFIES),
         _item("CODE", codes.DCM.ObserverType, codes.DCM.Device, of=OBSERVES),
@@ -511,18 +494,15 @@ def report(
         _item("CODE", codes.DCM.ProcedureReported, ULTRASOUND, of=MODIFIES),
         _item("TEXT", codes.DCM.Comment, NOTICE),
         _item("CONTAINER", codes.DCM.ImagingMeasurements, "", *groups),
-    )  # fmt: skip
-    del root.RelationshipType
-    sr.update(root)
-    series = [
-        _made(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[_reference(of)])
-        for of in (dataset, segmentation)
-    ]
-    evidence = _made(StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=series)
+    ))  # fmt: skip
+    del sr.RelationshipType  # of the root, to nothing
     sr.update(_made(
         ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
         CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
-        CurrentRequestedProcedureEvidenceSequence=[evidence],
+        CurrentRequestedProcedureEvidenceSequence=[_made(
+            StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=[
+                _made(SeriesInstanceUID=of.SeriesInstanceUID,
+                      ReferencedSOPSequence=[_reference(of)]) for of in (dataset, segmentation)])],
     ))  # fmt: skip
     return sr
 
@@ -533,6 +513,8 @@ def _tracked(segmentation, number, name):
         _item("TEXT", codes.DCM.TrackingIdentifier, name, of=OBSERVES),
         _item("UIDREF", codes.DCM.TrackingUniqueIdentifier, tracked, of=OBSERVES),
         _item("CODE", codes.DCM.Finding, THYROID),
+        _item("TEXT", codes.DCM.AlgorithmName, segmentation.ManufacturerModelName, of=MODIFIES),
+        _item("TEXT", codes.DCM.AlgorithmVersion, __version__, of=MODIFIES),
     ]
 
 
@@ -546,23 +528,19 @@ def _sizes(found: Prediction) -> tuple:
 
 def _group(dataset, segmentation, number, found):
     frame, source = _reference(segmentation, number), _reference(dataset, number)
-    area, long, short = _sizes(found)
-    items = [
-        *_tracked(segmentation, number, f"Thyroid, frame {number}"),
-        _item("TEXT", codes.DCM.AlgorithmName, segmentation.ManufacturerModelName, of=MODIFIES),
-        _item("TEXT", codes.DCM.AlgorithmVersion, __version__, of=MODIFIES),
-        _item("CODE", codes.SCT.FindingSite, THYROID, of=MODIFIES),
-        _item("IMAGE", codes.DCM.ReferencedSegmentationFrame, [frame]),
-        _item("IMAGE", codes.DCM.SourceImageForSegmentation, [source]),
-        _item("NUM", codes.SCT.Area, area),
-        _item("NUM", codes.SCT.LongAxis, long),
-        _item("NUM", codes.SCT.ShortAxis, short),
-    ]
+    names = codes.SCT.Area, codes.SCT.LongAxis, codes.SCT.ShortAxis
+    numbers = list(zip(names, _sizes(found), strict=True))
     if found.confidence is not None:
         sure = 100 * found.confidence, codes.UCUM.Percent
-        items.append(_item("NUM", codes.DCM.CertaintyOfFinding, sure))
-    items += [_item("TEXT", codes.DCM.Comment, doubt.text) for doubt in found.doubts]
-    return _item("CONTAINER", codes.DCM.MeasurementGroup, "1410", *items)
+        numbers.append((codes.DCM.CertaintyOfFinding, sure))
+    return _item(
+        "CONTAINER", codes.DCM.MeasurementGroup, "1410",
+        *_tracked(segmentation, number, f"Thyroid, frame {number}"),
+        _item("IMAGE", codes.DCM.ReferencedSegmentationFrame, [frame]),
+        _item("IMAGE", codes.DCM.SourceImageForSegmentation, [source]),
+        *(_item("NUM", *each) for each in numbers),
+        *(_item("TEXT", codes.DCM.Comment, doubt.text) for doubt in found.doubts),
+    )  # fmt: skip
 
 
 def answer(
