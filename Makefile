@@ -167,6 +167,7 @@ reference: quickstart demo  ## make results/reference/demo from the quickstart's
 	@cp results/quickstart/0-quickstart.ipynb results/demo/notebooks/*.ipynb results/reference/demo/
 	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
 		summary.md details.md selected.json frames.png ../../reference/demo/
+	@$(BIN)/python tools/demo_release.py results/demo/deploy results/reference/demo-release
 
 publish: $(READY)  ## copy a finished study's tables, and no picture, to results/reference: PARAMETERS=…
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)

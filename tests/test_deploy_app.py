@@ -1,7 +1,9 @@
 """The page, by Streamlit's own tests and in a real browser, held to the predictor."""
 
 import csv
+import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -475,7 +477,7 @@ def test_a_model_that_cannot_be_opened_is_answered_by_a_sentence(
 
 def test_where_no_model_is_there_the_page_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.delenv("THYROID_RELEASE", raising=False)
-    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
+    monkeypatch.setattr(app, "RELEASES", (str(tmp_path / "one"), str(tmp_path / "other")))
     page = AppTest.from_file(str(ENTRY), default_timeout=30).run()
     assert not page.exception
     assert "make demo" in page.error[0].value
@@ -531,6 +533,22 @@ def test_limits_are_said_alike_and_nobody_is_told():
     assert config["browser"]["gatherUsageStats"] is False
     assert config["client"]["showErrorDetails"] == "none"
     assert {"light", "dark"} <= set(config["theme"])
+
+
+def test_the_committed_release_is_the_demos_selected_model(monkeypatch):
+    """With it the app starts where no demo was run."""
+    path = ROOT / app.RELEASES[1]
+    release = json.loads((path / "release.json").read_text("utf-8"))
+    demo = json.loads((ROOT / "results/reference/demo/selected.json").read_text("utf-8"))
+    assert list(release["models"]) == [release["selected"]] == [demo["model"]]
+    for line in (path / "SHA256SUMS").read_text("utf-8").splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
+    monkeypatch.setenv("THYROID_RELEASE", str(path))
+    page = AppTest.from_file(str(ENTRY), default_timeout=30).run()
+    assert not page.exception
+    assert page.success
+    assert metrics(page)["Area"].endswith(" px")
 
 
 def contrast(one: str, other: str) -> float:
