@@ -53,6 +53,14 @@ def released_sentence(about: dict) -> str:
     )
 
 
+def int8_table(groups: pd.DataFrame) -> pd.DataFrame:
+    """Return Dice by group as it is, and what quantising changes; see `export.Release`."""
+    change = (groups["int8"] - groups["fp32"]).round(3)
+    return pd.DataFrame({"fp32": groups["fp32"].round(2), "change by int8": change}).set_axis(
+        pd.Index(groups["group"], name="group")
+    )
+
+
 def int8_sentence(about: dict) -> str:
     """Say whether the quantised model is released, and why."""
     gate, name = about["runs"][about["selected"]]["int8"], about["selected"]
@@ -158,7 +166,7 @@ def answer(image: np.ndarray, found, *, title: str) -> Figure:
         image: uint8 (H,W).
         found: the `Prediction` of it.
     """
-    fig, axes = image_axes(3, 3, 3.4)
+    fig, axes = image_axes(3, 3, FIGURE_WIDTH / 3 * image.shape[0] / image.shape[1] + 0.6)
     levels = image / 255
     draw_frame(axes[0, 0], levels, title)
     draw_frame(axes[0, 1], found.prob, "probability of thyroid")

@@ -33,11 +33,10 @@ import pandas as pd
 import torch
 from onnxruntime import quantization
 
-from thyroid_lib import __version__, card, remove_file, write_file
+from thyroid_lib import __version__, card, frames, remove_file, write_file
 from thyroid_lib.confidence import calibrated, fit_confidence
 from thyroid_lib.deploy.predictor import METADATA, Predictor
 from thyroid_lib.metrics import dice
-from thyroid_lib.plots import native
 from thyroid_lib.predict import load_model
 from thyroid_lib.quality import describe_frames
 from thyroid_lib.splits import split_cases
@@ -384,12 +383,15 @@ def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
     return found.assign(distance=[predictor.distance(image) for image in store.images])
 
 
-def example(released: Release, store: Store) -> tuple[str, np.ndarray]:
-    """Return the validation frame of middling Dice of the selected model: case_id, uint8 (H,W)."""
+def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
+    """Return the validation frame of middling Dice of the selected model: case_id, uint8 (H,W).
+
+    Args:
+        cases: the case table that the store was built from.
+    """
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
-    row = int(np.flatnonzero(store.index["case_id"] == case)[0])
-    return case, np.rint(255 * native(store, row)).astype(np.uint8)
+    return case, frames.read_gray(cases["image_path"][cases["case_id"] == case].iloc[0])
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
