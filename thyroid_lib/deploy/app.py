@@ -8,12 +8,10 @@ in a temporary folder while it is read; neither its name nor its content is logg
 """
 
 import argparse
-import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +37,7 @@ MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
 MAX_FRAME, MAX_ALL = 16, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured unasked
 BLUE = 58, 168, 255  # the prediction in every figure of the study
-DRAWN = 1000  # pixels across that a picture is drawn with, at least
+DRAWN = 1000  # pixels of the longer side that a picture is drawn with, at least
 COLUMNS = (
     "file", "frame", "model", "area_px", "area_mm2", "longest_px", "across_px", "longest_mm",
     "across_mm", "confidence", "doubts", "refused", "problem",
@@ -63,22 +61,13 @@ class Upload:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file or an example that is read when its turn comes; `key` is its checksum."""
-
-    name: str
-    key: str
-    load: Callable[[], Upload]
-
-
-@st.cache_resource(max_entries=3, show_spinner="Reading the file …")
+@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading the file …")
 def read_upload(content: bytes, suffix: str) -> Upload:
     """Read a picture or a DICOM file; `problem` says what is wrong with it."""
     try:
         if len(content) > MAX_MB * 2**20:
             raise ValueError(f"has more than {MAX_MB} MB, save it smaller")
-        if content[128:132] == b"DICM" or suffix in (".dcm", ".dicom"):
+        if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
             count = int(dataset.get("NumberOfFrames") or 1)
@@ -113,14 +102,10 @@ def draw_example(name: str) -> Upload:
     return Upload(tuple(made["images"]))
 
 
-def find_sources(files: list, example: str) -> list[Source]:
-    """Return the uploaded files, or the example where there are none."""
-    sources = []
-    for file in files:
-        content, suffix = file.getvalue(), Path(file.name).suffix.lower()
-        key = hashlib.sha256(content).hexdigest() + suffix
-        sources.append(Source(file.name, key, lambda c=content, s=suffix: read_upload(c, s)))
-    return sources or [Source(example, example, lambda: draw_example(example))]
+def load(source: tuple[str, bytes | None]) -> Upload:
+    """Read a source: a file's name and content, or an example's name and None."""
+    name, content = source
+    return draw_example(name) if content is None else read_upload(content, Path(name).suffix)
 
 
 def find_release() -> Path:
@@ -176,7 +161,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
         frame: uint8 (H,W) or (H,W,3); mask: bool (H,W).
         opacity: of the area, from 0 to 1; line: width of the outline, 1 is thin, 0 none.
     """
-    factor = max(1, -(-DRAWN // frame.shape[1]))
+    factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
     picture = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     large = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.NEAREST)
@@ -189,17 +174,15 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     return file.getvalue()
 
 
-@st.cache_data(max_entries=1000, show_spinner=False)
-def measure(
-    key: str, name: str, model: str, spacing, threshold, _load: Callable, _predictor: Predictor
-) -> list[dict]:
-    """Measure all frames of one file, a row of COLUMNS each, without a refused frame's numbers.
+@st.cache_data(max_entries=1000, scope="session", show_spinner=False)
+def measure(source: tuple, model: str, spacing, threshold, _predictor: Predictor) -> list[dict]:
+    """Measure all frames of a source, a row of COLUMNS each, without a refused frame's numbers.
 
     Args:
-        key: the file's checksum; spacing: mm of rows and columns, where the file has none.
+        spacing: mm of rows and columns, where the file has none.
     """
-    upload, rows = _load(), []
-    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(name), "model": model}
+    upload, rows = load(source), []
+    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source[0]), "model": model}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(
             frame, spacing_mm=upload.spacing_mm or spacing, threshold=threshold
@@ -243,7 +226,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     with doubts:
         show_doubts(found)
-        asked = f"show {source.key} {index} {model}"
+        asked = f"show {hash(source)} {index} {model}"
         shown = not found.refused or st.toggle("Show the refused result", key=asked)
     with numbers:
         show_numbers(found, shown)
@@ -253,7 +236,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {what}",
     )  # fmt: skip
-    stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
+    stem = (re.sub(r"[^\w-]", "_", Path(source[0]).stem)[:60] or "frame") + f"-{model}"
     at = f"{stem}-{index + 1}" if len(upload.frames) > 1 else stem
     files = {
         "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
@@ -315,13 +298,12 @@ def make_places(chosen: list[str]) -> list[tuple]:
 def show_table(sources: list, predictors: dict, spacing, threshold, count: int) -> None:
     """Measure every frame of every file, on request where there are many: a table and its CSV."""
     what = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
-    if not st.toggle(what, value=count <= AT_ONCE, key=what + sources[0].key):
+    if not st.toggle(what, value=count <= AT_ONCE, key=f"{what} {hash(sources[0])}"):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
     for done, source in enumerate(sources, start=1):
         for name, predictor in predictors.items():
-            how = source.key, source.name, name, spacing, threshold
-            rows += measure(*how, source.load, predictor)
+            rows += measure(source, name, spacing, threshold, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
     told = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
@@ -367,14 +349,15 @@ def main() -> None:
         outline = st.toggle("Outline", value=True, key="outline")
     chosen = [name for name in predictors if name in (picked or [selected])]
     threshold = None if threshold == usual else threshold  # each model has its own
-    sources, which = find_sources(files[:MAX_FILES], example), 0
+    sources = [(file.name, file.getvalue()) for file in files[:MAX_FILES]] or [(example, None)]
+    which = 0
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are taken.")
     if len(sources) > 1:
-        names = [source.name for source in sources]
+        names = [name for name, _ in sources]
         which = st.selectbox("File", range(len(names)), format_func=names.__getitem__, key="which")
     source = sources[which]
-    upload = source.load()
+    upload = load(source)
     with st.sidebar:
         st.subheader("Scale", anchor=False)
         mm = st.number_input(
@@ -386,10 +369,10 @@ def main() -> None:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
     spacing, index = (mm, mm) if mm else None, 0
     if upload.problem:
-        st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
+        st.error(f"{escaped(source[0])} {upload.problem}.", icon=":material/error:")
     else:
         if len(upload.frames) > 1:
-            index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {source.key}") - 1
+            index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {hash(source)}") - 1
         how = source, upload, index, upload.spacing_mm or spacing, threshold
         view = opacity, outline * len(chosen)
         for name, places in zip(chosen, make_places(chosen), strict=True):
