@@ -133,7 +133,39 @@ def test_colours_of_a_jpeg_are_converted_once(how):
     assert np.abs(read(dataset)[0].astype(int) - image).max() <= 8
 
 
-def test_frames_come_one_by_one(monkeypatch):
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("syntax", ["rle", "jpeg", "lossless"])
+def test_frames_in_pieces_are_put_together(syntax, table):
+    dataset = make_us(drawn(3), syntax=syntax)
+    wanted = read(dataset)
+    codes = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    pieces = 1 if syntax == "rle" and not table else 3  # without a table RLE has no pieces
+    dataset.PixelData = encapsulate(codes, fragments_per_frame=pieces, has_bot=table)
+    assert (np.stack(read(dataset)) == wanted).all()
+
+
+@pytest.mark.parametrize("where", [b"\xff\xc4", b"\xff\xda", b"\xff\xc3"])
+def test_a_lossless_stream_with_garbage_between_its_markers_is_refused(where):
+    """gdcm would end the process, and this session of tests with it."""
+    dataset = make_us(drawn(1)[0], syntax="lossless")
+    [code] = generate_frames(dataset.PixelData, number_of_frames=1)
+    place = code.index(where)
+    dataset.PixelData = encapsulate([code[:place] + b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e" + code[place:]])
+    with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
+        read(dataset)
+
+
+def test_comments_in_a_lossless_stream_change_nothing():
+    image = painted(drawn(1)[0])
+    dataset = make_us(image, syntax="lossless", photometric="RGB")
+    [code] = generate_frames(dataset.PixelData, number_of_frames=1)
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # says YBR
+    comments = adobe + b"\xff\xfe\x00\x06none\xff\xe0\x00\x04ab"
+    dataset.PixelData = encapsulate([code[:2] + comments + code[2:]])
+    assert (read(dataset)[0] == image).all()
+
+
+def test_frames_come_one_by_one():
     many = make_us(np.zeros((40, 480, 640), np.uint8), syntax="rle")
     source = dicom.read_file(to_bytes(many))
     tracemalloc.start()
@@ -441,6 +473,7 @@ REFUSED = {
     "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
     "a preamble alone": (lambda: bytes(128) + b"DICM", 0xC000, "no DICOM file"),
     "CT": (changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), 0x0122, "no ultrasound image"),
+    "a class for one": (changed(SOPClassUID=pydicom.uid.UltrasoundImageStorage), 0xA900, "for one"),
     "no UID": (changed(StudyInstanceUID=None), 0xA900, "StudyInstanceUID is missing"),
     "no rows": (changed(Rows=None), 0xA900, "Rows is missing"),
     "0 columns": (changed(Columns=0), 0xA900, "Columns is missing, or no number from 1"),

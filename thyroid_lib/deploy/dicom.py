@@ -160,6 +160,8 @@ def check(dataset: Dataset) -> None:
     if not isinstance(dataset.get("PixelData"), bytes):
         raise Refused("there is no PixelData", NOT_FITTING)
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
+    if count > 1 and sop in SINGLE:
+        raise Refused(f"got {count} frames in a class for one", NOT_FITTING)
     pixels = rows * columns
     if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
         most = f"{MAX_FRAMES} frames, {frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
@@ -324,8 +326,7 @@ def _uid(*parts: str | int) -> uid.UID:
 
 def _reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
     """Refer to an object, and to a frame of it where it may have several."""
-    several = dataset.SOPClassUID not in SINGLE or _number(dataset, "NumberOfFrames") > 1
-    if frame and several:
+    if frame and dataset.SOPClassUID not in SINGLE:
         more["ReferencedFrameNumber"] = frame
     sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
     return _made(**sop, ReferencedSOPInstanceUID=dataset.SOPInstanceUID, **more)
