@@ -155,6 +155,16 @@ def test_a_lossless_stream_with_garbage_between_its_markers_is_refused(where):
         read(dataset)
 
 
+def test_a_black_frame_is_no_bomb():
+    black = np.zeros((1080, 1920, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(black).save(file, "JPEG", optimize=True, subsampling=2)
+    dataset = make_us(black, syntax="jpeg", photometric="YBR_FULL_422")
+    dataset.PixelData = encapsulate([file.getvalue() + bytes(file.tell() % 2)])
+    assert black.size > 490 * len(dataset.PixelData)
+    assert not read(dataset)[0].any()
+
+
 def test_comments_in_a_lossless_stream_change_nothing():
     image = painted(drawn(1)[0])
     dataset = make_us(image, syntax="lossless", photometric="RGB")
