@@ -1,12 +1,17 @@
 """DICOM in and out: pixels as drawn, masks to the bit, objects without a fault."""
 
 import io
+import os
+import re
 import shutil
 import subprocess
+import sys
+import textwrap
 import threading
 import tracemalloc
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +28,7 @@ from pydicom.sequence import Sequence  # noqa: E402
 from thyroid_lib.deploy import dicom  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 GRAY = ("MONOCHROME2", "MONOCHROME1", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
 EVERY = [
@@ -400,6 +406,11 @@ ODD = {
     "latin": {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jürgen"},
     "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
     "chinese": {"SpecificCharacterSet": "GB18030", "PatientName": "Wang^XiaoDong=王^小东"},
+    "japanese": {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    },
+    "no charset known": {"SpecificCharacterSet": "ISO_IR 999"},
     "long uid": {"SOPInstanceUID": "1." + "2" * 62, "StudyInstanceUID": "1." + "3" * 62},
     "long values": {"PatientID": "x" * 300, "AccessionNumber": "y" * 90, "StudyID": "z" * 60},
     "several ids": {"PatientID": ["a", "b"]},
@@ -436,6 +447,18 @@ def test_odd_sources_are_answered(predictor, what):
         assert len(back.ContentDate) == 8
         assert (0x0009, 0x1010) not in back
     assert (masks_of(dicom.answer(dicom.read_file(data), predictor)[0])).any()
+
+
+def test_the_example_of_the_docs_runs(release, tmp_path):
+    text = (ROOT / "docs" / "dicom.md").read_text("utf-8")
+    code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", text).group(1))
+    (tmp_path / "cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
+    (tmp_path / "results" / "demo").mkdir(parents=True)
+    shutil.copytree(release, tmp_path / "results" / "demo" / "deploy")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames == 2
+    assert pydicom.dcmread(tmp_path / "sr.dcm").Modality == "SR"
 
 
 def changed(**attributes):
