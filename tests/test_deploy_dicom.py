@@ -501,6 +501,12 @@ def deflated() -> bytes:
     return to_bytes(dataset)
 
 
+def misspelt() -> bytes:
+    """Latin 1 in what says that it is UTF-8."""
+    dataset = make_us(drawn(2), SpecificCharacterSet="ISO_IR 192", PatientID="M@ID")
+    return to_bytes(dataset).replace(b"M@ID", b"M\xfcID")
+
+
 REFUSED = {
     "nothing": (lambda: b"", 0xC000, "no DICOM file"),
     "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
@@ -516,6 +522,7 @@ REFUSED = {
     "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
     "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
     "a packed bomb": (stretched, 0xC000, "unpacked"),
+    "misspelt": (misspelt, 0xC000, "PatientID is not written in the character set"),
     "endless RLE": (endless, 0xA700, "RLE is in pieces, or longer"),
     "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need the lower of 8"),
     "upper bits": (changed(HighBit=6), 0xA900, "need the lower of 8"),
