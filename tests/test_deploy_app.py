@@ -424,7 +424,7 @@ def test_files_within_the_uploaders_limit_and_beyond_the_apps(page, monkeypatch)
 def test_more_pixels_than_the_app_takes(content, suffix):
     found = app.read_upload.__wrapped__(content(), suffix)
     assert not found.frames
-    assert re.fullmatch(r"has \d+ megapixels, give at most 16 a frame and 64 in all", found.problem)
+    assert re.fullmatch(r"has \d+ megapixels, give at most 8 a frame and 64 in all", found.problem)
 
 
 def test_a_names_letters_have_no_meaning():

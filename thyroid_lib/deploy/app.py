@@ -34,7 +34,7 @@ EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of f
     "Phantom cine, 12 frames": (29, 12),
 }  # fmt: skip
 MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
-MAX_FRAME, MAX_ALL = 16, 64  # megapixels of one frame, of all frames of a file
+MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured unasked
 BLUE = 58, 168, 255  # the prediction in every figure of the study
 DRAWN = 1000  # pixels of the longer side that a picture is drawn with, at least
