@@ -62,6 +62,17 @@ GOALS = {
     "bits": [
         ("same bits", "any", ">=", 1.0, "share of the runs that must repeat to the bit and do"),
     ],
+    "deploy": [
+        ("fp32 over torch", "any", ">=", 1.4, "rate of ONNX Runtime fp32 over torch's, resunet"),
+        ("int8 over torch", "any", ">=", 3.0, "rate of ONNX Runtime int8 over torch's, resunet"),
+        (
+            "change by int8",
+            "any",
+            "<=",
+            0.002,
+            "change of Dice by int8, any fold and side, resunet",
+        ),
+    ],
     "scaling": [
         ("memory, preprocess", "any", "<=", 0.1, "growth of memory in preprocessing, as a share"),
         ("memory, train", "any", "<=", 0.1, "growth of memory in training, as a share"),

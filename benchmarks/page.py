@@ -16,6 +16,7 @@ SECTIONS = {  # name: its title
     "workflow": "The workflow's overhead",
     "scaling": "Time and memory against the number of frames",
     "cost": "A training step against size and width",
+    "deploy": "The released networks",
     "bits": "What is the same to the bit, and how close the rest comes",
 }
 TOP = """\

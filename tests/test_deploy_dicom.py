@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -619,6 +620,7 @@ def mutate(data: bytes, rng) -> bytes:
 def fuzz(predictor, counts, seeds):
     syntaxes, colours = list(SYNTAXES), GRAY + COLOURS
     bases, seen = {}, Counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in seeds:
         rng = np.random.default_rng(seed)
         syntax = syntaxes[seed % len(syntaxes)]
@@ -650,6 +652,7 @@ def fuzz(predictor, counts, seeds):
         assert back.ContentSequence
         assert threading.active_count() == before
         seen["answered"] += 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 400_000  # KiB
     counts["files refused"] += seen["refused"]
     counts["files accepted"] += seen["answered"]
     assert min(seen.values()) > len(seeds) // 10, seen

@@ -174,7 +174,7 @@ def answer(image: np.ndarray, found, *, title: str) -> Figure:
     draw_frame(axes[0, 2], levels, f"{found.area_px} px, confidence {sure}")
     paint(axes[0, 2], found.mask, PREDICTION, 0.35)
     outline(axes[0, 2], found.mask, PREDICTION)
-    doubts = " ".join(doubt.text for doubt in found.doubts) or "Nothing speaks against it."
+    doubts = " ".join(doubt.text for doubt in found.doubts) or "No doubts."
     fig.supxlabel(doubts, fontsize=8, color=INK)
     return fig
 

@@ -113,7 +113,10 @@ def release(
     store, compare, out = Path(store), Path(compare), Path(out)
     if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
-    selected = json.loads(_read(compare / "selected.json"))
+    try:
+        selected = json.loads(_read(compare / "selected.json"))
+    except ValueError as error:
+        raise ValueError(f"selected.json is damaged ({error}): run the study again") from error
     text, data = _read(compare / "model_card.md"), open_store(store)
     if threads:
         torch.set_num_threads(threads)
@@ -276,59 +279,39 @@ class _Frames(quantization.CalibrationDataReader):
         return next(self.inputs, None)
 
 
-def to_int8(network: onnx.ModelProto, images: np.ndarray, scratch: Path) -> onnx.ModelProto:
+def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise the 3 x 3 convolutions behind the first stage, statically; the rest stays fp32.
 
-    Weights have seven bits of the eight: on processors without VNNI, sums of two products would
-    overflow otherwise, and masks differ from machine to machine. What a convolution's rounded
-    weights add in the mean over `images`, uint8 (N,S,S), is taken out of its bias.
+    The first stage sees the frame's own gray levels, and costs the most Dice; what is 1 x 1, the
+    shortcuts and the head, gains little. Weights have seven bits of the eight: on processors
+    without VNNI sums of two products would overflow, and masks differ from machine to machine.
 
-    Source: Nagel et al., ICCV 2019 (arXiv 1906.04721), section 4.2, with measured means.
+    Args:
+        network: a file of `write_onnx`.
+        images: uint8 (N,S,S), which set the ranges.
+        out: where to write.
     """
-    weights = {each.name: onnx.numpy_helper.to_array(each) for each in network.graph.initializer}
-    convs = [node for node in network.graph.node if node.op_type == "Conv"]
-    first = convs[0].input[1].partition(".")[0]
-    chosen = [
-        node for node in convs
-        if weights[node.input[1]].shape[2:] == (3, 3) and node.input[1].partition(".")[0] != first
-    ]  # fmt: skip
-    means = _means(network, {node.input[0] for node in chosen}, images)
-    for last in (False, True):
-        (scratch / "fp32").write_bytes(network.SerializeToString())
-        quantization.quantize_static(
-            scratch / "fp32", scratch / "int8", _Frames(images),
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8, per_channel=True, reduce_range=True,
-            nodes_to_quantize=[node.name for node in chosen],
-        )  # fmt: skip
-        made = onnx.load(scratch / "int8")
-        if last:
-            return made
-        rounded = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
-        network = onnx.ModelProto.FromString(network.SerializeToString())
-        moved = {}
-        for node in chosen:
-            name, bias = node.input[1:3]
-            scale = rounded[f"{name}_scale"].reshape(-1, 1, 1, 1)
-            added = rounded[f"{name}_quantized"] * scale - weights[name]  # (O,I,3,3)
-            moved[bias] = weights[bias] - added.sum(axis=(2, 3)) @ means[node.input[0]]
-        for each in network.graph.initializer:
-            if each.name in moved:
-                value = moved[each.name].astype(np.float32)
-                each.CopyFrom(onnx.numpy_helper.from_array(value, each.name))
+    graph = onnx.load(network).graph
+    shape = {each.name: tuple(each.dims) for each in graph.initializer}
+    convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
+    first = convs[0][1].partition(".")[0]  # weights are named as in torch: down1.residual.0.weight
+    quantization.quantize_static(
+        network, out, _Frames(images), per_channel=True, reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+        nodes_to_quantize=[
+            name for name, weight in convs
+            if shape[weight][2:] == (3, 3) and weight.partition(".")[0] != first
+        ],
+    )  # fmt: skip
+    return onnx.load(out)
 
 
-def _means(network: onnx.ModelProto, names: set[str], images: np.ndarray) -> dict:
-    """Return the mean of each of these values of a graph by channel, (C,), over frames."""
-    network = onnx.ModelProto.FromString(network.SerializeToString())
-    network.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, sorted(names)))
-    session = onnxruntime.InferenceSession(network.SerializeToString())
-    found = [
-        [value.mean(axis=(0, 2, 3)) for value in session.run(sorted(names), image)]
-        for image in iter(_Frames(images).get_next, None)
-    ]
-    means = [np.mean(each, axis=0) for each in zip(*found, strict=True)]
-    return dict(zip(sorted(names), means, strict=True))
+def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
+    """Choose some `CALIBRATION` training frames, bool (N,), alike many of each group, spread."""
+    parts = [part.index for _, part in store.index[train].groupby("group")]
+    each = max(1, CALIBRATION // len(parts))
+    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
+    return np.unique(np.concatenate(rows))
 
 
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
@@ -339,13 +322,10 @@ def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[di
     """
     how = {key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
     labels = split_cases(store.index, **how)
-    parts = [part.index for _, part in store.index[labels == "train"].groupby("group")]
-    each = max(1, CALIBRATION // len(parts))
-    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
-    images = store.images[np.unique(np.concatenate(rows))]
+    images = store.images[calibration_rows(store, labels == "train")]
     network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
     about = json.loads({each.key: each.value for each in network.metadata_props}[METADATA])
-    write_onnx(small, to_int8(network, images, path.parent), about | {"precision": "int8"})
+    write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
     found = score(Predictor.open(small, threads=torch.get_num_threads()), store, labels == "val")
     both = {"fp32": val[val["model"] == run["model"]], "int8": found}
     groups = pd.DataFrame({name: of.groupby("group")["dice"].mean() for name, of in both.items()})
