@@ -430,3 +430,14 @@ def test_real_frames_of_other_sweeps_pass_and_what_is_none_is_refused(shared_dat
         assert min(distance(known, frame) for frame in nonsense) > TOO_FAR
         blurred = [ndimage.gaussian_filter(frame, 3) for frame in sides[2][::20]]
         assert min(distance(known, frame) for frame in blurred) > 1
+
+
+def test_without_the_exporter_it_is_said_before_anything_is_done(monkeypatch):
+    from thyroid_lib.study import check_deploy
+
+    check_deploy(True)
+    for name in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    check_deploy(False)
+    with pytest.raises(ValueError, match="deploy: onnxruntime, onnxscript not installed: `pip ins"):
+        check_deploy(True)

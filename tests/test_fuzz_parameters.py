@@ -72,6 +72,7 @@ FITTING = {  # what may be right, and what lies just beyond
     "pin_instructions": [True, False], "resize": ["letterbox"],
     "models": [["unet"], ["resunet", "segnet"]], "out": ["x"], "store": ["x"],
     "runs": [["x"]], "budget_minutes": [0, 0.5, 600], "tensorboard": [True, False],
+    "deploy": [True, False],
     "unseen_sweeps": [1, 92, 93, 99, 100],
 }  # fmt: skip
 
