@@ -15,6 +15,7 @@ from PIL import Image
 from test_workflow import copy_project, run_study, steps
 
 from thyroid_lib import architectures, checkpoint, models, predict, study
+from thyroid_lib.deploy import predictor
 from thyroid_lib.run import score_run, train_model
 
 ROOT = Path(__file__).parent.parent
@@ -270,8 +271,8 @@ def test_a_trained_model_predicts_and_asks_for_its_file(own, tiny_store, tmp_pat
     Image.fromarray(np.asarray(tiny_store.images[0])).save(tmp_path / "in" / "a.png")
     path = run.out / "model.pt"
     command = ["--model", path, "--images", tmp_path / "in", "--out", tmp_path / "o"]
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, command)])
-    assert predict.main() == 0
+    monkeypatch.setattr(sys, "argv", ["predictor", *map(str, command)])
+    assert predictor.main() == 0
     assert list((tmp_path / "o").rglob("a*.png"))
     file = own("dilated", changed("(1, 2, 4, 8)", "(1, 2, 4)"))
     with pytest.raises(ValueError, match=r"trained with another architectures/dilated\.py"):

@@ -21,6 +21,8 @@ from thyroid_lib.cases import is_one_line, make_table, name_key
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 LITTER = ("Thumbs.db", "desktop.ini")  # of Windows
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "image"), ("masks", "mask")
+# Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
+pd.set_option("mode.string_storage", "python")
 
 
 def cases(
