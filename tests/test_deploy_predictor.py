@@ -116,6 +116,23 @@ def test_gray_levels_are_those_that_a_file_would_have(tmp_path):
     assert np.array_equal(to_gray(deep), frames.read_gray(tmp_path / "deep.png"))
 
 
+def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    clear = Image.fromarray(colour)
+    clear.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30)).astype(np.uint8)))
+    kinds = {
+        "a.png": Image.fromarray(colour), "b.jpg": Image.fromarray(colour), "c.png": clear,
+        "d.gif": Image.fromarray(colour).quantize(), "e.png": Image.fromarray(colour[..., 0]),
+        "f.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
+    }  # fmt: skip
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        read = module.read_picture(tmp_path / name)
+        assert read.ndim == (3 if name in ("a.png", "b.jpg", "d.gif") else 2), name
+        assert np.array_equal(to_gray(read), frames.read_gray(tmp_path / name))
+
+
 def test_twelve_bits_and_white_at_zero():
     assert to_gray(np.array([[0, 4095]], np.uint16), bits=12).tolist() == [[0, 255]]
     assert to_gray(np.array([[0, 4095]], np.uint16), bits=12, inverted=True).tolist() == [[255, 0]]

@@ -24,9 +24,9 @@ from PIL import Image, ImageChops
 from pydicom import Dataset
 from scipy import ndimage
 
-from thyroid_lib import frames, phantom, place
+from thyroid_lib import phantom, place
 from thyroid_lib.deploy import dicom
-from thyroid_lib.deploy.predictor import Prediction, Predictor, mask_png, table_csv
+from thyroid_lib.deploy.predictor import Prediction, Predictor, mask_png, read_picture, table_csv
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
@@ -77,9 +77,9 @@ def read_upload(content: bytes, suffix: str) -> Upload:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "upload"  # and not its own name, which may be anything
             path.write_bytes(content)
-            gray = frames.read_gray(path)
-        _check_size(gray.size, 1)
-        return Upload((gray,))
+            image = read_picture(path)
+        _check_size(image.shape[0] * image.shape[1], 1)
+        return Upload((image,))
     except dicom.Refused as error:
         return Upload(problem=f"is not taken: {error}")
     except ValueError as error:

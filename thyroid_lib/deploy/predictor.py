@@ -1,7 +1,7 @@
 """One predictor for notebooks, app, node and exports: from a frame as it comes to mask and doubts.
 
     predictor = Predictor.open("results/demo/deploy")  # a release folder, an .onnx or a model.pt
-    found = predictor.predict(frames.read_gray("frame.png"), spacing_mm=(0.08, 0.08))
+    found = predictor.predict(read_picture("frame.png"), spacing_mm=(0.08, 0.08))
 
     python -m thyroid_lib.deploy.predictor --model results/demo/deploy --images DIR --out DIR
 
@@ -216,6 +216,23 @@ class Predictor:
             )
 
 
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read an image file as `frames.read_gray` does; RGB where it is in colour.
+
+    Returns:
+        uint8 (H,W), or (H,W,3) with the same gray levels.
+
+    Raises:
+        ValueError: see `frames.read_gray`.
+    """
+    gray = frames.read_gray(path)
+    with Image.open(path, formats=frames.FORMATS) as image:
+        colour = None if image.mode in ("1", "L", "LA") else np.array(image.convert("RGB"))
+    # a turned, transparent or deep picture has other gray levels: then its colours do not count
+    known = colour is not None and np.array_equal(to_gray(colour), gray)
+    return colour if known else gray
+
+
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
     """Turn a decoded picture into gray levels, as `frames.read_gray` does those of a file.
 
@@ -364,7 +381,7 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         row = dict.fromkeys(COLUMNS, "") | {"file": file.name}
         rows.append(row)
         try:
-            found = predictor.predict(frames.read_gray(file))
+            found = predictor.predict(read_picture(file))
         except ValueError as error:
             row["problem"] = str(error)
             continue
