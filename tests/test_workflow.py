@@ -225,6 +225,7 @@ def test_settings_of_the_command_line_are_those_of_the_file(project):
     assert steps(project, "--config", "delta=1e-2") == COMPARE
     more = {"train": 4, "compare": 1, "report": 1}
     assert steps(project, "--config", "seeds=[0,1]", "models=[unet,segnet]") == more | {"train": 3}
+    assert steps(project, "--config", "deploy=true") == {"deploy": 1, "report": 1}
     # frames are split at random in one way only, groups in one per fold
     both = ("protocols=[random,grouped]", "run_folds=[0,1,2,3]")
     assert steps(project, "--config", *both) == more | {"audit": 1}

@@ -111,6 +111,8 @@ def release(
         OSError: it cannot be written; then `out` has no release.json.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder for the release alone")
     if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
     try:
