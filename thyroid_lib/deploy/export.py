@@ -69,8 +69,8 @@ Research use, not for diagnosis; `model_card.md` says what was measured. It runs
     pip install --no-deps thyroid_lib-*.whl    # of the project, by `make wheel`
     python -m thyroid_lib.deploy.predictor --model . --images <folder> --out <folder>
 
-    from thyroid_lib import frames; from thyroid_lib.deploy.predictor import Predictor
-    found = Predictor.open(".").predict(frames.read_gray("frame.png"))  # .mask .confidence .doubts
+    from thyroid_lib.deploy.predictor import Predictor, read_picture
+    found = Predictor.open(".").predict(read_picture("frame.png"))  # .mask .confidence .doubts
 """
 
 
