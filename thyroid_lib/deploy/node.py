@@ -1,0 +1,400 @@
+"""A DICOM node: takes ultrasound from a PACS and gives it segmentation and report back.
+
+    python -m thyroid_lib.deploy.node serve --model results/demo/deploy --aet THYROID \\
+        --port 11112 --caller ORTHANC --pacs http://127.0.0.1:8042/dicom-web --queue queue
+    python -m thyroid_lib.deploy.node study --model results/demo/deploy --study-uid UID \\
+        --pacs http://127.0.0.1:8042/dicom-web --out areas.csv
+
+`serve` answers a C-STORE with success only when the object, decoded once, lies whole in the queue's
+folder; it leaves that when the PACS has confirmed SEG and SR (STOW-RS), whose UIDs follow from the
+object's: what comes twice has one answer. `study` measures what is in the PACS (QIDO-RS, WADO-RS).
+The log names an object by 12 digits of the SHA-256 of its SOP Instance UID and quotes nothing of
+it. THYROID_PACS_USER and THYROID_PACS_PASSWORD are for a PACS that asks for them.
+"""
+
+import argparse
+import csv
+import hashlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import pynetdicom
+import requests
+from dicomweb_client import DICOMwebClient
+from pynetdicom import evt
+
+from thyroid_lib import locks, write_file
+from thyroid_lib.deploy import dicom
+from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
+
+VERIFICATION = "1.2.840.10008.1.1"
+SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1")  # US, multi-frame US
+SYNTAXES = [  # explicit and implicit VR, RLE, JPEG baseline, JPEG Lossless SV1 and process 14
+    f"1.2.840.10008.1.2{end}" for end in (".1", "", ".5", ".4.50", ".4.70", ".4.57")
+]
+OUT_OF_RESOURCES, NO_SUCH_CLASS, MISMATCH, NOT_UNDERSTOOD = 0xA700, 0x0122, 0xA900, 0xC000
+PDU = 1 << 17  # bytes
+DEATHS = 5  # of the node over one object, before it is given up
+LONGEST, GRACE = 60.0, 8.0  # seconds: between two tries; for the last object at SIGTERM
+COLUMNS = (
+    "study", "instance", "frame", "frames", "height", "width", "area_px", "area_mm2", "confidence",
+    "distance", "doubts", "problem",
+)  # fmt: skip
+TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, as QIDO-RS has them
+log = logging.getLogger("thyroid_lib.node")
+
+
+def pacs_client(url: str) -> DICOMwebClient:
+    """Return one HTTP session with a PACS, which fails at once: patience is the queue's."""
+    session = requests.Session()
+    if user := os.environ.get("THYROID_PACS_USER"):
+        session.auth = (user, os.environ.get("THYROID_PACS_PASSWORD", ""))
+    client = DICOMwebClient(url, session=session, timeout=(5, 120))
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def stow(client: DICOMwebClient, objects) -> None:
+    """Store objects, one by one; one that is there already counts as stored.
+
+    Raises:
+        Refused: the PACS does not want one of them, and will not want it later.
+        requests.RequestException: it does not answer, or not now.
+    """
+    for each in objects:
+        try:
+            failed = client.store_instances([each]).get("FailedSOPSequence") or []
+        except requests.HTTPError as error:
+            code = error.response.status_code
+            if code not in (400, 406, 409, 413, 415, 422):
+                raise
+            failed = [] if code == 409 else [{"FailureReason": NOT_UNDERSTOOD}]
+        for one in failed:
+            if (reason := int(one.get("FailureReason", NOT_UNDERSTOOD))) != 0x0111:  # is there
+                raise dicom.Refused(f"the PACS refuses the answer: 0x{reason:04X}", reason)
+
+
+class Queue:
+    """Objects that wait for their answer, each a file: what has been put here survives a kill.
+
+    A file is called <arrival>-<name>.<deaths>.dcm, and .working while it is being answered.
+
+    Raises:
+        ValueError: another process has this folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.arrived = Path(folder), threading.Condition()
+        (self.folder / "failed").mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self.lock = locks.take(self.folder / "lock")
+        if self.lock is None:
+            raise ValueError(
+                f"another node has the queue {folder}: stop it, or give another folder"
+            )
+        for left in self.folder.glob("*.partial"):
+            left.unlink()
+        for left in self.folder.glob("*-*.*.working"):  # a node died over it: others come first now
+            name, deaths = self.name(left), int(left.stem.rpartition(".")[2]) + 1
+            left = left.replace(self._path(name, deaths))
+            if deaths >= DEATHS:
+                self.give_up(left, f"the node ended {deaths} times while it was at it")
+        self.waiting = deque(sorted(self.folder.glob("*-*.*.dcm")))
+
+    def _path(self, name: str, deaths: int = 0) -> Path:
+        return self.folder / f"{time.time_ns():020d}-{name}.{deaths}.dcm"
+
+    @staticmethod
+    def name(path: Path) -> str:
+        """Return what the log calls the object in this file."""
+        return path.stem.partition("-")[2].partition(".")[0]
+
+    def put(self, name: str, content: bytes) -> None:
+        """Take an object; when this returns, it is on the disk. OSError: it is not."""
+        path = write_file(self._path(name), content)
+        if hasattr(os, "O_DIRECTORY"):  # its name, too
+            folder = os.open(self.folder, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+        with self.arrived:
+            self.waiting.append(path)
+            self.arrived.notify()
+
+    def give_up(self, path: Path, reason: str) -> None:
+        """Move an object out of the way of others, with the reason beside it."""
+        log.error("object %s: given up, kept in failed/: %s", self.name(path), reason)
+        path.replace(kept := self.folder / "failed" / f"{path.stem}.dcm")
+        with suppress(OSError):  # the disk may be full
+            write_file(kept.with_suffix(".txt"), reason + "\n")
+
+
+class Worker(threading.Thread):
+    """Answers the objects of a queue, one after the other, until it is told to stop."""
+
+    def __init__(self, queue: Queue, client: DICOMwebClient, answer):
+        super().__init__(daemon=True)
+        self.queue, self.client, self.answer = queue, client, answer
+        self.stopping, self.failures, self.ready = threading.Event(), 0, (None, ())
+
+    def run(self):
+        while not self.stopping.is_set():
+            with self.queue.arrived:
+                while not (self.queue.waiting or self.stopping.is_set()):
+                    self.queue.arrived.wait()
+                path = self.queue.waiting.popleft() if self.queue.waiting else None
+            if path and not self.stopping.is_set():
+                self.serve(path)
+
+    def stop(self):
+        """Finish the object at work, and no other."""
+        self.stopping.set()
+        with self.queue.arrived:
+            self.queue.arrived.notify()
+
+    def serve(self, path: Path) -> None:
+        """Answer one object, and only then forget it; where that is not possible now, wait."""
+        name, began, why = self.queue.name(path), time.monotonic(), ""
+        working = path.with_suffix(".working")
+        try:
+            path.replace(working)
+            if self.ready[0] != path:  # else computed before, and not stored
+                self.ready = path, self.answer(dicom.read_file(working))
+            computed = time.monotonic()
+            stow(self.client, self.ready[1])
+            working.unlink()
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", None)
+            why = f"the PACS answers HTTP {status}" if status else type(error).__name__
+        except dicom.Refused as error:
+            self.queue.give_up(working, str(error))
+        except (OSError, MemoryError) as error:
+            why = type(error).__name__
+        except Exception as error:  # whose words might quote the object
+            self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
+        else:
+            self.failures = 0
+            took = computed - began, time.monotonic() - computed
+            log.info("object %s: answered, computed in %.3f s, stored in %.3f s", name, *took)
+        if why:
+            with suppress(OSError):
+                working.replace(path)
+            self.queue.waiting.append(path)  # at the end: others may be luckier
+            pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST)
+            self.failures += 1
+            log.warning("object %s: not answered yet: %s; next try in %.1f s", name, why, pause)
+            self.stopping.wait(pause)
+
+
+class Discard(BytesIO):
+    """Takes the rest of an object that is too large."""
+
+    def write(self, data):
+        return len(data)
+
+
+def bound(event, limit: int) -> None:
+    """Hold a connection to the limits that pynetdicom does not know: bytes of PDU and object."""
+    assoc, socket = event.assoc, event.assoc.dul.socket
+    receive, socket.recv = socket.recv, lambda count: recv(count)
+    socket.socket.settimeout(60)  # a PDU of which half has come
+
+    def recv(count: int) -> bytearray:
+        message = assoc.dimse.message
+        if count > PDU or (message and message.encoded_command_set.tell() > PDU):
+            raise OSError("a longer PDU or command than was agreed on")
+        if message and message.data_set.tell() > limit:
+            message.data_set = Discard()
+        return receive(count)
+
+
+def receive(event, queue: Queue) -> int:
+    """Answer a C-STORE; 0x0000 when the object can be decoded and lies in the queue."""
+    request = event.request
+    announced = request.AffectedSOPClassUID, request.AffectedSOPInstanceUID
+    name = hashlib.sha256(str(announced[1]).encode()).hexdigest()[:12]
+    try:
+        if isinstance(request.DataSet, Discard):
+            raise dicom.Refused("larger than --max-mib", OUT_OF_RESOURCES)
+        if announced[0] not in SOP_CLASSES:
+            raise dicom.Refused("announced as another class than ultrasound", NO_SUCH_CLASS)
+        content = event.encoded_dataset()
+        dataset = dicom.read_file(content)
+        if (dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")) != announced:
+            raise dicom.Refused("holds another object than was announced", MISMATCH)
+        dicom.check(dataset)
+        for _ in dicom.read_frames(dataset):  # whether all can be decoded
+            pass
+        queue.put(name, content)
+    except dicom.Refused as error:
+        status, why = error.status, str(error)
+    except (OSError, MemoryError) as error:
+        status, why = OUT_OF_RESOURCES, getattr(error, "strerror", None) or type(error).__name__
+    except Exception as error:  # whose words might quote the object
+        status, why = NOT_UNDERSTOOD, f"{type(error).__name__} while it was being read"
+    else:
+        log.info("object %s: received, %d bytes", name, len(content))
+        return 0x0000
+    log.error("object %s: refused with 0x%04X: %s", name, status, why)
+    return status
+
+
+def serve(asked, predictor: Predictor) -> int:
+    """Receive and answer until SIGTERM or Ctrl-C."""
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop.set())
+    queue = Queue(asked.queue)
+    worker = Worker(queue, pacs_client(asked.pacs), partial(dicom.answer, predictor=predictor))
+    ae = pynetdicom.AE(ae_title=asked.aet)
+    ae.require_called_aet, ae.require_calling_aet = True, asked.caller
+    ae.maximum_associations, ae.maximum_pdu_size = asked.associations, PDU
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+    ae.add_supported_context(VERIFICATION)
+    for sop_class in SOP_CLASSES:
+        ae.add_supported_context(sop_class, SYNTAXES)
+    pynetdicom._config.LOG_HANDLER_LEVEL = "none"
+    handlers = [
+        (evt.EVT_CONN_OPEN, bound, [asked.max_mib << 20]),
+        (evt.EVT_REJECTED, lambda event: log.warning("association rejected: caller or called AET")),
+        (evt.EVT_C_STORE, receive, [queue]),
+    ]
+    server = ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
+    where = f"{asked.host}:{asked.port}"
+    log.info("%s listens on %s, %d objects wait", asked.aet, where, len(queue.waiting))
+    worker.start()
+    stop.wait()
+    server.shutdown()
+    ae.shutdown()
+    worker.stop()
+    worker.join(GRACE)
+    for left in queue.folder.glob("*.working"):  # begun anew next time, and no death
+        with suppress(FileNotFoundError):
+            left.replace(left.with_suffix(".dcm"))
+    log.info("stopped, %d objects wait", len(list(queue.folder.glob("*.dcm"))))
+    return 0
+
+
+def measure(dataset, predictor: Predictor) -> list[dict]:
+    """Segment an object; return one row of areas per frame."""
+    rows, spacing = [], dicom.spacing_of(dataset)
+    for frame in dicom.read_frames(dataset):
+        found = predictor.predict(frame, spacing_mm=spacing)
+        row = {"frame": len(rows) + 1, "area_px": found.area_px}
+        row["height"], row["width"] = found.mask.shape
+        for key in ("area_mm2", "confidence", "distance"):
+            value = getattr(found, key)
+            row[key] = "" if value is None else f"{value:.4f}"
+        rows.append(row | {"doubts": " ".join(doubt.code for doubt in found.doubts)})
+    return rows
+
+
+def finished(out: Path) -> dict[str, list[dict]]:
+    """Return the rows of the instances that an earlier run has measured to the end."""
+    rows, text = {}, out.read_text("utf-8") if out.is_file() else ""
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
+        rows.setdefault(row["instance"], []).append(row)
+    return {uid: own for uid, own in rows.items() if len(own) == int(own[0]["frames"])}
+
+
+def study(asked, predictor: Predictor) -> int:
+    """Write the areas of all ultrasound of some studies, and go on where an earlier run ended.
+
+    Returns:
+        1 if a study has no ultrasound, or an object could not be measured; its row has a `problem`.
+    """
+    client, out, failed = pacs_client(asked.pacs), Path(asked.out), 0
+    done = finished(out)
+    header = ",".join(COLUMNS) + "\n"
+    lines = [table_csv(own).partition("\n")[2] for own in done.values()]
+    write_file(out, header + "".join(lines))  # without what was half written
+    for uid in asked.study_uid:
+        found = client.search_for_instances(study_instance_uid=uid)
+        found = [{tag: each.get(tag, {}).get("Value", [""])[0] for tag in TAGS} for each in found]
+        found = [list(each.values()) for each in found if each[TAGS[0]] in SOP_CLASSES]
+        if not found:
+            failed += 1
+            print(f"no ultrasound in study {uid}", file=sys.stderr)
+        for _, series, instance in found:
+            if instance in done:
+                failed += bool(done[instance][0]["problem"])
+                continue
+            rows, problem = [{}], ""
+            try:
+                dataset = client.retrieve_instance(uid, series, instance)
+                dicom.check(dataset)
+                rows = measure(dataset, predictor)
+                if asked.store:
+                    stow(client, dicom.answer(dataset, predictor=predictor))
+            except dicom.Refused as error:
+                problem = str(error)
+            except requests.RequestException:
+                raise
+            except Exception as error:  # of what no list can be made: the object may be anything
+                problem = f"{type(error).__name__} while it was being measured"
+            same = {"study": uid, "instance": instance, "frames": len(rows), "problem": problem}
+            lines = table_csv([dict.fromkeys(COLUMNS, "") | row | same for row in rows])
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(lines.partition("\n")[2])
+            failed += bool(problem)
+    print(f"areas are in {out}" + (f", {failed} problems" if failed else ""))
+    return int(failed > 0)
+
+
+def main() -> int:
+    """Run the node, or measure studies; exit 1 if something could not be measured, 2 on errors."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("serve", "study"):
+        each = commands.add_parser(name, fromfile_prefix_chars="@")
+        each.add_argument("--model", required=True, help="release folder, .onnx or model.pt")
+        each.add_argument(
+            "--name", default="", help="which of a release's models; the selected one"
+        )
+        each.add_argument("--precision", default="fp32", choices=PRECISIONS)
+        each.add_argument("--threads", default=1, type=int, help="CPU threads of the model")
+        each.add_argument("--pacs", required=True, help="its DICOMweb address")
+        if name == "serve":
+            each.add_argument("--aet", default="THYROID", help="AE title that callers must call")
+            each.add_argument("--host", default="127.0.0.1", help="address to listen on")
+            each.add_argument("--port", default=11112, type=int)
+            each.add_argument("--caller", required=True, nargs="+", help="AE titles that may call")
+            each.add_argument("--queue", required=True, help="folder for what waits for its answer")
+            each.add_argument("--max-mib", default=512, type=int, help="size of one object")
+            each.add_argument("--associations", default=8, type=int, help="at a time")
+        else:
+            each.add_argument("--study-uid", required=True, nargs="+", help="or @file of them")
+            each.add_argument("--out", default="areas.csv", help="table, one row per frame")
+            each.add_argument("--store", action="store_true", help="store SEG and SR, too")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # pydicom's quote values
+    logging.getLogger().addHandler(logging.NullHandler())  # and so do others' logs
+    said = logging.StreamHandler()
+    said.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(said)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    threading.excepthook = lambda told: log.error("a thread ended by %s", told.exc_type.__name__)
+    try:
+        how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
+        predictor = Predictor.open(asked.model, **how)
+        return (serve if asked.command == "serve" else study)(asked, predictor)
+    except requests.RequestException as error:
+        print(f"error: the PACS does not answer ({type(error).__name__}): look at --pacs; started "
+              "again, it goes on", file=sys.stderr)  # fmt: skip
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
