@@ -16,6 +16,7 @@ import argparse
 import csv
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ from pathlib import Path
 import pynetdicom
 import requests
 from dicomweb_client import DICOMwebClient
+from pydicom.dataset import validate_file_meta
 from pynetdicom import evt
 
 from thyroid_lib import locks, write_file
@@ -38,14 +40,10 @@ from thyroid_lib.deploy import dicom
 from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
 
 VERIFICATION = "1.2.840.10008.1.1"
-SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1")  # US, multi-frame US
-SYNTAXES = [  # explicit and implicit VR, RLE, JPEG baseline, JPEG Lossless SV1 and process 14
-    f"1.2.840.10008.1.2{end}" for end in (".1", "", ".5", ".4.50", ".4.70", ".4.57")
-]
-OUT_OF_RESOURCES, NO_SUCH_CLASS, MISMATCH, NOT_UNDERSTOOD = 0xA700, 0x0122, 0xA900, 0xC000
+SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
 DEATHS = 5  # of the node over one object, before it is given up
-LONGEST, GRACE = 60.0, 8.0  # seconds: between two tries; for the last object at SIGTERM
+LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
     "study", "instance", "frame", "frames", "height", "width", "area_px", "area_mm2", "confidence",
     "distance", "doubts", "problem",
@@ -72,15 +70,17 @@ def stow(client: DICOMwebClient, objects) -> None:
         requests.RequestException: it does not answer, or not now.
     """
     for each in objects:
+        each.preamble = bytes(128)
+        validate_file_meta(each.file_meta, enforce_standard=True)  # fills it up
         try:
             failed = client.store_instances([each]).get("FailedSOPSequence") or []
         except requests.HTTPError as error:
             code = error.response.status_code
             if code not in (400, 406, 409, 413, 415, 422):
                 raise
-            failed = [] if code == 409 else [{"FailureReason": NOT_UNDERSTOOD}]
+            failed = [] if code == 409 else [{"FailureReason": dicom.BROKEN}]
         for one in failed:
-            if (reason := int(one.get("FailureReason", NOT_UNDERSTOOD))) != 0x0111:  # is there
+            if (reason := int(one.get("FailureReason", dicom.BROKEN))) != 0x0111:  # is there
                 raise dicom.Refused(f"the PACS refuses the answer: 0x{reason:04X}", reason)
 
 
@@ -102,8 +102,8 @@ class Queue:
             raise ValueError(
                 f"another node has the queue {folder}: stop it, or give another folder"
             )
-        for left in self.folder.glob("*.partial"):
-            left.unlink()
+        for left in [*self.folder.glob("*.partial"), *self.folder.glob("*.new")]:
+            left.unlink()  # whose senders were not told of success
         for left in self.folder.glob("*-*.*.working"):  # a node died over it: others come first now
             name, deaths = self.name(left), int(left.stem.rpartition(".")[2]) + 1
             left = left.replace(self._path(name, deaths))
@@ -119,10 +119,14 @@ class Queue:
         """Return what the log calls the object in this file."""
         return path.stem.partition("-")[2].partition(".")[0]
 
-    def put(self, name: str, content: bytes) -> None:
-        """Take an object; when this returns, it is on the disk. OSError: it is not."""
-        path = write_file(self._path(name), content)
-        if hasattr(os, "O_DIRECTORY"):  # its name, too
+    def write(self, name: str, content: bytes) -> Path:
+        """Write an object to the disk, where it does not count yet. OSError: no room for it."""
+        return write_file(self._path(name).with_suffix(".new"), content)
+
+    def put(self, path: Path) -> None:
+        """Take what `write` wrote; when this returns, it outlives a loss of power, too."""
+        path = path.replace(path.with_suffix(".dcm"))
+        if hasattr(os, "O_DIRECTORY"):
             folder = os.open(self.folder, os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
@@ -195,6 +199,54 @@ class Worker(threading.Thread):
             self.stopping.wait(pause)
 
 
+def why_not(source) -> tuple[str, int] | None:
+    """Return reason and status why an object, bytes or path, is refused; None if it is not."""
+    try:
+        for _ in dicom.read_frames(dicom.read_file(source)):
+            pass
+    except dicom.Refused as error:
+        return str(error), error.status
+    except Exception as error:  # whose words might quote the object
+        return f"{type(error).__name__} while it was being decoded", dicom.BROKEN
+
+
+def decode_for(pipe) -> None:
+    """Answer `why_not` until the other end is closed, or the node is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError):
+        while True:
+            pipe.send(why_not(pipe.recv()))
+
+
+class Decoder:
+    """Tries in a process of its own whether an object can be decoded: gdcm's errors may end it."""
+
+    def __init__(self):
+        self.lock, self.process = threading.Lock(), None
+        self.start()
+
+    def start(self):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=decode_for, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def check(self, source) -> None:
+        """Decode all frames of an object, bytes or path. Refused: that did not go well."""
+        with self.lock:
+            try:
+                self.pipe.send(source)
+                refused = self.pipe.recv() if self.pipe.poll(PATIENCE) else ("slow", dicom.BROKEN)
+            except (EOFError, OSError):
+                refused = "its pixels bring the decoder down", dicom.BROKEN
+            if refused and (refused[0] == "slow" or not self.process.is_alive()):
+                self.process.kill()
+                self.start()
+        if refused:
+            raise dicom.Refused(*refused)
+
+
 class Discard(BytesIO):
     """Takes the rest of an object that is too large."""
 
@@ -217,33 +269,36 @@ def bound(event, limit: int) -> None:
         return receive(count)
 
 
-def receive(event, queue: Queue) -> int:
+def receive(event, queue: Queue, decoder: Decoder) -> int:
     """Answer a C-STORE; 0x0000 when the object can be decoded and lies in the queue."""
     request = event.request
     announced = request.AffectedSOPClassUID, request.AffectedSOPInstanceUID
     name = hashlib.sha256(str(announced[1]).encode()).hexdigest()[:12]
+    path = None
     try:
         if isinstance(request.DataSet, Discard):
-            raise dicom.Refused("larger than --max-mib", OUT_OF_RESOURCES)
+            raise dicom.Refused("larger than --max-mib", dicom.TOO_LARGE)
         if announced[0] not in SOP_CLASSES:
-            raise dicom.Refused("announced as another class than ultrasound", NO_SUCH_CLASS)
+            raise dicom.Refused("announced as another class than ultrasound", dicom.NO_SUCH_CLASS)
         content = event.encoded_dataset()
         dataset = dicom.read_file(content)
         if (dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")) != announced:
-            raise dicom.Refused("holds another object than was announced", MISMATCH)
+            raise dicom.Refused("holds another object than was announced", dicom.NOT_FITTING)
         dicom.check(dataset)
-        for _ in dicom.read_frames(dataset):  # whether all can be decoded
-            pass
-        queue.put(name, content)
+        path = queue.write(name, content)
+        decoder.check(path)
+        queue.put(path)
     except dicom.Refused as error:
         status, why = error.status, str(error)
     except (OSError, MemoryError) as error:
-        status, why = OUT_OF_RESOURCES, getattr(error, "strerror", None) or type(error).__name__
+        status, why = dicom.TOO_LARGE, getattr(error, "strerror", None) or type(error).__name__
     except Exception as error:  # whose words might quote the object
-        status, why = NOT_UNDERSTOOD, f"{type(error).__name__} while it was being read"
+        status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
     else:
         log.info("object %s: received, %d bytes", name, len(content))
         return 0x0000
+    if path:
+        path.unlink(missing_ok=True)
     log.error("object %s: refused with 0x%04X: %s", name, status, why)
     return status
 
@@ -254,6 +309,7 @@ def serve(asked, predictor: Predictor) -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
     queue = Queue(asked.queue)
+    decoder = Decoder()
     worker = Worker(queue, pacs_client(asked.pacs), partial(dicom.answer, predictor=predictor))
     ae = pynetdicom.AE(ae_title=asked.aet)
     ae.require_called_aet, ae.require_calling_aet = True, asked.caller
@@ -261,12 +317,12 @@ def serve(asked, predictor: Predictor) -> int:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
     ae.add_supported_context(VERIFICATION)
     for sop_class in SOP_CLASSES:
-        ae.add_supported_context(sop_class, SYNTAXES)
+        ae.add_supported_context(sop_class, list(dicom.DECODERS))
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     handlers = [
         (evt.EVT_CONN_OPEN, bound, [asked.max_mib << 20]),
         (evt.EVT_REJECTED, lambda event: log.warning("association rejected: caller or called AET")),
-        (evt.EVT_C_STORE, receive, [queue]),
+        (evt.EVT_C_STORE, receive, [queue, decoder]),
     ]
     server = ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
     where = f"{asked.host}:{asked.port}"
@@ -313,6 +369,7 @@ def study(asked, predictor: Predictor) -> int:
         1 if a study has no ultrasound, or an object could not be measured; its row has a `problem`.
     """
     client, out, failed = pacs_client(asked.pacs), Path(asked.out), 0
+    decoder = Decoder()
     done = finished(out)
     header = ",".join(COLUMNS) + "\n"
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
@@ -330,8 +387,10 @@ def study(asked, predictor: Predictor) -> int:
                 continue
             rows, problem = [{}], ""
             try:
-                dataset = client.retrieve_instance(uid, series, instance)
-                dicom.check(dataset)
+                content = BytesIO()
+                client.retrieve_instance(uid, series, instance).save_as(content)
+                decoder.check(content.getvalue())
+                dataset = dicom.read_file(content.getvalue())
                 rows = measure(dataset, predictor)
                 if asked.store:
                     stow(client, dicom.answer(dataset, predictor=predictor))
