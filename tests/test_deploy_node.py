@@ -79,10 +79,13 @@ class Node:
         self.process.terminate()
         assert self.process.wait(20) == 0, self.log[-2000:]
 
-    def call(self, *, syntax="explicit", caller="ORTHANC", called="THYROID", classes=(US, CINE)):
+    def call(
+        self, *, syntax="explicit", caller="ORTHANC", called="THYROID", classes=(US, CINE),
+        seconds=30,
+    ):  # fmt: skip
         """An association with the node."""
         ae = pynetdicom.AE(caller)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = seconds
         for each in classes:
             ae.add_requested_context(each, SYNTAXES[syntax])
         return ae.associate("127.0.0.1", self.port, ae_title=called)
@@ -235,13 +238,15 @@ def test_only_known_callers_and_ultrasound_come_in(beside):
     assert send(association, ct, uid=uid, sop=CT, context=context) == 0x0122
     assert send(association, ct, uid=uid) == 0xA900
     assert send(association, data_set(one(901)), uid=uid) == 0xA900
-    assert send(association, b"", uid=uid) == 0xC000
     assert send(association, b"\x00" * 3000, uid=uid) in (0xC000, 0xA900)
     cut = data_set(one(900))
     assert send(association, cut[: len(cut) // 2 * 2 - 500], uid=uid) == 0xC000
     assert send(association, cut, uid=uid) == 0x0000
     association.release()
     wait_for(lambda: uid in map(source_of, stored(beside.pacs, SEG)))
+    association = beside.node.call(seconds=2)
+    assert send(association, b"", uid=uid) is None  # aborted: there is no data set
+    association.abort()
     assert "rejected" in beside.node.log
 
 
@@ -355,7 +360,12 @@ def one_after_the_other(queue, objects, outcomes):
                 done.set()
             return pydicom.Dataset()
 
-    worker = node.Worker(queue, Client(), lambda dataset: [dataset])
+    def answer(dataset):
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        return [dataset]
+
+    worker = node.Worker(queue, Client(), answer)
     for each in objects:
         queue.put(queue.write(each.PatientID, to_bytes(each)))
     worker.start()
@@ -413,12 +423,15 @@ def survive(folder, release, *, objects: int, node_kills: int, pacs_kills: int, 
         """As a PACS: what is not confirmed is sent again."""
         left = list(range(objects))
         while left and time.monotonic() < end:
-            association = served.call()
+            association = served.call(seconds=10)
             while association.is_established and left:
                 dataset = one(left[0])
                 try:
                     status = send(association, data_set(dataset), uid=dataset.SOPInstanceUID)
                 except Exception:
+                    break
+                if status is None:  # no answer: the node is no more
+                    association.abort()
                     break
                 if status == 0:
                     sent[left.pop(0)] += 1

@@ -71,7 +71,8 @@ def stow(client: DICOMwebClient, objects) -> None:
     """
     for each in objects:
         each.preamble = bytes(128)
-        validate_file_meta(each.file_meta, enforce_standard=True)  # fills it up
+        each.file_meta.FileMetaInformationGroupLength = 0  # which writing puts right
+        validate_file_meta(each.file_meta, enforce_standard=True)  # and adds what is missing
         try:
             failed = client.store_instances([each]).get("FailedSOPSequence") or []
         except requests.HTTPError as error:
