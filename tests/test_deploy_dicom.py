@@ -406,6 +406,14 @@ def stretched() -> bytes:
     return to_bytes(dataset)
 
 
+def endless() -> bytes:
+    """A frame of RLE that would unpack to 64 MiB where 4.5 KB are needed."""
+    dataset = make_us(drawn(1), syntax="rle")
+    head = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    dataset.PixelData = encapsulate([head + b"\x81\0" * 2**19])
+    return to_bytes(dataset)
+
+
 def many() -> bytes:
     """2.4 million empty elements in sequences of undefined length."""
     data = to_bytes(make_us(drawn(1)[0]))
@@ -437,15 +445,20 @@ REFUSED = {
     "no rows": (changed(Rows=None), 0xA900, "Rows is missing"),
     "0 columns": (changed(Columns=0), 0xA900, "Columns is missing, or no number from 1"),
     "no pixels": (changed(PixelData=None), 0xA900, "no PixelData"),
-    "too few pixels": (changed(NumberOfFrames=3), 0xC000, "PixelData has 9028 bytes"),
-    "too many pixels": (changed(NumberOfFrames=1), 0xC000, "PixelData has 9028 bytes"),
-    "too many frames": (changed(NumberOfFrames=2001), 0xA700, "at most 2000 frames"),
+    "too few pixels": (changed(NumberOfFrames=3), 0xC000, "got 9028 bytes of PixelData"),
+    "too many pixels": (changed(NumberOfFrames=1), 0xC000, "got 9028 bytes of PixelData"),
+    "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
     "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
     "a packed bomb": (stretched, 0xC000, "unpacked"),
-    "signed": (changed(PixelRepresentation=1), 0xA900, "need the lower bits of 8 or 16"),
-    "upper bits": (changed(HighBit=6), 0xA900, "need the lower bits"),
-    "32 bits": (changed(BitsAllocated=32), 0xA900, "need the lower bits"),
-    "no colour known": (changed(PhotometricInterpretation="HSV"), 0xA900, "colours of 1 samples"),
+    "endless RLE": (endless, 0xA700, "RLE is in pieces, or longer"),
+    "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need the lower of 8"),
+    "upper bits": (changed(HighBit=6), 0xA900, "need the lower of 8"),
+    "32 bits": (changed(BitsAllocated=32), 0xA900, "need the lower of 8"),
+    "no colour known": (
+        changed(PhotometricInterpretation="HSV"),
+        0xA900,
+        "got 1 samples, need one of MONO",
+    ),
     "deflated": (deflated, 0xA900, r"1\.2\.840\.10008\.1\.2\.1\.99 is not read"),
     "millions of items": (many, 0xA700, "too many elements"),
     "nested": (nested, 0xC000, "no DICOM file, or a broken one"),

@@ -28,9 +28,11 @@ from PIL import Image
 from pydicom import config, uid
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 
 from thyroid_lib import __version__, frames
@@ -45,17 +47,21 @@ MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
 MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of what is no pixels
 MAX_READS = 150_000  # of the parser, two or three an element
+MAX_RLE = 16 * 2**20  # bytes of a frame, which a hostile one unpacks to 64 times as many
 MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
+THYROID, PIXELS = Code("69748006", "SCT", "Thyroid gland"), Code("{pixels}", "UCUM", "pixels")
+ENGLISH = Code("en-US", "RFC5646", "English (United States)")
+ULTRASOUND = codes.SCT.DiagnosticUltrasonography
+MODIFIES, OBSERVES = "HAS CONCEPT MOD", "HAS OBS CONTEXT"
 # fmt: off
 SINGLE = uid.UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6"  # and the retired one
 SEVERAL = uid.UltrasoundMultiFrameImageStorage, "1.2.840.10008.5.1.4.1.1.3"
-DECODERS = {  # by transfer syntax, pydicom's plugin
-    uid.ImplicitVRLittleEndian: "", uid.ExplicitVRLittleEndian: "", uid.ExplicitVRBigEndian: "",
-    uid.RLELossless: "pydicom", uid.JPEGBaseline8Bit: "pillow", uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-}
+SYNTAXES = (
+    uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
+    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
+)
 SAMPLES = {  # of a pixel, by PhotometricInterpretation
     "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3,
     "YBR_FULL_422": 3,
@@ -114,7 +120,7 @@ def read_file(source: bytes | str | Path) -> Dataset:
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         syntax = uid.UID(meta.TransferSyntaxUID)
-        if syntax not in DECODERS:  # a deflated one has no size before it is unpacked
+        if syntax not in SYNTAXES:  # a deflated one has no size before it is unpacked
             raise Refused(f"transfer syntax {_shown(syntax)} is not read", NOT_FITTING)
         little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
         dataset = read_dataset(file, implicit, little, specific_tags=KEPT)
@@ -149,38 +155,29 @@ def check(dataset: Dataset) -> None:
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not re.fullmatch(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)+", str(dataset.get(keyword, ""))):
             raise Refused(f"{keyword} is missing or no UID", NOT_FITTING)
-    if (syntax := dataset.file_meta.TransferSyntaxUID) not in DECODERS:
+    if (syntax := dataset.file_meta.TransferSyntaxUID) not in SYNTAXES:
         raise Refused(f"transfer syntax {_shown(syntax)} is not read", NOT_FITTING)
     if not isinstance(dataset.get("PixelData"), bytes):
         raise Refused("there is no PixelData", NOT_FITTING)
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
     pixels = rows * columns
     if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
-        raise Refused(
-            f"{count} frames of {rows} x {columns} are too many: at most {MAX_FRAMES} frames, "
-            f"{frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all",
-            TOO_LARGE,
-        )
-    colour, samples = (
-        str(dataset.get("PhotometricInterpretation")),
-        _number(dataset, "SamplesPerPixel"),
-    )
-    if SAMPLES.get(colour) != samples or (colour == "YBR_FULL_422" and columns % 2):
-        raise Refused(f"colours of {samples} samples need {', '.join(SAMPLES)}", NOT_FITTING)
+        most = f"{MAX_FRAMES} frames, {frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
+        raise Refused(f"got {count} frames of {rows} x {columns}, need at most {most}", TOO_LARGE)
+    colour, samples = dataset.get("PhotometricInterpretation"), _number(dataset, "SamplesPerPixel")
+    if SAMPLES.get(str(colour)) != samples:
+        raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
     highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
-    depths = (8, 16) if samples == 1 else (8,)
-    if allocated not in depths or stored > allocated or highest != stored - 1 or signed:
-        raise Refused(
-            f"{stored} bits in {allocated}, the highest {highest}, {'' if signed else 'un'}signed: "
-            f"need the lower bits of {' or '.join(map(str, depths))}, unsigned",
-            NOT_FITTING,
-        )
+    fits = allocated == 8 or (allocated == 16 and samples == 1)
+    if not fits or stored > allocated or highest != stored - 1 or signed:
+        got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
+        raise Refused(f"got {got}, need the lower of 8, or gray of 16, unsigned", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
     if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
-        size = size // 3 * 2
+        size = size // 3 * 2 if columns % 2 == 0 else -1
     if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
-        raise Refused(f"PixelData has {got} bytes, but its header makes it {size}, unpacked")
+        raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
 
 
 def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
@@ -230,24 +227,25 @@ def _decode(dataset, count):
 
 def _levels(dataset, colour, count):
     """Yield frames as they are decoded; what was YBR is RGB."""
-    syntax, palette = dataset.file_meta.TransferSyntaxUID, colour == "PALETTE COLOR"
-    decoder = get_decoder(syntax)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
     if not syntax.is_encapsulated:  # each by itself: of 4:2:2 pydicom can read one frame
         for index in range(count):
-            yield decoder.as_array(dataset, index=index, raw=palette)[0]
+            yield decoder.as_array(dataset, index=index, raw=raw)[0]
         return
-    how = {"decoding_plugin": DECODERS[syntax], "raw": palette}
-    if DECODERS[syntax] == "gdcm":
-        how["planar_configuration"] = 0  # as JPEG has it, whatever the header says
-    decoded = (levels for levels, _ in decoder.iter_array(dataset, **how))
-    if syntax == uid.RLELossless:
-        yield from decoded
-        return
-    baseline = syntax == uid.JPEGBaseline8Bit
+    about = {
+        "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
+        "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
+        "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
+        "photometric_interpretation": colour, "planar_configuration": 0,
+    }  # fmt: skip
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
     for code in generate_frames(dataset.PixelData, number_of_frames=count):
-        _check_jpeg(code, dataset, b"\xc0\xc1" if baseline else b"\xc3")
-        if not baseline:
-            yield next(decoded)
+        if syntax == uid.RLELossless and (len(code) > 1024 + 9 * size // 8 or size > MAX_RLE):
+            raise Refused("a frame's RLE is in pieces, or longer than it may be", TOO_LARGE)
+        plain = code if syntax == uid.RLELossless else _plain_jpeg(code, dataset)
+        if syntax != uid.JPEGBaseline8Bit:
+            yield decoder.as_array(encapsulate([plain]), index=0, raw=raw, **about)[0]
             continue
         image = Image.open(io.BytesIO(code), formats=("JPEG",))
         # libjpeg makes RGB of what the stream calls YBR, and of what it gives no name to
@@ -257,19 +255,33 @@ def _levels(dataset, colour, count):
         yield np.array(image)
 
 
-def _check_jpeg(code: bytes, dataset: Dataset, kinds: bytes) -> None:
-    """Hold a stream against the header, before a decoder takes memory for it."""
-    place = 2
-    while code[place] == 0xFF and code[place + 1] not in b"\xc0\xc1\xc2\xc3\xda":
-        place += 2 + int.from_bytes(code[place + 2 : place + 4])
-    precision, *size = struct.unpack(">BHHB", code[place + 4 : place + 10])
-    if (
-        code[place + 1] not in kinds
-        or size != [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
-        or not dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated
-        or not code.rstrip(b"\0\xff").endswith(b"\xff\xd9")
-    ):
-        raise Refused("a frame's JPEG stream is cut off, or does not fit the header")
+def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
+    """Hold a stream against the header, and return it without applications' and other comments.
+
+    Decoders take memory by what the stream says; and where its header is not quite right, gdcm
+    ends the process.
+    """
+    place, kept, size = 2, [b"\xff\xd8"], None
+    lossless = dataset.file_meta.TransferSyntaxUID != uid.JPEGBaseline8Bit
+    while kept[-1][:2] != b"\xff\xda":  # start of scan; before it
+        start, marker, length = struct.unpack(">BBH", code[place : place + 4])
+        segment = code[place : place + 2 + length]
+        if size is None and marker in ((0xC3,) if lossless else (0xC0, 0xC1)):  # the frame,
+            precision, *size = struct.unpack(">BHHB", segment[4:10])
+            fits = dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated
+            # of lossless ones in full resolution
+            fits &= size == [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
+            fits &= not lossless or set(segment[11::3]) == {0x11}
+        else:  # tables and comments
+            fits = marker in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker < 0xF0
+        if not fits or start != 0xFF or len(segment) != length + 2:
+            raise Refused("a frame's JPEG stream is damaged, or does not fit the header")
+        kept += [] if marker >= 0xE0 else [segment]
+        place += len(segment)
+    rest = code[place:].rstrip(b"\0\xff")
+    if size is None or not rest.endswith(b"\xff\xd9"):
+        raise Refused("a frame's JPEG stream is cut off")
+    return b"".join([*kept, rest, bytes(len(rest) % 2)])
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
@@ -299,12 +311,11 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
 def _made(**elements) -> Dataset:
     made = Dataset()
     for keyword, value in elements.items():
+        if isinstance(value, Code):
+            code, scheme, meaning, _ = value
+            value = [_made(CodeValue=code, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
         setattr(made, keyword, value)
     return made
-
-
-def _code(value: str, scheme: str, meaning: str) -> list[Dataset]:
-    return [_made(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
 def _uid(*parts: str | int) -> uid.UID:
@@ -313,7 +324,8 @@ def _uid(*parts: str | int) -> uid.UID:
 
 def _reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
     """Refer to an object, and to a frame of it where it may have several."""
-    if frame and dataset.SOPClassUID not in SINGLE:
+    several = dataset.SOPClassUID not in SINGLE or _number(dataset, "NumberOfFrames") > 1
+    if frame and several:
         more["ReferencedFrameNumber"] = frame
     sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
     return _made(**sop, ReferencedSOPInstanceUID=dataset.SOPInstanceUID, **more)
@@ -354,28 +366,6 @@ def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int)
     return new
 
 
-# fmt: off
-ANATOMY, THYROID = ("91723000", "SCT", "Anatomical structure"), ("69748006", "SCT", "Thyroid gland")
-AI = "123110", "DCM", "Artificial Intelligence"
-SEGMENTED, SOURCE = ("113076", "DCM", "Segmentation"), (
-    "121322", "DCM", "Source image for image processing operation")
-LANGUAGE, ENGLISH = ("121049", "DCM", "Language of Content Item and Descendants"), (
-    "en-US", "RFC5646", "English (United States)")
-OBSERVER, DEVICE = ("121005", "DCM", "Observer Type"), ("121007", "DCM", "Device")
-PROCEDURE, ULTRASOUND = ("121058", "DCM", "Procedure reported"), (
-    "16310003", "SCT", "Diagnostic ultrasonography")
-DERIVATION, MAXIMUM = ("121401", "DCM", "Derivation"), ("56851009", "SCT", "Maximum")
-FINDING, SITE = ("121071", "DCM", "Finding"), ("363698007", "SCT", "Finding Site")
-TRACKING, TRACKING_UID = ("112039", "DCM", "Tracking Identifier"), (
-    "112040", "DCM", "Tracking Unique Identifier")
-AREA, COMMENT = ("42798000", "SCT", "Area"), ("121106", "DCM", "Comment")
-LONG, SHORT = ("103339001", "SCT", "Long axis"), ("103340004", "SCT", "Short axis")
-CERTAINTY = "111012", "DCM", "Certainty of Finding"  # the Dice to be expected
-PIXELS, PERCENT = ("{pixels}", "UCUM", "pixels"), ("%", "UCUM", "Percent")
-MM, MM2 = ("mm", "UCUM", "mm"), ("mm2", "UCUM", "mm2")
-# fmt: on
-
-
 def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
     """Return a DICOM Segmentation: BINARY, frame i over frame i of the source, also where empty.
 
@@ -387,88 +377,76 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
     Raises:
         ValueError: not as many masks, or not of the size, as the source has frames.
     """
-    packed, rest, count = [], np.zeros(0, bool), _number(dataset, "NumberOfFrames")
+    rows, columns, count = dataset.Rows, dataset.Columns, _number(dataset, "NumberOfFrames")
+    packed, rest = [], np.zeros(0, bool)
     for found in predictions:
-        if found.mask.shape != (dataset.Rows, dataset.Columns) or len(packed) == count:
-            raise ValueError(
-                f"got another mask, need {count} of {dataset.Rows} x {dataset.Columns}"
-            )
+        if found.mask.shape != (rows, columns) or len(packed) == count:
+            raise ValueError(f"got {found.mask.shape}, need {count} masks of {rows} x {columns}")
         bits = np.concatenate([rest, found.mask.ravel()])  # which run on from frame to frame
         packed.append(np.packbits(bits[: len(bits) // 8 * 8], bitorder="little").tobytes())
         rest = bits[len(bits) // 8 * 8 :]
     if len(packed) != count:
         raise ValueError(f"got {len(packed)} masks, need {count}")
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
-    name, seg = (
-        _text(about.get("model", "model")),
-        _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101),
-    )
-    algorithm = _made(
-        AlgorithmFamilyCodeSequence=_code(*AI), AlgorithmName=name, AlgorithmSource=MAKER,
-        AlgorithmVersion=__version__, AlgorithmParameters=_text(about.get("run_id", "")),
-    )  # fmt: skip
+    seg = _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101)
+    space, name = _uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName
     segment = _made(
-        SegmentNumber=1, SegmentLabel=THYROID[2], SegmentDescription=NOTICE,
+        SegmentNumber=1, SegmentLabel=THYROID.meaning, SegmentDescription=NOTICE,
         SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
-        SegmentationAlgorithmIdentificationSequence=[algorithm],
-        SegmentedPropertyCategoryCodeSequence=_code(*ANATOMY),
-        SegmentedPropertyTypeCodeSequence=_code(*THYROID),
+        SegmentationAlgorithmIdentificationSequence=[_made(
+            AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
+            AlgorithmVersion=__version__, AlgorithmParameters=_text(about.get("run_id", "")),
+            AlgorithmSource=MAKER)],
+        SegmentedPropertyCategoryCodeSequence=codes.SCT.AnatomicalStructure,
+        SegmentedPropertyTypeCodeSequence=THYROID,
     )  # fmt: skip
-    space = _uid(seg.SOPInstanceUID, "dimensions")
-    dimensions = [
-        _made(DimensionOrganizationUID=space, DimensionIndexPointer=Tag(pointer),
-              FunctionalGroupPointer=Tag(group), DimensionDescriptionLabel=pointer)
-        for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
-                               ("TemporalPositionIndex", "FrameContentSequence"))
-    ]  # fmt: skip
-    shared = _made(SegmentIdentificationSequence=[_made(ReferencedSegmentNumber=1)])
-    groups = [
-        _made(
-            DerivationImageSequence=[_made(
-                DerivationCodeSequence=_code(*SEGMENTED), SourceImageSequence=[_reference(
-                    dataset, number, SpatialLocationsPreserved="YES",
-                    PurposeOfReferenceCodeSequence=_code(*SOURCE))])],
-            FrameContentSequence=[_made(
-                DimensionIndexValues=[1, number], TemporalPositionIndex=number)],
-        )
-        for number in range(1, count + 1)
-    ]  # fmt: skip
-    series = _made(
-        SeriesInstanceUID=dataset.SeriesInstanceUID,
-        ReferencedInstanceSequence=[_reference(dataset)],
-    )
+    why = codes.DCM.SourceImageForImageProcessingOperation
+    how = {"PurposeOfReferenceCodeSequence": why, "SpatialLocationsPreserved": "YES"}
     seg.update(_made(
         ImageType=["DERIVED", "PRIMARY"], PatientOrientation=None, ContentLabel="THYROID",
         ContentDescription=NOTICE, ContentCreatorName=None, SamplesPerPixel=1, NumberOfFrames=count,
-        PhotometricInterpretation="MONOCHROME2", Rows=dataset.Rows, Columns=dataset.Columns,
-        BitsAllocated=1, BitsStored=1, HighBit=0, PixelRepresentation=0, LossyImageCompression="00",
+        PhotometricInterpretation="MONOCHROME2", Rows=rows, Columns=columns, BitsAllocated=1,
+        BitsStored=1, HighBit=0, PixelRepresentation=0, LossyImageCompression="00",
         SegmentationType="BINARY", SegmentsOverlap="NO", SegmentSequence=[segment],
-        ReferencedSeriesSequence=[series], DimensionIndexSequence=dimensions,
+        ReferencedSeriesSequence=[_made(
+            SeriesInstanceUID=dataset.SeriesInstanceUID,
+            ReferencedInstanceSequence=[_reference(dataset)])],
         DimensionOrganizationSequence=[_made(DimensionOrganizationUID=space)],
-        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=groups,
+        DimensionIndexSequence=[
+            _made(DimensionOrganizationUID=space, DimensionDescriptionLabel=pointer,
+                  DimensionIndexPointer=Tag(pointer), FunctionalGroupPointer=Tag(group))
+            for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+                                   ("TemporalPositionIndex", "FrameContentSequence"))],
+        # no PixelMeasures: readers ask for a thickness there, which no such frame has
+        SharedFunctionalGroupsSequence=[
+            _made(SegmentIdentificationSequence=[_made(ReferencedSegmentNumber=1)])],
+        PerFrameFunctionalGroupsSequence=[
+            _made(
+                DerivationImageSequence=[_made(
+                    DerivationCodeSequence=codes.DCM.SegmentationImageDerivation,
+                    SourceImageSequence=[_reference(dataset, number, **how)])],
+                FrameContentSequence=[_made(
+                    DimensionIndexValues=[1, number], TemporalPositionIndex=number)])
+            for number in range(1, count + 1)],
     ))  # fmt: skip
     lossy = dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     if lossy or dataset.get("LossyImageCompression") == "01":
-        size = count * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
         seg.LossyImageCompression = "01"
+        size = count * rows * columns * dataset.SamplesPerPixel
         usual = {"Ratio": f"{size / len(dataset.PixelData):.4g}", "Method": "ISO_10918_1"}
         for part, value in usual.items():
-            if (keyword := f"LossyImageCompression{part}") in dataset:
+            setattr(seg, keyword := f"LossyImageCompression{part}", value)
+            if keyword in dataset:
                 seg[keyword] = dataset[keyword]
-            else:
-                setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg
 
 
-def _item(relation: str, name: tuple, kind: str, value, *children: Dataset) -> Dataset:
+def _item(kind: str, name: Code, value, *children: Dataset, of: str = "CONTAINS") -> Dataset:
     """Return a content item of a structured report."""
-    item = _made(ValueType=kind, ConceptNameCodeSequence=_code(*name))
-    if relation:
-        item.RelationshipType = relation
+    item = _made(ValueType=kind, ConceptNameCodeSequence=name, RelationshipType=of)
     if kind == "NUM":
-        unit = _code(*value[1])
-        measured = _made(NumericValue=f"{value[0]:.8g}", MeasurementUnitsCodeSequence=unit)
+        measured = _made(NumericValue=f"{value[0]:.8g}", MeasurementUnitsCodeSequence=value[1])
         item.MeasuredValueSequence = [measured]
     elif kind == "CONTAINER":
         item.ContinuityOfContent = "SEPARATE"
@@ -476,9 +454,8 @@ def _item(relation: str, name: tuple, kind: str, value, *children: Dataset) -> D
             template = _made(MappingResource="DCMR", TemplateIdentifier=value)
             item.ContentTemplateSequence = [template]
     else:
-        keyword = {"TEXT": "TextValue", "UIDREF": "UID", "CODE": "ConceptCodeSequence"}
-        value = _code(*value) if kind == "CODE" else value
-        setattr(item, keyword.get(kind, "ReferencedSOPSequence"), value)
+        keywords = {"TEXT": "TextValue", "UIDREF": "UID", "CODE": "ConceptCodeSequence"}
+        item.update(_made(**{keywords.get(kind, "ReferencedSOPSequence"): value}))
     if children:
         item.ContentSequence = list(children)
     return item
@@ -492,77 +469,78 @@ def report(
     In mm where the spacing is known, else in pixels. Arguments as of `segmentation`.
     """
     found = list(predictions)
-    groups = [_measured(dataset, segmentation, *each, about) for each in enumerate(found, 1)]
+    groups = [_group(dataset, segmentation, *each) for each in enumerate(found, 1)]
     if len(found) > 1:
-        largest = max(range(len(found)), key=lambda place: found[place].area_px)
+        largest = max(found, key=lambda each: each.area_px)
         seen, grave = sum(each.area_px > 0 for each in found), sum(each.refused for each in found)
+        said = (
+            f"Largest in frame {found.index(largest) + 1}. Thyroid in {seen} of {len(found)} frames"
+        )
+        maximum = _item("CODE", codes.DCM.Derivation, codes.SCT.Maximum, of=MODIFIES)
         groups.insert(0, _item(
-            "CONTAINS", ("125007", "DCM", "Measurement Group"), "CONTAINER", "1501",
-            *_tracked(segmentation, 0),
-            _item("CONTAINS", AREA, "NUM", _sizes(found[largest])[0],
-                  _item("HAS CONCEPT MOD", DERIVATION, "CODE", MAXIMUM)),
-            _item("CONTAINS", COMMENT, "TEXT",
-                  f"Largest in frame {largest + 1}. Thyroid in {seen} of {len(found)} frames, "
-                  f"grave doubts in {grave}."),
+            "CONTAINER", codes.DCM.MeasurementGroup, "1501",
+            *_tracked(segmentation, 0, "Thyroid, all frames"),
+            _item("NUM", codes.SCT.Area, _sizes(largest)[0], maximum),
+            _item("TEXT", codes.DCM.Comment, f"{said}, grave doubts in {grave}."),
         ))  # fmt: skip
     sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
-    observer = _uid(MAKER, sr.DeviceSerialNumber)
+    device = _uid(MAKER, sr.DeviceSerialNumber)
     sr.update(_item(
-        "", ("126000", "DCM", "Imaging Measurement Report"), "CONTAINER", "1500",
-        _item("HAS CONCEPT MOD", LANGUAGE, "CODE", ENGLISH),
-        _item("HAS OBS CONTEXT", OBSERVER, "CODE", DEVICE),
-        _item("HAS OBS CONTEXT", ("121012", "DCM", "Device Observer UID"), "UIDREF", observer),
-        _item("HAS OBS CONTEXT", ("121013", "DCM", "Device Observer Name"), "TEXT", MAKER),
-        _item("HAS CONCEPT MOD", PROCEDURE, "CODE", ULTRASOUND),
-        _item("CONTAINS", COMMENT, "TEXT", NOTICE),
-        _item("CONTAINS", ("126010", "DCM", "Imaging Measurements"), "CONTAINER", "", *groups),
+        "CONTAINER", codes.DCM.ImagingMeasurementReport, "1500",
+        _item("CODE", codes.DCM.LanguageOfContentItemAndDescendants, ENGLISH, of=MODIFIES),
+        _item("CODE", codes.DCM.ObserverType, codes.DCM.Device, of=OBSERVES),
+        _item("UIDREF", codes.DCM.DeviceObserverUID, device, of=OBSERVES),
+        _item("TEXT", codes.DCM.DeviceObserverName, MAKER, of=OBSERVES),
+        _item("CODE", codes.DCM.ProcedureReported, ULTRASOUND, of=MODIFIES),
+        _item("TEXT", codes.DCM.Comment, NOTICE),
+        _item("CONTAINER", codes.DCM.ImagingMeasurements, "", *groups),
     ))  # fmt: skip
-    series = [
-        _made(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[_reference(of)])
-        for of in (dataset, segmentation)
-    ]
-    evidence = _made(StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=series)
+    del sr.RelationshipType  # of the root, to nothing
     sr.update(_made(
         ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
         CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
-        CurrentRequestedProcedureEvidenceSequence=[evidence],
+        CurrentRequestedProcedureEvidenceSequence=[_made(
+            StudyInstanceUID=dataset.StudyInstanceUID, ReferencedSeriesSequence=[
+                _made(SeriesInstanceUID=of.SeriesInstanceUID,
+                      ReferencedSOPSequence=[_reference(of)]) for of in (dataset, segmentation)])],
     ))  # fmt: skip
     return sr
 
 
-def _sizes(found: Prediction) -> tuple:
-    """Return area, longest and shortest diameter, each with its unit."""
-    if found.area_mm2 is None:
-        return tuple((each, PIXELS) for each in (found.area_px, *found.diameters_px))
-    return (found.area_mm2, MM2), *((each, MM) for each in found.diameters_mm)
-
-
-def _tracked(segmentation: Dataset, number: int) -> list[Dataset]:
-    tracked, name = _uid(segmentation.SOPInstanceUID, number), f"Thyroid, frame {number}"
+def _tracked(segmentation, number, name):
+    tracked = _uid(segmentation.SOPInstanceUID, number)
     return [
-        _item("HAS OBS CONTEXT", TRACKING, "TEXT", name if number else "Thyroid, all frames"),
-        _item("HAS OBS CONTEXT", TRACKING_UID, "UIDREF", tracked),
-        _item("CONTAINS", FINDING, "CODE", THYROID),
+        _item("TEXT", codes.DCM.TrackingIdentifier, name, of=OBSERVES),
+        _item("UIDREF", codes.DCM.TrackingUniqueIdentifier, tracked, of=OBSERVES),
+        _item("CODE", codes.DCM.Finding, THYROID),
+        _item("TEXT", codes.DCM.AlgorithmName, segmentation.ManufacturerModelName, of=MODIFIES),
+        _item("TEXT", codes.DCM.AlgorithmVersion, __version__, of=MODIFIES),
     ]
 
 
-def _measured(dataset, segmentation, number, found, about):
+def _sizes(found: Prediction) -> tuple:
+    """Return area, longest diameter and the one across, each with its unit."""
+    if found.area_mm2 is None:
+        return tuple((each, PIXELS) for each in (found.area_px, *found.diameters_px))
+    mm = ((each, codes.UCUM.Millimeter) for each in found.diameters_mm)
+    return (found.area_mm2, codes.UCUM.SquareMillimeter), *mm
+
+
+def _group(dataset, segmentation, number, found):
     frame, source = _reference(segmentation, number), _reference(dataset, number)
-    items = [
-        *_tracked(segmentation, number),
-        _item("HAS CONCEPT MOD", ("111001", "DCM", "Algorithm Name"), "TEXT",
-              segmentation.ManufacturerModelName),
-        _item("HAS CONCEPT MOD", ("111003", "DCM", "Algorithm Version"), "TEXT", __version__),
-        _item("HAS CONCEPT MOD", SITE, "CODE", THYROID),
-        _item("CONTAINS", ("121214", "DCM", "Referenced Segmentation Frame"), "IMAGE", [frame]),
-        _item("CONTAINS", ("121233", "DCM", "Source image for segmentation"), "IMAGE", [source]),
-        *(_item("CONTAINS", name, "NUM", size)
-          for name, size in zip((AREA, LONG, SHORT), _sizes(found), strict=True)),
-    ]  # fmt: skip
+    names = codes.SCT.Area, codes.SCT.LongAxis, codes.SCT.ShortAxis
+    numbers = list(zip(names, _sizes(found), strict=True))
     if found.confidence is not None:
-        items.append(_item("CONTAINS", CERTAINTY, "NUM", (100 * found.confidence, PERCENT)))
-    items += [_item("CONTAINS", COMMENT, "TEXT", doubt.text) for doubt in found.doubts]
-    return _item("CONTAINS", ("125007", "DCM", "Measurement Group"), "CONTAINER", "1410", *items)
+        sure = 100 * found.confidence, codes.UCUM.Percent
+        numbers.append((codes.DCM.CertaintyOfFinding, sure))
+    return _item(
+        "CONTAINER", codes.DCM.MeasurementGroup, "1410",
+        *_tracked(segmentation, number, f"Thyroid, frame {number}"),
+        _item("IMAGE", codes.DCM.ReferencedSegmentationFrame, [frame]),
+        _item("IMAGE", codes.DCM.SourceImageForSegmentation, [source]),
+        *(_item("NUM", *each) for each in numbers),
+        *(_item("TEXT", codes.DCM.Comment, doubt.text) for doubt in found.doubts),
+    )  # fmt: skip
 
 
 def answer(
