@@ -318,7 +318,7 @@ def serve(asked, predictor: Predictor) -> int:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
     ae.add_supported_context(VERIFICATION)
     for sop_class in SOP_CLASSES:
-        ae.add_supported_context(sop_class, list(dicom.DECODERS))
+        ae.add_supported_context(sop_class, list(dicom.SYNTAXES))
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     handlers = [
         (evt.EVT_CONN_OPEN, bound, [asked.max_mib << 20]),
