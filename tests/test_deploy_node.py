@@ -264,7 +264,7 @@ def fuzz(beside, seeds):
             for _ in range(rng.integers(1, 6)):
                 data[-rng.integers(10, len(part) // 2)] = rng.integers(256)
         association = beside.node.call(syntax=syntax)
-        content = bytes(data)[len(whole) - len(part) :]
+        content = bytes(data)[len(whole) - len(part) :] or b"\0"  # none at all is no C-STORE
         status = send(association, content, uid=dataset.SOPInstanceUID)
         association.release()
         statuses[status] += 1
@@ -277,8 +277,8 @@ def fuzz(beside, seeds):
     wait_for(lambda: not list(beside.node.queue.glob("*-*")), 120, 0.2)
     assert accepted <= set(map(source_of, stored(beside.pacs, SEG)))
     assert not list((beside.node.queue / "failed").iterdir())
-    for word in ("Traceback", "PHANTOM", "Phantom^", "1.2.826", "terminate called"):
-        assert word == "terminate called" or word not in beside.node.log, word
+    for word in ("Traceback", "PHANTOM", "Phantom^", "1.2.826"):
+        assert word not in beside.node.log, word
 
 
 def test_fuzzed_objects_do_not_harm_the_node(beside):

@@ -28,6 +28,7 @@ from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pynetdicom
 import requests
@@ -45,8 +46,8 @@ PDU = 1 << 17  # bytes
 DEATHS = 5  # of the node over one object, before it is given up
 LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
-    "study", "instance", "frame", "frames", "height", "width", "area_px", "area_mm2", "confidence",
-    "distance", "doubts", "problem",
+    "study", "instance", "model", "frame", "frames", "height", "width", "area_px", "area_mm2",
+    "confidence", "distance", "doubts", "problem",
 )  # fmt: skip
 TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, as QIDO-RS has them
 log = logging.getLogger("thyroid_lib.node")
@@ -158,7 +159,10 @@ class Worker(threading.Thread):
                     self.queue.arrived.wait()
                 path = self.queue.waiting.popleft() if self.queue.waiting else None
             if path and not self.stopping.is_set():
-                self.serve(path)
+                try:
+                    self.serve(path)
+                except OSError as error:  # of the queue's own disk
+                    self.later(path, type(error).__name__)
 
     def stop(self):
         """Finish the object at work, and no other."""
@@ -182,7 +186,7 @@ class Worker(threading.Thread):
             why = f"the PACS answers HTTP {status}" if status else type(error).__name__
         except dicom.Refused as error:
             self.queue.give_up(working, str(error))
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError) as error:  # of this machine
             why = type(error).__name__
         except Exception as error:  # whose words might quote the object
             self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
@@ -191,13 +195,19 @@ class Worker(threading.Thread):
             took = computed - began, time.monotonic() - computed
             log.info("object %s: answered, computed in %.3f s, stored in %.3f s", name, *took)
         if why:
-            with suppress(OSError):
-                working.replace(path)
-            self.queue.waiting.append(path)  # at the end: others may be luckier
-            pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST)
-            self.failures += 1
-            log.warning("object %s: not answered yet: %s; next try in %.1f s", name, why, pause)
-            self.stopping.wait(pause)
+            self.later(path, why)
+
+    def later(self, path: Path, why: str) -> None:
+        """Put an object at the end, and wait, the longer the more often nothing went well."""
+        with suppress(OSError):
+            path.with_suffix(".working").replace(path)
+        if path.exists():
+            self.queue.waiting.append(path)
+        pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST)
+        self.failures += 1
+        name = self.queue.name(path)
+        log.warning("object %s: not answered yet: %s; next try in %.1f s", name, why, pause)
+        self.stopping.wait(pause)
 
 
 def why_not(source) -> tuple[str, int] | None:
@@ -341,116 +351,128 @@ def serve(asked, predictor: Predictor) -> int:
     return 0
 
 
-def measure(dataset, predictor: Predictor) -> list[dict]:
-    """Segment an object; return one row of areas per frame."""
-    rows, spacing = [], dicom.spacing_of(dataset)
-    for frame in dicom.read_frames(dataset):
-        found = predictor.predict(frame, spacing_mm=spacing)
+def finished(out: Path) -> dict[tuple, list[dict]]:
+    """Return the rows of what an earlier run has measured to the end, by instance and model."""
+    rows, text = {}, out.read_text("utf-8") if out.is_file() else ""
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
+        rows.setdefault((row["instance"], row["model"]), []).append(row)
+    return {
+        key: own for key, own in rows.items()
+        if len(own) == int(own[0]["frames"]) and not own[0]["problem"]
+    }  # fmt: skip
+
+
+def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[list[dict], tuple]:
+    """Return a row of areas for each frame of an object, and SEG and SR."""
+    decoder.check(content)
+    dataset, rows = dicom.read_file(content), []
+
+    def predict(frame, **how):
+        found = predictor.predict(frame, **how)
         row = {"frame": len(rows) + 1, "area_px": found.area_px}
         row["height"], row["width"] = found.mask.shape
         for key in ("area_mm2", "confidence", "distance"):
             value = getattr(found, key)
             row[key] = "" if value is None else f"{value:.4f}"
         rows.append(row | {"doubts": " ".join(doubt.code for doubt in found.doubts)})
-    return rows
+        return found
 
-
-def finished(out: Path) -> dict[str, list[dict]]:
-    """Return the rows of the instances that an earlier run has measured to the end."""
-    rows, text = {}, out.read_text("utf-8") if out.is_file() else ""
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
-        rows.setdefault(row["instance"], []).append(row)
-    return {uid: own for uid, own in rows.items() if len(own) == int(own[0]["frames"])}
+    listening = SimpleNamespace(about=predictor.about, predict=predict)
+    return rows, dicom.answer(dataset, listening)
 
 
 def study(asked, predictor: Predictor) -> int:
-    """Write the areas of all ultrasound of some studies, and go on where an earlier run ended.
+    """Write the areas of all ultrasound of some studies; what is in the table is not done again.
 
     Returns:
-        1 if a study has no ultrasound, or an object could not be measured; its row has a `problem`.
+        1 if a study has no ultrasound, or an object could not be measured: its row has a `problem`.
     """
-    client, out, failed = pacs_client(asked.pacs), Path(asked.out), 0
-    decoder = Decoder()
-    done = finished(out)
-    header = ",".join(COLUMNS) + "\n"
+    client, decoder, out, failed = pacs_client(asked.pacs), Decoder(), Path(asked.out), 0
+    model, done = predictor.about.get("run_id", predictor.about["model"]), finished(out)
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
-    write_file(out, header + "".join(lines))  # without what was half written
+    write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
     for uid in asked.study_uid:
-        found = client.search_for_instances(study_instance_uid=uid)
-        found = [{tag: each.get(tag, {}).get("Value", [""])[0] for tag in TAGS} for each in found]
-        found = [list(each.values()) for each in found if each[TAGS[0]] in SOP_CLASSES]
+        found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
+        found = [[each.get(tag, {}).get("Value", [""])[0] for tag in TAGS] for each in found]
+        found = [each for each in found if each[0] in SOP_CLASSES]
         if not found:
             failed += 1
             print(f"no ultrasound in study {uid}", file=sys.stderr)
         for _, series, instance in found:
-            if instance in done:
-                failed += bool(done[instance][0]["problem"])
+            if (instance, model) in done:
                 continue
-            rows, problem = [{}], ""
+            rows, problem, content = [{}], "", BytesIO()
             try:
-                content = BytesIO()
                 client.retrieve_instance(uid, series, instance).save_as(content)
-                decoder.check(content.getvalue())
-                dataset = dicom.read_file(content.getvalue())
-                rows = measure(dataset, predictor)
+                rows, answers = measure(content.getvalue(), predictor, decoder)
                 if asked.store:
-                    stow(client, dicom.answer(dataset, predictor=predictor))
+                    stow(client, answers)
             except dicom.Refused as error:
                 problem = str(error)
+            except requests.HTTPError as error:
+                problem = f"the PACS answers HTTP {error.response.status_code}"
             except requests.RequestException:
                 raise
-            except Exception as error:  # of what no list can be made: the object may be anything
+            except Exception as error:  # whose words might quote the object
                 problem = f"{type(error).__name__} while it was being measured"
-            same = {"study": uid, "instance": instance, "frames": len(rows), "problem": problem}
-            lines = table_csv([dict.fromkeys(COLUMNS, "") | row | same for row in rows])
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(lines.partition("\n")[2])
             failed += bool(problem)
+            same = {"study": uid, "instance": instance, "model": model, "problem": problem}
+            rows = [dict.fromkeys(COLUMNS, "") | row | same | {"frames": len(rows)} for row in rows]
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(table_csv(rows).partition("\n")[2])
+            done[instance, model] = rows
     print(f"areas are in {out}" + (f", {failed} problems" if failed else ""))
     return int(failed > 0)
+
+
+OPTIONS = {  # those of `serve` alone, of `study` alone, and of both
+    "serve": {
+        "--aet": {"default": "THYROID", "help": "AE title that callers must call"},
+        "--host": {"default": "127.0.0.1", "help": "address to listen on"},
+        "--port": {"default": 11112, "type": int},
+        "--caller": {"required": True, "nargs": "+", "help": "AE titles that may call"},
+        "--queue": {"required": True, "help": "folder for what waits for its answer"},
+        "--max-mib": {"default": dicom.MAX_BYTES >> 20, "type": int, "help": "of one object"},
+        "--associations": {"default": 8, "type": int, "help": "at a time"},
+    },
+    "study": {
+        "--study-uid": {"required": True, "nargs": "+", "help": "or @file, one a line"},
+        "--out": {"default": "areas.csv", "help": "table, a row per frame"},
+        "--store": {"action": "store_true", "help": "store SEG and SR, too"},
+    },
+    "": {
+        "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
+        "--name": {"default": "", "help": "which of a release's models; the selected one"},
+        "--precision": {"default": "fp32", "choices": PRECISIONS},
+        "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
+        "--pacs": {"required": True, "help": "its DICOMweb address"},
+    },
+}
 
 
 def main() -> int:
     """Run the node, or measure studies; exit 1 if something could not be measured, 2 on errors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("serve", "study"):
-        each = commands.add_parser(name, fromfile_prefix_chars="@")
-        each.add_argument("--model", required=True, help="release folder, .onnx or model.pt")
-        each.add_argument(
-            "--name", default="", help="which of a release's models; the selected one"
-        )
-        each.add_argument("--precision", default="fp32", choices=PRECISIONS)
-        each.add_argument("--threads", default=1, type=int, help="CPU threads of the model")
-        each.add_argument("--pacs", required=True, help="its DICOMweb address")
-        if name == "serve":
-            each.add_argument("--aet", default="THYROID", help="AE title that callers must call")
-            each.add_argument("--host", default="127.0.0.1", help="address to listen on")
-            each.add_argument("--port", default=11112, type=int)
-            each.add_argument("--caller", required=True, nargs="+", help="AE titles that may call")
-            each.add_argument("--queue", required=True, help="folder for what waits for its answer")
-            each.add_argument("--max-mib", default=512, type=int, help="size of one object")
-            each.add_argument("--associations", default=8, type=int, help="at a time")
-        else:
-            each.add_argument("--study-uid", required=True, nargs="+", help="or @file of them")
-            each.add_argument("--out", default="areas.csv", help="table, one row per frame")
-            each.add_argument("--store", action="store_true", help="store SEG and SR, too")
+    for name, run in (("serve", serve), ("study", study)):
+        command = commands.add_parser(name, fromfile_prefix_chars="@", description=run.__doc__)
+        for option, how in (OPTIONS[""] | OPTIONS[name]).items():
+            command.add_argument(option, **how)
+        command.set_defaults(run=run)
     asked = parser.parse_args()
-    warnings.simplefilter("ignore")  # pydicom's quote values
-    logging.getLogger().addHandler(logging.NullHandler())  # and so do others' logs
-    said = logging.StreamHandler()
+    warnings.simplefilter("ignore")  # pydicom's quote values, and so do the logs of others
+    logging.getLogger().addHandler(logging.NullHandler())
+    log.addHandler(said := logging.StreamHandler())
     said.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(said)
     log.setLevel(logging.INFO)
     log.propagate = False
     threading.excepthook = lambda told: log.error("a thread ended by %s", told.exc_type.__name__)
     try:
         how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
-        predictor = Predictor.open(asked.model, **how)
-        return (serve if asked.command == "serve" else study)(asked, predictor)
+        return asked.run(asked, Predictor.open(asked.model, **how))
     except requests.RequestException as error:
-        print(f"error: the PACS does not answer ({type(error).__name__}): look at --pacs; started "
-              "again, it goes on", file=sys.stderr)  # fmt: skip
+        what = f"the PACS does not answer ({type(error).__name__}): look at --pacs, start it again"
+        print(f"error: {what}", file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
