@@ -1,12 +1,17 @@
 """DICOM in and out: pixels as drawn, masks to the bit, objects without a fault."""
 
 import io
+import os
+import re
 import shutil
 import subprocess
+import sys
+import textwrap
 import threading
 import tracemalloc
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +28,7 @@ from pydicom.sequence import Sequence  # noqa: E402
 from thyroid_lib.deploy import dicom  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 GRAY = ("MONOCHROME2", "MONOCHROME1", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
 EVERY = [
@@ -133,7 +139,49 @@ def test_colours_of_a_jpeg_are_converted_once(how):
     assert np.abs(read(dataset)[0].astype(int) - image).max() <= 8
 
 
-def test_frames_come_one_by_one(monkeypatch):
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("syntax", ["rle", "jpeg", "lossless"])
+def test_frames_in_pieces_are_put_together(syntax, table):
+    dataset = make_us(drawn(3), syntax=syntax)
+    wanted = read(dataset)
+    codes = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    pieces = 1 if syntax == "rle" and not table else 3  # without a table RLE has no pieces
+    dataset.PixelData = encapsulate(codes, fragments_per_frame=pieces, has_bot=table)
+    assert (np.stack(read(dataset)) == wanted).all()
+
+
+@pytest.mark.parametrize("where", [b"\xff\xc4", b"\xff\xda", b"\xff\xc3"])
+def test_a_lossless_stream_with_garbage_between_its_markers_is_refused(where):
+    """gdcm would end the process, and this session of tests with it."""
+    dataset = make_us(drawn(1)[0], syntax="lossless")
+    [code] = generate_frames(dataset.PixelData, number_of_frames=1)
+    place = code.index(where)
+    dataset.PixelData = encapsulate([code[:place] + b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e" + code[place:]])
+    with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
+        read(dataset)
+
+
+def test_a_black_frame_is_no_bomb():
+    black = np.zeros((1080, 1920, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(black).save(file, "JPEG", optimize=True, subsampling=2)
+    dataset = make_us(black, syntax="jpeg", photometric="YBR_FULL_422")
+    dataset.PixelData = encapsulate([file.getvalue() + bytes(file.tell() % 2)])
+    assert black.size > 490 * len(dataset.PixelData)
+    assert not read(dataset)[0].any()
+
+
+def test_comments_in_a_lossless_stream_change_nothing():
+    image = painted(drawn(1)[0])
+    dataset = make_us(image, syntax="lossless", photometric="RGB")
+    [code] = generate_frames(dataset.PixelData, number_of_frames=1)
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # says YBR
+    comments = adobe + b"\xff\xfe\x00\x06none\xff\xe0\x00\x04ab"
+    dataset.PixelData = encapsulate([code[:2] + comments + code[2:]])
+    assert (read(dataset)[0] == image).all()
+
+
+def test_frames_come_one_by_one():
     many = make_us(np.zeros((40, 480, 640), np.uint8), syntax="rle")
     source = dicom.read_file(to_bytes(many))
     tracemalloc.start()
@@ -358,6 +406,11 @@ ODD = {
     "latin": {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jürgen"},
     "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
     "chinese": {"SpecificCharacterSet": "GB18030", "PatientName": "Wang^XiaoDong=王^小东"},
+    "japanese": {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    },
+    "no charset known": {"SpecificCharacterSet": "ISO_IR 999"},
     "long uid": {"SOPInstanceUID": "1." + "2" * 62, "StudyInstanceUID": "1." + "3" * 62},
     "long values": {"PatientID": "x" * 300, "AccessionNumber": "y" * 90, "StudyID": "z" * 60},
     "several ids": {"PatientID": ["a", "b"]},
@@ -394,6 +447,18 @@ def test_odd_sources_are_answered(predictor, what):
         assert len(back.ContentDate) == 8
         assert (0x0009, 0x1010) not in back
     assert (masks_of(dicom.answer(dicom.read_file(data), predictor)[0])).any()
+
+
+def test_the_example_of_the_docs_runs(release, tmp_path):
+    text = (ROOT / "docs" / "dicom.md").read_text("utf-8")
+    code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", text).group(1))
+    (tmp_path / "cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
+    (tmp_path / "results" / "demo").mkdir(parents=True)
+    shutil.copytree(release, tmp_path / "results" / "demo" / "deploy")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames == 2
+    assert pydicom.dcmread(tmp_path / "sr.dcm").Modality == "SR"
 
 
 def changed(**attributes):
@@ -441,6 +506,7 @@ REFUSED = {
     "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
     "a preamble alone": (lambda: bytes(128) + b"DICM", 0xC000, "no DICOM file"),
     "CT": (changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), 0x0122, "no ultrasound image"),
+    "a class for one": (changed(SOPClassUID=pydicom.uid.UltrasoundImageStorage), 0xA900, "for one"),
     "no UID": (changed(StudyInstanceUID=None), 0xA900, "StudyInstanceUID is missing"),
     "no rows": (changed(Rows=None), 0xA900, "Rows is missing"),
     "0 columns": (changed(Columns=0), 0xA900, "Columns is missing, or no number from 1"),

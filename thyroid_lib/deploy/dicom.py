@@ -48,7 +48,7 @@ MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of what is no pixels
 MAX_READS = 150_000  # of the parser, two or three an element
 MAX_RLE = 16 * 2**20  # bytes of a frame, which a hostile one unpacks to 64 times as many
-MAX_RATIO = 400  # of compression: black frames as JPEG Baseline stay below
+MAX_RATIO = 800  # of compression: a black frame as JPEG Baseline reaches 512
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 NOTICE, MAKER = "Research use, not for diagnosis", "thyroid_lib"
 THYROID, PIXELS = Code("69748006", "SCT", "Thyroid gland"), Code("{pixels}", "UCUM", "pixels")
@@ -160,6 +160,8 @@ def check(dataset: Dataset) -> None:
     if not isinstance(dataset.get("PixelData"), bytes):
         raise Refused("there is no PixelData", NOT_FITTING)
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
+    if count > 1 and sop in SINGLE:
+        raise Refused(f"got {count} frames in a class for one", NOT_FITTING)
     pixels = rows * columns
     if pixels > frames.MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
         most = f"{MAX_FRAMES} frames, {frames.MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
@@ -324,8 +326,7 @@ def _uid(*parts: str | int) -> uid.UID:
 
 def _reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
     """Refer to an object, and to a frame of it where it may have several."""
-    several = dataset.SOPClassUID not in SINGLE or _number(dataset, "NumberOfFrames") > 1
-    if frame and several:
+    if frame and dataset.SOPClassUID not in SINGLE:
         more["ReferencedFrameNumber"] = frame
     sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
     return _made(**sop, ReferencedSOPInstanceUID=dataset.SOPInstanceUID, **more)
