@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from dicoms import make_us, to_bytes  # noqa: E402
-from pacs import Pacs, free_port, wait_for  # noqa: E402
+from pacs import Pacs, free_port, node_environment, wait_for  # noqa: E402
 
 from thyroid_lib import phantom  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
@@ -51,7 +51,7 @@ with tempfile.TemporaryDirectory() as folder:
             "--queue", folder / "queue",
         ]  # fmt: skip
         with open(folder / "log", "w") as log:
-            node = subprocess.Popen(command, stderr=log, cwd=ROOT)
+            node = subprocess.Popen(command, stderr=log, cwd=ROOT, env=node_environment())
         try:
             wait_for(lambda: "listens on" in (folder / "log").read_text() or node.poll())
             assert node.poll() is None, (folder / "log").read_text()

@@ -3,10 +3,12 @@
 Orthanc binds every address of the machine, and has no setting against it: RemoteAccessAllowed only
 answers others with 403. A shim of C, loaded before its libraries, turns each bind into one of
 127.0.0.1; `Pacs.start` looks at the system's table of sockets whether it did. Its DICOM server is
-off: objects come by HTTP, and it forwards them by C-STORE as a client.
+off: objects come by HTTP, and it forwards them by C-STORE as a client. Settings and route are those
+of deploy/.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -29,14 +31,13 @@ int bind(int s, const struct sockaddr *to, socklen_t size) {
     return next(s, to, size);
 }
 """
-# US alone goes on: SEG and SR, which come back, do not.
-ROUTE = """
-function OnStoredInstance(instanceId, tags, metadata, origin)
-  if tags['Modality'] == 'US' then
-    SendToModality(instanceId, 'node')
-  end
-end
-"""
+DEPLOY = Path(__file__).parent.parent / "deploy"
+USER, PASSWORD = "node", "not-for-logs"
+
+
+def node_environment() -> dict:
+    """What a node needs to know of it, beside its address."""
+    return os.environ | {"THYROID_PACS_USER": USER, "THYROID_PACS_PASSWORD": PASSWORD}
 
 
 def free_port() -> int:
@@ -69,7 +70,7 @@ def wait_for(ready, seconds: float = 30, pause: float = 0.02):
 
 
 class Pacs:
-    """One Orthanc with DICOMweb, on free ports, in a folder; forwards to a node at `node_port`."""
+    """One Orthanc with DICOMweb, in a folder; forwards ultrasound to a node at `node_port`."""
 
     def __init__(self, folder: Path, node_port: int, *, route: bool = True):
         for program in ("Orthanc", "cc"):
@@ -84,27 +85,26 @@ class Pacs:
         (folder / "shim.c").write_text(SHIM)
         shim = ["cc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
         subprocess.run(shim, check=True)
-        (folder / "route.lua").write_text(ROUTE if route else "")
-        settings = {
-            "Name": "test", "StorageDirectory": f"{folder}/db", "IndexDirectory": f"{folder}/db",
-            "Plugins": [PLUGIN], "LuaScripts": [f"{folder}/route.lua"], "HttpPort": self.port,
-            "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-            "DicomServerEnabled": False, "DicomAet": "ORTHANC", "DicomWeb": {"Enable": True},
-            "DicomModalities": {"node": {
-                "AET": "THYROID", "Host": "127.0.0.1", "Port": node_port,
-                "AllowTranscoding": False,
-            }},
-            "TranscodeDicomProtocol": False, "OverwriteInstances": False,
-        }  # fmt: skip
+        # a site's own settings, but for ports and what else a test must not have
+        settings = json.loads((DEPLOY / "orthanc.json").read_text())
+        settings["DicomModalities"]["node"]["Port"] = node_port
+        settings |= {"HttpPort": self.port, "DicomServerEnabled": False}
+        settings |= {"RemoteAccessAllowed": False}
+        if not route:
+            settings["LuaScripts"] = []
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.session, self.process = requests.Session(), None
+        self.session.auth = (USER, PASSWORD)
+        self.environment = {
+            "PACS_FOLDER": f"{folder}/db", "PACS_ROUTE": str(DEPLOY / "route.lua"),
+            "PACS_USER": USER, "PACS_PASSWORD": PASSWORD, "NODE_HOST": "127.0.0.1",
+            "LD_PRELOAD": f"{folder}/shim.so", "PATH": "/usr/sbin:/usr/bin:/bin",
+        }  # fmt: skip
 
     def start(self) -> "Pacs":
         log = open(self.folder / "log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            ["Orthanc", "--verbose", self.folder / "orthanc.json"], stdout=log, stderr=log,
-            env={"LD_PRELOAD": f"{self.folder}/shim.so", "PATH": "/usr/sbin:/usr/bin:/bin"},
-        )  # fmt: skip
+        command = ["Orthanc", self.folder / "orthanc.json"]
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         log.close()
         wait_for(self.up)
         assert listening(self.process.pid) == {"0100007F"}
