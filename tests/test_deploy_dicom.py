@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -501,6 +502,12 @@ def deflated() -> bytes:
     return to_bytes(dataset)
 
 
+def misspelt() -> bytes:
+    """Latin 1 in what says that it is UTF-8."""
+    dataset = make_us(drawn(2), SpecificCharacterSet="ISO_IR 192", PatientID="M@ID")
+    return to_bytes(dataset).replace(b"M@ID", b"M\xfcID")
+
+
 REFUSED = {
     "nothing": (lambda: b"", 0xC000, "no DICOM file"),
     "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
@@ -516,6 +523,7 @@ REFUSED = {
     "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
     "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
     "a packed bomb": (stretched, 0xC000, "unpacked"),
+    "misspelt": (misspelt, 0xC000, "PatientID is not written in the character set"),
     "endless RLE": (endless, 0xA700, "RLE is in pieces, or longer"),
     "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need the lower of 8"),
     "upper bits": (changed(HighBit=6), 0xA900, "need the lower of 8"),
@@ -612,6 +620,7 @@ def mutate(data: bytes, rng) -> bytes:
 def fuzz(predictor, counts, seeds):
     syntaxes, colours = list(SYNTAXES), GRAY + COLOURS
     bases, seen = {}, Counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in seeds:
         rng = np.random.default_rng(seed)
         syntax = syntaxes[seed % len(syntaxes)]
@@ -643,6 +652,7 @@ def fuzz(predictor, counts, seeds):
         assert back.ContentSequence
         assert threading.active_count() == before
         seen["answered"] += 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 400_000  # KiB
     counts["files refused"] += seen["refused"]
     counts["files accepted"] += seen["answered"]
     assert min(seen.values()) > len(seeds) // 10, seen

@@ -155,6 +155,9 @@ def check(dataset: Dataset) -> None:
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not re.fullmatch(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)+", str(dataset.get(keyword, ""))):
             raise Refused(f"{keyword} is missing or no UID", NOT_FITTING)
+    for keyword in SAME + IF_ANY:  # an answer must be the same patient's, to the byte
+        if "\ufffd" in str(dataset.get(keyword, "")):
+            raise Refused(f"{keyword} is not written in the character set that is named")
     if (syntax := dataset.file_meta.TransferSyntaxUID) not in SYNTAXES:
         raise Refused(f"transfer syntax {_shown(syntax)} is not read", NOT_FITTING)
     if not isinstance(dataset.get("PixelData"), bytes):
