@@ -45,7 +45,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather node clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -220,6 +220,11 @@ kaggle: $(READY)  ## a study's missing runs as folders for Kaggle: OWNER=<you> D
 gather: $(READY)  ## merge results of several machines into results/: FROM="folder1 folder2.zip"
 	@$(BIN)/python tools/gather.py --parameters $(call quote,$(PARAMETERS)) \
 		--set $(foreach word,$(SET),$(call quote,$(word))) -- $(foreach word,$(FROM),$(call quote,$(word)))
+
+PACS ?= http://127.0.0.1:8042/dicom-web
+node: $(READY)  ## a DICOM node beside a PACS (docs/dicom.md): MODEL=<release> PACS=<DICOMweb address>
+	@$(BIN)/python -m thyroid_lib.deploy.node serve --model $(call quote,$(or $(MODEL),$(WHERE)/deploy)) --caller ORTHANC \
+		--pacs $(call quote,$(PACS)) --queue results/queue $(OPTIONS)
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
 	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info

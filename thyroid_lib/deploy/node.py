@@ -224,7 +224,7 @@ def why_not(source) -> tuple[str, int] | None:
 def decode_for(pipe) -> None:
     """Answer `why_not` until the other end is closed, or the node is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):
         while True:
             pipe.send(why_not(pipe.recv()))
 
