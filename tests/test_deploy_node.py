@@ -1,6 +1,7 @@
 """The DICOM node beside a real Orthanc: routed, answered, refused, killed."""
 
 import io
+import logging
 import resource
 import shutil
 import subprocess
@@ -489,3 +490,35 @@ def test_nothing_is_lost_by_kills(release, tmp_path):
 @pytest.mark.slow
 def test_1000_objects_outlive_seven_kills(release, tmp_path):
     survive(tmp_path, release, objects=1000, node_kills=5, pacs_kills=2, seconds=480)
+
+
+WRONG = {
+    "--port=80000": "cannot listen on 127.0.0.1:80000",
+    "--host=192.0.2.1": "cannot listen on 192.0.2.1:",
+    "--pacs=nonsense": "Malformed URL: nonsense",
+    "--model=nothing": "no model at nothing",
+    "--max-mib=0": "need 1 or more",
+    "--caller=LONGER_THAN_A_TITLE": "must not exceed 16 characters",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_setting_is_answered_by_a_sentence(release, tmp_path, capsys, monkeypatch, wrong):
+    command = [
+        "node", "serve", f"--model={release}", f"--port={free_port()}", "--caller=ORTHANC",
+        "--pacs=http://127.0.0.1:9", f"--queue={tmp_path / 'queue'}", wrong,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(node, "Decoder", lambda: None)
+    monkeypatch.setattr(node.signal, "signal", lambda *_: None)
+    for of, what in (  # which are put back
+        (threading, "excepthook"), (node.log, "propagate"), (node.log, "handlers"),
+        (logging.getLogger(), "handlers"),
+    ):  # fmt: skip
+        value = getattr(of, what)
+        monkeypatch.setattr(of, what, list(value) if what == "handlers" else value)
+    assert node.main() == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert WRONG[wrong] in said
+    assert "\n" not in said

@@ -319,6 +319,8 @@ def serve(asked, predictor: Predictor) -> int:
     stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
+    if asked.max_mib < 1 or asked.associations < 1:
+        raise ValueError("--max-mib and --associations: need 1 or more")
     queue = Queue(asked.queue)
     decoder = Decoder()
     worker = Worker(queue, pacs_client(asked.pacs), partial(dicom.answer, predictor=predictor))
@@ -335,8 +337,11 @@ def serve(asked, predictor: Predictor) -> int:
         (evt.EVT_REJECTED, lambda event: log.warning("association rejected: caller or called AET")),
         (evt.EVT_C_STORE, receive, [queue, decoder]),
     ]
-    server = ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
     where = f"{asked.host}:{asked.port}"
+    try:
+        server = ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
     log.info("%s listens on %s, %d objects wait", asked.aet, where, len(queue.waiting))
     worker.start()
     stop.wait()
@@ -425,8 +430,15 @@ def study(asked, predictor: Predictor) -> int:
     return int(failed > 0)
 
 
-OPTIONS = {  # those of `serve` alone, of `study` alone, and of both
-    "serve": {
+SHARED = {
+    "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
+    "--name": {"default": "", "help": "which of a release's models; the selected one"},
+    "--precision": {"default": "fp32", "choices": PRECISIONS},
+    "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
+    "--pacs": {"required": True, "help": "its DICOMweb address"},
+}
+OPTIONS = {
+    serve: {
         "--aet": {"default": "THYROID", "help": "AE title that callers must call"},
         "--host": {"default": "127.0.0.1", "help": "address to listen on"},
         "--port": {"default": 11112, "type": int},
@@ -435,17 +447,10 @@ OPTIONS = {  # those of `serve` alone, of `study` alone, and of both
         "--max-mib": {"default": dicom.MAX_BYTES >> 20, "type": int, "help": "of one object"},
         "--associations": {"default": 8, "type": int, "help": "at a time"},
     },
-    "study": {
+    study: {
         "--study-uid": {"required": True, "nargs": "+", "help": "or @file, one a line"},
         "--out": {"default": "areas.csv", "help": "table, a row per frame"},
         "--store": {"action": "store_true", "help": "store SEG and SR, too"},
-    },
-    "": {
-        "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
-        "--name": {"default": "", "help": "which of a release's models; the selected one"},
-        "--precision": {"default": "fp32", "choices": PRECISIONS},
-        "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
-        "--pacs": {"required": True, "help": "its DICOMweb address"},
     },
 }
 
@@ -454,9 +459,10 @@ def main() -> int:
     """Run the node, or measure studies; exit 1 if something could not be measured, 2 on errors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("serve", serve), ("study", study)):
-        command = commands.add_parser(name, fromfile_prefix_chars="@", description=run.__doc__)
-        for option, how in (OPTIONS[""] | OPTIONS[name]).items():
+    for run, options in OPTIONS.items():
+        words = {"fromfile_prefix_chars": "@", "help": run.__doc__.partition("\n")[0]}
+        command = commands.add_parser(run.__name__, **words)
+        for option, how in (SHARED | options).items():
             command.add_argument(option, **how)
         command.set_defaults(run=run)
     asked = parser.parse_args()
