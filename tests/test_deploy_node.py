@@ -2,8 +2,10 @@
 
 import io
 import logging
+import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ellipse_pair
 
 pydicom = pytest.importorskip("pydicom")
@@ -522,3 +525,73 @@ def test_a_wrong_setting_is_answered_by_a_sentence(release, tmp_path, capsys, mo
     assert said.startswith("error: ")
     assert WRONG[wrong] in said
     assert "\n" not in said
+
+
+RAW = {
+    "noise": b"\x00\xff" * 300,
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "4 GiB to come": b"\x01\x00\xff\xff\xff\xff" + bytes(1000),
+    "4 GiB of data": b"\x04\x00\xff\xff\xff\xff" + bytes(1000),
+    "half a request": b"\x01\x00\x00\x00\x00\xcd\x00\x01\x00\x00" + b"THYROID         ",
+    "nothing": b"",
+}
+
+
+def test_what_is_no_dicom_at_all_does_not_harm_the_node(beside):
+    """Connections that say nonsense, some left open; a caller is served all the while."""
+    opened = []
+    for content in RAW.values():
+        for close in (True, False):
+            opened.append(socket.create_connection(("127.0.0.1", beside.node.port), 5))
+            opened[-1].sendall(content)
+            if close:
+                opened.pop().close()
+    status = Path(f"/proc/{beside.node.process.pid}/status").read_text()
+    assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 1_000_000  # kB
+    # those left open count as associations for ten seconds, and then no more
+    association = wait_for(lambda: (got := beside.node.call()).is_established and got, 40, 0.5)
+    dataset = one(5_000)
+    assert send(association, data_set(dataset), uid=dataset.SOPInstanceUID) == 0x0000
+    association.release()
+    wait_for(lambda: dataset.SOPInstanceUID in map(source_of, stored(beside.pacs, SEG)))
+    assert "Traceback" not in beside.node.log
+    for each in opened:
+        each.close()
+
+
+def test_sigterm_waits_for_nobody(release, tmp_path):
+    served = Node(tmp_path, release, port=free_port(), pacs="http://127.0.0.1:9")
+    with served:
+        silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(3)]
+        silent[0].sendall(b"\x01\x00\x00\x00\x00\xcd\x00\x01")
+        association = served.call()
+        assert send(association, data_set(one(1)), uid=one(1).SOPInstanceUID) == 0x0000
+        began = time.monotonic()
+        served.process.terminate()
+        assert served.process.wait(20) == 0
+        assert time.monotonic() - began < 12
+    assert len(list(served.queue.glob("*.0.dcm"))) == 1
+    for each in silent:
+        each.close()
+
+
+def test_containers_listen_on_this_machine_alone():
+    folder = Path(__file__).parent.parent / "deploy"
+    services = yaml.safe_load((folder / "compose.yaml").read_text("utf-8"))["services"]
+    assert set(services) == {"pacs", "node", "app"}
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+    assert "ports" not in services["node"]
+    stages = (folder / "Containerfile").read_text("utf-8").split("\nFROM ")
+    assert stages[0].startswith("# Not built here")
+    for stage in stages[2:]:
+        assert re.search(r"\nUSER (thyroid|orthanc)\n", stage)
+        assert "HEALTHCHECK" in stage
+        assert "torch" not in stage
+
+
+def test_the_node_needs_no_torch():
+    code = "import sys, thyroid_lib.deploy.node; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

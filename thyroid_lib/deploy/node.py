@@ -43,6 +43,7 @@ from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
 VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
+SILENT = 10  # seconds: until a connection asks for something, and within it
 DEATHS = 5  # of the node over one object, before it is given up
 LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
@@ -269,7 +270,7 @@ def bound(event, limit: int) -> None:
     """Hold a connection to the limits that pynetdicom does not know: bytes of PDU and object."""
     assoc, socket = event.assoc, event.assoc.dul.socket
     receive, socket.recv = socket.recv, lambda count: recv(count)
-    socket.socket.settimeout(60)  # a PDU of which half has come
+    socket.socket.settimeout(SILENT)  # in the midst of a PDU
 
     def recv(count: int) -> bytearray:
         message = assoc.dimse.message
@@ -327,7 +328,7 @@ def serve(asked, predictor: Predictor) -> int:
     ae = pynetdicom.AE(ae_title=asked.aet)
     ae.require_called_aet, ae.require_calling_aet = True, asked.caller
     ae.maximum_associations, ae.maximum_pdu_size = asked.associations, PDU
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+    ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = SILENT, 60, 60
     ae.add_supported_context(VERIFICATION)
     for sop_class in SOP_CLASSES:
         ae.add_supported_context(sop_class, list(dicom.SYNTAXES))
@@ -339,16 +340,17 @@ def serve(asked, predictor: Predictor) -> int:
     ]
     where = f"{asked.host}:{asked.port}"
     try:
-        server = ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
+        ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
     log.info("%s listens on %s, %d objects wait", asked.aet, where, len(queue.waiting))
     worker.start()
     stop.wait()
-    server.shutdown()
-    ae.shutdown()
+    closing = threading.Thread(target=ae.shutdown, daemon=True)  # waits for who does not answer
+    closing.start()
     worker.stop()
     worker.join(GRACE)
+    closing.join(1)
     for left in queue.folder.glob("*.working"):  # begun anew next time, and no death
         with suppress(FileNotFoundError):
             left.replace(left.with_suffix(".dcm"))
