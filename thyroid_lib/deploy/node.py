@@ -315,8 +315,8 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
     return status
 
 
-def serve(asked, predictor: Predictor) -> int:
-    """Receive and answer until SIGTERM or Ctrl-C."""
+def serve(asked, predictor: Predictor):
+    """Receive and answer until SIGTERM or Ctrl-C, which end the process."""
     stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
@@ -355,7 +355,7 @@ def serve(asked, predictor: Predictor) -> int:
         with suppress(FileNotFoundError):
             left.replace(left.with_suffix(".dcm"))
     log.info("stopped, %d objects wait", len(list(queue.folder.glob("*.dcm"))))
-    return 0
+    os._exit(0)  # threads of pynetdicom would hold on for who is silent
 
 
 def finished(out: Path) -> dict[tuple, list[dict]]:
