@@ -359,7 +359,7 @@ def test_what_has_no_room_is_refused_and_leaves_nothing(release, tmp_path):
     assert left.name.endswith(".0.dcm")
 
 
-def one_after_the_other(queue, objects, outcomes):
+def one_after_the_other(queue, objects, outcomes, there=()):
     """Serve with a client that answers in turn by `outcomes` of each object; the order it saw."""
     seen, done = [], threading.Event()
 
@@ -368,11 +368,20 @@ def one_after_the_other(queue, objects, outcomes):
             name = datasets[0].PatientID
             seen.append(name)
             outcome = outcomes[name].pop(0) if outcomes.get(name) else None
+            if isinstance(outcome, int):
+                failed = pydicom.Dataset()
+                failed.FailureReason = outcome
+                outcome = pydicom.Dataset()
+                outcome.FailedSOPSequence = [failed]
+                return outcome
             if outcome is not None:
                 raise outcome
             if len(set(seen)) == len(objects) and not any(outcomes.values()):
                 done.set()
             return pydicom.Dataset()
+
+        def search_for_instances(self, study, search_filters):
+            return [{}] if search_filters["SOPInstanceUID"] in there else []
 
     def answer(dataset):
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -397,11 +406,15 @@ def http_error(status: int) -> requests.HTTPError:
 
 def test_no_object_stands_in_the_way_of_others(tmp_path):
     queue = node.Queue(tmp_path / "queue")
-    objects = [one(i, PatientID=name) for i, name in enumerate("abcd")]
-    outcomes = {"a": [http_error(500), http_error(503)], "b": [http_error(400)], "c": []}
-    outcomes["c"] = [http_error(409)]
-    seen = one_after_the_other(queue, objects, outcomes)
-    assert seen == ["a", "b", "c", "d", "a", "a"]
+    objects = [one(i, PatientID=name) for i, name in enumerate("abcdefg")]
+    outcomes = {
+        "a": [http_error(500), 0xA700], "b": [http_error(400)], "c": [http_error(409)],
+        "d": [http_error(409)], "e": [0x0111], "f": [0x0122],
+    }  # fmt: skip
+    seen = one_after_the_other(queue, objects, outcomes, there=[objects[2].SOPInstanceUID])
+    assert seen == [*"abcdefg", "a", "a"]
+    reasons = [path.stem for path in (tmp_path / "queue" / "failed").glob("*.txt")]
+    assert sorted(reason.split("-")[1] for reason in reasons) == ["b.0", "d.0", "f.0"]
     [reason] = (tmp_path / "queue" / "failed").glob("*-b.0.txt")
     assert reason.read_text() == "the PACS refuses the answer: 0xC000\n"
     assert reason.with_suffix(".dcm").is_file()

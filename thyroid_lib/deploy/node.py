@@ -81,9 +81,17 @@ def stow(client: DICOMwebClient, objects) -> None:
             code = error.response.status_code
             if code not in (400, 406, 409, 413, 415, 422):
                 raise
-            failed = [] if code == 409 else [{"FailureReason": dicom.BROKEN}]
+            where = {"SOPInstanceUID": each.SOPInstanceUID}
+            if code == 409 and client.search_for_instances(
+                each.StudyInstanceUID, search_filters=where
+            ):  # it conflicts with itself
+                continue
+            failed = [{"FailureReason": dicom.BROKEN}]
         for one in failed:
-            if (reason := int(one.get("FailureReason", dicom.BROKEN))) != 0x0111:  # is there
+            reason = int(one.get("FailureReason", dicom.BROKEN))
+            if reason >> 8 == dicom.TOO_LARGE >> 8:  # it has no room, and may have some later
+                raise requests.RequestException("out of resources")
+            if reason != 0x0111:  # is there
                 raise dicom.Refused(f"the PACS refuses the answer: 0x{reason:04X}", reason)
 
 
