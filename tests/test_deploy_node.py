@@ -416,7 +416,7 @@ def test_no_object_stands_in_the_way_of_others(tmp_path):
     reasons = [path.stem for path in (tmp_path / "queue" / "failed").glob("*.txt")]
     assert sorted(reason.split("-")[1] for reason in reasons) == ["b.0", "d.0", "f.0"]
     [reason] = (tmp_path / "queue" / "failed").glob("*-b.0.txt")
-    assert reason.read_text() == "the PACS refuses the answer: 0xC000\n"
+    assert reason.read_text() == "the PACS refuses the answer: HTTP 400\n"
     assert reason.with_suffix(".dcm").is_file()
 
 

@@ -81,12 +81,10 @@ def stow(client: DICOMwebClient, objects) -> None:
             code = error.response.status_code
             if code not in (400, 406, 409, 413, 415, 422):
                 raise
-            where = {"SOPInstanceUID": each.SOPInstanceUID}
-            if code == 409 and client.search_for_instances(
-                each.StudyInstanceUID, search_filters=where
-            ):  # it conflicts with itself
-                continue
-            failed = [{"FailureReason": dicom.BROKEN}]
+            study, own = each.StudyInstanceUID, {"SOPInstanceUID": each.SOPInstanceUID}
+            if code == 409 and client.search_for_instances(study, search_filters=own):
+                continue  # it conflicts with itself
+            raise dicom.Refused(f"the PACS refuses the answer: HTTP {code}") from error
         for one in failed:
             reason = int(one.get("FailureReason", dicom.BROKEN))
             if reason >> 8 == dicom.TOO_LARGE >> 8:  # it has no room, and may have some later
