@@ -47,7 +47,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab app test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab app node test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,8 +124,8 @@ torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--on
 # Where packages can be had, and no service manager would start what they bring; the tests that need
 # them are skipped elsewhere, with the reason.
 SYSTEM = slurmctld:slurm-wlm munged:munge Orthanc:orthanc,orthanc-dicomweb dciodvfy:dicom3tools \
-	chromium:chromium
-packages:  ## SLURM, Orthanc, dciodvfy and Chromium for the tests, in a container of Debian, as root
+	chromium:chromium cc:gcc,libc6-dev
+packages:  ## SLURM, Orthanc, dciodvfy, Chromium, cc for the tests, in a container of Debian, as root
 	@missing=; for each in $(SYSTEM); do command -v "$${each%%:*}" >/dev/null || \
 		missing="$$missing $$(echo "$${each#*:}" | tr , ' ')"; done; \
 		test -z "$$missing" -o -d /run/systemd/system -o "$$(id -u)" != 0 || \
@@ -233,6 +233,11 @@ kaggle: $(READY)  ## a study's missing runs as folders for Kaggle: OWNER=<you> D
 gather: $(READY)  ## merge results of several machines into results/: FROM="folder1 folder2.zip"
 	@$(BIN)/python tools/gather.py --parameters $(call quote,$(PARAMETERS)) \
 		--set $(foreach word,$(SET),$(call quote,$(word))) -- $(foreach word,$(FROM),$(call quote,$(word)))
+
+PACS ?= http://127.0.0.1:8042/dicom-web
+node: $(READY)  ## a DICOM node beside a PACS (docs/dicom.md): MODEL=<release> PACS=<DICOMweb address>
+	@$(BIN)/python -m thyroid_lib.deploy.node serve --model $(call quote,$(or $(MODEL),$(WHERE)/deploy)) --caller ORTHANC \
+		--pacs $(call quote,$(PACS)) --queue results/queue $(OPTIONS)
 
 clean:  ## remove .venv, .venv-bench, the demo's results and caches; other studies stay
 	@rm -rf .venv .venv-bench site results/demo results/quickstart .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,144 @@
+"""A real Orthanc on 127.0.0.1 for tests: started, killed and started again.
+
+Orthanc binds every address of the machine, and has no setting against it: RemoteAccessAllowed only
+answers others with 403. A shim of C, loaded before its libraries, turns each bind into one of
+127.0.0.1; `Pacs.start` looks at the system's table of sockets whether it did. Its DICOM server is
+off: objects come by HTTP, and it forwards them by C-STORE as a client. Settings and route are those
+of deploy/.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+SHIM = r"""
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <sys/socket.h>
+int bind(int s, const struct sockaddr *to, socklen_t size) {
+    int (*next)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "bind");
+    if (to->sa_family == AF_INET)
+        ((struct sockaddr_in *)to)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return next(s, to, size);
+}
+"""
+DEPLOY = Path(__file__).parent.parent / "deploy"
+USER, PASSWORD = "node", "not-for-logs"
+
+
+def node_environment() -> dict:
+    """What a node needs to know of it, beside its address."""
+    return os.environ | {"THYROID_PACS_USER": USER, "THYROID_PACS_PASSWORD": PASSWORD}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses, as /proc/net has them, on which a process listens."""
+    inodes = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        inodes.add(each.readlink().name if each.is_symlink() else "")
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+def wait_for(ready, seconds: float = 30, pause: float = 0.02):
+    """Return what is true in the end; fail where it is not in time."""
+    end = time.monotonic() + seconds
+    while not (found := ready()):
+        assert time.monotonic() < end, f"not within {seconds} s: {ready}"
+        time.sleep(pause)
+    return found
+
+
+class Pacs:
+    """One Orthanc with DICOMweb, in a folder; forwards ultrasound to a node at `node_port`."""
+
+    def __init__(self, folder: Path, node_port: int, *, route: bool = True):
+        for program in ("Orthanc", "cc"):
+            if not shutil.which(program):
+                pytest.skip(f"{program} is not installed: make packages")
+        if not Path(PLUGIN).is_file():
+            pytest.skip("Orthanc's DICOMweb plugin is not installed: make packages")
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.web = f"{self.url}/dicom-web"
+        folder.mkdir(parents=True)
+        (folder / "shim.c").write_text(SHIM)
+        shim = ["cc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
+        subprocess.run(shim, check=True)
+        # a site's own settings, but for ports and what else a test must not have
+        settings = json.loads((DEPLOY / "orthanc.json").read_text())
+        settings["DicomModalities"]["node"]["Port"] = node_port
+        settings |= {"HttpPort": self.port, "DicomServerEnabled": False}
+        settings |= {"RemoteAccessAllowed": False}
+        if not route:
+            settings["LuaScripts"] = []
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        self.session, self.process = requests.Session(), None
+        self.session.auth = (USER, PASSWORD)
+        self.environment = {
+            "PACS_FOLDER": f"{folder}/db", "PACS_ROUTE": str(DEPLOY / "route.lua"),
+            "PACS_USER": USER, "PACS_PASSWORD": PASSWORD, "NODE_HOST": "127.0.0.1",
+            "LD_PRELOAD": f"{folder}/shim.so", "PATH": "/usr/sbin:/usr/bin:/bin",
+        }  # fmt: skip
+
+    def start(self) -> "Pacs":
+        log = open(self.folder / "log", "ab")  # noqa: SIM115
+        command = ["Orthanc", self.folder / "orthanc.json"]
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+        log.close()
+        wait_for(self.up)
+        assert listening(self.process.pid) == {"0100007F"}
+        return self
+
+    def up(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+        try:
+            return self.session.get(f"{self.url}/system", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def get(self, path: str, **how):
+        answer = self.session.get(f"{self.url}{path}", timeout=30, **how)
+        answer.raise_for_status()
+        return answer
+
+    def upload(self, content: bytes) -> str:
+        """Store one DICOM file; its number in Orthanc."""
+        answer = self.session.post(f"{self.url}/instances", data=content, timeout=30)
+        answer.raise_for_status()
+        return answer.json()["ID"]

@@ -1,0 +1,496 @@
+"""A DICOM node: takes ultrasound from a PACS and gives it segmentation and report back.
+
+    python -m thyroid_lib.deploy.node serve --model results/demo/deploy --aet THYROID \\
+        --port 11112 --caller ORTHANC --pacs http://127.0.0.1:8042/dicom-web --queue queue
+    python -m thyroid_lib.deploy.node study --model results/demo/deploy --study-uid UID \\
+        --pacs http://127.0.0.1:8042/dicom-web --out areas.csv
+
+`serve` answers a C-STORE with success only when the object, decoded once, lies whole in the queue's
+folder; it leaves that when the PACS has confirmed SEG and SR (STOW-RS), whose UIDs follow from the
+object's: what comes twice has one answer. `study` measures what is in the PACS (QIDO-RS, WADO-RS).
+The log names an object by 12 digits of the SHA-256 of its SOP Instance UID and quotes nothing of
+it. THYROID_PACS_USER and THYROID_PACS_PASSWORD are for a PACS that asks for them.
+"""
+
+import argparse
+import csv
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynetdicom
+import requests
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import validate_file_meta
+from pynetdicom import evt
+
+from thyroid_lib import locks, write_file
+from thyroid_lib.deploy import dicom
+from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
+
+VERIFICATION = "1.2.840.10008.1.1"
+SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
+PDU = 1 << 17  # bytes
+SILENT = 10  # seconds: until a connection asks for something, and within it
+DEATHS = 5  # of the node over one object, before it is given up
+LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
+COLUMNS = (
+    "study", "instance", "model", "frame", "frames", "height", "width", "area_px", "area_mm2",
+    "confidence", "distance", "doubts", "problem",
+)  # fmt: skip
+TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, as QIDO-RS has them
+log = logging.getLogger("thyroid_lib.node")
+
+
+def pacs_client(url: str) -> DICOMwebClient:
+    """Return one HTTP session with a PACS, which fails at once: patience is the queue's."""
+    session = requests.Session()
+    if user := os.environ.get("THYROID_PACS_USER"):
+        session.auth = (user, os.environ.get("THYROID_PACS_PASSWORD", ""))
+    client = DICOMwebClient(url, session=session, timeout=(5, 120))
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def stow(client: DICOMwebClient, objects) -> None:
+    """Store objects, one by one; one that is there already counts as stored.
+
+    Raises:
+        Refused: the PACS does not want one of them, and will not want it later.
+        requests.RequestException: it does not answer, or not now.
+    """
+    for each in objects:
+        each.preamble = bytes(128)
+        each.file_meta.FileMetaInformationGroupLength = 0  # which writing puts right
+        validate_file_meta(each.file_meta, enforce_standard=True)  # and adds what is missing
+        try:
+            failed = client.store_instances([each]).get("FailedSOPSequence") or []
+        except requests.HTTPError as error:
+            code = error.response.status_code
+            if code not in (400, 406, 409, 413, 415, 422):
+                raise
+            study, own = each.StudyInstanceUID, {"SOPInstanceUID": each.SOPInstanceUID}
+            if code == 409 and client.search_for_instances(study, search_filters=own):
+                continue  # it conflicts with itself
+            raise dicom.Refused(f"the PACS refuses the answer: HTTP {code}") from error
+        for one in failed:
+            reason = int(one.get("FailureReason", dicom.BROKEN))
+            if reason >> 8 == dicom.TOO_LARGE >> 8:  # it has no room, and may have some later
+                raise requests.RequestException("out of resources")
+            if reason != 0x0111:  # is there
+                raise dicom.Refused(f"the PACS refuses the answer: 0x{reason:04X}", reason)
+
+
+class Queue:
+    """Objects that wait for their answer, each a file: what has been put here survives a kill.
+
+    A file is called <arrival>-<name>.<deaths>.dcm, and .working while it is being answered.
+
+    Raises:
+        ValueError: another process has this folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.arrived = Path(folder), threading.Condition()
+        (self.folder / "failed").mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self.lock = locks.take(self.folder / "lock")
+        if self.lock is None:
+            raise ValueError(
+                f"another node has the queue {folder}: stop it, or give another folder"
+            )
+        for left in [*self.folder.glob("*.partial"), *self.folder.glob("*.new")]:
+            left.unlink()  # whose senders were not told of success
+        for left in self.folder.glob("*-*.*.working"):  # a node died over it: others come first now
+            name, deaths = self.name(left), int(left.stem.rpartition(".")[2]) + 1
+            left = left.replace(self._path(name, deaths))
+            if deaths >= DEATHS:
+                self.give_up(left, f"the node ended {deaths} times while it was at it")
+        self.waiting = deque(sorted(self.folder.glob("*-*.*.dcm")))
+
+    def _path(self, name: str, deaths: int = 0) -> Path:
+        return self.folder / f"{time.time_ns():020d}-{name}.{deaths}.dcm"
+
+    @staticmethod
+    def name(path: Path) -> str:
+        """Return what the log calls the object in this file."""
+        return path.stem.partition("-")[2].partition(".")[0]
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write an object to the disk, where it does not count yet. OSError: no room for it."""
+        return write_file(self._path(name).with_suffix(".new"), content)
+
+    def put(self, path: Path) -> None:
+        """Take what `write` wrote; when this returns, it outlives a loss of power, too."""
+        path = path.replace(path.with_suffix(".dcm"))
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(self.folder, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+        with self.arrived:
+            self.waiting.append(path)
+            self.arrived.notify()
+
+    def give_up(self, path: Path, reason: str) -> None:
+        """Move an object out of the way of others, with the reason beside it."""
+        log.error("object %s: given up, kept in failed/: %s", self.name(path), reason)
+        path.replace(kept := self.folder / "failed" / f"{path.stem}.dcm")
+        with suppress(OSError):  # the disk may be full
+            write_file(kept.with_suffix(".txt"), reason + "\n")
+
+
+class Worker(threading.Thread):
+    """Answers the objects of a queue, one after the other, until it is told to stop."""
+
+    def __init__(self, queue: Queue, client: DICOMwebClient, answer):
+        super().__init__(daemon=True)
+        self.queue, self.client, self.answer = queue, client, answer
+        self.stopping, self.failures, self.ready = threading.Event(), 0, (None, ())
+
+    def run(self):
+        while not self.stopping.is_set():
+            with self.queue.arrived:
+                while not (self.queue.waiting or self.stopping.is_set()):
+                    self.queue.arrived.wait()
+                path = self.queue.waiting.popleft() if self.queue.waiting else None
+            if path and not self.stopping.is_set():
+                try:
+                    self.serve(path)
+                except OSError as error:  # of the queue's own disk
+                    self.later(path, type(error).__name__)
+
+    def stop(self):
+        """Finish the object at work, and no other."""
+        self.stopping.set()
+        with self.queue.arrived:
+            self.queue.arrived.notify()
+
+    def serve(self, path: Path) -> None:
+        """Answer one object, and only then forget it; where that is not possible now, wait."""
+        name, began, why = self.queue.name(path), time.monotonic(), ""
+        working = path.with_suffix(".working")
+        try:
+            path.replace(working)
+            if self.ready[0] != path:  # else computed before, and not stored
+                self.ready = path, self.answer(dicom.read_file(working))
+            computed = time.monotonic()
+            stow(self.client, self.ready[1])
+            working.unlink()
+        except requests.RequestException as error:
+            status = getattr(error.response, "status_code", None)
+            why = f"the PACS answers HTTP {status}" if status else type(error).__name__
+        except dicom.Refused as error:
+            self.queue.give_up(working, str(error))
+        except (OSError, MemoryError) as error:  # of this machine
+            why = type(error).__name__
+        except Exception as error:  # whose words might quote the object
+            self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
+        else:
+            self.failures = 0
+            took = computed - began, time.monotonic() - computed
+            log.info("object %s: answered, computed in %.3f s, stored in %.3f s", name, *took)
+        if why:
+            self.later(path, why)
+
+    def later(self, path: Path, why: str) -> None:
+        """Put an object at the end, and wait, the longer the more often nothing went well."""
+        with suppress(OSError):
+            path.with_suffix(".working").replace(path)
+        if path.exists():
+            self.queue.waiting.append(path)
+        pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST)
+        self.failures += 1
+        name = self.queue.name(path)
+        log.warning("object %s: not answered yet: %s; next try in %.1f s", name, why, pause)
+        self.stopping.wait(pause)
+
+
+def why_not(source) -> tuple[str, int] | None:
+    """Return reason and status why an object, bytes or path, is refused; None if it is not."""
+    try:
+        for _ in dicom.read_frames(dicom.read_file(source)):
+            pass
+    except dicom.Refused as error:
+        return str(error), error.status
+    except Exception as error:  # whose words might quote the object
+        return f"{type(error).__name__} while it was being decoded", dicom.BROKEN
+
+
+def decode_for(pipe) -> None:
+    """Answer `why_not` until the other end is closed, or the node is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send(why_not(pipe.recv()))
+
+
+class Decoder:
+    """Tries in a process of its own whether an object can be decoded: gdcm's errors may end it."""
+
+    def __init__(self):
+        self.lock, self.process = threading.Lock(), None
+        self.start()
+
+    def start(self):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=decode_for, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def check(self, source) -> None:
+        """Decode all frames of an object, bytes or path. Refused: that did not go well."""
+        with self.lock:
+            try:
+                self.pipe.send(source)
+                refused = self.pipe.recv() if self.pipe.poll(PATIENCE) else ("slow", dicom.BROKEN)
+            except (EOFError, OSError):
+                refused = "its pixels bring the decoder down", dicom.BROKEN
+            if refused and (refused[0] == "slow" or not self.process.is_alive()):
+                self.process.kill()
+                self.start()
+        if refused:
+            raise dicom.Refused(*refused)
+
+
+class Discard(BytesIO):
+    """Takes the rest of an object that is too large."""
+
+    def write(self, data):
+        return len(data)
+
+
+def bound(event, limit: int) -> None:
+    """Hold a connection to the limits that pynetdicom does not know: bytes of PDU and object."""
+    assoc, socket = event.assoc, event.assoc.dul.socket
+    receive, socket.recv = socket.recv, lambda count: recv(count)
+    socket.socket.settimeout(SILENT)  # in the midst of a PDU
+
+    def recv(count: int) -> bytearray:
+        message = assoc.dimse.message
+        if count > PDU or (message and message.encoded_command_set.tell() > PDU):
+            raise OSError("a longer PDU or command than was agreed on")
+        if message and message.data_set.tell() > limit:
+            message.data_set = Discard()
+        return receive(count)
+
+
+def receive(event, queue: Queue, decoder: Decoder) -> int:
+    """Answer a C-STORE; 0x0000 when the object can be decoded and lies in the queue."""
+    request = event.request
+    announced = request.AffectedSOPClassUID, request.AffectedSOPInstanceUID
+    name = hashlib.sha256(str(announced[1]).encode()).hexdigest()[:12]
+    path = None
+    try:
+        if isinstance(request.DataSet, Discard):
+            raise dicom.Refused("larger than --max-mib", dicom.TOO_LARGE)
+        if announced[0] not in SOP_CLASSES:
+            raise dicom.Refused("announced as another class than ultrasound", dicom.NO_SUCH_CLASS)
+        content = event.encoded_dataset()
+        dataset = dicom.read_file(content)
+        if (dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")) != announced:
+            raise dicom.Refused("holds another object than was announced", dicom.NOT_FITTING)
+        dicom.check(dataset)
+        path = queue.write(name, content)
+        decoder.check(path)
+        queue.put(path)
+    except dicom.Refused as error:
+        status, why = error.status, str(error)
+    except (OSError, MemoryError) as error:
+        status, why = dicom.TOO_LARGE, getattr(error, "strerror", None) or type(error).__name__
+    except Exception as error:  # whose words might quote the object
+        status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
+    else:
+        log.info("object %s: received, %d bytes", name, len(content))
+        return 0x0000
+    if path:
+        path.unlink(missing_ok=True)
+    log.error("object %s: refused with 0x%04X: %s", name, status, why)
+    return status
+
+
+def serve(asked, predictor: Predictor):
+    """Receive and answer until SIGTERM or Ctrl-C, which end the process."""
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop.set())
+    if asked.max_mib < 1 or asked.associations < 1:
+        raise ValueError("--max-mib and --associations: need 1 or more")
+    queue = Queue(asked.queue)
+    decoder = Decoder()
+    worker = Worker(queue, pacs_client(asked.pacs), partial(dicom.answer, predictor=predictor))
+    ae = pynetdicom.AE(ae_title=asked.aet)
+    ae.require_called_aet, ae.require_calling_aet = True, asked.caller
+    ae.maximum_associations, ae.maximum_pdu_size = asked.associations, PDU
+    ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = SILENT, 60, 60
+    ae.add_supported_context(VERIFICATION)
+    for sop_class in SOP_CLASSES:
+        ae.add_supported_context(sop_class, list(dicom.SYNTAXES))
+    pynetdicom._config.LOG_HANDLER_LEVEL = "none"
+    handlers = [
+        (evt.EVT_CONN_OPEN, bound, [asked.max_mib << 20]),
+        (evt.EVT_REJECTED, lambda event: log.warning("association rejected: caller or called AET")),
+        (evt.EVT_C_STORE, receive, [queue, decoder]),
+    ]
+    where = f"{asked.host}:{asked.port}"
+    try:
+        ae.start_server((asked.host, asked.port), block=False, evt_handlers=handlers)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
+    log.info("%s listens on %s, %d objects wait", asked.aet, where, len(queue.waiting))
+    worker.start()
+    stop.wait()
+    closing = threading.Thread(target=ae.shutdown, daemon=True)  # waits for who does not answer
+    closing.start()
+    worker.stop()
+    worker.join(GRACE)
+    closing.join(1)
+    for left in queue.folder.glob("*.working"):  # begun anew next time, and no death
+        with suppress(FileNotFoundError):
+            left.replace(left.with_suffix(".dcm"))
+    log.info("stopped, %d objects wait", len(list(queue.folder.glob("*.dcm"))))
+    os._exit(0)  # threads of pynetdicom would hold on for who is silent
+
+
+def finished(out: Path) -> dict[tuple, list[dict]]:
+    """Return the rows of what an earlier run has measured to the end, by instance and model."""
+    rows, text = {}, out.read_text("utf-8") if out.is_file() else ""
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
+        rows.setdefault((row["instance"], row["model"]), []).append(row)
+    return {
+        key: own for key, own in rows.items()
+        if len(own) == int(own[0]["frames"]) and not own[0]["problem"]
+    }  # fmt: skip
+
+
+def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[list[dict], tuple]:
+    """Return a row of areas for each frame of an object, and SEG and SR."""
+    decoder.check(content)
+    dataset, rows = dicom.read_file(content), []
+
+    def predict(frame, **how):
+        found = predictor.predict(frame, **how)
+        row = {"frame": len(rows) + 1, "area_px": found.area_px}
+        row["height"], row["width"] = found.mask.shape
+        for key in ("area_mm2", "confidence", "distance"):
+            value = getattr(found, key)
+            row[key] = "" if value is None else f"{value:.4f}"
+        rows.append(row | {"doubts": " ".join(doubt.code for doubt in found.doubts)})
+        return found
+
+    listening = SimpleNamespace(about=predictor.about, predict=predict)
+    return rows, dicom.answer(dataset, listening)
+
+
+def study(asked, predictor: Predictor) -> int:
+    """Write the areas of all ultrasound of some studies; what is in the table is not done again.
+
+    Returns:
+        1 if a study has no ultrasound, or an object could not be measured: its row has a `problem`.
+    """
+    client, decoder, out, failed = pacs_client(asked.pacs), Decoder(), Path(asked.out), 0
+    model, done = predictor.about.get("run_id", predictor.about["model"]), finished(out)
+    lines = [table_csv(own).partition("\n")[2] for own in done.values()]
+    write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
+    for uid in asked.study_uid:
+        found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
+        found = [[each.get(tag, {}).get("Value", [""])[0] for tag in TAGS] for each in found]
+        found = [each for each in found if each[0] in SOP_CLASSES]
+        if not found:
+            failed += 1
+            print(f"no ultrasound in study {uid}", file=sys.stderr)
+        for _, series, instance in found:
+            if (instance, model) in done:
+                continue
+            rows, problem, content = [{}], "", BytesIO()
+            try:
+                client.retrieve_instance(uid, series, instance).save_as(content)
+                rows, answers = measure(content.getvalue(), predictor, decoder)
+                if asked.store:
+                    stow(client, answers)
+            except dicom.Refused as error:
+                problem = str(error)
+            except requests.HTTPError as error:
+                problem = f"the PACS answers HTTP {error.response.status_code}"
+            except requests.RequestException:
+                raise
+            except Exception as error:  # whose words might quote the object
+                problem = f"{type(error).__name__} while it was being measured"
+            failed += bool(problem)
+            same = {"study": uid, "instance": instance, "model": model, "problem": problem}
+            rows = [dict.fromkeys(COLUMNS, "") | row | same | {"frames": len(rows)} for row in rows]
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(table_csv(rows).partition("\n")[2])
+            done[instance, model] = rows
+    print(f"areas are in {out}" + (f", {failed} problems" if failed else ""))
+    return int(failed > 0)
+
+
+SHARED = {
+    "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
+    "--name": {"default": "", "help": "which of a release's models; the selected one"},
+    "--precision": {"default": "fp32", "choices": PRECISIONS},
+    "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
+    "--pacs": {"required": True, "help": "its DICOMweb address"},
+}
+OPTIONS = {
+    serve: {
+        "--aet": {"default": "THYROID", "help": "AE title that callers must call"},
+        "--host": {"default": "127.0.0.1", "help": "address to listen on"},
+        "--port": {"default": 11112, "type": int},
+        "--caller": {"required": True, "nargs": "+", "help": "AE titles that may call"},
+        "--queue": {"required": True, "help": "folder for what waits for its answer"},
+        "--max-mib": {"default": dicom.MAX_BYTES >> 20, "type": int, "help": "of one object"},
+        "--associations": {"default": 8, "type": int, "help": "at a time"},
+    },
+    study: {
+        "--study-uid": {"required": True, "nargs": "+", "help": "or @file, one a line"},
+        "--out": {"default": "areas.csv", "help": "table, a row per frame"},
+        "--store": {"action": "store_true", "help": "store SEG and SR, too"},
+    },
+}
+
+
+def main() -> int:
+    """Run the node, or measure studies; exit 1 if something could not be measured, 2 on errors."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for run, options in OPTIONS.items():
+        words = {"fromfile_prefix_chars": "@", "help": run.__doc__.partition("\n")[0]}
+        command = commands.add_parser(run.__name__, **words)
+        for option, how in (SHARED | options).items():
+            command.add_argument(option, **how)
+        command.set_defaults(run=run)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # pydicom's quote values, and so do the logs of others
+    logging.getLogger().addHandler(logging.NullHandler())
+    log.addHandler(said := logging.StreamHandler())
+    said.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    threading.excepthook = lambda told: log.error("a thread ended by %s", told.exc_type.__name__)
+    try:
+        how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
+        return asked.run(asked, Predictor.open(asked.model, **how))
+    except requests.RequestException as error:
+        what = f"the PACS does not answer ({type(error).__name__}): look at --pacs, start it again"
+        print(f"error: {what}", file=sys.stderr)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
