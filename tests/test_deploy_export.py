@@ -31,20 +31,24 @@ ROOT = Path(__file__).parent.parent
 HOW = SMALL | {"val_share": 0.3, "epochs": 2, "device": "cpu", "precision": "fp32", "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def study(tiny_store, tmp_path_factory) -> Path:
-    """A study of two models and two seeds; its comparison is written by hand."""
-    top = tmp_path_factory.mktemp("study") / "tiny"
-    shutil.copytree(tiny_store.folder, top / "store")
-    for name in ("unet", "resunet"):
-        for seed in (0, 1):
+def write_study(top: Path, store, *, models=("unet", "resunet"), seeds=(0, 1), **how) -> Path:
+    """Train a small study; its comparison is written by hand."""
+    shutil.copytree(store.folder, top / "store")
+    for name in models:
+        for seed in seeds:
             out = top / "runs" / f"{name}-grouped-fold0-seed{seed}"
-            how = HOW | {"model": name, "seed": seed, "protocol": "grouped", "fold": 0}
-            score_run(train_model(tiny_store, out=out, **how), tiny_store)
+            each = {"model": name, "seed": seed, "protocol": "grouped", "fold": 0}
+            score_run(train_model(store, out=out, **HOW | each | how), store)
     selected = {"model": "resunet", "protocol": "grouped"}
     write_file(top / "compare" / "selected.json", json.dumps(selected))
     write_file(top / "compare" / "model_card.md", "# Model card: resunet\n")
     return top
+
+
+@pytest.fixture(scope="module")
+def study(tiny_store, tmp_path_factory) -> Path:
+    """A study of two models and two seeds."""
+    return write_study(tmp_path_factory.mktemp("study") / "tiny", tiny_store)
 
 
 def make(study: Path, out: Path, **how):
