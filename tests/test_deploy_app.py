@@ -532,7 +532,7 @@ def test_hosting_installs_what_the_app_needs_and_no_torch():
 
 
 def test_limits_are_said_alike_and_nobody_is_told():
-    config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text("utf-8"))
+    config = tomllib.loads((ENTRY.parent / ".streamlit" / "config.toml").read_text("utf-8"))
     assert config["server"]["maxUploadSize"] == app.MAX_MB
     assert config["browser"]["gatherUsageStats"] is False
     assert config["client"]["showErrorDetails"] == "none"
@@ -566,7 +566,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_colours_can_be_told_apart():
-    theme = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text("utf-8"))["theme"]
+    theme = tomllib.loads((ENTRY.parent / ".streamlit" / "config.toml").read_text("utf-8"))["theme"]
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     for of in (theme["light"], theme["dark"]):
         grounds = [of["backgroundColor"], of["secondaryBackgroundColor"]]
@@ -592,7 +592,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def server(release, tmp_path_factory):
-    """The app as `make app` runs it: its address, and the file with what it says."""
+    """The app, started from another folder: its address, and the file with what it says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -602,7 +602,7 @@ def server(release, tmp_path_factory):
         process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", str(ENTRY), "--server.headless=true",
              "--server.address=127.0.0.1", f"--server.port={port}", "--", "--model", str(release)],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            cwd=log.parent, stdout=file, stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(temporary)},
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -183,7 +184,9 @@ def test_a_release_that_is_none_is_a_sentence(release, tmp_path):
     (copy / "other.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match="is no model of this project"):
         Predictor.open(copy / "other.onnx")
-    for content in ("{", "[]", json.dumps({"models": {}})):
+    whole = json.loads((release / "release.json").read_text("utf-8"))
+    odd = [whole | part for part in ({"models": 3}, {"models": {"unet": 3}}, {"files": 3})]
+    for content in ("{", "[]", json.dumps({"models": {}}), *map(json.dumps, odd)):
         (copy / "release.json").write_text(content)
         with pytest.raises(ValueError, match="is damaged"):
             Predictor.open(copy)
@@ -228,6 +231,24 @@ def test_a_folder_is_segmented_from_the_command_line(release, tmp_path):
         assert mask.shape == (41, width)
         assert set(np.unique(mask)) <= {0, 255}
         assert (mask > 0).sum() == int(line.split(",")[3]) > 0
+
+
+def test_masks_are_not_taken_for_images_the_next_time(predictor, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for out in (tmp_path, tmp_path / "b" / ".."):
+        with pytest.raises(ValueError, match="holds the images: give another folder"):
+            module.segment_folder(predictor, tmp_path, out)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_name_that_is_no_text_is_in_the_table(predictor, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(picture()).save(images / "a.png")
+    (images / "a.png").rename(images / os.fsdecode(b"\xfc.png"))
+    module.segment_folder(predictor, images, tmp_path / "out")
+    assert b"\n\xfc.png," in (tmp_path / "out" / "areas.csv").read_bytes()
 
 
 def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):

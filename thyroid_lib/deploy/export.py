@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -113,7 +114,7 @@ def release(
     store, compare, out = Path(store), Path(compare), Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder for the release alone")
-    if foreign := [f.name for f in out.glob("*") if f.name not in OWN and f.suffix != ".onnx"]:
+    if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
     try:
         selected = json.loads(_read(compare / "selected.json"))
@@ -347,7 +348,7 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
     files["release.json"] = _json(about | {"files": sums}).encode()
     sums["release.json"] = hashlib.sha256(files["release.json"]).hexdigest()
     remove_file(out / "release.json")
-    for old in out.glob("*.onnx"):
+    for old in (*out.glob("*.onnx"), *out.glob("*.partial")):
         remove_file(old)
     write_file(out / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     for name, content in files.items():  # release.json is the last one
@@ -393,6 +394,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(usual)
+
+
+def _is_own(file: Path) -> bool:
+    """Whether an export wrote a file, or was killed while it did."""
+    name = re.sub(r"\.\d+\.partial$", "", file.name)
+    if name in OWN or (name != file.name and name.endswith(".onnx")):
+        return True
+    return file.suffix == ".onnx" and file.is_file() and METADATA.encode() in file.read_bytes()
 
 
 def _read(path: Path) -> str:

@@ -298,12 +298,13 @@ def _release_file(folder: Path, model: str, precision: str) -> Path:
     """Return the .onnx that is asked for, after a look at its checksum."""
     try:
         release = json.loads((folder / "release.json").read_text("utf-8"))
-        files, sums, selected = release["models"], release["files"], release["selected"]
+        sums, selected = dict(release["files"]), str(release["selected"])
+        files = {name: dict(of) for name, of in release["models"].items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no release in {folder}: release.json is missing; make one with 6-deploy"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
     model = model or selected
     if model not in files:
@@ -313,7 +314,7 @@ def _release_file(folder: Path, model: str, precision: str) -> Path:
             f"precision: got {precision!r}, of {model} this release has {', '.join(files[model])}"
         )
     path = folder / files[model][precision]
-    if path.is_file() and file_digest(path) != sums[path.name]:
+    if path.is_file() and file_digest(path) != sums.get(path.name):
         raise ValueError(f"{path.name} has changed since the release was made: copy it again")
     return path
 
@@ -370,6 +371,8 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
     """
     if not Path(images).is_dir():
         raise ValueError(f"no folder at {images}: give the folder that holds the images")
+    if Path(out).resolve() == Path(images).resolve():  # else the masks were images the next time
+        raise ValueError(f"{out} holds the images: give another folder for the masks")
     formats = Image.registered_extensions()
     files = sorted(
         f for f in Path(images).iterdir() if formats.get(f.suffix.lower()) in frames.FORMATS
@@ -390,7 +393,8 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         row["area_px"] = found.area_px
         row["confidence"] = "" if found.confidence is None else f"{found.confidence:.4f}"
         row["doubts"] = " ".join(doubt.code for doubt in found.doubts)
-    write_file(Path(out) / "areas.csv", table_csv(rows))
+    # a name that is no text stays as it is on the disk
+    write_file(Path(out) / "areas.csv", table_csv(rows).encode(errors="surrogateescape"))
     return rows
 
 
