@@ -667,3 +667,13 @@ def test_fuzzed_files_are_answered_right_or_refused(predictor, counts):
 @pytest.mark.filterwarnings("ignore")
 def test_500_fuzzed_files_are_answered_right_or_refused(predictor, counts):
     fuzz(predictor, counts, range(1000, 1500))
+
+
+@pytest.mark.parametrize("wrong", [(0, 12, 198), (1, 12, 0), (8, 0, 0), (1, 0, 16)])
+def test_a_lossless_scan_that_gdcm_never_ends_is_refused(wrong):
+    data = bytearray(to_bytes(make_us(drawn(1, 24, 32), syntax="lossless")))
+    scan = data.rindex(b"\xff\xda")
+    end = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    data[end - 3 : end] = bytes(wrong)
+    with pytest.raises(dicom.Refused, match="damaged"):
+        list(dicom.read_frames(dicom.read_file(bytes(data))))

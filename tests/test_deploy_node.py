@@ -1,6 +1,8 @@
 """The DICOM node beside a real Orthanc: routed, answered, refused, killed."""
 
+import http.server
 import io
+import json
 import logging
 import re
 import resource
@@ -378,10 +380,14 @@ def one_after_the_other(queue, objects, outcomes, there=()):
                 raise outcome
             if len(set(seen)) == len(objects) and not any(outcomes.values()):
                 done.set()
-            return pydicom.Dataset()
+            named, answer = pydicom.Dataset(), pydicom.Dataset()
+            named.ReferencedSOPInstanceUID = datasets[0].SOPInstanceUID
+            answer.ReferencedSOPSequence = [named]
+            return answer
 
         def search_for_instances(self, study, search_filters):
-            return [{}] if search_filters["SOPInstanceUID"] in there else []
+            own = search_filters["SOPInstanceUID"]
+            return [{"00080018": {"Value": [own]}}] if own in there else []
 
     def answer(dataset):
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -418,6 +424,59 @@ def test_no_object_stands_in_the_way_of_others(tmp_path):
     [reason] = (tmp_path / "queue" / "failed").glob("*-b.0.txt")
     assert reason.read_text() == "the PACS refuses the answer: HTTP 400\n"
     assert reason.with_suffix(".dcm").is_file()
+
+
+JSON = "application/dicom+json"
+LATER = {  # status, content type and body of what is no confirmation
+    "a page": (200, "text/html", b"<html>"),
+    "nothing": (200, JSON, b""),
+    "no names": (200, JSON, b"{}"),
+    "a list": (200, JSON, b"[{}]"),
+    "half a line": (200, JSON, b'{"00081199": {"vr'),
+    "half an element": (200, "application/dicom+xml", b"<NativeDicom"),
+    "no type": (200, "", b"stored"),
+    "elsewhere": (301, "", b""),
+    "failed, in a type of its own": (202, f"{JSON};charset=utf-8", b'{"00081198": {"vr": "SQ"}}'),
+    "busy": (503, "", b""),
+    "no password": (401, "", b""),
+}
+
+
+def test_only_what_the_pacs_names_or_has_counts_as_stored():
+    has = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(200, JSON, json.dumps([{"00080018": {"vr": "UI", "Value": has}}]).encode())
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(*LATER[kind])
+
+        def answer(self, status, content_type, body):
+            self.send_response(status)
+            headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
+            for each in headers.items():
+                if each[1]:
+                    self.send_header(*each)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = node.pacs_client(f"http://127.0.0.1:{server.server_port}")
+        for kind in LATER:  # noqa: B007
+            with pytest.raises(requests.RequestException):
+                node.stow(client, [one(1)])
+        has.append(str(one(1).SOPInstanceUID))
+        kind = "a page"
+        node.stow(client, [one(1)])
+        with pytest.raises(node.NotConfirmed):
+            node.stow(client, [one(2)])
+        server.shutdown()
 
 
 def test_what_kills_the_node_again_and_again_is_put_aside(tmp_path):

@@ -279,6 +279,9 @@ def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
             fits &= not lossless or set(segment[11::3]) == {0x11}
         else:  # tables and comments
             fits = marker in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker < 0xF0
+            if lossless and marker == 0xDA:  # gdcm never ends where these are others
+                fits &= segment[-3:-2] in b"\1\2\3\4\5\6\7" and segment[-2:-1] == b"\0"
+                fits &= segment[-1] < 16
         if not fits or start != 0xFF or len(segment) != length + 2:
             raise Refused("a frame's JPEG stream is damaged, or does not fit the header")
         kept += [] if marker >= 0xE0 else [segment]

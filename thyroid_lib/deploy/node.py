@@ -33,7 +33,7 @@ from types import SimpleNamespace
 import pynetdicom
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import validate_file_meta
+from pydicom.dataset import Dataset, validate_file_meta
 from pynetdicom import evt
 
 from thyroid_lib import locks, write_file
@@ -54,6 +54,11 @@ TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, 
 log = logging.getLogger("thyroid_lib.node")
 
 
+def tag_of(found: dict, tag: str) -> str:
+    """Return the value of a tag as QIDO-RS has it; "" where it has none."""
+    return (found.get(tag, {}).get("Value") or [""])[0]
+
+
 def pacs_client(url: str) -> DICOMwebClient:
     """Return one HTTP session with a PACS, which fails at once: patience is the queue's."""
     session = requests.Session()
@@ -64,8 +69,14 @@ def pacs_client(url: str) -> DICOMwebClient:
     return client
 
 
+class NotConfirmed(requests.RequestException):
+    """The PACS does not say that it has the object, and may have it later."""
+
+
 def stow(client: DICOMwebClient, objects) -> None:
-    """Store objects, one by one; one that is there already counts as stored.
+    """Store objects, one by one; stored is what the PACS names as stored, or has when asked.
+
+    No status is enough: a proxy's page and the list behind a redirection come with 200, too.
 
     Raises:
         Refused: the PACS does not want one of them, and will not want it later.
@@ -75,22 +86,34 @@ def stow(client: DICOMwebClient, objects) -> None:
         each.preamble = bytes(128)
         each.file_meta.FileMetaInformationGroupLength = 0  # which writing puts right
         validate_file_meta(each.file_meta, enforce_standard=True)  # and adds what is missing
+        each.save_as(BytesIO())  # what fails here is not the PACS's answer
+        told, problem, own = Dataset(), "", each.SOPInstanceUID
         try:
-            failed = client.store_instances([each]).get("FailedSOPSequence") or []
+            told = client.store_instances([each])
         except requests.HTTPError as error:
-            code = error.response.status_code
-            if code not in (400, 406, 409, 413, 415, 422):
+            if error.response.status_code not in (400, 406, 409, 413, 415, 422):
                 raise
-            study, own = each.StudyInstanceUID, {"SOPInstanceUID": each.SOPInstanceUID}
-            if code == 409 and client.search_for_instances(study, search_filters=own):
-                continue  # it conflicts with itself
-            raise dicom.Refused(f"the PACS refuses the answer: HTTP {code}") from error
-        for one in failed:
+            problem = f"HTTP {error.response.status_code}"
+        except requests.RequestException:
+            raise
+        except Exception:  # an answer that cannot be read
+            log.debug("the PACS's answer is no DICOM")
+        named = told.get("ReferencedSOPSequence") or []
+        stored = own in [one.get("ReferencedSOPInstanceUID") for one in named]
+        for one in told.get("FailedSOPSequence") or []:
             reason = int(one.get("FailureReason", dicom.BROKEN))
             if reason >> 8 == dicom.TOO_LARGE >> 8:  # it has no room, and may have some later
-                raise requests.RequestException("out of resources")
-            if reason != 0x0111:  # is there
-                raise dicom.Refused(f"the PACS refuses the answer: 0x{reason:04X}", reason)
+                raise NotConfirmed
+            stored, problem = reason == 0x0111, f"0x{reason:04X}"  # 0x0111: is there
+        if not stored and problem in ("", "HTTP 409"):  # which it may say of what it has
+            found = client.search_for_instances(
+                each.StudyInstanceUID, search_filters={"SOPInstanceUID": own}
+            )
+            stored = own in [tag_of(one, "00080018") for one in found]
+        if not stored and problem:
+            raise dicom.Refused(f"the PACS refuses the answer: {problem}")
+        if not stored:
+            raise NotConfirmed
 
 
 class Queue:
@@ -406,7 +429,7 @@ def study(asked, predictor: Predictor) -> int:
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
     for uid in asked.study_uid:
         found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
-        found = [[each.get(tag, {}).get("Value", [""])[0] for tag in TAGS] for each in found]
+        found = [[tag_of(each, tag) for tag in TAGS] for each in found]
         found = [each for each in found if each[0] in SOP_CLASSES]
         if not found:
             failed += 1
