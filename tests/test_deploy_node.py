@@ -311,8 +311,13 @@ def test_a_study_is_measured_where_it_lies(beside, tmp_path):
         sys.executable, "-m", "thyroid_lib.deploy.node", "study", "--pacs", beside.pacs.web,
         "--model", beside.release, "--out", out, "--store", "--study-uid", sent[0].StudyInstanceUID,
     ]  # fmt: skip
+    unstored = [word for word in command if word != "--store"]
+    subprocess.run(unstored, check=True, capture_output=True, env=node_environment())
+    assert not stored(beside.pacs, SEG)
+    first = out.read_text()
     subprocess.run(command, check=True, capture_output=True, env=node_environment())
     whole = out.read_text()
+    assert whole == first.replace(",,\n", ",yes,\n")
     predictor, rows = Predictor.open(beside.release), whole.splitlines()
     wanted = [predictor.predict(each, spacing_mm=(0.08, 0.08)) for each in images]
     assert len(rows) == 1 + 5 + 1
@@ -334,6 +339,10 @@ def test_a_study_is_measured_where_it_lies(beside, tmp_path):
     assert (stranger.returncode, "HTTPError" in stranger.stderr) == (2, True)
     assert absent.returncode == 1
     assert "no ultrasound in study 1.2.3.4" in absent.stderr
+    out.write_text("name,area\n")
+    foreign = subprocess.run(command, capture_output=True, text=True, env=node_environment())
+    assert foreign.returncode == 2
+    assert "is another table than this command writes" in foreign.stderr
 
 
 def test_what_has_no_room_is_refused_and_leaves_nothing(release, tmp_path):

@@ -167,6 +167,12 @@ def test_distance_grows_with_the_change(predictor):
     assert features(image).shape == (8,)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_impossible_threads(release, threads):
+    with pytest.raises(ValueError, match="threads: got"):
+        Predictor.open(release, threads=threads)
+
+
 def test_a_release_that_is_none_is_a_sentence(release, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at"):
         Predictor.open(tmp_path / "none.onnx")

@@ -46,6 +46,7 @@ platforms.start()"""
 TARGETS = """\
     make quickstart    # sets up .venv, then a first look in a minute
     make demo          # the whole study on phantoms, three minutes on two cores
+    make app           # the selected model on a page, in the browser
     make test          # style, tests, the demo again, and the committed notebooks run once more
 """
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}

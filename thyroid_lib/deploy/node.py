@@ -48,7 +48,7 @@ DEATHS = 5  # of the node over one object, before it is given up
 LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
     "study", "instance", "model", "frame", "frames", "height", "width", "area_px", "area_mm2",
-    "confidence", "distance", "doubts", "problem",
+    "confidence", "distance", "doubts", "stored", "problem",
 )  # fmt: skip
 TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, as QIDO-RS has them
 log = logging.getLogger("thyroid_lib.node")
@@ -388,8 +388,14 @@ def serve(asked, predictor: Predictor):
 
 
 def finished(out: Path) -> dict[tuple, list[dict]]:
-    """Return the rows of what an earlier run has measured to the end, by instance and model."""
+    """Return the rows of what an earlier run has measured to the end, by instance and model.
+
+    Raises:
+        ValueError: the table is not one of this command.
+    """
     rows, text = {}, out.read_text("utf-8") if out.is_file() else ""
+    if text and text.partition("\n")[0] != ",".join(COLUMNS):
+        raise ValueError(f"{out} is another table than this command writes: give another --out")
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
         rows.setdefault((row["instance"], row["model"]), []).append(row)
     return {
@@ -424,7 +430,12 @@ def study(asked, predictor: Predictor) -> int:
         1 if a study has no ultrasound, or an object could not be measured: its row has a `problem`.
     """
     client, decoder, out, failed = pacs_client(asked.pacs), Decoder(), Path(asked.out), 0
-    model, done = predictor.about.get("run_id", predictor.about["model"]), finished(out)
+    model = predictor.about.get("run_id", predictor.about["model"])
+    model += "" if asked.precision == "fp32" else f" {asked.precision}"
+    done = {
+        key: own for key, own in finished(out).items()
+        if not asked.store or own[0]["stored"] or own[0]["study"] not in asked.study_uid
+    }  # fmt: skip
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
     for uid in asked.study_uid:
@@ -453,6 +464,7 @@ def study(asked, predictor: Predictor) -> int:
                 problem = f"{type(error).__name__} while it was being measured"
             failed += bool(problem)
             same = {"study": uid, "instance": instance, "model": model, "problem": problem}
+            same["stored"] = "yes" if asked.store and not problem else ""
             rows = [dict.fromkeys(COLUMNS, "") | row | same | {"frames": len(rows)} for row in rows]
             with open(out, "a", encoding="utf-8") as file:
                 file.write(table_csv(rows).partition("\n")[2])

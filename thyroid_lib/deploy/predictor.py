@@ -33,6 +33,7 @@ from thyroid_lib.quality import FAR, TOO_FAR, distance
 METADATA = "thyroid_lib"  # the key under which an .onnx describes itself, JSON
 NEEDED = ("model", "size", "resize", "threshold")
 PRECISIONS = ("fp32", "int8")
+MAX_THREADS = 1024  # a slip of the pen would take the machine down
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Predictor:
             ImportError: what runs it is not installed; says what to install.
         """
         path = Path(path)
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads: got {threads}, need 1 to {MAX_THREADS}")
         if path.is_dir():
             path = _release_file(path, model, precision)
         if not path.is_file():
