@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
+BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
 
@@ -131,6 +132,13 @@ def counts(record_property):
     yield of
     for what, number in of.items():
         record_property(f"fuzz {what}", number)
+
+
+def pytest_collection_finish():
+    """Take back what streamlit sets when it is imported: notebooks that tests run inherit it."""
+    os.environ.pop("MPLBACKEND", None)
+    if BACKEND is not None:
+        os.environ["MPLBACKEND"] = BACKEND
 
 
 def pytest_terminal_summary(terminalreporter):

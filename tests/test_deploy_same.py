@@ -35,14 +35,15 @@ def by_its_own_words(path, image: np.ndarray) -> np.ndarray:
 
 
 class Pacs:
-    """Keeps what is stored."""
+    """Keeps what is stored, and says so."""
 
     def __init__(self):
         self.objects = []
 
     def store_instances(self, objects) -> dict:
         self.objects += objects
-        return {}
+        stored = [{"ReferencedSOPInstanceUID": each.SOPInstanceUID} for each in objects]
+        return {"ReferencedSOPSequence": stored}
 
 
 def from_the_node(release, content: bytes, folder) -> np.ndarray:
