@@ -80,6 +80,16 @@ def test_a_doubtful_frame_is_segmented_with_a_warning(predictor):
     assert "empty" in {doubt.code for doubt in predictor.predict(image // 5).doubts}
 
 
+def test_a_poor_model_is_never_without_doubt(predictor):
+    line = {"slope": 0.0, "offset": 0.3}
+    poor = Predictor(
+        predictor.network, predictor.about | {"confidence": line, "confidence_low": 0.2}
+    )
+    assert "unsure" in {doubt.code for doubt in poor.predict(picture()).doubts}
+    fair = Predictor(poor.network, poor.about | {"confidence": {"slope": 0.0, "offset": 0.7}})
+    assert "unsure" not in {doubt.code for doubt in fair.predict(picture()).doubts}
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

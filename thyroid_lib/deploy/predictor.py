@@ -33,6 +33,7 @@ from thyroid_lib.quality import FAR, TOO_FAR, distance
 METADATA = "thyroid_lib"  # the key under which an .onnx describes itself, JSON
 NEEDED = ("model", "size", "resize", "threshold")
 PRECISIONS = ("fp32", "int8")
+UNSURE = 0.5  # a confidence below is told, whatever the model's usual one is
 MAX_THREADS = 1024  # a slip of the pen would take the machine down
 
 
@@ -211,7 +212,12 @@ class Predictor:
         if not mask.any():
             yield Doubt("empty", "No thyroid was found.")
         low = self.about.get("confidence_low")
-        if None not in (confidence, low) and confidence < low:
+        if confidence is not None and confidence < UNSURE:
+            yield Doubt(
+                "unsure",
+                f"A Dice of {confidence:.2f} is to be expected: much of this is likely wrong.",
+            )
+        elif None not in (confidence, low) and confidence < low:
             yield Doubt(
                 "unsure",
                 f"The model is less sure than on 95 of 100 validation frames (confidence "
