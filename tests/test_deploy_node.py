@@ -618,7 +618,7 @@ RAW = {
 
 
 def test_what_is_no_dicom_at_all_does_not_harm_the_node(beside):
-    """Connections that say nonsense, some left open; a caller is served all the while."""
+    """Connections that say nonsense, some left open, one byte by byte; a caller is served then."""
     opened = []
     for content in RAW.values():
         for close in (True, False):
@@ -626,6 +626,17 @@ def test_what_is_no_dicom_at_all_does_not_harm_the_node(beside):
             opened[-1].sendall(content)
             if close:
                 opened.pop().close()
+    dripping = socket.create_connection(("127.0.0.1", beside.node.port), 5)
+    dripping.sendall(RAW["half a request"][:6])
+
+    def drip():
+        for _ in range(60):
+            dripping.sendall(b"\0")
+            time.sleep(0.5)
+
+    with pytest.raises(ConnectionError):  # the node hangs up before 30 s are over
+        drip()
+    opened.append(dripping)
     status = Path(f"/proc/{beside.node.process.pid}/status").read_text()
     assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 1_000_000  # kB
     # those left open count as associations for ten seconds, and then no more

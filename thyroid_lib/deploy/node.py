@@ -43,7 +43,7 @@ from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
 VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
-SILENT = 10  # seconds: until a connection asks for something, and within it
+SILENT = 10  # seconds: until a connection asks for something, and for a PDU to come
 DEATHS = 5  # of the node over one object, before it is given up
 LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
@@ -296,18 +296,25 @@ class Discard(BytesIO):
 
 
 def bound(event, limit: int) -> None:
-    """Hold a connection to the limits that pynetdicom does not know: bytes of PDU and object."""
-    assoc, socket = event.assoc, event.assoc.dul.socket
-    receive, socket.recv = socket.recv, lambda count: recv(count)
-    socket.socket.settimeout(SILENT)  # in the midst of a PDU
+    """Hold a connection to limits that pynetdicom does not know: size of PDU and object, pace."""
+    assoc, connection = event.assoc, event.assoc.dul.socket.socket
+    connection.settimeout(SILENT)
 
     def recv(count: int) -> bytearray:
-        message = assoc.dimse.message
+        message, data, until = assoc.dimse.message, bytearray(), time.monotonic() + SILENT
         if count > PDU or (message and message.encoded_command_set.tell() > PDU):
             raise OSError("a longer PDU or command than was agreed on")
         if message and message.data_set.tell() > limit:
             message.data_set = Discard()
-        return receive(count)
+        while len(data) < count:  # within SILENT in all: a byte now and then is silence, too
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            if not (part := connection.recv(count - len(data))):
+                break
+            data += part
+        connection.settimeout(SILENT)  # as it was, for what is sent
+        return data
+
+    event.assoc.dul.socket.recv = recv
 
 
 def receive(event, queue: Queue, decoder: Decoder) -> int:
