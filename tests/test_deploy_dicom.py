@@ -47,6 +47,13 @@ def predictor(release):
     return Predictor.open(release)
 
 
+@pytest.fixture(scope="module")
+def trusting(predictor):
+    """The same, which knows of no frames that it was trained on: ellipses are far from them."""
+    about = {key: value for key, value in predictor.about.items() if key != "quality"}
+    return Predictor(predictor.network, about)
+
+
 def drawn(count: int = 3, height: int = 61, width: int = 74) -> np.ndarray:
     """Frames with an ellipse each, uint8 (count,H,W); of no size that is a multiple of 8."""
     rng = np.random.default_rng(7)
@@ -289,14 +296,14 @@ def test_another_library_reads_the_same_masks(predictor):
     assert (got[0, ..., 0].astype(bool) == wanted[0]).all()
 
 
-def test_the_report_holds_what_was_measured(predictor):
+def test_the_report_holds_what_was_measured(trusting):
     hd = pytest.importorskip("highdicom")
     dataset = make_us(drawn(3), spacing_mm=(0.08, 0.05))
     source = dicom.read_file(to_bytes(dataset))
-    seg, sr = dicom.answer(source, predictor)
+    seg, sr = dicom.answer(source, trusting)
     read_back = hd.sr.srread(io.BytesIO(to_bytes(sr)))
     groups = read_back.content.get_planar_roi_measurement_groups()
-    found = [predictor.predict(each, spacing_mm=(0.08, 0.05)) for each in dicom.read_frames(source)]
+    found = [trusting.predict(each, spacing_mm=(0.08, 0.05)) for each in dicom.read_frames(source)]
     assert len(groups) == len(found) == 3
     for number, (group, each) in enumerate(zip(groups, found, strict=True), 1):
         values = {m.name.meaning: (m.value, m.unit.value) for m in group.get_measurements()}
@@ -313,9 +320,7 @@ def test_the_report_holds_what_was_measured(predictor):
     [summary] = read_back.content.get_image_measurement_groups()
     [largest] = summary.get_measurements()
     assert largest.value == pytest.approx(max(each.area_mm2 for each in found))
-    _, sr = dicom.answer(
-        dicom.read_file(to_bytes(make_us(drawn(1)[0], spacing_mm=None))), predictor
-    )
+    _, sr = dicom.answer(dicom.read_file(to_bytes(make_us(drawn(1)[0], spacing_mm=None))), trusting)
     read_back = hd.sr.srread(io.BytesIO(to_bytes(sr)))
     [group] = read_back.content.get_planar_roi_measurement_groups()
     units = {m.name.meaning: m.unit.value for m in group.get_measurements()}
@@ -326,19 +331,24 @@ def test_the_report_holds_what_was_measured(predictor):
     assert not read_back.content.get_image_measurement_groups()
 
 
-def test_doubts_stand_in_the_report_and_can_refuse(predictor):
-    black = np.zeros((3, 80, 110), np.uint8)
-    source = dicom.read_file(to_bytes(make_us(black)))
-    seg, sr = dicom.answer(source, predictor)
-    assert not masks_of(seg).any()
+def test_a_refused_frame_is_said_to_be_and_has_no_sizes(trusting):
+    some = np.stack([np.zeros((80, 110), np.uint8), drawn(1, 80, 110)[0], drawn(1, 80, 110)[0]])
+    some[2, 40:] = 255  # much of it white
+    seg, sr = dicom.answer(dicom.read_file(to_bytes(make_us(some, spacing_mm=None))), trusting)
+    assert seg.SegmentSequence[0].SegmentLabel == "Thyroid gland (2 of 3 frames refused)"
     texts = [each.value for each in sr.iterall() if each.keyword == "TextValue"]
-    assert texts.count("There is no picture in this frame.") == 3
+    assert texts.count("There is no picture in this frame.") == 1
+    assert texts.count("Refused: not measured.") == 2
+    assert "Thyroid in 1 of 3 frames, 2 refused. Largest in frame 2." in texts
     assert dicom.NOTICE in texts
-    with pytest.raises(dicom.Refused, match="no frame can be used: There is no picture") as refused:
-        dicom.answer(source, predictor, refuse=True)
-    assert refused.value.status == 0xA900
-    black[1] = drawn(1, 80, 110)[0]
-    dicom.answer(dicom.read_file(to_bytes(make_us(black))), predictor, refuse=True)
+    found = [trusting.predict(each) for each in some]
+    assert (masks_of(seg) == np.stack([each.mask for each in found])).all()
+    assert found[2].mask.any()
+    numbers = [each.value for each in sr.iterall() if each.keyword == "NumericValue"]
+    assert len(numbers) == 5  # the largest area; area, two diameters and confidence of frame 2
+    assert numbers[0] == numbers[1] == str(found[1].area_px)
+    seg, sr = dicom.answer(dicom.read_file(to_bytes(make_us(some[:1]))), trusting)
+    assert not [each for each in sr.iterall() if each.keyword == "NumericValue"]
 
 
 VALIDATED = [
@@ -525,9 +535,9 @@ REFUSED = {
     "a packed bomb": (stretched, 0xC000, "unpacked"),
     "misspelt": (misspelt, 0xC000, "PatientID is not written in the character set"),
     "endless RLE": (endless, 0xA700, "RLE is in pieces, or longer"),
-    "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need the lower of 8"),
-    "upper bits": (changed(HighBit=6), 0xA900, "need the lower of 8"),
-    "32 bits": (changed(BitsAllocated=32), 0xA900, "need the lower of 8"),
+    "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need all of 8"),
+    "upper bits": (changed(HighBit=6), 0xA900, "need all of 8"),
+    "32 bits": (changed(BitsAllocated=32), 0xA900, "need all of 8"),
     "no colour known": (
         changed(PhotometricInterpretation="HSV"),
         0xA900,

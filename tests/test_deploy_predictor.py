@@ -236,7 +236,7 @@ def test_a_folder_is_segmented_from_the_command_line(release, tmp_path):
     assert "passed over broken.jpg" in done.stderr
     assert "2 of 3 images" in done.stdout
     lines = (out / "areas.csv").read_text("utf-8").splitlines()
-    assert lines[0] == "file,height,width,area_px,confidence,doubts,problem"
+    assert lines[0] == ",".join(module.COLUMNS)
     assert [line.split(",")[0] for line in lines[1:]] == [
         "broken.jpg",
         "frame 37.png",

@@ -174,10 +174,11 @@ def check(dataset: Dataset) -> None:
         raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
     highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
-    fits = allocated == 8 or (allocated == 16 and samples == 1)
+    fits = allocated in (8, 16) if samples == 1 else allocated == stored == 8
     if not fits or stored > allocated or highest != stored - 1 or signed:
         got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
-        raise Refused(f"got {got}, need the lower of 8, or gray of 16, unsigned", NOT_FITTING)
+        needed = "all of 8, or for gray the lower of 8 or 16, unsigned"
+        raise Refused(f"got {got}, need {needed}", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
     if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
         size = size // 3 * 2 if columns % 2 == 0 else -1
@@ -344,7 +345,8 @@ def _text(value) -> str:
 
 def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int) -> Dataset:
     """Begin an object of the same patient and study, in a series of its own."""
-    model = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    made_by = json.dumps([about, __version__], sort_keys=True, default=str)
+    model = hashlib.sha256(made_by.encode()).hexdigest()
     number = dataset.get("InstanceNumber")
     new = _made(
         SOPClassUID=sop, SOPInstanceUID=_uid(dataset.SOPInstanceUID, modality, model),
@@ -364,7 +366,7 @@ def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int)
         date, time = str(dataset.get(f"{kind}Date")), str(dataset.get(f"{kind}Time"))
         if re.fullmatch(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
             new.ContentDate, new.ContentTime = date, "000000"
-            if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d){2}(\.\d{1,6})?", time):
+            if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", time):
                 new.ContentTime = time
     new.file_meta = FileMetaDataset()
     new.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -376,6 +378,8 @@ def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int)
 def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
     """Return a DICOM Segmentation: BINARY, frame i over frame i of the source, also where empty.
 
+    The masks of refused frames are in it, too; its label says how many those are.
+
     Args:
         dataset: the source, as `read_file` gives it.
         predictions: one per frame; taken one by one.
@@ -385,10 +389,11 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
         ValueError: not as many masks, or not of the size, as the source has frames.
     """
     rows, columns, count = dataset.Rows, dataset.Columns, _number(dataset, "NumberOfFrames")
-    packed, rest = [], np.zeros(0, bool)
+    packed, rest, refused = [], np.zeros(0, bool), 0
     for found in predictions:
         if found.mask.shape != (rows, columns) or len(packed) == count:
             raise ValueError(f"got {found.mask.shape}, need {count} masks of {rows} x {columns}")
+        refused += found.refused
         bits = np.concatenate([rest, found.mask.ravel()])  # which run on from frame to frame
         packed.append(np.packbits(bits[: len(bits) // 8 * 8], bitorder="little").tobytes())
         rest = bits[len(bits) // 8 * 8 :]
@@ -397,8 +402,9 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
     seg = _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101)
     space, name = _uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName
+    label = THYROID.meaning + f" ({refused} of {count} frames refused)" * bool(refused)
     segment = _made(
-        SegmentNumber=1, SegmentLabel=THYROID.meaning, SegmentDescription=NOTICE,
+        SegmentNumber=1, SegmentLabel=label, SegmentDescription=NOTICE,
         SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
         SegmentationAlgorithmIdentificationSequence=[_made(
             AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
@@ -442,9 +448,10 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
         size = count * rows * columns * dataset.SamplesPerPixel
         usual = {"Ratio": f"{size / len(dataset.PixelData):.4g}", "Method": "ISO_10918_1"}
         for part, value in usual.items():
-            setattr(seg, keyword := f"LossyImageCompression{part}", value)
-            if keyword in dataset:
+            if dataset.get(keyword := f"LossyImageCompression{part}"):
                 seg[keyword] = dataset[keyword]
+            elif lossy:  # else how, and how much, nobody knows
+                setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg
 
@@ -473,22 +480,24 @@ def report(
 ) -> Dataset:
     """Return a Comprehensive SR, TID 1500: area and diameters by frame, of a cine the largest too.
 
-    In mm where the spacing is known, else in pixels. Arguments as of `segmentation`.
+    In mm where the spacing is known, else in pixels; a refused frame has none. Arguments as of
+    `segmentation`.
     """
     found = list(predictions)
     groups = [_group(dataset, segmentation, *each) for each in enumerate(found, 1)]
     if len(found) > 1:
-        largest = max(found, key=lambda each: each.area_px)
-        seen, grave = sum(each.area_px > 0 for each in found), sum(each.refused for each in found)
-        said = (
-            f"Largest in frame {found.index(largest) + 1}. Thyroid in {seen} of {len(found)} frames"
-        )
-        maximum = _item("CODE", codes.DCM.Derivation, codes.SCT.Maximum, of=MODIFIES)
+        seen = [each for each in found if each.area_px and not each.refused]
+        refused, largest = sum(each.refused for each in found), []
+        said = f"Thyroid in {len(seen)} of {len(found)} frames, {refused} refused."
+        if seen:
+            most = max(seen, key=lambda each: each.area_px)
+            said += f" Largest in frame {found.index(most) + 1}."
+            maximum = _item("CODE", codes.DCM.Derivation, codes.SCT.Maximum, of=MODIFIES)
+            largest = [_item("NUM", codes.SCT.Area, _sizes(most)[0], maximum)]
         groups.insert(0, _item(
             "CONTAINER", codes.DCM.MeasurementGroup, "1501",
             *_tracked(segmentation, 0, "Thyroid, all frames"),
-            _item("NUM", codes.SCT.Area, _sizes(largest)[0], maximum),
-            _item("TEXT", codes.DCM.Comment, f"{said}, grave doubts in {grave}."),
+            *largest, _item("TEXT", codes.DCM.Comment, said),
         ))  # fmt: skip
     sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
     device = _uid(MAKER, sr.DeviceSerialNumber)
@@ -540,38 +549,36 @@ def _group(dataset, segmentation, number, found):
     if found.confidence is not None:
         sure = 100 * found.confidence, codes.UCUM.Percent
         numbers.append((codes.DCM.CertaintyOfFinding, sure))
+    said = ["Refused: not measured."] * found.refused + [doubt.text for doubt in found.doubts]
     return _item(
         "CONTAINER", codes.DCM.MeasurementGroup, "1410",
         *_tracked(segmentation, number, f"Thyroid, frame {number}"),
         _item("IMAGE", codes.DCM.ReferencedSegmentationFrame, [frame]),
         _item("IMAGE", codes.DCM.SourceImageForSegmentation, [source]),
-        *(_item("NUM", *each) for each in numbers),
-        *(_item("TEXT", codes.DCM.Comment, doubt.text) for doubt in found.doubts),
+        *(_item("NUM", *each) for each in numbers if not found.refused),
+        *(_item("TEXT", codes.DCM.Comment, text) for text in said),
     )  # fmt: skip
 
 
 def answer(
-    dataset: Dataset, predictor: Predictor, *, refuse: bool = False
+    dataset: Dataset, predictor: Predictor, *, told: list | None = None
 ) -> tuple[Dataset, Dataset]:
     """Return segmentation and report of an object, decoded and segmented frame by frame.
 
     Args:
-        refuse: whether to refuse an object that has grave doubts about each of its frames.
+        told: takes what was found in each frame, without its prob and mask: a cine has hundreds.
 
     Raises:
-        Refused: the object cannot be read, or that.
+        Refused: the object cannot be read.
     """
-    images, spacing, told = read_frames(dataset), spacing_of(dataset), []
-    nothing = np.zeros((0, 0), bool)
+    images, spacing, nothing = read_frames(dataset), spacing_of(dataset), np.zeros((0, 0), bool)
+    told = [] if told is None else told
 
     def found():
         for image in images:
             prediction = predictor.predict(image, spacing_mm=spacing)
-            told.append(replace(prediction, prob=nothing, mask=nothing))  # a cine has hundreds
+            told.append(replace(prediction, prob=nothing, mask=nothing))
             yield prediction
 
     seg = segmentation(dataset, found(), predictor.about)
-    if refuse and all(each.refused for each in told):
-        grave = next(doubt for doubt in told[0].doubts if doubt.grave)
-        raise Refused(f"no frame can be used: {grave.text}", NOT_FITTING)
     return seg, report(dataset, seg, told, predictor.about)

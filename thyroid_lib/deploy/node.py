@@ -28,7 +28,6 @@ from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import pynetdicom
 import requests
@@ -38,7 +37,7 @@ from pynetdicom import evt
 
 from thyroid_lib import locks, write_file
 from thyroid_lib.deploy import dicom
-from thyroid_lib.deploy.predictor import PRECISIONS, Predictor, table_csv
+from thyroid_lib.deploy.predictor import PRECISIONS, ROW, Predictor, table_csv
 
 VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
@@ -47,8 +46,7 @@ SILENT = 10  # seconds: until a connection asks for something, and for a PDU to 
 DEATHS = 5  # of the node over one object, before it is given up
 LONGEST, GRACE, PATIENCE = 60.0, 8.0, 300.0  # seconds: between two tries, at SIGTERM, to decode
 COLUMNS = (
-    "study", "instance", "model", "frame", "frames", "height", "width", "area_px", "area_mm2",
-    "confidence", "distance", "doubts", "stored", "problem",
+    "study", "instance", "model", "frame", "frames", "height", "width", *ROW, "stored", "problem",
 )  # fmt: skip
 TAGS = ("00080016", "0020000E", "00080018")  # SOP class, series, SOP instance, as QIDO-RS has them
 log = logging.getLogger("thyroid_lib.node")
@@ -94,6 +92,8 @@ def stow(client: DICOMwebClient, objects) -> None:
             if error.response.status_code not in (400, 406, 409, 413, 415, 422):
                 raise
             problem = f"HTTP {error.response.status_code}"
+            with suppress(Exception):  # its body may say why
+                told = Dataset.from_json(error.response.text)
         except requests.RequestException:
             raise
         except Exception:  # an answer that cannot be read
@@ -134,7 +134,7 @@ class Queue:
             raise ValueError(
                 f"another node has the queue {folder}: stop it, or give another folder"
             )
-        for left in [*self.folder.glob("*.partial"), *self.folder.glob("*.new")]:
+        for left in [*self.folder.glob("*-*.*.new"), *self.folder.glob("*-*.*.new.*.partial")]:
             left.unlink()  # whose senders were not told of success
         for left in self.folder.glob("*-*.*.working"):  # a node died over it: others come first now
             name, deaths = self.name(left), int(left.stem.rpartition(".")[2]) + 1
@@ -180,7 +180,7 @@ class Worker(threading.Thread):
     def __init__(self, queue: Queue, client: DICOMwebClient, answer):
         super().__init__(daemon=True)
         self.queue, self.client, self.answer = queue, client, answer
-        self.stopping, self.failures, self.ready = threading.Event(), 0, (None, ())
+        self.stopping, self.failures = threading.Event(), 0
 
     def run(self):
         while not self.stopping.is_set():
@@ -206,10 +206,9 @@ class Worker(threading.Thread):
         working = path.with_suffix(".working")
         try:
             path.replace(working)
-            if self.ready[0] != path:  # else computed before, and not stored
-                self.ready = path, self.answer(dicom.read_file(working))
+            answers = self.answer(dicom.read_file(working))
             computed = time.monotonic()
-            stow(self.client, self.ready[1])
+            stow(self.client, answers)
             working.unlink()
         except requests.RequestException as error:
             status = getattr(error.response, "status_code", None)
@@ -254,6 +253,10 @@ def why_not(source) -> tuple[str, int] | None:
 def decode_for(pipe) -> None:
     """Answer `why_not` until the other end is closed, or the node is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(ImportError):  # where there is none, there are no cores
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # they would hold patients' pixels
     with suppress(EOFError, OSError):
         while True:
             pipe.send(why_not(pipe.recv()))
@@ -276,13 +279,19 @@ class Decoder:
     def check(self, source) -> None:
         """Decode all frames of an object, bytes or path. Refused: that did not go well."""
         with self.lock:
+            if not self.process.is_alive():  # killed while it had nothing to do
+                self.start()
             try:
                 self.pipe.send(source)
-                refused = self.pipe.recv() if self.pipe.poll(PATIENCE) else ("slow", dicom.BROKEN)
-            except (EOFError, OSError):
-                refused = "its pixels bring the decoder down", dicom.BROKEN
-            if refused and (refused[0] == "slow" or not self.process.is_alive()):
+                if not self.pipe.poll(PATIENCE):
+                    raise TimeoutError
+                refused = self.pipe.recv()
+            except (EOFError, OSError) as error:
+                late = isinstance(error, TimeoutError)
+                what = "takes too long to decode" if late else "its pixels bring the decoder down"
+                refused = what, dicom.BROKEN
                 self.process.kill()
+                self.process.join()
                 self.start()
         if refused:
             raise dicom.Refused(*refused)
@@ -333,7 +342,8 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
         if (dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")) != announced:
             raise dicom.Refused("holds another object than was announced", dicom.NOT_FITTING)
         dicom.check(dataset)
-        path = queue.write(name, content)
+        path, size = queue.write(name, content), len(content)
+        del content, dataset  # there may be a queue before the decoder
         decoder.check(path)
         queue.put(path)
     except dicom.Refused as error:
@@ -343,7 +353,7 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
     except Exception as error:  # whose words might quote the object
         status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
     else:
-        log.info("object %s: received, %d bytes", name, len(content))
+        log.info("object %s: received, %d bytes", name, size)
         return 0x0000
     if path:
         path.unlink(missing_ok=True)
@@ -414,20 +424,10 @@ def finished(out: Path) -> dict[tuple, list[dict]]:
 def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[list[dict], tuple]:
     """Return a row of areas for each frame of an object, and SEG and SR."""
     decoder.check(content)
-    dataset, rows = dicom.read_file(content), []
-
-    def predict(frame, **how):
-        found = predictor.predict(frame, **how)
-        row = {"frame": len(rows) + 1, "area_px": found.area_px}
-        row["height"], row["width"] = found.mask.shape
-        for key in ("area_mm2", "confidence", "distance"):
-            value = getattr(found, key)
-            row[key] = "" if value is None else f"{value:.4f}"
-        rows.append(row | {"doubts": " ".join(doubt.code for doubt in found.doubts)})
-        return found
-
-    listening = SimpleNamespace(about=predictor.about, predict=predict)
-    return rows, dicom.answer(dataset, listening)
+    dataset, told = dicom.read_file(content), []
+    answers = dicom.answer(dataset, predictor, told=told)
+    size = {"height": dataset.Rows, "width": dataset.Columns}
+    return [size | {"frame": n} | each.row() for n, each in enumerate(told, 1)], answers
 
 
 def study(asked, predictor: Predictor) -> int:
@@ -445,8 +445,15 @@ def study(asked, predictor: Predictor) -> int:
     }  # fmt: skip
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
-    for uid in asked.study_uid:
-        found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
+    for uid in filter(None, map(str.strip, asked.study_uid)):
+        try:
+            found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
+        except requests.HTTPError as error:
+            if (status := error.response.status_code) not in (400, 404):
+                raise
+            failed += 1
+            print(f"the PACS answers HTTP {status} when asked for study {uid}", file=sys.stderr)
+            continue
         found = [[tag_of(each, tag) for tag in TAGS] for each in found]
         found = [each for each in found if each[0] in SOP_CLASSES]
         if not found:

@@ -12,6 +12,7 @@ Pillow, SciPy and ONNX Runtime, and no torch.
 
 import argparse
 import csv
+import errno
 import io
 import json
 import sys
@@ -35,6 +36,11 @@ NEEDED = ("model", "size", "resize", "threshold")
 PRECISIONS = ("fp32", "int8")
 UNSURE = 0.5  # a confidence below is told, whatever the model's usual one is
 MAX_THREADS = 1024  # a slip of the pen would take the machine down
+ROW = (
+    "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
+    "distance", "doubts", "refused",
+)  # fmt: skip
+COLUMNS = ("file", "height", "width", *ROW, "problem")
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class Prediction:
     def refused(self) -> bool:
         """Whether a doubt is grave: not to be used without a look at the frame."""
         return any(doubt.grave for doubt in self.doubts)
+
+    def row(self) -> dict:
+        """Return what tables say of it, by ROW; None where there is nothing to say."""
+        sizes = *self.diameters_px, *(self.diameters_mm or (None, None))
+        numbers = self.area_px, self.area_mm2, *sizes, self.confidence, self.distance
+        numbers = [number and round(number, 4) for number in numbers]
+        doubts = " ".join(doubt.code for doubt in self.doubts) or None
+        return dict(zip(ROW, (*numbers, doubts, "yes" if self.refused else None), strict=True))
 
 
 class Predictor:
@@ -196,11 +210,8 @@ class Predictor:
                 "colour", "Parts of the frame are in colour: Doppler or annotations hide tissue."
             )
         if (gray >= 200).mean() > 0.35:
-            yield Doubt(
-                "bright",
-                "Most of it is white: a page or a photograph, not a B-mode frame.",
-                grave=True,
-            )
+            text = "Much of it is white: a page or a photograph, not a B-mode frame."
+            yield Doubt("bright", text, grave=True)
         if distance is not None and distance > FAR:
             grave = distance > TOO_FAR
             yield Doubt(
@@ -288,7 +299,10 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
     if not count:
         return 0.0, 0.0
     largest = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    points = np.argwhere(largest) * np.array(spacing)  # (P,2)
+    rows = np.flatnonzero(largest.any(axis=1))
+    part = largest[rows]  # of which only the ends of rows can be corners
+    ends = part.argmax(axis=1), part.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
+    points = np.stack([np.tile(rows, 2), np.concatenate(ends)], axis=1) * np.array(spacing)  # (P,2)
     try:
         points = points[ConvexHull(points).vertices]
     except QhullError:  # all on one line
@@ -375,8 +389,7 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
     """Segment every image of a folder; an unreadable one is reported and passed over.
 
     Returns:
-        One row per image: file, height, width, area_px, confidence, doubts, problem ("" where it
-        went well); the same as `areas.csv`.
+        One row per image, by COLUMNS: problem is None where it went well; the same as `areas.csv`.
     """
     if not Path(images).is_dir():
         raise ValueError(f"no folder at {images}: give the folder that holds the images")
@@ -390,24 +403,21 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
     rows = []
     for file in files:
-        row = dict.fromkeys(COLUMNS, "") | {"file": file.name}
+        row = dict.fromkeys(COLUMNS) | {"file": file.name}
         rows.append(row)
         try:
             found = predictor.predict(read_picture(file))
-        except ValueError as error:
+            write_file(Path(out) / f"{file.name}.mask.png", mask_png(found.mask))
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                raise
             row["problem"] = str(error)
             continue
-        write_file(Path(out) / f"{file.name}.mask.png", mask_png(found.mask))
         row["height"], row["width"] = found.mask.shape
-        row["area_px"] = found.area_px
-        row["confidence"] = "" if found.confidence is None else f"{found.confidence:.4f}"
-        row["doubts"] = " ".join(doubt.code for doubt in found.doubts)
+        row |= found.row()
     # a name that is no text stays as it is on the disk
     write_file(Path(out) / "areas.csv", table_csv(rows).encode(errors="surrogateescape"))
     return rows
-
-
-COLUMNS = ("file", "height", "width", "area_px", "confidence", "doubts", "problem")
 
 
 def table_csv(rows: list[dict]) -> str:
