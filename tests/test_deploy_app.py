@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ellipse_pair
+from conftest import ellipse_pair, write_release
 from PIL import Image
 
 pytest.importorskip("onnxruntime")
@@ -199,11 +199,11 @@ def test_an_uploads_numbers_are_the_predictors(page, release, tmp_path):
     assert not page.error
     assert page.success[0].value == "Quality checks passed."
     assert names_of(page.get("download_button")) == ["Mask, PNG", "Overlay, PNG"]
-    page = page.number_input(key="mm").set_value(0.125).run()
+    page = page.number_input[0].set_value(0.125).run()
     found = Predictor.open(release).predict(gray, spacing_mm=(0.125, 0.125))
     assert metrics(page) == expected(found)
     assert "mm²" in metrics(page)["Area"]
-    page = page.number_input(key="mm").set_value(0.0).run()  # no scale
+    page = page.number_input[0].set_value(0.0).run()  # no scale
     assert "px" in metrics(page)["Area"]
     page = page.slider(key="threshold").set_value(0.8).run()
     assert metrics(page) == expected(Predictor.open(release).predict(gray, threshold=0.8))
@@ -239,7 +239,7 @@ def test_what_moves_no_pixel_runs_no_network(release, tmp_path, monkeypatch):
     page = page.toggle(key="outline").set_value(False).run()
     assert len({shown, stronger, page.image[0].value[0]}) == 3
     page = page.slider(key="threshold").set_value(0.3).run()
-    page = page.number_input(key="mm").set_value(0.1).run()
+    page = page.number_input[0].set_value(0.1).run()
     page = upload(page, ("again.png", PNG))
     assert not page.exception
     assert len(runs) == 2
@@ -307,10 +307,34 @@ def test_a_batch_is_a_table_and_a_csv_that_no_spreadsheet_runs(page, release, mo
         assert float(row["area_mm2"]) == pytest.approx(found.area_mm2, abs=1e-3)
     shown = page.dataframe[0].value
     assert list(shown["file"]) == [row["file"] for row in rows]
-    page = page.selectbox(key="which").select(2).run()
+    page = page.selectbox(key="which").select_index(2).run()
     assert metrics(page) == expected(predictor.predict(picture(2)))
     page = next(t for t in page.toggle if t.label == "Measure all 10 files").set_value(False).run()
     assert not page.dataframe
+
+
+def test_a_scale_counts_for_the_files_it_was_typed_for(page):
+    page = upload(page, ("a.png", PNG))
+    page = page.number_input[0].set_value(0.1).run()
+    assert "mm²" in metrics(page)["Area"]
+    page = upload(page, ("b.png", image_bytes(picture(1))))
+    assert " px" in metrics(page)["Area"]
+    page = upload(page, ("a.png", PNG), ("b.png", image_bytes(picture(1))))
+    page = page.number_input[0].set_value(0.1).run()
+    assert "For all files that have no scale of their own." in [each.value for each in page.caption]
+    assert page.dataframe[0].value["area_mm2"].notna().all()
+
+
+def test_another_release_at_the_same_place_measures_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_RELEASE", str(write_release(tmp_path)))
+    page = AppTest.from_file(str(ENTRY), default_timeout=30).run()
+    page = upload(page, ("a.png", PNG), ("b.png", image_bytes(picture(1))))
+    before = metrics(page)["Area"]
+    write_release(tmp_path, models=("segnet", "unet"))  # whose unet has another threshold
+    page = page.pills(key="models").set_value(["unet"]).run()
+    assert not page.exception
+    assert metrics(page)["Area"] != before
+    assert metrics(page)["Area"] == f"{page.dataframe[0].value['area_px'][0]:,} px"
 
 
 def test_many_frames_are_measured_on_request(page, monkeypatch):
@@ -342,13 +366,11 @@ def test_a_cine_by_its_slider_and_its_segmentation(page, release, syntax):
         found = predictor.predict(images[number - 1], spacing_mm=(0.1, 0.2))
         assert metrics(page) == expected(found)
         assert "mm²" in metrics(page)["Area"]
-    assert page.number_input(key="mm").disabled
+    assert page.number_input[0].disabled
     assert names_of(page.main.get("download_button"))[2] == "DICOM SEG, all frames"
     masks = {}
     for threshold in (None, 0.8):
-        seg = app.make_segmentation(
-            app.read_upload.__wrapped__(content, ".dcm"), predictor, threshold
-        )
+        seg = app.make_segmentation(app.read_upload(content, ".dcm"), predictor, threshold)
         read = pydicom.dcmread(io.BytesIO(seg))
         masks[threshold] = read.pixel_array
         for image, mask in zip(images, read.pixel_array, strict=True):
@@ -422,7 +444,7 @@ def test_files_within_the_uploaders_limit_and_beyond_the_apps(page, monkeypatch)
     ids=["png", "dicom", "cine"],
 )
 def test_more_pixels_than_the_app_takes(content, suffix):
-    found = app.read_upload.__wrapped__(content(), suffix)
+    found = app.read_upload(content(), suffix)
     assert not found.frames
     assert re.fullmatch(r"has \d+ megapixels, give at most 8 a frame and 64 in all", found.problem)
 

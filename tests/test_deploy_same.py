@@ -67,12 +67,11 @@ def test_notebook_export_page_and_node_give_the_same_mask(tiny_store, tmp_path):
     study, release = write_study(tmp_path / "tiny", tiny_store, **how), tmp_path / "release"
     chosen = study / "runs" / make(study, release).about["runs"]["resunet"]["run_id"]
     on_page = app.open_models(release, 0)["resunet"]
-    read_upload = app.read_upload.__wrapped__  # without the session's cache, which needs a page
     for case in ("a00", "b03", "d05"):
         path = tiny_store.folder.parent / "data" / "images" / f"{case}.png"
         content = dicoms.to_bytes(dicoms.make_us(frames.read_gray(path)))
-        upload = read_upload(path.read_bytes(), ".png")
-        seg = app.make_segmentation(read_upload(content, ".dcm"), on_page, None)
+        upload = app.read_upload(path.read_bytes(), ".png")
+        seg = app.make_segmentation(app.read_upload(content, ".dcm"), on_page, None)
         found = {
             "3-train, by torch": segment_case(chosen, tiny_store, case),
             "6-deploy": Predictor.open(release).predict(read_picture(path)).mask,

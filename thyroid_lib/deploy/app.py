@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -26,7 +27,14 @@ from scipy import ndimage
 
 from thyroid_lib import phantom, place
 from thyroid_lib.deploy import dicom
-from thyroid_lib.deploy.predictor import Prediction, Predictor, mask_png, read_picture, table_csv
+from thyroid_lib.deploy.predictor import (
+    ROW,
+    Prediction,
+    Predictor,
+    mask_png,
+    read_picture,
+    table_csv,
+)
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
@@ -38,14 +46,19 @@ MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured unasked
 BLUE = 58, 168, 255  # the prediction in every figure of the study
 DRAWN = 1000  # pixels of the longer side that a picture is drawn with, at least
-COLUMNS = (
-    "file", "frame", "model", "area_px", "area_mm2", "longest_px", "across_px", "longest_mm",
-    "across_mm", "confidence", "doubts", "refused", "problem",
-)  # fmt: skip
+COLUMNS = ("file", "frame", "model", *ROW, "problem")
 LOGO = Path(__file__).with_suffix(".svg")
 HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Thyroid outline</h1>
 <p>Outlines the thyroid in an ultrasound frame, measures it, and says when not to trust it.</p>
 </div></div><div class="notice" role="note">{}</div>"""
+
+
+class Source(NamedTuple):
+    """A file, or an example, whose content is None; no other has its key while the page is open."""
+
+    name: str
+    key: str
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +74,6 @@ class Upload:
     problem: str = ""
 
 
-@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading the file …")
 def read_upload(content: bytes, suffix: str) -> Upload:
     """Read a picture or a DICOM file; `problem` says what is wrong with it."""
     try:
@@ -102,9 +114,10 @@ def draw_example(name: str) -> Upload:
     return Upload(tuple(made["images"]))
 
 
-def load(source: tuple[str, bytes | None]) -> Upload:
-    """Read a source: a file's name and content, or an example's name and None."""
-    name, content = source
+@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading the file …")
+def load(key: str, _source: Source) -> Upload:
+    """Read a source, or remember it by its key."""
+    name, _, content = _source
     return draw_example(name) if content is None else read_upload(content, Path(name).suffix)
 
 
@@ -175,24 +188,25 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
 
 
 @st.cache_data(max_entries=1000, scope="session", show_spinner=False)
-def measure(source: tuple, model: str, spacing, threshold, _predictor: Predictor) -> list[dict]:
+def measure(
+    key: str, release: str, model: str, spacing, threshold, _source: Source, _predictor: Predictor
+) -> list[dict]:
     """Measure all frames of a source, a row of COLUMNS each, without a refused frame's numbers.
 
     Args:
+        key: of the source.
+        release: where the models are from, and when they were made.
         spacing: mm of rows and columns, where the file has none.
     """
-    upload, rows = load(source), []
-    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source[0]), "model": model}
+    upload, rows = load(key, _source), []
+    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(_source.name), "model": model}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(
             frame, spacing_mm=upload.spacing_mm or spacing, threshold=threshold
         )
-        sizes = found.area_px, found.area_mm2, *found.diameters_px
-        sizes += (*(found.diameters_mm or (None, None)), found.confidence)
-        told = {} if found.refused else dict(zip(COLUMNS[3:10], sizes, strict=True))
-        rows.append(blank | {k: v if v is None else round(v, 3) for k, v in told.items()})
-        rows[-1]["frame"], rows[-1]["refused"] = number, "yes" if found.refused else None
-        rows[-1]["doubts"] = " ".join(doubt.code for doubt in found.doubts) or None
+        rows.append(blank | found.row() | {"frame": number})
+        if found.refused:
+            rows[-1] |= dict.fromkeys(ROW[:-2])
     return rows or [blank | {"problem": upload.problem}]
 
 
@@ -226,7 +240,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     with doubts:
         show_doubts(found)
-        asked = f"show {hash(source)} {index} {model}"
+        asked = f"show {source.key} {index} {model}"
         shown = not found.refused or st.toggle("Show the refused result", key=asked)
     with numbers:
         show_numbers(found, shown)
@@ -236,7 +250,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {what}",
     )  # fmt: skip
-    stem = (re.sub(r"[^\w-]", "_", Path(source[0]).stem)[:60] or "frame") + f"-{model}"
+    stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
     at = f"{stem}-{index + 1}" if len(upload.frames) > 1 else stem
     files = {
         "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
@@ -295,15 +309,15 @@ def make_places(chosen: list[str]) -> list[tuple]:
     ]
 
 
-def show_table(sources: list, predictors: dict, spacing, threshold, count: int) -> None:
+def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
     """Measure every frame of every file, on request where there are many: a table and its CSV."""
     what = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
-    if not st.toggle(what, value=count <= AT_ONCE, key=f"{what} {hash(sources[0])}"):
+    if not st.toggle(what, value=count <= AT_ONCE, key=f"{what} {sources[0].key}"):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
     for done, source in enumerate(sources, start=1):
         for name, predictor in predictors.items():
-            rows += measure(source, name, spacing, threshold, predictor)
+            rows += measure(source.key, release, name, spacing, threshold, source, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
     told = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
@@ -322,7 +336,8 @@ def main() -> None:
     try:
         path = find_release()
         dated = path / "release.json" if path.is_dir() else path
-        predictors = open_models(path, dated.stat().st_mtime_ns if dated.exists() else 0)
+        changed = dated.stat().st_mtime_ns if dated.exists() else 0
+        predictors = open_models(path, changed)
     except (OSError, ValueError, ImportError) as error:
         st.error(str(error), icon=":material/error:")
         st.stop()
@@ -349,30 +364,33 @@ def main() -> None:
         outline = st.toggle("Outline", value=True, key="outline")
     chosen = [name for name in predictors if name in (picked or [selected])]
     threshold = None if threshold == usual else threshold  # each model has its own
-    sources = [(file.name, file.getvalue()) for file in files[:MAX_FILES]] or [(example, None)]
-    which = 0
+    sources = [Source(file.name, file.file_id, file.getvalue()) for file in files[:MAX_FILES]]
+    sources = {source.key: source for source in sources or [Source(example, example)]}
+    which = next(iter(sources))
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are taken.")
     if len(sources) > 1:
-        names = [name for name, _ in sources]
-        which = st.selectbox("File", range(len(names)), format_func=names.__getitem__, key="which")
+        name_of = lambda key: sources[key].name  # noqa: E731
+        which = st.selectbox("File", list(sources), format_func=name_of, key="which")
     source = sources[which]
-    upload = load(source)
+    upload = load(which, source)
     with st.sidebar:
         st.subheader("Scale", anchor=False)
         mm = st.number_input(
-            "mm per pixel", 0.0, 10.0, None, 0.001, "%.4f", key="mm", placeholder="not known",
-            disabled=upload.spacing_mm is not None,
+            "mm per pixel", 0.0, 10.0, None, 0.001, "%.4f", placeholder="not known",
+            key=f"mm {hash(tuple(sources))}", disabled=upload.spacing_mm is not None,
             help="For areas in mm². Where a DICOM file has its own, that one counts.",
         )  # fmt: skip
+        if mm and len(sources) > 1:
+            st.caption("For all files that have no scale of their own.")
         if upload.spacing_mm:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
     spacing, index = (mm, mm) if mm else None, 0
     if upload.problem:
-        st.error(f"{escaped(source[0])} {upload.problem}.", icon=":material/error:")
+        st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
     else:
         if len(upload.frames) > 1:
-            index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {hash(source)}") - 1
+            index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {which}") - 1
         how = source, upload, index, upload.spacing_mm or spacing, threshold
         view = opacity, outline * len(chosen)
         for name, places in zip(chosen, make_places(chosen), strict=True):
@@ -380,7 +398,8 @@ def main() -> None:
     count = len(sources) if len(sources) > 1 else len(upload.frames)
     if count > 1:
         several = {name: predictors[name] for name in chosen}
-        show_table(sources, several, spacing, threshold, count)
+        release = f"{path} {changed}"
+        show_table(list(sources.values()), release, several, spacing, threshold, count)
     if (card := path / "model_card.md").is_file():
         st.expander("Model card").markdown(card.read_text("utf-8"))
 
