@@ -566,8 +566,44 @@ def test_a_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(dicom.Refused, match="has more than") as refused:
         dicom.read_file(path)
     assert refused.value.status == 0xA700
-    with pytest.raises(dicom.Refused, match="or a broken one"):
+    with pytest.raises(FileNotFoundError):  # which is no fault of an object's
         dicom.read_file(tmp_path / "none.dcm")
+
+
+def test_what_says_something_else_has_another_uid(predictor):
+    """And what says the same has the same, whatever syntax it came in."""
+
+    def uids(image, **attributes):
+        source = dicom.read_file(to_bytes(make_us(image, uid="1.2.826.7.1", **attributes)))
+        return {each.SOPInstanceUID for each in dicom.answer(source, predictor)}
+
+    one, other = drawn(2)
+    assert len(uids(one)) == 2
+    assert uids(one) == uids(one, syntax="rle") == uids(one, syntax="lossless")
+    assert not uids(one) & uids(other)
+    assert not uids(one) & uids(one, PatientID="corrected")
+    assert len(uids(one) & uids(one, spacing_mm=(0.5, 0.5))) == 1  # the same mask
+
+
+def test_a_time_of_the_source_is_taken_as_dicom_writes_it(predictor):
+    for written, taken in {
+        "10": "10",
+        "1030": "1030",
+        "103000.5": "103000.5",
+        "25": "000000",
+    }.items():
+        source = dicom.read_file(to_bytes(make_us(drawn(1), ContentTime=written)))
+        assert {each.ContentTime for each in dicom.answer(source, predictor)} == {taken}
+
+
+def test_no_compression_is_invented(predictor):
+    source = make_us(drawn(1), LossyImageCompression="01")
+    seg, _ = dicom.answer(dicom.read_file(to_bytes(source)), predictor)
+    assert seg.LossyImageCompression == "01"
+    assert "LossyImageCompressionMethod" not in seg
+    source = make_us(drawn(1), syntax="jpeg", LossyImageCompressionRatio=None)
+    seg, _ = dicom.answer(dicom.read_file(to_bytes(source)), predictor)
+    assert seg.LossyImageCompressionRatio > 1
 
 
 def test_a_cut_off_file_is_refused_wherever_it_ends(predictor):

@@ -1,9 +1,11 @@
 """The DICOM node beside a real Orthanc: routed, answered, refused, killed."""
 
+import errno
 import http.server
 import io
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -323,7 +325,7 @@ def test_a_study_is_measured_where_it_lies(beside, tmp_path):
     for row, each in zip(
         [x for x in rows if f",{sent[0].SOPInstanceUID}," in x], wanted, strict=True
     ):
-        assert f",60,72,{each.area_px},{each.area_mm2:.4f}," in row
+        assert f",60,72,{each.area_px},{round(each.area_mm2, 4)}," in row
     out.write_text(whole[: whole.rindex("\n", 0, -1) - 4])
     again = subprocess.run(
         command, check=True, capture_output=True, text=True, env=node_environment()
@@ -434,6 +436,53 @@ def test_no_object_stands_in_the_way_of_others(tmp_path):
     assert reason.with_suffix(".dcm").is_file()
 
 
+def test_a_fault_of_this_machine_costs_no_object(tmp_path, monkeypatch):
+    """Neither memory, nor files, nor a folder that takes no new name for a moment."""
+    queue, real = node.Queue(tmp_path / "queue"), Path.read_bytes
+    faults = [MemoryError(), OSError(errno.EMFILE, "many"), OSError(errno.EIO, "disk")]
+
+    def read_bytes(path):
+        if path.suffix == ".working" and faults:
+            raise faults.pop()
+        return real(path)
+
+    def rename(path, target):
+        if path.suffix == ".working" and len(faults) == 1:
+            raise PermissionError
+        return replace(path, target)
+
+    replace = Path.replace
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "replace", rename)
+    assert one_after_the_other(queue, [one(1, PatientID="a")], {}) == ["a"]
+    assert not faults
+    assert not list((queue.folder / "failed").iterdir())
+
+
+def test_a_decoder_that_died_takes_no_object_with_it():
+    decoder, content = node.Decoder(), to_bytes(one(1))
+    try:
+        for pause in (0, 0.3):
+            decoder.process.kill()
+            time.sleep(pause)
+            decoder.check(content)
+        decoder.pipe.send(Crash())
+        decoder.process.join(10)
+        decoder.check(content)
+        with pytest.raises(dicom.Refused, match="bring the decoder down"):
+            decoder.check(Crash())
+        decoder.check(content)
+    finally:
+        decoder.process.kill()
+
+
+class Crash:
+    """Ends the process that reads it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
 JSON = "application/dicom+json"
 LATER = {  # status, content type and body of what is no confirmation
     "a page": (200, "text/html", b"<html>"),
@@ -444,6 +493,12 @@ LATER = {  # status, content type and body of what is no confirmation
     "half an element": (200, "application/dicom+xml", b"<NativeDicom"),
     "no type": (200, "", b"stored"),
     "elsewhere": (301, "", b""),
+    "failed, without a reason": (200, JSON, b'{"00081198": {"vr": "SQ", "Value": [{}]}}'),
+    "no room": (
+        409,
+        JSON,
+        b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}',
+    ),
     "failed, in a type of its own": (202, f"{JSON};charset=utf-8", b'{"00081198": {"vr": "SQ"}}'),
     "busy": (503, "", b""),
     "no password": (401, "", b""),
@@ -497,13 +552,14 @@ def test_what_kills_the_node_again_and_again_is_put_aside(tmp_path):
         assert at_work.name.endswith(f"-a.{deaths}.dcm")
         assert not deaths or queue.waiting[0] != at_work  # others come first
         at_work.replace(at_work.with_suffix(".working"))
-        (queue.folder / "1-c.0.new").write_bytes(b"half")
+        (queue.folder / f"{1:020}-c.0.new").write_bytes(b"half")
+        (queue.folder / "a plan.new").write_bytes(b"of somebody's own")
         queue.lock.close()
     queue = node.Queue(tmp_path / "queue")
     assert [queue.name(path) for path in queue.waiting] == ["b"]
     [reason] = (queue.folder / "failed").glob("*-a.5.txt")
     assert "5 times" in reason.read_text()
-    assert not list(queue.folder.glob("*.new"))
+    assert [file.name for file in queue.folder.glob("*.new")] == ["a plan.new"]
 
 
 def survive(folder, release, *, objects: int, node_kills: int, pacs_kills: int, seconds: float):
@@ -629,14 +685,20 @@ def test_what_is_no_dicom_at_all_does_not_harm_the_node(beside):
     dripping = socket.create_connection(("127.0.0.1", beside.node.port), 5)
     dripping.sendall(RAW["half a request"][:6])
 
-    def drip():
-        for _ in range(60):
-            dripping.sendall(b"\0")
+    def drip(content=b"\0"):
+        for _ in range(80):
+            dripping.sendall(content)
             time.sleep(0.5)
 
-    with pytest.raises(ConnectionError):  # the node hangs up before 30 s are over
+    with pytest.raises(ConnectionError):  # the node hangs up before 40 s are over
         drip()
     opened.append(dripping)
+    association = wait_for(lambda: (got := beside.node.call()).is_established and got, 40, 0.5)
+    whole = b"\x04\0\0\0\0\x07\0\0\0\x03\x01\x01\0"  # a PDU of one byte of a command
+    dripping = association.dul.socket.socket
+    with pytest.raises(ConnectionError):
+        drip(whole)
+    association.abort()
     status = Path(f"/proc/{beside.node.process.pid}/status").read_text()
     assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 1_000_000  # kB
     # those left open count as associations for ten seconds, and then no more

@@ -111,12 +111,13 @@ def read_file(source: bytes | str | Path) -> Dataset:
 
     Raises:
         Refused: no DICOM file, broken, too large, or in a transfer syntax that is not read.
+        OSError, MemoryError: of this machine.
     """
     given = isinstance(source, bytes)
+    if (len(source) if given else os.stat(source).st_size) > MAX_BYTES:
+        raise Refused(f"the object has more than {MAX_BYTES >> 20} MiB", TOO_LARGE)
+    file = _Counted(source if given else Path(source).read_bytes())
     try:
-        if (len(source) if given else os.stat(source).st_size) > MAX_BYTES:
-            raise Refused(f"the object has more than {MAX_BYTES >> 20} MiB", TOO_LARGE)
-        file = _Counted(source if given else Path(source).read_bytes())
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         syntax = uid.UID(meta.TransferSyntaxUID)
@@ -135,7 +136,7 @@ def read_file(source: bytes | str | Path) -> Dataset:
                 raise Refused(f"element {tag} is of another kind than it should be")
         for _ in dataset.iterall():  # what cannot be understood shows itself now
             pass
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except Exception as error:  # of a dozen kinds, and some quote values
         raise Refused(f"no DICOM file, or a broken one ({type(error).__name__})") from None
@@ -223,7 +224,7 @@ def _decode(dataset, count):
                 levels = levels if bits == 8 else levels.astype(np.uint16)
                 levels = to_gray(levels, bits=bits, inverted=colour == "MONOCHROME1")
             yield levels
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except Exception as error:
         raise Refused(f"frame {done + 1} cannot be decoded ({type(error).__name__})") from None
@@ -343,13 +344,22 @@ def _text(value) -> str:
     return str(value).encode("ascii", "replace").decode().replace("\\", "/")[:64]
 
 
-def _answer(dataset: Dataset, about: dict, sop: str, modality: str, series: int) -> Dataset:
-    """Begin an object of the same patient and study, in a series of its own."""
+def _answer(
+    dataset: Dataset, about: dict, sop: str, modality: str, series: int, content: bytes
+) -> Dataset:
+    """Begin an object of the same patient and study, in a series of its own.
+
+    Args:
+        content: what it will say; what says something else has another UID.
+    """
     made_by = json.dumps([about, __version__], sort_keys=True, default=str)
     model = hashlib.sha256(made_by.encode()).hexdigest()
+    said = hashlib.sha256(content)
+    said.update(repr([str(dataset.get(keyword)) for keyword in SAME + IF_ANY]).encode())
     number = dataset.get("InstanceNumber")
+    own = _uid(dataset.SOPInstanceUID, modality, model, said.hexdigest())
     new = _made(
-        SOPClassUID=sop, SOPInstanceUID=_uid(dataset.SOPInstanceUID, modality, model),
+        SOPClassUID=sop, SOPInstanceUID=own,
         SeriesInstanceUID=_uid(dataset.SeriesInstanceUID, modality, model), Modality=modality,
         SeriesNumber=series, SeriesDescription=f"Thyroid {modality}: {NOTICE}",
         InstanceNumber=number if isinstance(number, int) else 1, Manufacturer=MAKER,
@@ -400,7 +410,7 @@ def segmentation(dataset: Dataset, predictions: Iterable[Prediction], about: dic
     if len(packed) != count:
         raise ValueError(f"got {len(packed)} masks, need {count}")
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
-    seg = _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101)
+    seg = _answer(dataset, about, uid.SegmentationStorage, "SEG", 9101, data)
     space, name = _uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName
     label = THYROID.meaning + f" ({refused} of {count} frames refused)" * bool(refused)
     segment = _made(
@@ -499,7 +509,8 @@ def report(
             *_tracked(segmentation, 0, "Thyroid, all frames"),
             *largest, _item("TEXT", codes.DCM.Comment, said),
         ))  # fmt: skip
-    sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102)
+    said = repr([segmentation.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in found)])
+    sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102, said.encode())
     device = _uid(MAKER, sr.DeviceSerialNumber)
     sr.update(_item(
         "CONTAINER", codes.DCM.ImagingMeasurementReport, "1500",

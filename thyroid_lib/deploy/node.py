@@ -18,7 +18,9 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -101,9 +103,9 @@ def stow(client: DICOMwebClient, objects) -> None:
         named = told.get("ReferencedSOPSequence") or []
         stored = own in [one.get("ReferencedSOPInstanceUID") for one in named]
         for one in told.get("FailedSOPSequence") or []:
-            reason = int(one.get("FailureReason", dicom.BROKEN))
-            if reason >> 8 == dicom.TOO_LARGE >> 8:  # it has no room, and may have some later
-                raise NotConfirmed
+            reason = one.get("FailureReason")
+            if not isinstance(reason, int) or reason >> 8 == dicom.TOO_LARGE >> 8:
+                raise NotConfirmed  # it has no room, and may have some later
             stored, problem = reason == 0x0111, f"0x{reason:04X}"  # 0x0111: is there
         if not stored and problem in ("", "HTTP 409"):  # which it may say of what it has
             found = client.search_for_instances(
@@ -134,14 +136,19 @@ class Queue:
             raise ValueError(
                 f"another node has the queue {folder}: stop it, or give another folder"
             )
-        for left in [*self.folder.glob("*-*.*.new"), *self.folder.glob("*-*.*.new.*.partial")]:
+        for left in self.files("new", r"new\.\d+\.partial"):
             left.unlink()  # whose senders were not told of success
-        for left in self.folder.glob("*-*.*.working"):  # a node died over it: others come first now
+        for left in self.files("working"):  # a node died over it: others come first now
             name, deaths = self.name(left), int(left.stem.rpartition(".")[2]) + 1
             left = left.replace(self._path(name, deaths))
             if deaths >= DEATHS:
                 self.give_up(left, f"the node ended {deaths} times while it was at it")
-        self.waiting = deque(sorted(self.folder.glob("*-*.*.dcm")))
+        self.waiting = deque(self.files("dcm"))
+
+    def files(self, *endings: str) -> list[Path]:
+        """Return the queue's own files of these endings, the oldest first."""
+        own = re.compile(rf"\d{{20}}-[^.]+\.\d+\.({'|'.join(endings)})")
+        return sorted(file for file in self.folder.iterdir() if own.fullmatch(file.name))
 
     def _path(self, name: str, deaths: int = 0) -> Path:
         return self.folder / f"{time.time_ns():020d}-{name}.{deaths}.dcm"
@@ -205,7 +212,8 @@ class Worker(threading.Thread):
         name, began, why = self.queue.name(path), time.monotonic(), ""
         working = path.with_suffix(".working")
         try:
-            path.replace(working)
+            if not working.exists():
+                path.replace(working)
             answers = self.answer(dicom.read_file(working))
             computed = time.monotonic()
             stow(self.client, answers)
@@ -228,9 +236,10 @@ class Worker(threading.Thread):
 
     def later(self, path: Path, why: str) -> None:
         """Put an object at the end, and wait, the longer the more often nothing went well."""
-        with suppress(OSError):
-            path.with_suffix(".working").replace(path)
-        if path.exists():
+        working = path.with_suffix(".working")
+        with suppress(OSError):  # else it stays so, and is found so
+            working.replace(path)
+        if path.exists() or working.exists():
             self.queue.waiting.append(path)
         pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST)
         self.failures += 1
@@ -247,7 +256,8 @@ def why_not(source) -> tuple[str, int] | None:
     except dicom.Refused as error:
         return str(error), error.status
     except Exception as error:  # whose words might quote the object
-        return f"{type(error).__name__} while it was being decoded", dicom.BROKEN
+        status = dicom.TOO_LARGE if isinstance(error, (OSError, MemoryError)) else dicom.BROKEN
+        return f"{type(error).__name__} while it was being decoded", status
 
 
 def decode_for(pipe) -> None:
@@ -278,18 +288,16 @@ class Decoder:
 
     def check(self, source) -> None:
         """Decode all frames of an object, bytes or path. Refused: that did not go well."""
-        with self.lock:
-            if not self.process.is_alive():  # killed while it had nothing to do
-                self.start()
-            try:
-                self.pipe.send(source)
-                if not self.pipe.poll(PATIENCE):
-                    raise TimeoutError
-                refused = self.pipe.recv()
-            except (EOFError, OSError) as error:
-                late = isinstance(error, TimeoutError)
-                what = "takes too long to decode" if late else "its pixels bring the decoder down"
-                refused = what, dicom.BROKEN
+        for _ in "12":  # it may have died of something else
+            with self.lock:
+                try:
+                    self.pipe.send(source)
+                    if self.pipe.poll(PATIENCE):
+                        refused = self.pipe.recv()
+                        break
+                    refused = "it takes too long to decode", dicom.BROKEN
+                except (EOFError, OSError):
+                    refused = "its pixels bring the decoder down", dicom.BROKEN
                 self.process.kill()
                 self.process.join()
                 self.start()
@@ -308,9 +316,19 @@ def bound(event, limit: int) -> None:
     """Hold a connection to limits that pynetdicom does not know: size of PDU and object, pace."""
     assoc, connection = event.assoc, event.assoc.dul.socket.socket
     connection.settimeout(SILENT)
+    if len(assoc.ae.active_associations) > 4 * assoc.ae.maximum_associations:  # asked or silent
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+    current, began, got = None, 0.0, 0  # the message at hand: since when, and bytes
 
     def recv(count: int) -> bytearray:
-        message, data, until = assoc.dimse.message, bytearray(), time.monotonic() + SILENT
+        nonlocal current, began, got
+        message, data, now = assoc.dimse.message, bytearray(), time.monotonic()
+        if message is not current:
+            current, began, got = message, now, 0
+        if message and now - began > SILENT * (2 + got / PDU):
+            raise OSError("slower than a PDU's bytes in that time")
+        got, until = got + count, now + SILENT
         if count > PDU or (message and message.encoded_command_set.tell() > PDU):
             raise OSError("a longer PDU or command than was agreed on")
         if message and message.data_set.tell() > limit:
@@ -349,7 +367,8 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
     except dicom.Refused as error:
         status, why = error.status, str(error)
     except (OSError, MemoryError) as error:
-        status, why = dicom.TOO_LARGE, getattr(error, "strerror", None) or type(error).__name__
+        why = getattr(error, "strerror", None) or type(error).__name__
+        status, why = dicom.TOO_LARGE, why.partition(":")[0]
     except Exception as error:  # whose words might quote the object
         status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
     else:
@@ -397,10 +416,10 @@ def serve(asked, predictor: Predictor):
     worker.stop()
     worker.join(GRACE)
     closing.join(1)
-    for left in queue.folder.glob("*.working"):  # begun anew next time, and no death
+    for left in queue.files("working"):  # begun anew next time, and no death
         with suppress(FileNotFoundError):
             left.replace(left.with_suffix(".dcm"))
-    log.info("stopped, %d objects wait", len(list(queue.folder.glob("*.dcm"))))
+    log.info("stopped, %d objects wait", len(queue.files("dcm")))
     os._exit(0)  # threads of pynetdicom would hold on for who is silent
 
 
@@ -415,10 +434,7 @@ def finished(out: Path) -> dict[tuple, list[dict]]:
         raise ValueError(f"{out} is another table than this command writes: give another --out")
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
         rows.setdefault((row["instance"], row["model"]), []).append(row)
-    return {
-        key: own for key, own in rows.items()
-        if len(own) == int(own[0]["frames"]) and not own[0]["problem"]
-    }  # fmt: skip
+    return {key: own for key, own in rows.items() if len(own) == int(own[0]["frames"])}
 
 
 def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[list[dict], tuple]:
@@ -441,7 +457,8 @@ def study(asked, predictor: Predictor) -> int:
     model += "" if asked.precision == "fp32" else f" {asked.precision}"
     done = {
         key: own for key, own in finished(out).items()
-        if not asked.store or own[0]["stored"] or own[0]["study"] not in asked.study_uid
+        if own[0]["study"] not in asked.study_uid
+        or not (own[0]["problem"] or (asked.store and not own[0]["stored"]))
     }  # fmt: skip
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
