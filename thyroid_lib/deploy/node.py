@@ -368,7 +368,7 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
         status, why = error.status, str(error)
     except (OSError, MemoryError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
-        status, why = dicom.TOO_LARGE, why.partition(":")[0]
+        status, why = dicom.TOO_LARGE, re.split("[:;]", why)[0]  # without advice to who exports
     except Exception as error:  # whose words might quote the object
         status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
     else:
