@@ -103,6 +103,15 @@ def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> N
     outline(ax, pred, PREDICTION)
 
 
+def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
+    """Say below a figure how each model is drawn, see `looks`; `extra` handles come after."""
+    handles = [
+        Line2D([], [], label=name, markersize=5, **(look if lines else look | {"linestyle": ""}))
+        for name, look in styles.items()
+    ]
+    fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
+
+
 def outline_legend(fig: Figure, **colours: str) -> None:
     """Name the outlines below a figure; by default those of reference and prediction."""
     colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}

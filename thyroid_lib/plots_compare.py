@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thyroid_lib.plots import FIGURE_WIDTH, draw_case, image_axes, looks, outline_legend
+from thyroid_lib.plots import (
+    FIGURE_WIDTH,
+    draw_case,
+    image_axes,
+    looks,
+    model_legend,
+    outline_legend,
+)
 from thyroid_lib.stability import MEASURES, threshold_columns
 from thyroid_lib.statistics import cube, macro_estimate, order_protocols
 from thyroid_lib.store import Store
@@ -43,14 +50,6 @@ def _say(what: str) -> Figure:
 
 def _dagger(part: pd.DataFrame) -> str:
     return " †" if "conditional" in part and part["conditional"].any() else ""
-
-
-def _legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
-    handles = [
-        Line2D([], [], label=name, markersize=5, **(look if lines else look | {"linestyle": ""}))
-        for name, look in styles.items()
-    ]
-    fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
 
 
 def _bar(ax, row, look: dict, place: float, *, up: bool = False, names=("value", "low", "high")):
@@ -190,7 +189,7 @@ def learning_curves(histories: pd.DataFrame) -> Figure:
         axes[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("loss (thin: training)")
     axes[1, 0].set_ylabel("validation Dice")
-    _legend(fig, {name: look | {"marker": ""} for name, look in styles.items()}, lines=True)
+    model_legend(fig, {name: look | {"marker": ""} for name, look in styles.items()}, lines=True)
     return fig
 
 
@@ -232,7 +231,7 @@ def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
             ax.plot([float(name) for name in names], curve, markersize=5, **styles[model])
         ax.set_xlabel("threshold")
     axes[0, 0].set_ylabel("Dice, mean of groups")
-    _legend(fig, styles, lines=True)
+    model_legend(fig, styles, lines=True)
     return fig
 
 
@@ -262,7 +261,7 @@ def reliability(calibration: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("share that is thyroid")
     axes[1, 0].set_ylabel("pixels (%)")
     perfect = Line2D([], [], color=FAINT, linewidth=0.8, label="perfect")
-    _legend(fig, styles, lines=True, extra=(perfect,))
+    model_legend(fig, styles, lines=True, extra=(perfect,))
     return fig
 
 
@@ -291,7 +290,7 @@ def failures(scores: pd.DataFrame) -> Figure:
     turned = 90 if len(order) > 12 else 0
     axes[1].set_xticks(range(len(order)), order, rotation=turned)
     axes[1].set_xlabel(f"group, lowest Dice first ({part['protocol'].iloc[0]})")
-    _legend(fig, styles)
+    model_legend(fig, styles)
     return fig
 
 

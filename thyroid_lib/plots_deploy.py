@@ -14,6 +14,7 @@ from thyroid_lib.plots import (
     draw_frame,
     image_axes,
     looks,
+    model_legend,
     outline,
     paint,
 )
@@ -89,12 +90,8 @@ def confidence(val: pd.DataFrame) -> Figure:
         ax.set_aspect("equal")
     axes[0].set(xlabel="Dice that the probabilities promise", ylabel="Dice on validation")
     axes[1].set(xlabel="confidence, fitted")
-    handles = [
-        Line2D([], [], label=name, markersize=5, **look | {"linestyle": ""})
-        for name, look in styles.items()
-    ]
-    handles.append(Line2D([], [], color=FAINT, linewidth=0.8, label="as promised"))
-    fig.legend(handles=handles, loc="outside lower center", ncols=7)
+    promised = Line2D([], [], color=FAINT, linewidth=0.8, label="as promised")
+    model_legend(fig, styles, extra=(promised,))
     return fig
 
 
@@ -116,27 +113,20 @@ def distances(found: pd.DataFrame) -> Figure:
     Args:
         found: one row per frame: group, side, distance; see `export.distances`.
     """
-    order = [
-        (side, group)
-        for side in SIDES
-        for group in sorted(found.loc[found["side"] == side, "group"].unique())
-    ]
+    sides = pd.Categorical(found["side"], SIDES)
+    parts = found.groupby([sides, "group"], observed=True)["distance"]
     colours = dict(zip(SIDES, sns.color_palette("colorblind"), strict=False))
-    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.7 + 0.28 * len(order)))
-    for place, (side, group) in enumerate(order):
-        part = found[(found["group"] == group) & (found["side"] == side)]["distance"]
-        shifts = np.linspace(-0.25, 0.25, len(part)) if len(part) > 1 else [0.0]
-        ax.plot(
-            part, place + np.asarray(shifts), linestyle="", marker="o", markersize=3, alpha=0.6,
-            color=colours[side],
-        )  # fmt: skip
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.7 + 0.28 * len(parts)))
+    for place, ((side, _), part) in enumerate(parts):
+        shifts = np.linspace(-0.25, 0.25, len(part)) * (len(part) > 1)
+        ax.plot(part, place + shifts, "o", markersize=3, alpha=0.6, color=colours[side])
     for limit, word in ((FAR, "warned of"), (TOO_FAR, "refused")):
         ax.axvline(limit, color=FAINT, linewidth=0.9, linestyle="--")
         ax.annotate(
             word, (limit, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), fontsize=8,
             textcoords="offset points", va="top", color="0.4",
         )  # fmt: skip
-    ax.set_yticks(range(len(order)), [group for _, group in order])
+    ax.set_yticks(range(len(parts)), [group for _, group in parts.groups])
     ax.invert_yaxis()
     ax.set(xlim=(0, max(1.1 * TOO_FAR, 1.05 * found["distance"].max())))
     ax.set(xlabel="distance from the training frames")

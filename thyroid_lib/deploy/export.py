@@ -44,6 +44,7 @@ from thyroid_lib.splits import split_cases
 from thyroid_lib.store import Store, open_store
 from thyroid_lib.verify import TIMES
 
+SPLIT = "protocol", "fold", "folds", "val_share"  # what `split_cases` takes
 OPSET = 18
 COMPARED = 200  # frames, of a store, on which an export is held against torch
 PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # what they may differ by: mean |Δprob| of a frame, mask pixels
@@ -183,11 +184,11 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     Raises:
         RuntimeError: it does not agree with torch.
     """
-    model, meta = load_model(run / "model.pt")
+    model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:
         raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
-    how = {key: trained.about[key] for key in ("protocol", "fold", "folds", "val_share")}
+    how = {key: trained.about[key] for key in SPLIT}
     labels = split_cases(store.index, **how)
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "code_fingerprint", "architecture_fingerprint")  # fmt: skip
@@ -196,7 +197,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
         "precision": "fp32",
         "versions": {"thyroid_lib": __version__, "torch": torch.__version__},
     }
-    network = to_onnx(model, meta["size"])
+    network = to_onnx(model, trained.about["size"])
     write_onnx(path, network, about)
     exported = Predictor.open(path, threads=torch.get_num_threads())
     agreement = agree(trained, exported, store)
@@ -323,7 +324,7 @@ def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[di
     Returns:
         What is said of it, `released` whether it is good enough; and `Release.int8`.
     """
-    how = {key: run[key] for key in ("protocol", "fold", "folds", "val_share")}
+    how = {key: run[key] for key in SPLIT}
     labels = split_cases(store.index, **how)
     images = store.images[calibration_rows(store, labels == "train")]
     network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
