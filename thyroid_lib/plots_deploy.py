@@ -56,7 +56,7 @@ def released_sentence(about: dict) -> str:
 
 def int8_table(groups: pd.DataFrame) -> pd.DataFrame:
     """Return Dice by group as it is, and what quantising changes; see `export.Release`."""
-    change = (groups["int8"] - groups["fp32"]).round(3)
+    change = (groups["int8"] - groups["fp32"]).round(3) + 0.0  # which makes -0 to 0
     return pd.DataFrame({"fp32": groups["fp32"].round(2), "change by int8": change}).set_axis(
         pd.Index(groups["group"], name="group")
     )
