@@ -337,7 +337,7 @@ def test_a_study_is_measured_where_it_lies(beside, tmp_path):
         [*command[:-1], "1.2.3.4"], capture_output=True, text=True, env=node_environment()
     )
     stranger = subprocess.run(command, capture_output=True, text=True)
-    assert (stranger.returncode, "HTTPError" in stranger.stderr) == (2, True)
+    assert (stranger.returncode, "answers HTTP 401" in stranger.stderr) == (2, True)
     assert absent.returncode == 1
     assert "no ultrasound in study 1.2.3.4" in absent.stderr
     out.write_text("name,area\n")
@@ -481,6 +481,22 @@ class Crash:
 
     def __reduce__(self):
         return os._exit, (1,)
+
+
+@pytest.mark.parametrize("most", [3, 100])
+@pytest.mark.parametrize("pages", [True, False])
+def test_all_objects_of_a_study_are_found(most, pages):
+    """By the page, and where a PACS knows of no pages."""
+    there = [{tag: {"Value": [f"{tag}.{i}"]} for tag in node.TAGS} for i in range(7)]
+
+    def search(study_uid, offset=None):
+        assert study_uid == "1.2"
+        return there[offset or 0 :][:most] if pages else there
+
+    found = node.find_objects(SimpleNamespace(search_for_instances=search), "1.2")
+    assert found == [[f"{tag}.{i}" for tag in node.TAGS] for i in range(7)]
+    with pytest.raises(requests.RequestException):
+        node.find_objects(SimpleNamespace(search_for_instances=lambda *_, **__: {"a": 1}), "1.2")
 
 
 JSON = "application/dicom+json"

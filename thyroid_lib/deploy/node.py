@@ -446,6 +446,19 @@ def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[lis
     return [size | {"frame": n} | each.row() for n, each in enumerate(told, 1)], answers
 
 
+def find_objects(client: DICOMwebClient, study_uid: str) -> list[list[str]]:
+    """Return SOP class, series and SOP instance of each object of a study, page by page."""
+    found = {}
+    while True:
+        page = client.search_for_instances(study_uid, offset=len(found) or None)
+        if not all(isinstance(each, dict) for each in page):
+            raise requests.exceptions.ContentDecodingError
+        page = {tag_of(each, TAGS[-1]): [tag_of(each, tag) for tag in TAGS] for each in page}
+        if not page.keys() - found:  # an old PACS has but one page, whatever is asked for
+            return list(found.values())
+        found |= page
+
+
 def study(asked, predictor: Predictor) -> int:
     """Write the areas of all ultrasound of some studies; what is in the table is not done again.
 
@@ -464,15 +477,13 @@ def study(asked, predictor: Predictor) -> int:
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
     for uid in filter(None, map(str.strip, asked.study_uid)):
         try:
-            found = client.search_for_instances(study_instance_uid=uid, get_remaining=True)
+            found = [each for each in find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
             if (status := error.response.status_code) not in (400, 404):
                 raise
             failed += 1
             print(f"the PACS answers HTTP {status} when asked for study {uid}", file=sys.stderr)
             continue
-        found = [[tag_of(each, tag) for tag in TAGS] for each in found]
-        found = [each for each in found if each[0] in SOP_CLASSES]
         if not found:
             failed += 1
             print(f"no ultrasound in study {uid}", file=sys.stderr)
@@ -551,8 +562,9 @@ def main() -> int:
         how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
         return asked.run(asked, Predictor.open(asked.model, **how))
     except requests.RequestException as error:
-        what = f"the PACS does not answer ({type(error).__name__}): look at --pacs, start it again"
-        print(f"error: {what}", file=sys.stderr)
+        status = getattr(error.response, "status_code", None)
+        what = f"answers HTTP {status}" if status else f"does not answer ({type(error).__name__})"
+        print(f"error: the PACS {what}: look at --pacs, start it again", file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
