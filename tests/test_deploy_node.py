@@ -459,28 +459,36 @@ def test_a_fault_of_this_machine_costs_no_object(tmp_path, monkeypatch):
     assert not list((queue.folder / "failed").iterdir())
 
 
-def test_a_decoder_that_died_takes_no_object_with_it():
+def test_a_decoder_that_died_takes_no_object_with_it(monkeypatch):
     decoder, content = node.Decoder(), to_bytes(one(1))
     try:
         for pause in (0, 0.3):
             decoder.process.kill()
             time.sleep(pause)
             decoder.check(content)
-        decoder.pipe.send(Crash())
+        decoder.pipe.send(Call(os._exit, 1))
         decoder.process.join(10)
         decoder.check(content)
         with pytest.raises(dicom.Refused, match="bring the decoder down"):
-            decoder.check(Crash())
+            decoder.check(Call(os._exit, 1))
+        decoder.check(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(node, "PATIENCE", 0.5)
+            with pytest.raises(dicom.Refused, match="or to no end"):
+                decoder.check(Call(time.sleep, 100))
         decoder.check(content)
     finally:
         decoder.process.kill()
 
 
-class Crash:
-    """Ends the process that reads it."""
+class Call:
+    """Calls a function in the process that reads it."""
+
+    def __init__(self, function, value):
+        self.how = function, (value,)
 
     def __reduce__(self):
-        return os._exit, (1,)
+        return self.how
 
 
 @pytest.mark.parametrize("most", [3, 100])

@@ -370,8 +370,8 @@ def main() -> None:
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are taken.")
     if len(sources) > 1:
-        name_of = lambda key: sources[key].name  # noqa: E731
-        which = st.selectbox("File", list(sources), format_func=name_of, key="which")
+        names = {key: name for key, (name, _, _) in sources.items()}
+        which = st.selectbox("File", names, format_func=names.__getitem__, key="which")
     source = sources[which]
     upload = load(which, source)
     with st.sidebar:

@@ -292,15 +292,17 @@ class Decoder:
             with self.lock:
                 try:
                     self.pipe.send(source)
-                    if self.pipe.poll(PATIENCE):
-                        refused = self.pipe.recv()
+                    if not self.pipe.poll(PATIENCE):
+                        raise TimeoutError
+                    refused = self.pipe.recv()
+                    break
+                except (EOFError, OSError) as error:
+                    refused = "its pixels bring the decoder down, or to no end", dicom.BROKEN
+                    self.process.kill()
+                    self.process.join()
+                    self.start()
+                    if isinstance(error, TimeoutError):
                         break
-                    refused = "it takes too long to decode", dicom.BROKEN
-                except (EOFError, OSError):
-                    refused = "its pixels bring the decoder down", dicom.BROKEN
-                self.process.kill()
-                self.process.join()
-                self.start()
         if refused:
             raise dicom.Refused(*refused)
 
@@ -466,16 +468,17 @@ def study(asked, predictor: Predictor) -> int:
         1 if a study has no ultrasound, or an object could not be measured: its row has a `problem`.
     """
     client, decoder, out, failed = pacs_client(asked.pacs), Decoder(), Path(asked.out), 0
+    uids = [uid for each in asked.study_uid if (uid := each.strip())]
     model = predictor.about.get("run_id", predictor.about["model"])
     model += "" if asked.precision == "fp32" else f" {asked.precision}"
     done = {
         key: own for key, own in finished(out).items()
-        if own[0]["study"] not in asked.study_uid
+        if own[0]["study"] not in uids
         or not (own[0]["problem"] or (asked.store and not own[0]["stored"]))
     }  # fmt: skip
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # less what was half written
-    for uid in filter(None, map(str.strip, asked.study_uid)):
+    for uid in uids:
         try:
             found = [each for each in find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
