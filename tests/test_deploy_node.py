@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,6 +460,8 @@ def test_a_fault_of_this_machine_costs_no_object(tmp_path, monkeypatch):
 
 
 def test_a_decoder_that_died_takes_no_object_with_it(monkeypatch):
+    # streamlit's tests leave their page as the main module, which a process that is spawned runs
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     decoder, content = node.Decoder(), to_bytes(one(1))
     try:
         for pause in (0, 0.3):
