@@ -114,10 +114,15 @@ def draw_example(name: str) -> Upload:
     return Upload(tuple(made["images"]))
 
 
-@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading the file …")
-def load(key: str, _source: Source) -> Upload:
-    """Read a source, or remember it by its key."""
-    name, _, content = _source
+BY_KEY = {Source: lambda source: source.key}  # caches look at no content
+
+
+@st.cache_resource(
+    max_entries=2, scope="session", show_spinner="Reading the file …", hash_funcs=BY_KEY
+)
+def load(source: Source) -> Upload:
+    """Read a source."""
+    name, _, content = source
     return draw_example(name) if content is None else read_upload(content, Path(name).suffix)
 
 
@@ -187,19 +192,18 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     return file.getvalue()
 
 
-@st.cache_data(max_entries=1000, scope="session", show_spinner=False)
+@st.cache_data(max_entries=1000, scope="session", show_spinner=False, hash_funcs=BY_KEY)
 def measure(
-    key: str, release: str, model: str, spacing, threshold, _source: Source, _predictor: Predictor
+    source: Source, release: str, model: str, spacing, threshold, _predictor: Predictor
 ) -> list[dict]:
     """Measure all frames of a source, a row of COLUMNS each, without a refused frame's numbers.
 
     Args:
-        key: of the source.
         release: where the models are from, and when they were made.
         spacing: mm of rows and columns, where the file has none.
     """
-    upload, rows = load(key, _source), []
-    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(_source.name), "model": model}
+    upload, rows = load(source), []
+    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source.name), "model": model}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(
             frame, spacing_mm=upload.spacing_mm or spacing, threshold=threshold
@@ -317,7 +321,7 @@ def show_table(sources: list, release, predictors: dict, spacing, threshold, cou
     bar, rows = st.progress(0.0, "Measuring …"), []
     for done, source in enumerate(sources, start=1):
         for name, predictor in predictors.items():
-            rows += measure(source.key, release, name, spacing, threshold, source, predictor)
+            rows += measure(source, release, name, spacing, threshold, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
     told = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
@@ -373,7 +377,7 @@ def main() -> None:
         names = {key: name for key, (name, _, _) in sources.items()}
         which = st.selectbox("File", names, format_func=names.__getitem__, key="which")
     source = sources[which]
-    upload = load(which, source)
+    upload = load(source)
     with st.sidebar:
         st.subheader("Scale", anchor=False)
         mm = st.number_input(

@@ -509,8 +509,10 @@ def report(
             *_tracked(segmentation, 0, "Thyroid, all frames"),
             *largest, _item("TEXT", codes.DCM.Comment, said),
         ))  # fmt: skip
-    said = repr([segmentation.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in found)])
-    sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102, said.encode())
+    content = repr(
+        [segmentation.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in found)]
+    )
+    sr = _answer(dataset, about, uid.ComprehensiveSRStorage, "SR", 9102, content.encode())
     device = _uid(MAKER, sr.DeviceSerialNumber)
     sr.update(_item(
         "CONTAINER", codes.DCM.ImagingMeasurementReport, "1500",

@@ -39,7 +39,7 @@ from pynetdicom import evt
 
 from thyroid_lib import locks, write_file
 from thyroid_lib.deploy import dicom
-from thyroid_lib.deploy.predictor import PRECISIONS, ROW, Predictor, table_csv
+from thyroid_lib.deploy.predictor import OPTIONS, ROW, Predictor, open_asked, table_csv
 
 VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
@@ -67,6 +67,12 @@ def pacs_client(url: str) -> DICOMwebClient:
     client = DICOMwebClient(url, session=session, timeout=(5, 120))
     client.set_http_retry_params(retry=False)
     return client
+
+
+def http_answer(error: requests.RequestException) -> str:
+    """Say with what status the PACS answered; "" where it did not answer."""
+    status = getattr(error.response, "status_code", None)
+    return f"the PACS answers HTTP {status}" if status else ""
 
 
 class NotConfirmed(requests.RequestException):
@@ -219,8 +225,7 @@ class Worker(threading.Thread):
             stow(self.client, answers)
             working.unlink()
         except requests.RequestException as error:
-            status = getattr(error.response, "status_code", None)
-            why = f"the PACS answers HTTP {status}" if status else type(error).__name__
+            why = http_answer(error) or type(error).__name__
         except dicom.Refused as error:
             self.queue.give_up(working, str(error))
         except (OSError, MemoryError) as error:  # of this machine
@@ -369,8 +374,8 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
     except dicom.Refused as error:
         status, why = error.status, str(error)
     except (OSError, MemoryError) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        status, why = dicom.TOO_LARGE, re.split("[:;]", why)[0]  # without advice to who exports
+        code = getattr(error, "errno", None)  # its own words are for a person at a terminal
+        status, why = dicom.TOO_LARGE, os.strerror(code) if code else type(error).__name__
     except Exception as error:  # whose words might quote the object
         status, why = dicom.BROKEN, f"{type(error).__name__} while it was being read"
     else:
@@ -482,10 +487,10 @@ def study(asked, predictor: Predictor) -> int:
         try:
             found = [each for each in find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
-            if (status := error.response.status_code) not in (400, 404):
+            if error.response.status_code not in (400, 404):
                 raise
             failed += 1
-            print(f"the PACS answers HTTP {status} when asked for study {uid}", file=sys.stderr)
+            print(f"{http_answer(error)} when asked for study {uid}", file=sys.stderr)
             continue
         if not found:
             failed += 1
@@ -502,7 +507,7 @@ def study(asked, predictor: Predictor) -> int:
             except dicom.Refused as error:
                 problem = str(error)
             except requests.HTTPError as error:
-                problem = f"the PACS answers HTTP {error.response.status_code}"
+                problem = http_answer(error)
             except requests.RequestException:
                 raise
             except Exception as error:  # whose words might quote the object
@@ -518,14 +523,8 @@ def study(asked, predictor: Predictor) -> int:
     return int(failed > 0)
 
 
-SHARED = {
-    "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
-    "--name": {"default": "", "help": "which of a release's models; the selected one"},
-    "--precision": {"default": "fp32", "choices": PRECISIONS},
-    "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
-    "--pacs": {"required": True, "help": "its DICOMweb address"},
-}
-OPTIONS = {
+SHARED = OPTIONS | {"--pacs": {"required": True, "help": "its DICOMweb address"}}
+COMMANDS = {
     serve: {
         "--aet": {"default": "THYROID", "help": "AE title that callers must call"},
         "--host": {"default": "127.0.0.1", "help": "address to listen on"},
@@ -547,7 +546,7 @@ def main() -> int:
     """Run the node, or measure studies; exit 1 if something could not be measured, 2 on errors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for run, options in OPTIONS.items():
+    for run, options in COMMANDS.items():
         words = {"fromfile_prefix_chars": "@", "help": run.__doc__.partition("\n")[0]}
         command = commands.add_parser(run.__name__, **words)
         for option, how in (SHARED | options).items():
@@ -562,12 +561,10 @@ def main() -> int:
     log.propagate = False
     threading.excepthook = lambda told: log.error("a thread ended by %s", told.exc_type.__name__)
     try:
-        how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
-        return asked.run(asked, Predictor.open(asked.model, **how))
+        return asked.run(asked, open_asked(asked))
     except requests.RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        what = f"answers HTTP {status}" if status else f"does not answer ({type(error).__name__})"
-        print(f"error: the PACS {what}: look at --pacs, start it again", file=sys.stderr)
+        what = http_answer(error) or f"the PACS does not answer ({type(error).__name__})"
+        print(f"error: {what}: look at --pacs, start it again", file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2

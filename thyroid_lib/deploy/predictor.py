@@ -436,19 +436,30 @@ def mask_png(mask: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def open_asked(asked: argparse.Namespace) -> Predictor:
+    """Open the model that a command was asked for, by OPTIONS."""
+    how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
+    return Predictor.open(asked.model, **how)
+
+
+OPTIONS = {
+    "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
+    "--name": {"default": "", "help": "which of a release's models; the selected one"},
+    "--precision": {"default": "fp32", "choices": PRECISIONS},
+    "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
+}
+
+
 def main() -> int:
     """Segment a folder from the command line; exit 1 if any image failed, 2 if none could run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="release folder, .onnx or model.pt")
-    parser.add_argument("--name", default="", help="which of a release's models; the selected one")
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--threads", default=1, type=int, help="CPU threads")
+    for option, how in OPTIONS.items():
+        parser.add_argument(option, **how)
     parser.add_argument("--images", required=True, help="folder of PNG, JPEG, BMP or TIFF")
     parser.add_argument("--out", required=True, help="folder for the masks and areas.csv")
     asked = parser.parse_args()
     try:
-        how = {"model": asked.name, "precision": asked.precision, "threads": asked.threads}
-        rows = segment_folder(Predictor.open(asked.model, **how), asked.images, asked.out)
+        rows = segment_folder(open_asked(asked), asked.images, asked.out)
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
