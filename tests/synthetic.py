@@ -62,7 +62,7 @@ def _about(model: str) -> dict:
         "parameters": parameters, "multiply_adds": multiply_adds, "selection": "last",
         "train_seconds": 1.0, "images_per_second": 2.0, "peak_memory_mib": 3, "epochs": 15,
         "augment": "none", "precision": "fp32",
-        "temperature": 1.25, "data_fingerprint": "f" * 64, "code_fingerprint": "c" * 64,
+        "temperature": 1.25, "data_fingerprint": "f" * 64, "training_version": 1,
         "cases": {"train": 40, "val": 8, "test": 24}, "versions": {"torch": "2.13.0"},
     }  # fmt: skip
 

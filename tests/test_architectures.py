@@ -75,7 +75,7 @@ def test_the_example_is_in_the_comparison(tmp_path):
     assert "dilated" in (top / "report.html").read_text("utf-8")
     run = json.loads((top / "runs" / "dilated-grouped-fold0-seed0" / "run.json").read_text())
     other = json.loads((top / "runs" / "unet-grouped-fold0-seed0" / "run.json").read_text())
-    assert run["code_fingerprint"] == other["code_fingerprint"]
+    assert run["training_version"] == other["training_version"]
     assert "architecture_fingerprint" not in other
     assert steps(project, *both) == {}
     file.write_text(changed("(1, 2, 4, 8)", "(1, 2, 4)"), encoding="utf-8")

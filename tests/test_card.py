@@ -46,7 +46,7 @@ def test_weights_picked_on_test_are_called_so():
     assert "ON THE TEST SET" in card_of(runs=runs)
 
 
-@pytest.mark.parametrize("column", ["cases", "versions", "temperature", "code_fingerprint"])
+@pytest.mark.parametrize("column", ["cases", "versions", "temperature", "training_version"])
 def test_what_a_run_did_not_record_is_left_out(column):
     card = card_of(runs=compared()["runs"].drop(columns=column))
     assert "nan" not in card

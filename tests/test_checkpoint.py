@@ -12,6 +12,7 @@ LABELS = np.array(["train", "test"])
 
 def key(**changed):
     asked = {"data": "abc", "labels": LABELS, "parameters": {"lr": 1e-4, "threads": 1}}
+    asked |= {"training_version": 1}
     return checkpoint.run_key(**(asked | changed))
 
 
@@ -22,8 +23,9 @@ def test_key_follows_data_split_and_parameters():
         key(labels=LABELS[::-1]),
         key(parameters={"lr": 1e-3, "threads": 1}),
         key(parameters={"lr": 1e-4, "threads": 2}),
+        key(training_version=2),
     }
-    assert len(others | {key()}) == 5
+    assert len(others | {key()}) == 6
 
 
 def test_state_comes_back_under_its_own_key_only(tmp_path):

@@ -1,8 +1,5 @@
-import sys
-
 import pytest
 
-from thyroid_lib import frames, store
 from thyroid_lib.fingerprint import code_fingerprint
 
 SOURCE = '''
@@ -34,17 +31,10 @@ class Empty:
         ("mask.sum()", "mask.max()", False),
     ],
 )
-def test_code_counts_and_words_do_not(tmp_path, monkeypatch, old, new, same):
+def test_code_counts_and_words_do_not(tmp_path, old, new, same):
     assert old in SOURCE
-    monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "thyroid_lib_sample.py"
+    path = tmp_path / "network.py"
     path.write_text(SOURCE)
-    before = code_fingerprint("thyroid_lib_sample")
+    before = code_fingerprint(path)
     path.write_text(SOURCE.replace(old, new))
-    assert (code_fingerprint("thyroid_lib_sample") == before) == same
-
-
-def test_a_module_or_its_name():
-    assert code_fingerprint(frames) == code_fingerprint("thyroid_lib.frames")
-    assert code_fingerprint(frames, store) != code_fingerprint(store, frames)
-    assert code_fingerprint(sys.modules["thyroid_lib.store"]) == code_fingerprint(store)
+    assert (code_fingerprint(path) == before) == same

@@ -212,7 +212,7 @@ def _provenance(runs: pd.DataFrame) -> list[str]:
     lines = [
         f"Runs: {', '.join(runs['run_id'])}.",
         f"Data: `{first['data_fingerprint']}`.",
-        f"Training code: `{first.get('code_fingerprint', 'not recorded')}`.",
+        f"Version of the training arithmetic: {first.get('training_version', 'not recorded')}.",
     ]
     if isinstance(versions, dict):
         each = [f"{name} {version}" for name, version in sorted(versions.items())]

@@ -4,9 +4,9 @@
     model.pt                               what is left of them when it is finished
 
 The key covers all that decides the weights: the store's fingerprint, the split, the training
-parameters (threads among them: sums in another order give other bits) and the code that trains,
-that of a network of one's own among it.
-Metrics and plots are left out on purpose, so that editing them never costs a training step.
+parameters (threads among them: sums in another order give other bits), the version of the training
+arithmetic, and the code of a user's own network. Moving or renaming a file of the library, or a
+change of metrics or plots, costs no training step.
 """
 
 import errno
@@ -21,26 +21,28 @@ import numpy as np
 import torch
 
 from thyroid_lib import cannot_write, remove_file, tell, write_file
-from thyroid_lib.fingerprint import code_fingerprint
-
-# What, edited, makes other weights.
-TRAINING_CODE = tuple(f"thyroid_lib.{name}" for name in ("splits", "models", "augment", "train"))
 
 
 def run_key(
-    *, data: str, labels: np.ndarray, parameters: dict, architecture: dict | None = None
+    *,
+    data: str,
+    labels: np.ndarray,
+    parameters: dict,
+    training_version: int,
+    architecture: dict | None = None,
 ) -> str:
-    """Return a SHA-256 over data, split, training parameters and training code.
+    """Return a SHA-256 over data, split, training parameters and training arithmetic.
 
     Args:
         data: the store's fingerprint.
         labels: array of str (N,), the side of every case.
         parameters: what the training loop was asked for; plain JSON values.
+        training_version: `train.TRAINING_VERSION`.
         architecture: what makes a network of one's own, see `architectures`; None or {} for one of
-            the library, whose code is part of the training code.
+            the library, which the training version covers.
     """
     content = {
-        "code": code_fingerprint(*TRAINING_CODE),
+        "training_version": training_version,
         "data": data,
         "parameters": parameters,
         "split": hashlib.sha256("\n".join(labels).encode()).hexdigest(),

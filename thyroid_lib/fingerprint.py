@@ -1,33 +1,18 @@
-"""What code does, and what a file holds, as a number: so that a store or a training is redone when,
-and only when, its own code has changed, and a damaged file is found out.
-"""
+"""SHA-256 fingerprints: of a file's bytes, and of what a file of Python code does."""
 
 import ast
 import hashlib
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 
-def code_fingerprint(*modules: ModuleType | str | Path) -> str:
-    """Return a SHA-256 over what the modules' code does.
+def code_fingerprint(path: Path) -> str:
+    """Return a SHA-256 over what a file of Python code does.
 
     Comments, docstrings and layout do not count; every other change does. The same on every
     version of Python that parses the source alike.
-
-    Args:
-        modules: modules, their full names, or the paths of files of code.
     """
-    digest = hashlib.sha256()
-    for module in modules:
-        if isinstance(module, Path):
-            name, path = module.stem, module
-        else:
-            name = module if isinstance(module, str) else module.__name__
-            path = Path(importlib.util.find_spec(name).origin)
-        source = path.read_text("utf-8-sig")
-        digest.update(f"{name} {_outline(ast.parse(source))}\n".encode())
-    return digest.hexdigest()
+    source = path.read_text("utf-8-sig")
+    return hashlib.sha256(f"{path.stem} {_outline(ast.parse(source))}\n".encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:

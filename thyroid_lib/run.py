@@ -39,7 +39,7 @@ from thyroid_lib import (
 )
 from thyroid_lib.augment import AUGMENTS
 from thyroid_lib.device import choose_device, choose_precision, fits, out_of_memory, peak_memory
-from thyroid_lib.fingerprint import code_fingerprint, file_digest
+from thyroid_lib.fingerprint import file_digest
 from thyroid_lib.locks import alone
 from thyroid_lib.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.models import count_parameters, multiply_adds
@@ -154,7 +154,11 @@ def train_model(
         architectures.check(net, model, store.size)
         own = {"code": code, "packages": architectures.packages(model)}
     key = checkpoint.run_key(
-        data=store.fingerprint, labels=labels, parameters=asked, architecture=own
+        data=store.fingerprint,
+        labels=labels,
+        parameters=asked,
+        training_version=train.TRAINING_VERSION,
+        architecture=own,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +181,7 @@ def train_model(
             "val_share": val_share, "threshold": threshold, "size": store.size,
             "resize": store.settings["resize"], "mend": " ".join(store.settings["mend"]),
             "data_fingerprint": store.fingerprint, "key": key,
-            "code_fingerprint": code_fingerprint(*checkpoint.TRAINING_CODE),
+            "training_version": train.TRAINING_VERSION,
             "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
         } | ({"architecture_fingerprint": code} if code else {})  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})

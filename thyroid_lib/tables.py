@@ -15,7 +15,7 @@ from thyroid_lib.statistics import cube, intervals, macro_estimate, order_protoc
 SHARED = (
     "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
     "selection", "augment", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
-    "precision", "code_fingerprint",
+    "precision", "training_version",
 )  # fmt: skip
 # What runs were that do not say it, being older than the choice.
 BEFORE = {"augment": "none", "precision": "fp32"}

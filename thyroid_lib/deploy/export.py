@@ -191,7 +191,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     how = {key: trained.about[key] for key in SPLIT}
     labels = split_cases(store.index, **how)
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
-            "data_fingerprint", "code_fingerprint", "architecture_fingerprint")  # fmt: skip
+            "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
     about = {key: trained.about[key] for key in keys if key in trained.about} | AROUND
     about |= {
         "precision": "fp32",
