@@ -43,7 +43,7 @@ PARTLY = $(filter -n -np --dry-run --dryrun --until%,$(OPTIONS))
 # Notebooks write what is to go to results/ to THYROID_RESULTS, where that is set.
 WHERE = $(or $(THYROID_RESULTS),$(CURDIR)/results)/$(STUDY)
 FIRST = $(or $(THYROID_RESULTS),$(CURDIR)/results)/quickstart/0-quickstart.ipynb
-QUICKSTART = $(BIN)/python -m thyroid_lib.runner notebook notebooks/0-quickstart.ipynb --pin-instructions
+QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quickstart.ipynb --pin-instructions
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
@@ -146,7 +146,7 @@ nbval: $(READY)  ## run results/reference/demo again and compare every output; P
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; \
 		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)"; ls '$(WHERE)'/runs/*/model.pt >/dev/null || exit 2; \
 			(cd '$(WHERE)' && tar -cf - runs/*/model.pt) | tar -xf - -C "$$results/$(STUDY)";) \
-		variables=$$($(BIN)/python -m thyroid_lib.runner env $(PARAMETERS)) || exit 2; \
+		variables=$$($(BIN)/python -m thyroid_lib.study.runner env $(PARAMETERS)) || exit 2; \
 		env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
 		$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \
 		--nbval-cell-timeout=$(if $(filter parameters/demo.yaml,$(PARAMETERS)),600,86400) \
@@ -159,7 +159,7 @@ verify: $(READY)  ## run the demo from nothing, elsewhere, and compare it with r
 	@results=$$(mktemp -d); trap 'rm -rf "$$results"; exit 130' INT TERM; \
 		THYROID_RESULTS="$$results" $(SNAKEMAKE) --drop-metadata && \
 		THYROID_RESULTS="$$results" $(QUICKSTART) "$$results/demo/notebooks/0-quickstart.ipynb" && \
-		$(BIN)/python -m thyroid_lib.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
+		$(BIN)/python -m thyroid_lib.study.verify results/reference/demo "$$results/demo" && rm -rf "$$results" || \
 		{ printf '\nthe new run is kept: %s\n' "$$results/demo"; exit 1; }
 
 reference: quickstart demo  ## make results/reference/demo from the quickstart's and the demo's results

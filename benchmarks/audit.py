@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import audit, phantom
-from thyroid_lib.frames import fit_image
-from thyroid_lib.splits import split_cases
+from thyroid_lib.audit import leakage as audit
+from thyroid_lib.data import phantom
+from thyroid_lib.data.frames import fit_image
+from thyroid_lib.data.splits import split_cases
 
 SWEEPS, DRAWN, FRAMES, SIZE = 15, 16, 239, 256
 

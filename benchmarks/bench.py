@@ -24,7 +24,7 @@ import data
 import machine
 import ours
 import page
-from thyroid_lib import write_file
+from thyroid_lib.files.writing import write_file
 from timing import figure
 
 HERE = Path(__file__).resolve().parent

@@ -31,11 +31,15 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import thyroid_lib
-from thyroid_lib import frames, models, predict, run, splits, store, train
-from thyroid_lib.device import choose_device
-from thyroid_lib.parallel import cores
-from thyroid_lib.runner import PINNED
-from thyroid_lib.study import read_study
+from thyroid_lib import models
+from thyroid_lib.data import frames, splits, store
+from thyroid_lib.evaluate import predict
+from thyroid_lib.files.parallel import cores
+from thyroid_lib.settings import read_study
+from thyroid_lib.study.runner import PINNED
+from thyroid_lib.train import recipe as train
+from thyroid_lib.train import run
+from thyroid_lib.train.device import choose_device
 from timing import figure, median, spread
 
 ROOT = Path(__file__).resolve().parent.parent

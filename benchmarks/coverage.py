@@ -3,7 +3,7 @@
     python benchmarks/coverage.py --studies 10000
 
 simulates studies of this project's own designs in which two models do not differ, counts, and
-writes the table of `docs/statistics.md` between its marks. `tests/test_coverage.py` repeats it with
+writes the table of `docs/statistics.md` between its marks. `tests/tools/test_coverage.py` repeats it with
 other seeds. Groups and frames deviate roughly as in the committed runs on real frames
 (`results/reference/tg3k-sample`); how runs deviate is assumed, see `DEVIATIONS`.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thyroid_lib.statistics import SEEN, Cube, Draws, draw, interval, macro_means
+from thyroid_lib.compare.bootstrap import SEEN, Cube, Draws, draw, interval, macro_means
 
 # Dice. REML of the group means of U-Net and Residual U-Net under `grouped` gives groups 0.080 and
 # model × group with the rest 0.054, here split in two, 0.045² + 0.030² = 0.054². Frames of a group,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from thyroid_lib import phantom
+from thyroid_lib.data import phantom
 
 SWEEPS, FRAMES = 15, 239
 QUALITY = 95  # of the JPEG files

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib import architectures
-from thyroid_lib.models import initialise, to_input
-from thyroid_lib.run import train_model
-from thyroid_lib.store import build_store, load_cases
-from thyroid_lib.study import read_study
+from thyroid_lib.data.store import build_store, load_cases
+from thyroid_lib.models import initialise, to_input, user_networks
+from thyroid_lib.settings import read_study
+from thyroid_lib.train.run import train_model
 from timing import figure, median, ratios, spread, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +34,7 @@ def runners(name: str, width: int, size: int, folder: Path) -> dict:
     from thyroid_lib.deploy import export
     from thyroid_lib.deploy.predictor import Predictor
 
-    net = architectures.build(name, width=width)
+    net = user_networks.build(name, width=width)
     initialise(net, seed=0)
     frames = np.random.default_rng(0).integers(0, 256, (8, size, size)).astype(np.uint8)
     image = to_input(torch.from_numpy(frames))

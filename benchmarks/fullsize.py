@@ -16,7 +16,7 @@ import torch
 import limit
 import ours
 import training
-from thyroid_lib.run import train_model
+from thyroid_lib.train.run import train_model
 from timing import figure, seconds_of
 
 MODELS = ("unet", "segnet", "resunet")

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from dicoms import make_us, to_bytes  # noqa: E402
 from pacs import Pacs, free_port, node_environment, wait_for  # noqa: E402
 
-from thyroid_lib import phantom  # noqa: E402
+from thyroid_lib.data import phantom  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
 
 SEG, WARM = "1.2.840.10008.5.1.4.1.1.66.4", 5

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import ours
 from data import list_pairs
+from thyroid_lib.data.store import Store
 from thyroid_lib.models import arithmetic
-from thyroid_lib.store import Store
 
 ENDLESS = 10**7  # frames
 

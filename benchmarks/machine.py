@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from thyroid_lib.parallel import cores
+from thyroid_lib.files.parallel import cores
 
 PACKAGES = (
     "torch", "torchvision", "monai", "segmentation-models-pytorch", "torchmetrics", "pillow",

@@ -5,9 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from thyroid_lib import models, predict, run, train
-from thyroid_lib.device import choose_device, choose_precision
-from thyroid_lib.store import Store
+from thyroid_lib import models
+from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate import predict
+from thyroid_lib.train import recipe as train
+from thyroid_lib.train import run
+from thyroid_lib.train.device import choose_device, choose_precision
 
 LR = 1e-4  # the reported one
 

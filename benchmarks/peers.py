@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from data import list_pairs
 from loops import Setting, by_step, endless, equal_step
-from thyroid_lib.parallel import cores
+from thyroid_lib.files.parallel import cores
 from timing import seconds_of
 
 filled: dict = {}  # the one cache that both of MONAI's loops read, and how long filling it took

@@ -19,13 +19,13 @@ from PIL import Image
 from scipy import ndimage
 
 from data import list_pairs
-from thyroid_lib.parallel import count_workers
-from thyroid_lib.store import build_store, load_cases, open_store
+from thyroid_lib.data.store import build_store, load_cases, open_store
+from thyroid_lib.files.parallel import count_workers
 from timing import median, ratios, seconds_of, spread, take_turns
 
 DEFAULT = "burnt-in text mended, the default"
 MENDS = {DEFAULT: ["text"], "nothing mended": []}
-TEXT_PX, TEXT_TOP, TEXT_LEFT = 80, 0.10, 0.20  # as thyroid_lib.frames says it
+TEXT_PX, TEXT_TOP, TEXT_LEFT = 80, 0.10, 0.20  # as thyroid_lib.data.frames says it
 
 
 def make_plainly(frames: Path, out: Path, size: int, mend: list[str]) -> None:

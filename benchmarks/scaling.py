@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 import data
-from thyroid_lib.runner import run_notebook
-from thyroid_lib.store import open_store
+from thyroid_lib.data.store import open_store
+from thyroid_lib.study.runner import run_notebook
 from timing import figure, run_child, seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,8 @@ def preprocess(frames: Path, folder: Path, size: int) -> dict:
 def train(frames: Path, folder: Path, size: int) -> dict:
     """One epoch, and the scores of its test cases, on the store that `preprocess` built."""
     from one_convolution import OneConvolution
-    from thyroid_lib import models, run
+    from thyroid_lib import models
+    from thyroid_lib.train import run
 
     models.MODELS["one_convolution"] = OneConvolution
     store, finished = open_store(folder / "store"), []

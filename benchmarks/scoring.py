@@ -20,9 +20,9 @@ from scipy import ndimage
 
 import ours
 from data import list_pairs
-from thyroid_lib import predict
-from thyroid_lib.metrics import score_case
-from thyroid_lib.store import build_store, load_cases
+from thyroid_lib.data.store import build_store, load_cases
+from thyroid_lib.evaluate import predict
+from thyroid_lib.evaluate.metrics import score_case
 from timing import median, ratios, seconds_of, spread, take_turns
 
 FEW = 2  # pairs for torchmetrics' Hausdorff, of which each takes seconds

@@ -19,7 +19,7 @@ import limit
 import loops
 import ours
 import peers
-from thyroid_lib.store import build_store, load_cases, open_store
+from thyroid_lib.data.store import build_store, load_cases, open_store
 from timing import figure, median, ratios, run_child, spread, take_turns
 
 LOOPS = {  # name: (what makes it, what the table calls it)

@@ -3,7 +3,7 @@
     python benchmarks/bench.py workflow
 
 A study of one tiny run in a copy of the project. Each of the three core notebooks is run as the
-workflow runs it, `python -m thyroid_lib.runner notebook … --log …`; its overhead is the wall time
+workflow runs it, by `thyroid_lib.study.runner`; its overhead is the wall time
 of that process less the sum of its cells' own times, as papermill notes them in the log: start of
 Python, checks, start of the kernel, writing. Imports that a notebook makes are its cells' own. Then
 Snakemake finishes that study and is asked again: nothing is left to do.
@@ -60,7 +60,7 @@ def run_notebook(project: Path, name: str) -> dict[str, float]:
     log = project / STUDY / "logs" / f"{name}.ipynb"
     words = ["notebook", f"notebooks/{name}.ipynb", f"{STUDY}/notebooks/{name}.ipynb"]
     words += ["--log", str(log), "--parameters", json.dumps(NOTEBOOKS[name])]
-    wall = seconds_of(lambda: call(project, "thyroid_lib.runner", *words))
+    wall = seconds_of(lambda: call(project, "thyroid_lib.study.runner", *words))
     cells = json.loads(log.read_text(encoding="utf-8"))["cells"]
     took = [cell["metadata"].get("papermill", {}).get("duration") or 0 for cell in cells]
     return {"wall": wall, "cells": sum(took)}

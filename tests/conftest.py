@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyroid_lib import folder, frames
+from thyroid_lib.data import folder, frames
+from thyroid_lib.data.store import build_store
 from thyroid_lib.deploy.predictor import METADATA
-from thyroid_lib.quality import describe_frames
-from thyroid_lib.store import build_store
+from thyroid_lib.evaluate.familiarity import describe_frames
 
 HERE = Path(__file__).resolve().parent
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.

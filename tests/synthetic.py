@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.tables import Results
+from thyroid_lib.compare.tables import Results
 
 COST = {"unet": (1_900_000, 750), "segnet": (1_800_000, 630), "resunet": (520_000, 710)}
 

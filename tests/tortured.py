@@ -139,9 +139,9 @@ class Study:
         processes, steps = self.processes(), {}
         kernels = [pid for pid, (_, args) in processes.items() if "ipykernel_launcher" in args]
         for pid, (_, args) in processes.items():
-            if "thyroid_lib.report" in args:
+            if "thyroid_lib.study.report" in args:
                 steps["report"] = Step(pid, None, [])
-            elif args[1:4] == ["-m", "thyroid_lib.runner", "notebook"]:
+            elif args[1:4] == ["-m", "thyroid_lib.study.runner", "notebook"]:
                 kernel = next((each for each in kernels if processes[each][0] == pid), None)
                 workers = [each for each in kernels if processes[each][0] == kernel]
                 steps[Path(args[5]).stem] = Step(pid, kernel, workers)

@@ -5,7 +5,7 @@ from functools import cache
 import pandas as pd
 from synthetic import study
 
-from thyroid_lib import mixed, selection, stability, statistics, tables
+from thyroid_lib.compare import bootstrap, mixed, selection, stability, tables
 
 DELTA = 0.005
 
@@ -21,7 +21,7 @@ def compared(seeds: int = 3, groups: int = 12, random: bool = True) -> dict:
         results = type(results)(*(pd.concat(part, ignore_index=True) for part in parts))
     scores, runs, few = results.scores, results.runs, {"resamples": 300}
     table = tables.summary(scores, runs, results.calibration, **few)
-    differences = statistics.differences(scores, delta=DELTA, **few)
+    differences = bootstrap.differences(scores, delta=DELTA, **few)
     measured = stability.stability(scores, results.histories, results.thresholds, **few)
     return results._asdict() | {
         "table": table, "differences": differences, "stability": measured,

@@ -4,7 +4,7 @@
     make badges                    only writes the rest anew
 
 README and notebooks open in Colab and Kaggle by a click, and install by one line, once there is an
-address; until then they say how to upload. `tests/test_badges.py` keeps all of them in step.
+address; until then they say how to upload. `tests/tools/test_badges.py` keeps all of them in step.
 """
 
 import argparse
@@ -40,7 +40,7 @@ if not importlib.util.find_spec("thyroid_lib"):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "--no-deps", *source], check=True)
 
-from thyroid_lib import platforms
+from thyroid_lib.study import platforms
 
 platforms.start()"""
 TARGETS = """\

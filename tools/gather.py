@@ -25,9 +25,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from thyroid_lib import checkpoint, place, safekeeping
-from thyroid_lib.fingerprint import file_digest
-from thyroid_lib.study import LEAKY, list_runs, read_study, show
+from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.writing import place
+from thyroid_lib.models import checkpoint
+from thyroid_lib.settings import LEAKY, list_runs, read_study, show
+from thyroid_lib.study import checksums
 
 TRAINED = (  # settings that make other weights, for every run
     "size", "resize", "width", "epochs", "batch_size", "lr", "selection", "augment", "val_share",
@@ -62,7 +64,7 @@ def look(name: str, folder: Path, config: dict) -> Found:
         step = record.stem
         if not (folder / "notebooks" / f"{step}.ipynb").is_file():
             continue  # it was to be done again
-        lines = [safekeeping.LINE.fullmatch(line) for line in _lines(record)]
+        lines = [checksums.LINE.fullmatch(line) for line in _lines(record)]
         if not lines or None in lines:
             found.problems.append(f"checksums/{record.name} is damaged")
             continue
@@ -287,7 +289,7 @@ def gather(parameters: str | Path, sources: list[Path], overrides: dict | None =
         ]
         if not others:
             raise ValueError(f"nothing of the study {study} in {len(sources)} sources")
-        stack.enter_context(safekeeping.claim(results))
+        stack.enter_context(checksums.claim(results))
         here = look(str(results), results, config)
         for found in (here, *others):
             for problem in found.problems:

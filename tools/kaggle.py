@@ -29,9 +29,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gather
-from thyroid_lib import place, write_file
+from thyroid_lib.files.writing import place, write_file
 from thyroid_lib.models import build_model, multiply_adds
-from thyroid_lib.study import list_runs, read_study
+from thyroid_lib.settings import list_runs, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")

@@ -25,7 +25,7 @@ from PIL import Image, ImageChops
 from pydicom import Dataset
 from scipy import ndimage
 
-from thyroid_lib import phantom, place
+from thyroid_lib.data import phantom
 from thyroid_lib.deploy import dicom
 from thyroid_lib.deploy.predictor import (
     ROW,
@@ -35,6 +35,7 @@ from thyroid_lib.deploy.predictor import (
     read_picture,
     table_csv,
 )
+from thyroid_lib.files.writing import place
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames

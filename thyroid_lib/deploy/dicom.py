@@ -35,7 +35,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 
-from thyroid_lib import __version__, frames
+from thyroid_lib import __version__
+from thyroid_lib.data import frames
 from thyroid_lib.deploy.predictor import Prediction, Predictor, to_gray
 
 # pydicom quotes the values that it warns of

@@ -34,15 +34,18 @@ import pandas as pd
 import torch
 from onnxruntime import quantization
 
-from thyroid_lib import __version__, card, frames, remove_file, write_file
-from thyroid_lib.confidence import calibrated, fit_confidence
+from thyroid_lib import __version__
+from thyroid_lib.compare import card
+from thyroid_lib.data import frames
+from thyroid_lib.data.splits import split_cases
+from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy.predictor import METADATA, Predictor
-from thyroid_lib.metrics import dice
-from thyroid_lib.predict import load_model
-from thyroid_lib.quality import describe_frames
-from thyroid_lib.splits import split_cases
-from thyroid_lib.store import Store, open_store
-from thyroid_lib.verify import TIMES
+from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
+from thyroid_lib.evaluate.familiarity import describe_frames
+from thyroid_lib.evaluate.metrics import dice
+from thyroid_lib.evaluate.predict import load_model
+from thyroid_lib.files.writing import remove_file, write_file
+from thyroid_lib.study.verify import TIMES
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # what `split_cases` takes
 OPSET = 18

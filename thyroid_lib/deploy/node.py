@@ -37,9 +37,10 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset, validate_file_meta
 from pynetdicom import evt
 
-from thyroid_lib import locks, write_file
 from thyroid_lib.deploy import dicom
 from thyroid_lib.deploy.predictor import OPTIONS, ROW, Predictor, open_asked, table_csv
+from thyroid_lib.files import locks
+from thyroid_lib.files.writing import write_file
 
 VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL

@@ -6,8 +6,8 @@
     python -m thyroid_lib.deploy.predictor --model results/demo/deploy --images DIR --out DIR
 
 writes one mask (PNG, 0 or 255, at the image's own size) per image and `areas.csv`. Fit, restore
-and threshold are those of `thyroid_lib.frames`, as the study scored them; a release needs NumPy,
-Pillow, SciPy and ONNX Runtime, and no torch.
+and threshold are those of `thyroid_lib.data.frames`, as the study scored them; a release needs
+NumPy, Pillow, SciPy and ONNX Runtime, and no torch.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from scipy import ndimage, special
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
-from thyroid_lib import frames, write_file
-from thyroid_lib.confidence import calibrated, expected_dice
-from thyroid_lib.fingerprint import file_digest
-from thyroid_lib.quality import FAR, TOO_FAR, distance
+from thyroid_lib.data import frames
+from thyroid_lib.evaluate.confidence import calibrated, expected_dice
+from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
+from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.writing import write_file
 
 METADATA = "thyroid_lib"  # the key under which an .onnx describes itself, JSON
 NEEDED = ("model", "size", "resize", "threshold")
@@ -371,7 +372,7 @@ def _open_onnx(path: Path, threads: int) -> tuple:
 
 
 def _open_torch(path: Path) -> tuple:
-    from thyroid_lib.predict import load_model, predict_logits
+    from thyroid_lib.evaluate.predict import load_model, predict_logits
 
     model, about = load_model(path)
     run = path.parent / "run.json"

@@ -1,0 +1,182 @@
+"""Label audit: each defect drawn by hand is found, and a clean mask has none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from thyroid_lib.audit import masks as labels
+from thyroid_lib.audit.copies import describe
+from thyroid_lib.data import phantom
+from thyroid_lib.data.store import build_store, load_cases
+
+CLEAN = np.zeros((100, 120), np.uint8)
+CLEAN[40:70, 30:90] = 255  # a gland of 1800 px
+COUNTS = ("text", "specks", "holes", "midtones", "gray_areas")
+
+
+def drawn(*boxes):
+    """The clean mask with boxes: top, left, height, width, gray level."""
+    levels = CLEAN.copy()
+    for top, left, height, width, level in boxes:
+        levels[top : top + height, left : left + width] = level
+    return levels
+
+
+def counts(levels):
+    found = labels.mask_defects(levels)
+    return {name: found[name] for name in COUNTS if found[name]}
+
+
+def test_a_clean_mask_has_no_defect():
+    found = labels.mask_defects(CLEAN)
+    assert counts(CLEAN) == {}
+    assert found["foreground"] == pytest.approx(1800 / 12000)
+
+
+def test_text_is_what_lies_in_the_corner():
+    levels = drawn((2, 1, 5, 3, 255), (2, 6, 5, 3, 255))
+    assert counts(levels) == {"text": 2}
+    assert labels.mask_defects(levels)["text_pixels"] == 30
+    assert labels.mask_defects(levels)["foreground"] == pytest.approx(1800 / 12000)
+
+
+def test_a_speck_is_small_and_elsewhere():
+    assert counts(drawn((80, 100, 3, 3, 255))) == {"specks": 1}
+    assert counts(drawn((80, 100, 3, 3, 255), (10, 60, 2, 2, 255))) == {"specks": 2}
+    assert counts(drawn((80, 100, 8, 10, 255))) == {}  # 80 px: a second lobe
+    alone = np.zeros_like(CLEAN)
+    alone[50:53, 50:53] = 255
+    assert counts(alone) == {}  # the largest is the gland, however small
+    assert labels.speck_map(np.zeros((5, 5), bool)).sum() == 0
+
+
+def test_a_hole_is_enclosed():
+    assert counts(drawn((50, 50, 2, 4, 0))) == {"holes": 1}
+    assert labels.mask_defects(drawn((50, 50, 2, 4, 0)))["hole_pixels"] == 8
+    assert counts(drawn((40, 50, 12, 4, 0))) == {}  # a bay, open above
+    ring = np.zeros((9, 9), bool)
+    ring[::8, :] = ring[:, ::8] = True  # encloses all that the frame has left
+    assert labels.hole_map(ring).sum() == 49
+
+
+def test_midtones_along_an_outline_are_told_from_gray_areas():
+    rim = drawn((39, 30, 1, 60, 100), (70, 30, 1, 60, 100))
+    assert counts(rim) == {"midtones": 120}
+    assert counts(drawn((85, 20, 6, 6, 110))) == {"midtones": 36, "gray_areas": 36}
+    assert counts(drawn((50, 45, 10, 10, 160))) == {"midtones": 100, "gray_areas": 100}
+    assert counts(drawn((85, 20, 6, 6, 12))) == {}  # as good as black
+
+
+def write_cases(path, images, masks):
+    """A folder source of one group; names f00, f01 …"""
+    rows = ["case_id,group"]
+    for frame, pair in enumerate(zip(images, masks, strict=True)):
+        for part, array in zip(("images", "masks"), pair, strict=True):
+            (path / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path / part / f"f{frame:02d}.png")
+        rows.append(f"f{frame:02d},a")
+    (path / "groups.csv").write_text("\n".join(rows) + "\n")
+    return load_cases("folder", path)
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    made = phantom.make_sweep(sweep=2, frames=9, text=False)
+    return made["images"], made["masks"].astype(np.uint8) * 255
+
+
+def audited(path, images, masks, **settings):
+    cases = write_cases(path, images, masks)
+    return labels.audit_labels(cases, build_store(cases, path / "store", size=64, **settings))
+
+
+def found_in(table, defect):
+    return table["case_id"][table[defect] > 0].tolist()
+
+
+def test_a_clean_sweep_has_no_defect(sweep, tmp_path):
+    table = audited(tmp_path, *sweep)
+    assert labels.summary(table)["cases"].tolist() == [0] * len(labels.DEFECTS)
+    assert table["correlation"].isna().tolist() == [True] + [False] * 8
+    assert labels.labels_sentence(table).endswith("0 cases deserve a look for another reason.")
+
+
+def test_a_frame_out_of_place_is_found_and_its_neighbours_are_not(sweep, tmp_path):
+    images, masks = (part.copy() for part in sweep)
+    images[4] = np.roll(images[4][::-1], 60, axis=1)
+    table = audited(tmp_path, images, masks)
+    assert found_in(table, "out_of_sequence") == ["f04"]
+    assert found_in(table, "jump") == []
+
+
+def test_a_sequence_that_breaks_is_a_jump(sweep, tmp_path):
+    images, masks = (part.copy() for part in sweep)
+    images[5:] = np.roll(images[5:, ::-1], 60, axis=2)
+    table = audited(tmp_path, images, masks)
+    assert found_in(table, "jump") == ["f05"]
+    assert found_in(table, "out_of_sequence") == []
+
+
+@pytest.mark.parametrize("resize", ["square", "letterbox"])
+def test_a_nearly_black_frame_is_found(sweep, tmp_path, resize):
+    images, masks = (part.copy() for part in sweep)
+    images[8] = (images[8] * (9 / images[8].mean())).astype(np.uint8)
+    images[0] = (images[0] * (14 / images[0].mean())).astype(np.uint8)
+    table = audited(tmp_path, images, masks, resize=resize)
+    assert found_in(table, "nearly_black") == ["f08"]
+    assert table["brightness"].iloc[0] == pytest.approx(14, abs=1.5)
+
+
+def test_an_area_far_from_its_neighbours_is_found(sweep, tmp_path):
+    images, masks = (part.copy() for part in sweep)
+    rows, _ = np.nonzero(masks[3])
+    masks[3][rows[len(rows) // 3] :] = 0  # a third is left
+    masks[0] = 0
+    masks[0][60:70, 60:70] = 255  # but a sweep may begin with a sliver
+    table = audited(tmp_path, images, masks)
+    assert found_in(table, "area") == ["f03"]
+
+
+def test_quarantined_cases_are_not_audited_and_foreign_tables_are_refused(sweep, tmp_path):
+    images, masks = (part.copy() for part in sweep)
+    masks[1] = 0
+    table = audited(tmp_path, images, masks)
+    assert table["case_id"].tolist() == ["f00"] + [f"f{frame:02d}" for frame in range(2, 9)]
+    cases = load_cases("folder", tmp_path)
+    store = build_store(cases, tmp_path / "store", size=64)
+    with pytest.raises(ValueError, match="7 cases of the store are not in the case table"):
+        labels.audit_labels(cases.iloc[:2], store)
+
+
+def test_the_summary_counts_each_rule(sweep, tmp_path):
+    images, masks = (part.copy() for part in sweep)
+    masks[2][0:5, 0:3] = 255
+    masks[3][0:5, 0:3] = masks[3][0:5, 5:8] = 255
+    table = labels.summary(audited(tmp_path, images, masks)).set_index("defect")
+    assert table.loc["text", ["cases", "components", "pixels"]].tolist() == [2, "3", "45"]
+    assert table.loc["text", "mend"] == "`text` takes it out"
+    assert list(table.index) == [defect.replace("_", " ") for defect in labels.DEFECTS]
+
+
+def test_the_known_defects_of_the_real_frames_are_found(shared_data, tmp_path):
+    cases = load_cases("tg3k", shared_data / "tg3k-sample")
+    table = labels.audit_labels(cases, build_store(cases, tmp_path / "store", size=128))
+    print(labels.summary(table).to_string())
+    assert (table["text"] > 0).all()  # run 14, the only one without, is not in the sample
+    assert {"1461", "2984"} <= set(found_in(table, "nearly_black"))
+    assert "3464" in found_in(table, "out_of_sequence")
+    assert {"0246", "2991", "3523"} <= set(found_in(table, "jump"))
+    odd = table[[d for d in labels.DEFECTS if d not in labels.HARMLESS]] > 0
+    assert odd.any(axis=1).mean() < 0.1  # a list that can be looked through
+
+
+def test_groups_that_alternate_in_the_store_are_sequences_of_their_own(sweep):
+    other = phantom.make_sweep(sweep=4, frames=9, text=False)["images"]
+    images = np.empty((18, 64, 64), np.uint8)
+    for start, part in enumerate((sweep[0], other)):
+        for frame, image in enumerate(part):
+            images[2 * frame + start] = Image.fromarray(image).resize((64, 64))
+    table = labels._sequence(describe(images).fine, np.array(["a", "b"] * 9))
+    assert not table[["out_of_sequence", "jump"]].any(axis=None)
+    assert pd.isna(table["correlation"].iloc[:2]).all()

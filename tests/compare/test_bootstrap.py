@@ -1,0 +1,185 @@
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import shuffled, study
+
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import (
+    SEEN,
+    Draws,
+    cube,
+    differences,
+    draw,
+    intervals,
+    macro_by_seed,
+    macro_estimate,
+    macro_means,
+    order_protocols,
+)
+
+
+def scores_of(rows: list[tuple], **more) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["model", "seed", "group", "case_id", "dice"])
+    return table.assign(protocol="grouped", fold=0).assign(**more)
+
+
+TWO_GROUPS = scores_of(
+    [
+        ("unet", 0, "a", "1", 0.2), ("unet", 0, "a", "2", 0.4), ("unet", 0, "b", "3", 0.9),
+        ("unet", 1, "a", "1", 0.4), ("unet", 1, "a", "2", 0.6), ("unet", 1, "b", "3", 0.9),
+    ]
+)  # fmt: skip
+
+
+def test_means_are_taken_within_groups_first():
+    of = cube(TWO_GROUPS, "grouped")
+    np.testing.assert_allclose(of.values, [[[[0.3, 0.9], [0.5, 0.9]]]])  # (M,F,S,G)
+    # group a: (0.3 + 0.5) / 2 = 0.4, group b: 0.9; by frame it would be 0.567
+    assert macro_estimate(of.values) == pytest.approx([0.65])
+
+
+def test_a_resample_counts_a_group_as_often_as_it_is_drawn():
+    of = cube(TWO_GROUPS, "grouped")
+    draws = Draws(np.array([[2, 0], [1, 1], [0, 2]]), np.array([[[0, 0]], [[0, 1]], [[1, 1]]]))
+    # twice group a under seed 0 twice: 0.3; as it was: 0.65; twice group b: 0.9
+    np.testing.assert_allclose(macro_means(of.values, draws)[:, 0], [0.3, 0.65, 0.9])
+    np.testing.assert_allclose(macro_by_seed(of.values, draws)[1, 0], [0.6, 0.7])
+
+
+def test_each_fold_draws_its_own_seeds():
+    scores = pd.concat(
+        [
+            scores_of([("unet", 0, "a", "1", 0.2), ("unet", 1, "a", "1", 0.4)]),
+            scores_of([("unet", 0, "b", "2", 0.6), ("unet", 1, "b", "2", 1.0)], fold=1),
+        ]
+    )
+    of = cube(scores, "grouped")
+    assert of.values.shape == (1, 2, 2, 2)
+    assert np.isnan(of.values[0, 0, :, 1]).all()  # fold 0 does not test group b
+    draws = Draws(np.array([[1, 1]]), np.array([[[0, 0], [1, 1]]]))
+    np.testing.assert_allclose(macro_means(of.values, draws), [[(0.2 + 1.0) / 2]])
+    drawn = draw(of, resamples=500).seeds
+    assert (drawn[:, 0] != drawn[:, 1]).any()
+
+
+@pytest.mark.parametrize("design", [{}, {"folds": 12, "seeds": 2}, {"protocol": "random"}])
+def test_means_by_seed_average_to_the_means(design):
+    scores = study(**design).scores
+    of = cube(scores, scores["protocol"].iloc[0])
+    draws = draw(of, resamples=50)
+    np.testing.assert_allclose(
+        macro_by_seed(of.values, draws).mean(axis=2), macro_means(of.values, draws)
+    )
+    whole = Draws(
+        np.ones((1, 12), int), np.arange(len(of.seeds)) + np.zeros((1, len(of.folds), 1), int)
+    )
+    np.testing.assert_allclose(macro_means(of.values, whole)[0], macro_estimate(of.values))
+
+
+def test_the_bootstrap_agrees_with_one_written_as_loops():
+    of = cube(study(seeds=2).scores, "grouped")
+    draws = draw(of, resamples=20)
+    slow = np.zeros((20, 3))
+    for b in range(20):
+        drawn = np.repeat(np.arange(12), draws.groups[b])
+        for model in range(3):
+            each = []
+            for group in drawn:
+                fold = group % 3
+                each.append(
+                    np.mean([of.values[model, fold, s, group] for s in draws.seeds[b, fold]])
+                )
+            slow[b, model] = np.mean(each)
+    np.testing.assert_allclose(macro_means(of.values, draws), slow)
+
+
+def test_intervals_have_the_size_that_theory_gives():
+    """One seed, many groups: the mean's standard error is SD / √G."""
+    rng = np.random.default_rng(0)
+    rows = [("unet", 0, f"{g:03}", str(g), x) for g, x in enumerate(rng.normal(0.7, 0.1, 200))]
+    row = intervals(scores_of(rows)).iloc[0]
+    half = 1.96 * np.std([r[4] for r in rows]) / np.sqrt(200)
+    assert row.high - row.estimate == pytest.approx(half, rel=0.05)
+    assert row.estimate - row.low == pytest.approx(half, rel=0.05)
+
+
+def test_what_all_models_share_cancels_in_a_difference():
+    """Hard groups are hard for all: estimates vary with the groups, the difference does not."""
+    rows = [
+        (model, seed, group, group, dice + gain)
+        for model, gain in (("unet", 0.0), ("segnet", 0.1))
+        for seed in (0, 1)
+        for group, dice in zip("abcde", (0.1, 0.3, 0.5, 0.7, 0.85), strict=True)
+    ]
+    row = differences(scores_of(rows), delta=0.005).iloc[0]
+    assert (row.a, row.b) == ("segnet", "unet")
+    assert [row.difference, row.low, row.high] == pytest.approx([0.1] * 3)
+    known = intervals(scores_of(rows))
+    assert (known.high - known.low > 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [
+        (0.01, 0.02, "a higher"), (-0.02, -0.01, "b higher"), (-0.004, 0.004, "equivalent"),
+        (0.001, 0.004, "equivalent"), (-0.01, 0.004, "undecided"), (0.001, 0.02, "a higher"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_read_against_zero_and_delta(low, high, reading):
+    assert bootstrap._read(low, high, 0.005, "a", "b") == reading
+
+
+def test_p_is_twice_the_share_beyond_zero():
+    part = differences(study().scores, delta=0.005, resamples=999)
+    of = cube(study().scores, "grouped")
+    means = macro_means(of.values, draw(of, resamples=999))
+    gap = means[:, 0] - means[:, 2]
+    beyond = min((gap <= 0).sum(), (gap >= 0).sum())
+    row = part[(part.a == "resunet") & (part.b == "unet")].iloc[0]
+    assert row.p == pytest.approx(2 * (1 + beyond) / 1000)
+    assert row.smallest_gap == pytest.approx(SEEN * gap.std())
+    assert pytest.approx(2.80, abs=0.01) == SEEN
+
+
+def test_what_is_conditional_is_marked():
+    for folds, seeds, expected in ((3, 1, True), (1, 3, True), (1, 5, True), (3, 2, False)):
+        of = cube(study(folds=folds, seeds=seeds).scores, "grouped")
+        assert of.conditional is expected, (folds, seeds)
+
+
+def test_one_seed_draws_groups_alone_and_one_group_has_no_interval():
+    of = cube(study(seeds=1).scores, "grouped")
+    assert (draw(of, resamples=10).seeds == 0).all()
+    alone = intervals(study(groups=1, folds=1).scores)
+    assert alone[["low", "high"]].isna().all(axis=None)
+    assert not len(differences(study({"unet": 0.7}).scores, delta=0.005))
+
+
+@pytest.mark.parametrize("function", [intervals, lambda s: differences(s, delta=0.01)])
+def test_order_changes_nothing(function):
+    scores = study().scores
+    pd.testing.assert_frame_equal(function(scores), function(shuffled(scores)), check_exact=True)
+
+
+def test_renamed_models_keep_their_figures():
+    scores = study().scores
+    names = {"unet": "c", "segnet": "a", "resunet": "b"}
+    one = intervals(scores).set_index("model")
+    other = intervals(scores.replace({"model": names})).set_index("model")
+    for old, new in names.items():
+        assert one.loc[old, "low"] == pytest.approx(other.loc[new, "low"], abs=1e-12)
+
+
+def test_the_grouped_protocol_comes_first():
+    assert order_protocols(["random", "own", "official", "grouped"]) == [
+        "grouped", "official", "random", "own",
+    ]  # fmt: skip
+
+
+def test_missing_columns_and_runs_are_named():
+    scores = study().scores
+    with pytest.raises(ValueError, match="lack brier: score the runs again"):
+        cube(scores.drop(columns="brier"), "grouped", "brier")
+    few = scores[(scores.model != "unet") | (scores.seed > 0)]
+    with pytest.raises(ValueError, match="every model needs the same folds and seeds"):
+        cube(few, "grouped")

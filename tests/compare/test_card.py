@@ -1,0 +1,52 @@
+import re
+
+import pytest
+from whole import compared
+
+from thyroid_lib.compare.card import model_card
+
+
+def card_of(**changed) -> str:
+    made = compared() | changed
+    names = ("runs", "scores", "differences", "stability", "ranks")
+    return model_card(made["selected"], made["table"], **{name: made[name] for name in names})
+
+
+def test_the_card_has_every_section():
+    titles = re.findall(r"(?m)^#+ (.*)$", card_of())
+    assert titles == [
+        "Model card: resunet", "What it is", "What it was trained on", "How it was evaluated",
+        "Metrics by protocol", "Stability", "Calibration", "Failure modes", "Known limits",
+        "Why this one", "Fingerprints and versions",
+    ]  # fmt: skip
+
+
+def test_its_figures_are_those_of_the_tables():
+    made, card = compared(), card_of()
+    row = made["table"].set_index(["protocol", "model"]).loc[("grouped", "resunet")]
+    assert f"{row.dice:.3f} [{row.dice_low:.3f}, {row.dice_high:.3f}]" in card
+    assert "12 groups, 3 trained folds, 3 seeds, 9 runs" in card
+    assert "520,000 parameters" in card
+    assert "by run: 1.25 to 1.25" in card
+    assert "f" * 64 in card
+    assert "torch 2.13.0" in card
+    assert "nan" not in card
+
+
+def test_it_says_what_it_is_not_for():
+    assert "Research use, not for diagnosis" in card_of()
+    assert "phantoms drawn by this project" in card_of()
+    tg3k = card_of(scores=compared()["scores"].assign(dataset="tg3k"))
+    assert "healthy glands" in tg3k
+    assert "phantom" not in tg3k
+
+
+def test_weights_picked_on_test_are_called_so():
+    runs = compared()["runs"].assign(selection="test")
+    assert "ON THE TEST SET" in card_of(runs=runs)
+
+
+@pytest.mark.parametrize("column", ["cases", "versions", "temperature", "training_version"])
+def test_what_a_run_did_not_record_is_left_out(column):
+    card = card_of(runs=compared()["runs"].drop(columns=column))
+    assert "nan" not in card

@@ -1,0 +1,41 @@
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import shuffled, study
+
+from thyroid_lib.compare.bootstrap import differences
+from thyroid_lib.compare.mixed import mixed_model
+
+
+def test_the_mixed_model_agrees_with_the_bootstrap():
+    scores = study(seeds=5, groups=15).scores
+    mixed, boot = mixed_model(scores), differences(scores, delta=0.005)
+    np.testing.assert_allclose(mixed.difference, boot.difference, atol=1e-6)  # balanced
+    ratio = (mixed.high - mixed.low) / (boot.high - boot.low)
+    assert ratio.between(0.6, 1.6).all()
+    assert set(mixed.note) == {""}
+
+
+@pytest.mark.parametrize(
+    "design", [(1, 1, 1), (2, 1, 1), (1, 1, 3), (3, 3, 1), (2, 1, 2), (5, 5, 2), (4, 2, 1)]
+)
+def test_the_mixed_model_never_raises_on_a_small_study(design):
+    groups, folds, seeds = design
+    table = mixed_model(study(groups=groups, folds=folds, seeds=seeds, frames=2).scores)
+    assert len(table) == 3
+    bare = table["low"].isna() | table["high"].isna()
+    assert (table["note"] != "")[bare].all()
+
+
+def test_equal_models_do_not_break_the_mixed_model():
+    one = study({"unet": 0.7}).scores
+    both = pd.concat([one, one.assign(model="segnet")])
+    row = mixed_model(both).iloc[0]
+    assert row.difference == pytest.approx(0, abs=1e-9)
+
+
+def test_order_changes_nothing():
+    scores = study().scores
+    pd.testing.assert_frame_equal(
+        mixed_model(scores), mixed_model(shuffled(scores)), check_exact=True
+    )

@@ -1,0 +1,138 @@
+"""The steps of the replication, on scores whose Dice one can work out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid_lib.compare import replication
+from thyroid_lib.compare.replication import STEPS, WITHOUT_RELU, measure_steps
+from thyroid_lib.compare.tables import Results
+
+CURVES = replication.reported_curves()
+
+
+def scores_of(protocol: str, dice: dict[str, float], *, folds: int = 1) -> pd.DataFrame:
+    """Two cases in each of four groups; a model's Dice is the same in all but group d: there 0.1.
+
+    At the network's size a case of group d is small, so that a pooled batch all but hides it.
+    """
+    rows = []
+    for model, value in dice.items():
+        for number, group in enumerate("abcd"):
+            for case in range(2):
+                total = 20 if group == "d" else 2000
+                right = 0.1 if group == "d" else value
+                rows.append(
+                    {"protocol": protocol, "model": model, "fold": number % folds, "seed": 0,
+                     "run_id": f"{model}-{protocol}", "group": group, "case_id": f"{group}{case}",
+                     "dice": right, "square_both": right * total / 2, "square_total": total}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def ladder(**last: float) -> dict[str, pd.DataFrame]:
+    flawed = scores_of("reported", {"unet": 0.9, "segnet_reported": 0.7, WITHOUT_RELU: 0.8})
+    both = {"unet": 0.9, "segnet_reported": 0.7}
+    tables = (flawed, flawed, scores_of("reported", both | {"unet": 0.86}))
+    grouped = scores_of("grouped", both | last, folds=2)
+    return dict(
+        zip(STEPS, [*tables, scores_of("random", both | {"unet": 0.88}), grouped], strict=True)
+    )
+
+
+def value(table, step, model="unet", column="dice"):
+    return table.set_index(["step", "model"]).loc[(step, model), column]
+
+
+def test_each_step_is_measured_and_its_change_beside_it():
+    table = measure_steps(ladder(unet=0.6), resamples=500)
+    assert set(table.model) == {"unet", "segnet_reported"}  # at every step
+    pooled = (3 * 2 * 2000 * 0.9 + 2 * 20 * 0.1) / (3 * 2 * 2000 + 2 * 20)
+    macro = {
+        step: (3 * dice + 0.1) / 4
+        for step, dice in zip(STEPS[1:], (0.9, 0.86, 0.88, 0.6), strict=True)
+    }
+    assert value(table, STEPS[0]) == pytest.approx(pooled)
+    assert np.isnan(value(table, STEPS[0], column="change"))
+    before = pooled
+    for step, dice in macro.items():
+        assert value(table, step) == pytest.approx(dice)
+        assert value(table, step, column="change") == pytest.approx(dice - before)
+        before = dice
+
+
+def test_a_change_is_paired_so_what_never_changes_has_no_width():
+    table = measure_steps(ladder(unet=0.6), resamples=500)
+    same = table[(table.model == "segnet_reported") & table.step.isin(STEPS[2:])]
+    assert (same[["change", "change_low", "change_high"]].abs() < 1e-12).all(axis=None)
+    assert (same.low < same.high).all()  # though Dice itself is uncertain: group d may be drawn
+    fall = table[(table.model == "unet") & (table.step == STEPS[-1])].iloc[0]
+    assert fall.change_high < 0
+
+
+def test_the_order_of_rows_changes_nothing():
+    steps = ladder(unet=0.6)
+    shuffled = {name: part.sample(frac=1, random_state=1) for name, part in steps.items()}
+    first, again = (measure_steps(each, resamples=200) for each in (steps, shuffled))
+    pd.testing.assert_frame_equal(first, again)
+
+
+def test_only_groups_that_every_step_tested_are_compared():
+    steps = ladder(unet=0.6)
+    steps[STEPS[-1]] = steps[STEPS[-1]].query("group != 'd'")
+    table = measure_steps(steps, resamples=100)
+    assert set(table.groups) == {3}
+    assert value(table, STEPS[1]) == pytest.approx(0.9)  # the hard group is gone at every step
+    steps[STEPS[-1]] = steps[STEPS[-1]].assign(group="z")
+    with pytest.raises(ValueError, match="the steps share no group"):
+        measure_steps(steps, resamples=100)
+
+
+def test_the_table_shows_the_reports_own_figures_first():
+    shown = replication.show_steps(measure_steps(ladder(unet=0.6), resamples=500), CURVES)
+    mark = " (epoch picked on test)"  # no table goes without it
+    marked = ["the report itself" + mark, *(step + mark for step in STEPS[:2])]
+    assert list(shown.index) == [*marked, *STEPS[2:]]
+    assert list(shown.columns) == ["unet", "segnet_reported"]
+    assert list(shown.iloc[0]) == ["0.977", "0.778"]
+    assert shown.loc[STEPS[-1], "unet"].startswith("0.475 (−0.210: −0.2")
+
+
+def test_the_sentence_names_what_moved_every_network():
+    text = replication.steps_sentence(measure_steps(ladder(unet=0.6), resamples=500))
+    assert "unet 0.897 to 0.475" in text
+    assert "whole sweeps held out (1 of 2)" in text
+    assert "with one seed" in text
+
+
+def results(*, last: float, without: float) -> Results:
+    runs = pd.DataFrame(
+        {"run_id": ["s", "w", "u"], "model": ["segnet_reported", WITHOUT_RELU, "unet"], "seed": 0,
+         "train_foreground": 0.25}
+    )  # fmt: skip
+    losses = {"s": [0.7, last], "w": [0.6, without], "u": [0.3, 0.1]}
+    histories = pd.DataFrame(
+        [{"run_id": run, "train_loss": loss} for run, each in losses.items() for loss in each]
+    )
+    return Results(runs, histories, *[pd.DataFrame()] * 3)
+
+
+def test_the_floor_is_that_of_the_training_masks():
+    table = replication.floors(results(last=0.53, without=0.2))
+    assert list(table.model) == ["segnet_reported", WITHOUT_RELU]
+    assert table.floor.tolist() == pytest.approx([0.75 * np.log(2)] * 2)
+    assert list(table.below) == [False, True]
+    text = replication.floor_sentence(table)
+    assert "never fell below its floor of 0.520 and ended 0.010 above" in text
+    assert "ended at 0.200, below it" in text
+    assert "not below it" in replication.floor_sentence(
+        replication.floors(results(last=0.53, without=0.55))
+    )
+
+
+def test_the_reports_own_curves_are_measured_as_far_as_they_go():
+    table = replication.reported_stability(CURVES)
+    assert list(table.index) == ["U-Net", "SegNet", "Residual U-Net"]
+    assert table[["S1", "S3", "S4"]].isna().all(axis=None)
+    assert table.loc["U-Net", "S2 fall"] == pytest.approx(0.9756 - 0.8459)
+    assert table.loc["U-Net", "S5"] == 0  # its best epoch was its last

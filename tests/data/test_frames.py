@@ -1,0 +1,393 @@
+"""Reading, mending, fitting and restoring frames, with answers that one can draw."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from thyroid_lib.data import frames
+
+STEPS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8,25), gray 0, 10, 20 …
+
+
+def smooth(height, width):
+    """A smooth map in [0,1], float32 (H,W)."""
+    y, x = np.mgrid[:height, :width]
+    return (0.5 + 0.4 * np.sin(2 * y / height) * np.cos(2 * x / width)).astype(np.float32)
+
+
+def png(bits, rows, *, kind=0, clear=None):
+    """The bytes of a PNG of one sample a pixel; Pillow writes neither these bits nor this tRNS."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + pack(row, bits) for row in rows)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        + (b"" if clear is None else chunk(b"tRNS", struct.pack(">H", clear)))
+        + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def pack(row, bits):
+    """One row's samples in so many bits each, the first one highest."""
+    text = "".join(f"{value:0{bits}b}" for value in row)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def tiff(width, height, content, **tags):
+    """The bytes of an uncompressed TIFF; tags as t258=16, for what Pillow does not write."""
+    tags = {"t256": width, "t257": height, "t258": 8, "t259": 1, "t262": 1, "t277": 1} | tags
+    tags = {"t278": height, "t279": len(content)} | tags | {"t273": 0}
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [
+        struct.pack("<HHII", int(tag[1:]), 4, 1, start if tag == "t273" else tags[tag])
+        for tag in sorted(tags)
+    ]
+    ends = struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + ends + content
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "gif"])
+def test_lossless_formats_give_the_same_gray_levels(tmp_path, ending):
+    Image.fromarray(STEPS).save(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(frames.read_gray(tmp_path / f"a.{ending}"), STEPS)
+
+
+def test_the_content_decides_not_the_ending(tmp_path):
+    Image.fromarray(STEPS).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(frames.read_gray(tmp_path / "a.jpg"), STEPS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "YCbCr"])
+def test_colour_modes_become_gray(tmp_path, mode):
+    image = Image.fromarray(STEPS)
+    image = image.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr") else image.convert(mode)
+    image.save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as back:
+        assert back.mode == mode
+    np.testing.assert_allclose(frames.read_gray(tmp_path / "a.tif"), STEPS, atol=1)
+
+
+def test_colour_is_luma(tmp_path):
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    assert (frames.read_gray(tmp_path / "red.png") == 76).all()  # 0.299 of 255
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new("RGB", (16, 16), (120, 120, 120)).convert("CMYK").save(tmp_path / "a.jpg")
+    np.testing.assert_allclose(frames.read_gray(tmp_path / "a.jpg"), 120, atol=3)
+
+
+def test_one_bit_becomes_0_and_255(tmp_path):
+    Image.fromarray(STEPS > 100).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(frames.read_gray(tmp_path / "a.png"), (STEPS > 100) * 255)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_16_bits_are_scaled_to_8(tmp_path, dtype):
+    Image.fromarray((STEPS.astype(np.int64) * 257).astype(dtype)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(frames.read_gray(tmp_path / "a.tif"), STEPS)
+
+
+def test_16_bit_png_uses_the_whole_range(tmp_path):
+    Image.fromarray(np.array([[0, 128, 129, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [[0, 0, 1, 255]]
+
+
+def test_transparent_is_black(tmp_path):
+    rgba = np.full((2, 2, 4), 255, np.uint8)
+    rgba[0, 0, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [[0, 255], [255, 255]]
+
+
+def test_transparent_palette_entry_is_black(tmp_path):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([255, 255, 255, 200, 200, 200])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [[0, 200]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exif_rotation_is_applied(tmp_path, dtype):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise
+    levels = np.array([[10, 20, 30], [40, 50, 60]])
+    scale = 257 if dtype == np.uint16 else 1
+    Image.fromarray((levels * scale).astype(dtype)).save(tmp_path / "a.png", exif=exif)
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [[40, 10], [50, 20], [60, 30]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_png_of_any_depth_and_what_is_transparent_in_it(tmp_path, bits):
+    most = 2**bits - 1
+    row = [0, most, most // 2, most]
+    (tmp_path / "a.png").write_bytes(png(bits, [row]))
+    gray = [round(value * 255 / most) for value in row]
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [gray]
+    (tmp_path / "a.png").write_bytes(png(bits, [row], clear=most))
+    gray = [0 if value == most else round(value * 255 / most) for value in row]
+    assert frames.read_gray(tmp_path / "a.png").tolist() == [gray]
+
+
+def test_tiff_whose_0_is_white(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([255, 55]), t262=0))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 200]]
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, struct.pack("<HH", 65535, 0), t258=16, t262=0))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 255]]
+
+
+def test_tiff_of_12_bits_uses_the_whole_range(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([0xFF, 0xF8, 0x00]), t258=12))
+    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[255, 128]]
+
+
+def test_a_tiff_that_lacks_strips_is_damaged(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(10), t278=2))  # one strip of two
+    with pytest.raises(ValueError, match=r"'a\.tif' is damaged \(part of the picture is missing\)"):
+        frames.read_gray(tmp_path / "a.tif")
+    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(20)))
+    assert frames.read_gray(tmp_path / "a.tif").shape == (4, 5)
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(STEPS).save(buffer, "JPEG", progressive=True)
+    *start, last = buffer.getvalue().split(b"\xff\xda")
+    for scans, fine in ((90, True), (101, False)):
+        content = [*start, *[last[:-2]] * (scans - len(start)), last]
+        (tmp_path / "a.jpg").write_bytes(b"\xff\xda".join(content))
+        if fine:
+            assert frames.read_gray(tmp_path / "a.jpg").shape == STEPS.shape
+            continue
+        with pytest.raises(ValueError, match=r"has more than 100 scans, save it without"):
+            frames.read_gray(tmp_path / "a.jpg")
+
+
+def test_mask_is_above_127(tmp_path):
+    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "a.png")
+    assert frames.read_mask(tmp_path / "a.png").tolist() == [[False, False, True, True]]
+
+
+def test_what_is_read_can_be_written_to(tmp_path):
+    Image.fromarray(STEPS).save(tmp_path / "a.png")
+    frames.read_gray(tmp_path / "a.png")[0, 0] = 1
+
+
+# --- mending
+
+
+def mask_of(drawing):
+    return np.array([[letter == "#" for letter in line] for line in drawing])
+
+
+def test_text_goes_and_the_gland_stays():
+    mask = np.zeros((100, 100), bool)
+    mask[2:6, 3:7] = True  # a letter
+    mask[2:6, 10:14] = True  # another
+    mask[8:60, 30:80] = True  # the gland
+    mended, components, pixels = frames.mend_text(mask)
+    assert (components, pixels) == (2, 32)
+    assert mended.sum() == 52 * 50
+    assert mask.sum() == 52 * 50 + 32  # the argument is left alone
+
+
+@pytest.mark.parametrize(
+    ("box", "dropped"),
+    [
+        ((0, 10, 0, 7), True),  # 70 px up to the last row of the top tenth
+        ((0, 11, 0, 7), False),  # one row further
+        ((0, 3, 13, 20), True),  # up to the last column of the left fifth
+        ((0, 3, 14, 21), False),  # one column further
+        ((0, 4, 0, 20), False),  # 80 px
+        ((0, 79 // 20 + 1, 0, 19), True),  # 76 px
+    ],
+)
+def test_where_text_ends_and_gland_begins(box, dropped):
+    mask = np.zeros((100, 100), bool)
+    mask[box[0] : box[1], box[2] : box[3]] = True
+    assert frames.mend_text(mask)[1] == dropped
+
+
+def test_letters_that_touch_at_a_corner_are_one_component():
+    mask = np.zeros((100, 100), bool)
+    mask[1:4, 1:6] = mask_of(["##...", "..#..", "...##"])
+    assert frames.mend_text(mask)[1:] == (1, 5)
+
+
+def test_a_component_that_reaches_out_of_the_corner_is_kept_whole():
+    mask = np.zeros((100, 100), bool)
+    mask[5, 5:40] = True
+    np.testing.assert_array_equal(frames.mend_text(mask)[0], mask)
+
+
+def test_nothing_to_mend():
+    mask = np.zeros((20, 30), bool)
+    mended, *counts = frames.mend_text(mask)
+    assert counts == [0, 0]
+    assert not mended.any()
+
+
+def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data):
+    paths = sorted((shared_data / "tg3k-sample" / "thyroid-mask").iterdir())
+    assert len(paths) == 581  # run 14, the only one without text, is not among them
+    for path in paths:
+        mask = frames.read_mask(path)
+        mended, components, pixels = frames.mend_text(mask)
+        _, count = ndimage.label(mask & ~mended, structure=np.ones((3, 3)))
+        assert 1 <= components == count, path.name
+        assert pixels == (mask & ~mended).sum() < 100
+        assert not (mended & ~mask).any()
+        # what is left holds every component of 300 px or more, and nothing small in the corner
+        labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        large = np.flatnonzero(np.bincount(labels.ravel()) >= 300)[1:]
+        gland = np.isin(labels, large)
+        assert mended.any()
+        assert mended[gland].all()
+        assert frames.mend_text(mended)[1] == 0
+
+
+def test_specks_go_wherever_they_lie():
+    mask = np.zeros((100, 100), bool)
+    mask[20:60, 30:80] = True
+    mask[80:83, 10:23] = True  # 39 px
+    mask[90:94, 10:20] = True  # 40 px
+    mended, components, pixels = frames.mend_specks(mask)
+    assert (components, pixels) == (1, 39)
+    assert mended.sum() == mask.sum() - 39
+
+
+def test_holes_are_filled_and_bays_are_not():
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = True
+    mask[15:18, 15:28] = False  # 39 px, enclosed
+    mask[22:26, 12:22] = False  # 40 px: a hole that is meant
+    mask[10:12, 12] = False  # open to the outside
+    mended, components, pixels = frames.mend_holes(mask)
+    assert (components, pixels) == (1, 39)
+    assert mended[16, 20]
+    assert not mended[23, 15]
+    assert not mended[10, 12]
+
+
+def test_only_the_rules_that_are_asked_for_mend_and_each_is_counted():
+    mask = np.zeros((100, 100), bool)
+    mask[30:60, 30:80] = True
+    mask[1:4, 1:6] = True  # text
+    mask[80, 80] = True  # a speck
+    mask[40, 40] = False  # a hole
+    everything, counts = frames.mend_mask(mask, ("holes", "text", "specks"))
+    assert counts == {"text": (1, 15), "specks": (1, 1), "holes": (1, 1)}
+    assert everything.sum() == 30 * 50
+    same, counts = frames.mend_mask(mask, ())
+    assert (same == mask).all()
+    assert set(counts.values()) == {(0, 0)}
+    with pytest.raises(ValueError, match="got dust, need any of text, specks, holes"):
+        frames.mend_mask(mask, ("text", "dust"))
+
+
+# --- fitting and restoring
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (50, 100, (16, 0, 32, 64)),  # wide
+        (100, 50, (0, 16, 64, 32)),  # tall
+        (64, 64, (0, 0, 64, 64)),
+        (33, 100, (21, 0, 21, 64)),  # odd: 21 rows, 21 above, 22 below
+        (1, 1000, (31, 0, 1, 64)),  # never less than a row
+    ],
+)
+def test_letterbox_is_centred_and_padded_with_0(height, width, box):
+    top, left, rows, columns = box
+    fitted = frames.fit_image(np.full((height, width), 200, np.uint8), 64, "letterbox")
+    expected = np.zeros((64, 64), np.uint8)
+    expected[top : top + rows, left : left + columns] = 200
+    np.testing.assert_array_equal(fitted, expected)
+
+
+def test_square_fills_the_square():
+    fitted = frames.fit_image(np.full((30, 70), 200, np.uint8), 64, "square")
+    assert fitted.shape == (64, 64)
+    assert (fitted == 200).all()
+
+
+def test_shrinking_averages_instead_of_skipping():
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 200
+    fitted = frames.fit_image(stripes, 16, "square")
+    np.testing.assert_allclose(fitted[:, 2:-2], 100, atol=1)
+
+
+@pytest.mark.parametrize("resize", frames.RESIZES)
+@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (64, 64), (33, 77), (300, 41), (16, 9)])
+def test_restore_undoes_fit(shape, resize):
+    map_ = smooth(*shape)
+    fitted = frames.fit_image(np.rint(map_ * 255).astype(np.uint8), 128, resize)
+    restored = frames.restore_prob(fitted.astype(np.float32) / 255, *shape, resize)
+    assert restored.shape == shape
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, map_, atol=0.03)
+
+
+@pytest.mark.parametrize("resize", frames.RESIZES)
+@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (97, 64)])
+def test_a_mask_survives_fit_and_restore(shape, resize):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    mask = np.hypot((y - shape[0] / 2) / shape[0], (x - shape[1] / 2) / shape[1]) < 0.3
+    small = frames.fit_mask(mask, 128, resize)
+    assert set(np.unique(small)) == {0, 1}
+    back = frames.threshold_prob(frames.restore_prob(small.astype(np.float32), *shape, resize))
+    assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.98
+
+
+@pytest.mark.parametrize("resize", frames.RESIZES)
+def test_one_pixel(resize):
+    assert frames.fit_image(np.array([[7]], np.uint8), 8, resize).tolist() == [[7] * 8] * 8
+    assert frames.fit_mask(np.array([[True]]), 1, resize).tolist() == [[1]]
+    assert frames.restore_prob(np.array([[0.5]], np.float32), 3, 2, resize).shape == (3, 2)
+
+
+def test_a_small_mask_is_what_covers_more_than_half():
+    # four rows become one; bilinear weights are 5, 7, 7 and 5 of 24
+    assert frames.fit_mask(np.array([[0], [1], [1], [0]]) > 0, 1, "square").item() == 1
+    assert frames.fit_mask(np.array([[1], [0], [0], [1]]) > 0, 1, "square").item() == 0
+
+
+def test_restored_probability_stays_in_0_to_1():
+    checkers = (np.indices((16, 16)).sum(0) % 2).astype(np.float32)
+    restored = frames.restore_prob(checkers, 50, 7, "square")
+    assert restored.min() >= 0
+    assert restored.max() <= 1
+
+
+def test_the_border_of_a_letterbox_does_not_bleed_into_the_frame():
+    prob = np.zeros((64, 64), np.float32)
+    prob[16:48] = 1  # the content of a frame twice as wide as high
+    assert (frames.restore_prob(prob, 50, 100, "letterbox") == 1).all()
+
+
+def test_threshold_is_strict():
+    prob = np.array([0.4, 0.5, 0.6], np.float32)
+    assert frames.threshold_prob(prob).tolist() == [False, False, True]
+    assert frames.threshold_prob(prob, 0.3).all()
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"resize: got 'crop', need one of square, letterbox"):
+        frames.fit_image(STEPS, 8, "crop")
+    with pytest.raises(ValueError, match=r"prob: got shape \(2, 3\), need one square map"):
+        frames.restore_prob(np.zeros((2, 3), np.float32), 4, 4, "square")

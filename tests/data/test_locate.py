@@ -1,0 +1,118 @@
+"""Data under one name wherever they lie: paths, Kaggle's folders, Colab's Drive, fetched ones."""
+
+import shutil
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from thyroid_lib.data import locate, tg3k
+from thyroid_lib.data.locate import find_data
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch, tmp_path) -> Path:
+    """A platform's root, with the project in its working folder and nothing to be fetched."""
+    monkeypatch.setenv("THYROID_PLATFORM_ROOT", str(tmp_path))
+    monkeypatch.setenv("THYROID_ROOT", str(tmp_path / "kaggle/working"))
+    monkeypatch.delenv("THYROID_RESULTS", raising=False)
+
+    def refuse(folder):
+        raise RuntimeError(f"download into {folder}")
+
+    monkeypatch.setattr(tg3k, "download", refuse)
+    return tmp_path
+
+
+def make_release(folder: Path) -> Path:
+    for part in (tg3k.IMAGES, tg3k.MASKS):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "0000.jpg").write_bytes(b"")
+    return folder
+
+
+def test_a_path_hangs_off_the_project_and_no_data_are_none(root):
+    assert find_data("mine") == root / "kaggle/working/mine"
+    assert find_data("/else/where") == Path("/else/where")
+    assert find_data("") is None
+
+
+@pytest.mark.parametrize("mount", ["kaggle/input/tg3k", "kaggle/input/datasets/somebody/tg3k"])
+def test_an_attached_data_set_is_found_in_either_mount(mount, root):
+    (root / mount).mkdir(parents=True)
+    assert find_data("kaggle:somebody/tg3k/2") == root / mount
+
+
+def test_a_data_set_that_is_not_attached_is_fetched_in_its_version(monkeypatch, root):
+    asked = []
+    hub = types.SimpleNamespace(dataset_download=lambda name: asked.append(name) or root / "got")
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    assert find_data("kaggle:somebody/tg3k/2") == root / "got"
+    assert asked == ["somebody/tg3k/versions/2"]
+
+
+def test_what_cannot_be_fetched_says_what_to_do_by_hand(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(RuntimeError, match="pip install kagglehub, or attach the data set"):
+        find_data("kaggle:somebody/tg3k/2")
+
+    def fail(name):
+        raise ConnectionError("no network\nin detail")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    with pytest.raises(RuntimeError, match=r"\(ConnectionError: no network\): attach the data"):
+        find_data("kaggle:somebody/tg3k/2")
+
+
+@pytest.mark.parametrize("data", ["kaggle:somebody/tg3k", "kaggle:tg3k", "kaggle:a/b/latest"])
+def test_a_data_set_needs_its_version(data):
+    with pytest.raises(ValueError, match="need kaggle:owner/slug/version"):
+        find_data(data)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "kaggle/input/some-slug/Thyroid Dataset/tg3k",
+        "kaggle/input/datasets/somebody/some-slug/Thyroid Dataset/tg3k",
+        "kaggle/working/data/tg3k",
+        "kaggle/working/results/data/tg3k",
+    ],
+)
+def test_the_release_is_found_where_it_may_lie(where, root):
+    (root / "kaggle/input/another-set").mkdir(parents=True)
+    release = make_release(root / where)
+    assert find_data("auto") == release
+
+
+def test_the_drive_is_looked_through_last_and_its_zip_is_copied_first(root):
+    drive = root / "content/drive/MyDrive"
+    release = make_release(root / "somewhere" / "tg3k")
+    drive.mkdir(parents=True)
+    with zipfile.ZipFile(drive / "TG3K release.zip", "w") as zipped:
+        for file in release.rglob("*.jpg"):
+            zipped.write(file, file.relative_to(root / "somewhere"))
+    found = find_data("auto")
+    assert found == root / "kaggle/working/results/data/TG3K release.zip"
+    assert found.read_bytes() == (drive / "TG3K release.zip").read_bytes()
+    assert tg3k.locate(found).name == "tg3k"
+    assert [path.name for path in drive.iterdir()] == ["TG3K release.zip"]  # nothing unpacked there
+    shutil.rmtree(root / "kaggle")
+    make_release(drive / "tg3k")
+    (drive / "TG3K release.zip").unlink()
+    assert find_data("auto") == drive / "tg3k"
+
+
+def test_only_what_is_nowhere_is_fetched(root, capsys):
+    with pytest.raises(RuntimeError, match="download into"):
+        find_data("auto")
+    assert "it is fetched from its public place, about 395 MB" in capsys.readouterr().err
+
+
+def test_what_may_be_fetched_is_the_same_everywhere():
+    assert locate.asks_network("auto")
+    assert locate.asks_network("kaggle:a/b/1")
+    assert not locate.asks_network("data/tg3k")
+    assert not locate.asks_network("")

@@ -1,0 +1,480 @@
+"""The store: one pass, the same bytes every time, whole or not there."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_folder
+from PIL import Image
+
+from thyroid_lib.data import folder, frames, store
+from thyroid_lib.data.cases import make_table
+from thyroid_lib.data.store import FILES, build_store, load_cases, open_store
+
+
+@pytest.fixture
+def cases(small_folder):
+    return folder.cases_in(small_folder)
+
+
+def files_of(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+# --- what it holds
+
+
+@pytest.mark.parametrize("resize", frames.RESIZES)
+def test_rows_are_the_cases_in_order(cases, tmp_path, resize):
+    built = build_store(
+        cases.sample(frac=1, random_state=0), tmp_path / "s", size=24, resize=resize
+    )
+    assert built.index["case_id"].tolist() == cases["case_id"].tolist()
+    assert len(built) == 6
+    assert built.images.shape == built.masks.shape == (6, 24, 24)
+    for i, case in enumerate(cases.itertuples()):
+        image, mask = frames.read_gray(case.image_path), frames.read_mask(case.mask_path)
+        np.testing.assert_array_equal(built.images[i], frames.fit_image(image, 24, resize))
+        np.testing.assert_array_equal(built.masks[i], frames.fit_mask(mask, 24, resize))
+        np.testing.assert_array_equal(built.reference(i), mask)
+        row = built.index.iloc[i]
+        assert (row["group"], row["dataset"]) == (case.group, "folder")
+        assert (row["height"], row["width"]) == (40, 50)
+        assert row["foreground"] == pytest.approx(mask.mean(), abs=5e-7)
+
+
+def test_arrays_are_memory_maps(tiny_store):
+    assert isinstance(tiny_store.images, np.memmap)
+    assert isinstance(tiny_store.masks, np.memmap)
+    assert not tiny_store.images.flags.writeable
+    assert set(np.unique(tiny_store.masks)) == {0, 1}
+    assert tiny_store.size == 32
+
+
+def test_odd_sizes_are_packed_end_to_end(tmp_path):
+    rows, masks = [], []
+    for i, shape in enumerate([(7, 9), (1, 3), (8, 8), (5, 13)]):
+        mask = np.random.default_rng(i).random(shape) > 0.5
+        mask.flat[:2] = True, False
+        for kind, array in (("image", mask * 90), ("mask", mask * 255)):
+            Image.fromarray(array.astype(np.uint8)).save(tmp_path / f"{kind}{i}.png")
+        paths = [str(tmp_path / f"{kind}{i}.png") for kind in ("image", "mask")]
+        rows.append((f"{i:04d}", *paths, "g", "d"))
+        masks.append(mask)
+    built = build_store(make_table(rows), tmp_path / "s", size=8, mend=[])
+    assert built.index["offset"].tolist() == [0, 8, 9, 17]
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(built.reference(i), mask)
+
+
+@pytest.fixture
+def with_text(small_folder):
+    """The masks of group a hold a letter of 4 px in the corner."""
+    for path in (small_folder / "masks").glob("a*.png"):
+        mask = np.array(Image.open(path))
+        mask[0, 2:6] = 255
+        Image.fromarray(mask).save(path)
+    return folder.cases_in(small_folder)
+
+
+def test_text_is_taken_out_and_counted(with_text, tmp_path):
+    built = build_store(with_text, tmp_path / "s", size=40)
+    assert built.index["text_components"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert built.index["text_pixels"].tolist() == [4, 4, 4, 0, 0, 0]
+    assert not built.reference(0)[0].any()
+    assert not built.masks[0][0].any()
+    assert json.loads((tmp_path / "s" / "store.json").read_text())["counts"]["mended"] == {
+        "text": 3, "specks": 0, "holes": 0
+    }  # fmt: skip
+
+
+def test_text_is_left_where_it_is_asked_for(with_text, tmp_path):
+    built = build_store(with_text, tmp_path / "s", size=40, mend=[])
+    assert built.index["text_components"].sum() == 0
+    assert built.reference(0)[0].sum() == 4
+
+
+def test_a_mask_of_text_alone_is_empty(small_folder, tmp_path):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[1:3, 1:5] = 255
+    Image.fromarray(mask).save(small_folder / "masks" / "a01.png")
+    built = build_store(folder.cases_in(small_folder), tmp_path / "s", size=16)
+    assert built.quarantine.to_numpy().tolist() == [
+        [
+            "a01",
+            "a01.png",
+            "empty mask",
+            "nothing is left of it after mending: 8 px of text, 0 px of specks, 0 px of holes",
+        ]
+    ]
+
+
+def test_each_row_is_stored_or_set_aside(small_folder, tmp_path):
+    (small_folder / "images" / "a00.png").write_bytes(b"")
+    (small_folder / "masks" / "b02.png").unlink()
+    shutil.copy(small_folder / "images" / "b00.png", small_folder / "images" / "b00.bmp")
+    cases = folder.cases_in(small_folder)
+    built = build_store(cases, tmp_path / "s", size=16)
+    assert len(built) + len(built.quarantine) == len(cases) == 7
+    assert built.index["case_id"].tolist() == ["a01", "a02", "b01"]
+    assert built.quarantine[["case_id", "file", "reason"]].to_numpy().tolist() == [
+        ["a00", "a00.png", "unreadable image"],
+        ["b00", "b00.bmp", "duplicate name"],
+        ["b00", "b00.png", "duplicate name"],
+        ["b02", "b02.png", "missing mask"],
+    ]
+
+
+def test_identifiers_stay_text(small_folder, tmp_path):
+    cases = folder.cases_in(small_folder)
+    cases["case_id"] = ["0007", "0008", "NA", "None", "1e5", "true"]
+    cases["group"] = ["01", "01", "nan", "null", "2.0", 'x,"y']
+    built = build_store(cases, tmp_path / "s", size=16)
+    expected = cases.sort_values("case_id")
+    assert built.index["case_id"].tolist() == expected["case_id"].tolist()
+    assert built.index["group"].tolist() == expected["group"].tolist()
+
+
+def test_nothing_to_store_is_an_error_that_counts_the_reasons(small_folder, tmp_path):
+    for path in (small_folder / "masks").glob("*.png"):
+        path.write_bytes(b"" if path.name.startswith("a") else b"no image")
+    (small_folder / "images" / "b01.png").unlink()
+    with pytest.raises(ValueError, match="no case can be used, of 6: 5 unreadable mask, 1 missing"):
+        build_store(folder.cases_in(small_folder), tmp_path / "s")
+    with pytest.raises(FileNotFoundError):
+        open_store(tmp_path / "s")
+
+
+def test_a_table_without_rows_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no case can be used, of 0"):
+        build_store(make_table([]), tmp_path / "s")
+
+
+# --- the same bytes every time
+
+
+def test_threads_order_and_place_leave_no_trace(cases, small_folder, tmp_path):
+    build_store(cases, tmp_path / "one", size=24, workers=1)
+    moved = shutil.copytree(small_folder, tmp_path / "elsewhere" / "data")
+    table = folder.cases_in(moved).iloc[::-1]
+    build_store(table, tmp_path / "elsewhere" / "store", size=24, workers=5)
+    one, other = files_of(tmp_path / "one"), files_of(tmp_path / "elsewhere" / "store")
+    assert one == other
+    assert sorted(one) == sorted(["store.json", *store.FILES])
+    for content in one.values():
+        assert str(tmp_path).encode() not in content
+
+
+def test_what_is_up_to_date_is_not_built_again(cases, tmp_path, monkeypatch):
+    first = build_store(cases, tmp_path / "s", size=16)
+    monkeypatch.setattr(store, "_build", None)
+    again = build_store(cases, tmp_path / "s", size=16)
+    assert again.fingerprint == first.fingerprint
+
+
+def change_settings(cases, settings):
+    settings["size"] = 20
+
+
+def change_resize(cases, settings):
+    settings["resize"] = "letterbox"
+
+
+def change_mend(cases, settings):
+    settings["mend"] = []
+
+
+def change_official(cases, settings):
+    cases["official"] = "train"
+
+
+def change_group(cases, settings):
+    cases.loc[0, "group"] = "z"
+
+
+def change_name(cases, settings):
+    cases.loc[0, "case_id"] = "z"
+
+
+def change_image(cases, settings):
+    image = frames.read_gray(cases.loc[0, "image_path"])
+    image[0, 0] ^= 1
+    Image.fromarray(image).save(cases.loc[0, "image_path"])
+
+
+def change_mask(cases, settings):
+    Image.fromarray(np.eye(40, 50, dtype=np.uint8) * 255).save(cases.loc[0, "mask_path"])
+
+
+def lose_a_case(cases, settings):
+    cases.loc[0, "mask_path"] = ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_settings,
+        change_resize,
+        change_mend,
+        change_official,
+        change_group,
+        change_name,
+        change_image,
+        change_mask,
+        lose_a_case,
+    ],
+)
+def test_any_change_makes_another_store(cases, tmp_path, change):
+    settings = {"size": 16, "resize": "square", "mend": ["text"]}
+    first = build_store(cases, tmp_path / "s", **settings)
+    change(cases, settings)
+    second = build_store(cases, tmp_path / "s", **settings)
+    assert first.fingerprint != second.fingerprint
+    assert second.settings == settings
+    np.testing.assert_array_equal(
+        second.images[-1],
+        frames.fit_image(_image_of(cases, second), settings["size"], settings["resize"]),
+    )
+
+
+def _image_of(cases, built):
+    paths = cases.set_index("case_id")["image_path"]
+    return frames.read_gray(paths[built.index["case_id"].iloc[-1]])
+
+
+def test_changed_code_makes_another_store(cases, tmp_path, monkeypatch):
+    first = build_store(cases, tmp_path / "s", size=16)
+    monkeypatch.setattr(store, "STORE_VERSION", store.STORE_VERSION + 1)
+    assert build_store(cases, tmp_path / "s", size=16).fingerprint != first.fingerprint
+
+
+# --- whole or not there
+
+
+@pytest.mark.parametrize("survives", range(6))
+def test_a_build_that_is_interrupted_leaves_no_store(cases, tmp_path, monkeypatch, survives):
+    build_store(cases, tmp_path / "s", size=16)
+    calls = []
+
+    def killed(source, target, real=os.replace):
+        calls.append(target)
+        if len(calls) > survives:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_store(cases, tmp_path / "s", size=20)
+    assert not (tmp_path / "s" / "store.json").exists()
+    with pytest.raises(FileNotFoundError, match=r"an incomplete store at .*store.json"):
+        open_store(tmp_path / "s")
+    assert not list((tmp_path / "s").glob(f"*.{os.getpid()}.partial"))
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    assert build_store(cases, tmp_path / "s", size=20).size == 20
+    assert sorted(files_of(tmp_path / "s")) == sorted(["store.json", "notes.txt", *store.FILES])
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no store at .*build it"):
+        open_store(tmp_path / "nowhere")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def drop_last_line(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def other_size(path):
+    np.save(path, np.zeros((6, 8, 8), np.uint8))
+
+
+def other_type(path):
+    np.save(path, np.zeros((6, 16, 16), np.float32))
+
+
+def no_json(path):
+    path.write_text("{")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def more_bits(path):
+    np.save(path, np.append(np.load(path), np.uint8(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("images.npy", cut, "mmap|size|buffer"),
+        ("masks.npy", other_size, r"masks.npy is uint8 \(6, 8, 8\), index.csv asks for .*\(6, 16"),
+        ("images.npy", other_type, "images.npy is float32"),
+        ("reference.npy", more_bits, "reference.npy holds 1501 bytes, index.csv asks for 1500"),
+        ("index.csv", drop_last_line, r"index.csv asks for uint8 \(5, 16, 16\)"),
+        ("index.csv", empty, "No columns"),
+        ("store.json", no_json, "Expecting"),
+        ("images.npy", empty, "data|file"),
+    ],
+)
+def test_damage_is_found_and_built_again(cases, tmp_path, name, damage, message):
+    build_store(cases, tmp_path / "s", size=16)
+    before = files_of(tmp_path / "s")
+    damage(tmp_path / "s" / name)
+    with pytest.raises(ValueError, match=f"is damaged.*({message}).*build it again"):
+        open_store(tmp_path / "s", verify=False)
+    build_store(cases, tmp_path / "s", size=16)
+    assert files_of(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_named_and_mended(cases, tmp_path, name, capsys):
+    build_store(cases, tmp_path / "s", size=16)
+    before = files_of(tmp_path / "s")
+    content = bytearray(before[name])
+    content[-2] ^= 1
+    (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} has changed"):
+        open_store(tmp_path / "s")
+    build_store(cases, tmp_path / "s", size=16)
+    assert files_of(tmp_path / "s") == before
+    assert capsys.readouterr().err == f"note: {name} has changed in s: it is built again\n"
+
+
+def test_two_builders_of_one_store_take_turns(cases, tmp_path):
+    whole = files_of(build_store(cases, tmp_path / "one", size=64).folder)
+    with ThreadPoolExecutor(2) as pool:
+        sizes = (32, 64, 32, 64)
+        list(pool.map(lambda size: build_store(cases, tmp_path / "s", size=size), sizes))
+    build_store(cases, tmp_path / "s", size=64)
+    assert files_of(tmp_path / "s") == whole
+
+
+# --- one pass, little memory
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, monkeypatch):
+    def full(file, array):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write", full)
+    with pytest.raises(OSError, match="the disk is full: free some space"):
+        build_store(cases, tmp_path / "s", size=24)
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
+def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
+    write_folder(tmp_path / "data", groups=4, frames=50, height=60, width=80)
+    undisturbed = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "whole", size=32)
+    code = (
+        "import sys; from thyroid_lib.data import folder, store\n"
+        "cases = folder.cases_in(sys.argv[1])\n"
+        "for _ in range(1000): store.build_store(cases, sys.argv[2], size=512, workers=2)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "s")]
+    for wait in (0.0, 0.1):
+        with subprocess.Popen(command) as builder:
+            while not list((tmp_path / "s").glob("images.npy*")):
+                assert builder.poll() is None
+                time.sleep(0.01)
+            time.sleep(wait)
+            builder.kill()
+    built = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "s", size=32)
+    assert files_of(built.folder) == files_of(undisturbed.folder)
+
+
+@pytest.mark.parametrize("gone", [{0}, {39}, {3, 4, 33, 64}, set(range(1, 70))])
+def test_unusable_cases_leave_no_gap(tmp_path, gone):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((8, 8), np.uint8)
+    mask[4:, 4:] = 255
+    for i in range(70):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"images/{i:02d}.png")
+        if i in gone:
+            (tmp_path / f"masks/{i:02d}.png").write_bytes(b"damaged")
+        else:
+            Image.fromarray(np.roll(mask, i % 4, 0)).save(tmp_path / f"masks/{i:02d}.png")
+    with pytest.warns(UserWarning, match=r"no groups\.csv"):
+        cases = load_cases("folder", tmp_path)
+    kept = sorted(set(range(70)) - gone)
+    for workers in (1, 3):
+        built = build_store(cases, tmp_path / f"s{workers}", size=8, mend=[], workers=workers)
+        assert built.index.case_id.tolist() == [f"{i:02d}" for i in kept]
+        assert built.quarantine.case_id.tolist() == [f"{i:02d}" for i in sorted(gone)]
+        assert built.images[:, 0, 0].tolist() == kept
+        for row, i in enumerate(kept):
+            assert np.array_equal(built.masks[row], np.roll(mask, i % 4, 0) // 255)
+            assert np.array_equal(built.reference(row), built.masks[row] > 0)
+    assert (tmp_path / "s1/store.json").read_bytes() == (tmp_path / "s3/store.json").read_bytes()
+
+
+def test_the_header_takes_any_count(tmp_path):
+    lengths = set()
+    for count in (0, 9, 10, 3585, 10**12):
+        with open(tmp_path / "a.npy", "wb") as file:
+            lengths.add(store._write_header(file, (count, 256, 256)))
+    assert len(lengths) == 1
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 0}, "size: got 0, need a whole number of pixels"),
+        ({"size": 64.0}, r"size: got 64.0"),
+        ({"size": "64"}, "size: got '64'"),
+        ({"size": True}, "size: got True"),
+        ({"resize": "crop"}, "resize: got 'crop', need one of square, letterbox"),
+        ({"workers": 0}, "workers: got 0"),
+    ],
+)
+def test_wrong_arguments_stop_before_any_work(cases, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build_store(cases, tmp_path / "s", **wrong)
+    assert not (tmp_path / "s").exists()
+
+
+def test_sources_by_name(small_folder):
+    assert len(load_cases("folder", small_folder)) == 6
+    made = load_cases("phantom", folder=small_folder / "phantom", sweeps=2, frames=1)
+    assert made["group"].tolist() == ["sweep00", "sweep01"]
+    with pytest.raises(ValueError, match="source: got 'tn3k', need one of phantom, tg3k, folder"):
+        load_cases("tn3k", small_folder)
+    with pytest.raises(ValueError, match="source tg3k needs data"):
+        load_cases("tg3k")
+    with pytest.raises(ValueError, match="source phantom needs folder"):
+        load_cases("phantom")
+
+
+# --- real frames
+
+
+def test_every_real_frame_is_stored(shared_data, tmp_path):
+    cases = load_cases("tg3k", shared_data / "tg3k-sample")
+    built = build_store(cases, tmp_path / "s", size=64)
+    assert len(built) == 581
+    assert len(built.quarantine) == 0
+    assert (built.index["text_components"] > 0).all()
+    assert built.index["text_pixels"].max() < 100
+    assert built.index["foreground"].between(0.0001, 0.5).all()
+    assert built.index["group"].nunique() == 12
+    sizes = built.index.groupby("group")[["height", "width"]].nunique()
+    assert (sizes == 1).all(axis=None)
+    areas = pd.Series([built.reference(i).mean() for i in range(0, 581, 20)])
+    np.testing.assert_allclose(areas, built.index["foreground"][::20], atol=1e-6)

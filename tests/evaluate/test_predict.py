@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from thyroid_lib.data.frames import threshold_prob
+from thyroid_lib.evaluate import predict
+from thyroid_lib.evaluate.metrics import dice, score_case
+from thyroid_lib.train.run import score_run, train_model
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store, tmp_path_factory):
+    return train_model(
+        tiny_store, out=tmp_path_factory.mktemp("runs") / "run", model="unet", width=4, folds=4,
+        epochs=15, batch_size=6, lr=1e-3, threads=1, device="cpu", precision="fp32",
+    )  # fmt: skip
+
+
+def test_batches_do_not_change_probabilities(run, tiny_store):
+    images = tiny_store.images[:7]
+    together = predict.predict_prob(run.model, images, batch_size=7)
+    apart = predict.predict_prob(run.model, images, batch_size=2)
+    assert together.shape == images.shape
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
+    rows = np.array([0, 9, 20])
+    scores = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
+    tables = zip(rows, scores.cases.itertuples(), scores.thresholds.iterrows(), strict=True)
+    for row, scored, (_, sweep) in tables:
+        prob = predict.predict_rows(run.model, tiny_store, np.array([row]))[0]
+        ref = tiny_store.reference(row)
+        assert prob.shape == ref.shape
+        alone = score_case(pred=threshold_prob(prob, 0.4), ref=ref)
+        assert scored.case_id == tiny_store.index.case_id[row]
+        assert scored.dice == pytest.approx(alone["dice"], abs=1e-6)
+        assert scored.ref_px == ref.sum()
+        assert scored.brier == pytest.approx(np.square(prob - ref).mean(), abs=1e-6)
+        assert scored.case_id == sweep["case_id"]
+        for threshold in (0.3, 0.5, 0.7):
+            assert sweep[f"{threshold:.2f}"] == dice(threshold_prob(prob, threshold), ref)
+
+
+def test_calibration_counts_every_pixel_in_its_bin(run, tiny_store):
+    rows = np.array([0, 1, 20])
+    table = predict.score_rows(run.model, tiny_store, rows).calibration
+    probs = predict.predict_rows(run.model, tiny_store, rows)
+    assert table.pixels.sum() == sum(prob.size for prob in probs)
+    assert set(table.group) == {"a", "d"}
+    part = table[table.group == "d"]
+    prob, ref = probs[2], tiny_store.reference(20)
+    last = part.iloc[-1]
+    inside = (prob >= last.bin / 15) & (prob < (last.bin + 1) / 15)
+    assert last.pixels == inside.sum()
+    assert last.mean_prob == pytest.approx(prob[inside].mean(), abs=1e-5)
+    assert last.share == pytest.approx(ref[inside].mean(), abs=1e-5)
+    assert (
+        (part.mean_prob >= part.bin / 15 - 1e-6) & (part.mean_prob <= (part.bin + 1) / 15)
+    ).all()
+
+
+def test_segment_case_is_what_was_scored(run, tiny_store):
+    scores = score_run(run, tiny_store)
+    first = scores.iloc[0]
+    pred = predict.segment_case(run.out, tiny_store, first.case_id)
+    assert pred.sum() == first.pred_px
+    with pytest.raises(KeyError, match="no case nobody"):
+        predict.segment_case(run.out, tiny_store, "nobody")
+
+
+def test_model_files_that_are_none_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"give the model\.pt of a finished run"):
+        predict.load_model(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"model\.pt is not a model of this project"):
+        predict.load_model(tmp_path / "model.pt")
+    torch.save({"weights": print}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="not a model of this project"):
+        predict.load_model(tmp_path / "code.pt")

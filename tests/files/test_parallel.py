@@ -1,0 +1,107 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from thyroid_lib.files import parallel
+from thyroid_lib.files.parallel import count_workers, in_order
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
+
+
+def square(item):
+    time.sleep(0.01 * (item % 3 == 0))  # later ones are ready first
+    return item**2
+
+
+def refuse(item, bad):
+    if item == bad:
+        raise KeyError(f"item {item}")
+    return item
+
+
+def die(item):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_order(workers):
+    assert list(in_order(square, range(50), workers)) == [item**2 for item in range(50)]
+    assert list(in_order(square, [], workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_few_wait_in_memory(workers):
+    taken = []
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    for given, _ in enumerate(in_order(square, items(), workers), start=1):
+        assert len(taken) - given <= parallel.AHEAD * workers + 1
+    assert given == 100
+
+
+@linux
+def test_it_works_in_other_processes():
+    assert os.getpid() not in set(in_order(partial(lambda_pid, 0), range(20), 2))
+
+
+def lambda_pid(_, item):
+    return os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_work_raises_is_raised(workers):
+    with pytest.raises(KeyError, match="item 7"):
+        list(in_order(partial(refuse, bad=7), range(50), workers))
+
+
+@linux
+def test_a_killed_worker_is_named():
+    with pytest.raises(RuntimeError, match="a worker process was killed"):
+        list(in_order(die, range(9), 2))
+
+
+@linux
+def test_workers_end_with_a_killed_parent(tmp_path):
+    code = (
+        "import os, sys, time; sys.path.insert(0, 'tests'); import test_parallel as t\n"
+        "for pid in t.in_order(t.pid_and_wait, range(9), 2): print(pid, flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 20
+    while is_running(worker):
+        assert time.monotonic() < end, "the worker outlives its parent"
+        time.sleep(0.1)
+
+
+def pid_and_wait(item):
+    time.sleep(0.3)
+    return os.getpid()
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_few_items_need_no_workers(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 16)
+    assert [count_workers(n) for n in (0, 1, 255, 256, 400, 10**6)] == [1, 1, 1, 2, 3, 8]
+    assert count_workers(10**6, limit=2) == 2
+    assert count_workers(10**6, limit=64) == 16

@@ -1,0 +1,135 @@
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from thyroid_lib.models import checkpoint
+
+LABELS = np.array(["train", "test"])
+
+
+def key(**changed):
+    asked = {"data": "abc", "labels": LABELS, "parameters": {"lr": 1e-4, "threads": 1}}
+    asked |= {"training_version": 1}
+    return checkpoint.run_key(**(asked | changed))
+
+
+def test_key_follows_data_split_and_parameters():
+    assert key() == key()
+    others = {
+        key(data="abd"),
+        key(labels=LABELS[::-1]),
+        key(parameters={"lr": 1e-3, "threads": 1}),
+        key(parameters={"lr": 1e-4, "threads": 2}),
+        key(training_version=2),
+    }
+    assert len(others | {key()}) == 6
+
+
+def test_state_comes_back_under_its_own_key_only(tmp_path):
+    path = checkpoint.save(tmp_path / "run" / "checkpoint.pt", {"key": "k", "x": torch.ones(2)})
+    assert torch.equal(checkpoint.load(path, key="k")["x"], torch.ones(2))
+    assert checkpoint.load(path, key="other") is None
+    assert checkpoint.load(tmp_path / "none.pt", key="k") is None
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def damage(path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "head":
+        path.write_bytes(bytes(64) + content[64:])
+    elif how == "flip":  # one bit of a weight, which torch itself reads without a word
+        at = content.index(np.ones(1000, np.float32).tobytes()) + 2001
+        content[at] ^= 1
+        path.write_bytes(content)
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:  # a pickle that would run code when loaded without weights_only
+        torch.save({"key": "k", "x": print}, path)
+
+
+DAMAGES = ("cut", "head", "flip", "empty", "code")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_broken_file_is_named_and_passed_over(tmp_path, how, capsys):
+    path = checkpoint.save(tmp_path / "checkpoint.pt", {"key": "k", "x": torch.ones(1000)})
+    damage(path, how)
+    assert checkpoint.load(path, key="k") is None
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: checkpoint.pt of {tmp_path.name} is damaged (")
+    assert said.count("\n") == 1
+    assert not path.exists()
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path):
+    state = {"key": "k", "x": torch.arange(60.0), "history": [{"epoch": 1, "dice": 0.5}]}
+    path = checkpoint.save(tmp_path / "checkpoint.pt", state)
+    content, found = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for at in rng.choice(len(content), 300, replace=False):
+        changed = bytearray(content)
+        changed[at] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+            read = checkpoint.read(path)
+        except ValueError:
+            found += 1
+            continue
+        assert torch.equal(read.pop("x"), state["x"])
+        assert read == {name: state[name] for name in ("key", "history")}
+    assert found > 100
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_cannot_be_read_now_is_no_damage_and_stays(tmp_path, monkeypatch, error):
+    path = checkpoint.save(tmp_path / "model.pt", {"key": "k"})
+
+    def fails(*args, **how):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fails)
+        with pytest.raises(type(error)):
+            checkpoint.load(path, key="k")
+    assert checkpoint.load(path, key="k") == {"key": "k"}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_newest_sound_state_is_taken_up(tmp_path, how):
+    for epoch in (1, 2, 3):
+        checkpoint.keep(tmp_path, {"key": "k", "epoch": epoch, "x": torch.ones(1000)})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint.pt", "checkpoint-previous.pt"}  # never more than two
+    assert checkpoint.resume(tmp_path, key="k")["epoch"] == 3
+    damage(tmp_path / "checkpoint.pt", how)
+    assert checkpoint.resume(tmp_path, key="k")["epoch"] == 2
+    assert checkpoint.resume(tmp_path, key="another") is None
+    damage(tmp_path / "checkpoint-previous.pt", how)
+    assert checkpoint.resume(tmp_path, key="k") is None
+    checkpoint.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_costs_the_newest_state_alone(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for epoch in (1, 2):
+        checkpoint.keep(tmp_path, {"key": "k", "epoch": epoch})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"disk is full: free some space; .*checkpoint\.pt"):
+        checkpoint.keep(tmp_path, {"key": "k", "epoch": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-previous.pt"]
+    assert checkpoint.resume(tmp_path, key="k")["epoch"] == 2
+
+
+def test_a_folder_in_the_place_of_weights_is_told(tmp_path):
+    (tmp_path / "run" / "model.pt").mkdir(parents=True)
+    with pytest.raises(OSError, match="move it away") as caught:
+        checkpoint.load(tmp_path / "run" / "model.pt", key="")
+    assert caught.value.filename.endswith("model.pt")

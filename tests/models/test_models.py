@@ -1,0 +1,379 @@
+"""The networks are what their papers say, and what is shared between them is shared."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from thyroid_lib.evaluate.metrics import dice
+from thyroid_lib.models import (
+    MODELS,
+    ReportedResidualUnit,
+    ResidualUnit,
+    SegNetReported,
+    build_model,
+    count_parameters,
+    initialise,
+    multiply_adds,
+)
+
+FAITHFUL = ["unet", "segnet", "resunet"]
+PARAMETERS = {
+    "unet": 31_042_369,
+    "segnet": 29_442_433,
+    "resunet": 8_219_713,
+    "segnet_reported": 740_355,
+    "resunet_reported": 8_047_361,
+    "segnet_reported_no_relu": 740_355,
+}
+DIVISORS = {
+    "unet": 16,
+    "segnet": 32,
+    "resunet": 8,
+    "segnet_reported": 8,
+    "resunet_reported": 8,
+    "segnet_reported_no_relu": 8,
+}
+every_model = pytest.mark.parametrize("name", list(MODELS))
+
+
+def small(name, width=4, seed=0):
+    model = build_model(name, width=width)
+    initialise(model, seed)
+    return model
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def convolutions(model):
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+# ---- size ----------------------------------------------------------------------------------------
+
+
+@every_model
+@pytest.mark.parametrize("width", [None, 0, 64])
+def test_the_papers_width_has_the_stated_number_of_parameters(name, width):
+    with torch.device("meta"):
+        model = build_model(name, width=width)
+    assert count_parameters(model) == PARAMETERS[name]
+
+
+@every_model
+def test_every_convolution_has_a_bias(name):
+    assert all(conv.bias is not None for conv in convolutions(small(name)))
+
+
+@every_model
+def test_width_scales_every_channel_count(name):
+    narrow, wide = convolutions(small(name, width=4)), convolutions(small(name, width=12))
+    for a, b in zip(narrow, wide, strict=True):
+        assert b.in_channels == (1 if a.in_channels == 1 else 3 * a.in_channels)
+        assert b.out_channels == (1 if a.out_channels == 1 else 3 * a.out_channels)
+
+
+@every_model
+def test_channels_in_and_out(name):
+    model = build_model(name, in_channels=3, out_channels=2, width=2)
+    assert model(noise(2, 3, 32, 64)).shape == (2, 2, 32, 64)
+
+
+# ---- shapes and errors ---------------------------------------------------------------------------
+
+
+@every_model
+def test_divisor_is_the_smallest_step_in_size(name):
+    model, step = small(name).eval(), DIVISORS[name]
+    assert model.divisor == step
+    assert model(noise(1, 1, step, 3 * step)).shape == (1, 1, step, 3 * step)
+    model.check = lambda images: None  # half a step really does not fit, or it halves unevenly
+    half = step // 2
+    try:
+        unchecked = model(noise(1, 1, 3 * half, step)).shape
+    except (RuntimeError, ValueError):
+        return
+    assert unchecked != (1, 1, 3 * half, step)
+
+
+@every_model
+def test_a_size_that_does_not_fit_says_what_would(name):
+    model, step = small(name), DIVISORS[name]
+    with pytest.raises(ValueError, match=f"multiples of {step}, got 100x{step}") as error:
+        model(noise(1, 1, 100, step))
+    assert f"{math.ceil(100 / step) * step}x{step}" in str(error.value)
+    assert "`size`" in str(error.value)
+
+
+@every_model
+@pytest.mark.parametrize("shape", [(1, 32, 32), (32, 32), (1, 3, 32, 32), (1, 1, 1, 32, 32)])
+def test_wrong_dimensions_or_channels_say_what_is_needed(name, shape):
+    with pytest.raises(ValueError, match=r"\(N, 1, H, W\), got \("):
+        small(name)(noise(*shape))
+
+
+@every_model
+def test_no_pixels_do_not_fit(name):
+    with pytest.raises(ValueError, match="multiples of"):
+        small(name)(noise(1, 1, 0, 32))
+
+
+@every_model
+def test_memory_format_changes_no_gradient(name):
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = small(name).to(memory_format=layout)
+        model(noise(2, 1, 64, 64).to(memory_format=layout)).square().mean().backward()
+        gradients.append([conv.weight.grad for conv in convolutions(model)])
+    for plain, last in zip(*gradients, strict=True):
+        # rounding flips a few ReLUs and pools; wrong memory would be wrong altogether
+        assert (plain - last).norm() <= 0.05 * plain.norm()
+
+
+def test_an_unknown_name_lists_the_choices():
+    with pytest.raises(ValueError, match="unknown model 'UNet'") as error:
+        build_model("UNet")
+    assert all(name in str(error.value) for name in MODELS)
+
+
+@pytest.mark.parametrize("width", [-1, 2.0, "16", True, False])
+def test_a_bad_width_is_refused(width):
+    with pytest.raises(ValueError, match="width must be a whole number of at least 1"):
+        build_model("unet", width=width)
+
+
+@pytest.mark.parametrize("channels", [{"in_channels": 0}, {"out_channels": 0}])
+def test_bad_channels_are_refused(channels):
+    (name,) = channels
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        build_model("segnet_reported", width=4, **channels)
+
+
+# ---- what makes each network that network --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "pools"), [("segnet", 5), ("segnet_reported", 3)])
+def test_segnet_passes_indices_and_never_concatenates(name, pools, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("SegNet concatenates nothing")
+
+    for function in ("cat", "concat", "concatenate", "add", "stack"):
+        monkeypatch.setattr(torch, function, refuse)
+    model, pooled, unpooled = small(name).eval(), [], []
+    model.pool.register_forward_hook(lambda _, __, output: pooled.append(output[1]))
+    model.unpool.register_forward_hook(lambda _, inputs, __: unpooled.append(inputs[1]))
+    model(noise(1, 1, 64, 64))
+    assert len(pooled) == pools
+    assert all(a is b for a, b in zip(reversed(pooled), unpooled, strict=True))
+
+
+@pytest.mark.parametrize(("name", "joins"), [("unet", 4), ("resunet", 3), ("resunet_reported", 3)])
+def test_the_u_shaped_concatenate_once_a_level(name, joins, monkeypatch):
+    cat, calls = torch.cat, []
+    monkeypatch.setattr(torch, "cat", lambda parts, dim: calls.append(dim) or cat(parts, dim))
+    small(name).eval()(noise(1, 1, 16, 16))
+    assert calls == [1] * joins
+
+
+def test_segnet_mirrors_the_13_convolutions_of_vgg16():
+    channels = [(c.in_channels, c.out_channels) for c in convolutions(small("segnet", width=1))]
+    vgg16 = [1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8]
+    assert [after for _, after in channels[:13]] == vgg16
+    assert [before for before, _ in channels[13:]] == vgg16[::-1]
+    assert len(channels) == 26
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_the_last_layer_of_a_faithful_model_is_a_linear_convolution(name):
+    model = small(name)
+    assert list(model.modules())[-1] is model.head
+    logits = model(noise(2, 1, 32, 32))
+    model.head.weight.data.neg_()
+    model.head.bias.data.neg_()
+    # batch statistics do not depend on the head: negated weights negate the logits
+    assert torch.equal(model(noise(2, 1, 32, 32)), -logits)
+    assert logits.any()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("first", [True, False])
+def test_residual_unit_without_its_convolutions_is_its_shortcut(first, stride):
+    unit = ResidualUnit(3, 5, stride=stride, first=first).train()
+    images = noise(2, 3, 8, 8)
+    one_by_one = unit.shortcut
+    shortcut = nn.functional.conv2d(images, one_by_one.weight, one_by_one.bias, stride=stride)
+    assert shortcut.shape == (2, 5, 8 // stride, 8 // stride)
+    assert not torch.allclose(unit(images), shortcut, atol=1e-3)
+    for layer in unit.residual:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    torch.testing.assert_close(unit(images), shortcut)
+
+
+def test_residual_units_are_pre_activated_except_that_the_first_starts_with_its_convolution():
+    units = [m for m in small("resunet").modules() if isinstance(m, ResidualUnit)]
+    kinds = [[type(layer).__name__ for layer in unit.residual] for unit in units]
+    full = ["BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+    assert kinds == [full[2:]] + [full] * 6
+    assert [convolutions(unit)[0].stride[0] for unit in units] == [1, 2, 2, 2, 1, 1, 1]
+    assert all(unit.shortcut.kernel_size == (1, 1) for unit in units)
+    widths = [conv.in_channels for conv in convolutions(units[4])]
+    assert widths == [4 * 12, 4 * 4, 4 * 12]  # 768 -> 256 at the paper's width
+
+
+def test_reported_residual_unit_rectifies_the_sum():
+    unit = ReportedResidualUnit(4, 4).eval()
+    assert isinstance(unit.shortcut, nn.Identity)
+    for layer in unit.residual:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    images = noise(1, 4, 8, 8) - 0.5
+    assert torch.equal(unit(images), images.clamp(min=0))
+    assert isinstance(ReportedResidualUnit(4, 8).shortcut, nn.Conv2d)
+
+
+def test_the_reported_segnet_cannot_go_below_one_half():
+    model = small("segnet_reported", width=8)
+    prob = torch.sigmoid(model(noise(4, 1, 32, 32)))
+    assert prob.min() == 0.5
+    assert (prob == 0.5).float().mean() > 0.2  # so `>=` would call these foreground
+    assert (prob > 0.5).any()
+
+
+def test_the_reported_segnet_without_its_last_relu_is_the_same_network_unclipped():
+    clipped, free = SegNetReported(width=8), SegNetReported(width=8, last_relu=False)
+    initialise(clipped, 3)
+    initialise(free, 3)
+    images = noise(4, 1, 32, 32)
+    logits = free(images)
+    assert logits.min() < -0.1
+    assert torch.equal(clipped(images), logits.clamp(min=0))
+    assert count_parameters(SegNetReported(last_relu=False)) == PARAMETERS["segnet_reported"]
+
+
+# ---- one start for all ---------------------------------------------------------------------------
+
+
+@every_model
+def test_initialise_repeats_and_leaves_the_global_random_state_alone(name):
+    first, second, other = small(name), build_model(name, width=4), small(name, seed=1)
+    for layer in second.modules():  # a used model: everything that training moves is moved
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.constant_(layer.weight, 5)
+            layer.running_mean.fill_(7)
+            layer.num_batches_tracked.fill_(9)
+    before = torch.get_rng_state()
+    initialise(second, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = zip(first.state_dict().items(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), b in pairs)
+    assert not torch.equal(convolutions(first)[0].weight, convolutions(other)[0].weight)
+
+
+@every_model
+def test_all_models_start_within_pytorchs_default_bounds(name):
+    for conv in convolutions(small(name, width=16)):
+        # PyTorch counts a transposed convolution's fan_in by its output channels
+        channels = conv.weight.shape[1]
+        bound = 1 / math.sqrt(channels * math.prod(conv.kernel_size))
+        assert conv.weight.abs().max() <= bound
+        assert conv.bias.abs().max() <= bound
+        spread = conv.weight.std() * math.sqrt(3) / bound  # 1 for a uniform draw
+        assert abs(spread - 1) < 4 / math.sqrt(2 * conv.weight.numel())
+
+
+def test_initialise_gives_like_layers_of_unlike_models_the_same_weights():
+    first = [convolutions(small(name))[0].weight for name in MODELS]
+    assert all(torch.equal(first[0], weight) for weight in first)
+
+
+# ---- cost ----------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_of_one_layer_by_hand():
+    def cost(layer, size):
+        layer.in_channels = 1
+        return multiply_adds(layer, size)
+
+    # 5x5 output of a 3x3 convolution with stride 2 and padding 1 on 9x9; 1 -> 6 channels
+    assert cost(nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1)), 9) == 25 * 9 * 6
+    # each of 9x9 input pixels is spread over 2x2 outputs in 6 channels
+    assert cost(nn.Sequential(nn.ConvTranspose2d(1, 6, 2, stride=2)), 9) == 81 * 4 * 6
+    # two groups: each of 6 outputs sees one of the 2 channels
+    layers = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 6, 3, padding=1, groups=2))
+    assert cost(layers, 4) == 16 * 2 + 16 * 9 * 6
+
+
+@every_model
+def test_multiply_adds_agree_with_torch(name):
+    model = small(name).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(noise(1, 1, 64, 64))
+    assert 2 * multiply_adds(model, 64) == counter.get_total_flops()
+
+
+@every_model
+def test_multiply_adds_scale_with_the_area_and_leave_the_model_alone(name):
+    model = small(name).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert multiply_adds(model, 128) == 4 * multiply_adds(model, 64)
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_multiply_adds_at_the_smallest_size_of_a_model_in_training():
+    model = small("unet").train()  # its bottom is one pixel, too few for batch statistics
+    assert 4 * multiply_adds(model, 16) == multiply_adds(model, 32)
+
+
+def test_multiply_adds_refuse_a_size_that_does_not_fit():
+    with pytest.raises(ValueError, match="128x128"):
+        multiply_adds(small("segnet"), 100)
+
+
+# ---- they learn ----------------------------------------------------------------------------------
+
+
+def four_frames(size=32):
+    """Four bright smooth ellipses over a slow wave: images and masks float32 (4, 1, 32, 32)."""
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    images, masks = [], []
+    for k in range(4):
+        centre, radii = (11 + 3 * k, 21 - 3 * k), (6 + k, 9 - k / 2)
+        level = ((row - centre[0]) / radii[0]) ** 2 + ((column - centre[1]) / radii[1]) ** 2
+        wave = 0.1 * torch.sin(0.3 * column + k) * torch.cos(0.2 * row)
+        images.append(0.2 + 0.5 * torch.sigmoid(3 * (1 - level)) + wave)
+        masks.append((level < 1).float())
+    return torch.stack(images)[:, None], torch.stack(masks)[:, None]
+
+
+def learnt_dice(name, steps, width=8):
+    """Dice on the four frames, in evaluation mode, every 10 steps until it passes 0.98."""
+    image, mask = four_frames()
+    model = small(name, width=width)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(1, steps + 1):
+        model.train()
+        loss = nn.functional.binary_cross_entropy_with_logits(model(image), mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step % 10 == 0:
+            with torch.no_grad():
+                pred = model.eval()(image) > 0
+            reached = dice(pred.numpy(), mask.bool().numpy())
+            if reached > 0.98:
+                break
+    return reached
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_a_faithful_model_learns_four_frames_by_heart(name):
+    assert learnt_dice(name, steps=300) > 0.98

@@ -1,0 +1,99 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from thyroid_lib.audit import masks as labels
+from thyroid_lib.data.store import build_store, load_cases
+from thyroid_lib.plots import audit as plots_audit
+from thyroid_lib.plots import common as plots
+
+PAIR = {
+    "case_id": "a00", "group": "a", "train_case_id": "a01", "train_group": "a",
+    "correlation": 0.9, "shift_y_px": 0, "shift_x_px": 0, "mirrored": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+def test_every_frame_has_its_place_and_colour_in_the_map():
+    index = pd.DataFrame({"group": ["b", "a", "b", "a", "a"]})
+    sides = np.array(["train", "test", "val", "train", "test"])
+    left, right = plots_audit.split_map(index, {"one": sides, "two": sides[::-1]}).axes
+    assert [left.get_title(), right.get_title()] == ["one", "two"]
+    picture = left.images[0].get_array()
+    colours = plots_audit.SIDES
+    for row, sides in enumerate((["test", "train", "test"], ["train", "val"])):  # a, then b
+        for column, side in enumerate(sides):
+            np.testing.assert_allclose(picture[row, column], to_rgb(colours[side]))
+    np.testing.assert_allclose(picture[1, 2], 1)  # b has no third frame
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_map_of_many_groups_is_cut_and_says_so():
+    index = pd.DataFrame({"group": [f"g{i:02d}" for i in range(40)]})
+    fig = plots_audit.split_map(index, {"one": np.full(40, "train")}, groups=10)
+    assert fig.axes[0].images[0].get_array().shape[:2] == (10, 1)
+    assert fig.legends[0].get_title().get_text() == "a row is a group (10 of 40 groups)"
+
+
+def test_the_sides_differ_in_lightness_too():
+    light = sorted(np.dot(to_rgb(c), (0.299, 0.587, 0.114)) for c in plots_audit.SIDES.values())
+    assert min(np.diff(light)) > 0.15
+
+
+def test_histograms_share_their_scale_and_count_every_frame():
+    table = pd.DataFrame({"protocol": ["r"] * 3 + ["g"] * 2, "correlation": [0.9, 0.8, 0.3, 0, 1]})
+    upper, lower = plots_audit.correlations(table).axes
+    for ax, count in ((upper, 3), (lower, 2)):
+        assert sum(bar.get_height() for bar in ax.patches) == count
+    assert upper.get_xlim() == lower.get_xlim()
+    assert upper.get_title(loc="left") == "r: 67 % near-copies"
+
+
+def test_a_copy_differs_in_nothing_once_it_is_moved_back(tiny_store, monkeypatch):
+    copied = np.roll(tiny_store.images[1], (2, -3), (0, 1))[:, ::-1]
+    images = tiny_store.images.copy()
+    images[0] = copied
+    monkeypatch.setitem(tiny_store.__dict__, "images", images)
+    told = PAIR | {"shift_y_px": 2, "shift_x_px": -3, "mirrored": True}
+    figs = [plots_audit.worst_pairs(tiny_store, pd.DataFrame([pair])) for pair in (PAIR, told)]
+    naive, moved = (fig.axes[2].images[0].get_array().mean() for fig in figs)
+    assert naive > 0.1
+    assert moved < 0.01
+    assert "shift +2, -3 px, mirrored" in figs[1].axes[2].get_title()
+
+
+def test_the_closest_pair_of_each_two_groups_is_drawn_once(tiny_store):
+    rows = [
+        PAIR | {"correlation": 0.7},
+        PAIR | {"case_id": "b00", "group": "b", "correlation": 0.8},
+        PAIR | {"case_id": "a02", "correlation": 0.9},
+        # the same two groups the other way round
+        PAIR | {"train_case_id": "b00", "train_group": "b", "correlation": 0.6},
+    ]
+    fig = plots_audit.worst_pairs(tiny_store, pd.DataFrame(rows), count=5)
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[1::3] == ["test: a02 (a)", "test: b00 (b)"]
+
+
+def test_each_defect_that_occurs_has_a_row(tmp_path):
+    cases = load_cases("phantom", folder=tmp_path / "phantom", sweeps=2, frames=5)
+    store = build_store(cases, tmp_path / "store", size=32)
+    table = labels.audit_labels(cases, store)
+    fig = plots_audit.defect_gallery(cases, store, table)
+    assert [ax.get_title().split(":")[0] for ax in fig.axes if ax.images] == ["text"] * 4
+    table.loc[3, ["out_of_sequence", "jump", "nearly_black", "area"]] = True
+    table.loc[3, ["specks", "holes", "gray_areas", "midtones"]] = 1
+    fig = plots_audit.defect_gallery(cases, store, table)
+    assert len(fig.axes) == 4 * len(labels.DEFECTS)
+    titles = {ax.get_title().split(":")[0] for ax in fig.axes if ax.images}
+    assert titles >= {"specks", "holes", "area", "jump", "out of sequence", "before", "after"}
+    none = table.assign(**dict.fromkeys(labels.DEFECTS, False))
+    assert "no defect" in plots_audit.defect_gallery(cases, store, none).axes[0].texts[0].get_text()

@@ -1,0 +1,133 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from synthetic import study
+from whole import DELTA, compared
+
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.plots import common as plots
+from thyroid_lib.plots import compare as plots_compare
+
+FIGURES = {
+    "estimates": lambda made: plots_compare.estimates(made["table"]),
+    "differences": lambda made: plots_compare.paired_differences(made["differences"], delta=DELTA),
+    "groups": lambda made: plots_compare.groups(made["scores"]),
+    "curves": lambda made: plots_compare.learning_curves(made["histories"]),
+    "stability": lambda made: plots_compare.stability_panel(made["stability"]),
+    "thresholds": lambda made: plots_compare.threshold_sweep(made["thresholds"]),
+    "reliability": lambda made: plots_compare.reliability(made["calibration"]),
+    "failures": lambda made: plots_compare.failures(made["scores"]),
+    "cost": lambda made: plots_compare.cost(made["table"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("sizes", [{}, {"seeds": 1, "random": False}, {"groups": 1, "seeds": 1}])
+def test_every_figure_can_be_drawn_and_saved(name, sizes, tmp_path):
+    fig = FIGURES[name](compared(**sizes))
+    plots.save(fig, tmp_path / name)
+    assert (tmp_path / f"{name}.pdf").is_file()
+
+
+def points(ax) -> list[tuple]:
+    return [tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1]
+
+
+def spans(ax) -> list[list]:
+    """Horizontal bars: their ends."""
+    lines = [line.get_xydata() for line in ax.lines]
+    return [list(xy[:, 0]) for xy in lines if len(xy) == 2 and xy[0, 1] == xy[1, 1]]
+
+
+def test_estimates_and_their_intervals_are_drawn_where_they_are():
+    made = compared()
+    left, right = plots_compare.estimates(made["table"]).axes
+    assert (left.get_title(), right.get_title()) == ("grouped", "random †")
+    table = made["table"].query("protocol == 'grouped'").set_index("model")
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert names == ["unet", "segnet", "resunet"]
+    assert points(left) == [(table.loc[m, "dice"], i) for i, m in enumerate(names)]
+    assert spans(left) == [[table.loc[m, "dice_low"], table.loc[m, "dice_high"]] for m in names]
+
+
+def test_differences_lie_over_the_band_of_delta():
+    fig = plots_compare.paired_differences(compared()["differences"], delta=DELTA)
+    ax = fig.axes[0]
+    (band,) = ax.patches
+    assert [band.get_x(), band.get_width()] == pytest.approx([-DELTA, 2 * DELTA])
+    assert ax.get_yticklabels()[0].get_text() == "resunet − segnet"
+
+
+def test_one_model_alone_has_no_pair_and_still_a_figure():
+    results = study({"unet": 0.7})
+    pairs = bootstrap.differences(results.scores, delta=DELTA, resamples=50)
+    (ax,) = plots_compare.paired_differences(pairs, delta=DELTA).axes
+    assert "no pair" in ax.texts[0].get_text()
+
+
+def test_groups_are_points_joined_by_lines_and_their_mean_a_bar():
+    scores = pd.DataFrame(
+        {
+            "protocol": "grouped", "model": ["unet"] * 3 + ["segnet"] * 3, "seed": 0, "fold": 0,
+            "group": ["a", "a", "b"] * 2, "dice": [0.2, 0.4, 0.9, 0.5, 0.5, 0.7],
+        }
+    )  # fmt: skip
+    (ax,) = plots_compare.groups(scores).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["unet", "segnet"]
+    joined = sorted(tuple(line.get_ydata().round(3)) for line in ax.lines[:2])
+    assert joined == [(0.3, 0.5), (0.9, 0.7)]
+    drawn = [sorted(line.get_ydata().round(3)) for line in ax.lines[2:]]
+    assert drawn == [[0.3, 0.9], [0.5, 0.7]]
+    bars = [line.get_segments()[0][0][1] for line in ax.collections]
+    np.testing.assert_allclose(bars, [0.6, 0.6])
+
+
+def test_a_model_looks_the_same_in_every_figure_and_differs_in_grey():
+    looks = plots.looks(["resunet", "unet", "segnet"])
+    assert list(looks) == ["unet", "segnet", "resunet"]
+    for model, look in looks.items():
+        assert plots.looks([model])[model] == look
+    for part in ("marker", "linestyle"):
+        assert len({str(look[part]) for look in looks.values()}) == 3
+    for name, ax in (("thresholds", 0), ("reliability", 0)):
+        lines = FIGURES[name](compared()).axes[ax].lines
+        drawn = {to_rgb(line.get_color()) for line in lines if line.get_marker() != "None"}
+        assert drawn == {look["color"] for look in looks.values()}
+
+
+def test_the_reliability_diagram_weighs_by_pixels():
+    upper = plots_compare.reliability(compared(random=False)["calibration"]).axes[0]
+    curve = next(line for line in upper.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(curve.get_xydata(), [[0.05, 0.05], [0.95, 0.45]])
+
+
+def test_failures_start_with_the_hardest_group():
+    made = compared()
+    upper, lower = plots_compare.failures(made["scores"]).axes
+    part = made["scores"].query("protocol == 'grouped'")
+    hardest = part.groupby("group")["dice"].mean().idxmin()
+    assert lower.get_xticklabels()[0].get_text() == hardest
+    means = part.groupby(["model", "group"])["missed_parts"].mean()
+    np.testing.assert_allclose(upper.lines[0].get_ydata()[0], means["unet", hardest])
+
+
+def test_a_history_without_validation_is_drawn():
+    histories = compared()["histories"][["protocol", "model", "run_id", "epoch", "train_loss"]]
+    assert len(plots_compare.learning_curves(histories).axes) == 4
+
+
+def test_an_empty_prediction_is_drawn_without_an_outline(tiny_store):
+    case_id = tiny_store.index.case_id[0]
+    nothing = np.zeros_like(tiny_store.reference(0))
+    fig = plots_compare.same_frames(tiny_store, [case_id], {"unet": [nothing], "segnet": [nothing]})
+    assert len([ax for ax in fig.axes if ax.images]) == 2
+    assert all(len(ax.collections) == 1 for ax in [ax for ax in fig.axes if ax.images])

@@ -1,0 +1,92 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid_lib.compare import card
+from thyroid_lib.deploy.predictor import Doubt, Prediction
+from thyroid_lib.plots import common as plots
+from thyroid_lib.plots import deploy as plots_deploy
+
+RUN = {
+    "run_id": "unet-grouped-fold0-seed1", "confidence_low": 0.5,
+    "agreement": {"frames": 8, "agrees": True, "pixels": 0.0, "mean_prob": 1e-7},
+    "confidence": {"slope": 1.0, "offset": -0.1, "error": 0.05, "groups": 1, "frames": 4},
+    "int8": {"released": True, "limit": 0.002, "change": -0.0011, "worst_group": -0.0021},
+}  # fmt: skip
+ABOUT = {
+    "selected": "unet", "protocol": "grouped", "runs": {"unet": RUN},
+    "models": {"unet": {"fp32": "unet.onnx", "int8": "unet-int8.onnx"}},
+}  # fmt: skip
+VAL = pd.DataFrame({
+    "model": "unet", "group": list("aabb"), "case_id": list("wxyz"),
+    "expected": [0.9, 0.8, 0.9, 0.8], "dice": [0.8, 0.7, 0.8, 0.7],
+    "confidence": [0.8, 0.7, 0.8, 0.7],
+})  # fmt: skip
+FOUND = pd.DataFrame(
+    {"group": list("abcd"), "side": ["train", "val", "test", "test"], "distance": [0.5, 1, 2, 4]}
+)
+
+
+def prediction(*doubts) -> Prediction:
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 5:20] = True
+    return Prediction(
+        mask.astype(np.float32), mask, 150, (14, 9), None, None, 0.8, 0.4, tuple(doubts)
+    )
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+def test_the_marks_of_the_confidence_lie_where_they_are():
+    left, right = plots_deploy.confidence(VAL).axes
+    assert {tuple(xy) for xy in left.lines[1].get_xydata()} == {(0.9, 0.8), (0.8, 0.7)}
+    assert {tuple(xy) for xy in right.lines[1].get_xydata()} == {(0.8, 0.8), (0.7, 0.7)}
+    read = plots_deploy.confidence_sentence(VAL, ABOUT)
+    assert "promise a Dice of 0.85 on validation, and 0.75 is kept" in read
+    assert "off by 0.05" in read
+    assert "one group tells the height" in read
+
+
+def test_the_groups_stand_by_side_and_the_refused_are_counted():
+    (ax,) = plots_deploy.distances(FOUND).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c", "d"]
+    assert ax.get_xlim()[1] > 4
+    assert plots_deploy.distances_sentence(FOUND).startswith("Of 2 test frames, 2 are further")
+    assert "1 would be refused" in plots_deploy.distances_sentence(FOUND)
+
+
+def test_an_answer_shows_its_doubts(tmp_path):
+    image = np.full((20, 30), 90, np.uint8)
+    found = prediction(Doubt("far", "Unlike the training frames."))
+    fig = plots_deploy.answer(image, found, title="x")
+    assert fig._supxlabel.get_text() == "Unlike the training frames."
+    assert fig.axes[2].get_title() == "150 px, confidence 0.80"
+    plots.save(fig, tmp_path / "answer")
+    assert plots_deploy.answer_sentence(found) == "Doubts about this frame: far; it is answered."
+    refused = prediction(Doubt("blank", "Nothing.", grave=True))
+    assert plots_deploy.answer_sentence(refused).endswith("it would be refused.")
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_what_is_said_of_int8(released):
+    about = ABOUT | {"runs": {"unet": RUN | {"int8": RUN["int8"] | {"released": released}}}}
+    read = plots_deploy.int8_sentence(about)
+    assert ("so it is released" in read) == released
+    assert ("so it is not released" in read) != released
+    assert ("**not** released" in card.released(about)) != released
+    table = plots_deploy.int8_table(pd.DataFrame({"group": ["a"], "fp32": [0.9], "int8": [0.8988]}))
+    assert table.loc["a"].tolist() == pytest.approx([0.9, -0.001])
+
+
+def test_the_table_of_what_is_released():
+    row = plots_deploy.released_table(ABOUT).loc["unet"]
+    assert row["agrees with torch"] == "yes"
+    assert row["files"] == "unet.onnx, unet-int8.onnx"
+    assert plots_deploy.released_sentence(ABOUT).startswith("1 of 1 exports")
+    assert "run `unet-grouped-fold0-seed1`" in card.released(ABOUT)

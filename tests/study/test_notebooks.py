@@ -1,0 +1,99 @@
+"""The notebooks' own rules: short, told in words, without numbers that could go stale."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "tools" / "kernel.ipynb"]
+YEAR = re.compile(r"\b(19|20)\d\d\b")
+NAME = re.compile(r"\b(?=\w*[A-Za-z])\w*\d[\w-]*|\b[A-Za-z][\w]*-\d\w*")  # TG3K, HD95, ResNet-34
+CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def cells(request):
+    notebook = nbformat.read(request.param, as_version=4)
+    nbformat.validate(notebook)
+    return notebook.cells
+
+
+def lines_of(cell) -> int:
+    return sum(bool(line.strip()) for line in cell.source.splitlines())
+
+
+def prose_of(cells) -> list[str]:
+    return [CODE.sub(" ", cell.source) for cell in cells if cell.cell_type == "markdown"]
+
+
+def code_of(cells) -> list:
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def test_notebooks_are_found():
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "0-quickstart",
+        "1-preprocess",
+        "3-train",
+        "4-compare",
+    }
+
+
+def tagged(cell, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def test_cells_are_few_and_short(cells):
+    assert len(cells) <= 20
+    # the setup is the same everywhere, and a parameter more is no more to understand
+    own = [cell for cell in code_of(cells) if not tagged(cell, "setup")]
+    assert statistics.median(map(lines_of, own)) <= 6
+    assert max(lines_of(cell) for cell in code_of(cells) if not tagged(cell, "parameters")) <= 20
+
+
+def test_code_is_plain_use_of_the_library(cells):
+    for cell in code_of(cells):
+        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not kinds & {ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef}, cell.source
+
+
+def test_prose_holds_no_numbers(cells):
+    for prose in prose_of(cells):
+        lines = [line for line in prose.splitlines() if not line.startswith("#")]
+        bare = NAME.sub("", YEAR.sub("", "\n".join(lines)))
+        assert not re.search(r"\d", bare), bare
+
+
+def test_prose_keeps_up_with_code(cells):
+    words = sum(len(re.findall(r"[A-Za-z][\w'’-]*", prose)) for prose in prose_of(cells))
+    # the parameters' own comments tell what they are; the setup is the same everywhere
+    code = sum(
+        lines_of(cell)
+        for cell in code_of(cells)
+        if not {"parameters", "setup"} & set(cell.metadata.get("tags", []))
+    )
+    assert words / code >= 5
+
+
+def test_every_figure_and_table_answers_a_question(cells):
+    questions = [
+        cell.source.splitlines()[0]
+        for cell in cells
+        if cell.cell_type == "markdown" and cell.source.startswith("## ")
+    ]
+    assert len(questions) >= 4
+    assert all(question.endswith("?") for question in questions)
+
+
+def test_they_are_stripped_and_have_one_parameters_cell(cells):
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for line in tagged[0].source.splitlines():
+        assert re.match(r"\w+ = .+  # .+", line), f"a parameter needs its help: {line}"
+    for cell in code_of(cells):
+        assert cell.outputs == []
+        assert cell.execution_count is None

@@ -1,0 +1,107 @@
+"""The quickstart, run as a newcomer runs it: anywhere, without a checkout, to the end, in words."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ("sweep", "alikeness", "curves", "frames_held_back", "sweeps_held_back", "exams")
+
+
+def run_quickstart(top: Path) -> tuple[Path, float]:
+    """Run it in an empty folder, with the library as a package: no pyproject.toml beside it."""
+    package = top / "site"
+    shutil.copytree(
+        ROOT / "thyroid_lib", package / "thyroid_lib", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy2(ROOT / "notebooks" / "0-quickstart.ipynb", top / "mine.ipynb")
+    clean = {k: v for k, v in os.environ.items() if k not in ("THYROID_RESULTS", "THYROID_ROOT")}
+    began = os.times()
+    done = subprocess.run(
+        [sys.executable, "-m", "thyroid_lib.study.runner", "notebook", "mine.ipynb",
+         "0-quickstart.ipynb", "--pin-instructions"],
+        cwd=top, env=clean | {"PYTHONPATH": str(package)}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in done.stderr, done.stderr
+    ended = os.times()
+    busy = sum(ended[2:4]) - sum(began[2:4])  # seconds of the processor, in what was started
+    return top, busy
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> tuple[Path, float]:
+    return run_quickstart(tmp_path_factory.mktemp("quickstart"))
+
+
+@pytest.fixture(scope="module")
+def outputs(quickstart) -> dict[str, list]:
+    """What each cell showed: the MIME types with their contents."""
+    cells = nbformat.read(quickstart[0] / "0-quickstart.ipynb", as_version=4).cells
+    return {cell.id: [o.get("data", o) for o in cell.get("outputs", [])] for cell in cells}
+
+
+def readings(outputs) -> list[str]:
+    return [data["text/markdown"] for cell in outputs.values() for data in cell
+            if "text/markdown" in data]  # fmt: skip
+
+
+def test_it_leaves_all_it_shows_below_the_working_folder(quickstart):
+    top, seconds = quickstart
+    assert seconds < 120  # of the processor: as promised on one that does nothing else
+    made = top / "results" / "quickstart"
+    for name in FIGURES:
+        assert (made / f"{name}.png").stat().st_size > 5_000, name
+    assert {path.name for path in top.iterdir()} == {
+        "site", "mine.ipynb", "0-quickstart.ipynb", "results",
+    }  # fmt: skip
+    assert not list(made.rglob("checkpoint*"))
+
+
+def test_each_figure_has_its_reading_below(outputs):
+    kinds = [next(iter(data)) if "image/png" not in data else "figure"
+             for cell in outputs.values() for data in cell]  # fmt: skip
+    assert kinds.count("figure") == len(FIGURES)
+    for place, kind in enumerate(kinds):
+        if kind == "figure":
+            assert kinds[place + 1] == "text/markdown"
+    assert not any("name" in data for cell in outputs.values() for data in cell), "a stream"
+
+
+def test_readings_and_table_are_of_this_run(quickstart, outputs):
+    table = pd.read_csv(quickstart[0] / "results" / "quickstart" / "exams.csv")
+    assert list(table.columns) == ["model", "exam", "dice", "nsd", "hd95_px"]
+    assert len(table) == 4
+    (shown,) = [data["text/html"] for data in outputs["table"]]
+    said = readings(outputs)[-1]
+    for value in table["dice"]:
+        assert f"{value:.3f}" in shown
+        assert f"{value:.3f}" in said
+    exams = table.pivot(index="model", columns="exam", values="dice")
+    gap = exams["frames held back"] - exams["sweeps held back"]
+    assert f"The exam moves Dice by {gap.abs().mean():.3f}" in said
+    # the story: every network knows people whom it has seen far better, and hardly differs itself
+    assert (gap > 0.1).all()
+    between_models = (exams.max() - exams.min()).mean()
+    assert gap.mean() > 2 * between_models
+    copies = re.search(r"within a sweep, (\d+) % .* between sweeps, (\d+) %", readings(outputs)[1])
+    assert tuple(map(int, copies.groups())) == (100, 0)
+
+
+@pytest.mark.slow
+def test_a_second_run_elsewhere_shows_the_same_bytes(quickstart, tmp_path):
+    other, _ = run_quickstart(tmp_path)
+    digests = [
+        hashlib.sha256((top / "0-quickstart.ipynb").read_bytes()).hexdigest()
+        for top in (quickstart[0], other)
+    ]
+    assert digests[0] == digests[1]

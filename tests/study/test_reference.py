@@ -1,0 +1,160 @@
+"""The committed results: whole, clean, quoted faithfully, and sensitive to the library's code."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from thyroid_lib.compare import bootstrap, replication, selection, stability, tables
+from thyroid_lib.settings import read_study
+from thyroid_lib.study.runner import PINNED
+from thyroid_lib.study.verify import compare
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "results" / "reference" / "demo"
+FIRST = DEMO / "0-quickstart.ipynb"  # no step of the study: `make verify` and nbval run it again
+REAL = ROOT / "results" / "reference" / "tg3k-sample"
+NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_executed_notebooks_are_whole_and_clean(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    injected = [c.id for c in code if "injected-parameters" in c.metadata.get("tags", [])]
+    assert bool(injected) == (path.stem != FIRST.stem)  # which runs with its own parameters
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not re.search(r"/(?:home|root|work|tmp)/", path.read_text(encoding="utf-8"))
+
+
+def test_every_run_of_the_demo_is_committed():
+    names = {path.stem for path in NOTEBOOKS}
+    models = pd.read_csv(DEMO / "summary.csv").model.unique()
+    assert {"1-preprocess", "2-audit", "4-compare"} < names
+    for model in models:
+        assert sum(f"3-train-{model}-" in name for name in names) >= 2
+
+
+def test_the_demo_repeats_to_the_byte():
+    """Another run of it, on another day and machine: the same tables, notebooks and figures."""
+    again = ROOT / "results" / "demo"
+    if not (again / "compare" / "selected.json").is_file():
+        pytest.skip("the demo was not run here: make demo")
+    found = compare(DEMO, again)
+    differences = [each for each in found.differences if each.file != FIRST.name]
+    assert differences == [], found.report()
+    assert found.files == len(set(DEMO.iterdir()) - {FIRST})
+
+
+def test_readme_quotes_the_committed_tables():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("compare/summary.md", "replication/steps.md"):
+        assert (REAL / name).read_text(encoding="utf-8").strip() in readme
+
+
+@pytest.fixture(scope="module")
+def real_runs() -> tables.Results:
+    folders = [run.parent for run in REAL.glob("runs/*/run.json")]
+    return tables.load_runs([folder for folder in folders if "reported" not in folder.name])
+
+
+def test_the_committed_comparison_follows_from_the_committed_runs(real_runs):
+    """Whoever doubts a figure can compute it again from one row per test frame."""
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    runs, histories, scores, thresholds, calibration = real_runs
+    how = {"resamples": study["resamples"]}
+    table = tables.summary(scores, runs, calibration, **how)
+    differences = bootstrap.differences(scores, delta=study["delta"], **how)
+    measured = stability.stability(scores, histories, thresholds, **how)
+    for made, name, digits in ((table, "summary", 6), (differences, "differences", 4)):
+        kept = pd.read_csv(REAL / "compare" / f"{name}.csv")
+        pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=0.6 * 10**-digits)
+    selected = selection.select(table, differences, measured, delta=study["delta"])
+    assert selected == json.loads((REAL / "compare" / "selected.json").read_text("utf-8"))
+
+
+def test_the_committed_runs_are_those_of_the_committed_parameters(real_runs):
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    same = ("size", "width", "epochs", "batch_size", "lr", "folds", "val_share", "selection")
+    for name in (*same, "threshold", "tolerance_px", "threads", "device"):
+        assert set(real_runs.runs[name]) == {study[name]}, name
+    assert set(real_runs.runs["mend"]) == {" ".join(study["mend"])}
+    assert set(real_runs.runs["seed"]) == set(study["seeds"])
+    compared = {model for model in study["models"] if "_reported" not in model}
+    for protocol, folds in (("random", [0]), ("grouped", study["run_folds"])):
+        part = real_runs.runs[real_runs.runs["protocol"] == protocol]
+        assert set(zip(part["model"], part["fold"], strict=True)) == {
+            (model, fold) for model in compared for fold in folds
+        }
+
+
+def test_the_committed_steps_follow_from_the_committed_runs():
+    folders = sorted(run.parent for run in REAL.glob("runs/*/run.json"))
+    reported = [folder for folder in folders if "-reported-fold" in folder.name]
+    steps, flawed = replication.load_steps(reported, [f for f in folders if f not in reported])
+    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
+    made = replication.measure_steps(steps, resamples=study["resamples"])
+    kept = pd.read_csv(REAL / "replication" / "steps.csv")
+    pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=1e-6)
+    floors = replication.floors(flawed).set_index("model")
+    assert not floors.loc["segnet_reported", "below"]
+    assert (
+        0 <= floors.loc["segnet_reported", "last"] - floors.loc["segnet_reported", "floor"] < 0.05
+    )
+    assert floors.loc[replication.WITHOUT_RELU, "below"]
+
+
+def test_nothing_of_the_real_frames_is_committed():
+    kept = {path.suffix for path in REAL.rglob("*") if path.is_file()}
+    assert kept <= {".csv", ".md", ".json", ".txt"}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("metrics", '"dice": 2 * both', '"dice": 3 * both'),
+        ("models", ".float().div_(255)", ".float().div_(254)"),
+        (None, "", ""),
+    ],
+)
+def test_one_character_of_arithmetic_makes_nbval_fail(tmp_path, module, old, new):
+    """And the same copy without a change passes, so that it fails for that reason."""
+    for name in ("thyroid_lib", "results/reference/demo"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if module:
+        code = tmp_path / "thyroid_lib" / f"{module}.py"
+        source = code.read_text(encoding="utf-8")
+        assert source.count(old) == 1
+        code.write_text(source.replace(old, new), encoding="utf-8")
+    demo = tmp_path / "results" / "reference" / "demo"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-x",
+            "-p", "no:cacheprovider", "-o", "addopts=", demo / "1-preprocess.ipynb",
+            next(demo.glob("3-train-segnet-random-*.ipynb")),
+        ],
+        cwd=tmp_path,
+        env=os.environ
+        | PINNED
+        | {
+            "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
+            "THYROID_RESULTS": str(tmp_path / "again"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (module is None), done.stdout[-2000:]
+    if module:
+        assert "mismatch" in done.stdout

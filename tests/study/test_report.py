@@ -1,0 +1,100 @@
+import os
+
+import nbformat
+import pytest
+
+from thyroid_lib.study.report import build_report, main, missing_steps
+
+
+def notebook(*outputs: str):
+    cells = [nbformat.v4.new_markdown_cell("# A title")]
+    for text in outputs:
+        cell = nbformat.v4.new_code_cell("secret_code = 1", execution_count=1)
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        cells.append(cell)
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "compare").mkdir()
+    (folder / "compare" / "cost.csv").write_text("model,train_seconds\nunet,12.5\n")
+    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+        nbformat.write(notebook(f"out of {name}"), folder / "notebooks" / f"{name}.ipynb")
+    return folder
+
+
+def test_one_page_holds_everything_and_asks_for_nothing(study):
+    page = build_report(study).read_text(encoding="utf-8")
+    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+        assert f"out of {name}" in page
+    assert "<td>12.5</td>" in page
+    assert "<summary>unet-grouped-fold0-seed0</summary>" in page
+    assert "secret_code" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "not for diagnosis" in page
+
+
+def test_the_comparison_comes_first_and_what_was_not_run_is_left_out(study):
+    page = build_report(study).read_text(encoding="utf-8")
+    assert page.index("out of 4-compare") < page.index("out of 1-preprocess")
+    assert "Replication" not in page
+    for name in ("2-audit", "5-replication"):
+        nbformat.write(notebook(f"out of {name}"), study / "notebooks" / f"{name}.ipynb")
+    page = build_report(study).read_text(encoding="utf-8")
+    assert page.index("out of 5-replication") < page.index("out of 2-audit")
+
+
+def test_runs_that_left_the_grid_are_not_shown(study):
+    other = study / "notebooks" / "3-train-old-grouped-fold0-seed0.ipynb"
+    nbformat.write(notebook("out of an old run"), other)
+    assert "an old run" in build_report(study).read_text(encoding="utf-8")
+    page = build_report(study, ["unet-grouped-fold0-seed0"]).read_text(encoding="utf-8")
+    assert "an old run" not in page
+    assert "out of 3-train-unet" in page
+
+
+def test_the_same_notebooks_give_the_same_page(study):
+    first = build_report(study).read_bytes()
+    assert build_report(study).read_bytes() == first
+
+
+def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nothing")])
+    assert main() == 2
+    assert "nothing has no notebooks/4-compare.ipynb: run the study" in capsys.readouterr().err
+
+
+def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, monkeypatch):
+    steps = [
+        "1-preprocess",
+        "3-train-unet-grouped-fold0-seed0",
+        "3-train-x",
+        "3-train-y",
+        "4-compare",
+    ]
+    (study / "logs").mkdir(exist_ok=True)
+    (study / "logs" / "3-train-x.failed.txt").write_text(
+        "error: 3-train-x: In [5] the <loss> became nan\n"
+    )
+    (study / "logs" / "3-train-y.ipynb").write_text("{}")
+    (study / "logs" / "3-train-z.ipynb").write_text("{}")
+    os.utime(study / "logs" / "3-train-z.ipynb", (1e9, 1e9))  # of an earlier start
+    (study / ".lock").touch()
+    os.utime(study / ".lock", (1.1e9, 1.1e9))
+    missing = missing_steps(study, [*steps, "3-train-z"])
+    assert missing["3-train-z"] == ""
+    assert missing["3-train-x"] == "error: 3-train-x: In [5] the <loss> became nan"
+    assert "ended without a word" in missing["3-train-y"]
+    assert missing["4-compare"] == ""  # it is there, of a time before
+    monkeypatch.setattr("sys.argv", ["report", str(study), "--runs", "--steps", *steps])
+    assert main() == 0
+    said = capsys.readouterr().err
+    assert "error: 3-train-x: In [5] the <loss> became nan\n" in said
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert "the &lt;loss&gt; became nan" in page
+    assert "2 of 5 steps failed, 0 were stopped, 2 are done" in page
+    assert 'id="compare"' not in page
+    assert 'href="logs/3-train-x.ipynb"' in page

@@ -1,0 +1,192 @@
+"""Studies through SLURM: real daemons, which tests/cluster.py starts here and ends again.
+
+All files are compared with those of the same study run plainly, as `make verify` does it.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import Cluster, Missing, wait_until
+from test_workflow import ROOT, TINY, copy_project, run_study
+
+from thyroid_lib.study.verify import compare
+
+pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs the extra [slurm]")
+
+# This cluster has no accounting, two CPUs, and a disk that does not lag.
+HERE = (
+    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
+    "--max-threads", "2", "--latency-wait", "10",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    try:
+        with Cluster() as running:
+            yield running
+    except Missing as error:
+        pytest.skip(str(error))
+
+
+class Submitted:
+    """A study's workflow at work on the cluster."""
+
+    def __init__(self, project: Path, cluster: Cluster, *options: str):
+        self.project, self.log = project, project / "submitted.log"
+        command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm"]
+        clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *HERE, *options], cwd=project, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=clean | cluster.environment | {"PYTHONPATH": str(project)},
+            )  # fmt: skip
+
+    def said(self) -> str:
+        """What it said so far, and the last lines of the jobs that failed or run."""
+        jobs = sorted((self.project / ".snakemake" / "slurm_logs").rglob("*.log"))
+        said = [f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in jobs]
+        return "\n".join([self.log.read_text("utf-8", "replace"), *said])
+
+    def wait_for(self, what, why: str, seconds: float = 180):
+        def ended_or_found():
+            assert self.process.poll() is None, f"it ended before {why}:\n{self.said()}"
+            return what()
+
+        try:
+            return wait_until(ended_or_found, why, seconds)
+        except TimeoutError as error:
+            pytest.fail(f"{error}\n{self.said()}")
+
+    def end(self, seconds: float = 300) -> int:
+        """Wait for its end; its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it does not end:\n{self.said()}")
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture
+def submit(cluster):
+    """Start a study's workflow on the cluster; what is left of it ends with the test."""
+    started = []
+
+    def start(project: Path, *options: str) -> Submitted:
+        started.append(Submitted(project, cluster, *options))
+        return started[-1]
+
+    yield start
+    for workflow in started:
+        workflow.process.kill()
+        workflow.process.wait()
+    cluster.ask("scancel", "--full", "--signal=KILL", *cluster.running_jobs())
+    cluster.ask("scancel", *cluster.jobs())
+
+
+def requeue(cluster: Cluster, job: str) -> None:
+    """Send a running job back into the queue, and spare it the two minutes that SLURM waits."""
+    cluster.ask("scontrol", "requeue", job)
+    wait_until(lambda: cluster.jobs()[job][0] == "PENDING", f"job {job} waits again")
+    assert cluster.show(job)["Restarts"] == "1"
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def identical(expected: Path, folder: Path) -> None:
+    """Both finished; damaged or half-written files would be a difference."""
+    found = compare(expected, folder)
+    different = [each for each in found.differences if each.file != "0-quickstart.ipynb"]
+    assert not different, found.report()  # the quickstart is committed beside a study's notebooks
+    assert found.files > 10
+
+
+def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp_path):
+    """Begun plainly; its training then gets Ctrl-C first, and its job is requeued after that."""
+    run = "unet-grouped-fold0-seed0"
+    settings = TINY | {"device": "auto", "epochs": 90, "resamples": 1000}
+    plain = copy_project(tmp_path / "plain", settings)
+    run_study(plain, "--until", "audit")
+    project = shutil.copytree(plain, tmp_path / "cluster")
+    study = project / "results" / "tiny"
+
+    def training() -> list[str]:
+        there = (study / "runs" / run / "checkpoint.pt").exists()
+        return cluster.running_jobs(f"rule_train_wildcards_{run}") if there else []
+
+    tiny = "--configfile", "parameters/tiny.yaml", "--until", "compare"
+    workflow = submit(project, *tiny)
+    (job,) = workflow.wait_for(training, "the run trains")
+    about = cluster.show(job)
+    assert "gres:gpu:1" in about.get("TresPerJob", ""), f"no GPU asked for: {about}"
+    assert about["Requeue"] == "1"
+    workflow.process.send_signal(signal.SIGINT)
+    assert workflow.end(60) != 0
+    assert "start again and it goes on" in workflow.said()
+    wait_until(lambda: not cluster.running_jobs(), "its jobs end", 90)
+    assert not (study / "runs" / run / "scores.csv").exists()
+    kept = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns
+
+    def trained_on() -> list[str]:
+        newer = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns > kept
+        return training() if newer else []
+
+    workflow = submit(project, *tiny)
+    (job,) = workflow.wait_for(trained_on, "the run trains on")
+    requeue(cluster, job)
+    assert workflow.end() == 0, workflow.said()
+    trained = json.loads((study / "runs" / run / "run.json").read_text())["trained_epochs"]
+    assert trained < 90, "all epochs were trained again"
+    run_study(plain, "--until", "compare")
+    identical(plain / "results" / "tiny", study)
+
+
+@pytest.mark.slow
+def test_the_demo_survives_a_killed_node_daemon_and_a_requeue(cluster, submit, tmp_path):
+    """It ends in the committed tables and notebooks, as `make verify` compares them."""
+    project = copy_project(tmp_path / "cluster", {})
+    workflow = submit(project, "--configfile", "parameters/demo.yaml")
+    study = project / "results" / "demo"
+
+    def training() -> list[str]:
+        there = {path.parent.name for path in study.glob("runs/*/checkpoint.pt")}
+        return [job for run in there for job in cluster.running_jobs(f"wildcards_{run}")]
+
+    workflow.wait_for(training, "runs train")
+    cluster.kill("slurmd")
+    daemon = cluster.start("slurmd")
+    workflow.wait_for(lambda: cluster.state() in ("idle", "mix", "alloc"), "the node is back")
+    assert daemon.poll() is None
+    job = workflow.wait_for(training, "runs train again")[0]
+    requeue(cluster, job)
+    assert workflow.end(1200) == 0, workflow.said()
+    identical(ROOT / "results" / "reference" / "demo", study)
+
+
+def test_nothing_is_left_of_a_cluster():
+    """After its end no daemon, no job, no file is there, though a job was running."""
+    try:
+        with Cluster(cpus=1) as cluster:
+            assert cluster.ask("sbatch", "--parsable", "--wrap=sleep 600", "--output=/dev/null")
+            wait_until(cluster.running_jobs, "the job runs")
+            processes = cluster.processes()
+            assert {"slurmd", "slurmctld", "munged"} <= {one.name() for one in processes}
+            ports = {
+                link.laddr.ip
+                for one in processes
+                for link in one.net_connections("inet")
+                if link.status == psutil.CONN_LISTEN
+            }
+            assert ports <= {"127.0.0.1"}, "something listens to more than this machine"
+    except Missing as error:
+        pytest.skip(str(error))
+    assert not cluster.processes()
+    assert not cluster.folder.exists()

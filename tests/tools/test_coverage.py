@@ -1,0 +1,75 @@
+"""The intervals are right as often as docs/statistics.md says, simulated anew with other seeds."""
+
+import importlib.util
+import sys
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks/coverage.py")
+coverage = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(coverage)
+
+SEED = 2  # the page's is 1
+OURS = ["mean covered", "groups × seeds", "it is seen"]
+
+
+def stated() -> pd.DataFrame:
+    """The page's table, by design."""
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    lines = [line.strip("| \n") for line in page.splitlines() if line.startswith("|")]
+    text = "\n".join(line for line in lines if not line.startswith(":"))
+    table = pd.read_csv(StringIO(text), sep=r"\s*\|\s*", engine="python")
+    return table.set_index(["design", "groups", "folds", "seeds", "run SD"])
+
+
+def name_of(design) -> tuple:
+    return design.name, design.groups, design.folds, design.seeds, design.run
+
+
+def test_coverage_and_rejections_are_as_stated():
+    table = stated()
+    assert list(table.index) == [name_of(design) for design in coverage.DESIGNS]
+    off = []
+    for design in coverage.DESIGNS:
+        again = coverage.measure(design, studies=4000, seed=SEED, resamples=1000, rivals=False)
+        off += [
+            (name_of(design), column, float(again[column]), table.loc[name_of(design), column])
+            for column in OURS
+            if abs(float(again[column]) - table.loc[name_of(design), column]) > 2
+        ]
+    assert off == []
+
+
+def test_what_others_would_have_rejected_is_as_stated():
+    design = coverage.Design("4 folds", 16, 4, 5)
+    again = coverage.measure(design, studies=1500, seed=SEED, resamples=500)
+    row = stated().loc[name_of(design)]
+    for column in ("groups alone", "Wilcoxon, groups", "Wilcoxon, images"):
+        assert float(again[column]) == pytest.approx(row[column], abs=4), column
+
+
+def test_the_generator_has_the_deviations_that_it_names():
+    design = coverage.Design("", 6, 3, 4, 0.1)
+    values = coverage.simulate(design, 4000, np.random.default_rng(0))  # (2,N,F,S,G)
+    assert values.shape == (2, 4000, 3, 4, 6)
+    assert np.isnan(values).mean() == pytest.approx(2 / 3)  # a fold tests two of six groups
+    first = values[:, :, 0, :, [0, 3]]  # (G',2,N,S): both groups of fold 0
+    assert np.mean(first) == pytest.approx(0, abs=0.01)
+    # what two groups of one run share: the run; what two models share: the group
+    shared = first - first.mean(axis=3, keepdims=True)
+    assert np.mean(shared[0] * shared[1]) == pytest.approx(0.1**2 * 3 / 4, rel=0.05)
+    model_a, model_b = np.moveaxis(first.mean(axis=3), 1, 0)
+    assert np.mean(model_a * model_b) == pytest.approx(0.080**2, rel=0.1)
+
+
+def test_the_normal_limit_of_wilcoxon_is_scipys():
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(0.1, 1, (20, 200))
+    expected = stats.wilcoxon(values, axis=1, method="asymptotic", correction=False).pvalue
+    np.testing.assert_allclose(coverage._wilcoxon(values), expected)

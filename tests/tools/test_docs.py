@@ -1,0 +1,201 @@
+"""The site builds, asks nobody for anything, and every link in it and in README leads somewhere."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OUTSIDE = re.compile(r"(?:https?:)?//|mailto:|data:|javascript:")
+
+
+def copy_docs(target: Path, *parts: str) -> Path:
+    for part in ("docs", "mkdocs.yml", "tools/site.py", *parts):
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, target / part)
+        else:
+            shutil.copy2(ROOT / part, target / part)
+    return target
+
+
+def build(project: Path) -> subprocess.CompletedProcess:
+    pytest.importorskip("mkdocs_jupyter")
+    pytest.importorskip("material")
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],  # with --quiet nothing is strict
+        cwd=project, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a page links to, what it fetches by itself, and its anchors."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.fetched, self.anchors, self.images = [], [], set(), 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        of = dict(attributes)
+        self.anchors |= {of[name] for name in ("id", "name") if of.get(name)}
+        self.images += tag == "img"
+        if tag == "a" and of.get("href"):
+            self.links.append(of["href"])
+        elif tag == "link" and of.get("rel") != "canonical":
+            self.fetched.append(of.get("href"))
+        elif of.get("src"):
+            self.fetched.append(of["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    project = copy_docs(tmp_path_factory.mktemp("docs"), "results/reference/demo")
+    done = build(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project / "site"
+
+
+def test_every_link_and_anchor_of_the_site_is_there(site):
+    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+    assert len(pages) > 12
+    broken, seen = [], 0
+    for path, page in pages.items():
+        for link in [*page.links, *page.fetched]:
+            if not link or OUTSIDE.match(link):
+                continue
+            parts = urlsplit(link)
+            target = path
+            if parts.path:
+                base = site if parts.path.startswith("/") else path.parent
+                target = (base / unquote(parts.path).lstrip("/")).resolve()
+                target = target / "index.html" if target.is_dir() else target
+            anchors = pages[target].anchors if target in pages else set()
+            fits = target.exists() and (
+                not parts.fragment or unquote(parts.fragment) in anchors | {"__comments"}
+            )
+            seen += 1
+            broken += [] if fits else [f"{path.name}: {link}"]
+    assert broken == []
+    assert seen > 200
+
+
+def test_a_page_fetches_nothing_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        assert not [url for url in Page(path).fetched if url and re.match("(https?:)?//", url)], (
+            path
+        )
+    for path in site.rglob("*.css"):
+        found = re.findall(r"url\(\s*[\"']?(?:https?:)?//", path.read_text(encoding="utf-8"))
+        assert not found, path
+
+
+def test_the_executed_demo_is_shown(site):
+    stems = [path.stem for path in sorted((site / "demo").glob("*.html"))]
+    assert {"1-preprocess", "2-audit", "4-compare"} <= set(stems)
+    assert len([stem for stem in stems if stem.startswith("3-train")]) == 3
+    assert Page(site / "demo" / "4-compare.html").images > 5
+    index = (site / "index.html").read_text(encoding="utf-8")
+    assert len(set(re.findall(r"demo/3-train-\w+", index))) == 3
+    assert "3 train: segnet" in index  # and not three of one title
+
+
+def test_a_notebook_shows_neither_its_setup_nor_a_script_from_elsewhere(site):
+    for path in (site / "demo").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "find_spec" not in text, path
+        assert 'class="jp-Cell' in text, path
+        assert not re.search(r"import\(\s*[\"']https?:", text), path
+        assert re.search("md-sidebar--secondary[^>]* hidden", text), path  # width for the code
+
+
+def test_the_first_page_has_a_figure_and_leads_to_what_was_executed(site):
+    start = Page(site / "index.html")
+    assert "demo/frames.png" in start.fetched
+    reference = ROOT / "results" / "reference" / "demo" / "frames.png"
+    assert (site / "demo" / "frames.png").read_bytes() == reference.read_bytes()
+    assert {"demo/0-quickstart.html", "demo/4-compare.html"} <= set(start.links)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('<script src="https://a/b.js"></script>', ""),
+        ("<script>one()</script>", "<script>one()</script>"),
+        ('<script type="module">\nawait import("https://a/b.mjs")\n</script>', ""),
+        (
+            "<script>one()</script><p><script>import('https://a/b')</script>",
+            "<script>one()</script><p>",
+        ),
+        (
+            '<a href="https://a"><img alt="Open in Colab" src="https://a/b.svg"/></a>',
+            '<a href="https://a">Open in Colab</a>',
+        ),
+        ('<img alt="chart" src="data:x"/>', '<img alt="chart" src="data:x"/>'),
+    ],
+)
+def test_what_a_page_would_fetch_from_elsewhere_is_taken_out(before, after):
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "tools" / "site.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    assert hook.on_post_page(before, None, None) == after
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "statistics.md#nothing-of-that-name"])
+def test_a_broken_link_would_be_found(link, tmp_path):
+    project = copy_docs(tmp_path)
+    with open(project / "docs" / "sturdy.md", "a", encoding="utf-8") as file:
+        file.write(f"\n[there]({link})\n")
+    done = build(project)
+    assert done.returncode != 0
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
+    assert any("sturdy.md" in line and link.partition("#")[0] in line for line in told), told
+
+
+def markdown_of(path: Path) -> str:
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def without_code(text: str) -> str:
+    text = re.sub(r"(?ms)^```.*?^```", "", text)
+    return re.sub(r"`[^`\n]+`", "`x`", text)
+
+
+def anchors_of(text: str) -> set[str]:
+    """Headings as GitHub writes their anchors."""
+    titles = re.findall(r"(?m)^#+ +(.+?) *$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("results/reference/*.md")]
+TEXTS += [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+
+
+@pytest.mark.parametrize("path", sorted(TEXTS), ids=lambda path: path.name)
+def test_links_of_texts_lead_to_what_is_there(path):
+    text = markdown_of(path)
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
+        if OUTSIDE.match(link):
+            continue
+        file, _, anchor = unquote(link).partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name}: {link}"
+        if anchor:
+            assert anchor in anchors_of(markdown_of(target)), f"{path.name}: {link}"
+
+
+def test_every_page_is_reached_from_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [p.name for p in ROOT.glob("docs/*.md") if f"docs/{p.name}" not in text]
+    assert set(missing) <= {"index.md"}, missing

@@ -1,0 +1,240 @@
+"""A study run by somebody with a name and secrets, on a machine cut off from the network.
+
+It must ask nobody for anything, and what it leaves under results/ may be shown to anybody. One run
+of the workflow's small study and one notebook that fails serve all tests here.
+
+Every Python process of the study reports its connections: `sitecustomize` is imported at its start.
+Where Linux allows it, the study has a network of its own besides, in which there is nobody.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import write_folder
+from test_workflow import ROOT, RUN, copy_project
+
+from thyroid_lib.study.runner import hide_places
+
+NOBODY = "192.0.2.1"  # kept for documentation: no machine has it
+REPORT = """
+import os, socket, sys
+
+own = {None, "", "localhost", socket.gethostname()}
+
+def watch(event, args):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        host = args[1][0] if isinstance(args[1], tuple) else ""  # a text: a socket of this machine
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        host = args[0].decode() if isinstance(args[0], bytes) else args[0]
+    else:
+        return
+    if host not in own and not host.startswith("127.") and host != "::1":
+        with open(os.environ["TEST_CONNECTIONS"], "a") as file:
+            file.write(f"{host} asked by {sys.argv}\\n")
+        raise ConnectionRefusedError(f"no network for {host}")
+
+sys.addaudithook(watch)
+open(os.environ["TEST_CONNECTIONS"] + f".{os.getpid()}", "w").close()  # this one is watched
+"""
+# `lo` is down in a new network; the kernels need it.
+CUT_OFF = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as any:
+    fcntl.ioctl(any, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+socket.sethostname("jane-doe-host")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+SECRETS = {
+    name: f"s3cr3t-{number}-of-jane"
+    for number, name in enumerate(
+        ("GITHUB_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "KAGGLE_KEY", "WANDB_API_KEY",
+         "DB_PASSWORD", "SLURM_JWT", "SSH_AUTH_SOCK")
+    )
+}  # fmt: skip
+FAILS = """
+import pandas, socket
+from thyroid_lib.data.store import open_store
+try:
+    socket.create_connection(("{nobody}", 9), timeout=1)
+except OSError as error:
+    print("refused:", type(error).__name__)
+try:
+    pandas.read_csv("{home}/none.csv")
+except OSError as error:
+    raise ValueError(f"nothing at {home}/none.csv") from error
+"""
+
+
+def own_network() -> list[str]:
+    """The command that runs the rest in a network of its own, if this system lets us."""
+    command = ["unshare", "--map-root-user", "--net", "--uts", sys.executable, "-c", CUT_OFF]
+    if not sys.platform.startswith("linux") or not shutil.which("unshare"):
+        return []
+    tried = subprocess.run([*command, "/bin/true"], capture_output=True)
+    return [] if tried.returncode else command
+
+
+class Study:
+    """Jane's project with its study done, beside a notebook that failed."""
+
+    def __init__(self, top: Path):
+        self.home = top / "home-of-jane-doe"
+        self.project = top / "project-of-jane-doe"
+        self.connections = top / "connections"
+        for folder in (self.home, self.project, top / "watch"):
+            folder.mkdir()
+        (top / "watch" / "sitecustomize.py").write_text(REPORT, encoding="utf-8")
+        copy_project(self.project)
+        data = write_folder(self.home / "data", groups=4, frames=3, height=40, width=50)
+        self.environment = os.environ | SECRETS | {
+            "HOME": str(self.home), "USER": "user-jane-doe", "LOGNAME": "user-jane-doe",
+            "PYTHONPATH": os.pathsep.join([str(top / "watch"), str(self.project)]),
+            "TEST_CONNECTIONS": str(self.connections),
+        }  # fmt: skip
+        self.environment.pop("THYROID_RESULTS", None)
+        self.study = self.run(
+            "-m", "snakemake", "--cores", "2", "--configfile", "parameters/tiny.yaml",
+            "--config", "source=folder", f"data={data}",
+        )  # fmt: skip
+        assert self.study.returncode == 0, self.study.stdout + self.study.stderr
+        self.asked = self.read_connections()
+        cell = nbformat.v4.new_code_cell(FAILS.format(nobody=NOBODY, home=self.home))
+        first = nbformat.v4.new_code_cell("a = 0", metadata={"tags": ["parameters"]})
+        nbformat.write(nbformat.v4.new_notebook(cells=[first, cell]), self.project / "fails.ipynb")
+        self.failed = self.run(
+            "-m", "thyroid_lib.study.runner", "notebook", "fails.ipynb",
+            "results/tiny/notebooks/fails.ipynb", "--log", "results/tiny/logs/fails.ipynb",
+        )  # fmt: skip
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*own_network(), sys.executable, *command],
+            cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+
+    def read_connections(self) -> str:
+        return self.connections.read_text("utf-8") if self.connections.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def jane(tmp_path_factory) -> Study:
+    return Study(tmp_path_factory.mktemp("jane"))
+
+
+def test_a_study_asks_nobody_for_anything(jane):
+    assert jane.asked == ""
+    watched = list(jane.connections.parent.glob("connections.*"))
+    assert len(watched) >= 9  # Snakemake, four runners with a kernel each, the report's
+
+
+def test_who_does_ask_is_refused_and_reported(jane):
+    """The test above can fail: a notebook's kernel that connects is seen."""
+    assert jane.failed.returncode == 3
+    assert f"{NOBODY} asked by " in jane.read_connections()
+    log = (jane.project / "results/tiny/logs/fails.ipynb").read_text("utf-8")
+    assert "refused: ConnectionRefusedError" in log
+
+
+def private(jane: Study) -> list[str]:
+    own = [jane.home, jane.project, jane.project.parent, sys.prefix, sys.base_prefix, ROOT]
+    own = [str(path) for path in own if str(path) not in ("/usr", "/usr/local")]
+    names = ["jane", socket.gethostname(), *SECRETS.values()]  # every name above holds this one
+    return own + [name for name in names if len(name) > 3]
+
+
+def test_what_a_study_leaves_tells_nothing_of_whose_it_is(jane):
+    found, seen = [], set()
+    for path in (jane.project / "results" / "tiny").rglob("*"):
+        if path.is_file():
+            seen.add(str(path.relative_to(jane.project / "results" / "tiny")))
+            content = path.read_bytes()
+            found += [f"{path.name}: {word}" for word in private(jane) if word.encode() in content]
+    assert found == []
+    assert seen >= {
+        "report.html", f"runs/{RUN}/run.json", f"runs/{RUN}/model.pt", "store/index.csv",
+        "notebooks/1-preprocess.ipynb", "logs/1-preprocess.ipynb", f"logs/3-train-{RUN}.ipynb",
+        "logs/fails.ipynb", "logs/fails.failed.txt", "compare/model_card.md",
+    }  # fmt: skip
+
+
+def test_a_log_still_says_where_things_are(jane):
+    logs = jane.project / "results" / "tiny" / "logs"
+    log = (logs / "1-preprocess.ipynb").read_text("utf-8")
+    assert '"output_path": "./results/tiny/logs/1-preprocess.ipynb"' in log
+    assert '"data": "~/data"' in log
+    executed = (logs.parent / "notebooks" / "1-preprocess.ipynb").read_text("utf-8")
+    assert 'data = \\"~/data\\"' in executed  # `place` finds it again
+    failed = (logs / "fails.ipynb").read_text("utf-8")
+    assert "python/lib/" in failed  # the traceback through pandas
+    assert "nothing at ~/none.csv" in (logs / "fails.failed.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("/home/jane/study/results", "./results"),
+        ("at /home/jane/study.", "at .."),
+        (
+            "File \\u001b[32m/home/jane/study/a.py:1\\n/home/jane/b",
+            "File \\u001b[32m./a.py:1\\n~/b",
+        ),
+        ("/home/jane", "~"),
+        ("/home/jane/studying", "~/studying"),
+        ("/home/janet /home/jane.doe /home/jane-2", "/home/janet /home/jane.doe /home/jane-2"),
+        ("/scratch/out/demo/x.csv", "results/demo/x.csv"),
+        ("/scratch/tmp/ipykernel_1/2.py", "$TMPDIR/ipykernel_1/2.py"),
+        ("/opt/env/lib/x.py", "python/lib/x.py"),
+        ("/usr/lib and /tmp/x", "/usr/lib and /tmp/x"),
+        ('{"a": "/home/jane/caf\\u00e9/x"}', '{"a": "python/x"}'),
+        ("/mnt/home/jane/x /srv-/home/jane", "/mnt/home/jane/x /srv-/home/jane"),
+        ("a\\n/home/jane/x \\u001b[0;32m/home/jane", "a\\n~/x \\u001b[0;32m~"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_places_are_hidden(text, hidden, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/jane")
+    monkeypatch.setenv("THYROID_ROOT", "/home/jane/study")
+    monkeypatch.setenv("THYROID_RESULTS", "/scratch/out")
+    monkeypatch.setattr("tempfile.tempdir", "/scratch/tmp")
+    monkeypatch.setattr(sys, "prefix", "/home/jane/café" if "caf" in text else "/opt/env")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    assert hide_places(text) == hidden
+
+
+PLACES = re.compile(
+    r"(?<![\w.])/(?:home|root|Users|work|tmp|var|private|mnt|media|scratch|data|kaggle|content)\b/"
+    r"|[A-Z]:\\\\|site-packages|file://|\w@[\w-]+\.[a-z]"
+    r"|(?i:token|passwd|password|secret|api.?key)\b"
+)
+
+
+def committed() -> list[Path]:
+    reference = ROOT / "results" / "reference"
+    return [
+        path for path in reference.rglob("*") if path.suffix in (".ipynb", ".json", ".md", ".csv")
+    ]
+
+
+def test_committed_results_name_no_place_and_nobody():
+    found = []
+    for path in committed():
+        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text("utf-8"))
+        found += [f"{path.name}: {hit}" for hit in PLACES.findall(text)]
+    assert found == []
+    assert len([path for path in committed() if path.suffix == ".ipynb"]) >= 5
+    assert any(path.name == "run.json" for path in committed())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["at |root|x", "|home|a|b", '"|tmp|x"', "jane@example.org", "password", "C:\\\\Users"],
+)
+def test_such_places_would_be_found(text):
+    assert PLACES.search(text.replace("|", "/"))

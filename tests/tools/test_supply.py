@@ -1,0 +1,240 @@
+"""Data is data: no file that a study is given is run, whatever it holds; each is refused in words.
+
+Every bomb here leaves a marker where it goes off, and each is first set off on purpose, so that a
+test whose bomb would do nothing fails.
+"""
+
+import io
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import write_folder
+from PIL import Image
+
+from thyroid_lib.data import folder, tg3k
+from thyroid_lib.data.store import build_store, open_store
+from thyroid_lib.evaluate.predict import load_model
+from thyroid_lib.models import checkpoint
+from thyroid_lib.settings import read_study
+from thyroid_lib.study.runner import BAD_PARAMETERS, parameter_defaults, run_notebook
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bomb:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """Where bombs leave their mark; there must be none after the test."""
+    path = tmp_path / "gone-off"
+    yield path
+    assert not path.exists()
+
+
+def try_out(marker: Path, load) -> None:
+    """Set a bomb off on purpose, where anything would."""
+    load()
+    marker.rmdir()  # raises if there is none
+
+
+PICKLES = {
+    "pickle alone": lambda bomb: pickle.dumps(bomb),
+    "torch's zip": lambda bomb: torch_bytes({"key": "k", "weights": bomb, "meta": {}}),
+    "torch's old form": lambda bomb: torch_bytes(bomb, _use_new_zipfile_serialization=False),
+}
+
+
+def torch_bytes(value, **how) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **how)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", PICKLES)
+def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, capsys):
+    content = PICKLES[form](Bomb(marker))
+    for name in ("model.pt", "checkpoint.pt", "checkpoint-previous.pt"):
+        (tmp_path / name).write_bytes(content)
+    if form == "pickle alone":
+        try_out(marker, lambda: pickle.loads(content))  # noqa: S301
+    else:
+        try_out(marker, lambda: torch.load(io.BytesIO(content), weights_only=False))
+    with pytest.raises(ValueError, match=r"model\.pt .* is not a model of this project|damaged"):
+        load_model(tmp_path / "model.pt")
+    assert checkpoint.resume(tmp_path, key="k") is None
+    told = capsys.readouterr().err
+    assert "checkpoint.pt of" in told
+    assert "passed over" in told
+
+
+@pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss.]")  # torch's own, on such archives
+def test_a_jit_archive_as_model_is_refused(tmp_path):
+    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match="is not a model of this project"):
+        load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["images", "masks", "reference"])
+def test_an_array_of_objects_in_a_store_is_refused(name, marker, tmp_path):
+    data = write_folder(tmp_path / "data", groups=2, frames=3, height=40, width=50)
+    build_store(folder.cases_in(data), tmp_path / "store", size=16)
+    path = tmp_path / "store" / f"{name}.npy"
+    np.save(path, np.array([Bomb(marker)], dtype=object), allow_pickle=True)
+    try_out(marker, lambda: np.load(path, allow_pickle=True))
+    with pytest.raises(ValueError, match=r"the store at .* is damaged .*delete it and build it"):
+        open_store(tmp_path / "store")
+    path.write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(ValueError, match=r"the store at .* is damaged"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("tag", ["apply:os.mkdir", "new:os.mkdir"])
+def test_yaml_that_makes_objects_is_refused(tag, marker, tmp_path):
+    path = tmp_path / "study.yaml"
+    text = f"study: !!python/object/{tag} ['{marker}']\n"
+    path.write_text(text)
+    if tag.startswith("apply"):
+        try_out(marker, lambda: yaml.load(text, yaml.UnsafeLoader))  # noqa: S506
+    with pytest.raises(ValueError, match=r"^study\.yaml, line 1: could not determine a constr"):
+        read_study([path])
+    given = {"epochs": f"!!python/object/{tag} ['{marker}']"}
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        read_study([ROOT / "parameters" / "demo.yaml"], overrides=given)
+
+
+POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 50 40
+({marker}) (w) file closefile
+showpage
+%%EOF
+"""
+
+
+def test_postscript_is_no_image(marker, small_folder, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, a program of its own."""
+    ran = []
+
+    def draw(*_, **__):
+        ran.append(1)
+        return Image.new("L", (50, 40)).im
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", draw)
+    for suffix, number in ((".png", 0), (".tif", 1)):
+        path = small_folder / "images" / f"x{number}{suffix}"
+        path.write_text(POSTSCRIPT.format(marker=marker))
+        (small_folder / "masks" / f"x{number}.png").write_bytes(
+            (small_folder / "masks" / "a00.png").read_bytes()
+        )
+    with (small_folder / "groups.csv").open("a") as groups:
+        groups.write("x0,x\nx1,x\n")
+    with Image.open(path) as image:  # as anybody opens it
+        image.load()
+    assert ran == [1]
+    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
+    assert built.quarantine["reason"].tolist() == ["unreadable image"] * 2
+    assert all("is no PNG, JPEG, BMP or TIFF image" in why for why in built.quarantine["detail"])
+    assert ran == [1]
+
+
+FORMULAS = [
+    "=cmd|'/c calc'!A0", "@SUM(1+1)", "+1-1", '=HYPERLINK("http://x","y")', "${HOME}", "`id`",
+    "{{7*7}}", "__import__('os').mkdir('x')",
+]  # fmt: skip
+
+
+def test_cells_that_look_like_formulas_are_text(small_folder):
+    names = sorted(path.stem for path in (small_folder / "images").iterdir())
+    groups = pd.DataFrame({"case_id": names, "group": FORMULAS[: len(names)]})
+    groups.to_csv(small_folder / "groups.csv", index=False)
+    before = set(os.listdir())
+    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
+    assert built.index["group"].tolist() == FORMULAS[: len(names)]
+    groups["group"] = (FORMULAS * 2)[len(names) : 2 * len(names)]
+    groups.to_csv(small_folder / "groups.csv", index=False)
+    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
+    assert built.index["group"].tolist() == groups["group"].tolist()
+    assert set(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').mkdir('{marker}')",
+        '{{"train": "__import__(\'os\').mkdir(\'{marker}\')", "val": []}}',
+        '{{"py/reduce": [{{"py/function": "os.mkdir"}}, {{"py/tuple": ["{marker}"]}}]}}',
+    ],
+)
+def test_a_split_file_is_json_and_no_more(text, marker, tmp_path):
+    for name in (tg3k.IMAGES, tg3k.MASKS):
+        (tmp_path / name).mkdir()
+    (tmp_path / tg3k.SPLIT).write_text(text.format(marker=marker))
+    with pytest.raises(ValueError, match="is damaged: needed are two lists of frame numbers"):
+        tg3k.official_split(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["__import__('os').mkdir({marker!r})", "f'{{1+1}}'", "open('x')"])
+def test_a_parameters_cell_is_read_and_not_run(value, marker, tmp_path, capsys):
+    source = f"a = {value.format(marker=str(marker))}"
+    path = tmp_path / "x.ipynb"
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
+    path.write_text(json.dumps({"cells": [cell]}))
+    with pytest.raises(ValueError, match="in the parameters cell is no `name = value`"):
+        parameter_defaults(path)
+    assert run_notebook(path, tmp_path / "out.ipynb", {}) == BAD_PARAMETERS
+    assert "parameters cell" in capsys.readouterr().err
+
+
+def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
+    """What papermill writes into the notebook is the text itself, whatever it would do as code."""
+    import nbformat
+
+    text = f"\"); __import__('os').mkdir('{marker}'); (\" \\\" \\\\ ''' \"\"\" \n$HOME {{x}}"
+    cells = [
+        nbformat.v4.new_code_cell("a = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"assert a == {text!r}"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
+    assert run_notebook(tmp_path / "x.ipynb", tmp_path / "out.ipynb", {"a": text}) == 0
+
+
+LOADS = {  # what can run code, unless it is told not to
+    r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
+    r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
+    r"\b(?:read_pickle|pickle\.loads?|joblib|marshal|dill|shelve)\b": "pd.read_pickle(path)",
+    r"(?<![\w.])(?:eval|exec)\(": "eval(text)",
+    r"\bos\.(?:system|popen)\b|shell=True": "os.system(command)",
+    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
+}
+
+
+def code_files() -> list[Path]:
+    folders = ("thyroid_lib", "notebooks", "workflow")
+    return [path for name in folders for path in (ROOT / name).rglob("*")
+            if path.suffix in (".py", ".ipynb") or path.name == "Snakefile"]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", LOADS)
+def test_nothing_that_runs_what_it_reads_is_called(pattern):
+    assert re.search(pattern, LOADS[pattern])
+    found = [
+        f"{path.name}: {hit[0]}"
+        for path in code_files()
+        for hit in re.finditer(pattern, path.read_text("utf-8"))
+    ]
+    assert found == []

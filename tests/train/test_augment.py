@@ -1,0 +1,240 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from thyroid_lib.models import to_input
+from thyroid_lib.settings import keys_of
+from thyroid_lib.train import augment as module
+from thyroid_lib.train.augment import AUGMENTS, MIRRORED, RANGES, augment
+
+STILL = {
+    "turn_deg": (0, 0), "scale": (1, 1), "right": (0, 0), "down": (0, 0), "gamma": (1, 1),
+    "gain": (1, 1), "speckle": (0, 0),
+}  # fmt: skip
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Make `augment` do what is named and nothing else."""
+
+    def switch(*names: str, mirrored: float = 0, **ranges: tuple[float, float]) -> None:
+        kept = {name: RANGES[name] for name in names}
+        monkeypatch.setattr(module, "RANGES", STILL | kept | ranges)
+        monkeypatch.setattr(module, "MIRRORED", mirrored)
+
+    return switch
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scene(count: int = 4, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Noisy frames, each with a bright disc of 30 % of the side in its mask."""
+    at = (torch.arange(size) + 0.5) / size - 0.5
+    disc = (at**2 + at[:, None] ** 2 < 0.3**2).byte()
+    noise = torch.randint(0, 56, (count, size, size), generator=draw(1))
+    masks = disc.expand(count, size, size)[:, None].float()
+    return to_input((noise + 200 * disc).byte()), masks
+
+
+def plain(value: float, count: int, size: int = 16) -> Tensor:
+    return torch.full((count, 1, size, size), value)
+
+
+def test_the_same_state_gives_the_same_bits_and_another_seed_does_not():
+    images, masks = scene()
+    first, again, other = (augment(images, masks, generator=draw(seed)) for seed in (0, 0, 1))
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+    generator = draw()
+    augment(images, masks, generator=generator)
+    assert not torch.equal(augment(images, masks, generator=generator)[0], first[0])
+
+
+def test_frames_of_a_batch_go_their_own_ways():
+    images, masks = scene(count=1)
+    new_images, new_masks = augment(
+        images.expand(8, -1, -1, -1), masks.expand(8, -1, -1, -1), generator=draw()
+    )
+    for one in range(8):
+        for other in range(one):
+            assert not torch.equal(new_images[one], new_images[other])
+            assert not torch.equal(new_masks[one], new_masks[other])
+
+
+@pytest.mark.parametrize("size", [16, 17, 100, 256])
+def test_shape_type_layout_and_range_stay(size):
+    images, masks = scene(count=3, size=size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        images = torch.empty(3, 1, size, size, memory_format=layout).copy_(images)
+        masks = torch.empty(3, 1, size, size, memory_format=layout).copy_(masks)
+        before = images.clone(), masks.clone()
+        new_images, new_masks = augment(images, masks, generator=draw())
+        for new, old in ((new_images, images), (new_masks, masks)):
+            assert (new.shape, new.dtype) == (old.shape, torch.float32)
+            assert new.stride() == old.stride()
+            assert new.is_contiguous(memory_format=torch.channels_last)
+        assert new_masks.unique().tolist() == [0, 1]
+        assert new_images.min() >= 0
+        assert new_images.max() <= 1
+        assert torch.equal(before[0], images)
+        assert torch.equal(before[1], masks)
+
+
+def test_the_global_random_state_is_untouched():
+    before = torch.get_rng_state()
+    augment(*scene(), generator=draw())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_autocast_changes_nothing():
+    expected = augment(*scene(), generator=draw())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, augment(*scene(), generator=draw()), expected))
+
+
+def test_nothing_waits_for_the_device():
+    class NoWaiting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name, kwargs = func.overloadpacket.__name__, kwargs or {}
+            assert name not in ("_local_scalar_dense", "nonzero", "equal"), f"{name} waits"
+            assert name != "_to_copy" or "device" not in kwargs, "data changes its device"
+            return func(*args, **kwargs)
+
+    images, masks = scene()
+    with NoWaiting():
+        augment(images, masks, generator=draw())
+    with pytest.raises(AssertionError, match="dense waits"), NoWaiting():
+        images.max().item()
+
+
+def test_with_every_range_a_point_nothing_happens(only):
+    only()
+    images, masks = scene(size=100)
+    new_images, new_masks = augment(images, masks, generator=draw())
+    torch.testing.assert_close(new_images, images, atol=1e-5, rtol=0)
+    assert torch.equal(new_masks, masks)
+
+
+def corner(size: int = 32) -> tuple[Tensor, Tensor]:
+    """A mask that is a block right of the centre, high up, and an image that is half of it."""
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., 4:8, 20:30] = 1
+    return mask / 2, mask
+
+
+def test_moves_that_one_can_draw(only):
+    image, mask = corner()
+
+    def moves_to(expected: Tensor) -> None:
+        new_image, new_mask = augment(image, mask, generator=draw())
+        assert torch.equal(new_mask, expected)
+        torch.testing.assert_close(new_image, expected / 2, atol=1e-5, rtol=0)
+
+    only(mirrored=1)
+    moves_to(mask.flip(-1))
+    only(turn_deg=(90, 90))
+    moves_to(mask.rot90(-1, (-2, -1)))  # clockwise
+    only(right=(3 / 32, 3 / 32), down=(-1 / 32, -1 / 32))  # the window moves, what it shows stays
+    moves_to(mask.roll((1, -3), (-2, -1)))
+    only(right=(0.5, 0.5))  # what comes in from outside is black
+    moves_to(torch.cat([mask[..., 16:], torch.zeros(1, 1, 32, 16)], -1))
+    only(turn_deg=(90, 90), mirrored=1)  # in this order: first mirrored, then turned
+    moves_to(mask.flip(-1).rot90(-1, (-2, -1)))
+
+
+def test_image_and_mask_stay_aligned(only):
+    _, masks = scene(count=32, size=128)
+    new_images, new_masks = augment(masks * 0.8, masks, generator=draw())
+    assert ((new_images > 0.3) == (new_masks > 0)).float().mean() > 0.98
+    only("turn_deg", "scale", "right", "down", mirrored=0.5)
+    new_images, new_masks = augment(masks * 0.8, masks, generator=draw())
+    assert ((new_images > 0.4) == (new_masks > 0)).float().mean() > 0.999
+    assert not torch.equal(new_masks, masks)
+
+
+def test_about_half_are_mirrored_and_none_is_upside_down(only):
+    only(mirrored=MIRRORED)
+    image, mask = (part.expand(1000, -1, -1, -1) for part in corner())
+    _, new_masks = augment(image, mask, generator=draw())
+    as_before = (new_masks == mask).all(-1).all(-1).sum().item()
+    mirrored = (new_masks == mask.flip(-1)).all(-1).all(-1).sum().item()
+    assert as_before + mirrored == 1000
+    assert 450 < mirrored < 550
+
+
+def test_a_length_changes_by_a_tenth_and_so_an_area_by_a_fifth(only):
+    only("scale", "turn_deg")
+    images, masks = scene(count=200, size=128)
+    _, new_masks = augment(images, masks, generator=draw())
+    areas = new_masks.mean((1, 2, 3)) / masks.mean((1, 2, 3))
+    assert 0.81 - 0.01 < areas.min() < 0.84
+    assert 1.18 < areas.max() < 1.21 + 0.01
+
+
+def test_turns_and_shifts_fill_their_ranges(only):
+    rows, columns = (torch.arange(100.0) - 49.5).view(-1, 1), torch.arange(100.0) - 49.5
+    masks = torch.zeros(400, 1, 100, 100)
+    masks[..., 48:52, 20:80] = 1  # a bar across
+
+    def centre_and_slope() -> tuple[Tensor, Tensor, Tensor]:
+        _, new = augment(masks, masks, generator=draw())
+        area = new.sum((1, 2, 3))
+        right, down = (new * columns).sum((1, 2, 3)) / area, (new * rows).sum((1, 2, 3)) / area
+        mixed = (new * columns * rows).sum((1, 2, 3))
+        return right, down, torch.rad2deg(mixed / (new * columns**2).sum((1, 2, 3)))
+
+    only("right", "down")
+    right, down, _ = centre_and_slope()
+    for shift in (right, down):
+        assert -5.5 < shift.min() < -4.5
+        assert 4.5 < shift.max() < 5.5
+    assert abs(torch.corrcoef(torch.stack([right, down]))[0, 1]) < 0.15
+    only("turn_deg")
+    _, _, slope = centre_and_slope()
+    assert -10.5 < slope.min() < -9
+    assert 9 < slope.max() < 10.5
+
+
+def test_gain_and_gamma_fill_their_ranges(only):
+    images = plain(0.5, 2000)
+    only("gain")
+    gain = augment(images, images, generator=draw())[0][:, 0, 8, 8] / 0.5
+    assert 0.8 - 1e-5 <= gain.min() < 0.81
+    assert 1.19 < gain.max() <= 1.2 + 1e-5
+    only("gamma")
+    gamma = augment(images, images, generator=draw())[0][:, 0, 8, 8].log2().neg()
+    assert 0.8 - 1e-5 <= gamma.min() < 0.81
+    assert 1.24 < gamma.max() <= 1.25 + 1e-5
+    assert abs(gamma.median() - 1) < 0.015  # as often darker as brighter: drawn by its logarithm
+
+
+def test_speckle_multiplies_and_has_a_grain(only):
+    only(speckle=(0.1, 0.1))
+    images = plain(0.5, 16, 64)
+    images[..., 32:] = 0.25
+    noise = augment(images, images, generator=draw())[0] - images
+    assert noise[..., :32].std() == pytest.approx(0.05, rel=0.03)
+    assert noise[..., 32:].std() == pytest.approx(0.025, rel=0.03)
+    assert noise[..., 0, :32].std() == pytest.approx(0.05, rel=0.15)  # at the border as elsewhere
+    bright = noise[..., :32] / 0.05
+    near = [(bright[..., by:] * bright[..., : 32 - by]).mean() for by in (1, 2)]
+    assert near == pytest.approx([0.5, 0], abs=0.05)  # two pixels on, nothing is left of it
+    only("speckle")
+    spread = augment(plain(0.5, 400), plain(0, 400), generator=draw())[0].std((1, 2, 3)) / 0.5
+    assert spread.min() < 0.01
+    assert 0.13 < spread.max() < 0.19
+    assert spread.mean() == pytest.approx(0.075, abs=0.01)
+
+
+def test_black_stays_black_and_an_empty_mask_empty():
+    black = torch.zeros(8, 1, 32, 32)
+    new_images, new_masks = augment(black, black, generator=draw())
+    assert not new_images.any()
+    assert not new_masks.any()
+
+
+def test_a_study_can_read_the_choices_without_torch():
+    assert keys_of("train/augment", "AUGMENTS") == list(AUGMENTS) == ["none", "standard"]

@@ -1,0 +1,132 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from thyroid_lib.models import PRECISIONS, arithmetic
+from thyroid_lib.study.runner import PINNED
+from thyroid_lib.train import device
+from thyroid_lib.train.device import choose_device, choose_precision, fits
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_an_absent_device_is_named():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: got 'cuda', this machine has"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")],
+)
+def test_a_gpu_gets_what_it_is_fast_at(monkeypatch, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", CUDA) == wanted
+    assert choose_precision("fp32", CUDA) == "fp32"
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_gets_bf16_if_it_has_instructions_for_it(monkeypatch, has, wanted):
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: has)
+    assert choose_precision("auto", CPU) == wanted
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    for name in PRECISIONS:
+        assert choose_precision(name, CPU) == name
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision: got 'half', need auto, fp32, bf16, fp16"):
+        choose_precision("half", CPU)
+    with pytest.raises(ValueError, match="precision: got 'auto', need one of fp32, bf16, fp16"):
+        arithmetic("auto", CPU)
+
+
+def test_pinned_instructions_have_no_bf16():
+    code = "import torch; from thyroid_lib.train.device import choose_precision as c; "
+    code += "print(c('auto', torch.device('cpu')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | PINNED, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "fp32"
+
+
+def test_half_of_what_is_free_may_be_filled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert fits(CUDA, 500)
+    assert not fits(CUDA, 501)
+    assert not fits(CPU, 1)  # memory maps are its memory already
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as torch shows it: what computing on it raises, or the sum that comes out."""
+
+    def show(answer, *, built=("sm_75", "sm_80"), capability=(6, 0)):
+        def compute(*_, **__):
+            if isinstance(answer, Exception):
+                raise answer
+            return torch.tensor([float(answer)])
+
+        device.gpu_problem.cache_clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100-PCIE-16GB")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+        monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1, 4, 8, 8))
+        monkeypatch.setattr(torch.nn.functional, "conv2d", compute)
+
+    yield show
+    device.gpu_problem.cache_clear()
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_said_and_passed_over(gpu, capsys):
+    """As on Kaggle's P100: it is listed, and fails at the first operation."""
+    gpu(RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore"))
+    problem = device.gpu_problem()
+    assert "Tesla P100-PCIE-16GB (sm_60) is here, but torch" in problem
+    assert "it has code for sm_75, sm_80 alone" in problem
+    assert "on Kaggle the T4" in problem
+    assert choose_device("auto").type != "cuda"
+    assert f"{problem}; cpu is used instead" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"or say auto: Tesla P100"):
+        choose_device("cuda")
+
+
+def test_a_gpu_that_computes_is_taken(gpu):
+    gpu(36 * 36, capability=(7, 5))
+    assert device.gpu_problem() == ""
+    assert choose_device("auto") == CUDA
+
+
+def test_a_gpu_that_computes_wrongly_is_not(gpu):
+    gpu(7, capability=(7, 5))
+    assert "computes 7 for 1296" in device.gpu_problem()
+
+
+def test_a_gpu_that_is_full_is_no_reason_to_train_elsewhere(gpu):
+    """Other bits would come of it, and the next start would find it free."""
+    gpu(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), capability=(7, 5))
+    with pytest.raises(RuntimeError, match=r"\(CUDA out of memory.*end what else uses it"):
+        choose_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"), [(None, "has no CUDA in it"), ("12.8", "cannot reach its driver")]
+)
+def test_a_gpu_without_a_torch_for_it_is_said(cuda, said, monkeypatch):
+    device.gpu_problem.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(device, "visible_gpus", lambda: ["0"])
+    assert said in device.gpu_problem()
+    device.gpu_problem.cache_clear()
+    monkeypatch.setattr(device, "visible_gpus", list)
+    assert device.gpu_problem() == ""
+    device.gpu_problem.cache_clear()

@@ -1,0 +1,175 @@
+"""Event files are read back as TensorBoard reads them; nothing else may depend on them."""
+
+import importlib.util
+import os
+import sys
+
+import pytest
+from test_run import SMALL, same_weights
+
+from thyroid_lib.files.stopping import Stopped
+from thyroid_lib.study import verify
+from thyroid_lib.train import live, run
+from thyroid_lib.train.recipe import train_steps
+from thyroid_lib.train.run import score_run, train_model
+
+SETTINGS = SMALL | {"epochs": 4, "val_share": 0.3}
+needs_tensorboard = pytest.mark.skipif(
+    not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed"
+)
+
+
+def read_points(folder) -> dict[str, list[tuple]]:
+    """(step, value) of each curve, as TensorBoard would draw it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / live.FOLDER))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def expected_points(history) -> dict[str, list[tuple]]:
+    names = {"lr": "lr", "loss/train": "train_loss", "loss/val": "val_loss", "dice/val": "val_dice"}
+    return {tag: list(zip(history.epoch, history[name])) for tag, name in names.items()}  # noqa: B905
+
+
+def check_points(folder, history):
+    points = read_points(folder)
+    speeds = points.pop("images_per_second")
+    assert [step for step, _ in speeds] == list(history.epoch)
+    assert all(value > 0 for _, value in speeds)
+    wanted = expected_points(history)
+    assert points.keys() == wanted.keys()
+    for tag, pairs in wanted.items():
+        assert [step for step, _ in points[tag]] == [step for step, _ in pairs], tag
+        values = [value for _, value in pairs]
+        assert [value for _, value in points[tag]] == pytest.approx(values, rel=1e-6), tag
+
+
+@needs_tensorboard
+def test_the_curves_are_those_of_the_history_and_change_nothing(tiny_store, tmp_path):
+    plain, watched = (
+        train_model(tiny_store, out=tmp_path / part / "run", **SETTINGS, tensorboard=wanted)
+        for part, wanted in (("plain", False), ("watched", True))
+    )
+    check_points(watched.out, watched.history)
+    assert plain.meta["key"] == watched.meta["key"]
+    assert same_weights(plain, watched)
+    for each in (plain, watched):
+        score_run(each, tiny_store)
+    for name in ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv"):
+        assert (plain.out / name).read_bytes() == (watched.out / name).read_bytes()
+    new = {path.name for path in watched.out.iterdir()} - {p.name for p in plain.out.iterdir()}
+    assert new == {live.FOLDER}
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("where", ["in an epoch", "before it is kept"])
+def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, where):
+    """Killed in epoch 3, or with its points written and its state not."""
+    keep = run.checkpoint.keep
+
+    def killed_in_epoch_3(*args, epoch, **how):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_steps(*args, epoch=epoch, **how)
+
+    def killed_before_it_is_kept(out, state):
+        if state["epoch"] == 3:
+            raise KeyboardInterrupt
+        keep(out, state)
+
+    with monkeypatch.context() as patch:
+        if where == "in an epoch":
+            patch.setattr("thyroid_lib.train.recipe.train_steps", killed_in_epoch_3)
+        else:
+            patch.setattr(run.checkpoint, "keep", killed_before_it_is_kept)
+        with pytest.raises(KeyboardInterrupt):
+            train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    before = read_points(tmp_path / "run")["loss/train"]
+    assert [step for step, _ in before] == [1, 2] + [3] * (where != "in an epoch")
+    resumed = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    assert resumed.meta["trained_epochs"] == 2
+    check_points(resumed.out, resumed.history)
+
+
+@needs_tensorboard
+def test_a_file_that_was_cut_off_by_a_kill_is_gone_on_from(tiny_store, tmp_path, monkeypatch):
+    def stopped_in_epoch_3(*args, epoch, **how):
+        if epoch == 3:
+            raise Stopped("enough")
+        return train_steps(*args, epoch=epoch, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thyroid_lib.train.recipe.train_steps", stopped_in_epoch_3)
+        with pytest.raises(Stopped):
+            train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    (events,) = (tmp_path / "run" / live.FOLDER).iterdir()
+    os.truncate(events, events.stat().st_size - 5)
+    resumed = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    steps = [step for step, _ in read_points(resumed.out)["dice/val"]]
+    assert steps == sorted(set(steps))
+    assert set(steps) >= {1, 3, 4}
+
+
+@needs_tensorboard
+def test_another_training_begins_its_curves_anew(tiny_store, tmp_path):
+    train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    other = train_model(
+        tiny_store, out=tmp_path / "run", **SETTINGS | {"epochs": 2, "seed": 1}, tensorboard=True
+    )
+    check_points(other.out, other.history)
+
+
+@needs_tensorboard
+def test_a_disk_that_takes_no_more_ends_the_curves_alone(tiny_store, tmp_path, monkeypatch, capsys):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    whole = train_model(tiny_store, out=tmp_path / "whole", **SETTINGS)
+    opened = []
+
+    def flush(self):
+        opened.append(self)
+        if len(opened) > 2:
+            full(self)
+
+    monkeypatch.setattr(SummaryWriter, "flush", flush)
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    watched = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    assert same_weights(whole, watched)
+    said = capsys.readouterr().err
+    assert said.count("run: no more live curves") == 1
+    assert "the training goes on" in said
+
+
+@needs_tensorboard
+def test_a_folder_that_cannot_be_made_is_told_before_training(tiny_store, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / live.FOLDER).write_text("in the way", encoding="utf-8")
+    with pytest.raises(OSError, match="move it away") as raised:
+        train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    assert raised.value.filename.endswith(live.FOLDER)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_without_tensorboard_it_is_said_before_anything_is_done(tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match="tensorboard: is not installed: `pip install tensorboard"):
+        train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    assert not (tmp_path / "run").exists()
+    train_model(tiny_store, out=tmp_path / "run", **SETTINGS | {"epochs": 1})
+
+
+def test_event_files_are_no_difference_between_two_studies(tmp_path):
+    for study, more in (("a", ""), ("b", "runs/r/tensorboard/events.out.tfevents.1.host")):
+        for name in filter(None, ("runs/r/history.csv", more)):
+            path = tmp_path / study / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("epoch\n1\n", encoding="utf-8")
+    found = verify.compare(tmp_path / "a", tmp_path / "b")
+    assert not found.differences
+    assert "runs/r/tensorboard/" in found.left_out

@@ -1,0 +1,51 @@
+"""With the demo's pinned instructions, another processor trains to the same bits.
+
+The other one is an Intel Haswell, emulated by qemu (Debian: qemu-user): no AVX-512, other caches.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thyroid_lib.study.runner import PINNED
+
+TRAIN = """
+import hashlib, torch
+from thyroid_lib.models import build_model
+from thyroid_lib.train.recipe import fit
+torch.set_num_threads(1)
+draw = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (10, 64, 64), generator=draw).byte()
+masks = (torch.nn.functional.avg_pool2d(images[:, None].float(), 9, 1, 4)[:, 0] > 128).byte()
+for name in ("unet", "segnet", "resunet"):
+    net = build_model(name, width=8).to(memory_format=torch.channels_last)
+    for state in fit(net, images, masks, seed=0, epochs=2, batch_size=5, lr=6e-3):
+        pass
+    weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+    print(name, hashlib.sha256(weights).hexdigest(), state["history"][-1]["train_loss"])
+"""
+
+
+@pytest.mark.slow
+def test_another_processor_trains_to_the_same_bits():
+    qemu = shutil.which("qemu-x86_64")
+    if platform.machine() != "x86_64" or not qemu:
+        pytest.skip("needs an x86-64 Linux with qemu-x86_64 (Debian: apt-get install qemu-user)")
+    python = str(Path(sys.executable).resolve())  # qemu starts no link of a virtual environment
+    paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
+    environment = os.environ | PINNED
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    printed = [
+        subprocess.run(
+            [*emulator, python, "-c", TRAIN],
+            env=environment, capture_output=True, text=True, check=True,
+        ).stdout
+        for emulator in ([], [qemu, "-cpu", "Haswell"])
+    ]  # fmt: skip
+    assert printed[0].count("\n") == 3
+    assert printed[0] == printed[1]

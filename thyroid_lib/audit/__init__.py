@@ -1,0 +1,1 @@
+"""Near-copies among frames, leakage of a split, defects of masks."""

@@ -1,0 +1,189 @@
+"""Label audit: what is odd about the masks, and about the frames that they were drawn on.
+
+    table = labels.audit_labels(cases, store)      one row per case, a column per defect
+    labels.summary(table)                          one row per defect: its rule, how often
+
+Masks are read from their files, at native size and as they were published, whether or not the store
+mends them. A defect is a reason to look: sweeps begin and end with slivers of gland, and a second
+component is often the other lobe.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from thyroid_lib.audit.copies import pair_correlation
+from thyroid_lib.audit.leakage import SAME_SWEEP, content_sides, describe_store
+from thyroid_lib.data import frames
+from thyroid_lib.data.store import Store
+
+SPECK_PX = 80  # as burnt-in text: at native size no lobe that can be recognised is smaller
+MIDTONES = 32, 223  # gray levels that are neither black nor white, saved as JPEG or not
+EDGE_PX = 2  # JPEG and resizing blur an outline by as much, which is no defect
+AREA_FACTOR = 2.0  # beyond that, smaller or larger than each of the frames around it
+BLACK_LEVEL = 10  # of 255, mean of the frame; those of TG3K have 20 to 90, but for a few
+DEFECTS = {  # column of the table: what counts as the defect
+    "text": f"components under {frames.TEXT_PX} px in the top left corner",
+    "specks": f"other components under {SPECK_PX} px beside a larger one",
+    "holes": "background enclosed by thyroid",
+    "midtones": f"gray levels {MIDTONES[0]} to {MIDTONES[1]}, as along any outline in a JPEG",
+    "gray_areas": f"such levels more than {EDGE_PX} px off any outline: unsure, or another class",
+    "area": f"{AREA_FACTOR:g} times smaller or larger than each of up to four frames around it",
+    "out_of_sequence": "unlike the frames before and after, which are like each other",
+    "jump": "unlike the frame before, and no frame out of sequence explains it",
+    "nearly_black": f"mean gray level under {BLACK_LEVEL}",
+}
+HARMLESS = ("text", "midtones")  # where they are mended, nobody needs to look
+MENDS = {  # what can be done about it, by a rule of the parameter `mend`
+    "text": "`text` takes it out",
+    "specks": f"`specks` drops those under {frames.SPECK_PX} px",
+    "holes": f"`holes` fills those under {frames.HOLE_PX} px",
+    "midtones": "thyroid is > 127, always",
+}
+
+
+def audit_labels(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """Look for every defect in every case of a store.
+
+    Args:
+        cases: the case table that the store was built from; its masks are read once more.
+        store: N cases; the order of its index is taken as the order of a group's frames.
+
+    Returns:
+        N rows as in the store's index: case_id, group; text, specks, holes: how many; text_pixels,
+        speck_pixels, hole_pixels, midtones, gray_areas: px at native size; foreground: the mask's
+        share of the frame, without text; area, out_of_sequence, jump, nearly_black: bool;
+        brightness: mean gray level, 0 to 255; correlation: with the frame before in the group, NaN
+        for its first.
+
+    Raises:
+        ValueError: a case of the store that `cases` lacks, or a mask that can no longer be read.
+    """
+    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    index = store.index.reset_index(drop=True)
+    missing = index["case_id"][~index["case_id"].isin(paths.index)]
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} cases of the store are not in the case table, such as "
+            f"{missing.iloc[0]!r}: give the table that the store was built from"
+        )
+    masks = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
+    table = index[["case_id", "group"]].join(pd.DataFrame(masks))
+    table["area"] = _area_outliers(table["foreground"], table["group"])
+    table = table.join(_sequence(describe_store(store).fine, table["group"].to_numpy()))
+    height, width = content_sides(store)
+    content = height * width / store.size**2  # a letterbox adds black
+    brightness = [float(image.mean()) for image in store.images] / content
+    return table.assign(brightness=brightness, nearly_black=brightness < BLACK_LEVEL)
+
+
+def mask_defects(levels: np.ndarray) -> dict:
+    """Count a mask's defects.
+
+    Args:
+        levels: gray levels as in the file, uint8 (H,W) at native size.
+
+    Returns:
+        text, text_pixels, specks, speck_pixels, holes, hole_pixels, midtones, gray_areas,
+        foreground; see `audit_labels`.
+    """
+    mask, text, text_pixels = frames.mend_text(levels > 127)
+    specks, holes = speck_map(mask), hole_map(mask)
+    return {
+        "text": text, "text_pixels": text_pixels,
+        "specks": _count(specks), "speck_pixels": int(specks.sum()),
+        "holes": _count(holes), "hole_pixels": int(holes.sum()),
+        "midtones": int(midtone_map(levels).sum()),
+        "gray_areas": int(gray_area_map(levels).sum()),
+        "foreground": float(mask.mean()),
+    }  # fmt: skip
+
+
+def speck_map(mask: np.ndarray) -> np.ndarray:
+    """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
+    found, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if count < 2:
+        return np.zeros_like(mask)
+    areas = np.bincount(found.ravel())
+    areas[0] = areas[1:].max()  # the background is no speck
+    small = (areas < SPECK_PX) & (areas < areas[0])
+    return small[found]
+
+
+def hole_map(mask: np.ndarray) -> np.ndarray:
+    """Background (4-connected) that does not reach the frame's edge: bool (H,W), as `mask`."""
+    found, _ = ndimage.label(~np.pad(mask, 1))  # all that reaches the edge is one component
+    return ((found != found[0, 0]) & (found > 0))[1:-1, 1:-1]
+
+
+def midtone_map(levels: np.ndarray) -> np.ndarray:
+    """Pixels of a mask file, uint8 (H,W), that are neither black nor white: bool (H,W)."""
+    return (levels >= MIDTONES[0]) & (levels <= MIDTONES[1])
+
+
+def gray_area_map(levels: np.ndarray) -> np.ndarray:
+    """Pixels of a mask file that are neither black nor white, away from outlines: bool (H,W)."""
+    mask, window = levels > 127, 2 * EDGE_PX + 1
+    outline = ndimage.maximum_filter(mask, window) != ndimage.minimum_filter(mask, window)
+    return midtone_map(levels) & ~outline
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Give one row per defect: how many cases have it, how many components and pixels, its rule.
+
+    Returns:
+        defect; cases; components and pixels, of masks, "" where the defect has none; rule; mend:
+        what is done about it, "none: look" where nothing is.
+    """
+    pixels = {"text": "text_pixels", "specks": "speck_pixels", "holes": "hole_pixels"}
+    areas = pixels | {"midtones": "midtones", "gray_areas": "gray_areas"}
+    rows = []
+    for defect, rule in DEFECTS.items():
+        rows.append(
+            {
+                "defect": defect.replace("_", " "), "cases": int((table[defect] > 0).sum()),
+                "components": str(table[defect].sum()) if defect in pixels else "",
+                "pixels": str(table[areas[defect]].sum()) if defect in areas else "",
+                "rule": rule, "mend": MENDS.get(defect, "none: look"),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def labels_sentence(table: pd.DataFrame) -> str:
+    """Say in words how many masks hold text, and how many cases have which other defect."""
+    found = table[[defect for defect in DEFECTS if defect not in HARMLESS]] > 0
+    each = ", ".join(f"{d.replace('_', ' ')} {n}" for d, n in found.sum().items() if n)
+    return (
+        f"{(table['text'] > 0).sum()} of {len(table)} masks hold burnt-in text. "
+        f"{found.any(axis=1).sum()} cases deserve a look for another reason{each and f': {each}'}."
+    )
+
+
+def _count(marked: np.ndarray) -> int:
+    return ndimage.label(marked, structure=np.ones((3, 3)))[1]
+
+
+def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:
+    """Frames far from all of the two before and two after; a sweep's ends are not judged."""
+    around = pd.DataFrame({k: share.groupby(group).shift(k) for k in (-2, -1, 1, 2)})
+    small = share < around.min(axis=1) / AREA_FACTOR
+    large = share > around.max(axis=1) * AREA_FACTOR
+    return ((small | large) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
+
+
+def _sequence(fine: np.ndarray, group: np.ndarray) -> pd.DataFrame:
+    """Columns correlation (with the frame before), out_of_sequence and jump."""
+    # a group's frames stand together, in their order, whatever stands between them in the store
+    order = np.argsort(group, kind="stable")
+    fine, group = fine[order], group[order]
+    before, two_before = (pair_correlation(fine, back) for back in (1, 2))
+    first = np.r_[True, group[1:] != group[:-1]]  # of its group
+    unlike = (before < SAME_SWEEP) & ~first
+    unlike_after, two_after = np.r_[unlike[1:], False], np.r_[two_before[1:], 0]
+    odd = unlike & unlike_after & (two_after >= SAME_SWEEP)  # taken out, the sequence closes
+    jump = unlike & ~odd & ~np.r_[False, odd[:-1]]
+    found = {
+        "correlation": np.where(first, np.nan, before), "out_of_sequence": odd, "jump": jump,
+    }  # fmt: skip
+    return pd.DataFrame(found, index=order).sort_index()

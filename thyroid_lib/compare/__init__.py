@@ -1,0 +1,1 @@
+"""Tables of a study, intervals, stability, selection, model card, replication."""

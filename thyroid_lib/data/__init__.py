@@ -1,0 +1,1 @@
+"""From source folders to a store of checked, mended and resized frames; splits."""

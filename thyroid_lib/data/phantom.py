@@ -1,0 +1,308 @@
+"""Phantom: synthetic B-mode sweeps of the thyroid with masks, the study's embedded default data.
+
+Made as a scanner makes it: scatterers, many to a cell and so complex Gaussian, weighted by a drawn
+neck's echogenicity, are convolved with a pulse that is narrowest at the focus, detected, smoothed,
+log-compressed, scan-converted. Along a sweep the anatomy drifts with its speckle: neighbouring
+frames are near-copies. Sweeps differ in person, scanner setting and size.
+
+    cases = phantom.cases("results/demo/phantom", sweeps=8, frames=12, seed=0, text=True)
+
+Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
+Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import fft, ndimage
+
+from thyroid_lib.data import folder as folder_source
+from thyroid_lib.files.writing import write_file
+
+DEPTHS, LINES = 208, 180  # samples along a scan line, scan lines
+SLAB = 24  # frames after which the beam has met other scatterers
+# fmt: off
+GLYPHS = {  # 5 x 7 pixels, one number a row
+    "e": (0, 0, 14, 17, 31, 16, 14), "s": (0, 0, 15, 16, 14, 1, 30),
+    "D": (30, 17, 17, 17, 17, 17, 30), "c": (0, 0, 14, 17, 16, 17, 14),
+}
+RANGES = {  # what a sweep draws, uniformly: the scanner first, then the person
+    "depth_mm": (31, 38), "cover": (0.86, 1.0), "shift_mm": (-2.5, 2.5), "drop_mm": (-1.5, 3.5),
+    "tilt": (-0.12, 0.12), "focus_mm": (10, 22), "beam_mm": (0.17, 0.25), "pulse_mm": (0.11, 0.15),
+    "gain_db": (2, 9), "range_db": (50, 64), "gamma": (1.05, 1.4), "noise_db": (-58, -46),
+    "fall_db": (6, 16), "contact_db": (-30, 30),  # lost by 20 mm depth; where the probe lifts off
+    "fat_mm": (2.2, 5.0), "strap_mm": (3.5, 5.0), "muscle_db": (-21, -14), "gland_db": (-7, 0),
+    "lobe_width": (0.85, 1.15), "lobe_height": (0.85, 1.15), "lobe_turn": (0.0, 0.6),
+    "isthmus_mm": (1.8, 3.6), "artery_mm": (2.8, 3.9), "vein_mm": (1, 4), "windpipe": (0.85, 1.2),
+    "shell_mm": (1.0, 2.2), "arc": (0.1, 0.7), "arc_mm": (1.4, 2.8), "arc_fade_mm": (1.0, 2.6),
+    "lump_x": (0.5, 4), "lump_z": (-3, 2.5), "lump_mm": (1.2, 2.6),
+}
+# fmt: on
+
+
+def make_sweep(*, seed: int = 0, sweep: int = 0, frames: int = 12, text: bool = True) -> dict:
+    """Make one sweep (0 to 99): images, uint8 (frames, H, W), and masks, bool of the same shape.
+
+    A frame does not depend on how many are made (1 to 1000). `text` is burnt into both, as in TG3K.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    _check(seed=(seed, 0, 2**32 - 1), sweep=(sweep, 0, 99), frames=(frames, 1, 1000))
+    p = _draw_sweep(seed, sweep)
+    slabs = [_draw_slab([seed, sweep, 1, index]) for index in range((frames - 1) // SLAB + 2)]
+    pairs = [_make_frame(p, [seed, sweep, 2, frame], slabs) for frame in range(frames)]
+    for image, mask in pairs if text else []:
+        _burn_in(p, image, mask)
+    images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+    return {"images": images, "masks": masks}
+
+
+def write(
+    folder: str | Path, *, sweeps: int = 8, frames: int = 12, seed: int = 0, text: bool = True
+) -> None:
+    """Write images/s00f000.png …, masks/ of the same names and groups.csv (groups sweep00 …).
+
+    A folder that `phantom.json` says is up to date is left alone; else its frames are made anew.
+
+    Raises:
+        ValueError: an argument out of its range, or a folder that holds other files than frames.
+    """
+    _check(sweeps=(sweeps, 1, 100), frames=(frames, 1, 1000), seed=(seed, 0, 2**32 - 1))
+    folder, maker = Path(folder), hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    wanted = {"sweeps": sweeps, "frames": frames, "seed": seed, "text": text, "maker": maker}
+    settings = folder / "phantom.json"
+    if settings.is_file() and settings.read_text("utf-8", "replace") == _about(folder, wanted):
+        return
+    old = [path for part in ("images", "masks") for path in folder.glob(f"{part}/[!.]*")]
+    for path in old:
+        if not re.fullmatch(r"s\d\df\d{3}\.png", path.name):
+            raise ValueError(f"{folder} holds {path.name}, no phantom frame: give an empty folder")
+    for path in (settings, *old):
+        path.unlink(missing_ok=True)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    rows = ["case_id,group"]
+    for sweep in range(sweeps):
+        made = make_sweep(seed=seed, sweep=sweep, frames=frames, text=text)
+        for frame, (image, mask) in enumerate(zip(made["images"], made["masks"], strict=True)):
+            name = f"s{sweep:02d}f{frame:03d}"
+            Image.fromarray(image).save(folder / "images" / f"{name}.png")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
+            rows.append(f"{name},sweep{sweep:02d}")
+    write_file(folder / "groups.csv", "\n".join(rows) + "\n")
+    write_file(settings, _about(folder, wanted))  # last: it vouches for the rest
+
+
+def _about(folder: Path, wanted: dict) -> str:
+    """What phantom.json says of a sound folder: what was drawn, and a checksum of all files."""
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("*/*.png"), folder / "groups.csv"]):
+        total.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
+    return json.dumps(wanted | {"files": total.hexdigest()}, indent=1) + "\n"
+
+
+def cases(folder: str | Path, *, sweeps: int, frames: int, seed: int, text: bool) -> pd.DataFrame:
+    """Write the phantom if need be (see `write`) and return its case table, dataset "phantom"."""
+    write(folder, sweeps=sweeps, frames=frames, seed=seed, text=text)
+    parts = (Path(folder) / part for part in ("images", "masks", "groups.csv"))
+    return folder_source.cases(*parts, dataset="phantom")
+
+
+def _check(**wanted: tuple) -> None:
+    for name, (value, low, high) in wanted.items():
+        if type(value) is not int or not low <= value <= high:  # True is no number of frames
+            raise ValueError(f"{name} is {value!r}, give a whole number from {low} to {high}")
+
+
+def _draw_sweep(seed: int, sweep: int) -> SimpleNamespace:
+    """Draw what one sweep keeps: frame size, scanner setting and the person's anatomy."""
+    rng = np.random.default_rng([seed, sweep, 0, 0])
+    p = SimpleNamespace(**{name: rng.uniform(*ends) for name, ends in RANGES.items()})
+    p.height = int(rng.integers(174, 239))
+    p.width = int(np.clip(p.height * rng.uniform(1.05, 1.6), 212, 326))
+    p.pixel_mm = p.depth_mm / p.height * rng.uniform(0.98, 1.05)
+    p.width_mm = p.width * p.pixel_mm * p.cover
+    p.radius_mm = rng.choice([5000.0, 5000.0, 5000.0, rng.uniform(60, 110)])  # mostly a flat probe
+    p.drop_mm = max(p.drop_mm, 0.0) + abs(np.sin(p.tilt)) * p.width_mm / 2
+    p.side, both = rng.choice([-1.0, 1.0]), rng.random() < 0.3  # both: lobes in view
+    p.body = rng.uniform(0.8, 0.9) if both else rng.uniform(0.9, 1.15)
+    p.midline_mm = rng.uniform(-3, 3) if both else rng.uniform(-15, -9)
+    p.lump_db = rng.choice([0.0, 0.0, -35.0, -7.0, 5.0])  # none, none, cyst, dark or bright nodule
+    p.letters = min(int(rng.integers(3, 7)), int(0.14 * p.width) // 6)
+    p.phase = rng.uniform(0, 2 * np.pi, 8)
+    p.rate = rng.uniform(0.02, 0.045, 4) * rng.choice([-1, 1], 4)  # per frame
+    return p
+
+
+def _draw_slab(key: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spectrum of the scatterers, and two textures of unit spread: streaks and clumps."""
+    noise = np.random.default_rng(key).standard_normal((4, DEPTHS, LINES))
+    streaks = ndimage.gaussian_filter(noise[2], (1.3, 11), mode="wrap")
+    clumps = ndimage.gaussian_filter(noise[3], (5, 8), mode="wrap")
+    spectrum = fft.fft2(noise[0] + 1j * noise[1]) / np.sqrt(2)
+    return spectrum, streaks / streaks.std(), clumps / clumps.std()
+
+
+def _make_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
+    """One frame without text: image uint8 and mask bool, both (H, W)."""
+    slab, turn = key[-1] // SLAB, np.pi / 2 * (key[-1] % SLAB) / SLAB  # keeps speckle's variance
+    pair = zip(slabs[slab], slabs[slab + 1], strict=True)
+    spectrum, *textures = (np.cos(turn) * now + np.sin(turn) * later for now, later in pair)
+    along, slide, lift, drift = np.sin(p.phase[:4] + p.rate * key[-1])
+    step, pitch = p.depth_mm / DEPTHS, p.width_mm / LINES
+    dx, dz = 3.5 * slide, 0.8 * lift
+    depth, x, z = _tissue_place(p, along, dx, dz)
+    at = [z / step, x / pitch]
+    textures = [ndimage.map_coordinates(t, at, order=1, mode="grid-wrap") for t in textures]
+    tissue = _Tissue(step, *textures)
+    gland = _paint_neck(p, along, x, z, depth, tissue)
+    slip = fft.fftfreq(DEPTHS)[:, None] * dz / step + fft.fftfreq(LINES) * dx * p.side / pitch
+    scatterers = fft.ifft2(spectrum * np.exp(-2j * np.pi * slip))
+    noise = np.random.default_rng(key).standard_exponential(x.shape)
+    power = _receive(p, depth, step, pitch, scatterers, tissue)
+    power += noise * 10 ** ((p.noise_db + 8 * depth / p.depth_mm) / 10)
+    level = 1 + (10 * np.log10(power) + p.gain_db - 20) / p.range_db
+    gray = 255 * np.clip(level, 0, 1) ** p.gamma
+    gray, gland = _scan_convert(p, drift, [(gray, 0.0), (gland, -1.0)])
+    labels, _ = ndimage.label(gland > 0)
+    large = np.bincount(labels.ravel())[labels] >= 300  # nobody outlines a far lobe's sliver
+    return np.rint(gray).astype(np.uint8), large & (labels > 0)
+
+
+def _tissue_place(p, along: float, dx: float, dz: float) -> tuple:
+    """Depth below the probe (DEPTHS, 1), x from the midline and z into the bent body, in mm."""
+    depth = (np.arange(DEPTHS) + 0.5)[:, None] * p.depth_mm / DEPTHS
+    angle = ((np.arange(LINES) + 0.5) / LINES - 0.5) * p.width_mm / p.radius_mm
+    z = (depth + p.radius_mm) * np.cos(angle) - p.radius_mm
+    x = (depth + p.radius_mm) * np.sin(angle) * p.side - p.midline_mm
+    a, b, c, d = p.phase[4:] + 0.6 * along
+    x = x - dx + 0.7 * np.sin(z / 6.1 + a) + 0.6 * np.sin(x / 6.7 + z / 9.3 + b)
+    z = z - dz + 0.8 * np.sin(x / 7.9 + c) + 0.5 * np.sin(x / 4.3 + z / 6.1 + d)
+    return depth, x, z
+
+
+class _Tissue:
+    """Maps (DEPTHS, LINES) that structures are painted into, back to front, from `inside` (mm)."""
+
+    def __init__(self, step_mm: float, streaks: np.ndarray, clumps: np.ndarray):
+        self.step_mm, self.streaks, self.clumps = step_mm, streaks, clumps
+        self.echo = 4.5 * clumps + 9 * np.maximum(streaks - 0.2, 0) - 7  # dB; connective tissue
+        self.fibres = 7 * np.maximum(streaks - 0.9, 0) + 1.5 * clumps  # dB; muscle
+        self.loss = np.full(streaks.shape, 0.15)  # dB per mm that the scanner does not make up for
+        self.mirror = self.ghost = np.zeros(streaks.shape)  # amplitude of interfaces, of ghosts
+
+    def paint(self, inside, echo, loss, line=0.0, edge_mm=0.4):
+        """Fill a shape; its border shines (amplitude `line`) where it lies across the beam."""
+        weight = np.clip(inside / edge_mm + 0.5, 0, 1)
+        self.echo += weight * (echo - self.echo)
+        self.loss += weight * (loss - self.loss)
+        near = np.clip(1 - np.abs(inside) / 0.22, 0, 1)
+        facing = np.minimum(np.abs(np.gradient(inside, self.step_mm, axis=0)), 1)
+        self.mirror = np.maximum(self.mirror * (1 - weight), line * near * facing**2)
+
+
+def _ellipse(x, z, centre_x, centre_z, half_x, half_z, turn=0.0):
+    """Roughly the distance (mm) to an ellipse's edge, positive inside."""
+    dx, dz = x - centre_x, z - centre_z
+    u, v = dx * np.cos(turn) + dz * np.sin(turn), dz * np.cos(turn) - dx * np.sin(turn)
+    return (1 - np.sqrt((u / half_x) ** 2 + (v / half_z) ** 2)) * min(half_x, half_z)
+
+
+def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> np.ndarray:
+    """Paint a transverse section, `along` (-1 to 1) the gland; return the gland's distance map."""
+    body, far = p.body, np.abs(x)
+    roof = p.fat_mm + p.strap_mm * body
+    muscle = p.muscle_db + tissue.fibres
+    wall = roof + p.shell_mm + p.isthmus_mm  # depth of the windpipe's front wall
+    # behind: longus colli, vertebra with its shadow, oesophagus (a ring, much like a nodule)
+    colli = _ellipse(far, z, 14 * body, wall + 17.5 * body, 8 * body, 3.6, -0.15)
+    tissue.paint(colli, muscle - 3, 0.2, 1.6)
+    spine = z - (wall + 20.5 * body - 0.012 * far**2 + 0.6 * tissue.clumps)
+    tissue.paint(spine, -10, 2.5, 5.0, edge_mm=1.0)
+    gullet = _ellipse(x, z, 10 * body, wall + 13.5 * body, 3.8, 2.6, 0.3)
+    tissue.paint(gullet, p.muscle_db, 0.3, 1.4)
+    tissue.paint(gullet - 1.5, p.gland_db + 2, 0.3)
+    # in front: strap muscles in two sheets, sternocleidomastoid
+    straps = np.minimum(z - p.fat_mm, roof + 3.5 * body + 0.02 * far**2 - z)
+    tissue.paint(straps, muscle, 0.2, 1.6)
+    sheet = np.minimum(straps, z - p.fat_mm - 0.55 * p.strap_mm * body - 0.01 * far**2)
+    tissue.paint(sheet, muscle + 1, 0.2, 1.4)
+    sterno = _ellipse(far, z, 24 * body, p.fat_mm + 4.2 * body, 14 * body, 3.8 * body, 0.12)
+    tissue.paint(sterno, muscle + 1.5, 0.2, 2.6)
+    # gland: lobes wedged between windpipe and carotid, the isthmus, a lump in one lobe
+    wind = 8.5 * body * p.windpipe
+    trachea = _ellipse(x, z, 0, wall + wind, wind, wind)
+    size = np.sqrt(1 - (0.7 * along) ** 2) * body
+    half = 9.5 * p.lobe_width * size, 7.5 * p.lobe_height * size
+    lobe = _ellipse(far, z, 11.5 * body, wall + (5 + 1.5 * along) * body, *half, p.lobe_turn)
+    shell = trachea + p.shell_mm
+    bridge = np.minimum(shell + p.isthmus_mm * (1 - 1.3 * along**2), wall + 4 * body - z)
+    gland = np.minimum(np.logaddexp(lobe, bridge), -shell)  # a rounded seam
+    tissue.paint(gland, p.gland_db + 0.7 * tissue.clumps, 0.1, 1.6)
+    if p.lump_db and abs(along) < 0.8:
+        radius = p.lump_mm * np.sqrt(1 - (along / 0.8) ** 2)
+        lump = 12 * body + p.lump_x, wall + 5 * body + p.lump_z, radius, 0.8 * radius
+        lump = np.minimum(_ellipse(x, z, *lump), gland - 0.7)
+        tissue.paint(lump, p.gland_db + p.lump_db, -0.6 if p.lump_db < -20 else 0.3, 0.6)
+    # windpipe: cartilage, bright front wall, air that shadows and repeats the wall's arc in it
+    tissue.paint(shell, p.muscle_db - 6, 1.5, 1.8)
+    tissue.paint(trachea, -60, 5.0, 4.4, edge_mm=0.6)
+    below = z - wall - wind + np.sqrt(np.maximum(wind**2 - x**2, 0.0))
+    arcs = 0.5 + np.cos(np.pi * (below + 0.3 * tissue.clumps) / p.arc_mm) ** 4
+    fade = np.exp(-np.maximum(below, 0) / p.arc_fade_mm) * np.maximum(1 - (x / wind) ** 2, 0)
+    tissue.ghost = p.arc * np.where(below > 0, arcs * fade, 0.0)
+    # jugular vein and carotid artery: blood makes what is behind it brighter
+    reach = (21.5 + along) * body
+    vein = _ellipse(far, z, reach + 6, wall + 3 * body, 5.0, p.vein_mm, 0.3)
+    artery = _ellipse(far, z, reach, wall + 6.5 * body, p.artery_mm, p.artery_mm)
+    for vessel, line in ((vein, 1.8), (artery, 4.4)):
+        tissue.paint(vessel + 0.6, p.gland_db + 2, 0.1)
+        tissue.paint(vessel, -29 + 2 * tissue.clumps, -1.5, line, edge_mm=1.2)
+        gland = -np.logaddexp(-gland, vessel + 0.6)
+    tissue.paint(p.fat_mm - z, -19 + 8 * np.maximum(tissue.streaks, 0), 0.2, 2.6)
+    tissue.paint(np.broadcast_to(1.2 - depth, z.shape), -8, 0.1, 2.0)  # skin, along the probe
+    return gland
+
+
+def _receive(p, depth, step, pitch, scatterers, tissue: _Tissue) -> np.ndarray:
+    """Power of the echoes (DEPTHS, LINES): reflected, weakened, convolved, detected, smoothed."""
+    interface = np.clip(0.6 + 0.35 * tissue.clumps + 0.4 * tissue.streaks, 0.08, 2)  # uneven
+    interface = interface * (0.5 + 0.6 * scatterers)
+    field = scatterers * 10 ** (tissue.echo / 20) + tissue.mirror * interface
+    loss = np.cumsum(tissue.loss, axis=0) * step + p.fall_db * (depth / 20) ** 2
+    across = np.linspace(-1, 1, LINES)
+    loss += abs(p.contact_db) * np.clip(across * np.sign(p.contact_db) * 4 - 3, 0, 1) ** 2
+    loss += 15 * np.clip(np.abs(across + 0.02 * tissue.clumps) * 20 - 19, 0, 1)  # frayed edges
+    loss = ndimage.gaussian_filter1d(np.clip(loss, -12, 70), 3.0, axis=1)  # beams have a width
+    field = field * 10 ** (-loss / 20) + tissue.ghost * interface
+    beam = p.beam_mm / pitch * np.sqrt(1 + ((depth - p.focus_mm) / 16) ** 2)  # (DEPTHS, 1)
+    blur = np.exp(-2 * (np.pi * beam * fft.fftfreq(LINES)) ** 2) * np.sqrt(beam)  # equal energy
+    field = fft.ifft(fft.fft(field, axis=1) * blur, axis=1)
+    field = ndimage.gaussian_filter1d(field, p.pulse_mm / step, axis=0) * np.sqrt(p.pulse_mm / step)
+    return ndimage.gaussian_filter(4 * np.pi * np.abs(field) ** 2, (0.8, 1.15))
+
+
+def _scan_convert(p, drift: float, maps: list) -> list:
+    """Resample maps (DEPTHS, LINES), each with its value outside the field, to pixels (H, W)."""
+    y, x = np.mgrid[: p.height, : p.width] * p.pixel_mm
+    x, y = x - p.width * p.pixel_mm / 2 - p.shift_mm - 0.6 * drift, y - p.drop_mm
+    tilt = p.tilt + 0.02 * drift
+    x, y = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt) + p.radius_mm
+    line = (np.arctan2(x, y) * p.radius_mm / p.width_mm + 0.5) * LINES - 0.5
+    sample = (np.hypot(x, y) - p.radius_mm) / p.depth_mm * DEPTHS - 0.5
+    return [ndimage.map_coordinates(m, [sample, line], order=1, cval=v) for m, v in maps]
+
+
+def _burn_in(p, image: np.ndarray, mask: np.ndarray) -> None:
+    """Stamp the end of the label into the image's corner, and into the mask as TG3K has it."""
+    for place, letter in enumerate("esDesc"[-p.letters :]):
+        glyph = (np.array(GLYPHS[letter])[:, None] >> np.arange(4, -1, -1)) & 1 > 0
+        window = np.s_[0:7, 6 * place : 6 * place + 5]
+        image[window][glyph], mask[window][glyph] = 215, True

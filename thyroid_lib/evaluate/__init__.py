@@ -1,0 +1,1 @@
+"""Predictions, metrics and scores per case; confidence and familiarity of frames."""

@@ -1,0 +1,166 @@
+"""From a store's frames to probabilities, masks and scores with a trained network.
+
+Frames of anybody's own: `thyroid_lib.deploy.predictor`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thyroid_lib.data import frames
+from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.scores import Scores, score_maps
+from thyroid_lib.models import arithmetic, checkpoint, to_input, user_networks
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: torch.nn.Module,
+    images: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    device: str = "cpu",
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Run the network over frames, batch by batch; what a batch needs is all that is in memory.
+
+    Args:
+        model: gives logits (N,1,S,S).
+        images: uint8 (N,S,S), as the store holds them.
+        rows: which of them, in order; None for all.
+
+    Yields:
+        Rows (B,) and logits, float32 (B,1,S,S) on the device.
+    """
+    device = torch.device(device)
+    model = model.to(device).eval()
+    rows = np.arange(len(images)) if rows is None else rows
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = torch.from_numpy(np.asarray(images[part])).to(device)  # (B,S,S)
+        with arithmetic(precision, device):
+            logits = model(to_input(batch))  # (B,1,S,S)
+        yield part, logits.float()
+
+
+def predict_prob(
+    model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
+) -> np.ndarray:
+    """Return the probability of thyroid per pixel, before any threshold.
+
+    Args, shapes: see `predict_logits`. Returns float32 (N,S,S) in [0,1].
+    """
+    prob = np.empty(images.shape, dtype=np.float32)
+    for rows, logits in predict_logits(model, images, device=device, batch_size=batch_size):
+        prob[rows] = to_prob(logits)
+    return prob
+
+
+def to_prob(logits: Tensor) -> np.ndarray:
+    """Turn logits (B,1,S,S) into probabilities, a NumPy array (B,S,S)."""
+    return logits.sigmoid()[:, 0].cpu().numpy()
+
+
+def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
+    """Build a trained network, ready to predict on the CPU.
+
+    In the one memory layout that every score comes from: another one gives other last bits.
+    """
+    model = user_networks.build(name, width=width)
+    model.load_state_dict(weights)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, dict]:
+    """Read a finished run's `model.pt`.
+
+    Returns:
+        The model in evaluation mode, and what was written with it (model, width, size, resize,
+        threshold, run_id, …).
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, not a model of this project, or the file of
+            its architecture has changed since or is gone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {path}: give the model.pt of a finished run")
+    try:
+        state = checkpoint.read(path)
+        weights, meta = state["weights"], state["meta"]
+        for needed in ("model", "width", "size", "resize", "threshold"):
+            meta[needed]
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("its weights are no finite numbers")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name} is not a model of this project ({error}): give the model.pt of a "
+            "finished run"
+        ) from error
+    name, trained = meta["model"], meta.get("architecture_fingerprint", "")
+    if trained and user_networks.fingerprint(name) not in (trained, ""):
+        raise ValueError(
+            f"{path.name} was trained with another architectures/{name}.py than the one that is "
+            "there: put that one back, or train again"
+        )
+    return restore_model(name, meta["width"], weights).to(device), meta
+
+
+def predict_rows(
+    model: torch.nn.Module,
+    store: Store,
+    rows: np.ndarray,
+    *,
+    device: str = "cpu",
+    batch_size: int = 16,
+) -> list[np.ndarray]:
+    """Return the probability maps of these rows of a store, float32 (H,W) at native size."""
+    prob = predict_prob(model, store.images[rows], device=device, batch_size=batch_size)
+    sizes = store.index.iloc[rows][["height", "width"]].to_numpy(int)
+    resize = store.settings["resize"]
+    return [
+        frames.restore_prob(prob[i], int(height), int(width), resize)
+        for i, (height, width) in enumerate(sizes)
+    ]
+
+
+def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
+    """Return a finished run's mask of one case of a store, bool (H,W) at native size.
+
+    Raises:
+        KeyError: the store has no such case.
+    """
+    model, meta = load_model(Path(run) / "model.pt", device)
+    rows = np.flatnonzero(store.index["case_id"] == case_id)
+    if not len(rows):
+        raise KeyError(f"no case {case_id} in the store {store.folder.name}")
+    prob = predict_rows(model, store, rows, device=device)[0]
+    return frames.threshold_prob(prob, meta["threshold"])
+
+
+def score_rows(
+    model: torch.nn.Module,
+    store: Store,
+    rows: np.ndarray,
+    *,
+    threshold: float = 0.5,
+    tolerance_px: float = 2.0,
+    device: str = "cpu",
+    batch_size: int = 16,
+    workers: int = 1,
+) -> Scores:
+    """Predict these rows of a store and score them, see `scores.score_maps`."""
+    how = {"rows": rows, "device": device, "batch_size": batch_size}
+    batches = (
+        (to_prob(logits), [store.reference(row) for row in part])
+        for part, logits in predict_logits(model, store.images, **how)
+    )
+    return score_maps(
+        store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records"), batches,
+        resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
+        workers=workers,
+    )  # fmt: skip

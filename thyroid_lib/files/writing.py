@@ -1,0 +1,120 @@
+"""Files written whole or not at all, paths of the project, and notes to the terminal."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def place(path: str | Path) -> Path:
+    """Turn a path of the parameters into an absolute one, wherever the kernel was started.
+
+    A relative path hangs off the project's root: `THYROID_ROOT` if set, else the checkout that this
+    file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
+    to `THYROID_RESULTS` if that is set, which is how nbval keeps off the committed results.
+    """
+    path = Path(os.path.expanduser(path))  # leaves the name of a user who is not there as it is
+    moved = os.environ.get("THYROID_RESULTS")
+    if path.is_absolute():
+        return path
+    if moved and path.parts and path.parts[0] == "results":
+        return Path(moved).absolute().joinpath(*path.parts[1:])
+    checkout = Path(__file__).resolve().parents[2]
+    root = os.environ.get("THYROID_ROOT") or (
+        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    )
+    return Path(root).absolute() / path
+
+
+written: list[Callable[[Path, bool], None]] = []  # told of each file, and whether it is gone
+
+
+def write_file(path: str | Path, content: bytes | str) -> Path:
+    """Write a whole file or nothing: beside it first, on to the disk, then moved into its place.
+
+    Raises:
+        OSError: it cannot be written; names the file and what to do, and leaves nothing half done.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(error, path) from error
+        raise
+    for told in written:
+        told(path, False)
+    return path
+
+
+def remove_file(path: str | Path) -> None:
+    """Remove a file that `write_file` wrote, if it is there."""
+    Path(path).unlink(missing_ok=True)
+    for told in written:
+        told(Path(path), True)
+
+
+def cannot_write(error: OSError, path: str | Path) -> OSError:
+    """Return the error of a file that could not be written, with its name and what to do."""
+    what_next = "; then start again and it goes on"
+    if str(error.strerror).endswith(what_next):
+        return error
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the quota of disk space is used up: free some space",
+        errno.EROFS: "the disk is read-only: set THYROID_RESULTS to a folder that can be written",
+        errno.EACCES: "no permission to write here: change it, or set THYROID_RESULTS to a folder "
+        "that can be written",
+        errno.ENOENT: "no such folder: make it, or look at THYROID_ROOT and THYROID_RESULTS",
+        errno.EISDIR: "a folder lies where a file is to be written: move it away",
+        errno.ENOTDIR: "a file lies where a folder is needed: move it away",
+        errno.EEXIST: "a file lies where a folder is needed: move it away",
+    }.get(error.errno, error.strerror or str(error))
+    return OSError(error.errno, advice + what_next, str(path))
+
+
+NOTE = "note: "
+
+
+def tell(text: str) -> None:
+    """Tell whoever is at the screen what was mended or waited for; no result depends on it.
+
+    The runner takes such lines out of the executed notebook, which is to be the same in any case.
+    """
+    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def no_grammars() -> Iterator[None]:
+    """Import nbformat here: its schema checker would compile 38 grammars of addresses.
+
+    That takes a second, for formats that no notebook has; where the package of grammars is not
+    installed, the checker does without.
+    """
+    known = sys.modules.get("rfc3987_syntax")
+    sys.modules["rfc3987_syntax"] = known
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules["rfc3987_syntax"]
+
+
+def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
+    """Write a DataFrame as CSV, whole or not at all; fewer digits where machines differ.
+
+    Args:
+        how: further arguments of `DataFrame.to_csv`; the index is left out by default.
+    """
+    how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
+    return write_file(path, table.to_csv(**how))

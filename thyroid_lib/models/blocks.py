@@ -1,0 +1,66 @@
+"""What the networks share: their base class, 3x3 convolution blocks, the 2x2 up-convolution."""
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+PAPER_WIDTH = 64  # base channels in every paper
+
+
+def conv_bn_relu(*channels: int) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU, from channels[0] to channels[1] to …; keeps H and W."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
+    """2x2 transposed convolution of stride 2: doubles H and W."""
+    return nn.ConvTranspose2d(before, after, 2, stride=2)
+
+
+class Network(nn.Module):
+    """What all share: their arguments, and the check of what they are given.
+
+    Args:
+        in_channels, out_channels: at least 1.
+        width: channels of the first stage, at least 1; all other counts scale with it. 64 in
+            every paper.
+
+    Raises:
+        ValueError: an argument is not a whole number of at least 1.
+    """
+
+    divisor: int  # H and W must be multiples of it: 2 to the number of halvings
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = PAPER_WIDTH):
+        super().__init__()
+        self.in_channels = at_least_one("in_channels", in_channels)
+        self.out_channels = at_least_one("out_channels", out_channels)
+        self.width = at_least_one("width", width)
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError, with what to do, unless images are (N, in_channels, H, W) that fit."""
+        shape, name = tuple(images.shape), type(self).__name__
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            raise ValueError(
+                f"{name} needs images of shape (N, {self.in_channels}, H, W), got {shape}; "
+                "add the missing axis or build the model with another in_channels"
+            )
+        height, width = shape[2:]
+        if min(height, width) < 1 or height % self.divisor or width % self.divisor:
+            padded = [max(1, math.ceil(side / self.divisor)) * self.divisor for side in shape[2:]]
+            raise ValueError(
+                f"{name} needs height and width that are multiples of {self.divisor}, got "
+                f"{height}x{width}; the nearest padded size is {padded[0]}x{padded[1]}: change "
+                "`size` in the parameters"
+            )
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Return value; raise ValueError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

@@ -1,0 +1,104 @@
+"""The networks that the reported study trained as SegNet and Residual U-Net: replication only."""
+
+import torch
+from torch import Tensor, nn
+
+from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_conv
+
+
+class SegNetReported(Network):
+    """What the reported study called SegNet: 3 + 3 convolutions. Replication only.
+
+    Its last block is conv-BN-ReLU like the others, so its logits are never below 0 and its
+    probabilities never below 0.5, exactly 0.5 wherever the ReLU cuts: a prediction is
+    `prob > 0.5`, strictly, and BCE cannot fall below (1 - f)·ln 2, f the masks' share of
+    foreground. `last_relu=False` is the same network, and the same 740,355 parameters, without
+    that floor.
+    """
+
+    divisor = 8
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        width: int = PAPER_WIDTH,
+        *,
+        last_relu: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, width)
+        w = width
+        self.encode1 = conv_bn_relu(in_channels, w)
+        self.encode2 = conv_bn_relu(w, 2 * w)
+        self.encode3 = conv_bn_relu(2 * w, 4 * w)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.unpool = nn.MaxUnpool2d(2)
+        self.decode3 = conv_bn_relu(4 * w, 2 * w)
+        self.decode2 = conv_bn_relu(2 * w, w)
+        self.decode1 = conv_bn_relu(w, out_channels)
+        if not last_relu:
+            self.decode1[-1] = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W), ≥ 0 with `last_relu`."""
+        self.check(images)
+        x, indices1 = self.pool(self.encode1(images))  # (N, 64, H/2, W/2)
+        x, indices2 = self.pool(self.encode2(x))  # (N, 128, H/4, W/4)
+        x, indices3 = self.pool(self.encode3(x))  # (N, 256, H/8, W/8)
+        x = self.decode3(self.unpool(x, indices3))  # (N, 128, H/4, W/4)
+        x = self.decode2(self.unpool(x, indices2))  # (N, 64, H/2, W/2)
+        return self.decode1(self.unpool(x, indices1))  # (N, out_channels, H, W)
+
+
+class ReportedResidualUnit(nn.Module):
+    """conv-BN-ReLU-conv-BN plus the input, then ReLU; 1x1 shortcut only where channels change."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, before, H, W) → (N, after, H, W)."""
+        return torch.relu(self.shortcut(x) + self.residual(x))
+
+
+class ResUNetReported(Network):
+    """What the reported study called Residual U-Net; 8,047,361 parameters. Replication only.
+
+    A U-Net of three levels whose stages are post-activation residual units, with max-pooling and
+    transposed convolutions.
+    """
+
+    divisor = 8
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = PAPER_WIDTH):
+        super().__init__(in_channels, out_channels, width)
+        w = width
+        self.down1 = ReportedResidualUnit(in_channels, w)
+        self.down2 = ReportedResidualUnit(w, 2 * w)
+        self.down3 = ReportedResidualUnit(2 * w, 4 * w)
+        self.bottom = ReportedResidualUnit(4 * w, 8 * w)
+        self.pool = nn.MaxPool2d(2)
+        self.upconv3, self.up3 = up_conv(8 * w, 4 * w), ReportedResidualUnit(8 * w, 4 * w)
+        self.upconv2, self.up2 = up_conv(4 * w, 2 * w), ReportedResidualUnit(4 * w, 2 * w)
+        self.upconv1, self.up1 = up_conv(2 * w, w), ReportedResidualUnit(2 * w, w)
+        self.head = nn.Conv2d(w, out_channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
+        self.check(images)
+        x1 = self.down1(images)  # (N, 64, H, W)
+        x2 = self.down2(self.pool(x1))  # (N, 128, H/2, W/2)
+        x3 = self.down3(self.pool(x2))  # (N, 256, H/4, W/4)
+        u = self.bottom(self.pool(x3))  # (N, 512, H/8, W/8)
+        u = self.up3(torch.cat([self.upconv3(u), x3], 1))  # (N, 256, H/4, W/4)
+        u = self.up2(torch.cat([self.upconv2(u), x2], 1))  # (N, 128, H/2, W/2)
+        u = self.up1(torch.cat([self.upconv1(u), x1], 1))  # (N, 64, H, W)
+        return self.head(u)

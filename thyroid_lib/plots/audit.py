@@ -1,0 +1,251 @@
+"""Every figure of the audit: each function draws one and returns it, none saves or shows.
+
+The sides of a split keep their colours, which also differ in lightness, so that a print in gray
+will do; what is wrong with a mask is always red.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from thyroid_lib.audit import masks as labels
+from thyroid_lib.audit.copies import NEAR_COPY
+from thyroid_lib.data import frames
+from thyroid_lib.data.store import Store
+from thyroid_lib.plots.common import (
+    FIGURE_WIDTH,
+    INK,
+    REFERENCE,
+    draw_frame,
+    image_axes,
+    native,
+    outline,
+    outline_legend,
+)
+
+SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
+DEFECT = "#ff3b30"
+APART, COPIED = "#8fb8de", "#12355b"
+
+
+def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
+    """Draw who is trained on and who is tested: a row per group, its frames in order.
+
+    Args:
+        index: N cases with column group.
+        splits: labels, (N,) of "train", "val" and "test", by the name to write above them.
+        groups: rows at most; of more groups, the first.
+    """
+    names = sorted(index["group"].unique())
+    shown = names[:groups]
+    longest = index["group"].value_counts()[shown].max()
+    fig, axes = plt.subplots(
+        1, len(splits), figsize=(FIGURE_WIDTH, 1.0 + 0.24 * len(shown)), sharey=True, squeeze=False
+    )
+    for ax, (name, side_of) in zip(axes.flat, splits.items(), strict=True):
+        picture = np.ones((len(shown), longest, 3))
+        for row, group in enumerate(shown):
+            sides = np.asarray(side_of)[(index["group"] == group).to_numpy()]
+            picture[row, : len(sides)] = [to_rgb(SIDES.get(side, "white")) for side in sides]
+        ax.imshow(picture, aspect="auto", interpolation="nearest")
+        ax.hlines(np.arange(len(shown) - 1) + 0.5, -0.5, longest - 0.5, color="white", linewidth=3)
+        ax.set(title=name, xlabel="frames, in order", xlim=(-0.5, longest - 0.5))
+        ax.set_yticks(range(len(shown)), shown)
+        ax.tick_params(length=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        sns.despine(ax=ax, left=True, bottom=True)
+    more = f" ({len(shown)} of {len(names)} groups)" if len(names) > len(shown) else ""
+    fig.legend(
+        handles=[Patch(color=colour, label=side) for side, colour in SIDES.items()],
+        title=f"a row is a group{more}", loc="outside lower center", ncols=3,
+    )  # fmt: skip
+    return fig
+
+
+def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
+    """Draw how much each frame resembles each other one, and how often how much.
+
+    Args:
+        alike: (N,N) correlations, what `audit.alikeness` gives.
+        groups: (N,) the frames' groups, in order.
+        threshold: from which on a frame counts as a near-copy.
+    """
+    fig, (square, counts) = plt.subplots(
+        1, 2, figsize=(FIGURE_WIDTH, 3.9), width_ratios=(1.15, 1), facecolor="white"
+    )
+    shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
+    fig.colorbar(shown, ax=square, label="correlation", shrink=0.85).outline.set_visible(False)
+    names, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
+    square.set_yticks(starts + (sizes - 1) / 2, names)
+    square.set_xticks(starts + (sizes - 1) / 2, names, rotation=90)
+    square.tick_params(length=0)
+    sns.despine(ax=square, left=True, bottom=True)
+    pairs = np.triu_indices(len(alike), 1)
+    same = (groups[:, None] == groups)[pairs]
+    bins = np.linspace(0, 1, 41)
+    for kind, name, colour in ((~same, "two groups", APART), (same, "one group", COPIED)):
+        values = alike[pairs][kind]
+        weights = np.full(len(values), 100 / max(1, len(values)))
+        counts.hist(values, bins=bins, weights=weights, color=colour, label=name)
+    counts.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    counts.set(xlabel="correlation of two frames", ylabel="share of these pairs (%)", xlim=(0, 1))
+    counts.annotate(
+        "near-copies →", (threshold, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+        textcoords="offset points", fontsize=8, va="top", ha="right",
+    )  # fmt: skip
+    counts.legend(title="two frames of", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return fig
+
+
+def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure:
+    """Draw how closely test frames copy a training frame: a histogram per protocol.
+
+    Args:
+        table: what `audit.leakage_of` gives; the folds of a protocol are drawn together.
+        threshold: from which on a frame counts as a near-copy.
+    """
+    protocols = list(table["protocol"].unique())
+    fig, axes = plt.subplots(
+        len(protocols), 1, sharex=True, squeeze=False,
+        figsize=(FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)),
+    )  # fmt: skip
+    bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
+    for ax, protocol in zip(axes.flat, protocols, strict=True):
+        part = table[table["protocol"] == protocol]
+        for copied, colour in ((False, APART), (True, COPIED)):
+            values = part["correlation"][(part["correlation"] >= threshold) == copied]
+            ax.hist(values, bins=bins, color=colour, edgecolor="white", linewidth=0.5)
+        ax.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        share = (part["correlation"] >= threshold).mean()
+        ax.set_title(f"{protocol}: {100 * share:.0f} % near-copies", loc="left")
+        ax.set(ylabel="test frames", xlim=(bins[0], 1))
+    axes[-1, 0].set_xlabel("correlation with the closest training frame")
+    axes[0, 0].annotate(
+        "near-copies from here", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(5, -8),
+        textcoords="offset points", fontsize=8,
+    )  # fmt: skip
+    return fig
+
+
+def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
+    """Draw test frames beside the training frames that they copy, and the difference.
+
+    The shift is down and right, in px of the store's squares. The difference is taken after the
+    training frame was moved by it, and the test frame mirrored where the table says so; black is
+    none, white 64 gray levels or more.
+
+    Args:
+        store: the frames.
+        table: rows of `audit.leakage`; drawn is the closest pair of each group with itself or
+            with another one, the closest of these first.
+        count: rows at most.
+    """
+    order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
+    groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
+    pairs = order[~groups.duplicated()].head(count)
+    rows = pd.Series(range(len(store)), index=store.index["case_id"])
+    fig, axes = image_axes(3 * len(pairs), 3, 2.55)
+    for line, pair in zip(axes, pairs.itertuples(), strict=True):
+        test, train = native(store, rows[pair.case_id]), native(store, rows[pair.train_case_id])
+        draw_frame(line[0], train, f"train: {pair.train_case_id} ({pair.train_group})")
+        draw_frame(line[1], test, f"test: {pair.case_id} ({pair.group})")
+        shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
+        difference = _difference(store, rows[pair.case_id], rows[pair.train_case_id], pair)
+        draw_frame(line[2], difference, f"correlation {pair.correlation:.3f}, shift {shift}")
+    return fig
+
+
+def defect_gallery(
+    cases: pd.DataFrame, store: Store, table: pd.DataFrame, *, count: int = 4
+) -> Figure:
+    """Draw examples of each defect that occurs, a row for each; what is wrong is red.
+
+    Args:
+        cases: the case table, for the masks' files.
+        store: the frames.
+        table: what `labels.audit_labels` gives.
+        count: examples of each, the largest first and of different groups where there are any.
+    """
+    found = [defect for defect in labels.DEFECTS if (table[defect] > 0).any()]
+    fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
+    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    for line, defect in zip(axes, found, strict=False):
+        if defect in ("out_of_sequence", "jump"):
+            _draw_sequence(line, store, table, defect)
+            continue
+        size = {"area": "foreground", "nearly_black": "brightness"}.get(defect, defect)
+        some = table[table[defect] > 0].sort_values(
+            [size, "case_id"], ascending=[size in ("foreground", "brightness"), True]
+        )
+        some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
+        for ax, row in zip(line, some.index[:count], strict=False):
+            levels = frames.read_gray(paths[table["case_id"][row]])
+            _draw_defect(ax, store, row, defect, levels, table.loc[row])
+    if not found:
+        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=INK)
+    outline_legend(fig, mask=REFERENCE, defect=DEFECT)
+    return fig
+
+
+def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
+    """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
+    image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
+    if pair.mirrored:  # the shift is that of the mirrored test frame
+        image = image[:, ::-1]
+    moved = np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1))
+    difference = np.abs(image - moved)
+    for axis, shift in enumerate((pair.shift_y_px, pair.shift_x_px)):
+        outside = np.s_[:shift] if shift >= 0 else np.s_[shift:]  # rolled in from the other side
+        np.moveaxis(difference, axis, 0)[outside] = 0
+    height, width = store.index.iloc[test][["height", "width"]].astype(int)
+    shown = frames.restore_prob(difference, height, width, store.settings["resize"])
+    return np.clip(shown * 255 / 64, 0, 1)
+
+
+def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, found) -> None:
+    """One example: the frame with its mask outlined, or the part of it that holds the defect."""
+    before = levels > 127
+    mask = frames.mend_text(before)[0]
+    marked = {
+        "text": lambda: before & ~mask,
+        "specks": lambda: labels.speck_map(mask),
+        "holes": lambda: labels.hole_map(mask),
+        "midtones": lambda: labels.midtone_map(levels),
+        "gray_areas": lambda: labels.gray_area_map(levels),
+    }.get(defect, lambda: np.zeros_like(mask))()
+    says = {
+        "text": f"{found.text_pixels} px", "specks": f"{found.speck_pixels} px",
+        "holes": f"{found.hole_pixels} px", "midtones": f"{found.midtones} px",
+        "gray_areas": f"{found.gray_areas} px", "area": f"{100 * found.foreground:.1f} % of frame",
+        "nearly_black": f"mean {found.brightness:.0f}",
+    }  # fmt: skip
+    draw_frame(
+        ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {says[defect]}"
+    )
+    if defect != "midtones":  # which lie along the outline
+        outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
+    if marked.any():
+        ax.imshow(np.dstack([np.full(marked.shape, c) for c in to_rgb(DEFECT)] + [marked * 1.0]))
+        y, x = (places.mean() for places in np.nonzero(marked))
+        height, width = np.array(marked.shape) / 2  # of the frame, half is shown
+        left, top = np.clip((x - width / 2, y - height / 2), 0, (width, height))
+        ax.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
+
+
+def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None:
+    """The frames before, the frame that does not fit, the frame after; the worst of its kind."""
+    black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)  # tells little
+    worst = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"])
+    row = worst.index[0]
+    group = table.index[table["group"] == table["group"][row]]
+    at = group.get_loc(row)
+    names = {-2: "two before", -1: "before", 0: defect.replace("_", " "), 1: "after"}
+    for ax, step in zip(line, names, strict=False):
+        if 0 <= at + step < len(group):
+            other = group[at + step]
+            draw_frame(ax, native(store, other), f"{names[step]}: {table['case_id'][other]}")
+            outline(ax, store.reference(other), DEFECT if step == 0 else REFERENCE, 1.0)

@@ -1,0 +1,292 @@
+"""The figures of data and of one run, and what all figures share: look, colours, saving.
+
+Each function draws one figure and returns it; `save` and `present` write and show it.
+
+Colours are seaborn's colour-blind palette; a model keeps its colour in every figure, the
+reference outline is always yellow and the prediction always blue. Charts stand on white, frames on
+a dark ground as in a reading room; both are opaque, so a figure looks alike on a white page and on
+a dark one.
+"""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown, display
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from thyroid_lib.data import frames
+from thyroid_lib.data.store import Store
+from thyroid_lib.files.writing import write_file
+
+REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
+GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and what is written there
+MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
+FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
+
+
+def style() -> None:
+    """Set the look of all figures; called once at the top of a notebook."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",
+            "axes.spines.top": False, "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium", "legend.frameon": False, "pdf.fonttype": 42,
+            "figure.facecolor": "white", "savefig.facecolor": "auto",
+        }
+    )  # fmt: skip
+
+
+def looks(models) -> dict[str, dict]:
+    """Give each model its colour, marker and line, the same in every study; newcomers follow."""
+    palette, models = sns.color_palette("colorblind", 10), set(models)
+    names = [*MODEL_ORDER, *sorted(models - set(MODEL_ORDER))]
+    return {
+        name: {"color": palette[i % 10], "marker": MARKERS[i % 7], "linestyle": LINES[i % 5]}
+        for i, name in enumerate(names)
+        if name in models
+    }
+
+
+def image_axes(
+    count: int, columns: int, height: float, *, widths: list[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """Make axes for frames on the dark ground; `widths` are the columns', all alike by default."""
+    rows = -(-count // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor=GROUND,
+        gridspec_kw={"width_ratios": widths},
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return fig, axes
+
+
+def native(store: Store, row: int) -> np.ndarray:
+    """Bring a stored image back to the shape that it had, float32 (H,W) in [0,1]."""
+    height, width = store.index.iloc[row][["height", "width"]].astype(int)
+    image = store.images[row].astype(np.float32) / 255
+    return frames.restore_prob(image, height, width, store.settings["resize"])
+
+
+def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
+    """Read a case's image as it was published, (H,W) in [0,1]."""
+    return frames.read_gray(cases["image_path"][cases["case_id"] == case_id].iloc[0]) / 255
+
+
+def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
+    if mask.any() and not mask.all():
+        # A border of background lets the outline close where the mask touches the frame's edge.
+        ax.contour(
+            np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=width,
+            extent=(-1, mask.shape[1], -1, mask.shape[0]),
+        )  # fmt: skip
+
+
+def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+    ax.set_title(title, fontsize=8, pad=3, color=INK)
+
+
+def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
+    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
+    draw_frame(ax, native(store, row), title)
+    outline(ax, store.reference(row), REFERENCE)
+    outline(ax, pred, PREDICTION)
+
+
+def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
+    """Say below a figure how each model is drawn, see `looks`; `extra` handles come after."""
+    handles = [
+        Line2D([], [], label=name, markersize=5, **(look if lines else look | {"linestyle": ""}))
+        for name, look in styles.items()
+    ]
+    fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
+
+
+def outline_legend(fig: Figure, **colours: str) -> None:
+    """Name the outlines below a figure; by default those of reference and prediction."""
+    colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), labelcolor=INK)
+
+
+def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
+    """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
+    rows_of = pd.Series(range(len(store))).groupby(store.index["group"].to_numpy())
+    middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
+    columns = min(4, len(middles))
+    fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
+    for place, row in enumerate(middles):
+        line, column = 2 * (place // columns), place % columns
+        image = source_image(cases, store.index["case_id"].iloc[row])
+        draw_frame(axes[line, column], image, store.index["group"].iloc[row])
+        draw_frame(axes[line + 1, column], image)
+        outline(axes[line + 1, column], store.reference(row), REFERENCE)
+    return fig
+
+
+def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> Figure:
+    """Draw source images of one group, evenly spaced along it: bare above, outlined below."""
+    rows = np.flatnonzero((store.index["group"] == group).to_numpy())
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+    shape = store.reference(rows[0]).shape
+    height = FIGURE_WIDTH / len(rows) * shape[0] / shape[1] + 0.15
+    fig, axes = image_axes(2 * len(rows), len(rows), height)
+    for row, bare, outlined in zip(rows, *axes, strict=True):
+        case_id = store.index["case_id"].iloc[row]
+        draw_frame(bare, source_image(cases, case_id), case_id)
+        draw_frame(outlined, source_image(cases, case_id))
+        outline(outlined, store.reference(row), REFERENCE)
+    outline_legend(fig, thyroid=REFERENCE)
+    return fig
+
+
+def sizes_and_areas(index: pd.DataFrame) -> Figure:
+    """Draw the native sizes of the frames (one mark per group and size) and the masks' areas."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.2))
+    sizes = index.groupby(["group", "height", "width"]).size().reset_index(name="frames")
+    left.scatter(sizes["width"], sizes["height"], s=40, alpha=0.7)
+    left.set(xlabel="width (px)", ylabel="height (px)", title="native size, by group")
+    sns.histplot(x=100 * index["foreground"], bins=20, ax=right)
+    right.set(xlabel="thyroid, share of the frame (%)", ylabel="frames", title="mask area")
+    return fig
+
+
+def frames_per_group(index: pd.DataFrame) -> Figure:
+    """Draw how many frames each group (sweep or patient) has."""
+    counts = index["group"].value_counts().sort_index()
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 2.4))
+    ax.bar(counts.index, counts.to_numpy(), color=sns.color_palette()[0])
+    ax.set(ylabel="frames", xlabel="group")
+    ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
+    return fig
+
+
+def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> Figure:
+    """Draw masks that held burnt-in text: the text marked above, what is kept below."""
+    mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
+    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    fig, axes = image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
+    for column, case_id in enumerate(mended):
+        before = frames.read_mask(paths[case_id])
+        after, _, pixels = frames.mend_text(before)
+        marked = np.repeat(before[:, :, None], 3, axis=2).astype(float)  # (H,W,3)
+        marked[before & ~after] = to_rgb("#ff5c33")
+        draw_frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
+        draw_frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
+    if not len(mended):
+        axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center", color=INK)
+    return fig
+
+
+def curves(history: pd.DataFrame) -> Figure:
+    """Draw loss and Dice against the epoch, for whichever sides were watched."""
+    fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.0))
+    for ax, measure in zip(axes, ("loss", "dice"), strict=True):
+        sides = [s for s in ("train", "val", "test") if f"{s}_{measure}" in history]
+        for side in sides:
+            ax.plot(history["epoch"], history[f"{side}_{measure}"], marker=".", label=side)
+        ax.set(xlabel="epoch", ylabel="Dice" if measure == "dice" else "loss (BCE)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if sides:
+            ax.legend()
+    axes[1].set_ylim(0, 1)
+    return fig
+
+
+def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
+    """Choose the best, median and worst cases of a run by Dice; column `rank` says which."""
+    order = scores.sort_values(["dice", "case_id"], ascending=[False, True]).reset_index(drop=True)
+    middle = (len(order) - each) // 2
+    places = {"best": 0, "median": middle, "worst": len(order) - each}
+    parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in places.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
+    """Draw cases with reference and prediction outlined.
+
+    Args:
+        picked: what `pick_cases` gives.
+        preds: bool (H,W) masks at native size, one per row of `picked`.
+    """
+    fig, axes = image_axes(len(picked), 3, 2.3)
+    columns = {"best": 0, "median": 1, "worst": 2}
+    filled = dict.fromkeys(columns, 0)
+    for case, pred in zip(picked.itertuples(), preds, strict=True):
+        ax = axes[filled[case.rank], columns[case.rank]]
+        filled[case.rank] += 1
+        draw_case(
+            ax, store, case.case_id, pred, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}"
+        )
+    outline_legend(fig)
+    return fig
+
+
+def mistakes(
+    cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
+) -> Figure:
+    """Draw source images with both outlines above and, below, the pixels that are wrong.
+
+    Args:
+        cases, store: the case table, for the images, and the store, for the references.
+        picked: what `pick_cases` gives; side by side in this order, all of one height.
+        preds: bool (H,W) masks at native size, one per row of `picked`.
+    """
+    widths = [pred.shape[1] / pred.shape[0] for pred in preds]
+    height = FIGURE_WIDTH / sum(widths) + 0.2
+    fig, axes = image_axes(2 * len(preds), len(preds), height, widths=widths)
+    rows = pd.Series(range(len(store)), index=store.index["case_id"])
+    for case, pred, above, below in zip(picked.itertuples(), preds, *axes, strict=True):
+        ref, image = store.reference(rows[case.case_id]), source_image(cases, case.case_id)
+        draw_frame(above, image, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
+        outline(above, ref, REFERENCE)
+        outline(above, pred, PREDICTION)
+        draw_frame(below, image)
+        paint(below, ref & ~pred, REFERENCE)
+        paint(below, pred & ~ref, PREDICTION)
+    names = {"reference; below: missed": REFERENCE, "prediction; below: too much": PREDICTION}
+    outline_legend(fig, **names)
+    return fig
+
+
+def paint(ax, mask: np.ndarray, colour: str, strength: float = 0.75) -> None:
+    """Colour the pixels of a mask, bool (H,W), and let what is below shine through."""
+    # bytes, not floats, whose last bits would round the drawn colours now up and now down
+    layers = [np.full(mask.shape, round(255 * part)) for part in to_rgb(colour)]
+    layers.append(round(255 * strength) * mask)
+    ax.imshow(np.dstack(layers).astype(np.uint8), interpolation="nearest")
+
+
+def save(fig: Figure, path: str | Path) -> None:
+    """Write a figure beside the tables that it shows: as PNG, and as PDF for print.
+
+    The same figure gives the same bytes: no date is written into it, and its axes are where they
+    are to a millionth; the solver of the layout leaves them, now and then, some last bits beside.
+    """
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        ax.set_position([round(edge, 6) for edge in ax.get_position().bounds])
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format=kind, metadata=metadata)
+        write_file(Path(path).with_suffix(f".{kind}"), drawn.getvalue())
+
+
+def present(fig: Figure, path: str | Path, reading: str) -> None:
+    """Save a figure and show it in a notebook, with its reading, one sentence, below."""
+    save(fig, path)
+    display(fig)
+    plt.close(fig)  # or the notebook would show it a second time
+    display(Markdown(reading))

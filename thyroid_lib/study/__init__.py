@@ -1,0 +1,1 @@
+"""Notebooks executed with checked parameters, the report, verification, platforms."""

@@ -1,0 +1,1 @@
+"""The training loop, one run of it with its tables, augmentation and devices."""
