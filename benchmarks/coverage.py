@@ -3,8 +3,8 @@
     python benchmarks/coverage.py --studies 10000
 
 simulates studies of this project's own designs in which two models do not differ, counts, and
-writes the table of `docs/statistics.md` between its marks. `tests/tools/test_coverage.py` repeats it with
-other seeds. Groups and frames deviate roughly as in the committed runs on real frames
+writes the table of `docs/statistics.md` between its marks. `tests/tools/test_coverage.py` repeats
+it with other seeds. Groups and frames deviate roughly as in the committed runs on real frames
 (`results/reference/tg3k-sample`); how runs deviate is assumed, see `DEVIATIONS`.
 """
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from thyroid_lib.data.locate import DATASET, asks_network
-from thyroid_lib.files.writing import place
+from thyroid_lib.files.writing import project_path
 from thyroid_lib.models import user_networks
 
 
@@ -460,7 +460,7 @@ def list_data(data: str) -> str:
     if not data or asks_network(data):
         return ""
     try:
-        top = place(data)
+        top = project_path(data)
     except RuntimeError:  # of ~somebody whom this machine does not know
         top = Path(data)
     if not os.path.exists(top):  # unlike Path's it does not mind a name that is too long

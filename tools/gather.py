@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.writing import place
+from thyroid_lib.files.writing import project_path
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import LEAKY, list_runs, read_study, show
 from thyroid_lib.study import checksums
@@ -275,7 +275,7 @@ def gather(parameters: str | Path, sources: list[Path], overrides: dict | None =
     """
     config = read_study([parameters], overrides=overrides)
     study, runs = config["study"], list(list_runs(config))
-    results = place(f"results/{study}")
+    results = project_path(f"results/{study}")
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         places: list[tuple[Path, Path]] = []

@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gather
-from thyroid_lib.files.writing import place, write_file
+from thyroid_lib.files.writing import project_path, write_file
 from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.settings import list_runs, read_study
 
@@ -98,7 +98,7 @@ def build(
         )
     if not SLUG.fullmatch(f"{slug}-999"):
         raise ValueError(f"study: {study} is too long for a name on Kaggle, need 38 letters")
-    results = place(f"results/{study}")
+    results = project_path(f"results/{study}")
     missing = [run for run in list_runs(config) if not _done(results, run, config)]
     if not missing:
         raise ValueError(f"{study}: no run is missing in {results}")

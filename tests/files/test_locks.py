@@ -56,13 +56,13 @@ def test_alone_waits_and_takes_half_written_files_away(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("whole")
     began = time.monotonic()
     code = (
-        "import sys, time; from thyroid_lib.files.locks import alone\n"
-        "with alone(sys.argv[1]): print('in', flush=True); time.sleep(1.5)"
+        "import sys, time; from thyroid_lib.files.locks import folder_lock\n"
+        "with folder_lock(sys.argv[1]): print('in', flush=True); time.sleep(1.5)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "in\n"
-        with locks.alone(tmp_path):
+        with locks.folder_lock(tmp_path):
             assert first.wait(5) == 0
     assert time.monotonic() - began > 1.5
     assert "another process is at it; waiting" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from thyroid_lib.files import parallel
-from thyroid_lib.files.parallel import count_workers, in_order
+from thyroid_lib.files.parallel import count_workers, map_in_order
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
@@ -32,8 +32,8 @@ def die(item):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_order(workers):
-    assert list(in_order(square, range(50), workers)) == [item**2 for item in range(50)]
-    assert list(in_order(square, [], workers)) == []
+    assert list(map_in_order(square, range(50), workers)) == [item**2 for item in range(50)]
+    assert list(map_in_order(square, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -45,14 +45,14 @@ def test_few_wait_in_memory(workers):
             taken.append(item)
             yield item
 
-    for given, _ in enumerate(in_order(square, items(), workers), start=1):
+    for given, _ in enumerate(map_in_order(square, items(), workers), start=1):
         assert len(taken) - given <= parallel.AHEAD * workers + 1
     assert given == 100
 
 
 @linux
 def test_it_works_in_other_processes():
-    assert os.getpid() not in set(in_order(partial(lambda_pid, 0), range(20), 2))
+    assert os.getpid() not in set(map_in_order(partial(lambda_pid, 0), range(20), 2))
 
 
 def lambda_pid(_, item):
@@ -62,19 +62,19 @@ def lambda_pid(_, item):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_work_raises_is_raised(workers):
     with pytest.raises(KeyError, match="item 7"):
-        list(in_order(partial(refuse, bad=7), range(50), workers))
+        list(map_in_order(partial(refuse, bad=7), range(50), workers))
 
 
 @linux
 def test_a_killed_worker_is_named():
     with pytest.raises(RuntimeError, match="a worker process was killed"):
-        list(in_order(die, range(9), 2))
+        list(map_in_order(die, range(9), 2))
 
 
 @linux
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
-        "import os, sys, time; sys.path.insert(0, 'tests'); import test_parallel as t\n"
+        "import os, sys, time; sys.path.insert(0, 'tests/files'); import test_parallel as t\n"
         "for pid in t.in_order(t.pid_and_wait, range(9), 2): print(pid, flush=True)"
     )
     with subprocess.Popen(

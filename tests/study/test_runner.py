@@ -670,8 +670,8 @@ def test_out_of_time_it_is_not_begun_or_stops(tmp_path, monkeypatch, capsys):
 
 def test_what_was_told_is_for_the_terminal_and_not_for_the_notebook(tmp_path, capsys):
     text = (
-        "import sys; from thyroid_lib.files.writing import tell\n"
-        "tell('a broken file is passed over'); print('kept', file=sys.stderr); print(count)"
+        "import sys; from thyroid_lib.files.writing import print_note\n"
+        "print_note('a broken file is passed over'); print('kept', file=sys.stderr); print(count)"
     )
     notebook = write_notebook(tmp_path / "n.ipynb", text)
     assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == 0

@@ -211,10 +211,12 @@ def test_the_runners_notebooks_and_the_kernels_files_have_copies(project):
     nb.cells = [
         nbformat.v4.new_code_cell("out = ''", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from thyroid_lib.files.writing import place, write_file\n"
+            "from thyroid_lib.files.writing import project_path, write_file\n"
             "from thyroid_lib.study import platforms"
         ),
-        nbformat.v4.new_code_cell("platforms.start()\nwrite_file(place(out) / 'a.csv', 'a');"),
+        nbformat.v4.new_code_cell(
+            "platforms.start()\nwrite_file(project_path(out) / 'a.csv', 'a');"
+        ),
     ]
     nbformat.write(nb, project / "n.ipynb")
     words = [

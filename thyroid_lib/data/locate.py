@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from thyroid_lib.files.writing import place, tell
+from thyroid_lib.files.writing import print_note, project_path
 
 DATASET = re.compile(r"kaggle:([\w-]+)/([\w-]+)/(\d+)")
 
@@ -47,7 +47,7 @@ def find_data(data: str | Path) -> Path | None:
         return _find_release()
     if data.startswith("kaggle:"):
         return _find_dataset(data)
-    return place(data) if data else None
+    return project_path(data) if data else None
 
 
 def asks_network(data: str) -> bool:
@@ -65,7 +65,7 @@ def _attached() -> list[Path]:
 def _find_release() -> Path:
     from thyroid_lib.data import tg3k  # loads pandas, which the workflow does without
 
-    for folder in (*_attached(), place("data"), place("results/data")):
+    for folder in (*_attached(), project_path("data"), project_path("results/data")):
         if folder.is_dir():
             try:
                 return tg3k.locate(folder)
@@ -78,14 +78,14 @@ def _find_release() -> Path:
         if path.is_dir():
             return path
         if path.suffix.lower() == ".zip":  # unpacked there, each of its files would be fetched
-            target = place("results/data") / path.name
+            target = project_path("results/data") / path.name
             if not target.exists() or target.stat().st_size != path.stat().st_size:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target.with_suffix(".partial"))
                 os.replace(target.with_suffix(".partial"), target)
             return target
-    tell("no TG3K here: it is fetched from its public place, about 395 MB")
-    return tg3k.download(place("results/data"))
+    print_note("no TG3K here: it is fetched from its public place, about 395 MB")
+    return tg3k.download(project_path("results/data"))
 
 
 def _find_dataset(data: str) -> Path:
@@ -99,7 +99,7 @@ def _find_dataset(data: str) -> Path:
     top = folder_of("kaggle/input")
     for folder in (top / "datasets" / owner / slug, top / slug):
         if folder.is_dir():
-            tell(f"{data}: the attached {slug} is used, in the version that was attached")
+            print_note(f"{data}: the attached {slug} is used, in the version that was attached")
             return folder
     by_hand = (
         f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it with a browser "

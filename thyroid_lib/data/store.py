@@ -35,9 +35,9 @@ from thyroid_lib.data import frames, phantom, tg3k
 from thyroid_lib.data.cases import BadCase, problem_row, read_pair, table_problems
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.locks import alone
-from thyroid_lib.files.parallel import count_workers, in_order
-from thyroid_lib.files.writing import cannot_write, tell, write_file
+from thyroid_lib.files.locks import folder_lock
+from thyroid_lib.files.parallel import count_workers, map_in_order
+from thyroid_lib.files.writing import print_note, write_error, write_file
 
 SOURCES = {
     "phantom": lambda data, made: phantom.cases(**made),
@@ -58,8 +58,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
 }
 QUARANTINE = dict.fromkeys(("case_id", "file", "reason", "detail"), str)
 # Raise by one with every change that moves a byte of a store: of reading, mending, resizing or
-# packing. Stores of another version are built again. tests/train/test_versions.py fails where that was
-# forgotten.
+# packing. Stores of another version are built again. tests/train/test_versions.py fails where that
+# was forgotten.
 STORE_VERSION = 1
 SOURCE = ["image_path", "mask_path", "case_id", "group", "dataset", "official"]
 CHUNK = 32  # cases that a process takes at a time
@@ -173,14 +173,14 @@ def build_store(
         cases = cases.sort_values(keys)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
+        with folder_lock(folder):
             if not _holds(folder, cases, settings, workers):
                 _build(cases, folder, settings, workers)
     except BaseException as error:
         for partly in folder.glob(f"*.{os.getpid()}.partial"):
             partly.unlink(missing_ok=True)
         if isinstance(error, OSError):  # of writing: sources that cannot be read are set aside
-            raise cannot_write(error, error.filename or folder) from error
+            raise write_error(error, error.filename or folder) from error
         raise
     return open_store(folder, verify=False)
 
@@ -192,7 +192,7 @@ def _holds(folder: Path, cases: pd.DataFrame, settings: dict, workers: int) -> b
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        tell(f"{error.__cause__ or error} in {folder.name}: it is built again")
+        print_note(f"{error.__cause__ or error} in {folder.name}: it is built again")
         return False
     return _is_up_to_date(store, cases, settings, workers)
 
@@ -289,7 +289,7 @@ class _Fingerprint:
 def _is_up_to_date(store: Store, cases: pd.DataFrame, settings: dict, workers: int) -> bool:
     fingerprint = _Fingerprint(settings)
     sources = cases[SOURCE].itertuples(index=False, name=None)
-    with closing(in_order(_digest_cases, _chunks(cases), workers)) as digests:
+    with closing(map_in_order(_digest_cases, _chunks(cases), workers)) as digests:
         for source, digest in zip(sources, chain.from_iterable(digests), strict=True):
             fingerprint.add(source, digest)
     return fingerprint.hexdigest() == store.fingerprint
@@ -383,7 +383,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, workers: int) -> N
         files[2].seek(_write_header(files[2], (0,)))
         prepare = partial(_prepare_chunk, settings=settings, squares=partial_files[:2], start=start)
         tasks = ((place * CHUNK, chunk) for place, chunk in enumerate(_chunks(cases)))
-        prepared = stack.enter_context(closing(in_order(prepare, tasks, workers)))
+        prepared = stack.enter_context(closing(map_in_order(prepare, tasks, workers)))
         sources = cases[SOURCE].itertuples(index=False, name=None)
         each = zip(sources, chain.from_iterable(prepared), strict=True)
         for slot, (source, (digests, row, bits)) in enumerate(each):

@@ -29,7 +29,7 @@ from thyroid_lib.data import folder as folder_source
 from thyroid_lib.data.cases import make_table, name_key
 from thyroid_lib.data.frames import FORMATS
 from thyroid_lib.files.locks import claim_path
-from thyroid_lib.files.writing import cannot_write, place
+from thyroid_lib.files.writing import project_path, write_error
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
@@ -222,7 +222,11 @@ def _unpack(archive: Path) -> Path:
             wanted = _wanted(zipped, archive)
             content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in wanted])
             name = f"{archive.stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-            parent = archive.parent if os.access(archive.parent, os.W_OK) else place("results/data")
+            parent = (
+                archive.parent
+                if os.access(archive.parent, os.W_OK)
+                else project_path("results/data")
+            )
             if not (parent / name).is_dir():
                 parent.mkdir(parents=True, exist_ok=True)
                 _check_names(zipped)
@@ -239,7 +243,7 @@ def _unpack(archive: Path) -> Path:
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
         disk = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES
         if isinstance(error, OSError) and error.errno in disk:
-            raise cannot_write(error, archive.parent) from error
+            raise write_error(error, archive.parent) from error
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
 

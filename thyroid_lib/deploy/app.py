@@ -35,7 +35,6 @@ from thyroid_lib.deploy.predictor import (
     read_picture,
     table_csv,
 )
-from thyroid_lib.files.writing import place
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
@@ -132,7 +131,7 @@ def find_release() -> Path:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
-    for path in map(place, [given] if given else RELEASES):
+    for path in map(project_path, [given] if given else RELEASES):
         if given or path.is_dir():
             return path
     raise FileNotFoundError(

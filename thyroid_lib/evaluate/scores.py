@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 
 from thyroid_lib.data import frames
 from thyroid_lib.evaluate.metrics import dice, part_errors, score_case
-from thyroid_lib.files.parallel import in_order
+from thyroid_lib.files.parallel import map_in_order
 
 THRESHOLDS = tuple(percent / 100 for percent in range(30, 71, 5))
 BINS = 15  # of probability, of equal width, for calibration
@@ -60,7 +60,7 @@ def score_maps(
     """
     how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
     cases, sweeps, bins = [], [], {}
-    with closing(in_order(partial(_score_batch, **how), batches, workers)) as scored:
+    with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
         for name, (case, dices, counts) in zip(names, each, strict=True):
             group = name["group"]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from thyroid_lib.files.writing import tell
+from thyroid_lib.files.writing import print_note
 
 
 def take(path: str | Path, *, wait: bool = False) -> TextIO | None:
@@ -38,7 +38,7 @@ def take(path: str | Path, *, wait: bool = False) -> TextIO | None:
     except ImportError:  # Windows
         pass
     except OSError as error:
-        tell(f"{lock.name} cannot be locked here ({error.strerror}): start nothing twice")
+        print_note(f"{lock.name} cannot be locked here ({error.strerror}): start nothing twice")
     return lock
 
 
@@ -54,7 +54,7 @@ def claim_path(path: str | Path, name: str) -> TextIO:
     place = _named(f"out-{hashlib.sha256(whole.encode()).hexdigest()[:16]}")
     lock = take(place)
     if lock is None:
-        tell(f"{name}: another process is at it; waiting for its end …")
+        print_note(f"{name}: another process is at it; waiting for its end …")
         lock = take(place, wait=True)
     return lock
 
@@ -71,7 +71,7 @@ def alive(pid: str | int) -> bool:
 
 
 @contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
+def folder_lock(folder: str | Path) -> Iterator[None]:
     """Keep other processes out of a folder, and take away what killed ones left half-written."""
     folder = Path(folder)
     with claim_path(folder, folder.name):
@@ -103,6 +103,6 @@ def claim_gpu(name: str) -> TextIO | None:
                 return lock
         if not told:
             told = True
-            tell(f"{name}: other runs hold GPU {', '.join(gpus)}; waiting …")
+            print_note(f"{name}: other runs hold GPU {', '.join(gpus)}; waiting …")
         time.sleep(1)
     return None

@@ -36,7 +36,7 @@ def cores() -> int:
     return min(there or 1, int(asked)) if asked.isdecimal() and int(asked) else there or 1
 
 
-def in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
+def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
     """Map over workers, in order; one worker is this process itself.
 
     Close the iterator, or take all of it: until then the workers stay.

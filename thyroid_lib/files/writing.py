@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def place(path: str | Path) -> Path:
+def project_path(path: str | Path) -> Path:
     """Turn a path of the parameters into an absolute one, wherever the kernel was started.
 
     A relative path hangs off the project's root: `THYROID_ROOT` if set, else the checkout that this
@@ -50,7 +50,7 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise cannot_write(error, path) from error
+            raise write_error(error, path) from error
         raise
     for told in written:
         told(path, False)
@@ -64,7 +64,7 @@ def remove_file(path: str | Path) -> None:
         told(Path(path), True)
 
 
-def cannot_write(error: OSError, path: str | Path) -> OSError:
+def write_error(error: OSError, path: str | Path) -> OSError:
     """Return the error of a file that could not be written, with its name and what to do."""
     what_next = "; then start again and it goes on"
     if str(error.strerror).endswith(what_next):
@@ -86,7 +86,7 @@ def cannot_write(error: OSError, path: str | Path) -> OSError:
 NOTE = "note: "
 
 
-def tell(text: str) -> None:
+def print_note(text: str) -> None:
     """Tell whoever is at the screen what was mended or waited for; no result depends on it.
 
     The runner takes such lines out of the executed notebook, which is to be the same in any case.

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib.files.writing import cannot_write, remove_file, tell, write_file
+from thyroid_lib.files.writing import print_note, remove_file, write_error, write_file
 
 
 def run_key(
@@ -103,11 +103,11 @@ def load(path: str | Path, *, key: str) -> dict | None:
     try:
         state = read(path)
     except ValueError as error:
-        tell(f"{error}: it is passed over, and what it held is made again")
+        print_note(f"{error}: it is passed over, and what it held is made again")
         path.unlink()
         return None
     except OSError as error:  # a folder in its place, say
-        raise cannot_write(error, path) from error
+        raise write_error(error, path) from error
     return state if state.get("key") == key else None
 
 

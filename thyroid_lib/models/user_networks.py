@@ -21,7 +21,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import code_fingerprint
-from thyroid_lib.files.writing import place
+from thyroid_lib.files.writing import project_path
 
 FOLDER = "architectures"
 HELP = "docs/new-model.md has an example"
@@ -33,7 +33,7 @@ TRIES = 5  # of initial weights, until a network that gives no logit outside 0 t
 
 def files() -> dict[str, Path]:
     """Return the networks' files by name, sorted; what begins with _ or . is none."""
-    found = sorted(place(FOLDER).glob("*.py"))
+    found = sorted(project_path(FOLDER).glob("*.py"))
     return {path.stem: path for path in found if path.stem[0] not in "._" and path.is_file()}
 
 

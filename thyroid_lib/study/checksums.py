@@ -16,7 +16,7 @@ from typing import TextIO
 
 from thyroid_lib.files import locks
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.writing import cannot_write, tell, write_file
+from thyroid_lib.files.writing import print_note, write_error, write_file
 
 UNFINISHED = Path("logs", "report.failed.txt")  # there as long as the report tells of failed steps
 WEIGHTS = "model.pt"
@@ -37,7 +37,7 @@ def claim(study: str | Path) -> TextIO:
         study.mkdir(parents=True, exist_ok=True)
         lock = locks.take(study / ".lock")
     except OSError as error:
-        raise cannot_write(error, error.filename or study) from error
+        raise write_error(error, error.filename or study) from error
     if lock is None:
         who = (study / ".lock").read_text("utf-8")
         raise BlockingIOError(
@@ -78,7 +78,9 @@ def mend(study: str | Path) -> list[str]:
         *lines, last = record.read_text("utf-8", "replace").split("\n")
         found = [LINE.fullmatch(line) for line in lines]
         if last or not found or None in found:
-            tell(f"checksums/{record.name} of {study.name} is damaged: the step is done again")
+            print_note(
+                f"checksums/{record.name} of {study.name} is damaged: the step is done again"
+            )
             record.unlink()
             _do_again(study, record.stem)
         else:
@@ -91,7 +93,7 @@ def mend(study: str | Path) -> list[str]:
     weights = [name for name in changed if Path(name).name == WEIGHTS]
     for name in changed:
         what = "" if name in weights else f", and this one kept as {Path(name).name}.damaged"
-        tell(
+        print_note(
             f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
             f"made again{what}"
         )
@@ -113,7 +115,9 @@ def settle_times(paths: Iterable[str | Path]) -> None:
                 os.utime(path, (now, now))
                 count += 1
     if count:
-        tell(f"{count} files bear times of the future: set to now (is this machine's clock right?)")
+        print_note(
+            f"{count} files bear times of the future: set to now (is this machine's clock right?)"
+        )
 
 
 def record(path: str | Path, files: Iterable[str | Path]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from thyroid_lib.data.locate import where
-from thyroid_lib.files.writing import place, tell
+from thyroid_lib.files.writing import print_note, project_path
 from thyroid_lib.study import second_copy
 
 
@@ -34,8 +34,8 @@ def start() -> None:
     copies = second_copy.keep_chosen()
     if here == "local" or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
         return
-    tell(f"{here.title()}: {_gpu(here)}")
-    tell(f"results go to {place('results')}; {_survival(here, bool(copies))}")
+    print_note(f"{here.title()}: {_gpu(here)}")
+    print_note(f"results go to {project_path('results')}; {_survival(here, bool(copies))}")
 
 
 def missing_packages() -> list[str]:

@@ -35,11 +35,11 @@ from thyroid_lib.files.locks import claim_gpu, claim_path
 from thyroid_lib.files.stopping import deadline, signals
 from thyroid_lib.files.writing import (
     NOTE,
-    cannot_write,
     no_grammars,
-    place,
+    print_note,
+    project_path,
     remove_file,
-    tell,
+    write_error,
     write_file,
 )
 from thyroid_lib.settings import clashes, misfit, mistyped, read_parameters, read_study, unknown
@@ -148,7 +148,7 @@ def run_notebook(
             if code == DONE and checksums:
                 checksums.record(checksums, writes)
         except OSError as error:
-            told = cannot_write(error, error.filename or running)
+            told = write_error(error, error.filename or running)
             code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
@@ -175,7 +175,7 @@ def _run(
         with (claim_gpu(out.stem) if on_gpu else None) or nullcontext():
             code, message = _execute(notebook.absolute(), running.absolute(), parameters)
         for line in _notes(running):
-            tell(f"{out.stem}: {line}")
+            print_note(f"{out.stem}: {line}")
         if code != DONE:
             return code, f"{message}\n  the notebook up to there: {running}"
         write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
@@ -217,7 +217,7 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                cwd=place(""),
+                cwd=project_path(""),
                 extra_arguments=["--log-level=CRITICAL"],  # of the kernel
                 on_cell_start=begin,
             )
@@ -235,7 +235,7 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
             # two kernels that start at once may have drawn the same port
             if begun or not again:
                 return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
-            tell(f"{notebook.stem}: its kernel did not start ({error}): once more")
+            print_note(f"{notebook.stem}: its kernel did not start ({error}): once more")
     cells = nbformat.read(running, as_version=4).cells
     cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     ran = [cell for cell in cells if cell.execution_count]
@@ -292,7 +292,7 @@ def _end_with_workflow() -> None:
 
 
 def _notes(running: Path) -> list[str]:
-    """Return what the cells of a notebook told through `thyroid_lib.files.writing.tell`."""
+    """Return what the cells of a notebook told through `thyroid_lib.files.writing.print_note`."""
     try:
         cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError):
@@ -335,7 +335,7 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
             cell.outputs = _join_streams(cell.outputs)
     text = nbformat.writes(nb) + "\n"
     shown = json.dumps([cell.get("outputs") for cell in nb.cells])  # parameters are the user's own
-    for folder in {str(place("")).rstrip("/"), os.path.expanduser("~")} - {"", "/"}:
+    for folder in {str(project_path("")).rstrip("/"), os.path.expanduser("~")} - {"", "/"}:
         if re.search(re.escape(folder) + r"(?![\w -])", shown):
             print(f"warning: {path.name} shows a path of this machine: {folder}", file=sys.stderr)
     return hide_places(text)
@@ -344,12 +344,12 @@ def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
 def hide_places(text: str) -> str:
     """Return a text, or a notebook's JSON, without the folders that tell whose machine this is.
 
-    The project is `.`, the folder of the results `results` and the home `~`, which `place` leads
-    back to where they are; Python's folder is `python`, that of temporary files `$TMPDIR`.
+    The project is `.`, the folder of the results `results` and the home `~`, which `project_path`
+    leads back to where they are; Python's folder is `python`, that of temporary files `$TMPDIR`.
     """
     names = {
         os.environ.get("THYROID_RESULTS", ""): "results",
-        str(place("")): ".",
+        str(project_path("")): ".",
         os.path.expanduser("~"): "~",
         sys.prefix: "python",
         sys.base_prefix: "python",

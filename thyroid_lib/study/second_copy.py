@@ -18,7 +18,7 @@ from pathlib import Path
 import thyroid_lib
 from thyroid_lib.data.locate import folder_of, where
 from thyroid_lib.files import locks
-from thyroid_lib.files.writing import cannot_write, place, tell
+from thyroid_lib.files.writing import print_note, project_path, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for copies under way
 STALE = 3600  # seconds after which a half-made copy belongs to a session that is gone
@@ -38,7 +38,7 @@ class Copies:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.results = place("results")
+        self.results = project_path("results")
         self.missing = 0  # files that could not be copied the last time
         self._why = ""
         self._gone: set[Path] = set()  # to be removed there
@@ -66,9 +66,9 @@ class Copies:
             asked = self._asked
             answered = self._done.wait_for(lambda: self._answered >= asked, seconds)
         if not answered:
-            tell(f"copies to {self.folder} are not done after {seconds:.0f} s")
+            print_note(f"copies to {self.folder} are not done after {seconds:.0f} s")
         elif self.missing:
-            tell(f"not all results have a copy in {self.folder}: {self._why}")
+            print_note(f"not all results have a copy in {self.folder}: {self._why}")
         return answered and not self.missing
 
     def _work(self) -> None:
@@ -107,9 +107,11 @@ class Copies:
                     why = "the folder is not there any more"
                     break
         if missing and why != self._why:
-            tell(f"no copy to {self.folder} ({why}): work goes on here, and it is tried again")
+            print_note(
+                f"no copy to {self.folder} ({why}): work goes on here, and it is tried again"
+            )
         elif self.missing and not missing:
-            tell(f"copies to {self.folder}: they come through again")
+            print_note(f"copies to {self.folder}: they come through again")
         self.missing, self._why = missing, why
 
 
@@ -141,8 +143,8 @@ def keep_chosen() -> Copies | None:
     try:
         return keep_copies(folder) if folder else None
     except OSError as error:
-        why = cannot_write(error, folder).strerror
-        tell(f"no copies of the results will be kept in {folder}: {why}")
+        why = write_error(error, folder).strerror
+        print_note(f"no copies of the results will be kept in {folder}: {why}")
         return None
 
 
@@ -162,7 +164,7 @@ def keep_copies(folder: str | Path) -> Copies | None:
     if _copies and _copies.folder == folder:
         _copies.refresh()
         return _copies
-    if (folder / "results").resolve() == place("results").resolve():
+    if (folder / "results").resolve() == project_path("results").resolve():
         return None
     (folder / "results").mkdir(parents=True, exist_ok=True)
     copies = Copies(folder)
@@ -193,7 +195,7 @@ def _put_aside(copies: Copies) -> None:
         if path.suffix == ".pt" and target.exists() and not _alike(target, path.stat()):
             os.replace(target, target.with_name(f"{target.name}.earlier"))
             what = f"another {path.name} of {path.parent.name}"
-            tell(f"{copies.folder} has {what}: it stays there as .earlier")
+            print_note(f"{copies.folder} has {what}: it stays there as .earlier")
 
 
 def _put(path: Path, gone: bool) -> None:
@@ -212,7 +214,7 @@ def bring_back(folder: str | Path) -> int:
     A folder comes back whole, and only where there is none: nothing here is overwritten, and
     nothing that was deleted here comes back into its folder. One that cannot be read is told.
     """
-    source, results, count = Path(folder, "results"), place("results"), 0
+    source, results, count = Path(folder, "results"), project_path("results"), 0
     missing = [
         (Path(here), names)
         for here, _, names in os.walk(source)
@@ -233,11 +235,11 @@ def bring_back(folder: str | Path) -> int:
                 os.rename(whole, target)
                 count += len(names)
         except OSError as error:
-            tell(f"{here} could not be brought back: {error.strerror or error}")
+            print_note(f"{here} could not be brought back: {error.strerror or error}")
         finally:
             shutil.rmtree(whole, ignore_errors=True)
     if count:
-        tell(f"{count} files of an earlier session are back from {folder}")
+        print_note(f"{count} files of an earlier session are back from {folder}")
     return count
 
 

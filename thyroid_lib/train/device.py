@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from thyroid_lib.files.locks import visible_gpus
-from thyroid_lib.files.writing import tell
+from thyroid_lib.files.writing import print_note
 from thyroid_lib.models import PRECISIONS
 
 
@@ -28,7 +28,7 @@ def choose_device(device: str = "auto") -> torch.device:
     if device == "auto":
         chosen = next(name for name, present in there.items() if present)
         if problem:
-            tell(f"{problem}; {chosen} is used instead")
+            print_note(f"{problem}; {chosen} is used instead")
         return torch.device(chosen)
     if not there.get(device, False):
         usable = ", ".join(name for name, present in there.items() if present)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thyroid_lib.files.writing import cannot_write, tell
+from thyroid_lib.files.writing import print_note, write_error
 
 FOLDER = "tensorboard"  # in a run's folder
 
@@ -66,7 +66,7 @@ def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[di
             writer = SummaryWriter(str(folder), purge_step=done + 1)
         writer.flush()
     except OSError as error:
-        raise cannot_write(error, folder) from error
+        raise write_error(error, folder) from error
     broken = []
 
     def show(record: dict, speed: float) -> None:
@@ -81,7 +81,7 @@ def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[di
             writer.flush()
         except OSError as error:
             broken.append(error)
-            tell(f"{Path(run).name}: no more live curves ({error}); the training goes on")
+            print_note(f"{Path(run).name}: no more live curves ({error}); the training goes on")
 
     try:
         yield show
@@ -90,4 +90,4 @@ def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[di
             writer.close()
         except OSError as error:
             if not broken:
-                tell(f"{Path(run).name}: the live curves may lack their end ({error})")
+                print_note(f"{Path(run).name}: the live curves may lack their end ({error})")

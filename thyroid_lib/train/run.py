@@ -35,7 +35,7 @@ from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.locks import alone
+from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import TOLD, Stopped, told_to_stop
 from thyroid_lib.files.writing import write_file, write_table
@@ -163,7 +163,7 @@ def train_model(
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with folder_lock(out):
         finished, trained_epochs, told = checkpoint.load(out / "model.pt", key=key), 0, False
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
@@ -369,7 +369,7 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     }  # fmt: skip
     if device.type == "cuda":
         about["machine"]["gpu"] = torch.cuda.get_device_name()
-    with alone(run.out):
+    with folder_lock(run.out):
         paths = [write_table(run.out / f"{name}.csv", each) for name, each in tables.items()]
         about["files"] = {path.name: file_digest(path) for path in paths}
         write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
