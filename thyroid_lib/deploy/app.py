@@ -35,6 +35,7 @@ from thyroid_lib.deploy.predictor import (
     read_picture,
     table_csv,
 )
+from thyroid_lib.files.writing import project_path
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
