@@ -1,19 +1,26 @@
-"""The whole study as one HTML page that needs nothing beside it.
+"""`report.html`: a whole study as one page that needs no other file and no network.
 
     python -m thyroid_lib.study.report results/demo
 
-takes the executed notebooks of a study, without their code, the comparison first. Of a study that
-did not finish it tells which steps are missing, and why.
+The page begins with the verdict in three sentences and one figure. The executed notebooks follow,
+without their code, the comparison first. For a study that did not finish, the page begins with the
+steps that are missing and the reason of each.
 """
 
 import argparse
+import base64
 import html
+import io
+import json
 import sys
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
+from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.files.writing import no_grammars, write_file
+from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study import checksums
 from thyroid_lib.study.checksums import UNFINISHED
 
@@ -35,14 +42,15 @@ th, td { text-align: right; white-space: nowrap; }
 tr:nth-child(even) td { background: var(--soft); }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
+.verdict { font-size: 1.15rem; }
+picture img { background: none; }
 .failed { border-left: 4px solid #c33; margin: 1rem 0; padding: .1rem 1rem; }
 .failed h2 { font-size: 1rem; }
 summary { cursor: pointer; padding: .4rem 0; }
 .anchor-link { display: none; }
 """
 
-
-SECTIONS = {  # of the page, in its order
+SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
     "deploy": ("Release", "6-deploy"),
@@ -57,13 +65,13 @@ def build_report(
     """Write `report.html` into the study's folder.
 
     Args:
-        runs: the runs to show, by run_id; by default all that were executed.
-        steps: all steps that the study has, by their notebooks' names, if some of them failed: the
-            report begins with those that are missing, each with its cause and log. What compares
-            runs is left out if one is missing, as it is of an earlier time.
+        runs: run_ids of the runs to show; None for all that were executed.
+        steps: names of the notebooks of all steps, given if some of them failed. The report then
+            begins with the missing ones, each with its reason and log. Notebooks that compare runs
+            are left out if a run is missing, because they show an earlier state.
 
     Raises:
-        FileNotFoundError: the study has no executed comparison yet, and `steps` were not given.
+        FileNotFoundError: the study has no executed comparison, and `steps` were not given.
     """
     study = Path(study)
     folder = study / "notebooks"
@@ -71,25 +79,25 @@ def build_report(
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
     missing = missing_steps(study, steps or [])
     executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem} - set(missing)
-    if runs is None or steps is not None:
-        there = {step.removeprefix("3-train-") for step in executed if step.startswith("3-train-")}
-        runs = [run for run in runs or there if run in there]
+    trained = {step.removeprefix("3-train-") for step in executed if step.startswith("3-train-")}
+    shown = trained if runs is None else set(runs)
+    if steps is not None:
+        shown = trained & (shown or trained)
     sections = [] if steps is None else [_unfinished(missing, len(steps))]
-    sections += [
-        (
-            name,
-            title,
-            _body(folder / f"{notebook}.ipynb") + (_cost(study) if name == "compare" else ""),
-        )
-        for name, (title, notebook) in SECTIONS.items()
-        if notebook in executed
-    ]
+    if "4-compare" in executed and (study / "compare" / "summary.csv").is_file():
+        sections.append(("verdict", "Verdict", _verdict_section(study)))
+    for name, (title, notebook) in SECTIONS.items():
+        if notebook in executed:
+            body = _body(folder / f"{notebook}.ipynb")
+            if name == "compare":
+                body += pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
+            sections.append((name, title, body))
     details = "".join(
         f"<details><summary>{html.escape(run)}</summary>"
         f"{_body(folder / f'3-train-{run}.ipynb')}</details>"
-        for run in sorted(runs)
+        for run in sorted(shown)
     )
-    sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{details}"))
+    sections.append(("runs", f"The {len(shown)} runs", f"<h1>The runs</h1>{details}"))
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
     page = (
@@ -100,18 +108,86 @@ def build_report(
         f"{links}</nav>{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>\n"
     )
     if steps is not None:
-        write_file(study / UNFINISHED, "report.html tells of failed steps\n")
+        write_file(study / UNFINISHED, "report.html lists failed steps\n")
     return write_file(study / "report.html", page)
 
 
-def _cost(study: Path) -> str:
-    return pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
+def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> list[str]:
+    """Say in three sentences what a comparison found.
+
+    Args:
+        summary: what `compare.tables.summary` gives, or its CSV.
+        selected: what `compare.selection.select` gives; {} if nothing was selected.
+        group: what a group is called: sweep, patient.
+    """
+    deciding = order_protocols(summary["protocol"])[0]
+    table = summary[summary["protocol"] == deciding].set_index("model")
+    best = table["dice"].idxmax()
+    name = selected.get("model")
+    name = name if name in table.index else best
+    dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]]
+    interval = f" [{low:.3f}, {high:.3f}]" if low <= high else ""  # NaN with a single group
+    tested = {"random": "frames drawn at random", "official": "the official test frames"}
+    tested = tested.get(deciding, f"{group}s that it was not trained on")
+    status = "provisionally selected" if selected.get("provisional") else "selected"
+    status = status if selected else "the best by its mean; nothing was selected"
+    first = f"{_title(name)} ({status}) has Dice {dice:.3f}{interval} on {tested}."
+
+    second = f"The gap between random frames and unseen {group}s was not measured."
+    random = summary[summary["protocol"] == "random"].set_index("model")["dice"]
+    if deciding != "random" and name in random:
+        gap = random[name] - dice
+        second = f"On frames drawn at random it has {random[name]:.3f}, "
+        second += f"{abs(gap):.3f} {'more' if gap > 0 else 'less'}"
+        second += ": those have near-copies among its training frames." if gap > 0 else "."
+
+    found = {"not separated from": "not_separated", "behind": "dropped"}
+    others = [
+        f"{', '.join(map(_title, selected[key]))} {'is' if len(selected[key]) == 1 else 'are'} "
+        f"{words} {_title(best)}"
+        for words, key in found.items()
+        if selected.get(key)
+    ]
+    third = "; ".join(others) or "No other network is clearly behind it"
+    if len(table) == 1:
+        third = "No other network was compared"
+    return [first, second, f"{third}."]
+
+
+def _title(model: str) -> str:
+    return TITLES.get(model, model)
+
+
+def _verdict_section(study: Path) -> str:
+    summary = pd.read_csv(study / "compare" / "summary.csv")
+    chosen = study / "compare" / "selected.json"
+    selected = json.loads(chosen.read_text("utf-8")) if chosen.is_file() else {}
+    try:
+        frame = outlined_frame(study, summary)
+    except (OSError, ValueError):  # the store or the weights are gone since: the chart alone
+        frame = None
+    matplotlib.use("agg")
+    images = {}
+    for theme in ("dark", "light"):
+        drawn = io.BytesIO()
+        front_figure(summary, frame, theme=theme).savefig(drawn, format="png", dpi=160)
+        matplotlib.pyplot.close()
+        images[theme] = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
+    caption = "Dice: mean of the frames of a group (a sweep or a patient), then of the groups."
+    if frame:
+        caption += f" Outlines: frame {frame['case_id']}, tested by both trainings of each network."
+    return (
+        f'<h1>Verdict</h1><p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}'
+        f'</p><picture><source media="(prefers-color-scheme: dark)" srcset="{images["dark"]}">'
+        f'<img alt="Dice of each network on random frames and on unseen groups" '
+        f'src="{images["light"]}"></picture><p>{html.escape(caption)}</p>'
+    )
 
 
 def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
-    """Return the steps that are not done, each with its reason, "" if it only waits for others.
+    """Return the steps that are not done, each with its reason; "" if it waits for others.
 
-    What compares runs is not done if one of them is missing: it was made at another time.
+    Steps that compare runs count as not done if a run is missing: they show an earlier state.
     """
     study = Path(study)
     missing = [step for step in steps if not (study / "notebooks" / f"{step}.ipynb").is_file()]
@@ -120,44 +196,40 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
             step for step in steps if step.startswith(("4-", "5-", "6-")) and step not in missing
         ]
     reasons = dict.fromkeys(missing, "")
-    lock = study / ".lock"  # written at the start: an older log tells of an older one
+    lock = study / ".lock"  # written at the start: an older log is of an earlier start
     began = lock.stat().st_mtime if lock.is_file() else 0
     for step in missing:
-        reason, log, done = (
-            study / place
-            for place in (
-                f"logs/{step}.failed.txt",
-                f"logs/{step}.ipynb",
-                f"notebooks/{step}.ipynb",
-            )
-        )
+        reason, log = study / f"logs/{step}.failed.txt", study / f"logs/{step}.ipynb"
+        done = (study / f"notebooks/{step}.ipynb").is_file()
         if reason.is_file():
             reasons[step] = reason.read_text("utf-8", "replace").strip()
-        elif log.is_file() and not done.is_file() and log.stat().st_mtime >= began:
-            reasons[step] = f"error: {step}: it ended without a word (killed? out of memory?)"
+        elif log.is_file() and not done and log.stat().st_mtime >= began:
+            reasons[step] = (
+                f"error: {step}: it ended without an error message (killed? out of memory?)"
+            )
     return reasons
 
 
 def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
-    """The section of what is missing: name, title, HTML."""
-    told = {step: reason for step, reason in missing.items() if reason}
-    waiting = [step for step in missing if step not in told]
-    stopped = sum(reason.startswith("stopped: ") for reason in told.values())
-    failed = len(told) - stopped
+    """Return the section of the missing steps: id, title, HTML."""
+    failures = {step: reason for step, reason in missing.items() if reason}
+    waiting = [step for step in missing if step not in failures]
+    stopped = sum(reason.startswith("stopped: ") for reason in failures.values())
+    failed = len(failures) - stopped
     rows = "".join(
         f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(reason)}</pre>'
         f'<p>Log: <a href="logs/{html.escape(step)}.ipynb">logs/{html.escape(step)}.ipynb</a></p>'
         "</article>"
-        for step, reason in told.items()
+        for step, reason in failures.items()
     )
-    later = f"<p>Not done, as they need others: {', '.join(waiting)}.</p>" * bool(waiting)
+    later = f"<p>Not done, because they need other steps: {', '.join(waiting)}.</p>" * bool(waiting)
     return (
         "unfinished",
         "Not finished",
         f"<h1>This study is not finished</h1><p>{failed} of {steps} steps failed, {stopped} were "
         f"stopped, {steps - len(missing)} are done and shown below. "
-        f"{'Mend the cause and start' if failed else 'Start'} the study again: only what is "
-        f"missing is done.</p>{rows}{later}",
+        f"{'Remove the cause and start' if failed else 'Start'} the study again: only the "
+        f"missing steps run.</p>{rows}{later}",
     )
 
 
@@ -174,18 +246,18 @@ def main() -> int:
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
     parser.add_argument("--runs", nargs="*", help="run_ids to show; all by default")
     parser.add_argument("--steps", nargs="*", help="all steps of a study of which some failed")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
-        page = build_report(asked.study, asked.runs, asked.steps)
-        if asked.steps is None:
+        page = build_report(options.study, options.runs, options.steps)
+        if options.steps is None:
             checksums.record(page.parent / "checksums" / "report.sha256", [page])
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for reason in filter(None, missing_steps(asked.study, asked.steps or []).values()):
+    for reason in filter(None, missing_steps(options.study, options.steps or []).values()):
         print(reason.splitlines()[0], file=sys.stderr)
-    if asked.steps:
-        print(f"start again and only what is missing is done; report: {page}", file=sys.stderr)
+    if options.steps:
+        print(f"start the study again to run the missing steps; report: {page}", file=sys.stderr)
     return 0
 
 

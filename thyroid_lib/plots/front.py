@@ -1,0 +1,119 @@
+"""The figure that opens README and `report.html`: Dice on random frames against unseen groups.
+
+Beside the chart stands one frame as both trainings of each network outline it.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.data import frames
+from thyroid_lib.data.store import open_store
+from thyroid_lib.evaluate.predict import segment_case
+from thyroid_lib.plots.common import REFERENCE, draw_frame, outline
+
+TITLES = {"unet": "U-Net", "segnet": "SegNet", "resunet": "Residual U-Net"}
+RANDOM, UNSEEN = "#3aa8ff", "#e8590c"
+THEMES = {"light": ("white", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#3d444d")}
+
+
+def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
+    """Segment one frame with each network, trained on random frames and without the frame's group.
+
+    Among the frames that both trainings of every network tested, it has the highest Dice, averaged
+    over the networks; each network is shown with the seed that does better on it.
+
+    Returns:
+        case_id; image, float (H,W) in [0,1]; reference, bool (H,W); preds: per network its masks,
+        bool (H,W), by "random" and "unseen". None where a protocol, such a frame or weights lack.
+    """
+    kinds = {"random": "random", order_protocols(summary["protocol"])[0]: "unseen"}
+    models, scores = list(dict.fromkeys(summary["model"])), []
+    for path in sorted(Path(study).glob("runs/*/run.json")):
+        run = json.loads(path.read_text("utf-8"))
+        kind = kinds.get(run["protocol"])
+        if run["model"] in models and kind and (path.parent / "model.pt").is_file():
+            table = pd.read_csv(path.parent / "scores.csv", dtype={"case_id": str})
+            about = {"model": run["model"], "seed": run["seed"], "kind": kind, "run": path.parent}
+            scores.append(table[["case_id", "dice"]].assign(**about))
+    if len(kinds) < 2 or not scores:
+        return None
+    table = pd.concat(scores).set_index(["case_id", "model", "seed", "kind"]).sort_index()
+    both = table["dice"].unstack("kind").reindex(columns=kinds.values()).dropna().mean(axis=1)
+    better = both.groupby(["case_id", "model"]).max().unstack("model").reindex(columns=models)
+    if better.dropna().empty:
+        return None
+    case_id = better.dropna().mean(axis=1).idxmax()
+    store = open_store(Path(study) / "store")
+    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
+    height, width = store.index.iloc[row][["height", "width"]].astype(int)
+    image = store.images[row].astype(np.float32) / 255
+    image = frames.restore_prob(image, height, width, store.settings["resize"])
+    preds = {}
+    for model in models:
+        runs = table.loc[case_id, model, both[case_id, model].idxmax()]["run"]
+        preds[model] = {kind: segment_case(runs[kind], store, case_id) for kind in kinds.values()}
+    return {"case_id": case_id, "image": image, "reference": store.reference(row), "preds": preds}
+
+
+def front_figure(
+    summary: pd.DataFrame, frame: dict | None = None, *, group: str = "group", theme: str = "light"
+) -> Figure:
+    """Draw each network's Dice with its intervals and, beside it, the outlined frame.
+
+    Args:
+        summary: what `compare.tables.summary` gives, or its CSV.
+        frame: see `outlined_frame`; the first four networks are drawn.
+        group: what a group is called: sweep, patient.
+        theme: light or dark.
+    """
+    ground, ink, faint = THEMES[theme]
+    deciding = order_protocols(summary["protocol"])[0]
+    order = list(summary[summary["protocol"] == deciding]["model"])[::-1]  # the best comes on top
+    kinds = {"random": ("random frames", RANDOM, 0.16)}
+    if deciding != "random":
+        kinds[deciding] = (f"unseen {group}s", UNSEEN, -0.16)
+    kinds = {name: look for name, look in kinds.items() if name in set(summary["protocol"])}
+    models = order[::-1][:4] if frame else []
+    colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
+    with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
+        fig = plt.figure(figsize=(9.6, 2.7), facecolor=ground, layout="constrained")
+        chart, *panels = fig.subplots(
+            1, 1 + len(models), squeeze=False, width_ratios=[3.2] + [1.75] * len(models)
+        )[0]
+        for protocol, (_, colour, shift) in kinds.items():
+            for row in summary[summary["protocol"] == protocol].itertuples():
+                at = order.index(row.model) + shift
+                chart.plot([row.dice_low, row.dice_high], [at, at], color=colour, linewidth=3)
+                chart.plot(row.dice, at, "o", color=colour, markersize=8)
+                chart.text(row.dice, at + 0.12, f"{row.dice:.2f}", ha="center", fontsize=9)
+        lowest = np.floor(10 * summary[["dice", "dice_low"]].min().min()) / 10
+        chart.set_yticks(range(len(order)), [TITLES.get(model, model) for model in order])
+        chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.3), facecolor=ground)
+        chart.set_xlabel("Dice, with 95 % interval")
+        chart.grid(axis="x", color=faint, linewidth=0.5)
+        chart.spines[["top", "right", "left"]].set_visible(False)
+        chart.tick_params(length=0)
+        for ax, model in zip(panels, models, strict=True):
+            draw_frame(ax, frame["image"])
+            drawn = {"reference": frame["reference"], **frame["preds"][model]}
+            for mask, colour in zip(drawn.values(), (REFERENCE, RANDOM, UNSEEN), strict=True):
+                outline(ax, mask, colour, 1.6)
+            rows, columns = np.nonzero(frame["reference"])
+            margin = max(6, np.ptp(columns) // 8)
+            height, width = frame["reference"].shape
+            ax.set_xlim(max(0, columns.min() - margin), min(width, columns.max() + margin))
+            ax.set_ylim(min(height, rows.max() + margin), max(0, rows.min() - margin))
+            ax.set_title(TITLES.get(model, model), color=ink, fontsize=10)
+            ax.set_axis_off()
+        lines = {name: colour for name, colour, _ in kinds.values()}
+        lines |= {"reference": REFERENCE} if models else {}
+        handles = [Line2D([], [], color=c, label=name, linewidth=3) for name, c in lines.items()]
+        fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return fig
