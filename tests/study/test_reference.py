@@ -56,12 +56,6 @@ def test_the_demo_repeats_to_the_byte():
     assert found.files == len(set(DEMO.iterdir()) - {FIRST})
 
 
-def test_readme_quotes_the_committed_tables():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("compare/summary.md", "replication/steps.md"):
-        assert (REAL / name).read_text(encoding="utf-8").strip() in readme
-
-
 @pytest.fixture(scope="module")
 def real_runs() -> tables.Results:
     folders = [run.parent for run in REAL.glob("runs/*/run.json")]

@@ -1,9 +1,14 @@
+"""`report.html`: the page of a study, its verdict, and what it says of an unfinished study."""
+
+import json
 import os
+import re
 
 import nbformat
+import pandas as pd
 import pytest
 
-from thyroid_lib.study.report import build_report, main, missing_steps
+from thyroid_lib.study.report import build_report, main, missing_steps, verdict
 
 
 def notebook(*outputs: str):
@@ -87,7 +92,7 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     missing = missing_steps(study, [*steps, "3-train-z"])
     assert missing["3-train-z"] == ""
     assert missing["3-train-x"] == "error: 3-train-x: In [5] the <loss> became nan"
-    assert "ended without a word" in missing["3-train-y"]
+    assert "without an error message" in missing["3-train-y"]
     assert missing["4-compare"] == ""  # it is there, of a time before
     monkeypatch.setattr("sys.argv", ["report", str(study), "--runs", "--steps", *steps])
     assert main() == 0
@@ -98,3 +103,75 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     assert "2 of 5 steps failed, 0 were stopped, 2 are done" in page
     assert 'id="compare"' not in page
     assert 'href="logs/3-train-x.ipynb"' in page
+
+
+def summary(*rows) -> pd.DataFrame:
+    """A summary table of (protocol, model, dice) rows; intervals ±0.1, none for one group."""
+    table = pd.DataFrame(rows, columns=["protocol", "model", "dice"])
+    table["dice_low"], table["dice_high"] = table["dice"] - 0.1, table["dice"] + 0.1
+    return table
+
+
+BOTH = summary(
+    ("grouped", "unet", 0.7), ("grouped", "segnet", 0.5), ("random", "unet", 0.9),
+    ("random", "segnet", 0.8),
+)  # fmt: skip
+UNSEEN = BOTH[:2]
+ONE = summary(("grouped", "mine", 0.7))
+CHOSEN = {"model": "unet", "provisional": True, "not_separated": [], "dropped": ["segnet"]}
+VERDICTS = {
+    "both protocols": (
+        BOTH, CHOSEN,
+        "U-Net (provisionally selected) has Dice 0.700 [0.600, 0.800] on groups that it was not "
+        "trained on. On frames drawn at random it has 0.900, 0.200 more: those have near-copies "
+        "among its training frames. SegNet is behind U-Net.",
+    ),
+    "an older selection": (
+        BOTH, {"model": "segnet", "kept": ["segnet", "unet"], "dropped": []},
+        "SegNet (selected) has Dice 0.500 [0.400, 0.600] on groups that it was not trained on. On "
+        "frames drawn at random it has 0.800, 0.300 more: those have near-copies among its "
+        "training frames. No other network is clearly behind it.",
+    ),
+    "no random protocol": (
+        UNSEEN, CHOSEN | {"provisional": False, "dropped": [], "not_separated": ["segnet"]},
+        "U-Net (selected) has Dice 0.700 [0.600, 0.800] on groups that it was not trained on. The "
+        "gap between random frames and unseen groups was not measured. SegNet is not separated "
+        "from U-Net.",
+    ),
+    "random protocol alone, no selection": (
+        BOTH[2:], {},
+        "U-Net (the best by its mean; nothing was selected) has Dice 0.900 [0.800, 1.000] on "
+        "frames drawn at random. The gap between random frames and unseen groups was not measured. "
+        "No other network is clearly behind it.",
+    ),
+    "one network, one group": (
+        ONE.assign(dice_low=float("nan"), dice_high=float("nan")), {"model": "mine"},
+        "mine (selected) has Dice 0.700 on groups that it was not trained on. The gap between "
+        "random frames and unseen groups was not measured. No other network was compared.",
+    ),
+    "random frames harder": (
+        summary(("grouped", "unet", 0.7), ("random", "unet", 0.6)), {"model": "gone"},
+        "U-Net (selected) has Dice 0.700 [0.600, 0.800] on groups that it was not trained on. On "
+        "frames drawn at random it has 0.600, 0.100 less. No other network was compared.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_verdict_is_three_sentences_that_hold(case, study):
+    table, selected, said = VERDICTS[case]
+    assert " ".join(verdict(table, selected)) == said
+    table.to_csv(study / "compare" / "summary.csv", index=False)
+    if selected:
+        (study / "compare" / "selected.json").write_text(json.dumps(selected))
+    page = build_report(study).read_text(encoding="utf-8")
+    assert said in page
+    assert page.index(said) < page.index("data:image/png") < page.index("out of 4-compare")
+    assert len(re.findall("data:image/png", page)) == 2  # one figure, for light and for dark
+    assert "nan" not in said
+
+
+def test_the_verdict_of_an_unfinished_study_is_left_out(study):
+    BOTH.to_csv(study / "compare" / "summary.csv", index=False)
+    page = build_report(study, steps=["1-preprocess", "3-train-x", "4-compare"])
+    assert "Verdict" not in page.read_text(encoding="utf-8")

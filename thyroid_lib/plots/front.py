@@ -33,7 +33,8 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
         case_id; image, float (H,W) in [0,1]; reference, bool (H,W); preds: per network its masks,
         bool (H,W), by "random" and "unseen". None where a protocol, such a frame or weights lack.
     """
-    kinds = {"random": "random", order_protocols(summary["protocol"])[0]: "unseen"}
+    protocols = order_protocols(summary["protocol"])
+    kinds = {"random": "random", protocols[0]: "unseen"} if "random" in protocols else {}
     models, scores = list(dict.fromkeys(summary["model"])), []
     for path in sorted(Path(study).glob("runs/*/run.json")):
         run = json.loads(path.read_text("utf-8"))
@@ -76,14 +77,14 @@ def front_figure(
     ground, ink, faint = THEMES[theme]
     deciding = order_protocols(summary["protocol"])[0]
     order = list(summary[summary["protocol"] == deciding]["model"])[::-1]  # the best comes on top
-    kinds = {"random": ("random frames", RANDOM, 0.16)}
+    kinds = {"random": ("random frames", RANDOM, 0.14)}
     if deciding != "random":
-        kinds[deciding] = (f"unseen {group}s", UNSEEN, -0.16)
+        kinds[deciding] = (f"unseen {group}s", UNSEEN, -0.2)
     kinds = {name: look for name, look in kinds.items() if name in set(summary["protocol"])}
     models = order[::-1][:4] if frame else []
     colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
     with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
-        fig = plt.figure(figsize=(9.6, 2.7), facecolor=ground, layout="constrained")
+        fig = plt.figure(figsize=(9.6, 2.4), facecolor=ground, layout="constrained")
         chart, *panels = fig.subplots(
             1, 1 + len(models), squeeze=False, width_ratios=[3.2] + [1.75] * len(models)
         )[0]
@@ -92,10 +93,11 @@ def front_figure(
                 at = order.index(row.model) + shift
                 chart.plot([row.dice_low, row.dice_high], [at, at], color=colour, linewidth=3)
                 chart.plot(row.dice, at, "o", color=colour, markersize=8)
-                chart.text(row.dice, at + 0.12, f"{row.dice:.2f}", ha="center", fontsize=9)
+                above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                chart.annotate(f"{row.dice:.2f}", (row.dice, at), fontsize=9, **above)
         lowest = np.floor(10 * summary[["dice", "dice_low"]].min().min()) / 10
         chart.set_yticks(range(len(order)), [TITLES.get(model, model) for model in order])
-        chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.3), facecolor=ground)
+        chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.2), facecolor=ground)
         chart.set_xlabel("Dice, with 95 % interval")
         chart.grid(axis="x", color=faint, linewidth=0.5)
         chart.spines[["top", "right", "left"]].set_visible(False)

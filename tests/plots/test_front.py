@@ -1,0 +1,104 @@
+"""The front page's figure: which frame it shows, and that it can be drawn of every study."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid_lib.plots import front
+
+SUMMARY = pd.DataFrame(
+    {
+        "protocol": ["grouped", "grouped", "random", "random"],
+        "model": ["unet", "mine", "unet", "mine"],
+        "dice": [0.7, 0.5, 0.9, 0.8],
+        "dice_low": [0.6, 0.4, 0.8, 0.7],
+        "dice_high": [0.8, 0.6, 1.0, 0.9],
+    }
+)
+
+
+def run(study, model: str, protocol: str, seed: int, dice: dict, *, weights: bool = True):
+    folder = study / "runs" / f"{model}-{protocol}-fold0-seed{seed}"
+    folder.mkdir(parents=True)
+    about = {"model": model, "protocol": protocol, "seed": seed}
+    (folder / "run.json").write_text(json.dumps(about))
+    pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
+    if weights:
+        (folder / "model.pt").touch()
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Frame a is the best that all tested; b is better, but `mine` never tested it unseen."""
+    run(tmp_path, "unet", "random", 0, {"a": 0.8, "b": 0.9, "c": 0.7})
+    run(tmp_path, "unet", "grouped", 0, {"a": 0.6, "b": 0.9, "c": 0.5})
+    run(tmp_path, "unet", "random", 1, {"a": 0.9, "c": 0.5})
+    run(tmp_path, "unet", "grouped", 1, {"a": 0.8, "c": 0.5})
+    run(tmp_path, "mine", "random", 0, {"a": 0.7, "b": 0.9, "c": 0.7})
+    run(tmp_path, "mine", "grouped", 0, {"a": 0.6, "c": 0.6})
+    index = pd.DataFrame({"case_id": ["b", "a"], "height": 20, "width": 30})
+    store = SimpleNamespace(
+        index=index, images=np.full((2, 16, 16), 51, np.uint8), settings={"resize": "square"},
+        reference=lambda row: np.pad(np.ones((8, 10), bool), ((4, 8), (5, 15))),
+    )  # fmt: skip
+    monkeypatch.setattr(front, "open_store", lambda folder: store)
+    monkeypatch.setattr(front, "segment_case", lambda run, store, case: (run.name, case))
+    return tmp_path
+
+
+def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
+    frame = front.outlined_frame(study, SUMMARY)
+    assert frame["case_id"] == "a"
+    assert frame["image"].shape == frame["reference"].shape == (20, 30)
+    assert np.allclose(frame["image"], 0.2)
+    assert frame["preds"] == {  # of each network the seed that does better on it
+        "unet": {kind: (f"unet-{protocol}-fold0-seed1", "a") for kind, protocol in KINDS.items()},
+        "mine": {kind: (f"mine-{protocol}-fold0-seed0", "a") for kind, protocol in KINDS.items()},
+    }
+
+
+KINDS = {"random": "random", "unseen": "grouped"}
+
+
+@pytest.mark.parametrize("lacking", ["a protocol", "weights", "runs", "a network"])
+def test_without_such_a_frame_there_is_none(study, lacking):
+    if lacking == "a protocol":
+        assert front.outlined_frame(study, SUMMARY[:2]) is None
+    elif lacking == "a network":
+        more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
+        assert front.outlined_frame(study, more) is None
+    else:
+        for path in study.glob(f"runs/*/{'model.pt' if lacking == 'weights' else 'run.json'}"):
+            path.unlink()
+        assert front.outlined_frame(study, SUMMARY) is None
+
+
+def mask(rows: int) -> np.ndarray:
+    return np.arange(20 * 30).reshape(20, 30) < 30 * rows
+
+
+@pytest.mark.parametrize("theme", front.THEMES)
+@pytest.mark.parametrize("part", [slice(None), slice(2), slice(2, 4), slice(1)])
+def test_it_is_drawn_of_any_protocols_and_networks(theme, part):
+    table = SUMMARY[part]
+    if len(table) == 1:  # a single group has no interval
+        table = table.assign(dice_low=np.nan, dice_high=np.nan)
+    preds = {model: {"random": mask(4), "unseen": mask(0)} for model in table["model"]}
+    frame = {"image": np.zeros((20, 30)), "reference": mask(5), "preds": preds}
+    both = table["protocol"].nunique() == 2
+    fig = front.front_figure(table, frame if both else None, group="patient", theme=theme)
+    fig.draw_without_rendering()
+    assert len(fig.axes) == (3 if both else 1)
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    unseen = ["unseen patients"] * ("grouped" in set(table["protocol"]))
+    assert (
+        names
+        == ["random frames"] * ("random" in set(table["protocol"])) + unseen + ["reference"] * both
+    )
+    shown = {text.get_text() for text in fig.axes[0].texts}
+    assert shown == {f"{dice:.2f}" for dice in table["dice"]}
+    plt.close(fig)

@@ -1,0 +1,64 @@
+"""README's first screen and results/README.md are those of the committed tables."""
+
+import importlib.util
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from thyroid_lib.plots.front import front_figure
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("front_page", ROOT / "tools" / "front_page.py")
+page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(page)
+
+
+def test_the_pages_are_those_of_the_committed_tables():
+    for path, text in page.pages().items():
+        assert path.read_text("utf-8") == text, f"{path.name}: run python tools/front_page.py"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figure_is_that_of_the_committed_tables(theme, tmp_path):
+    summary = pd.read_csv(ROOT / page.STUDY / "compare" / "summary.csv")
+    figure = front_figure(summary, page.read_frame(page.FRAME), group="sweep", theme=theme)
+    figure.savefig(tmp_path / "drawn.png", dpi=180)
+    plt.close(figure)
+    drawn, kept = (
+        np.asarray(Image.open(path).convert("RGB"), dtype=float)
+        for path in (tmp_path / "drawn.png", ROOT / page.FRONT / f"{theme}.png")
+    )
+    assert drawn.shape == kept.shape
+    assert np.abs(drawn - kept).mean() < 1, "run python tools/front_page.py"
+
+
+def test_the_first_screen_is_short():
+    """A sentence, a figure, a table of one row per network, a verdict and two commands."""
+    first = (ROOT / "README.md").read_text("utf-8").partition("## Begin")[0]
+    table = [line for line in first.splitlines() if line.startswith("|")]
+    networks = pd.read_csv(ROOT / page.STUDY / "compare" / "summary.csv")["model"].nunique()
+    assert len(table) == 2 + networks
+    assert all(line.count("|") == 4 for line in table)
+    assert len([line for line in first.splitlines() if line.startswith("    make ")]) == 2
+    assert len(first.split()) < 220
+
+
+def test_what_is_stored_of_a_frame_is_read_back(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    masks = {kind: rng.random((5, 7)) > 0.5 for kind in ("random", "unseen")}
+    frame = {"image": np.full((5, 7), 0.2), "reference": masks["random"], "preds": {"mine": masks}}
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "summary.csv").write_text("protocol,model\nrandom,mine\n")
+    monkeypatch.setattr(page, "outlined_frame", lambda study, summary: frame)
+    page.write_frame(tmp_path, tmp_path / "front" / "frame.npz")
+    again = page.read_frame(tmp_path / "front" / "frame.npz")
+    assert np.array_equal(again["image"], frame["image"])
+    assert np.array_equal(again["reference"], frame["reference"])
+    assert all(np.array_equal(again["preds"]["mine"][kind], masks[kind]) for kind in masks)
+    monkeypatch.setattr(page, "outlined_frame", lambda study, summary: None)
+    with pytest.raises(ValueError, match="make demo"):
+        page.write_frame(tmp_path, tmp_path / "none.npz")

@@ -1,0 +1,121 @@
+"""Write the generated parts of README.md and results/README.md from the committed tables.
+
+python tools/front_page.py                        text and figure
+python tools/front_page.py --demo results/demo    also the phantom frame, from this demo
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
+from thyroid_lib.study.report import verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = Path("results/reference/tg3k-sample")
+FRONT = Path("results/reference/front-page")
+FRAME = ROOT / FRONT / "frame.npz"
+PICTURE = f"""\
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="{FRONT}/dark.png">
+  <img alt="Dice of each network on random frames and on unseen sweeps" src="{FRONT}/light.png">
+</picture>
+"""
+
+
+def write_frame(demo: Path, path: Path) -> None:
+    """Store the outlined frame of a demo: arrays `image`, `reference`, `<network> <kind>`."""
+    frame = outlined_frame(demo, pd.read_csv(demo / "compare" / "summary.csv"))
+    if frame is None:
+        raise ValueError(f"{demo} has no trained runs under two protocols: make demo")
+    masks = {f"{m} {kind}": mask for m, of in frame["preds"].items() for kind, mask in of.items()}
+    image = np.rint(255 * frame["image"]).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, image=image, reference=frame["reference"], **masks)
+
+
+def read_frame(path: Path) -> dict:
+    """Read what `write_frame` stored, as `plots.front.outlined_frame` gives it."""
+    with np.load(path, allow_pickle=False) as kept:
+        preds = {name.split()[0]: {} for name in kept if " " in name}
+        for model, masks in preds.items():
+            masks |= {kind: kept[f"{model} {kind}"] for kind in ("random", "unseen")}
+        return {"image": kept["image"] / 255, "reference": kept["reference"], "preds": preds}
+
+
+def front_text(root: Path = ROOT) -> str:
+    """Return README's first screen below its opening sentence: figure, table and verdict."""
+    compare = root / STUDY / "compare"
+    summary = pd.read_csv(compare / "summary.csv")
+    selected = json.loads((compare / "selected.json").read_text("utf-8"))
+    unseen = summary[summary["protocol"] == order_protocols(summary["protocol"])[0]]
+    random = summary[summary["protocol"] == "random"].set_index("model")["dice"]
+    rows = [
+        f"| {TITLES[row.model]} | {row.dice:.3f} [{row.dice_low:.3f}, {row.dice_high:.3f}] "
+        f"| {random[row.model]:.3f} |\n"
+        for row in unseen.itertuples()
+    ]
+    sweeps = pd.read_csv(compare / "groups.csv").merge(unseen.iloc[:1], on=["protocol", "model"])
+    seeds, (first, second, _) = unseen["seeds"].max(), verdict(summary, selected, group="sweep")
+    first = re.sub(r" \[.*?\]", "", first[:-1])  # the interval stands in the table
+    return f"""{PICTURE}
+*Left: {sweeps["frames"].sum()} real frames of {len(sweeps)} sweeps; seeds: {seeds}. \
+Right: a phantom frame, by networks trained with (blue) and without (orange) its sweep.*
+
+| network | Dice on unseen sweeps [95 % interval] | Dice on random frames |
+|:--|:--|:--|
+{"".join(rows)}
+**{first}; {second[0].lower()}{second[1:]}**
+"""
+
+
+def with_part(text: str, name: str, part: str) -> str:
+    """Return a text with the part of this name between its marks replaced."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not end:
+        raise ValueError(f"README lacks the marks <!-- {name} --> … <!-- /{name} -->")
+    return f"{before}<!-- {name} -->\n{part.strip()}\n{end}{after}"
+
+
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """Return the text of each page that has generated parts, written anew from the tables."""
+    first, results = root / "README.md", root / "results" / "README.md"
+    tables = results.read_text("utf-8")
+    for part in ("replication/steps.md", "compare/summary.md"):
+        table = (root / STUDY / part).read_text("utf-8")
+        tables = with_part(tables, Path(part).stem, table)
+    return {first: with_part(first.read_text("utf-8"), "front", front_text(root)), results: tables}
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--demo", type=Path, help="folder of an executed demo, e.g. results/demo")
+    options = parser.parse_args()
+    matplotlib.use("agg")
+    try:
+        if options.demo:
+            write_frame(options.demo, FRAME)
+        for path, text in pages().items():
+            path.write_text(text, "utf-8")
+        summary = pd.read_csv(ROOT / STUDY / "compare" / "summary.csv")
+        for theme in ("light", "dark"):
+            figure = front_figure(summary, read_frame(FRAME), group="sweep", theme=theme)
+            figure.savefig(ROOT / FRONT / f"{theme}.png", dpi=180)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("written: README.md, results/README.md and the figure of the front page")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
