@@ -47,7 +47,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quic
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab app node test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,9 @@ app: $(READY)  ## the selected model in a browser, on 127.0.0.1: MODEL=<release>
 	@$(BIN)/streamlit run app/streamlit_app.py --server.address=127.0.0.1 --server.port=$(PORT) \
 		--server.headless=true -- --model $(call quote,$(RELEASE))
 
+unit: $(READY)  ## tests without network, browser or daemons, under a minute on two cores
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not study'
+
 test: lint demo packages  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
@@ -168,11 +171,13 @@ reference: quickstart demo  ## make results/reference/demo from the quickstart's
 	@cd results/demo/compare && cp $(filter-out cost.csv mixed.csv,$(notdir $(wildcard results/demo/compare/*.csv))) \
 		summary.md details.md selected.json frames.png ../../reference/demo/
 	@$(BIN)/python tools/demo_release.py results/demo/deploy results/reference/demo-release
+	@$(BIN)/python tools/front_page.py --demo results/demo
 
 publish: $(READY)  ## copy a finished study's tables, and no picture, to results/reference: PARAMETERS=…
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
 	@cd results/$(STUDY) && find compare replication audit runs -name '*.csv' -o -name '*.md' -o -name '*.json' \
 		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
+	@$(BIN)/python tools/front_page.py
 
 # pip's isolated build would fetch setuptools; the lock's is here.
 wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install where there is no repository

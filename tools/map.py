@@ -3,6 +3,7 @@
 python tools/map.py
 """
 
+import argparse
 import ast
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def with_files(page: str) -> str:
 
 def main() -> int:
     """Run the command line."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     PAGE.write_text(with_files(PAGE.read_text("utf-8")), "utf-8")
     print(f"written: {PAGE.relative_to(ROOT)}")
     return 0

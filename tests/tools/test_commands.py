@@ -1,0 +1,229 @@
+"""Every command in README, CONTRIBUTING and docs/ exists, takes its options, and does something."""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")]
+PAGES += [ROOT / "benchmarks" / "README.md"]
+TOOLS = "make|python|papermill|snakemake|pytest|streamlit"
+START = re.compile(rf"[!%]?(?:[A-Z_]+=\S+ +)*({TOOLS}) ")
+# Paths that stand for a reader's own; `mine` is the name of a study of theirs in all pages.
+OWN = re.compile(r"<|…|\*|^(path/to|results|kaggle|/disk)/|^(DIR|release|frames|masks|out)\b|mine")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+}
+
+
+class Command(NamedTuple):
+    page: str
+    tool: str
+    words: tuple[str, ...]  # without the tool
+
+    def __str__(self) -> str:
+        return " ".join((self.page, self.tool, *self.words))
+
+
+def code_lines(text: str) -> list[str]:
+    """Return the lines of fenced and indented code, continued lines joined, and `code` in prose."""
+    text = re.sub(r"<[\w ]+>", lambda hit: hit[0].replace(" ", "-"), text.replace("\\\n", " "))
+    fenced = re.findall(r"(?ms)^```(?:\w*)\n(.*?)^```", text)
+    rest = re.sub(r"(?ms)^```.*?^```", "", text)
+    indented = re.findall(r"(?m)^(?: {4,}|\t)(.+)$", rest)
+    inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"(?m)^    .*$", "", rest))
+    lines = [line for block in fenced for line in block.splitlines()] + indented
+    return [part.strip() for line in lines for part in re.sub(r"\s+#.*", "", line).split("&&")] + [
+        " ".join(code.split()) for code in inline
+    ]
+
+
+def commands_of(text: str, page: str) -> list[Command]:
+    found = []
+    for line in code_lines(text):
+        if start := START.match(line + " "):
+            words = shlex.split(line[start.end(1) :])
+            found.append(Command(page, start[1], tuple(word for word in words if word != "…")))
+    return found
+
+
+COMMANDS = sorted({c for page in PAGES for c in commands_of(page.read_text("utf-8"), page.name)})
+
+
+def by_tool(*tools: str) -> list:
+    return [pytest.param(each, id=str(each)) for each in COMMANDS if each.tool in tools]
+
+
+def run(*words, cwd: Path = ROOT, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=ENVIRONMENT | more, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+
+
+@functools.cache
+def help_of(*program: str) -> str:
+    """Return what `--help` says; a program without a parser, which says nothing, fails here."""
+    done = run(sys.executable, *program, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:"), f"{' '.join(program)} has no command line"
+    return done.stdout
+
+
+def check_files(words) -> None:
+    """Each word that looks like a file of the repository is one."""
+    for word in words:
+        name = word.partition("=")[2] or word
+        if re.search(r"/\S*\.\w+$", name) and not re.search(r"://", name) and not OWN.search(name):
+            assert (ROOT / name).exists(), f"there is no {name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Text\n\n    make demo    # note\n", ["make demo"]),
+        ("```bash\nA=1 python -m x \\\n  --y z && make b\n```\n", ["python -m x --y z", "make b"]),
+        ("- so `make\n  demo` or ``no``\n", ["make demo"]),
+        ("    !cd a && make env\n    makes nothing\n", ["make env"]),
+    ],
+)
+def test_commands_are_found_in_a_text(text, found):
+    assert [" ".join((c.tool, *c.words)) for c in commands_of(text, "")] == found
+
+
+def test_commands_are_found_in_the_pages():
+    assert {command.tool for command in COMMANDS} >= {"make", "python", "papermill", "snakemake"}
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize("command", by_tool("make"))
+def test_make_has_the_target_and_the_variables(command):
+    names = [word.partition("=")[0] for word in command.words if "=" in word]
+    unknown = [name for name in names if not re.search(rf"(?m)^{name} \?=|\$\({name}\)", MAKEFILE)]
+    assert not unknown, f"the Makefile reads no {', '.join(unknown)}"
+    check_files(command.words)
+    words = [word.translate(str.maketrans("", "", "<>")) for word in command.words]
+    for i, word in enumerate(words):
+        if word.startswith("PARAMETERS=") and not (ROOT / word[11:]).exists():
+            words[i] = "PARAMETERS=parameters/demo.yaml"  # of a reader's own, see check_files
+    done = run("make", "-n", "-o", ".venv/.ready", "-o", ".venv-bench/.ready", *words)
+    assert done.returncode == 0 or "no model there" in done.stderr, done.stderr
+    assert done.stdout or "no model there" in done.stderr  # a target that does something
+
+
+@pytest.mark.study  # starts programs
+@pytest.mark.parametrize("command", by_tool("python"))
+def test_python_programs_have_a_command_line_with_these_options(command):
+    first, *rest = command.words
+    if first == "-c":
+        for node in ast.walk(ast.parse(rest[0])):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+        return
+    if first == "-m" and not rest[0].startswith("thyroid_lib"):
+        assert importlib.util.find_spec(rest[0]), rest[0]
+        return
+    program = ("-m", rest.pop(0)) if first == "-m" else (first,)
+    assert program[0] == "-m" or (ROOT / first).is_file(), f"there is no {first}"
+    known = help_of(*program)
+    options = [word.partition("=")[0] for word in rest if re.match("--?[a-z]", word)]
+    if options and re.search(rf"\{{[\w,]*\b{re.escape(rest[0])}\b[\w,]*\}}", known):
+        known += help_of(*program, rest[0])  # a subcommand
+    assert [option for option in options if option not in known] == []
+    check_files(rest)
+
+
+@pytest.mark.parametrize("command", by_tool("papermill"))
+def test_papermill_gets_a_notebook_and_parameters_that_it_has(command):
+    cells = nbformat.read(ROOT / command.words[0], as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    known = {
+        node.targets[0].id for node in ast.parse(tagged[0].source).body if hasattr(node, "targets")
+    }
+    given = [b for a, b in zip(command.words, command.words[1:], strict=False) if a in ("-p", "-r")]
+    assert set(given) <= known
+    assert len(command.words) >= 2
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("command", by_tool("snakemake"))
+def test_snakemake_plans_the_study(command, tmp_path):
+    check_files(command.words)
+    for option in ("--profile", "--configfile"):
+        if option in command.words:
+            assert (ROOT / command.words[command.words.index(option) + 1]).exists()
+    if "--profile" in command.words:
+        pytest.importorskip("snakemake_executor_plugin_slurm")
+        return  # a cluster's data do not lie here
+    done = run("snakemake", "-n", *command.words, THYROID_RESULTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "3-train" in done.stdout + done.stderr or "train" in done.stdout
+
+
+@pytest.mark.parametrize("command", by_tool("pytest", "streamlit"))
+def test_files_given_to_other_programs_are_there(command):
+    check_files(command.words)
+
+
+def segment(command: Command, folder: Path) -> list[Path]:
+    """Carry out a documented segmentation on a frame of noise; return the masks."""
+    words = list(command.words)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
+    (folder / "given").mkdir()
+    Image.fromarray(noise).save(folder / "given" / "one.png")
+    model = folder / "model"
+    shutil.copytree(ROOT / "results" / "reference" / "demo-release", model)
+    for option, value in (("--model", model), ("--images", "given"), ("--out", "made")):
+        words[words.index(option) + 1] = str(value)
+    done = run(sys.executable, *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return list((folder / "made").glob("*.png"))
+
+
+SEGMENTING = [each for each in by_tool("python") if "--images" in each.values[0].words]
+COMPARING = [
+    each for each in by_tool("python") if "thyroid_lib.study.verify" in each.values[0].words
+]
+
+
+@pytest.mark.study  # starts programs
+@pytest.mark.parametrize("command", SEGMENTING)
+def test_a_documented_segmentation_writes_masks(command, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert len(segment(command, tmp_path)) == 1
+
+
+@pytest.mark.study  # starts programs
+@pytest.mark.parametrize("command", COMPARING)
+def test_a_documented_comparison_answers(command, tmp_path):
+    demo = ROOT / "results" / "reference" / "demo"
+    other = tmp_path / "other"
+    shutil.copytree(demo, other)
+    program = (sys.executable, "-m", "thyroid_lib.study.verify", demo)
+    assert run(*program, other).returncode == 0
+    (other / "summary.csv").write_text("protocol\n")
+    done = run(*program, other)
+    assert done.returncode != 0
+    assert "summary.csv" in done.stdout + done.stderr
+
+
+def test_there_is_something_to_carry_out():
+    assert SEGMENTING
+    assert COMPARING
