@@ -1,7 +1,7 @@
-"""What the site shows beside docs/: the executed demo, where it lies, without a copy in git.
+"""A hook of mkdocs: it adds the executed demo and its figure to the site, without a copy in git.
 
-A hook of mkdocs, named in mkdocs.yml. Of the trainings one of each model is shown: the held-out
-sweeps, first seed.
+mkdocs.yml names this file. Of the trainings, one per network is shown: the first seed on held-out
+sweeps.
 """
 
 import re
@@ -10,18 +10,27 @@ from pathlib import Path
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "results" / "reference" / "demo"
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 SHOWN = re.compile(r"\d-[a-z]+|3-train-\w+-grouped-fold0-seed0")
+# Scripts with an address, scripts that import one, and the pictures of badges, whose words stay.
+FETCHING = (
+    (r"<script[^>]*\bsrc=[\"'][^\"']*(?:https?:|none\.js)[^>]*>\s*</script>", ""),
+    (
+        r"<script\b[^>]*>(?:(?!</script>).)*?\bimport\([\"']https?:(?:(?!</script>).)*</script>",
+        "",
+    ),
+    (r"<img\b[^>]*\balt=\"(Open in \w+)\"[^>]*>", r"\1"),
+)
 
 
 def notebooks() -> list[Path]:
     """Return the executed notebooks that are shown, in their order."""
-    return [path for path in sorted(DEMO.glob("*.ipynb")) if SHOWN.fullmatch(path.stem)]
+    paths = sorted((REFERENCE / "demo").glob("*.ipynb"))
+    return [path for path in paths if SHOWN.fullmatch(path.stem)]
 
 
 def title(path: Path) -> str:
-    """Return a notebook's title for the list of pages: "3 train: unet"."""
+    """Return a notebook's title in the menu, e.g. "3 train: unet"."""
     words = path.stem.removesuffix("-grouped-fold0-seed0").split("-")
     return " ".join(words[:2]) + (f": {words[2]}" if len(words) > 2 else "")
 
@@ -35,39 +44,28 @@ def on_config(config):
     return config
 
 
-@event_priority(100)  # before mkdocs-jupyter, which takes the notebooks up
+@event_priority(100)  # before mkdocs-jupyter, which converts the notebooks
 def on_files(files, config):
-    for path in (*notebooks(), *DEMO.glob("frames.png")):
-        name = f"demo/{path.name}"
-        files.append(File(name, str(DEMO.parent), config.site_dir, config.use_directory_urls))
+    for path in (*notebooks(), *REFERENCE.glob("front-page/*.png")):
+        name = path.relative_to(REFERENCE).as_posix()
+        files.append(File(name, str(REFERENCE), config.site_dir, config.use_directory_urls))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Let docs/ name what the demo left by its place in the repository, as GitHub needs it."""
-    return markdown.replace("../results/reference/demo/", "demo/")
+    """Replace paths in the repository, which GitHub needs, by paths on the site."""
+    return markdown.replace("../results/reference/", "")
 
 
 def on_page_context(context, page, config, nav):
-    """Leave a notebook the width of the table of contents: its code and tables need it."""
+    """Hide the table of contents beside a notebook: code and tables need the width."""
     if page.file.src_uri.startswith("demo/"):
         page.meta["hide"] = ["toc"]
     return context
 
 
 def on_post_page(output, page, config):
-    """Take out what a notebook's page would fetch from elsewhere; nothing here needs it.
-
-    These are scripts with an address, scripts that import one (diagrams, of which there are none),
-    and the pictures of the badges, whose words stay.
-    """
-    output = re.sub(
-        r"<script[^>]*\bsrc=[\"'][^\"']*(?:https?:|none\.js)[^>]*>\s*</script>", "", output
-    )
-    output = re.sub(
-        r"<script\b[^>]*>(?:(?!</script>).)*?\bimport\([\"']https?:(?:(?!</script>).)*</script>",
-        "",
-        output,
-        flags=re.S,
-    )
-    return re.sub(r"<img\b[^>]*\balt=\"(Open in \w+)\"[^>]*>", r"\1", output)
+    """Remove everything that a notebook's page would fetch from other machines."""
+    for pattern, replacement in FETCHING:
+        output = re.sub(pattern, replacement, output, flags=re.S)
+    return output

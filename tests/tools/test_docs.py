@@ -1,4 +1,7 @@
-"""The site builds, asks nobody for anything, and every link in it and in README leads somewhere."""
+"""The site builds and fetches nothing from elsewhere; links and paths in all documents exist.
+
+What documents say to run: `test_commands.py`.
+"""
 
 import importlib.util
 import re
@@ -11,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+
+import map as library_map  # tools/map.py
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(r"(?:https?:)?//|mailto:|data:|javascript:")
@@ -36,7 +41,7 @@ def build(project: Path) -> subprocess.CompletedProcess:
 
 
 class Page(HTMLParser):
-    """What a page links to, what it fetches by itself, and its anchors."""
+    """The links of a page, what it fetches by itself, and its anchors."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -57,12 +62,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    project = copy_docs(tmp_path_factory.mktemp("docs"), "results/reference/demo")
+    shown = "results/reference/demo", "results/reference/front-page"
+    project = copy_docs(tmp_path_factory.mktemp("docs"), *shown)
     done = build(project)
     assert done.returncode == 0, done.stdout + done.stderr
     return project / "site"
 
 
+@pytest.mark.study  # builds the site, as do those below that take it
 def test_every_link_and_anchor_of_the_site_is_there(site):
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 12
@@ -87,6 +94,7 @@ def test_every_link_and_anchor_of_the_site_is_there(site):
     assert seen > 200
 
 
+@pytest.mark.study
 def test_a_page_fetches_nothing_from_elsewhere(site):
     for path in site.rglob("*.html"):
         assert not [url for url in Page(path).fetched if url and re.match("(https?:)?//", url)], (
@@ -97,6 +105,7 @@ def test_a_page_fetches_nothing_from_elsewhere(site):
         assert not found, path
 
 
+@pytest.mark.study
 def test_the_executed_demo_is_shown(site):
     stems = [path.stem for path in sorted((site / "demo").glob("*.html"))]
     assert {"1-preprocess", "2-audit", "4-compare"} <= set(stems)
@@ -107,6 +116,7 @@ def test_the_executed_demo_is_shown(site):
     assert "3 train: segnet" in index  # and not three of one title
 
 
+@pytest.mark.study
 def test_a_notebook_shows_neither_its_setup_nor_a_script_from_elsewhere(site):
     for path in (site / "demo").glob("*.html"):
         text = path.read_text(encoding="utf-8")
@@ -116,11 +126,13 @@ def test_a_notebook_shows_neither_its_setup_nor_a_script_from_elsewhere(site):
         assert re.search("md-sidebar--secondary[^>]* hidden", text), path  # width for the code
 
 
+@pytest.mark.study
 def test_the_first_page_has_a_figure_and_leads_to_what_was_executed(site):
     start = Page(site / "index.html")
-    assert "demo/frames.png" in start.fetched
-    reference = ROOT / "results" / "reference" / "demo" / "frames.png"
-    assert (site / "demo" / "frames.png").read_bytes() == reference.read_bytes()
+    assert "front-page/light.png" in start.fetched
+    for theme in ("light", "dark"):
+        kept = ROOT / "results" / "reference" / "front-page" / f"{theme}.png"
+        assert (site / "front-page" / f"{theme}.png").read_bytes() == kept.read_bytes()
     assert {"demo/0-quickstart.html", "demo/4-compare.html"} <= set(start.links)
 
 
@@ -149,6 +161,7 @@ def test_what_a_page_would_fetch_from_elsewhere_is_taken_out(before, after):
     assert hook.on_post_page(before, None, None) == after
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("link", ["nowhere.md", "statistics.md#nothing-of-that-name"])
 def test_a_broken_link_would_be_found(link, tmp_path):
     project = copy_docs(tmp_path)
@@ -156,8 +169,8 @@ def test_a_broken_link_would_be_found(link, tmp_path):
         file.write(f"\n[there]({link})\n")
     done = build(project)
     assert done.returncode != 0
-    told = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
-    assert any("sturdy.md" in line and link.partition("#")[0] in line for line in told), told
+    warnings = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
+    assert any("sturdy.md" in line and link.partition("#")[0] in line for line in warnings)
 
 
 def markdown_of(path: Path) -> str:
@@ -178,24 +191,51 @@ def anchors_of(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("results/reference/*.md")]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("results/**/README.md")]
 TEXTS += [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+by_text = pytest.mark.parametrize(
+    "path", sorted(TEXTS), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 
 
-@pytest.mark.parametrize("path", sorted(TEXTS), ids=lambda path: path.name)
-def test_links_of_texts_lead_to_what_is_there(path):
-    text = markdown_of(path)
-    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
+@by_text
+def test_links_and_pictures_of_texts_are_there(path):
+    text = without_code(markdown_of(path))
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", text)
+    for link in links:
         if OUTSIDE.match(link):
             continue
         file, _, anchor = unquote(link).partition("#")
         target = path.parent / file if file else path
-        assert target.exists(), f"{path.name}: {link}"
+        assert target.exists(), link
         if anchor:
-            assert anchor in anchors_of(markdown_of(target)), f"{path.name}: {link}"
+            assert anchor in anchors_of(markdown_of(target)), link
+
+
+@by_text
+def test_files_of_the_project_that_texts_name_are_there(path):
+    """Below the project's root or, for a file of the library, below `thyroid_lib`."""
+    named = re.findall(r"`([\w./-]+\.(?:py|ya?ml|ipynb|sh|toml|cff))`", markdown_of(path))
+    own = re.compile(r"architectures/|(parameters/)?mine\.yaml|out\.ipynb|kaggle/")
+    roots = ROOT, ROOT / "thyroid_lib", ROOT / "notebooks", path.parent
+    missing = [
+        name
+        for name in named
+        if not own.match(name)
+        and not any((root / name).exists() for root in roots)
+        and not list(ROOT.glob(f"thyroid_lib/*/{name}"))
+    ]
+    assert missing == []
 
 
 def test_every_page_is_reached_from_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [p.name for p in ROOT.glob("docs/*.md") if f"docs/{p.name}" not in text]
     assert set(missing) <= {"index.md"}, missing
+
+
+def test_the_map_lists_the_files_of_the_library():
+    text = library_map.PAGE.read_text(encoding="utf-8")
+    assert text == library_map.with_files(text), "run python tools/map.py"
+    undescribed = [line for line in text.splitlines() if re.fullmatch(r"\| `.*` \|\s*\|", line)]
+    assert undescribed == []

@@ -1,6 +1,5 @@
 """README's first screen and results/README.md are those of the committed tables."""
 
-import importlib.util
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,12 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import front_page as page  # tools/front_page.py
 from thyroid_lib.plots.front import front_figure
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("front_page", ROOT / "tools" / "front_page.py")
-page = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(page)
 
 
 def test_the_pages_are_those_of_the_committed_tables():
