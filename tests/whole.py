@@ -11,9 +11,12 @@ DELTA = 0.005
 
 
 @cache
-def compared(seeds: int = 3, groups: int = 12, random: bool = True) -> dict:
+def compared(
+    seeds: int = 3, groups: int = 12, random: bool = True, folds: int = 3, models: tuple = ()
+) -> dict:
     """Tables of a study of three models under `grouped` and, with `random`, under that too."""
-    results = study(seeds=seeds, groups=groups)
+    means = dict.fromkeys(models, 0.75)
+    results = study(means, seeds=seeds, groups=groups, folds=folds)
     if random:
         leaky = study({"unet": 0.9, "segnet": 0.88, "resunet": 0.91}, folds=1, protocol="random",
                       seeds=seeds, groups=groups)  # fmt: skip

@@ -33,6 +33,12 @@ def test_its_figures_are_those_of_the_tables():
     assert "nan" not in card
 
 
+def test_a_provisional_selection_is_marked_at_the_top():
+    assert "**The selection is provisional**" in card_of().split("## ")[0]
+    firm = compared()["selected"] | {"provisional": False}
+    assert "provisional**" not in card_of(selected=firm)
+
+
 def test_it_says_what_it_is_not_for():
     assert "Research use, not for diagnosis" in card_of()
     assert "phantoms drawn by this project" in card_of()

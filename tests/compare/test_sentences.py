@@ -114,18 +114,113 @@ def test_cost_is_told_against_the_cheapest():
         "unet asks for 1.50 times the multiply-adds of segnet, the cheapest, and its Dice is 0.100 "
         "higher."
     )
-    assert "fewest multiply-adds" in sentences.cost_sentence(table[:1])
+    assert "fewest multiply-adds" in sentences.cost_sentence(table.assign(multiply_adds=[20, 30]))
+    assert sentences.cost_sentence(table[:1]).startswith("unet is the only model")
 
 
-def test_selection_tells_tie_chance_and_few_seeds():
+def test_a_provisional_selection_is_called_so():
     made = compared()
     said = sentences.selection_sentence(made["selected"], made["ranks"])
-    assert "out of a tie of resunet, unet" in said
-    assert "Dropped: segnet." in said
-    assert "Seeds: 3; below 5 the order may be luck" in said
-    assert "luck" not in sentences.selection_sentence(
-        made["selected"] | {"seeds": 5}, made["ranks"]
+    assert said.startswith(
+        f"Selected, provisional: {made['selected']['best']}, which has the highest mean Dice under "
+        "grouped. Selecting by stability needs 5 groups and 5 seeds; this study has 12 groups "
+        "and 3 seeds. "
     )
+    assert "Dropped: segnet." in said
+    assert "of the resamples. Rule: candidates are" in said
+
+
+def test_a_selection_names_its_candidates_and_what_is_not_separated():
+    selected = {
+        "model": "b", "protocol": "grouped", "best": "a", "candidates": ["b", "a"],
+        "not_separated": ["c"], "dropped": [], "provisional": False, "seeds": 5, "groups": 9,
+        "delta": 0.005, "rule": "as declared",
+    }  # fmt: skip
+    ranks = pd.DataFrame({"protocol": "grouped", "model": list("abc"), "p_selected": [0.3, 0.7, 0]})
+    assert sentences.selection_sentence(selected, ranks) == (
+        "Selected: b, the first by the rule of the candidates. Within 0.005 Dice of the best mean: "
+        "b, a. Not separated from a: c. The rule selects b in 70 % of the resamples. Rule: as "
+        "declared."
+    )
+    said = sentences.selection_sentence(selected | {"candidates": ["b"]}, ranks)
+    assert said.startswith("Selected: b, the only model within 0.005 Dice of the best mean. Not")
+
+
+def all_of(made: dict) -> dict[str, str]:
+    """Every sentence of the comparison's notebook, by name."""
+    table, ranks, scores = made["table"], made["ranks"], made["scores"]
+    part = scores[(scores["fold"] == 0) & (scores["seed"] == 0)]
+    picked = part.drop_duplicates("case_id").head(3).assign(rank=["best", "median", "worst"])
+    return {
+        "best": sentences.best_sentence(table, ranks),
+        "protocol": sentences.protocol_sentence(table),
+        "difference": sentences.difference_sentence(made["differences"], delta=DELTA),
+        "power": sentences.power_sentence(made["differences"]),
+        "mixed": sentences.mixed_sentence(made["differences"], made["mixed"]),
+        "groups": sentences.groups_sentence(scores),
+        "stability": sentences.stability_sentence(made["stability"], seeds=3),
+        "thresholds": sentences.threshold_sentence(made["thresholds"]),
+        "calibration": sentences.calibration_sentence(table),
+        "failures": sentences.failures_sentence(scores),
+        "frames": sentences.frames_sentence(picked, part),
+        "cost": sentences.cost_sentence(table),
+        "selection": sentences.selection_sentence(made["selected"], ranks),
+    }
+
+
+NONSENSE = ("100 % of the resamples", "win 0.000", "nan", "  ", "0 of 0", "(0.00 per", " and .")
+
+
+def test_one_group_gives_no_nonsense():
+    said = all_of(compared(groups=1, folds=1, random=False))
+    assert not [(s, n) for s in said.values() for n in NONSENSE if n in s]
+    assert "(a single group: no interval)" in said["best"]
+    assert "too narrow" not in said["best"]
+    assert said["groups"].startswith("There is one group, g00, at ")
+    assert "A single group cannot be resampled" in said["selection"]
+    assert "this study has 1 group and 3 seeds" in said["selection"]
+    assert "a single group gives no interval" in said["difference"]
+
+
+def test_one_model_gives_no_nonsense():
+    said = all_of(compared(models=("unet",), random=False))
+    assert not [(s, n) for s in said.values() for n in NONSENSE if n in s]
+    assert "unet, the only model, has Dice" in said["best"]
+    assert said["selection"] == "Selected: unet, the only model (12 groups and 3 seeds)."
+    assert "leads" not in said["groups"]
+    assert said["stability"].startswith("Of the only model: S1 (0.")
+    assert "best first" not in said["calibration"]
+    assert "most parts" not in said["failures"]
+
+
+def test_models_that_tie_share_the_lead():
+    made = compared(models=("unet",), random=False)
+    table = pd.concat([made["table"], made["table"].assign(model="segnet")])
+    ranks = pd.concat([made["ranks"], made["ranks"].assign(model="segnet")])
+    said = sentences.best_sentence(table, ranks)
+    assert "Under grouped, unet and segnet share the highest Dice, " in said
+    both = pd.concat([made["scores"], made["scores"].assign(model="segnet")])
+    assert sentences.groups_sentence(both).startswith("Of 12 groups, models tie in 12; the hardest")
+
+
+def test_a_threshold_that_wins_nothing_is_not_said_to_win():
+    made = compared()
+    said = sentences.threshold_sentence(made["thresholds"])
+    assert said == (
+        "No other threshold than 0.50 wins 0.001 Dice for resunet, segnet and unet; none was "
+        "picked on test."
+    )
+    better = made["thresholds"].copy()
+    better.loc[better["model"] == "unet", "0.60"] = better["0.50"] + 0.01
+    assert sentences.threshold_sentence(better) == (
+        "Another threshold than 0.50 would at best win unet 0.010 Dice at 0.60; no other threshold "
+        "than 0.50 wins 0.001 Dice for resunet and segnet; none was picked on test."
+    )
+
+
+def test_a_failure_that_no_model_has_is_said_so():
+    scores = compared()["scores"].assign(missed_parts=0)
+    assert sentences.failures_sentence(scores).startswith("No model misses a part and ")
 
 
 def test_every_sentence_is_one_line_without_gaps():

@@ -249,7 +249,7 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_large_file():
-    assert [path.name for path in tracked_files() if path.stat().st_size > 1_500_000] == []
+    assert [path.name for path in tracked_files() if path.stat().st_size > 2_000_000] == []
 
 
 def test_no_machines_own_paths_or_hosts():

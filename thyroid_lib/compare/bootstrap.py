@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 SEEDS_FOR_STABILITY = 5
+GROUPS_FOR_SELECTION = 5  # below, a selection is provisional
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)

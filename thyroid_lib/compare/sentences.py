@@ -8,6 +8,7 @@ import pandas as pd
 
 from thyroid_lib.compare.bootstrap import (
     FEW_GROUPS,
+    GROUPS_FOR_SELECTION,
     SEEDS_FOR_STABILITY,
     cube,
     macro_estimate,
@@ -15,6 +16,8 @@ from thyroid_lib.compare.bootstrap import (
 )
 from thyroid_lib.compare.stability import threshold_columns
 from thyroid_lib.compare.tables import group_means
+
+NOTICED = 0.0005  # Dice that three digits show
 
 
 def _deciding(table: pd.DataFrame) -> pd.DataFrame:
@@ -32,29 +35,37 @@ def count_of(number: int, what: str) -> str:
 
 def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     """Read the estimates: who leads, from where to where, and how often; `summary` and `ranks`."""
-    best = _deciding(table).iloc[0]
+    part = _deciding(table)
+    best = part.iloc[0]
+    leaders = list(part.loc[part["dice"] == best["dice"], "model"])
     chance = _deciding(ranks).set_index("model").loc[best["model"], "p_best"]
     between = (
         f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]"
         if np.isfinite(best["dice_low"])
         else " (a single group: no interval)"
     )
-    return (
-        f"Under {best['protocol']}, {best['model']} has the highest Dice, {best['dice']:.3f}"
-        f"{between}, and leads in {100 * chance:.0f} % of the resamples."
-        + conditional_sentence(table)
-    )
+    if len(part) == 1:
+        said = f"{best['model']}, the only model, has Dice {best['dice']:.3f}{between}"
+    elif len(leaders) > 1:
+        said = f"{_join(leaders)} share the highest Dice, {best['dice']:.3f}"
+    else:
+        said = f"{best['model']} has the highest Dice, {best['dice']:.3f}{between}"
+        if np.isfinite(chance):
+            said += f", and leads in {100 * chance:.0f} % of the resamples"
+    return f"Under {best['protocol']}, {said}.{conditional_sentence(table)}"
 
 
 def conditional_sentence(table: pd.DataFrame) -> str:
     """Say, with a blank before it, which intervals promise too much and why; or ""."""
     said = ""
-    if marked := list(dict.fromkeys(table.loc[table["conditional"], "protocol"])):
+    if marked := list(
+        dict.fromkeys(table[table["conditional"] & (table["groups"] > 1)]["protocol"])
+    ):
         said += (
             f" † Under {_join(marked)} the intervals are conditional on the trained runs: other "
             "seeds could move the figures further than they show."
         )
-    few = table[table["groups"] < FEW_GROUPS].drop_duplicates("protocol")
+    few = table[table["groups"].between(2, FEW_GROUPS - 1)].drop_duplicates("protocol")
     if counts := [f"{count_of(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
         said += f" Intervals from {_join(counts)} are too narrow."
     return said
@@ -72,7 +83,7 @@ def protocol_sentence(table: pd.DataFrame) -> str:
     )
     return (
         f"Random frames against unseen groups: {each}. The random split adds "
-        f"{gaps.mean():.3f} Dice on average over the models."
+        f"{gaps.mean():.3f} Dice{' on average over the models' * (len(gaps) > 1)}."
     )
 
 
@@ -81,6 +92,8 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
     part = _deciding(differences)
     if not len(part):
         return "One model alone: there is no difference to tell."
+    if part["groups"].iloc[0] == 1:
+        return f"Under {part['protocol'].iloc[0]} a single group gives no interval: pairs are open."
     said = []
     for pair in part.itertuples():
         gap = f"{abs(pair.difference):.3f} Dice"
@@ -127,20 +140,26 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     alike = (apart == apart_mixed) & (np.sign(fitted["low"]) == np.sign(fitted["low_mixed"]))
     alike |= ~apart & ~apart_mixed
     said = f"The mixed model agrees on {alike.sum()} of {len(fitted)} pairs"
+    if not len(fitted):
+        said = "No pair has an interval by both the bootstrap and the mixed model"
     return said + (f" (note: {'; '.join(notes)})." if notes else ".")
 
 
 def groups_sentence(scores: pd.DataFrame) -> str:
     """Read the groups: who leads in how many, and which is hardest."""
     means = _deciding(group_means(scores)).pivot(index="group", columns="model", values="dice")
-    leads = means.idxmax(axis=1).value_counts().sort_index()
+    top = means.eq(means.max(axis=1), axis=0)
+    alone = top[top.sum(axis=1) == 1].sum()
+    leads = [f"{model} leads in {count}" for model, count in alone.items() if count]
+    tied = len(means) - alone.sum()
+    leads += [f"models tie in {tied}"] * bool(tied)
     hardest = means.mean(axis=1).idxmin()
-    return (
-        f"Of {count_of(len(means), 'group')}, "
-        + _join([f"{model} leads in {count}" for model, count in leads.items()])
-        + f"; the hardest is {hardest}, at {means.loc[hardest].min():.3f} to "
-        f"{means.loc[hardest].max():.3f} Dice."
-    )
+    low, high = means.loc[hardest].min(), means.loc[hardest].max()
+    span = f"{low:.3f}" + f" to {high:.3f}" * (means.shape[1] > 1)
+    if len(means) == 1:
+        return f"There is one group, {hardest}, at {span} Dice."
+    who = f"{_join(leads)}; " if means.shape[1] > 1 else ""
+    return f"Of {count_of(len(means), 'group')}, {who}the hardest is {hardest}, at {span} Dice."
 
 
 def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
@@ -219,6 +238,8 @@ def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
         else ""
     )
     first = "Steadiest" if seeds >= SEEDS_FOR_STABILITY else "Steadiest in the trained runs"
+    if part["model"].nunique() == 1:
+        first, said = "Of the only model", [each.partition(" by ")[2] for each in said]
     return f"{first}: {_join(said)}.{few}"
 
 
@@ -228,20 +249,25 @@ def threshold_sentence(thresholds: pd.DataFrame) -> str:
     cubes = [cube(part, part["protocol"].iloc[0], name) for name in columns]
     curves = np.array([macro_estimate(of.values) for of in cubes])  # (T,M)
     half = curves[columns.index("0.50")]
+    gains = curves.max(axis=0) - half
     each = [
         f"{model} {gain:.3f} Dice at {columns[place]}"
-        for model, gain, place in zip(
-            cubes[0].models, curves.max(axis=0) - half, curves.argmax(axis=0), strict=True
-        )
+        for model, gain, place in zip(cubes[0].models, gains, curves.argmax(axis=0), strict=True)
+        if gain >= NOTICED
     ]
-    return f"Another threshold than 0.50 would at best win {_join(each)}; none was picked on test."
+    rest = [model for model, gain in zip(cubes[0].models, gains, strict=True) if gain < NOTICED]
+    said = [f"another threshold than 0.50 would at best win {_join(each)}"] * bool(each)
+    said += [f"no other threshold than 0.50 wins 0.001 Dice for {_join(rest)}"] * bool(rest)
+    said = "; ".join([*said, "none was picked on test."])
+    return said[0].upper() + said[1:]
 
 
 def calibration_sentence(table: pd.DataFrame) -> str:
     """Read the diagram: calibration errors, from `summary`."""
     part = _deciding(table).sort_values(["ece", "model"])
     each = [f"{row.model} {row.ece:.3f}" for row in part.itertuples()]
-    return f"Expected calibration error, weighed by pixels, best first: {_join(each)}."
+    order = ", best first" * (len(each) > 1)
+    return f"Expected calibration error, weighed by pixels{order}: {_join(each)}."
 
 
 def failures_sentence(scores: pd.DataFrame) -> str:
@@ -250,12 +276,14 @@ def failures_sentence(scores: pd.DataFrame) -> str:
     for column, verb in (("missed_parts", "misses"), ("false_parts", "invents")):
         means = _deciding(group_means(scores, column))
         each = means.groupby("model")[column].mean()
+        if each.max() == 0:
+            said.append(f"no model {verb} a part")
+            continue
         mine = means[means["model"] == each.idxmax()].set_index("group")[column]
-        said.append(
-            f"{each.idxmax()} {verb} most parts ({each.max():.2f} per frame; in group "
-            f"{mine.idxmax()} {mine.max():.2f})"
-        )
-    return f"{_join(said)}."
+        where = f"; in group {mine.idxmax()} {mine.max():.2f}" * (len(mine) > 1)
+        most = " most" * (len(each) > 1)
+        said.append(f"{each.idxmax()} {verb}{most} parts ({each.max():.2f} per frame{where})")
+    return f"{_join(said).replace('no model', 'No model', said[0].startswith('no '))}."
 
 
 def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
@@ -266,6 +294,9 @@ def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
         f"{spread.loc[row.case_id, 'max']:.2f}"
         for row in picked.itertuples()
     ]
+    if part["model"].nunique() == 1:
+        each = [f"{row.rank} {row.case_id}: {row.dice:.2f}" for row in picked.itertuples()]
+        return f"Dice of the only model, {_join(each)}."
     return f"Dice from the weakest to the strongest model, {_join(each)}."
 
 
@@ -274,6 +305,8 @@ def cost_sentence(table: pd.DataFrame) -> str:
     part = _deciding(table)
     best = part.iloc[0]
     cheap = part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
+    if len(part) == 1:
+        return f"{best['model']} is the only model: there is no cost to compare."
     if best["model"] == cheap["model"]:
         return f"{best['model']} has the highest Dice and the fewest multiply-adds."
     return (
@@ -284,16 +317,29 @@ def cost_sentence(table: pd.DataFrame) -> str:
 
 
 def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
-    """Say in words what `select` did, how often it would do so, and what few seeds leave open."""
-    name, protocol = selected["model"], selected["protocol"]
-    dropped = f" Dropped: {', '.join(selected['dropped'])}." if selected["dropped"] else ""
-    tie = ""
-    if len(selected["tied"]) > 1:
-        tie = f", out of a tie of {', '.join(selected['tied'])} (best Dice: {selected['best']})"
-    row = ranks[(ranks["protocol"] == protocol) & (ranks["model"] == name)].iloc[0]
-    few = selected["seeds"] < SEEDS_FOR_STABILITY
-    doubt = f" Seeds: {selected['seeds']}; below {SEEDS_FOR_STABILITY} the order may be luck."
-    return (
-        f"Selected: {name}{tie}.{dropped} The rule picks it in {100 * row['p_selected']:.0f} % of "
-        f"the resamples. Rule: {selected['rule']}.{doubt * few}"
-    )
+    """Say in words what `select` did, how often it would do so, and whether it is provisional."""
+    name, protocol, delta = selected["model"], selected["protocol"], selected["delta"]
+    part = ranks[ranks["protocol"] == protocol].set_index("model")
+    chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
+    size = f"{count_of(selected['groups'], 'group')} and {count_of(selected['seeds'], 'seed')}"
+    if len(part) == 1:
+        return f"Selected: {name}, the only model ({size})."
+    if selected["provisional"]:
+        said = f"Selected, provisional: {name}, which has the highest mean Dice under {protocol}. "
+        said += f"Selecting by stability needs {GROUPS_FOR_SELECTION} groups and "
+        said += f"{SEEDS_FOR_STABILITY} seeds; this study has {size}."
+    elif len(candidates) == 1:
+        said = f"Selected: {name}, the only model within {delta} Dice of the best mean."
+    else:
+        said = f"Selected: {name}, the first by the rule of the candidates."
+    for title, models in (
+        (f"Within {delta} Dice of the best mean", candidates if len(candidates) > 1 else []),
+        (f"Not separated from {selected['best']}", selected["not_separated"]),
+        ("Dropped", selected["dropped"]),
+    ):
+        said += f" {title}: {', '.join(models)}." * bool(models)
+    if np.isfinite(chance):
+        said += f" The rule selects {name} in {100 * chance:.0f} % of the resamples."
+    else:
+        said += " A single group cannot be resampled: P(selected) is not known."
+    return f"{said} Rule: {selected['rule']}."

@@ -143,6 +143,7 @@ def release(
         for each in about["models"].values():
             files |= {file: Path(scratch, file).read_bytes() for file in each.values()}
     about |= {"selected": name, "protocol": selected["protocol"], "study": store.parent.name}
+    about["provisional"] = selected.get("provisional", False)  # absent from older selections
     files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"

@@ -50,7 +50,8 @@ def released_sentence(about: dict) -> str:
     agree = sum(run["agreement"]["agrees"] for run in runs)
     return (
         f"{agree} of {len(runs)} exports give the masks that torch gives; the release opens with "
-        f"{about['selected']}, which the comparison selected."
+        f"{about['selected']}, which the comparison selected"
+        f"{' provisionally' * about.get('provisional', False)}."
     )
 
 
