@@ -122,37 +122,42 @@ CHOSEN = {"model": "unet", "provisional": True, "not_separated": [], "dropped": 
 VERDICTS = {
     "both protocols": (
         BOTH, CHOSEN,
-        "U-Net (provisionally selected) has Dice 0.700 [0.600, 0.800] on groups that it was not "
-        "trained on. On frames drawn at random it has 0.900, 0.200 more: those have near-copies "
-        "among its training frames. SegNet is behind U-Net.",
+        "U-Net (provisionally selected) has Dice 0.70 [0.60, 0.80] on groups that it was not "
+        "trained on. On frames drawn at random it has 0.90, which is 0.20 more: these have "
+        "near-copies in the training set. SegNet is behind U-Net.",
     ),
     "an older selection": (
         BOTH, {"model": "segnet", "kept": ["segnet", "unet"], "dropped": []},
-        "SegNet (selected) has Dice 0.500 [0.400, 0.600] on groups that it was not trained on. On "
-        "frames drawn at random it has 0.800, 0.300 more: those have near-copies among its "
-        "training frames. No other network is clearly behind it.",
+        "SegNet (selected) has Dice 0.50 [0.40, 0.60] on groups that it was not trained on. On "
+        "frames drawn at random it has 0.80, which is 0.30 more: these have near-copies in the "
+        "training set. No other network is clearly behind it.",
     ),
     "no random protocol": (
         UNSEEN, CHOSEN | {"provisional": False, "dropped": [], "not_separated": ["segnet"]},
-        "U-Net (selected) has Dice 0.700 [0.600, 0.800] on groups that it was not trained on. The "
+        "U-Net (selected) has Dice 0.70 [0.60, 0.80] on groups that it was not trained on. The "
         "gap between random frames and unseen groups was not measured. SegNet is not separated "
         "from U-Net.",
     ),
     "random protocol alone, no selection": (
         BOTH[2:], {},
-        "U-Net (the best by its mean; nothing was selected) has Dice 0.900 [0.800, 1.000] on "
+        "U-Net (the best by its mean; nothing was selected) has Dice 0.90 [0.80, 1.00] on "
         "frames drawn at random. The gap between random frames and unseen groups was not measured. "
         "No other network is clearly behind it.",
     ),
     "one network, one group": (
         ONE.assign(dice_low=float("nan"), dice_high=float("nan")), {"model": "mine"},
-        "mine (selected) has Dice 0.700 on groups that it was not trained on. The gap between "
+        "mine (selected) has Dice 0.70 on groups that it was not trained on. The gap between "
         "random frames and unseen groups was not measured. No other network was compared.",
+    ),
+    "no gap": (
+        summary(("grouped", "unet", 0.701), ("random", "unet", 0.699)), {"model": "unet"},
+        "U-Net (selected) has Dice 0.70 [0.60, 0.80] on groups that it was not trained on. On "
+        "frames drawn at random it has 0.70, which is the same. No other network was compared.",
     ),
     "random frames harder": (
         summary(("grouped", "unet", 0.7), ("random", "unet", 0.6)), {"model": "gone"},
-        "U-Net (selected) has Dice 0.700 [0.600, 0.800] on groups that it was not trained on. On "
-        "frames drawn at random it has 0.600, 0.100 less. No other network was compared.",
+        "U-Net (selected) has Dice 0.70 [0.60, 0.80] on groups that it was not trained on. On "
+        "frames drawn at random it has 0.60, which is 0.10 less. No other network was compared.",
     ),
 }  # fmt: skip
 

@@ -125,21 +125,21 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     best = table["dice"].idxmax()
     name = selected.get("model")
     name = name if name in table.index else best
-    dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]]
-    interval = f" [{low:.3f}, {high:.3f}]" if low <= high else ""  # NaN with a single group
+    dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]].astype(float).round(2)
+    interval = f" [{low:.2f}, {high:.2f}]" if low <= high else ""  # NaN with a single group
     tested = {"random": "frames drawn at random", "official": "the official test frames"}
     tested = tested.get(deciding, f"{group}s that it was not trained on")
     status = "provisionally selected" if selected.get("provisional") else "selected"
     status = status if selected else "the best by its mean; nothing was selected"
-    first = f"{_title(name)} ({status}) has Dice {dice:.3f}{interval} on {tested}."
+    first = f"{_title(name)} ({status}) has Dice {dice:.2f}{interval} on {tested}."
 
     second = f"The gap between random frames and unseen {group}s was not measured."
     random = summary[summary["protocol"] == "random"].set_index("model")["dice"]
     if deciding != "random" and name in random:
-        gap = random[name] - dice
-        second = f"On frames drawn at random it has {random[name]:.3f}, "
-        second += f"{abs(gap):.3f} {'more' if gap > 0 else 'less'}"
-        second += ": those have near-copies among its training frames." if gap > 0 else "."
+        gap = round(random[name], 2) - dice  # of the figures that stand here
+        more = f"{gap:.2f} more: these have near-copies in the training set"
+        change = more if gap > 0.005 else f"{-gap:.2f} less" if gap < -0.005 else "the same"
+        second = f"On frames drawn at random it has {random[name]:.2f}, which is {change}."
 
     found = {"not separated from": "not_separated", "behind": "dropped"}
     others = [
