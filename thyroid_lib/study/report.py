@@ -37,8 +37,8 @@ nav a { margin-right: 1.2em; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 table { border: 0; border-collapse: collapse; font-size: .84rem; display: block;
   margin: .8rem 0 1.4rem; overflow-x: auto; }
-th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em; }
-th, td { text-align: right; white-space: nowrap; }
+th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em;
+  text-align: right; white-space: nowrap; }
 tr:nth-child(even) td { background: var(--soft); }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
@@ -50,6 +50,13 @@ summary { cursor: pointer; padding: .4rem 0; }
 .anchor-link { display: none; }
 """
 
+PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{name}: thyroid segmentation study</title><style>{style}</style>
+<nav><strong>Study “{name}”</strong> &ensp; {links}</nav>
+{sections}<footer><p>Research use, not for diagnosis.</p></footer></html>
+"""
 SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
@@ -98,14 +105,11 @@ def build_report(
         for run in sorted(shown)
     )
     sections.append(("runs", f"The {len(shown)} runs", f"<h1>The runs</h1>{details}"))
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(study.name)}: thyroid segmentation study</title>"
-        f"<style>{STYLE}</style><nav><strong>Study “{html.escape(study.name)}”</strong> &ensp; "
-        f"{links}</nav>{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>\n"
+    page = PAGE.format(
+        name=html.escape(study.name),
+        style=STYLE,
+        links="".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
+        sections="".join(f'<section id="{name}">{body}</section>' for name, _, body in sections),
     )
     if steps is not None:
         write_file(study / UNFINISHED, "report.html lists failed steps\n")
@@ -190,23 +194,18 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
     Steps that compare runs count as not done if a run is missing: they show an earlier state.
     """
     study = Path(study)
-    missing = [step for step in steps if not (study / "notebooks" / f"{step}.ipynb").is_file()]
-    if any(step.startswith(("1-", "3-")) for step in missing):
-        missing += [
-            step for step in steps if step.startswith(("4-", "5-", "6-")) and step not in missing
-        ]
-    reasons = dict.fromkeys(missing, "")
+    done = {step: (study / "notebooks" / f"{step}.ipynb").is_file() for step in steps}
+    lacking = any(not done[step] and step.startswith(("1-", "3-")) for step in steps)
+    later = ("4-", "5-", "6-") if lacking else ()
+    reasons = {step: "" for step in steps if not done[step] or step.startswith(later)}
     lock = study / ".lock"  # written at the start: an older log is of an earlier start
     began = lock.stat().st_mtime if lock.is_file() else 0
-    for step in missing:
+    for step in reasons:
         reason, log = study / f"logs/{step}.failed.txt", study / f"logs/{step}.ipynb"
-        done = (study / f"notebooks/{step}.ipynb").is_file()
         if reason.is_file():
             reasons[step] = reason.read_text("utf-8", "replace").strip()
-        elif log.is_file() and not done and log.stat().st_mtime >= began:
-            reasons[step] = (
-                f"error: {step}: it ended without an error message (killed? out of memory?)"
-            )
+        elif log.is_file() and not done[step] and log.stat().st_mtime >= began:
+            reasons[step] = f"error: {step}: ended without an error message (killed? no memory?)"
     return reasons
 
 
