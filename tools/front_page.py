@@ -37,7 +37,6 @@ def write_frame(demo: Path, path: Path) -> None:
         raise ValueError(f"{demo} has no trained runs under two protocols: make demo")
     masks = {f"{m} {kind}": mask for m, of in frame["preds"].items() for kind, mask in of.items()}
     image = np.rint(255 * frame["image"]).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, image=image, reference=frame["reference"], **masks)
 
 

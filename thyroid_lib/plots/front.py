@@ -83,7 +83,9 @@ def front_figure(
     kinds = {name: look for name, look in kinds.items() if name in set(summary["protocol"])}
     models = order[::-1][:4] if frame else []
     colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
-    with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
+    with plt.rc_context(
+        colours | {"font.size": 10, "axes.edgecolor": faint, "axes.facecolor": ground}
+    ):
         fig = plt.figure(figsize=(9.6, 2.4), facecolor=ground, layout="constrained")
         chart, *panels = fig.subplots(
             1, 1 + len(models), squeeze=False, width_ratios=[3.2] + [1.75] * len(models)
@@ -97,8 +99,7 @@ def front_figure(
                 chart.annotate(f"{row.dice:.2f}", (row.dice, at), fontsize=9, **above)
         lowest = np.floor(10 * summary[["dice", "dice_low"]].min().min()) / 10
         chart.set_yticks(range(len(order)), [TITLES.get(model, model) for model in order])
-        chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.2), facecolor=ground)
-        chart.set_xlabel("Dice, with 95 % interval")
+        chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.2), xlabel="Dice, 95 % interval")
         chart.grid(axis="x", color=faint, linewidth=0.5)
         chart.spines[["top", "right", "left"]].set_visible(False)
         chart.tick_params(length=0)
