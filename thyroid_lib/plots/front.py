@@ -83,9 +83,7 @@ def front_figure(
     kinds = {name: look for name, look in kinds.items() if name in set(summary["protocol"])}
     models = order[::-1][:4] if frame else []
     colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
-    with plt.rc_context(
-        colours | {"font.size": 10, "axes.edgecolor": faint, "axes.facecolor": ground}
-    ):
+    with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
         fig = plt.figure(figsize=(9.6, 2.4), facecolor=ground, layout="constrained")
         chart, *panels = fig.subplots(
             1, 1 + len(models), squeeze=False, width_ratios=[3.2] + [1.75] * len(models)
@@ -100,6 +98,7 @@ def front_figure(
         lowest = np.floor(10 * summary[["dice", "dice_low"]].min().min()) / 10
         chart.set_yticks(range(len(order)), [TITLES.get(model, model) for model in order])
         chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.2), xlabel="Dice, 95 % interval")
+        chart.set_facecolor(ground)
         chart.grid(axis="x", color=faint, linewidth=0.5)
         chart.spines[["top", "right", "left"]].set_visible(False)
         chart.tick_params(length=0)
@@ -108,9 +107,8 @@ def front_figure(
             drawn = {"reference": frame["reference"], **frame["preds"][model]}
             for mask, colour in zip(drawn.values(), (REFERENCE, RANDOM, UNSEEN), strict=True):
                 outline(ax, mask, colour, 1.6)
-            rows, columns = np.nonzero(frame["reference"])
+            (height, width), (rows, columns) = mask.shape, np.nonzero(frame["reference"])
             margin = max(6, np.ptp(columns) // 8)
-            height, width = frame["reference"].shape
             ax.set_xlim(max(0, columns.min() - margin), min(width, columns.max() + margin))
             ax.set_ylim(min(height, rows.max() + margin), max(0, rows.min() - margin))
             ax.set_title(TITLES.get(model, model), color=ink, fontsize=10)

@@ -179,7 +179,10 @@ def _verdict_section(study: Path) -> str:
         images[theme] = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
     caption = "Dice: mean of the frames of a group (a sweep or a patient), then of the groups."
     if frame:
-        caption += f" Outlines: frame {frame['case_id']}, tested by both trainings of each network."
+        caption += (
+            f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those "
+        )
+        caption += "that every network tested both ways, and each network's better seed."
     return (
         f'<h1>Verdict</h1><p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}'
         f'</p><picture><source media="(prefers-color-scheme: dark)" srcset="{images["dark"]}">'
