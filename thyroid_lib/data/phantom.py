@@ -3,10 +3,7 @@
 The drawing follows a scanner: scatterers (many to a resolution cell, so complex Gaussian), weighted
 by the echogenicity of a drawn neck, are convolved with a pulse that is narrowest at the focus, then
 detected, smoothed, log-compressed and scan-converted. Along a sweep the anatomy moves and its
-speckle with it, so neighbouring frames are near-copies. Sweeps differ in person, scanner setting
-and size.
-
-    cases = phantom.cases("results/demo/phantom", sweeps=8, frames=12, seed=0, text=True)
+speckle with it, so neighbouring frames are near-copies. Sweeps differ in person, setting and size.
 
 Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
 Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.
@@ -94,22 +91,21 @@ def cases(
 
 def _draw_folder(folder: Path, *, sweeps: int, frames: int, seed: int, text: bool) -> None:
     old = [path for part in ("images", "masks") for path in folder.glob(f"{part}/[!.]*")]
-    for path in old:
-        if not re.fullmatch(r"s\d\df\d{3}\.png", path.name):
-            raise ValueError(f"{folder} holds {path.name}, no phantom frame: give an empty folder")
+    if foreign := [p.name for p in old if not re.fullmatch(r"s\d\df\d{3}\.png", p.name)]:
+        raise ValueError(f"{folder} holds {foreign[0]}, no phantom frame: give an empty folder")
     for path in old:
         path.unlink()
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    rows = ["case_id,group"]
+    rows = "case_id,group\n"
     for sweep in range(sweeps):
         drawn = make_sweep(seed=seed, sweep=sweep, frames=frames, text=text)
         for frame, (image, mask) in enumerate(zip(drawn["images"], drawn["masks"], strict=True)):
             name = f"s{sweep:02d}f{frame:03d}"
             Image.fromarray(image).save(folder / "images" / f"{name}.png")
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
-            rows.append(f"{name},sweep{sweep:02d}")
-    write_file(folder / "groups.csv", "\n".join(rows) + "\n")
+            rows += f"{name},sweep{sweep:02d}\n"
+    write_file(folder / "groups.csv", rows)
 
 
 def _record(folder: Path, drawn: dict) -> str:

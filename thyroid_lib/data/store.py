@@ -15,7 +15,7 @@ time or an absolute path.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -54,7 +54,6 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
 # was forgotten.
 STORE_VERSION = 1
 SOURCE = ["image_path", "mask_path", "case_id", "group", "dataset", "official"]
-CHUNK_PX = 32 * 256**2  # pixels of the cases that a process takes at a time
 ALONE = "results/alone"  # where notebooks write that are run by themselves
 
 
@@ -95,14 +94,16 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
+def load_cases(
+    source: str, data: str | Path = "", *, folder: str | Path = "", **drawn
+) -> pd.DataFrame:
     """Make the case table of a source.
 
     Args:
         source: a key of `SOURCES`.
         data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
         folder: where "phantom" is written.
-        drawn: sweeps, frames, seed and text of "phantom", see `phantom.write`.
+        drawn: sweeps, frames, seed and text of "phantom", see `phantom.cases`.
 
     Raises:
         ValueError: unknown source, or the source's own complaint.
@@ -142,8 +143,8 @@ def build_store(
             another source.
     """
     workers = count_workers(len(cases)) if workers is None else workers
-    one = np.zeros((1, 1), np.uint8)  # unknown rules and resizes are refused here, before any work
-    frames.mend_mask(frames.fit_image(one, size, resize), mend)
+    pixel = np.zeros((1, 1), bool)  # a wrong argument is refused here, before any work
+    frames.mend_mask(frames.fit_mask(pixel, size, resize)[:1] > 0, mend)
     folder = Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
@@ -155,7 +156,7 @@ def build_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
-            fingerprint = _fingerprint(cases, settings, workers)
+            fingerprint = _fingerprint(cases, settings)
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers)
             return open_store(folder, verify=False)
@@ -257,15 +258,15 @@ def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
     return store.fingerprint
 
 
-def _fingerprint(cases: pd.DataFrame, settings: dict, workers: int) -> str:
+def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    sources = cases[SOURCE].itertuples(index=False, name=None)
-    with closing(map_in_order(_digest_cases, _chunks(cases, 1), workers)) as work:
-        digests = chain.from_iterable(work)
-        for (image, mask, *names), digest in zip(sources, digests, strict=True):
-            line = [*names, Path(image).name, Path(mask).name, *digest]
+    with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
+        images, masks = (pool.map(_digest, cases[name]) for name in SOURCE[:2])
+        sources = cases[SOURCE].itertuples(index=False, name=None)
+        for (image, mask, *names), *digests in zip(sources, images, masks, strict=True):
+            line = [*names, Path(image).name, Path(mask).name, *digests]
             total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -283,52 +284,32 @@ def _digest(path: str | Path) -> str:
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:  # Python's lock is free while they are summed up
+    with ThreadPoolExecutor() as pool:
         return dict(zip(FILES, pool.map(lambda name: _digest(folder / name), FILES), strict=True))
 
 
-def _digest_cases(chunk: list) -> list[tuple[str, str]]:
-    return [(_digest(case.image_path), _digest(case.mask_path)) for case in chunk]
+def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
+    """Prepare a case for the store.
 
-
-def _chunks(cases: pd.DataFrame, size: int) -> Iterator[list[SimpleNamespace]]:
-    """Cut a case table into lists of a few cases, in order; fewer where the squares are large."""
-    step = min(32, max(1, CHUNK_PX // size**2))
-    for start in range(0, len(cases), step):
-        part = cases.iloc[start : start + step].to_dict("records")
-        yield [SimpleNamespace(**case) for case in part]
-
-
-def _prepare(case, settings: dict) -> tuple[list, tuple]:
-    """Make a case's row, columns `INDEX` but offset, and its arrays: image, mask, packed mask.
-
-    Raises:
-        BadCase: it cannot be used.
+    Returns:
+        Its row, the columns of `INDEX` without offset, and its arrays: image, mask, packed native
+        mask. Of a case that cannot be used, its row of the quarantine and None.
     """
-    image, mask = case_table.read_pair(case.image_path, case.mask_path)
-    mask, changed = frames.mend_mask(mask, settings["mend"])
-    if not mask.any():
-        gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
-        raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
+    if case.problem:
+        return case.problem, None
+    try:
+        image, mask = case_table.read_pair(case.image_path, case.mask_path)
+        mask, changed = frames.mend_mask(mask, settings["mend"])
+        if not mask.any():
+            gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
+            raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
+    except case_table.BadCase as bad:
+        return case_table.problem_row(case, bad.reason, bad.detail), None
     foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
     names = case.case_id, case.dataset, case.group
     row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
     fit = settings["size"], settings["resize"]
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
-
-
-def _prepare_chunk(chunk: list, *, settings: dict) -> list[tuple]:
-    """Prepare a few cases: for each its row and arrays, or its row of the quarantine and None."""
-    prepared = []
-    for case in chunk:
-        row, arrays = case.problem, None
-        if row is None:
-            try:
-                row, arrays = _prepare(case, settings)
-            except case_table.BadCase as bad:
-                row = case_table.problem_row(case, bad.reason, bad.detail)
-        prepared.append((row, arrays))
-    return prepared
 
 
 def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, workers: int):
@@ -340,9 +321,10 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
         starts = _write_headers(files, 0, size, 0)
-        prepare = partial(_prepare_chunk, settings=settings)
-        work = map_in_order(prepare, _chunks(cases, size), workers)
-        for row, arrays in chain.from_iterable(stack.enter_context(closing(work))):
+        rows_of = cases.itertuples(index=False, name=None)
+        each = (SimpleNamespace(**dict(zip(cases, row, strict=True))) for row in rows_of)
+        work = map_in_order(partial(_prepare, settings=settings), each, workers)
+        for row, arrays in stack.enter_context(closing(work)):
             if arrays is None:
                 quarantine.append(row)
                 continue

@@ -129,12 +129,10 @@ def locate(path: str | Path) -> Path:
     raise ValueError(_not_found(path, sorted(os.listdir(path))))
 
 
-def _not_found(path: Path, held: list[str]) -> str:
-    found = ", ".join(held[:8]) or "nothing"
-    return (
-        f"no TG3K in {path}: needed are the folders {IMAGES}/ and {MASKS}/, found was {found}; "
-        f"{BY_HAND}, or call tg3k.download"
-    )
+def _not_found(path: Path, names: list[str]) -> str:
+    found = ", ".join(names[:8]) or "nothing"
+    needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
+    return f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download"
 
 
 def official_split(path: str | Path) -> dict[str, list[str]]:
