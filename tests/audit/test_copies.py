@@ -154,9 +154,3 @@ def test_frames_may_have_any_size(size):
     images = squares(phantom.make_sweep(sweep=1, frames=2)["images"], size)
     assert copies_within(images) == [1, 0]
     assert copies_within(images[:1]) == [-1]
-    assert copies_within(images[:0]) == []
-
-
-def test_a_wrong_array_says_what_is_needed():
-    with pytest.raises(ValueError, match=r"got frames float64 \(8, 8\), need uint8"):
-        describe(np.zeros((2, 8, 8)))

@@ -82,17 +82,10 @@ def test_the_official_split_is_audited_once_and_every_fold_of_others(sweeps):
     assert folds["random"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("sides", "said"),
-    [
-        (["train"] * 3, r"got shape \(3,\), need one for each of 30 frames"),
-        (["train"] * 30, "got 30 training and 0 test frames"),
-        (["test"] * 15 + ["val"] * 15, "got 0 training and 15 test frames"),
-    ],
-)
-def test_a_split_without_two_sides_is_refused(sweeps, sides, said):
-    with pytest.raises(ValueError, match=said):
-        audit.leakage(sweeps, np.array(sides))
+@pytest.mark.parametrize("other", ["train", "test"])
+def test_a_split_without_two_sides_is_refused(sweeps, other):
+    with pytest.raises(ValueError, match=r"got \d+ training and \d+ test frames: need both"):
+        audit.leakage(sweeps, np.array([other] * 15 + ["val"] * 15))
 
 
 def test_the_official_split_has_run_14_on_both_sides(shared_data):

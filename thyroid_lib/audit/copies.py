@@ -46,13 +46,7 @@ def describe(images: Sequence[np.ndarray]) -> Maps:
     Args:
         images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares.
             The border of a letterbox must be cut off: frames would resemble each other by it.
-
-    Raises:
-        ValueError: something else than gray frames.
     """
-    for image in images[:1]:
-        if image.ndim != 2 or image.dtype != np.uint8:
-            raise ValueError(f"images: got frames {image.dtype} {image.shape}, need uint8 (H,W)")
     coarse = np.empty((len(images), COARSE, COARSE), np.float32)
     fine = np.empty((len(images), FINE, FINE), np.float32)
     for start in range(0, len(images), BLOCK):
@@ -67,7 +61,7 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
     """Find for each query the frame of the pool that it copies best.
 
     Args:
-        queries, pool: maps of n and of N frames.
+        queries, pool: maps of n and of N frames, one at least.
         apart: a value for each query and for each frame of the pool, (n,) and (N,): frames of equal
             value are not compared. To look for copies within one set, number its frames.
 
@@ -76,19 +70,14 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
         correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
         seen from that frame, positive is down and right; mirrored (bool), left and right.
     """
-    count, parts = len(queries.fine), []
-    if len(pool.fine):
-        windows, spectra = _windows(pool.coarse), fft.rfft2(pool.fine)
-        starts = range(0, len(pool.fine), BLOCK)
-        energy = np.concatenate([_window_norm(pool.fine[at : at + BLOCK]) for at in starts])
-        for start in range(0, count, BLOCK):
-            block = np.s_[start : start + BLOCK]
-            equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
-            parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
+    windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
+    starts = range(0, len(pool.fine), BLOCK)
+    energy = np.concatenate([_window_norm(pool.fine[at : at + BLOCK]) for at in starts])
+    for start in range(0, len(queries.fine), BLOCK):
+        block = np.s_[start : start + BLOCK]
+        equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
+        parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
     columns = ("row", "correlation", "shift_y", "shift_x", "mirrored")
-    if not parts:
-        none = dict(zip(columns, (-1, -1.0, 0.0, 0.0, False), strict=True))
-        return pd.DataFrame(none, index=range(count))
     found = map(np.concatenate, zip(*parts, strict=True))
     return pd.DataFrame(dict(zip(columns, found, strict=True)))
 

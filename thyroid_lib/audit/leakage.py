@@ -63,13 +63,8 @@ def leakage(
         near_copy (bool). Validation frames are on neither side.
 
     Raises:
-        ValueError: sides of another length, or no frame to train or to test on.
+        ValueError: no frame to train or to test on.
     """
-    sides = np.asarray(sides)
-    if sides.shape != (len(store.images),):
-        raise ValueError(
-            f"sides: got shape {sides.shape}, need one for each of {len(store.images)} frames"
-        )
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
         raise ValueError(f"got {len(train)} training and {len(test)} test frames: need both")
@@ -168,15 +163,12 @@ def propose_groups(maps: Maps) -> np.ndarray:
         Array of str (N,): "part001", "part002", … in order of appearance. It is a proposal: frames
         of one patient that look different are in different parts.
     """
-    parts = np.zeros(len(maps.fine), dtype=int)
     before = [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
-    if len(parts):
-        parts = np.cumsum(~np.any(before, axis=0)) - 1
-    while True:  # a merged part may reach what its pieces could not
+    parts = np.cumsum(~np.any(before, axis=0)) - 1
+    copies = range(len(parts))
+    while len(copies):  # a merged part may reach what its pieces could not
         found = closest(maps, maps, apart=(parts, parts))
         copies = np.flatnonzero(found["correlation"] >= NEAR_COPY)
-        if not len(copies):
-            break
         for row in copies:
             one, other = sorted((parts[row], parts[found["row"][row]]))
             parts[parts == other] = one
