@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -36,12 +35,6 @@ def test_a_table_is_sorted_text_and_without_problems():
 def test_a_row_has_one_problem_at_most():
     (problem,) = find_problems(make_table([("x\n", "", "", "", "d")]))
     assert problem[2] == "unusable name"
-
-
-def test_what_is_no_case_table_is_refused():
-    with pytest.raises(ValueError, match="it lacks mask_path, group and has case_id") as error:
-        find_problems(pd.DataFrame(columns=["case_id", "image_path", "dataset"]).astype(str))
-    assert "make it with a source" in str(error.value)
 
 
 def test_a_good_pair(tmp_path):

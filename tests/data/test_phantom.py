@@ -197,21 +197,3 @@ def test_cases_lists_what_was_written(tmp_path):
     assert list(table["group"]) == ["sweep00", "sweep00", "sweep01", "sweep01"]
     assert set(table["dataset"]) == {"phantom"}
     assert all(Path(path).is_file() for path in [*table["image_path"], *table["mask_path"]])
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"sweeps": 0},
-        {"sweeps": 101},
-        {"frames": 0},
-        {"frames": 2.0},
-        {"frames": True},
-        {"seed": -1},
-    ],
-)
-def test_nonsense_is_refused_before_the_folder_is_touched(tmp_path, wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name} is {value!r}, give a whole number"):
-        phantom.cases(tmp_path / "new", **wrong)
-    assert not (tmp_path / "new").exists()

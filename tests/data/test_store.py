@@ -300,16 +300,7 @@ def test_the_header_takes_any_count(tmp_path):
     assert len(ends) == 1
 
 
-# --- arguments and sources
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"size": 0}, {"size": "64"}, {"resize": "crop"}, {"mend": ["dust"]}]
-)
-def test_wrong_arguments_stop_before_any_work(cases, tmp_path, wrong):
-    with pytest.raises((ValueError, TypeError)):
-        build_store(cases, tmp_path / "s", **wrong)
-    assert not (tmp_path / "s").exists()
+# --- sources
 
 
 def test_sources_by_name(small_folder):

@@ -74,15 +74,7 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
 
     Returns:
         For each row None or its first problem, as a row of the quarantine.
-
-    Raises:
-        ValueError: not a case table.
     """
-    if missing := [column for column in COLUMNS if column not in cases.columns]:
-        raise ValueError(
-            f"not a case table: it lacks {', '.join(missing)} and has "
-            f"{', '.join(map(str, cases.columns)) or 'no columns'}; make it with a source"
-        )
     keys = cases["case_id"].map(name_key)
     counts = keys.map(keys.value_counts())
     problems = []

@@ -53,7 +53,7 @@ def cases(
     if images.samefile(masks):
         raise ValueError(f"images and masks are one folder ({images.name}), give two")
     if not image_of.keys() & mask_of.keys():
-        names = [next(iter(found.values())).split("/")[0] for found in (image_of, mask_of)]
+        names = [next(iter(found.values()))[0] for found in (image_of, mask_of)]
         raise ValueError(
             f"no image has a mask of its name: {images.name}/ begins with {names[0]!r}, "
             f"{masks.name}/ with {names[1]!r}; name each mask as its image"
@@ -68,7 +68,7 @@ def cases(
         )
     rows = []
     for key in keys:
-        pair = (found.get(key, "").split("/") for found in (image_of, mask_of))
+        pair = (found.get(key, []) for found in (image_of, mask_of))
         for image, mask in zip_longest(*pair, fillvalue=""):
             stem = unicodedata.normalize("NFC", os.path.splitext(image or mask)[0])
             group = stem if group_of is None else group_of.get(key, "")
@@ -98,25 +98,18 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
     return cases(path / images, path / masks, groups, dataset)
 
 
-def list_images(folder: Path) -> dict[str, str]:
-    """List a folder's image files under their `name_key`; names of one key have "/" between.
-
-    One text a file, and not a list or a path: there may be a hundred thousand.
-    """
+def list_images(folder: Path) -> dict[str, list[str]]:
+    """List the names of a folder's image files by their `name_key`."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
-    found: dict[str, str] = {}
-    others = []
+    found, others = {}, []
     there = sorted(os.listdir(folder))
     for name in there:
         stem, suffix = os.path.splitext(name)
-        if name.startswith(".") or name in LITTER:
-            continue
-        if suffix.lower() not in SUFFIXES:
+        if suffix.lower() in SUFFIXES and not name.startswith("."):
+            found.setdefault(name_key(stem), []).append(name)
+        elif not name.startswith(".") and name not in LITTER:
             others.append(name)
-            continue
-        key = name_key(stem)
-        found[key] = f"{found[key]}/{name}" if key in found else name
     if not found:
         held = ", ".join(map(_shown, there[:5])) or "nothing"
         raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {held}")

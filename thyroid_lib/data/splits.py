@@ -44,8 +44,6 @@ def split_cases(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
-    if not 0 <= val_share < 0.5:
-        raise ValueError(f"val_share: got {val_share}, need 0 ≤ val_share < 0.5")
     if fold < 0 or (protocol not in LEAKY and fold >= folds):
         raise ValueError(f"fold: got {fold}, need 0 … {folds - 1} for {folds} folds")
     if protocol in ("random", "reported"):

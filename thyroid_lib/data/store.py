@@ -139,12 +139,9 @@ def build_store(
             The result does not depend on it.
 
     Raises:
-        ValueError: a wrong argument, not one usable case, or a folder that holds the store of
-            another source.
+        ValueError: not one usable case, or a folder that holds the store of another source.
     """
     workers = count_workers(len(cases)) if workers is None else workers
-    pixel = np.zeros((1, 1), bool)  # a wrong argument is refused here, before any work
-    frames.mend_mask(frames.fit_mask(pixel, size, resize)[:1] > 0, mend)
     folder = Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
