@@ -26,7 +26,7 @@ from thyroid_lib.data.store import FILES, build_store, open_store
 from thyroid_lib.deploy.predictor import read_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's own, of damaged files
-HEIGHT, WIDTH = tg3k.SWEEPS[0].height, tg3k.SWEEPS[0].width
+HEIGHT, WIDTH = tg3k.SWEEPS["run01"][:2]
 y, x = np.mgrid[:HEIGHT, :WIDTH]
 noise = np.random.default_rng(0).normal(0, 6, (HEIGHT, WIDTH))
 IMAGE = (120 + 80 * np.sin(x / 15) * np.cos(y / 12) + noise).clip(0, 255).astype(np.uint8)

@@ -5,6 +5,7 @@ import os
 import sys
 import types
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,8 +22,7 @@ def write_release(path, frames=(0, 1, 272, 3584)):
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (path / part).mkdir(parents=True, exist_ok=True)
         for frame in frames:
-            sweep = next(s for s in tg3k.SWEEPS if s.first <= frame <= s.last)
-            levels = np.zeros((sweep.height, sweep.width), np.uint8)
+            levels = np.zeros(tg3k.SWEEPS[tg3k.sweep_of(frame)][:2], np.uint8)
             Image.fromarray(levels).save(path / part / f"{frame:04d}.jpg")
     split = {"train": list(range(3226)), "val": list(range(3226, 3585))}
     (path / tg3k.SPLIT).write_text(json.dumps(split))
@@ -37,11 +37,11 @@ def zip_of(path, release, prefix=""):
 
 
 def test_sweeps_cover_the_release_without_gap_or_overlap():
-    assert [sweep.name for sweep in tg3k.SWEEPS] == [f"run{i:02d}" for i in range(1, 16)]
-    assert (tg3k.SWEEPS[0].first, tg3k.SWEEPS[-1].last) == (0, 3584)
-    for before, after in zip(tg3k.SWEEPS, tg3k.SWEEPS[1:], strict=False):
-        assert after.first == before.last + 1
-        assert (after.height, after.width) != (before.height, before.width)
+    assert list(tg3k.SWEEPS) == [f"run{i:02d}" for i in range(1, 16)]
+    sizes, firsts, lasts = zip(*((s[:2], s[2], s[3]) for s in tg3k.SWEEPS.values()), strict=True)
+    assert firsts == (0, *(last + 1 for last in lasts[:-1]))
+    assert lasts[-1] == tg3k.LAST == 3584
+    assert all(one != other for one, other in pairwise(sizes))
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,7 @@ def test_the_real_sample(shared_data):
         "run08": 36, "run10": 44, "run11": 44, "run12": 55, "run13": 59, "run15": 60,
     }  # fmt: skip
     assert find_problems(cases) == [None] * 581
-    sizes = {sweep.name: (sweep.width, sweep.height) for sweep in tg3k.SWEEPS}
     for case in cases.groupby("group").sample(2, random_state=0).itertuples():
         for path in (case.image_path, case.mask_path):
             with Image.open(path) as image:
-                assert image.size == sizes[case.group]
+                assert image.size == tg3k.SWEEPS[case.group][1::-1]

@@ -19,7 +19,6 @@ import tempfile
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -41,38 +40,30 @@ DEPTH = 4  # folders below the given one that are searched
 MAX_BYTES = 4 * 1024**3  # unpacked; the release has a tenth
 
 
-class Sweep(NamedTuple):
-    """Consecutive frames of one size; height and width in pixels."""
-
-    name: str
-    height: int
-    width: int
-    first: int
-    last: int
-
-
-SWEEPS = (
-    Sweep("run01", 191, 265, 0, 271),
-    Sweep("run02", 194, 258, 272, 448),
-    Sweep("run03", 187, 241, 449, 655),
-    Sweep("run04", 174, 241, 656, 826),
-    Sweep("run05", 182, 270, 827, 1017),
-    Sweep("run06", 209, 214, 1018, 1196),
-    Sweep("run07", 178, 234, 1197, 1512),
-    Sweep("run08", 209, 216, 1513, 1691),
-    Sweep("run09", 213, 241, 1692, 1952),
-    Sweep("run10", 191, 278, 1953, 2188),
-    Sweep("run11", 194, 242, 2189, 2445),
-    Sweep("run12", 204, 240, 2446, 2696),
-    Sweep("run13", 207, 281, 2697, 3025),
-    Sweep("run14", 193, 325, 3026, 3269),
-    Sweep("run15", 238, 251, 3270, 3584),
-)
+SWEEPS = {  # name: height and width in px, first and last frame
+    "run01": (191, 265, 0, 271),
+    "run02": (194, 258, 272, 448),
+    "run03": (187, 241, 449, 655),
+    "run04": (174, 241, 656, 826),
+    "run05": (182, 270, 827, 1017),
+    "run06": (209, 214, 1018, 1196),
+    "run07": (178, 234, 1197, 1512),
+    "run08": (209, 216, 1513, 1691),
+    "run09": (213, 241, 1692, 1952),
+    "run10": (191, 278, 1953, 2188),
+    "run11": (194, 242, 2189, 2445),
+    "run12": (204, 240, 2446, 2696),
+    "run13": (207, 281, 2697, 3025),
+    "run14": (193, 325, 3026, 3269),
+    "run15": (238, 251, 3270, 3584),
+}
+LAST = 3584  # frame of the release
 
 
 def sweep_of(frame: int) -> str:
     """Return the sweep of a frame number, "" for a number that the release does not have."""
-    return next((sweep.name for sweep in SWEEPS if sweep.first <= frame <= sweep.last), "")
+    found = (name for name, (_, _, first, last) in SWEEPS.items() if first <= frame <= last)
+    return next(found, "")
 
 
 def cases(path: str | Path) -> pd.DataFrame:
@@ -155,13 +146,13 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
         parts = {"train": split["train"], "test": split["val"]}
         frames = [frame for part in parts.values() for frame in part]
         integers = all(type(frame) is int for frame in frames)  # True is no number, nor is 1.5
-        if not integers or sorted(frames) != list(range(SWEEPS[-1].last + 1)):
+        if not integers or sorted(frames) != list(range(LAST + 1)):
             raise ValueError("not every frame once")
         return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val, with each "
-            f"of 0 to {SWEEPS[-1].last} once; copy it again from the release"
+            f"of 0 to {LAST} once; copy it again from the release"
         ) from error
 
 
@@ -192,7 +183,6 @@ def download(folder: str | Path) -> Path:
 
 def _check_sizes(table: pd.DataFrame) -> None:
     """Compare the first frame of each sweep with the release: other sizes are other data."""
-    sizes = {sweep.name: (sweep.height, sweep.width) for sweep in SWEEPS}
     for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
         if not os.path.isfile(case.image_path):  # opening a pipe would wait forever
             continue
@@ -201,11 +191,12 @@ def _check_sizes(table: pd.DataFrame) -> None:
                 found = image.height, image.width
         except Exception:  # decoders raise a dozen kinds
             continue  # damaged: the store reports it
-        if found != sizes[case.group]:
+        if found != (known := SWEEPS[case.group][:2]):
+            is_size, has_size = (f"{height} x {width}" for height, width in (found, known))
             raise ValueError(
-                f"these are not TG3K's frames: {Path(case.image_path).name} is {found[0]} x "
-                f"{found[1]}, {case.group} has {' x '.join(map(str, sizes[case.group]))} (height x "
-                'width); for other data, or a resized copy, use source "folder" with a groups.csv'
+                f"these are not TG3K's frames: {Path(case.image_path).name} is {is_size}, "
+                f"{case.group} has {has_size} (height x width); for other data, or a resized copy, "
+                'use source "folder" with a groups.csv'
             )
 
 
