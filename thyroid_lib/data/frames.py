@@ -28,7 +28,7 @@ HOLE_PX = 40
 
 
 class Refused(ValueError):
-    """A sound file that is not what is needed."""
+    """An intact file that is not what is needed."""
 
 
 def read_gray(path: str | Path) -> np.ndarray:

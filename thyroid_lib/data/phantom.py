@@ -148,7 +148,7 @@ def _draw_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
     along, slide, lift, drift = np.sin(p.phase[:4] + p.rate * key[-1])
     step, pitch = p.depth_mm / DEPTHS, p.width_mm / LINES
     dx, dz = 3.5 * slide, 0.8 * lift
-    depth, x, z = _tissue_place(p, along, dx, dz)
+    depth, x, z = _tissue_position(p, along, dx, dz)
     at = [z / step, x / pitch]
     textures = [ndimage.map_coordinates(t, at, order=1, mode="grid-wrap") for t in textures]
     tissue = _Tissue(step, *textures)
@@ -161,12 +161,12 @@ def _draw_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
     level = 1 + (10 * np.log10(power) + p.gain_db - 20) / p.range_db
     gray = 255 * np.clip(level, 0, 1) ** p.gamma
     gray, gland = _scan_convert(p, drift, [(gray, 0.0), (gland, -1.0)])
-    labels, _ = ndimage.label(gland > 0)
-    large = np.bincount(labels.ravel())[labels] >= 300  # nobody outlines a far lobe's sliver
-    return np.rint(gray).astype(np.uint8), large & (labels > 0)
+    numbers, _ = ndimage.label(gland > 0)
+    large = np.bincount(numbers.ravel())[numbers] >= 300  # nobody outlines a far lobe's sliver
+    return np.rint(gray).astype(np.uint8), large & (numbers > 0)
 
 
-def _tissue_place(p, along: float, dx: float, dz: float) -> tuple:
+def _tissue_position(p, along: float, dx: float, dz: float) -> tuple:
     """Depth below the probe (DEPTHS, 1), x from the midline and z into the bent body, in mm."""
     depth = (np.arange(DEPTHS) + 0.5)[:, None] * p.depth_mm / DEPTHS
     angle = ((np.arange(LINES) + 0.5) / LINES - 0.5) * p.width_mm / p.radius_mm
@@ -292,7 +292,7 @@ def _scan_convert(p, drift: float, maps: list) -> list:
 
 def _burn_in(p, image: np.ndarray, mask: np.ndarray) -> None:
     """Stamp the end of the label into the image's corner, and into the mask as TG3K has it."""
-    for place, letter in enumerate("esDesc"[-p.letters :]):
+    for column, letter in enumerate("esDesc"[-p.letters :]):
         glyph = (np.array(GLYPHS[letter])[:, None] >> np.arange(4, -1, -1)) & 1 > 0
-        window = np.s_[0:7, 6 * place : 6 * place + 5]
+        window = np.s_[0:7, 6 * column : 6 * column + 5]
         image[window][glyph], mask[window][glyph] = 215, True

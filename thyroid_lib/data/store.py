@@ -236,7 +236,7 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
 
 
 def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
-    """Return the fingerprint of the sound store in this folder, "" if there is none.
+    """Return the fingerprint of the intact store in this folder, "" if there is none.
 
     Raises:
         ValueError: the folder holds the store of another source.
