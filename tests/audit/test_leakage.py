@@ -114,7 +114,7 @@ def test_real_frames_leak_at_random_and_not_by_group(real):
 def test_a_letterbox_makes_no_copies_of_frames_of_one_shape(shared_data, tmp_path):
     cases = load_cases("tg3k", shared_data / "tg3k-sample")
     store = build_store(cases, tmp_path / "store", size=128, resize="letterbox")
-    table = audit.leakage_of(store, ["random", "grouped"], folds=3)
+    table = audit.leakage_of(store, ["random", "grouped"], folds=2)
     assert not table["near_copy"][table["protocol"] == "grouped"].any()
     assert table["near_copy"][table["protocol"] == "random"].mean() >= 0.95
 

@@ -177,19 +177,10 @@ def propose_groups(maps: Maps) -> np.ndarray:
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two groupings of the same N cases agree: 1 in full, about 0 by chance.
-
-    Args:
-        one, other: (N,) names of the groups, of any kind; only which are equal counts.
-
-    Returns:
-        At most 1; 1 where both put every case by itself, or all into one group.
-    """
+    """How far two groupings, (N,) names of any kind, agree: 1 in full, about 0 by chance."""
     table = pd.crosstab(np.asarray(one), np.asarray(other)).to_numpy()
-    both, first, second, every = (
-        float((counts * (counts - 1.0) / 2).sum())
-        for counts in (table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)]))
-    )
+    counts = table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)])
+    both, first, second, every = (float((n * (n - 1.0) / 2).sum()) for n in counts)  # pairs
     expected = first * second / every if every else 0.0
     most = (first + second) / 2
     return 1.0 if most == expected else (both - expected) / (most - expected)
