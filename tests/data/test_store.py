@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from PIL import Image
 
 from thyroid_lib.data import folder, frames, store
 from thyroid_lib.data.cases import make_table
-from thyroid_lib.data.store import FILES, build_store, load_cases, open_store
+from thyroid_lib.data.store import build_store, default_store, load_cases, open_store
 
 
 @pytest.fixture
@@ -102,37 +103,6 @@ def test_text_is_left_where_it_is_asked_for(with_text, tmp_path):
     assert built.reference(0)[0].sum() == 4
 
 
-def test_a_mask_of_text_alone_is_empty(small_folder, tmp_path):
-    mask = np.zeros((40, 50), np.uint8)
-    mask[1:3, 1:5] = 255
-    Image.fromarray(mask).save(small_folder / "masks" / "a01.png")
-    built = build_store(folder.cases_in(small_folder), tmp_path / "s", size=16)
-    assert built.quarantine.to_numpy().tolist() == [
-        [
-            "a01",
-            "a01.png",
-            "empty mask",
-            "nothing is left of it after mending: 8 px of text, 0 px of specks, 0 px of holes",
-        ]
-    ]
-
-
-def test_each_row_is_stored_or_set_aside(small_folder, tmp_path):
-    (small_folder / "images" / "a00.png").write_bytes(b"")
-    (small_folder / "masks" / "b02.png").unlink()
-    shutil.copy(small_folder / "images" / "b00.png", small_folder / "images" / "b00.bmp")
-    cases = folder.cases_in(small_folder)
-    built = build_store(cases, tmp_path / "s", size=16)
-    assert len(built) + len(built.quarantine) == len(cases) == 7
-    assert built.index["case_id"].tolist() == ["a01", "a02", "b01"]
-    assert built.quarantine[["case_id", "file", "reason"]].to_numpy().tolist() == [
-        ["a00", "a00.png", "unreadable image"],
-        ["b00", "b00.bmp", "duplicate name"],
-        ["b00", "b00.png", "duplicate name"],
-        ["b02", "b02.png", "missing mask"],
-    ]
-
-
 def test_identifiers_stay_text(small_folder, tmp_path):
     cases = folder.cases_in(small_folder)
     cases["case_id"] = ["0007", "0008", "NA", "None", "1e5", "true"]
@@ -141,16 +111,6 @@ def test_identifiers_stay_text(small_folder, tmp_path):
     expected = cases.sort_values("case_id")
     assert built.index["case_id"].tolist() == expected["case_id"].tolist()
     assert built.index["group"].tolist() == expected["group"].tolist()
-
-
-def test_nothing_to_store_is_an_error_that_counts_the_reasons(small_folder, tmp_path):
-    for path in (small_folder / "masks").glob("*.png"):
-        path.write_bytes(b"" if path.name.startswith("a") else b"no image")
-    (small_folder / "images" / "b01.png").unlink()
-    with pytest.raises(ValueError, match="no case can be used, of 6: 5 unreadable mask, 1 missing"):
-        build_store(folder.cases_in(small_folder), tmp_path / "s")
-    with pytest.raises(FileNotFoundError):
-        open_store(tmp_path / "s")
 
 
 def test_a_table_without_rows_is_an_error(tmp_path):
@@ -180,30 +140,6 @@ def test_what_is_up_to_date_is_not_built_again(cases, tmp_path, monkeypatch):
     assert again.fingerprint == first.fingerprint
 
 
-def change_settings(cases, settings):
-    settings["size"] = 20
-
-
-def change_resize(cases, settings):
-    settings["resize"] = "letterbox"
-
-
-def change_mend(cases, settings):
-    settings["mend"] = []
-
-
-def change_official(cases, settings):
-    cases["official"] = "train"
-
-
-def change_group(cases, settings):
-    cases.loc[0, "group"] = "z"
-
-
-def change_name(cases, settings):
-    cases.loc[0, "case_id"] = "z"
-
-
 def change_image(cases, settings):
     image = frames.read_gray(cases.loc[0, "image_path"])
     image[0, 0] ^= 1
@@ -214,28 +150,26 @@ def change_mask(cases, settings):
     Image.fromarray(np.eye(40, 50, dtype=np.uint8) * 255).save(cases.loc[0, "mask_path"])
 
 
-def lose_a_case(cases, settings):
-    cases.loc[0, "mask_path"] = ""
+CHANGES = {
+    "size": lambda cases, settings: settings.update(size=20),
+    "resize": lambda cases, settings: settings.update(resize="letterbox"),
+    "mend": lambda cases, settings: settings.update(mend=[]),
+    "official": lambda cases, settings: cases.insert(5, "official", "train"),
+    "group": lambda cases, settings: cases.__setitem__("group", "z"),
+    "name": lambda cases, settings: cases.__setitem__("case_id", [*"uvwxy", "b02"]),
+    "image": change_image,
+    "mask": change_mask,
+    "a case less": lambda cases, settings: cases.__setitem__(
+        "mask_path", ["", *cases["mask_path"][1:]]
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_settings,
-        change_resize,
-        change_mend,
-        change_official,
-        change_group,
-        change_name,
-        change_image,
-        change_mask,
-        lose_a_case,
-    ],
-)
-def test_any_change_makes_another_store(cases, tmp_path, change):
+@pytest.mark.parametrize("what", CHANGES)
+def test_any_change_makes_another_store(cases, tmp_path, what):
     settings = {"size": 16, "resize": "square", "mend": ["text"]}
     first = build_store(cases, tmp_path / "s", **settings)
-    change(cases, settings)
+    CHANGES[what](cases, settings)
     second = build_store(cases, tmp_path / "s", **settings)
     assert first.fingerprint != second.fingerprint
     assert second.settings == settings
@@ -288,71 +222,6 @@ def test_no_store(tmp_path):
         open_store(tmp_path / "nowhere")
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def drop_last_line(path):
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def other_size(path):
-    np.save(path, np.zeros((6, 8, 8), np.uint8))
-
-
-def other_type(path):
-    np.save(path, np.zeros((6, 16, 16), np.float32))
-
-
-def no_json(path):
-    path.write_text("{")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def more_bits(path):
-    np.save(path, np.append(np.load(path), np.uint8(0)))
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("images.npy", cut, "mmap|size|buffer"),
-        ("masks.npy", other_size, r"masks.npy is uint8 \(6, 8, 8\), index.csv asks for .*\(6, 16"),
-        ("images.npy", other_type, "images.npy is float32"),
-        ("reference.npy", more_bits, "reference.npy holds 1501 bytes, index.csv asks for 1500"),
-        ("index.csv", drop_last_line, r"index.csv asks for uint8 \(5, 16, 16\)"),
-        ("index.csv", empty, "No columns"),
-        ("store.json", no_json, "Expecting"),
-        ("images.npy", empty, "data|file"),
-    ],
-)
-def test_damage_is_found_and_built_again(cases, tmp_path, name, damage, message):
-    build_store(cases, tmp_path / "s", size=16)
-    before = files_of(tmp_path / "s")
-    damage(tmp_path / "s" / name)
-    with pytest.raises(ValueError, match=f"is damaged.*({message}).*build it again"):
-        open_store(tmp_path / "s", verify=False)
-    build_store(cases, tmp_path / "s", size=16)
-    assert files_of(tmp_path / "s") == before
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found_named_and_mended(cases, tmp_path, name, capsys):
-    build_store(cases, tmp_path / "s", size=16)
-    before = files_of(tmp_path / "s")
-    content = bytearray(before[name])
-    content[-2] ^= 1
-    (tmp_path / "s" / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} has changed"):
-        open_store(tmp_path / "s")
-    build_store(cases, tmp_path / "s", size=16)
-    assert files_of(tmp_path / "s") == before
-    assert capsys.readouterr().err == f"note: {name} has changed in s: it is built again\n"
-
-
 def test_two_builders_of_one_store_take_turns(cases, tmp_path):
     whole = files_of(build_store(cases, tmp_path / "one", size=64).folder)
     with ThreadPoolExecutor(2) as pool:
@@ -366,10 +235,10 @@ def test_two_builders_of_one_store_take_turns(cases, tmp_path):
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, monkeypatch):
-    def full(file, array):
+    def full(number):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_write", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="the disk is full: free some space"):
         build_store(cases, tmp_path / "s", size=24)
     assert list((tmp_path / "s").iterdir()) == []
@@ -423,43 +292,58 @@ def test_unusable_cases_leave_no_gap(tmp_path, gone):
 
 
 def test_the_header_takes_any_count(tmp_path):
-    lengths = set()
+    ends = set()
     for count in (0, 9, 10, 3585, 10**12):
-        with open(tmp_path / "a.npy", "wb") as file:
-            lengths.add(store._write_header(file, (count, 256, 256)))
-    assert len(lengths) == 1
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(tmp_path / name, "wb")) for name in "abc"]
+            ends.add(tuple(store._write_headers(files, count, 256, 7 * count)))
+    assert len(ends) == 1
 
 
-# --- arguments
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"size": 0}, "size: got 0, need a whole number of pixels"),
-        ({"size": 64.0}, r"size: got 64.0"),
-        ({"size": "64"}, "size: got '64'"),
-        ({"size": True}, "size: got True"),
-        ({"resize": "crop"}, "resize: got 'crop', need one of square, letterbox"),
-        ({"workers": 0}, "workers: got 0"),
-    ],
-)
-def test_wrong_arguments_stop_before_any_work(cases, tmp_path, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        build_store(cases, tmp_path / "s", **wrong)
-    assert not (tmp_path / "s").exists()
+# --- sources
 
 
 def test_sources_by_name(small_folder):
     assert len(load_cases("folder", small_folder)) == 6
-    made = load_cases("phantom", folder=small_folder / "phantom", sweeps=2, frames=1)
-    assert made["group"].tolist() == ["sweep00", "sweep01"]
+    drawn = load_cases("phantom", folder=small_folder / "phantom", sweeps=2, frames=1)
+    assert drawn["group"].tolist() == ["sweep00", "sweep01"]
     with pytest.raises(ValueError, match="source: got 'tn3k', need one of phantom, tg3k, folder"):
         load_cases("tn3k", small_folder)
     with pytest.raises(ValueError, match="source tg3k needs data"):
         load_cases("tg3k")
     with pytest.raises(ValueError, match="source phantom needs folder"):
         load_cases("phantom")
+
+
+def test_a_store_of_another_source_is_not_overwritten(cases, tmp_path):
+    build_store(cases, tmp_path / "s", size=16)
+    before = files_of(tmp_path / "s")
+    for column in ("dataset", "case_id"):
+        others = cases.assign(**{column: "x" + cases[column]})
+        with pytest.raises(
+            ValueError, match=r"holds another store \(6 cases, 2 groups, 16 x 16 px"
+        ):
+            build_store(others, tmp_path / "s", size=16)
+    assert files_of(tmp_path / "s") == before
+    assert len(build_store(cases.iloc[1:], tmp_path / "s", size=16)) == 5
+
+
+def test_the_default_store_is_the_one_that_was_written_last_by_hand(
+    cases, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(store, "load_cases", lambda source, *, folder: cases)
+    built = default_store()  # there is none: it is made of the phantoms
+    assert (built.folder, built.size) == (tmp_path / "results" / "alone" / "store", 64)
+    build_store(cases, built.folder, size=16)
+    assert default_store().size == default_store(cases).size == 16
+    others = cases.assign(dataset="tg3k", case_id="0" + cases["case_id"])
+    assert default_store(others).folder.name == "store-tg3k"
+    assert open_store(built.folder).size == 16
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "results/alone/store: 6 cases, 2 groups, 64 x 64 px, source folder"
+    assert said[-2].startswith("results/alone/store is not used: it holds 6 cases, 2 groups")
+    assert said[-1].endswith("source tg3k")
 
 
 # --- real frames

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from thyroid_lib.audit import masks as labels
+from thyroid_lib.audit import masks
 from thyroid_lib.data.store import build_store, load_cases
 from thyroid_lib.plots import audit as plots_audit
 from thyroid_lib.plots import common as plots
@@ -86,14 +86,14 @@ def test_the_closest_pair_of_each_two_groups_is_drawn_once(tiny_store):
 def test_each_defect_that_occurs_has_a_row(tmp_path):
     cases = load_cases("phantom", folder=tmp_path / "phantom", sweeps=2, frames=5)
     store = build_store(cases, tmp_path / "store", size=32)
-    table = labels.audit_labels(cases, store)
+    table = masks.audit_masks(cases, store)
     fig = plots_audit.defect_gallery(cases, store, table)
     assert [ax.get_title().split(":")[0] for ax in fig.axes if ax.images] == ["text"] * 4
     table.loc[3, ["out_of_sequence", "jump", "nearly_black", "area"]] = True
     table.loc[3, ["specks", "holes", "gray_areas", "midtones"]] = 1
     fig = plots_audit.defect_gallery(cases, store, table)
-    assert len(fig.axes) == 4 * len(labels.DEFECTS)
+    assert len(fig.axes) == 4 * len(masks.DEFECTS)
     titles = {ax.get_title().split(":")[0] for ax in fig.axes if ax.images}
     assert titles >= {"specks", "holes", "area", "jump", "out of sequence", "before", "after"}
-    none = table.assign(**dict.fromkeys(labels.DEFECTS, False))
+    none = table.assign(**dict.fromkeys(masks.DEFECTS, False))
     assert "no defect" in plots_audit.defect_gallery(cases, store, none).axes[0].texts[0].get_text()

@@ -1,8 +1,8 @@
-"""The bits of a training and of a store, held beside their version numbers.
+"""The bits of a training, of a store and of phantoms, held beside their version numbers.
 
-A failure here means that the arithmetic has changed. If that is meant, raise TRAINING_VERSION or
-STORE_VERSION by one and write down the new digests; else every user's old weights or stores would
-pass for new ones.
+A failure here means that the arithmetic has changed. If that is meant, raise TRAINING_VERSION,
+STORE_VERSION or PHANTOM_VERSION by one and write down the new digests; else every user's old
+weights, stores or phantoms would pass for new ones.
 """
 
 import os
@@ -23,6 +23,10 @@ TRAINING = (
 STORE = (
     1,  # STORE_VERSION
     "79f50526cde414e1e636593f8b5062b7e2f44b1cafe56d53b27446904644a825",
+)
+PHANTOM = (
+    1,  # PHANTOM_VERSION
+    "5488f6bf8c4e07993c52ba175697665c4e43e95d659cb448102672767bcddeb5",
 )
 TRAIN = """
 import hashlib, torch
@@ -56,6 +60,15 @@ for resize in ("square", "letterbox"):
         digest.update(open(f"{sys.argv[1]}/{resize}/{name}", "rb").read())
 print(STORE_VERSION, digest.hexdigest())
 """
+DRAW = """
+import hashlib
+from thyroid_lib.data.phantom import PHANTOM_VERSION, make_sweep
+digest = hashlib.sha256()
+for sweep, text in ((0, True), (3, False)):
+    drawn = make_sweep(seed=5, sweep=sweep, frames=3, text=text)
+    digest.update(drawn["images"].tobytes() + drawn["masks"].tobytes())
+print(PHANTOM_VERSION, digest.hexdigest())
+"""
 
 
 def locked(package: str) -> str:
@@ -65,7 +78,8 @@ def locked(package: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "package", "known"), [(TRAIN, "torch", TRAINING), (BUILD, "pillow", STORE)]
+    ("code", "package", "known"),
+    [(TRAIN, "torch", TRAINING), (BUILD, "pillow", STORE), (DRAW, "scipy", PHANTOM)],
 )
 def test_bits_change_only_with_the_version(tmp_path, code, package, known):
     from importlib.metadata import version

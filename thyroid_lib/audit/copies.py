@@ -1,10 +1,9 @@
 """Near-copies: which frames show nearly the same picture, shifted, brightened or mirrored or not.
 
 A cheap descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
-cross-correlation (64 px, small shifts allowed) confirms. Both work on images from which each
-place's own mean and contrast are taken, so that brightness, gamma and what all necks have in common
-(bright skin above, dark depth below) say nothing. NumPy and SciPy; memory grows with the number of
-frames alone, by some 50 kB for each.
+cross-correlation (64 px, small shifts allowed) confirms. Both use images from which the local mean
+and contrast are removed, so that brightness, gamma and what all necks have in common (bright skin
+above, dark depth below) do not count. NumPy and SciPy; memory grows by some 50 kB per frame.
 
 Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995 (the template in the
 spectrum, the windows' energy from running sums).
@@ -45,16 +44,9 @@ def describe(images: Sequence[np.ndarray]) -> Maps:
     """Make the maps of frames.
 
     Args:
-        images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares;
-            a memory map is read block by block. A border that is no part of the frame, as in a
-            letterbox, must be cut off: frames would resemble each other by it.
-
-    Raises:
-        ValueError: something else than gray frames.
+        images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares.
+            The border of a letterbox must be cut off: frames would resemble each other by it.
     """
-    for image in images[:1]:
-        if image.ndim != 2 or image.dtype != np.uint8:
-            raise ValueError(f"images: got frames {image.dtype} {image.shape}, need uint8 (H,W)")
     coarse = np.empty((len(images), COARSE, COARSE), np.float32)
     fine = np.empty((len(images), FINE, FINE), np.float32)
     for start in range(0, len(images), BLOCK):
@@ -69,54 +61,25 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
     """Find for each query the frame of the pool that it copies best.
 
     Args:
-        queries, pool: maps of n and of N frames.
-        apart: a label for each query and for each frame of the pool, (n,) and (N,): frames of equal
-            label are not compared. To look for copies within one set, number its frames.
+        queries, pool: maps of n and of N frames, one at least.
+        apart: a value for each query and for each frame of the pool, (n,) and (N,): frames of equal
+            value are not compared. To look for copies within one set, number its frames.
 
     Returns:
         One row per query, RangeIndex: row, in the pool, -1 if there is none to compare with;
         correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
         seen from that frame, positive is down and right; mirrored (bool), left and right.
     """
-    count, parts = len(queries.fine), []
-    if len(pool.fine):
-        windows, spectra = _windows(pool.coarse), fft.rfft2(pool.fine)
-        starts = range(0, len(pool.fine), BLOCK)
-        energy = np.concatenate([_window_norm(pool.fine[at : at + BLOCK]) for at in starts])
-        for start in range(0, count, BLOCK):
-            block = np.s_[start : start + BLOCK]
-            equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
-            parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
-    nothing = (
-        np.full(count, -1),
-        np.full(count, -1.0),
-        *np.zeros((2, count)),
-        np.full(count, False),
-    )
-    found = map(np.concatenate, zip(*parts, strict=True)) if parts else nothing
+    windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
+    starts = range(0, len(pool.fine), BLOCK)
+    energy = np.concatenate([_window_norm(pool.fine[at : at + BLOCK]) for at in starts])
+    for start in range(0, len(queries.fine), BLOCK):
+        block = np.s_[start : start + BLOCK]
+        equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
+        parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
     columns = ("row", "correlation", "shift_y", "shift_x", "mirrored")
+    found = map(np.concatenate, zip(*parts, strict=True))
     return pd.DataFrame(dict(zip(columns, found, strict=True)))
-
-
-def near_copies(images: np.ndarray, *, threshold: float = NEAR_COPY) -> pd.DataFrame:
-    """Find each frame's closest other frame, where it is a near-copy.
-
-    Args:
-        images: uint8 (N,S,S).
-        threshold: correlation from which on two frames are near-copies.
-
-    Returns:
-        first and second (row numbers, first < second), correlation, shift_y_px and shift_x_px (of
-        the one from the other), mirrored; each pair once, the closest first.
-    """
-    maps, rows = describe(images), np.arange(len(images))
-    found = closest(maps, maps, apart=(rows, rows))
-    found = found.assign(query=rows)[found["correlation"] >= threshold]
-    pair = np.sort(found[["query", "row"]], axis=1)
-    table = pd.DataFrame({"first": pair[:, 0], "second": pair[:, 1]}, index=found.index)
-    table = table.join(in_px(found, *images.shape[1:]))
-    table = table.sort_values(["correlation", "first"], ascending=[False, True])
-    return table.drop_duplicates(["first", "second"], ignore_index=True)
 
 
 def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
@@ -136,17 +99,6 @@ def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
         each = _correlate(_template(fine[now]), fft.rfft2(before), _window_norm(before))
         best[now] = each.max(axis=(1, 2))
     return best
-
-
-def in_px(found: pd.DataFrame, height, width) -> pd.DataFrame:
-    """Columns correlation, shift_y_px, shift_x_px, mirrored of what `closest` gives.
-
-    Height and width of the frames are numbers or (n,), in px.
-    """
-    table = found[["correlation"]].copy()
-    for axis, side in (("y", height), ("x", width)):
-        table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * side).astype(int)
-    return table.assign(mirrored=found["mirrored"])
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:

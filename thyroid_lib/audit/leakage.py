@@ -1,26 +1,24 @@
 """Leakage audit: are test frames near-copies of training frames? By content, whatever the names.
 
-    table = audit.leakage_of(store, ["random", "grouped"], folds=3)
-    print(audit.leakage_sentence(table))
+    table = leakage.leakage_of(store, ["random", "grouped"], folds=3)
+    print(leakage.leakage_sentence(table))
 
 Source: Hubert & Arabie, Journal of Classification 2 (1985) 193, the adjusted Rand index.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.audit.copies import NEAR_COPY, Maps, closest, describe, in_px, pair_correlation
+from thyroid_lib.audit.copies import NEAR_COPY, Maps, closest, describe, pair_correlation
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
-from thyroid_lib.files.writing import write_table
 
-# That a frame goes on with the sweep is likely beforehand, so less is asked than of a near-copy:
+# That a frame continues the sweep before it is likely, so less is required than of a near-copy:
 # 95 % of the real frames that NEAR_COPY was chosen on find nothing above this in any other sweep.
 SAME_SWEEP = 0.5
-MEMORY = 5  # frames back that are looked at: one that is out of place does not end a sweep
+MEMORY = 5  # frames back that are compared: one that is out of place does not end a sweep
 
 
 def describe_store(store: Store) -> Maps:
@@ -34,18 +32,18 @@ def describe_store(store: Store) -> Maps:
 
 
 def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Height and width, (N,) each, that every frame takes up in its stored square, in px."""
-    sides = store.index[["height", "width"]] if store.settings["resize"] != "square" else None
-    if sides is None:
+    """Return height and width, (N,) each, that every frame fills in its stored square, in px."""
+    if store.settings["resize"] == "square":
         return (np.full(len(store.images), store.size),) * 2
+    sides = store.index[["height", "width"]]
     # as `frames.fit_image` rounds them
-    taken = np.rint(sides.mul(store.size / sides.max(axis=1), axis=0)).clip(lower=1).astype(int)
-    return taken["height"].to_numpy(), taken["width"].to_numpy()
+    filled = np.rint(sides.mul(store.size / sides.max(axis=1), axis=0)).clip(lower=1).astype(int)
+    return filled["height"].to_numpy(), filled["width"].to_numpy()
 
 
 def leakage(
     store: Store,
-    labels: np.ndarray,
+    sides: np.ndarray,
     *,
     threshold: float = NEAR_COPY,
     maps: Maps | None = None,
@@ -54,7 +52,7 @@ def leakage(
 
     Args:
         store: N frames of any source.
-        labels: (N,) of "train", "val", "test", from `splits.split_cases` or anywhere.
+        sides: (N,) of "train", "val", "test", as from `splits.split_cases`.
         threshold: correlation from which on a test frame is a near-copy.
         maps: `describe_store(store)`, to make them only once for several splits.
 
@@ -65,36 +63,31 @@ def leakage(
         near_copy (bool). Validation frames are on neither side.
 
     Raises:
-        ValueError: labels of another length, or no frame to train or to test on.
+        ValueError: no frame to train or to test on.
     """
-    labels = np.asarray(labels)
-    if labels.shape != (len(store.images),):
-        raise ValueError(
-            f"labels: got shape {labels.shape}, need one for each of {len(store.images)} frames"
-        )
-    test, train = (np.flatnonzero(labels == side) for side in ("test", "train"))
+    test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
         raise ValueError(f"got {len(train)} training and {len(test)} test frames: need both")
     maps = maps or describe_store(store)
     found = closest(maps.take(test), maps.take(train))
     names = store.index[["case_id", "group"]]
     copied = names.iloc[train[found["row"]]].reset_index(drop=True).add_prefix("train_")
-    sides = (side[test] for side in content_sides(store))
-    table = names.iloc[test].reset_index(drop=True).join(copied).join(in_px(found, *sides))
-    return table.assign(near_copy=table["correlation"] >= threshold)
+    table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
+    for axis, length in zip("yx", content_sides(store), strict=True):
+        table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
+    near_copy = table["correlation"] >= threshold
+    return table.assign(mirrored=found["mirrored"], near_copy=near_copy)
 
 
 def leakage_of(
     store: Store, protocols: Iterable[str], *, folds: int, val_share: float = 0.15
 ) -> pd.DataFrame:
     """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts = describe_store(store), []
+    maps, parts, how = describe_store(store), [], {"folds": folds, "val_share": val_share}
     for protocol in protocols:
         for fold in range(1 if protocol == "official" else folds):
-            labels = split_cases(
-                store.index, protocol=protocol, fold=fold, folds=folds, val_share=val_share
-            )
-            table = leakage(store, labels, maps=maps)
+            sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
+            table = leakage(store, sides, maps=maps)
             table.insert(0, "protocol", protocol)
             table.insert(1, "fold", fold)
             parts.append(table)
@@ -129,70 +122,65 @@ def alikeness(maps: Maps) -> np.ndarray:
 
 def leakage_sentence(table: pd.DataFrame) -> str:
     """Say in words what share of each protocol's test frames have a near-copy in training."""
-    share = table.groupby("protocol", sort=False)["near_copy"].mean()
-    each = "; ".join(f"{name}: {_percent(part)}" for name, part in share.items())
+    shares = table.groupby("protocol", sort=False)["near_copy"].mean()
+    if not len(shares):
+        return "No protocol was audited."
+    each = "; ".join(f"{name}: {_percent(share)}" for name, share in shares.items())
     return f"Test frames with a near-copy among the training frames. {each}."
 
 
-def shared_groups(index: pd.DataFrame, labels: np.ndarray) -> list[str]:
-    """List the groups with frames on both the training and the test side, sorted; from names."""
-    labels = np.asarray(labels)
-    return sorted(set(index["group"][labels == "train"]) & set(index["group"][labels == "test"]))
+def split_sentence(index: pd.DataFrame, splits: dict[str, np.ndarray]) -> str:
+    """Say in words how many groups each split has on both sides; `splits` are sides by name."""
+    group, said = index["group"].to_numpy(), []
+    for name, sides in splits.items():
+        shared = set(group[sides == "train"]) & set(group[sides == "test"])
+        said.append(f"{name}: {len(shared) or 'none'} of {len(set(group))}")
+    return f"Groups with frames both to train and to test on. {'; '.join(said)}."
 
 
-def propose_groups(images: np.ndarray, *, maps: Maps | None = None) -> np.ndarray:
-    """Propose sweeps for frames that have no groups.
+def closest_sentence(table: pd.DataFrame) -> str:
+    """Say in words which test frame of `leakage` copies a training frame best."""
+    if not len(table):
+        return "No test frame was compared."
+    pair = table.loc[table["correlation"].idxmax()]
+    groups = "one group" if pair["group"] == pair["train_group"] else "two groups"
+    return (
+        f"The closest pair, {pair['train_case_id']} and {pair['case_id']}, is of {groups}; its "
+        f"correlation is {pair['correlation']:.2f}."
+    )
 
-    A frame goes with one of the five before it that it resembles, else it begins a part; parts that
-    hold near-copies of each other become one, as no split may part them.
+
+def propose_groups(maps: Maps) -> np.ndarray:
+    """Propose groups (sweeps) for frames that have none.
+
+    A frame joins one of the five before it that it resembles, else it begins a new part; parts that
+    hold near-copies of each other are merged, as no split may separate them.
 
     Args:
-        images: uint8 (N,S,S), in the order in which they were taken (or named).
-        maps: those of the frames, if they are there already, as from `describe_store`.
+        maps: of N frames in the order in which they were taken (or named).
 
     Returns:
         Array of str (N,): "part001", "part002", … in order of appearance. It is a proposal: frames
-        of one patient that look different stand in different parts.
+        of one patient that look different are in different parts.
     """
-    maps = maps or describe(images)
-    parts = np.zeros(len(maps.fine), dtype=int)
-    alike = np.stack(
-        [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
-    ).any(axis=0)  # (N,)
-    if len(alike):
-        parts = np.cumsum(~alike) - 1
-    while True:  # a merged part may reach what its pieces could not
+    before = [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
+    parts = np.cumsum(~np.any(before, axis=0)) - 1
+    copies = range(len(parts))
+    while len(copies):  # a merged part may reach what its pieces could not
         found = closest(maps, maps, apart=(parts, parts))
         copies = np.flatnonzero(found["correlation"] >= NEAR_COPY)
-        if not len(copies):
-            break
         for row in copies:
             one, other = sorted((parts[row], parts[found["row"][row]]))
             parts[parts == other] = one
-    _, first, numbers = np.unique(parts, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
-    return np.array([f"part{order[number] + 1:03d}" for number in numbers], dtype=str)
+    numbers, _ = pd.factorize(parts)
+    return np.array([f"part{number + 1:03d}" for number in numbers], dtype=str)
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two groupings of the same N cases agree: 1 in full, about 0 by chance.
-
-    Args:
-        one, other: (N,) labels, of any kind; only which are equal counts.
-
-    Returns:
-        At most 1; 1 where both put every case alone, or all into one group.
-
-    Raises:
-        ValueError: of different lengths.
-    """
-    if len(one) != len(other):
-        raise ValueError(f"got {len(one)} and {len(other)} labels: need as many of both")
+    """How far two groupings, (N,) names of any kind, agree: 1 in full, about 0 by chance."""
     table = pd.crosstab(np.asarray(one), np.asarray(other)).to_numpy()
-    both, first, second, every = (
-        float((counts * (counts - 1.0) / 2).sum())
-        for counts in (table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)]))
-    )
+    counts = table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)])
+    both, first, second, every = (float((n * (n - 1.0) / 2).sum()) for n in counts)  # pairs
     expected = first * second / every if every else 0.0
     most = (first + second) / 2
     return 1.0 if most == expected else (both - expected) / (most - expected)
@@ -200,16 +188,14 @@ def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
 
 def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
     """Say in words how far proposed groups agree with the known ones."""
+    found, named = len(set(proposed)), len(set(known))
     agree = adjusted_rand_index(proposed, known)
+    if agree == 1:
+        return f"From the frames alone: {found} group{'s' * (found != 1)}, the same as by name."
     return (
-        f"From the frames alone: {len(set(proposed))} groups, against {len(set(known))} by name; "
-        f"adjusted Rand index {agree:.2f} (1: the same groups, 0: chance)."
+        f"From the frames alone: {found} group{'s' * (found != 1)}, against {named} by name; "
+        f"adjusted Rand index {max(agree, 0):.2f} (1: the same groups, 0: chance)."
     )
-
-
-def save_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table of the audit as CSV, with three decimals: more differ between machines."""
-    write_table(path, table, digits=3)
 
 
 def _percent(share: float) -> str:

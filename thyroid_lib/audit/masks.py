@@ -1,7 +1,7 @@
-"""Label audit: what is odd about the masks, and about the frames that they were drawn on.
+"""Mask audit: unusual masks, and unusual frames that they were drawn on.
 
-    table = labels.audit_labels(cases, store)      one row per case, a column per defect
-    labels.summary(table)                          one row per defect: its rule, how often
+    table = masks.audit_masks(cases, store)      one row per case, a column per defect
+    masks.summary(table)                         one row per defect: its rule, how often
 
 Masks are read from their files, at native size and as they were published, whether or not the store
 mends them. A defect is a reason to look: sweeps begin and end with slivers of gland, and a second
@@ -33,6 +33,7 @@ DEFECTS = {  # column of the table: what counts as the defect
     "jump": "unlike the frame before, and no frame out of sequence explains it",
     "nearly_black": f"mean gray level under {BLACK_LEVEL}",
 }
+PIXELS = {"text": "text_pixels", "specks": "speck_pixels", "holes": "hole_pixels"}
 HARMLESS = ("text", "midtones")  # where they are mended, nobody needs to look
 MENDS = {  # what can be done about it, by a rule of the parameter `mend`
     "text": "`text` takes it out",
@@ -42,7 +43,7 @@ MENDS = {  # what can be done about it, by a rule of the parameter `mend`
 }
 
 
-def audit_labels(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
+def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     """Look for every defect in every case of a store.
 
     Args:
@@ -67,8 +68,8 @@ def audit_labels(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
             f"{len(missing)} cases of the store are not in the case table, such as "
             f"{missing.iloc[0]!r}: give the table that the store was built from"
         )
-    masks = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
-    table = index[["case_id", "group"]].join(pd.DataFrame(masks))
+    found = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
+    table = index[["case_id", "group"]].join(pd.DataFrame(found))
     table["area"] = _area_outliers(table["foreground"], table["group"])
     table = table.join(_sequence(describe_store(store).fine, table["group"].to_numpy()))
     height, width = content_sides(store)
@@ -78,42 +79,35 @@ def audit_labels(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
 
 
 def mask_defects(levels: np.ndarray) -> dict:
-    """Count a mask's defects.
-
-    Args:
-        levels: gray levels as in the file, uint8 (H,W) at native size.
+    """Count the defects of a mask, given its gray levels as in the file, uint8 (H,W).
 
     Returns:
         text, text_pixels, specks, speck_pixels, holes, hole_pixels, midtones, gray_areas,
-        foreground; see `audit_labels`.
+        foreground; see `audit_masks`.
     """
     mask, text, text_pixels = frames.mend_text(levels > 127)
-    specks, holes = speck_map(mask), hole_map(mask)
-    return {
-        "text": text, "text_pixels": text_pixels,
-        "specks": _count(specks), "speck_pixels": int(specks.sum()),
-        "holes": _count(holes), "hole_pixels": int(holes.sum()),
-        "midtones": int(midtone_map(levels).sum()),
-        "gray_areas": int(gray_area_map(levels).sum()),
-        "foreground": float(mask.mean()),
-    }  # fmt: skip
+    found = {"text": text, "text_pixels": text_pixels}
+    for name, marked in (("specks", speck_map(mask)), ("holes", hole_map(mask))):
+        found[name] = ndimage.label(marked, structure=np.ones((3, 3)))[1]
+        found[PIXELS[name]] = int(marked.sum())
+    for name, marked in (("midtones", midtone_map(levels)), ("gray_areas", gray_area_map(levels))):
+        found[name] = int(marked.sum())
+    return found | {"foreground": float(mask.mean())}
 
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
     """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
-    found, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    numbers, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count < 2:
         return np.zeros_like(mask)
-    areas = np.bincount(found.ravel())
+    areas = np.bincount(numbers.ravel())
     areas[0] = areas[1:].max()  # the background is no speck
-    small = (areas < SPECK_PX) & (areas < areas[0])
-    return small[found]
+    return ((areas < SPECK_PX) & (areas < areas[0]))[numbers]
 
 
 def hole_map(mask: np.ndarray) -> np.ndarray:
     """Background (4-connected) that does not reach the frame's edge: bool (H,W), as `mask`."""
-    found, _ = ndimage.label(~np.pad(mask, 1))  # all that reaches the edge is one component
-    return ((found != found[0, 0]) & (found > 0))[1:-1, 1:-1]
+    return ndimage.binary_fill_holes(mask) & ~mask
 
 
 def midtone_map(levels: np.ndarray) -> np.ndarray:
@@ -135,33 +129,32 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         defect; cases; components and pixels, of masks, "" where the defect has none; rule; mend:
         what is done about it, "none: look" where nothing is.
     """
-    pixels = {"text": "text_pixels", "specks": "speck_pixels", "holes": "hole_pixels"}
-    areas = pixels | {"midtones": "midtones", "gray_areas": "gray_areas"}
-    rows = []
-    for defect, rule in DEFECTS.items():
-        rows.append(
-            {
-                "defect": defect.replace("_", " "), "cases": int((table[defect] > 0).sum()),
-                "components": str(table[defect].sum()) if defect in pixels else "",
-                "pixels": str(table[areas[defect]].sum()) if defect in areas else "",
-                "rule": rule, "mend": MENDS.get(defect, "none: look"),
-            }
-        )  # fmt: skip
+    pixels = PIXELS | {"midtones": "midtones", "gray_areas": "gray_areas"}
+    rows = [
+        {
+            "defect": defect.replace("_", " "),
+            "cases": int((table[defect] > 0).sum()),
+            "components": str(table[defect].sum()) if defect in PIXELS else "",
+            "pixels": str(table[pixels[defect]].sum()) if defect in pixels else "",
+            "rule": rule,
+            "mend": MENDS.get(defect, "none: look"),
+        }
+        for defect, rule in DEFECTS.items()
+    ]
     return pd.DataFrame(rows)
 
 
-def labels_sentence(table: pd.DataFrame) -> str:
+def masks_sentence(table: pd.DataFrame) -> str:
     """Say in words how many masks hold text, and how many cases have which other defect."""
-    found = table[[defect for defect in DEFECTS if defect not in HARMLESS]] > 0
-    each = ", ".join(f"{d.replace('_', ' ')} {n}" for d, n in found.sum().items() if n)
-    return (
-        f"{(table['text'] > 0).sum()} of {len(table)} masks hold burnt-in text. "
-        f"{found.any(axis=1).sum()} cases deserve a look for another reason{each and f': {each}'}."
-    )
-
-
-def _count(marked: np.ndarray) -> int:
-    return ndimage.label(marked, structure=np.ones((3, 3)))[1]
+    text, count = int((table["text"] > 0).sum()), len(table)
+    said = f"{text} of {count} masks hold" if text else f"None of {count} masks holds"
+    odd = table[[defect for defect in DEFECTS if defect not in HARMLESS]] > 0
+    look = int(odd.any(axis=1).sum())
+    if not look:
+        return f"{said} burnt-in text. No case has another defect."
+    each = ", ".join(f"{d.replace('_', ' ')} {n}" for d, n in odd.sum().items() if n)
+    verb = "case deserves" if look == 1 else "cases deserve"
+    return f"{said} burnt-in text. {look} {verb} a look for another reason: {each}."
 
 
 def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:
@@ -183,7 +176,5 @@ def _sequence(fine: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     unlike_after, two_after = np.r_[unlike[1:], False], np.r_[two_before[1:], 0]
     odd = unlike & unlike_after & (two_after >= SAME_SWEEP)  # taken out, the sequence closes
     jump = unlike & ~odd & ~np.r_[False, odd[:-1]]
-    found = {
-        "correlation": np.where(first, np.nan, before), "out_of_sequence": odd, "jump": jump,
-    }  # fmt: skip
+    found = {"correlation": np.where(first, np.nan, before), "out_of_sequence": odd, "jump": jump}
     return pd.DataFrame(found, index=order).sort_index()

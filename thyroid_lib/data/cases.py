@@ -1,7 +1,7 @@
-"""The case table: one row per image with the path of its mask, from whatever source.
+"""Case table: one row per image with the path of its mask, whatever the source.
 
-A source (phantom, tg3k, folder) makes the table without opening a file; the store reads each pair
-once. What is wrong with a case has one of a few reasons, so that a quarantine can be counted.
+A source (phantom, tg3k, folder) makes the table without opening an image; the store reads each pair
+once. A case that cannot be used has one of a few reasons, so that they can be counted.
 """
 
 import os
@@ -14,24 +14,15 @@ import pandas as pd
 from thyroid_lib.data.frames import read_gray
 
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
-
-REASONS = (
-    "duplicate name",
-    "unusable name",
-    "missing image",
-    "missing mask",
-    "no group",
-    "unreadable image",
-    "unreadable mask",
-    "size mismatch",
-    "empty mask",
-    "full mask",
-    "inverted mask",
-)
+QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
+_MISSING = {
+    "image": "there is a mask and no image, add the image under the mask's name",
+    "mask": "there is an image and no mask, add the mask under the image's name",
+}
 
 
 class BadCase(ValueError):
-    """A case that cannot be used: `reason` is one of `REASONS`, `detail` a sentence about it."""
+    """A case that cannot be used: the reason in a few words, the detail in a sentence."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -39,20 +30,17 @@ class BadCase(ValueError):
 
 
 def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """Turn rows in the order of `COLUMNS` into a case table, all str, sorted by case_id."""
+    """Make a case table of rows in the order of `COLUMNS`: all str, sorted by case_id."""
     # dtype: a path may hold bytes that are no text, which Arrow's strings refuse
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     return table.sort_values(COLUMNS[:3], ignore_index=True)
 
 
 def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its mask and check that they can be used together.
-
-    Returns:
-        image uint8 (H,W), mask bool (H,W), both at native size.
+    """Read an image and its mask: uint8 (H,W) and bool (H,W), both at native size.
 
     Raises:
-        BadCase: with a reason out of `REASONS`.
+        BadCase: they cannot be read, do not fit each other, or the mask cannot be right.
     """
     for kind, path in (("image", image_path), ("mask", mask_path)):
         if not os.path.lexists(path):
@@ -60,49 +48,39 @@ def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray
     image, levels = _read(image_path, "image"), _read(mask_path, "mask")
     if image.shape != levels.shape:
         sizes = " and ".join(f"{height} x {width}" for height, width in (image.shape, levels.shape))
-        raise BadCase(
-            "size mismatch",
-            f"image and mask are {sizes} (height x width): they must be of one size",
-        )
+        detail = f"image and mask are {sizes} (height x width): they must be of one size"
+        raise BadCase("size mismatch", detail)
     mask = levels > 127
     if not mask.any():
-        raise BadCase(
-            "empty mask",
-            f"no pixel is above 127, the brightest is {levels.max()}: save masks with 0 and 255",
+        detail = (
+            f"no pixel is above 127, the brightest is {levels.max()}: save masks with 0 and 255"
         )
+        raise BadCase("empty mask", detail)
     if mask.all():
         raise BadCase("full mask", "every pixel is above 127: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
-        raise BadCase(
-            "inverted mask",
-            "the frame's whole border is above 127: save masks with 255 on the thyroid, 0 around",
+        detail = (
+            "the frame's whole border is above 127: save masks with 255 on the thyroid, 0 around"
         )
+        raise BadCase("inverted mask", detail)
     return image, mask
 
 
-def table_problems(cases: pd.DataFrame) -> pd.DataFrame:
-    """List what is wrong with a case table without opening a file.
+def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
+    """List what is wrong with each row of a case table without opening a file.
 
-    Names are compared as on a disk that knows no upper and lower case, so that what works on one
-    machine works on all. A row has one problem at most, the first of `REASONS` that holds.
+    Names are compared without regard to upper and lower case, so that what works on one machine
+    works on all.
 
     Returns:
-        Columns case_id, file (its name only), reason, detail; indexed as the rows of `cases`.
-
-    Raises:
-        ValueError: not a case table.
+        For each row None or its first problem, as a row of the quarantine.
     """
-    if missing := [column for column in COLUMNS if column not in cases.columns]:
-        raise ValueError(
-            f"not a case table: it lacks {', '.join(missing)} and has "
-            f"{', '.join(map(str, cases.columns)) or 'no columns'}; make it with a source"
-        )
     keys = cases["case_id"].map(name_key)
-    counts = keys.value_counts()
-    problems = {}
-    for row, case, key in zip(cases.index, cases.itertuples(index=False), keys, strict=True):
-        if counts[key] > 1:
-            problem = "duplicate name", f"{counts[key]} files have this name, keep one"
+    counts = keys.map(keys.value_counts())
+    problems = []
+    for case, count in zip(cases.itertuples(index=False), counts, strict=True):
+        if count > 1:
+            problem = "duplicate name", f"{count} files have this name, keep one"
         elif not is_one_line(case.case_id):
             problem = "unusable name", "it holds a line break or what is no text, rename it"
         elif not case.image_path:
@@ -112,34 +90,31 @@ def table_problems(cases: pd.DataFrame) -> pd.DataFrame:
         elif not case.group:
             problem = "no group", "its sweep or patient is not known, name it in groups.csv"
         else:
-            continue
-        problems[row] = problem_row(case, *problem)
-    return pd.DataFrame.from_dict(
-        problems, orient="index", columns=["case_id", "file", "reason", "detail"], dtype=object
-    )
+            problem = ()
+        problems.append(problem_row(case, *problem) if problem else None)
+    return problems
 
 
 def problem_row(case, reason: str, detail: str) -> list[str]:
-    """One row of a quarantine: case_id, file (its name only), reason, detail; plain text always."""
+    """Return one row of a quarantine, in the order of `QUARANTINE`; plain text always."""
     about_mask = ("mask" in reason and case.mask_path) or not case.image_path
     path = Path(case.mask_path if about_mask else case.image_path)
-    return [_plain(case.case_id), _plain(path.name), reason, detail]
+    names = ("".join(map(_printable, name)) for name in (case.case_id, path.name))
+    return [*names, reason, detail]
 
 
 def name_key(name: str) -> str:
-    """Stems of one key are one case: upper or lower case and the form of accents do not count."""
+    """Return the same key for names that differ in letter case or in the form of accents only."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a text holds no control character, such as a line break, and nothing but text."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+    """Say whether a text holds no control character, such as a line break, and nothing but text."""
+    return all(_printable(letter) == letter for letter in text)
 
 
-_MISSING = {
-    "image": "there is a mask and no image, add the image under the mask's name",
-    "mask": "there is an image and no mask, add the mask under the image's name",
-}
+def _printable(letter: str) -> str:
+    return repr(letter)[1:-1] if unicodedata.category(letter) in ("Cc", "Cs") else letter
 
 
 def _read(path: str | Path, kind: str) -> np.ndarray:
@@ -147,9 +122,3 @@ def _read(path: str | Path, kind: str) -> np.ndarray:
         return read_gray(path)
     except ValueError as error:
         raise BadCase(f"unreadable {kind}", str(error)) from error
-
-
-def _plain(name: str) -> str:
-    return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cs") else repr(c)[1:-1] for c in name
-    )

@@ -1,4 +1,4 @@
-"""Folder: anybody's own images and masks, paired by equal names, as a case table.
+"""Folder source: images and masks paired by equal file names, as a case table.
 
     data/images/a01.png   data/masks/a01.png   data/groups.csv (columns case_id, group; optional)
 
@@ -35,12 +35,12 @@ def cases(
 
     Names are paired without regard to letter case. A missing partner is an empty path, a name that
     occurs twice (a.png and a.jpg) is two rows, a case that `groups` does not name has group "".
-    Folders below and other file types are passed over with a warning, hidden files without.
+    Folders below and other file types are skipped with a warning, hidden files without.
 
     Args:
         images, masks: two folders.
         groups: a CSV with columns case_id (the file's name without its ending) and group.
-        dataset: what to call it in the table.
+        dataset: its name in the table.
 
     Returns:
         The case table, columns `cases.COLUMNS`.
@@ -53,7 +53,7 @@ def cases(
     if images.samefile(masks):
         raise ValueError(f"images and masks are one folder ({images.name}), give two")
     if not image_of.keys() & mask_of.keys():
-        names = [next(iter(found.values())).split("/")[0] for found in (image_of, mask_of)]
+        names = [next(iter(found.values()))[0] for found in (image_of, mask_of)]
         raise ValueError(
             f"no image has a mask of its name: {images.name}/ begins with {names[0]!r}, "
             f"{masks.name}/ with {names[1]!r}; name each mask as its image"
@@ -68,7 +68,7 @@ def cases(
         )
     rows = []
     for key in keys:
-        pair = (found.get(key, "").split("/") for found in (image_of, mask_of))
+        pair = (found.get(key, []) for found in (image_of, mask_of))
         for image, mask in zip_longest(*pair, fillvalue=""):
             stem = unicodedata.normalize("NFC", os.path.splitext(image or mask)[0])
             group = stem if group_of is None else group_of.get(key, "")
@@ -81,12 +81,12 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
     """Make the case table of a folder that holds images/ and masks/, and perhaps groups.csv.
 
     Raises:
-        ValueError: as `cases`, or if the two folders are not there.
+        ValueError: as `cases`, or if the two folders are missing.
     """
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images/ and masks/")
-    there = sorted(entry.name for entry in path.iterdir())
+    there = sorted(os.listdir(path))
     images = next((name for name in IMAGE_FOLDERS if name in there), None)
     masks = next((name for name in MASK_FOLDERS if name in there), None)
     if images is None or masks is None:
@@ -94,37 +94,30 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
             f"{path} must hold the folders images/ and masks/, it holds "
             f"{', '.join(there[:8]) or 'nothing'}"
         )
-    groups = path / "groups.csv"
-    there = os.path.lexists(groups)  # a broken link is no reason to count every image as a group
-    return cases(path / images, path / masks, groups if there else None, dataset)
+    groups = path / "groups.csv" if "groups.csv" in there else None  # a broken link counts
+    return cases(path / images, path / masks, groups, dataset)
 
 
-def list_images(folder: Path) -> dict[str, str]:
-    """List a folder's image files under their `name_key`; names of one key have "/" between.
-
-    One text a file, and not a list or a path: there may be a hundred thousand.
-    """
+def list_images(folder: Path) -> dict[str, list[str]]:
+    """List the names of a folder's image files by their `name_key`."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the folder that holds the image files")
-    found: dict[str, str] = {}
-    others = []
-    for name in sorted(os.listdir(folder)):
+    found, others = {}, []
+    there = sorted(os.listdir(folder))
+    for name in there:
         stem, suffix = os.path.splitext(name)
-        if name.startswith(".") or name in LITTER:
-            continue
-        if suffix.lower() not in SUFFIXES:
+        if suffix.lower() in SUFFIXES and not name.startswith("."):
+            found.setdefault(name_key(stem), []).append(name)
+        elif not name.startswith(".") and name not in LITTER:
             others.append(name)
-            continue
-        key = name_key(stem)
-        found[key] = f"{found[key]}/{name}" if key in found else name
     if not found:
-        there = ", ".join(map(_shown, sorted(os.listdir(folder))[:5])) or "nothing"
-        raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {there}")
+        held = ", ".join(map(_shown, there[:5])) or "nothing"
+        raise ValueError(f"no image file ({' '.join(SUFFIXES)}) in {folder}: it holds {held}")
     if others:
-        more = " …" if len(others) > 3 else ""
+        first = ", ".join(map(_shown, others[:3])) + " …" * (len(others) > 3)
+        needed = " ".join(SUFFIXES)
         warnings.warn(
-            f"{folder.name}/: passed over {len(others)} by the ending: "
-            f"{', '.join(map(_shown, others[:3]))}{more}; needed are {' '.join(SUFFIXES)}",
+            f"{folder.name}/: skipped {len(others)} by the ending: {first}; needed are {needed}",
             stacklevel=3,
         )
     return found
@@ -144,18 +137,18 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
         if not rows:
             raise ValueError("it is empty")
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path.name} is no CSV file in UTF-8 ({error}), save it as one"
-        ) from error
+        problem = f"{path.name} is no CSV file in UTF-8 ({error}), save it as one"
+        raise ValueError(problem) from error
     columns = [column.strip() for column in rows.pop(0)]
-    if missing := {"case_id", "group"} - set(columns):
-        raise ValueError(
-            f"{path.name} lacks {' and '.join(sorted(missing))}: its columns are "
-            f"{', '.join(_shown(column[:80]) for column in columns[:8])}; needed are "
-            "case_id,group, separated by a comma"
-        )
-    if twice := {column for column in ("case_id", "group") if columns.count(column) > 1}:
-        raise ValueError(f"{path.name} has two columns {' and '.join(sorted(twice))}, keep one")
+    for column in ("case_id", "group"):
+        if columns.count(column) != 1:
+            held = ", ".join(_shown(name[:80]) for name in columns[:8])
+            raise ValueError(
+                f"{path.name} needs one column {column}, its columns are {held}; "
+                "write case_id,group, separated by a comma"
+            )
+    group_of: dict[str, str] = {}
+    strangers = []
     for row in rows:
         if any(map(str.strip, row[len(columns) :])):
             raise ValueError(
@@ -163,15 +156,12 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
                 'put a text that holds a comma in "quotes"'
             )
         row += [""] * (len(columns) - len(row))
-    names, groups = ([row[columns.index(c)].strip() for row in rows] for c in ("case_id", "group"))
-    if odd := [text for text in (*names, *groups) if not is_one_line(text)]:
-        raise ValueError(
-            f"{path.name} holds a line break or what is no text in {odd[0][:80]!r}: a quote too "
-            "many or too few?"
-        )
-    group_of: dict[str, str] = {}
-    strangers = []
-    for name, group in zip(names, groups, strict=True):
+        name, group = (row[columns.index(column)].strip() for column in ("case_id", "group"))
+        if odd := [text for text in (name, group) if not is_one_line(text)]:
+            raise ValueError(
+                f"{path.name} holds a line break or what is no text in {odd[0][:80]!r}: a quote "
+                "too many or too few?"
+            )
         key = name_key(name)
         if key in group_of:
             raise ValueError(f"{path.name} names {name!r} more than once, keep one line per case")

@@ -1,4 +1,4 @@
-"""Where data lie: at a path, among what Kaggle or Colab's Drive has, or in a public place.
+"""Locating data: a path, a data set of Kaggle, a folder on Colab's Drive, or TG3K's public release.
 
 A study names its data by one text, `data`, which can be the same on every machine.
 """
@@ -26,20 +26,16 @@ def folder_of(path: str) -> Path:
 
 
 def find_data(data: str | Path) -> Path | None:
-    """Find a study's data, and get them where that was asked for.
+    """Return the folder or zip of a study's data, fetched if `data` says so; None for "".
 
     Args:
-        data: a path, which may be relative to the project; `kaggle:owner/slug/version`, a data set
-            of Kaggle: the one attached to this notebook under that name, whose version was chosen
-            there, else fetched in this version; `auto`, TG3K's release: among what is attached on
-            Kaggle, in data/ or results/data of the project, on Colab's Drive (a folder or zip named
-            tg3k…), else fetched from its public place; or "", none.
-
-    Returns:
-        A folder or a zip; None for "".
+        data: a path, relative to the project or absolute; `kaggle:owner/slug/version`, a data set
+            of Kaggle: the one attached to the notebook, whatever its version, else fetched;
+            `auto`, TG3K's release: attached on Kaggle, in data/ or results/data of the project, on
+            Colab's Drive (a folder or zip named tg3k…), else fetched from its public folder.
 
     Raises:
-        ValueError: no such data set, or none in the words above.
+        ValueError: not of these forms.
         RuntimeError: it cannot be fetched; says how to get it by hand.
     """
     data = str(data)
@@ -51,30 +47,24 @@ def find_data(data: str | Path) -> Path | None:
 
 
 def asks_network(data: str) -> bool:
-    """Say whether these data may be fetched: they are the same then wherever they lie."""
+    """Say whether these data may be fetched: then they are the same in whatever folder they lie."""
     return data == "auto" or data.startswith("kaggle:")
-
-
-def _attached() -> list[Path]:
-    """Data sets attached to a Kaggle notebook, which are mounted in either of two ways."""
-    top = folder_of("kaggle/input")
-    found = [*top.glob("*"), *top.glob("datasets/*/*")]
-    return sorted(path for path in found if path.is_dir() and path != top / "datasets")
 
 
 def _find_release() -> Path:
     from thyroid_lib.data import tg3k  # loads pandas, which the workflow does without
 
-    for folder in (*_attached(), project_path("data"), project_path("results/data")):
+    top = folder_of("kaggle/input")  # data sets are mounted in either of two ways
+    attached = sorted({*top.glob("*"), *top.glob("datasets/*/*")} - {top / "datasets"})
+    for folder in (*attached, project_path("data"), project_path("results/data")):
         if folder.is_dir():
             try:
                 return tg3k.locate(folder)
             except ValueError:
                 continue
     drive = folder_of("content/drive/MyDrive")
-    names = os.listdir(drive) if os.path.isdir(drive) else []  # a Drive that dropped is none
-    found = [drive / name for name in sorted(names) if name.lower().startswith("tg3k")]
-    for path in found:
+    names = os.listdir(drive) if os.path.isdir(drive) else []  # a Drive may have dropped
+    for path in (drive / name for name in sorted(names) if name.lower().startswith("tg3k")):
         if path.is_dir():
             return path
         if path.suffix.lower() == ".zip":  # unpacked there, each of its files would be fetched
@@ -84,16 +74,15 @@ def _find_release() -> Path:
                 shutil.copyfile(path, target.with_suffix(".partial"))
                 os.replace(target.with_suffix(".partial"), target)
             return target
-    print_note("no TG3K here: it is fetched from its public place, about 395 MB")
+    print_note("no TG3K here: it is fetched from its public folder, about 395 MB")
     return tg3k.download(project_path("results/data"))
 
 
 def _find_dataset(data: str) -> Path:
-    named = DATASET.fullmatch(data)
-    if not named:
+    if not (named := DATASET.fullmatch(data)):
         raise ValueError(
             f"data: got {data}, need kaggle:owner/slug/version with the version as a number, such "
-            "as kaggle:somebody/tg3k/1: without it, other data would come one day"
+            "as kaggle:somebody/tg3k/1: without it the data could change unnoticed"
         )
     owner, slug, version = named.groups()
     top = folder_of("kaggle/input")
@@ -101,20 +90,18 @@ def _find_dataset(data: str) -> Path:
         if folder.is_dir():
             print_note(f"{data}: the attached {slug} is used, in the version that was attached")
             return folder
-    by_hand = (
-        f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it with a browser "
-        "and set `data` to its folder"
-    )
     try:
         import kagglehub
-    except ImportError as error:
-        raise RuntimeError(
-            f"kagglehub is not installed: pip install kagglehub, or {by_hand}"
-        ) from error
-    try:
+
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        what = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
-            f"{data} cannot be fetched ({type(error).__name__}: {what}): {by_hand}"
+            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
+            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
+            "it with a browser and set `data` to its folder"
         ) from error
+
+
+def short_reason(error: Exception) -> str:
+    """Return an error's type and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

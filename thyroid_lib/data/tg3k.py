@@ -1,9 +1,9 @@
-"""TG3K: 3,585 real frames of healthy thyroids with masks of the gland, as a case table.
+"""TG3K source: 3,585 real frames of healthy thyroids with masks of the gland, as a case table.
 
     tg3k/thyroid-image/0000.jpg   tg3k/thyroid-mask/0000.jpg   tg3k/tg3k-trainval.json
 
-A group is a run: consecutive frames of one size, taken as one video sweep. Neighbouring frames are
-near-copies. Whether two runs come from one person is unknown: no finer unit can be told apart.
+A group is consecutive frames of one size, taken as one video sweep and named run01 … run15.
+Neighbouring frames are near-copies. Whether two groups come from one person is unknown.
 
 Sources: Wunderling, Golla, Poudel, Arens, Friebe & Hansen, SPIE Medical Imaging 2017 (16 sweeps, GE
 Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
@@ -18,16 +18,15 @@ import stat
 import tempfile
 import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
 
 from thyroid_lib.data import folder as folder_source
 from thyroid_lib.data.cases import make_table, name_key
-from thyroid_lib.data.frames import FORMATS
+from thyroid_lib.data.frames import FORMATS, Refused
+from thyroid_lib.data.locate import short_reason
 from thyroid_lib.files.locks import claim_path
 from thyroid_lib.files.writing import project_path, write_error
 
@@ -41,52 +40,43 @@ DEPTH = 4  # folders below the given one that are searched
 MAX_BYTES = 4 * 1024**3  # unpacked; the release has a tenth
 
 
-class Run(NamedTuple):
-    """Consecutive frames of one size; height and width in pixels."""
-
-    run: str
-    height: int
-    width: int
-    first: int
-    last: int
-
-
-RUNS = (
-    Run("run01", 191, 265, 0, 271),
-    Run("run02", 194, 258, 272, 448),
-    Run("run03", 187, 241, 449, 655),
-    Run("run04", 174, 241, 656, 826),
-    Run("run05", 182, 270, 827, 1017),
-    Run("run06", 209, 214, 1018, 1196),
-    Run("run07", 178, 234, 1197, 1512),
-    Run("run08", 209, 216, 1513, 1691),
-    Run("run09", 213, 241, 1692, 1952),
-    Run("run10", 191, 278, 1953, 2188),
-    Run("run11", 194, 242, 2189, 2445),
-    Run("run12", 204, 240, 2446, 2696),
-    Run("run13", 207, 281, 2697, 3025),
-    Run("run14", 193, 325, 3026, 3269),
-    Run("run15", 238, 251, 3270, 3584),
-)
+SWEEPS = {  # name: height and width in px, first and last frame
+    "run01": (191, 265, 0, 271),
+    "run02": (194, 258, 272, 448),
+    "run03": (187, 241, 449, 655),
+    "run04": (174, 241, 656, 826),
+    "run05": (182, 270, 827, 1017),
+    "run06": (209, 214, 1018, 1196),
+    "run07": (178, 234, 1197, 1512),
+    "run08": (209, 216, 1513, 1691),
+    "run09": (213, 241, 1692, 1952),
+    "run10": (191, 278, 1953, 2188),
+    "run11": (194, 242, 2189, 2445),
+    "run12": (204, 240, 2446, 2696),
+    "run13": (207, 281, 2697, 3025),
+    "run14": (193, 325, 3026, 3269),
+    "run15": (238, 251, 3270, 3584),
+}
+LAST = 3584  # frame of the release
 
 
-def run_of(frame: int) -> str:
-    """Return the run of a frame number, "" for a number that the release does not have."""
-    return next((run.run for run in RUNS if run.first <= frame <= run.last), "")
+def sweep_of(frame: int) -> str:
+    """Return the sweep of a frame number, "" for a number that the release does not have."""
+    found = (name for name, (_, _, first, last) in SWEEPS.items() if first <= frame <= last)
+    return next(found, "")
 
 
 def cases(path: str | Path) -> pd.DataFrame:
     """Make the case table of TG3K, or of any part of it.
 
-    A file whose name is no frame number of the release gets group "".
-
     Args:
         path: its folder, a folder above it, or its zip archive; see `locate`.
 
     Returns:
-        The case table, columns `cases.COLUMNS`; case_id as in the release ("0007"), groups run01 …
-        run15, dataset "tg3k". One more column, `official`, holds the side of each frame in the
-        release's own split, "train" or "test", and "" where its file is not there.
+        The case table, columns `cases.COLUMNS`; case_id as in the release ("0007"), group run01 …
+        run15, or "" for a name that is no frame number of the release; dataset "tg3k". One more
+        column, `official`, holds each frame's side in the release's own split, "train" or "test",
+        and "" where the split's file is missing.
 
     Raises:
         ValueError: not there, or frames of other sizes than the release has.
@@ -95,7 +85,10 @@ def cases(path: str | Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the groups are known here
         table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
-    table["group"] = [_group(case_id) for case_id in table["case_id"]]
+    numbers = table["case_id"].map(
+        lambda name: int(name) if name.isascii() and name.isdecimal() else -1
+    )
+    table["group"] = [sweep_of(number) for number in numbers]
     _check_sizes(table)
     table = make_table(table.to_numpy().tolist())
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
@@ -104,7 +97,7 @@ def cases(path: str | Path) -> pd.DataFrame:
 
 
 def locate(path: str | Path) -> Path:
-    """Find the folder that holds thyroid-image/ and thyroid-mask/.
+    """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
     Args:
         path: that folder, one up to four levels above it (the release unpacks to "Thyroid
@@ -112,7 +105,7 @@ def locate(path: str | Path) -> Path:
             below results/data where that cannot be written.
 
     Raises:
-        ValueError: nothing there; says what was found and how to get the release.
+        ValueError: not found; says what was found and how to get the release.
     """
     path = Path(os.path.expanduser(path))  # unlike Path's it leaves ~somebody alone
     if path.is_file():
@@ -124,15 +117,17 @@ def locate(path: str | Path) -> Path:
             return Path(folder)
         deep = len(Path(folder).relative_to(path).parts) >= DEPTH
         below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
-    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise ValueError(
-        f"no TG3K in {path}: needed are the folders {IMAGES}/ and {MASKS}/, found was {there}; "
-        f"{BY_HAND}, or call tg3k.download"
-    )
+    raise ValueError(_not_found(path, sorted(os.listdir(path))))
+
+
+def _not_found(path: Path, names: list[str]) -> str:
+    found = ", ".join(names[:8]) or "nothing"
+    needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
+    return f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download"
 
 
 def official_split(path: str | Path) -> dict[str, list[str]]:
-    """Read the release's own split; it leaks, as run 14 lies on both sides.
+    """Read the release's own split; it leaks, as run14 lies on both sides.
 
     Returns:
         {"train": case_ids, "test": case_ids} of the whole release, whichever frames are there; the
@@ -150,95 +145,80 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
         split = json.loads(file.read_text("utf-8"))
         parts = {"train": split["train"], "test": split["val"]}
         frames = [frame for part in parts.values() for frame in part]
-        whole = all(type(frame) is int for frame in frames)  # True is no number, nor is 1.5
-        if not whole or sorted(frames) != list(range(RUNS[-1].last + 1)):
+        integers = all(type(frame) is int for frame in frames)  # True is no number, nor is 1.5
+        if not integers or sorted(frames) != list(range(LAST + 1)):
             raise ValueError("not every frame once")
         return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val, with each "
-            f"of 0 to {RUNS[-1].last} once; copy it again from the release"
+            f"of 0 to {LAST} once; copy it again from the release"
         ) from error
 
 
 def download(folder: str | Path) -> Path:
-    """Get the release's archive with gdown, unpack TG3K, and return its folder.
+    """Download the release's archive with gdown, unpack TG3K, and return its folder.
 
     Raises:
         RuntimeError: no gdown, no network or Google's quota; says how to get it by hand.
     """
-    folder = Path(folder)
-    archive, partial = folder / "tg3k-release.zip", folder / "tg3k-release.zip.partial"
+    archive = Path(folder) / "tg3k-release.zip"
     if not archive.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        partial = archive.with_suffix(".zip.partial")
         try:
             import gdown
 
             if not gdown.download(id=DRIVE_ID, output=str(partial)):
                 raise OSError("nothing came")
             os.replace(partial, archive)
-        except ImportError as error:
-            raise RuntimeError(
-                f"gdown is not installed: pip install gdown, or {BY_HAND}"
-            ) from error
         except Exception as error:  # gdown passes on whatever its transport raises
             partial.unlink(missing_ok=True)
-            what = str(error).strip().splitlines()[:1]
             raise RuntimeError(
-                f"download failed ({type(error).__name__}{': ' if what else ''}{''.join(what)}): "
+                f"download failed ({short_reason(error)}): pip install gdown if it is missing, or "
                 f"{BY_HAND}"
             ) from error
     return locate(archive)
 
 
-def _group(case_id: str) -> str:
-    return run_of(int(case_id)) if case_id.isascii() and case_id.isdecimal() else ""
-
-
 def _check_sizes(table: pd.DataFrame) -> None:
-    """Compare the first frame of each run with the release: other sizes are other data."""
-    sizes = {run.run: run for run in RUNS}
+    """Compare the first frame of each sweep with the release: other sizes are other data."""
     for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
-        run = sizes[case.group]
         if not os.path.isfile(case.image_path):  # opening a pipe would wait forever
             continue
         try:
             with Image.open(case.image_path, formats=FORMATS) as image:  # reads the header only
-                width, height = image.size
+                found = image.height, image.width
         except Exception:  # decoders raise a dozen kinds
-            continue  # damaged, or a bomb: the store says so
-        if (height, width) != (run.height, run.width):
+            continue  # damaged: the store reports it
+        if found != (known := SWEEPS[case.group][:2]):
+            is_size, has_size = (f"{height} x {width}" for height, width in (found, known))
             raise ValueError(
-                f"these are not TG3K's frames: {Path(case.image_path).name} is {height} x {width}, "
-                f"{run.run} has {run.height} x {run.width} (height x width); for other data, or a "
-                'resized copy, use source "folder" with a groups.csv'
+                f"these are not TG3K's frames: {Path(case.image_path).name} is {is_size}, "
+                f"{case.group} has {has_size} (height x width); for other data, or a resized copy, "
+                'use source "folder" with a groups.csv'
             )
 
 
 def _unpack(archive: Path) -> Path:
-    """Unpack TG3K's part of a zip once, into a folder named by the archive's content list."""
+    """Unpack TG3K's part of a zip once, into a folder named by the archive's list of contents."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             wanted = _wanted(zipped, archive)
             content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in wanted])
             name = f"{archive.stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-            parent = (
-                archive.parent
-                if os.access(archive.parent, os.W_OK)
-                else project_path("results/data")
-            )
-            if not (parent / name).is_dir():
-                parent.mkdir(parents=True, exist_ok=True)
-                _check_names(zipped)
-                with claim_path(parent / ".unpack", archive.name):  # one archive after the other
-                    for left in parent.glob(".unpack-*"):  # by one that was killed
-                        shutil.rmtree(left, ignore_errors=True)
-                    if not (parent / name).is_dir():
-                        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
-                            zipped.extractall(Path(work) / name, members=wanted)
-                            os.replace(Path(work) / name, parent / name)
+            beside = os.access(archive.parent, os.W_OK)
+            parent = archive.parent if beside else project_path("results/data")
+            parent.mkdir(parents=True, exist_ok=True)
+            with claim_path(parent / ".unpack", archive.name):  # one archive after the other
+                for left in parent.glob(".unpack-*"):  # by one that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                if not (parent / name).is_dir():
+                    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
+                        zipped.extractall(Path(work) / name, members=wanted)
+                        os.replace(Path(work) / name, parent / name)
             return parent / name
-    except _Refused:
+    except Refused:
         raise
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
         disk = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES
@@ -248,54 +228,31 @@ def _unpack(archive: Path) -> Path:
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
 
 
-def _check_names(zipped: zipfile.ZipFile) -> None:
-    """Compare every name in the list of contents with the one before the entry's data.
-
-    Names have no checksum: a flipped bit would make of a frame an entry that nobody wants.
+def _wanted(zipped: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+    """List the entries that are files of TG3K.
 
     Raises:
-        zipfile.BadZipFile: two names differ.
+        Refused: none, too large, or an entry that would land outside of the folder or on another.
     """
-    for entry in zipped.infolist():
-        try:
-            zipped.open(entry).close()
-        except (NotImplementedError, RuntimeError):
-            continue  # packed in another way, or locked; if it is a frame, unpacking says so
-
-
-def _wanted(zipped: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
-    """List the entries that are files of TG3K; an archive that is not to be trusted is refused."""
-    wanted = [entry for entry in zipped.infolist() if _is_wanted(entry, archive)]
+    wanted = [entry for entry in zipped.infolist() if _is_wanted(PurePosixPath(entry.filename))]
     if not wanted:
-        raise _Refused(
-            f"no TG3K in {archive.name}: needed are the folders {IMAGES}/ and {MASKS}/; "
-            f"{BY_HAND}, or call tg3k.download"
-        )
+        raise Refused(_not_found(archive, zipped.namelist()))
     if sum(entry.file_size for entry in wanted) > MAX_BYTES:
-        raise _Refused(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
-    # As a disk has them that knows no upper and lower case: the last of two would win in silence.
-    paths = [name_key(str(PurePosixPath(entry.filename))) for entry in wanted]
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise _Refused(
-            f"{archive.name} is not to be trusted: it holds {twice[0]!r} more than once, get it "
-            "from another source"
-        )
+        raise Refused(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
+    seen = set()
+    for entry in wanted:
+        path = PurePosixPath(entry.filename)
+        outside = path.is_absolute() or ".." in path.parts or set(entry.filename) & set("\\:")
+        key = name_key(str(path))  # without regard to letter case, as some disks
+        if outside or stat.S_ISLNK(entry.external_attr >> 16) or key in seen:
+            raise Refused(
+                f"{archive.name} is not to be trusted: its entry {entry.filename!r} points out of "
+                "the archive or occurs twice, get it from another source"
+            )
+        seen.add(key)
     return wanted
 
 
-def _is_wanted(entry: zipfile.ZipInfo, archive: Path) -> bool:
-    """Whether an entry is a file of TG3K; one that would land outside of the folder is refused."""
-    path = PurePosixPath(entry.filename.replace("\\", "/"))
-    linked = stat.S_ISLNK(entry.external_attr >> 16)
-    if path.is_absolute() or ".." in path.parts or ":" in entry.filename or linked:
-        raise _Refused(
-            f"{archive.name} is not to be trusted: its entry {entry.filename!r} points out of the "
-            "archive, get it from another source"
-        )
-    if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
-        return False
-    return path.name == SPLIT or path.parent.name in (IMAGES, MASKS)
-
-
-class _Refused(ValueError):
-    """A sound archive that is not what is needed."""
+def _is_wanted(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
+    return not hidden and (path.name == SPLIT or path.parent.name in (IMAGES, MASKS))

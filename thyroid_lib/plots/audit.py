@@ -1,4 +1,4 @@
-"""Every figure of the audit: each function draws one and returns it, none saves or shows.
+"""Figures of the audit: each function draws one and returns it, none saves or shows.
 
 The sides of a split keep their colours, which also differ in lightness, so that a print in gray
 will do; what is wrong with a mask is always red.
@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from thyroid_lib.audit import masks as labels
+from thyroid_lib.audit import masks
 from thyroid_lib.audit.copies import NEAR_COPY
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
@@ -25,6 +25,7 @@ from thyroid_lib.plots.common import (
     native,
     outline,
     outline_legend,
+    paint,
 )
 
 SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
@@ -33,11 +34,11 @@ APART, COPIED = "#8fb8de", "#12355b"
 
 
 def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
-    """Draw who is trained on and who is tested: a row per group, its frames in order.
+    """Draw the side of every case: a row per group, its frames in order.
 
     Args:
         index: N cases with column group.
-        splits: labels, (N,) of "train", "val" and "test", by the name to write above them.
+        splits: sides, (N,) of "train", "val" and "test", by the name to write above them.
         groups: rows at most; of more groups, the first.
     """
     names = sorted(index["group"].unique())
@@ -59,10 +60,9 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
         ax.xaxis.get_major_locator().set_params(integer=True)
         sns.despine(ax=ax, left=True, bottom=True)
     more = f" ({len(shown)} of {len(names)} groups)" if len(names) > len(shown) else ""
-    fig.legend(
-        handles=[Patch(color=colour, label=side) for side, colour in SIDES.items()],
-        title=f"a row is a group{more}", loc="outside lower center", ncols=3,
-    )  # fmt: skip
+    handles = [Patch(color=colour, label=side) for side, colour in SIDES.items()]
+    title = f"a row is a group{more}"
+    fig.legend(handles=handles, title=title, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -70,13 +70,12 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
     """Draw how much each frame resembles each other one, and how often how much.
 
     Args:
-        alike: (N,N) correlations, what `audit.alikeness` gives.
+        alike: (N,N) correlations, from `leakage.alikeness`.
         groups: (N,) the frames' groups, in order.
         threshold: from which on a frame counts as a near-copy.
     """
-    fig, (square, counts) = plt.subplots(
-        1, 2, figsize=(FIGURE_WIDTH, 3.9), width_ratios=(1.15, 1), facecolor="white"
-    )
+    size = FIGURE_WIDTH, 3.9
+    fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
     fig.colorbar(shown, ax=square, label="correlation", shrink=0.85).outline.set_visible(False)
     names, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
@@ -86,17 +85,12 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
     sns.despine(ax=square, left=True, bottom=True)
     pairs = np.triu_indices(len(alike), 1)
     same = (groups[:, None] == groups)[pairs]
-    bins = np.linspace(0, 1, 41)
     for kind, name, colour in ((~same, "two groups", APART), (same, "one group", COPIED)):
         values = alike[pairs][kind]
         weights = np.full(len(values), 100 / max(1, len(values)))
-        counts.hist(values, bins=bins, weights=weights, color=colour, label=name)
-    counts.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        counts.hist(values, np.linspace(0, 1, 41), weights=weights, color=colour, label=name)
     counts.set(xlabel="correlation of two frames", ylabel="share of these pairs (%)", xlim=(0, 1))
-    counts.annotate(
-        "near-copies →", (threshold, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-        textcoords="offset points", fontsize=8, va="top", ha="right",
-    )  # fmt: skip
+    _mark_threshold(counts, threshold, "near-copies →", "right")
     counts.legend(title="two frames of", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
 
@@ -105,29 +99,22 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
     """Draw how closely test frames copy a training frame: a histogram per protocol.
 
     Args:
-        table: what `audit.leakage_of` gives; the folds of a protocol are drawn together.
+        table: from `leakage.leakage_of`; the folds of a protocol are drawn together.
         threshold: from which on a frame counts as a near-copy.
     """
-    protocols = list(table["protocol"].unique())
-    fig, axes = plt.subplots(
-        len(protocols), 1, sharex=True, squeeze=False,
-        figsize=(FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)),
-    )  # fmt: skip
+    protocols = table["protocol"].unique()
+    size = FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
+    fig, axes = plt.subplots(len(protocols), 1, sharex=True, squeeze=False, figsize=size)
     bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
     for ax, protocol in zip(axes.flat, protocols, strict=True):
-        part = table[table["protocol"] == protocol]
-        for copied, colour in ((False, APART), (True, COPIED)):
-            values = part["correlation"][(part["correlation"] >= threshold) == copied]
-            ax.hist(values, bins=bins, color=colour, edgecolor="white", linewidth=0.5)
-        ax.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
-        share = (part["correlation"] >= threshold).mean()
-        ax.set_title(f"{protocol}: {100 * share:.0f} % near-copies", loc="left")
+        values = table["correlation"][table["protocol"] == protocol]
+        for part, colour in ((values < threshold, APART), (values >= threshold, COPIED)):
+            ax.hist(values[part], bins=bins, color=colour, edgecolor="white", linewidth=0.5)
+        share = 100 * (values >= threshold).mean()
+        ax.set_title(f"{protocol}: {share:.0f} % near-copies", loc="left")
         ax.set(ylabel="test frames", xlim=(bins[0], 1))
+        _mark_threshold(ax, threshold, "near-copies from here" * (ax is axes[0, 0]), "left")
     axes[-1, 0].set_xlabel("correlation with the closest training frame")
-    axes[0, 0].annotate(
-        "near-copies from here", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(5, -8),
-        textcoords="offset points", fontsize=8,
-    )  # fmt: skip
     return fig
 
 
@@ -140,7 +127,7 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
 
     Args:
         store: the frames.
-        table: rows of `audit.leakage`; drawn is the closest pair of each group with itself or
+        table: rows of `leakage.leakage`; drawn is the closest pair of each group with itself or
             with another one, the closest of these first.
         count: rows at most.
     """
@@ -148,15 +135,16 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
     pairs = order[~groups.duplicated()].head(count)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
-    fig, axes = image_axes(3 * len(pairs), 3, 2.55)
+    _, axes = image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
-        test, train = native(store, rows[pair.case_id]), native(store, rows[pair.train_case_id])
-        draw_frame(line[0], train, f"train: {pair.train_case_id} ({pair.train_group})")
-        draw_frame(line[1], test, f"test: {pair.case_id} ({pair.group})")
+        test, train = rows[pair.case_id], rows[pair.train_case_id]
+        title = f"train: {pair.train_case_id} ({pair.train_group})"
+        draw_frame(line[0], native(store, train), title)
+        draw_frame(line[1], native(store, test), f"test: {pair.case_id} ({pair.group})")
         shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
-        difference = _difference(store, rows[pair.case_id], rows[pair.train_case_id], pair)
-        draw_frame(line[2], difference, f"correlation {pair.correlation:.3f}, shift {shift}")
-    return fig
+        title = f"correlation {pair.correlation:.3f}, shift {shift}"
+        draw_frame(line[2], _difference(store, test, train, pair), title)
+    return axes[0, 0].figure
 
 
 def defect_gallery(
@@ -167,10 +155,10 @@ def defect_gallery(
     Args:
         cases: the case table, for the masks' files.
         store: the frames.
-        table: what `labels.audit_labels` gives.
+        table: from `masks.audit_masks`.
         count: examples of each, the largest first and of different groups where there are any.
     """
-    found = [defect for defect in labels.DEFECTS if (table[defect] > 0).any()]
+    found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
     fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     for line, defect in zip(axes, found, strict=False):
@@ -178,9 +166,8 @@ def defect_gallery(
             _draw_sequence(line, store, table, defect)
             continue
         size = {"area": "foreground", "nearly_black": "brightness"}.get(defect, defect)
-        some = table[table[defect] > 0].sort_values(
-            [size, "case_id"], ascending=[size in ("foreground", "brightness"), True]
-        )
+        order = [size, "case_id"], [size != defect, True]
+        some = table[table[defect] > 0].sort_values(order[0], ascending=order[1])
         some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
         for ax, row in zip(line, some.index[:count], strict=False):
             levels = frames.read_gray(paths[table["case_id"][row]])
@@ -191,13 +178,19 @@ def defect_gallery(
     return fig
 
 
+def _mark_threshold(ax, threshold: float, text: str, side: str) -> None:
+    ax.axvline(threshold, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    at, offset = ("data", "axes fraction"), (-4 if side == "right" else 5, -2)
+    where = {"xycoords": at, "xytext": offset, "textcoords": "offset points", "ha": side}
+    ax.annotate(text, (threshold, 1), **where, va="top", fontsize=8)
+
+
 def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
     """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
     image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
     if pair.mirrored:  # the shift is that of the mirrored test frame
         image = image[:, ::-1]
-    moved = np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1))
-    difference = np.abs(image - moved)
+    difference = np.abs(image - np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1)))
     for axis, shift in enumerate((pair.shift_y_px, pair.shift_x_px)):
         outside = np.s_[:shift] if shift >= 0 else np.s_[shift:]  # rolled in from the other side
         np.moveaxis(difference, axis, 0)[outside] = 0
@@ -210,26 +203,21 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
     """One example: the frame with its mask outlined, or the part of it that holds the defect."""
     before = levels > 127
     mask = frames.mend_text(before)[0]
-    marked = {
-        "text": lambda: before & ~mask,
-        "specks": lambda: labels.speck_map(mask),
-        "holes": lambda: labels.hole_map(mask),
-        "midtones": lambda: labels.midtone_map(levels),
-        "gray_areas": lambda: labels.gray_area_map(levels),
-    }.get(defect, lambda: np.zeros_like(mask))()
-    says = {
-        "text": f"{found.text_pixels} px", "specks": f"{found.speck_pixels} px",
-        "holes": f"{found.hole_pixels} px", "midtones": f"{found.midtones} px",
-        "gray_areas": f"{found.gray_areas} px", "area": f"{100 * found.foreground:.1f} % of frame",
-        "nearly_black": f"mean {found.brightness:.0f}",
-    }  # fmt: skip
-    draw_frame(
-        ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {says[defect]}"
-    )
+    none = np.zeros_like(mask)
+    marked, size = {
+        "text": (before & ~mask, f"{found.text_pixels} px"),
+        "specks": (masks.speck_map(mask), f"{found.speck_pixels} px"),
+        "holes": (masks.hole_map(mask), f"{found.hole_pixels} px"),
+        "midtones": (masks.midtone_map(levels), f"{found.midtones} px"),
+        "gray_areas": (masks.gray_area_map(levels), f"{found.gray_areas} px"),
+        "area": (none, f"{100 * found.foreground:.1f} % of frame"),
+        "nearly_black": (none, f"mean {found.brightness:.0f}"),
+    }[defect]
+    draw_frame(ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}")
     if defect != "midtones":  # which lie along the outline
         outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
     if marked.any():
-        ax.imshow(np.dstack([np.full(marked.shape, c) for c in to_rgb(DEFECT)] + [marked * 1.0]))
+        paint(ax, marked, DEFECT, 1.0)
         y, x = (places.mean() for places in np.nonzero(marked))
         height, width = np.array(marked.shape) / 2  # of the frame, half is shown
         left, top = np.clip((x - width / 2, y - height / 2), 0, (width, height))
@@ -238,9 +226,9 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
 
 def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None:
     """The frames before, the frame that does not fit, the frame after; the worst of its kind."""
-    black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)  # tells little
-    worst = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"])
-    row = worst.index[0]
+    # a change beside a nearly black frame says little: such come last
+    black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)
+    row = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"]).index[0]
     group = table.index[table["group"] == table["group"][row]]
     at = group.get_loc(row)
     names = {-2: "two before", -1: "before", 0: defect.replace("_", " "), 1: "after"}
