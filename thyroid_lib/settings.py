@@ -96,6 +96,8 @@ _data = partial(_key, steps="preprocess audit deploy")
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
 _score = partial(_key, steps="train", role="shared")
+HELD_BACK = "share of the training frames held back for validation"
+KEPT = "epoch whose weights are kept: last, or best on val"
 
 
 class Study(BaseModel):
@@ -124,16 +126,12 @@ class Study(BaseModel):
         "parts that the groups are dealt into", steps="audit train"
     )
     run_folds: _several(Fold) = _key("which of the parts are tested, each in runs of its own")
-    val_share: _number(gt=0, lt=0.5) = _score(
-        "share of the training frames held back for validation", steps="audit train"
-    )
+    val_share: _number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train")
     seeds: _several(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: _whole(1, 100_000) = _recipe("passes over the training frames")
     batch_size: _whole(1, 65_536) = _recipe("frames per step")
     lr: _number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam, constant")
-    selection: _choice("last", "val") = _recipe(
-        "epoch whose weights are kept: last, or best on val"
-    )
+    selection: _choice("last", "val") = _recipe(KEPT)
     augment: _choice(*AUGMENTS) = _recipe(
         "none (as reported) or standard (mirror, affine, gain, …)"
     )
@@ -146,7 +144,7 @@ class Study(BaseModel):
         "resamples of groups and seeds, for every interval", steps="compare replication"
     )
     threads: _whole(0, 1024) = _recipe(
-        "CPU threads, 0 for all; they move last bits", steps="train deploy"
+        "CPU threads, 0 for all; another number gives other last bits", steps="train deploy"
     )
     device: _choice("auto", "cpu", "cuda", "mps") = _recipe("auto, cpu, cuda or mps")
     precision: _choice("auto", *PRECISIONS) = _recipe("auto (what is fast), fp32, bf16 or fp16")
@@ -165,8 +163,8 @@ class Parameters(Study):
     protocol: Protocol = _key("how cases are split: grouped, random, official, …")
     fold: Fold = _key("which part is the test set")
     seed: Seed = _key("seed of weights, order of batches and augmentation")
-    val_share: _number(ge=0, lt=0.5) = Study.model_fields["val_share"]
-    selection: _choice(*SELECTIONS) = Study.model_fields["selection"]
+    val_share: _number(ge=0, lt=0.5) = _key(HELD_BACK)
+    selection: _choice(*SELECTIONS) = _key(KEPT)
     unseen_sweeps: _whole(1, 99) = _key("sweeps that the networks never see, for the second exam")
     phantom_folder: Folder = _key("folder of the drawn frames")
     store: _text() = _key("folder of the store")

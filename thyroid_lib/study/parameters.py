@@ -15,6 +15,8 @@ from thyroid_lib.study.ready import check_networks
 
 HEAD = "# Parameters"  # papermill's first line of the cell that it injects; ours goes on with "of"
 
+ALL = "all"  # as `model` of 3-train: the three papers' networks
+
 
 def parameter_defaults(notebook: str | Path) -> dict:
     """Read names and defaults from the notebook's cell that is tagged `parameters`.
@@ -84,7 +86,8 @@ def _each_once(pairs: list[tuple]) -> dict:
 def check(given: dict, defaults: dict) -> None:
     """Check parameters, and that their networks exist; see `settings.check_parameters`."""
     values = check_parameters(given, defaults)
-    check_networks([values["model"]] if "model" in values else values.get("models", []))
+    named = [values["model"]] if "model" in values else values.get("models", [])
+    check_networks([name for name in named if name != ALL])
 
 
 def check_cells() -> None:
