@@ -86,8 +86,8 @@ def _each_once(pairs: list[tuple]) -> dict:
 def check(given: dict, defaults: dict) -> None:
     """Check parameters, and that their networks exist; see `settings.check_parameters`."""
     values = check_parameters(given, defaults)
-    named = [values["model"]] if "model" in values else values.get("models", [])
-    check_networks([name for name in named if name != ALL])
+    check_networks(values.get("models", []))
+    check_networks([values["model"]] if values.get("model", ALL) != ALL else [], "model")
 
 
 def check_cells() -> None:

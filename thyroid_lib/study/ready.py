@@ -11,7 +11,7 @@ from thyroid_lib.models import user_networks
 from thyroid_lib.settings import NETWORKS, printable, unknown
 
 
-def check_networks(names: list[str]) -> None:
+def check_networks(names: list[str], key: str = "models") -> None:
     """Check that each network is the library's, or a user's own file that fits, without running it.
 
     Raises:
@@ -28,7 +28,7 @@ def check_networks(names: list[str]) -> None:
         elif name not in NETWORKS:
             file = f"or a file architectures/{name}.py ({user_networks.HELP})"
             problems.append(f"{unknown(name, [*NETWORKS, *own])}, {file}")
-    if problems := [f"model: {problem}" for problem in problems if problem]:
+    if problems := [f"{key}: {problem}" for problem in problems if problem]:
         raise ValueError("\n".join(problems))
 
 
