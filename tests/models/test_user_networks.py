@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = re.search(
     r"```python\n(.*?)```", (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8"), re.S
 )[1]
-DEMO = ROOT / "parameters" / "demo.yaml"
 
 
 @pytest.fixture

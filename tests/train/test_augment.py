@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.models import to_input
 from thyroid_lib.train import augment as module
-from thyroid_lib.train.augment import AUGMENTS, MIRRORED, RANGES, augment
+from thyroid_lib.train.augment import MIRRORED, RANGES, augment
 
 STILL = {
     "turn_deg": (0, 0), "scale": (1, 1), "right": (0, 0), "down": (0, 0), "gamma": (1, 1),
