@@ -229,7 +229,7 @@ FILES = {  # what is done to the demo's text -> the words of the one line
     "models={2026-01-15: 1}": ["models: got dict that cannot be shown, need a list"],
     "+# \x01": ["study.yaml: special characters are not allowed"],
     "epochs=" + "9" * 5000: ["study.yaml: ", "digits"],
-    "models=" + "[" * 400 + "]" * 400: ["study.yaml: ", "recursion"],
+    "models=" + "[" * 400 + "]" * 400: ["models: got [[[", "need a list"],
     'data="\\ud800"': ['data: got "\\ud800", need a text'],
     "-lr": ["lr: is missing, need a number"],
 }

@@ -75,18 +75,13 @@ Name = _text("a-z, 0-9, - and _ only, 100 at most", r"^[a-z0-9][a-z0-9_-]{0,99}$
 Network = _text("a name: a-z first, then a-z, 0-9 and _, 40 at most", r"^[a-z][a-z0-9_]{0,39}$")
 Folder, Folders = _text("a folder", r"^[^\x00]+$"), _several(_text("a folder"), 0)
 Protocol, Fold, Seed = _choice(*PROTOCOLS), _whole(0, MOST_FOLDS - 1), _whole(0, MOST_SEED)
-PLAIN = {  # types of parameters that no study has
-    str: _text(), bool: Flag, int: Annotated[int, Need("a whole number")],
-    float: Annotated[float, Need("a number")], list: Annotated[list, Need("a list")],
-}  # fmt: skip
 
 
 def _key(help: str, steps: str = "", unit: str = "", role: str = "", **other):
     """Return a field: its help, the steps whose notebooks take it from the study, unit and role.
 
-    Role "training": `run.json` names it, and another value is another training. "shared": runs are
-    compared only where they agree in it, as in those of training. other: default=… of a key that a
-    study's file may leave out.
+    Role "training": `run.json` names it, another value is another training. "shared": compared runs
+    agree in it, as in those of training. other: default=… of a key that a file may leave out.
     """
     about = {"steps": steps.split(), "unit": unit, "role": role}
     return Field(description=help, json_schema_extra=about, **other)
@@ -201,10 +196,10 @@ def check_parameters(given: dict, defaults: dict) -> dict:
         ValueError: as `check_study`.
     """
     fields = {}
-    for name, default in defaults.items():
-        plain = FieldInfo.from_annotation(PLAIN.get(type(default), object))
-        field = Parameters.model_fields.get(name, plain)
-        fields[name] = (field.rebuild_annotation(), ...)
+    for name, value in defaults.items():
+        like = Annotated[type(value), Need(f"a value such as {show(value)}")]
+        known = Parameters.model_fields.get(name)
+        fields[name] = (known.rebuild_annotation() if known else like, ...)
     model = pydantic.create_model("Notebook", __config__=Study.model_config, **fields)
     return _check(model, defaults | given)
 
@@ -222,7 +217,7 @@ def _check(model: type[BaseModel], values: dict) -> dict:
             meant = [x for x in _readings(known.get(name)) if _fits(fields[name], x)]
             hint = f": write {show(meant[0])}" if name in known and meant else ""
             problems.append(f"{name}: {got}, need {need}{hint}")
-    if problems := problems or [text for wrong, text in _clashes(checked) if wrong]:
+    if problems := problems or _clashes(checked):
         raise ValueError("\n".join(problems))
     return checked
 
@@ -252,62 +247,58 @@ def _readings(value) -> Iterator:
             yield str(value)
 
 
-def _clashes(v: dict) -> Iterator[tuple[bool, str]]:
-    """Give rules over several settings, each allowed by itself: whether it is broken, and how."""
+def _clashes(v: dict) -> list[str]:
+    """List what several settings, each allowed by itself, must not be together."""
+    rules: dict[str, bool] = {}  # message: whether it holds
     if {"source", "data"} <= v.keys():
         source, data = v["source"], v["data"]
-        kaggle = data.startswith("kaggle:") and not KAGGLE.fullmatch(data)
         need = f"source {source} needs its folder (or zip)"
-        yield source != "phantom" and not data, f"data: is empty, {need}"
-        yield source == "phantom" and data, "data: phantoms take none, leave it '' or set source"
-        yield data == "auto" and source == "folder", f"data: auto finds TG3K's release, {need}"
-        yield (
-            kaggle,
-            f"data: got {show(data)}, need kaggle:owner/slug/version, the version a number",
-        )
+        version = "kaggle:owner/slug/version, the version a number"
+        rules |= {
+            f"data: is empty, {need}": source != "phantom" and not data,
+            "data: phantoms take none, leave it '' or set source": source == "phantom" and data,
+            f"data: auto finds TG3K's release, {need}": data == "auto" and source == "folder",
+            f"data: got {show(data)}, need {version}": data[:7] == "kaggle:"
+            and not KAGGLE.fullmatch(data),
+        }
     if "unseen_sweeps" in v:
         sweeps = v.get("phantom_sweeps", 0) + v["unseen_sweeps"]
-        yield sweeps > 100, f"unseen_sweeps: with phantom_sweeps {sweeps}, need 100 or fewer"
+        rules[f"unseen_sweeps: with phantom_sweeps {sweeps}, need 100 or fewer"] = sweeps > 100
     if {"protocol", "fold", "folds", "selection", "val_share"} <= v.keys():
-        protocol, fold, selection = v["protocol"], v["fold"], v["selection"]
-        beyond = protocol not in LEAKY and fold >= v["folds"]
-        need = "test" if protocol == "reported" else "last or val: only reported may take test"
-        yield (
-            protocol == "official" and fold,
-            f"fold: got {fold}, the official split is one: need 0",
-        )
-        yield beyond, f"fold: got {fold}, but folds: {v['folds']} has only 0 to {v['folds'] - 1}"
-        yield (
-            (selection == "test") != (protocol == "reported"),
-            f"selection: got {show(selection)}, but protocol {protocol} needs {need}",
-        )
-        yield (
-            selection == "val" and not v["val_share"],
-            'val_share: got 0, but selection "val" needs it above 0',
-        )
-    if "run_folds" not in v:
-        return
-    folds, protocols = v["run_folds"], v["protocols"]
-    splits = sum(1 if each in LEAKY else len(folds) for each in protocols)
-    runs = len(v["models"]) * splits * len(v["seeds"])
-    yield v["study"] in TAKEN, f"study: {v['study']} is taken: need none of {', '.join(TAKEN)}"
-    yield (
-        max(folds) >= v["folds"],
-        f"run_folds: got {show(folds)}, but folds: {v['folds']} has only 0 to {v['folds'] - 1}",
-    )
-    yield (
-        runs > MOST_RUNS,
-        f"seeds: {len(v['seeds'])} of them, {len(v['models'])} models and {splits} splits make "
-        f"{runs} runs, need {MOST_RUNS} or fewer",
-    )
-    for key, need, holds in (
-        ("protocols", "random and grouped", {"random", "grouped"} <= set(protocols)),
-        ("selection", "val", v["selection"] == "val"),
-        ("mend", "text", "text" in v["mend"]),
-        ("augment", "none", v["augment"] == "none"),
-    ):
-        wrong = "reported" in protocols and not holds
-        yield wrong, f"{key}: got {show(v[key])}, but protocol reported needs {need} beside"
+        protocol, fold, folds, kept = v["protocol"], v["fold"], v["folds"], v["selection"]
+        reported = protocol == "reported"
+        need = "test" if reported else "last or val: only reported may take test"
+        but = f"but folds: {folds} has only 0 to {folds - 1}"
+        rules |= {
+            f"fold: got {fold}, the official split is one: need 0": protocol == "official" and fold,
+            f"fold: got {fold}, {but}": protocol not in LEAKY and fold >= folds,
+            f"selection: got {show(kept)}, but protocol {protocol} needs {need}": reported
+            != (kept == "test"),
+            'val_share: got 0, but selection "val" needs it above 0': kept == "val"
+            and not v["val_share"],
+        }
+    if "run_folds" in v:
+        folds, run, protocols = v["folds"], v["run_folds"], v["protocols"]
+        splits = sum(1 if each in LEAKY else len(run) for each in protocols)
+        runs = len(v["models"]) * splits * len(v["seeds"])
+        product = f"{len(v['seeds'])} of them, {len(v['models'])} models and {splits} splits"
+        but = f"but folds: {folds} has only 0 to {folds - 1}"
+        rules |= {
+            f"study: {v['study']} is taken: need none of {', '.join(TAKEN)}": v["study"] in TAKEN,
+            f"run_folds: got {show(run)}, {but}": max(run) >= folds,
+            f"seeds: {product} make {runs} runs, need {MOST_RUNS} or fewer": runs > MOST_RUNS,
+        }
+        beside = {
+            "protocols": ("random and grouped", {"random", "grouped"} <= set(protocols)),
+            "selection": ("val", v["selection"] == "val"),
+            "mend": ("text", "text" in v["mend"]),
+            "augment": ("none", v["augment"] == "none"),
+        }
+        for key, (need, holds) in beside.items() if "reported" in protocols else ():
+            rules[
+                f"{key}: got {show(v[key])}, but protocol reported needs {need} beside"
+            ] = not holds
+    return [message for message, holds in rules.items() if holds]
 
 
 def list_runs(config: dict) -> dict[str, dict]:

@@ -57,12 +57,12 @@ def wait_for(condition, seconds: float = 300) -> None:
 
 WRONG = {  # of a notebook with names of its own
     "coutn: unknown (did you mean count?); there are: name, count": {"coutn": 2},
-    "name: got 1, need a text": {"name": 1},
-    "count: got 1.0, need a whole number": {"count": 1.0},
-    "count: got true, need a whole number": {"count": True},
-    'rate: got "1e-3", need a number: write 0.001': {"rate": "1e-3"},
-    "flag: got 0, need true or false": {"flag": 0},
-    "seeds: got 0, need a list": {"seeds": 0},
+    'name: got 1, need a value such as "a"': {"name": 1},
+    "count: got 1.0, need a value such as 1": {"count": 1.0},
+    "count: got true, need a value such as 1": {"count": True},
+    'rate: got "1e-3", need a value such as 0.5: write 0.001': {"rate": "1e-3"},
+    "flag: got 0, need a value such as true": {"flag": 0},
+    "seeds: got 0, need a list of 1 or more": {"seeds": 0},
 }
 
 
@@ -100,19 +100,18 @@ def test_a_parameters_file_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 TAGGED = '{"cells": [{"metadata": {"tags": ["parameters"]}%s}]}'
-NO_NOTEBOOK = {
-    "# no": "is no notebook", '{"cells": 3}': "is no notebook", "[" * 100_000: "is no notebook",
-    '{"cells": [{"metadata": {"tags": null}}]}': "is no notebook", TAGGED % "": "is no notebook",
-    '{"cells": []}': "0 cells have the tag", TAGGED % ', "source": "a = b"': "`a = b` in the",
-    TAGGED % ', "source": "a ="': "the parameters cell is no Python",
-}  # fmt: skip
+NO_NOTEBOOK = [
+    "# no", '{"cells": 3}', "[" * 100_000, '{"cells": [{"metadata": {"tags": null}}]}',
+    '{"cells": []}', TAGGED % "", TAGGED % ', "source": "a = b"', TAGGED % ', "source": "a ="',
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NO_NOTEBOOK, ids=range(len(NO_NOTEBOOK)))
 def test_what_is_no_notebook_is_refused(text, tmp_path):
     (tmp_path / "n.ipynb").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=NO_NOTEBOOK[text]):
+    with pytest.raises(ValueError, match="one cell tagged `parameters`") as caught:
         parameters.parameter_defaults(tmp_path / "n.ipynb")
+    assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ValueError, match="No such file"):
         parameters.parameter_defaults(tmp_path / "none.ipynb")
 
@@ -121,7 +120,9 @@ def test_two_tagged_cells_and_addresses_are_refused(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     twice = write_notebook(tmp_path / "twice.ipynb", times=2)
     assert runner.run_notebook(twice, "out.ipynb", {"count": 2}) == runner.BAD_PARAMETERS
-    assert "2 cells have the tag `parameters`, need one" in capsys.readouterr().err
+    assert (
+        "one cell tagged `parameters`, each line `name = value`: 2 cells" in capsys.readouterr().err
+    )
     once = write_notebook(tmp_path / "once.ipynb")
     for out in ("s3://bucket/out.ipynb", "gs://bucket/out.ipynb", "http://host/out.ipynb"):
         assert runner.run_notebook(once, out, {}) == runner.BAD_PARAMETERS

@@ -195,10 +195,10 @@ def test_a_parameters_cell_is_read_and_not_run(value, marker, tmp_path, capsys):
     path = tmp_path / "x.ipynb"
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
     path.write_text(json.dumps({"cells": [cell]}))
-    with pytest.raises(ValueError, match="in the parameters cell is no `name = value`"):
+    with pytest.raises(ValueError, match="each line `name = value`"):
         parameter_defaults(path)
     assert run_notebook(path, tmp_path / "out.ipynb", {}) == BAD_PARAMETERS
-    assert "parameters cell" in capsys.readouterr().err
+    assert "tagged `parameters`" in capsys.readouterr().err
 
 
 def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):

@@ -31,27 +31,18 @@ def parameter_defaults(notebook: str | Path) -> dict:
             for cell in cells
             if "parameters" in cell.get("metadata", {}).get("tags", [])
         ]
+        if len(tagged) != 1:
+            raise ValueError(f"{len(tagged)} cells have that tag")
+        lines = ast.parse(tagged[0]).body
+        targets = [getattr(line, "target", None) or line.targets[0] for line in lines]  # x: T = …
+        values = [ast.literal_eval(line.value) for line in lines]
+        return dict(zip([target.id for target in targets], values, strict=True))
     except OSError as error:
         raise ValueError(f"{notebook}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{notebook}: is no notebook (format 4)") from None
-    if len(tagged) != 1:
-        raise ValueError(f"{notebook}: {len(tagged)} cells have the tag `parameters`, need one")
-    try:
-        lines = ast.parse(tagged[0]).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{notebook}: the parameters cell is no Python: {error}") from None
-    defaults = {}
-    for node in lines:
-        try:
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            defaults[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
-            line = ast.unparse(node).splitlines()[0]
-            raise ValueError(
-                f"{notebook}: `{line}` in the parameters cell is no `name = value`"
-            ) from None
-    return defaults
+    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError,
+            MemoryError) as error:  # fmt: skip
+        need = "need a notebook with one cell tagged `parameters`, each line `name = value`"
+        raise ValueError(f"{notebook}: {need}: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_parameters(given: str) -> dict:

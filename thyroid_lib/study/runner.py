@@ -79,9 +79,8 @@ def run_notebook(
     """Execute a notebook with these parameters; once all of it ran, write it, tidied, to `out`.
 
     Args:
-        log: where the notebook can be watched while it runs, times included; it stays there.
-            Without it, it runs as `<out>.failed.ipynb` and stays only if it fails. If it fails,
-            the reason stands in `<log>.failed.txt`.
+        log: file of the notebook while it runs, and afterwards with its times; if it fails, the
+            reason is in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
         pin: set the variables of `PINNED`.
         checksums: file for the checksums of the files that the notebook `writes`.
 
