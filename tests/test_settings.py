@@ -131,31 +131,39 @@ def by_runner(values, tmp_path, capsys, **_):
     raise ValueError(capsys.readouterr().err.removeprefix(f"error: {notebook.name}: ").strip())
 
 
-def by_kernel(values, monkeypatch, **_):
+def by_kernel(values, monkeypatch, edited=False, **_):
     """As papermill leaves a kernel: the parameters cell has run, and one that it injected."""
     import IPython
 
     notebook = notebook_of(values)
     cells = json.loads(NOTEBOOKS[notebook].read_text("utf-8"))["cells"]
     own = next("".join(c["source"]) for c in cells if c["id"] == "parameters")
-    injected = "# Parameters\n" + "".join(f"{key} = 0\n" for key in values if "\n" not in key)
-    space = DEFAULTS[notebook] | values | {"In": ["", own, injected, "platforms.start()"]}
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns=space))
+    injected = "# Parameters\n" + "".join(f"{key} = 0\n" for key in values)
+    ran = ["", own] if edited else ["", own, injected]
+    space = DEFAULTS[notebook] | values | {"In": [*ran, "platforms.start()"]}
+    shell = SimpleNamespace(user_ns=space, transform_cell=str)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     parameters.check_cells()
 
 
+def by_browser(values, **how):
+    """The parameters cell, edited by hand."""
+    by_kernel(values, edited=True, **how)
+
+
 def takes(way, key, value) -> bool:
-    if way in (by_runner, by_kernel):
-        return key.isprintable() and notebook_of({key: value}) is not None
+    if way in (by_runner, by_kernel, by_browser):
+        known = key in settings.Parameters.model_fields or way is not by_browser
+        return known and key.isprintable() and notebook_of({key: value}) is not None
     only_notebooks = key in settings.Parameters.model_fields.keys() - settings.Study.model_fields
     # a file refuses the others by line, not by key
     return not only_notebooks and (way is by_command_line or value not in (DEEP, "\ud800"))
 
 
-@pytest.mark.parametrize("way", [by_file, by_command_line, by_runner, by_kernel])
+@pytest.mark.parametrize("way", [by_file, by_command_line, by_runner, by_kernel, by_browser])
 def test_bad_values_are_refused_by_name_whichever_way_they_come(way, tmp_path, capsys, monkeypatch):
     rows = [({key: value}, words) for key, value, words in BAD if takes(way, key, value)]
-    rows += TOGETHER + (OF_NOTEBOOK if way in (by_runner, by_kernel) else OF_STUDY)
+    rows += TOGETHER + (OF_STUDY if way in (by_file, by_command_line) else OF_NOTEBOOK)
     for values, words in rows:
         with pytest.raises(ValueError, match=r"\w") as caught:
             way(values, tmp_path=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
@@ -335,6 +343,7 @@ def test_a_step_takes_its_keys_of_the_study():
         taken = settings.step_settings(STUDY, step)
         assert taken
         assert taken.keys() <= DEFAULTS[notebook].keys(), step
+    assert settings.read_study([DEMO], None) == STUDY
     with pytest.raises(ValueError, match='step: got "trian"'):
         settings.step_settings(STUDY, "trian")
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}

@@ -334,7 +334,7 @@ def step_settings(config: dict, step: str, **others) -> dict:
     return {name: config[name] for name in names} | others
 
 
-def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable[tuple] = ()) -> dict:
+def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None = ()) -> dict:
     """Read and check a study: YAML files, later ones win, then what a command line overrides.
 
     Args:
@@ -355,7 +355,7 @@ def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable[tuple]
         if not isinstance(content, dict):
             raise ValueError(f"{name}: need lines of `key: value`, as in parameters/demo.yaml")
         config |= content
-    for key, value in dict(overrides).items():
+    for key, value in dict(overrides or ()).items():
         field, readings = Study.model_fields.get(key), (value, *_readings(value))
         config[key] = next((each for each in readings if field and _fits(field, each)), value)
     return check_study(config)

@@ -85,7 +85,8 @@ def check_cells() -> None:
     """Check the parameters of the notebook that runs in this kernel, as the runner does.
 
     Names come from the last parameters cell that ran and from what papermill injected after it;
-    values are those in effect, so that a cell edited by hand is checked, too.
+    values are those in effect, so that a cell edited by hand is checked, too. nbval keeps no
+    history of cells: its notebooks were checked when they were executed.
 
     Raises:
         ValueError: as `check`.
@@ -94,9 +95,9 @@ def check_cells() -> None:
     own, injected = [], []
     for source in shell.user_ns.get("In", []) if shell else ():
         if source.startswith(f"{HEAD} of"):
-            own, injected = list(_assigned(source)), []
+            own, injected = list(_assigned(shell.transform_cell(source))), []
         elif source.startswith(f"{HEAD}\n"):
-            injected += _assigned(source)
+            injected += _assigned(shell.transform_cell(source))
     values = {name: shell.user_ns[name] for name in own + injected}
     check(values, {name: values[name] for name in own})
 
