@@ -22,24 +22,16 @@ ADDRESS = re.compile(
 )
 BRANCH = "main"
 
-# It must work before the library is there; what the library needs besides is its own business.
+# It must work before the library is there. Kaggle's data sets and two folders of Colab's Drive lie
+# within four levels; the newest wheel wins over the repository, as a session may be offline.
 SETUP = """\
-# @title Set up: the library, the GPU, and where results go
-import importlib.util
-import os
-import subprocess
-import sys
-from glob import glob
+# @title Set up: the library, this machine and a check of the parameters above
+from importlib.util import find_spec
 
 repository = "{repository}"
-if not importlib.util.find_spec("thyroid_lib"):
-    places = ".", "../input/*", "../input/datasets/*/*", "drive/MyDrive", "drive/MyDrive/thyroid"
-    wheels = [wheel for place in places for wheel in glob(f"{{place}}/thyroid_lib-*.whl")]
-    source = sorted(wheels, key=os.path.getmtime)[-1:] or [repository] * bool(repository)
-    assert source, "upload thyroid_lib-….whl (from `make wheel`) beside this; in a clone: make lab"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, "--no-deps", *source], check=True)
-
+if not find_spec("thyroid_lib"):  # in a clone: make lab
+    wheels = !find -L . ../input -maxdepth 4 -name "thyroid_lib-*.whl" -exec ls -tr {} + 2>/dev/null
+    %pip install -q --no-deps "{[repository, *wheels][-1] or 'upload a wheel (make wheel) here'}"
 from thyroid_lib.study import platforms
 
 platforms.start()"""
@@ -97,7 +89,7 @@ def with_blocks(readme: str, repo: str) -> str:
         name = repo.partition("/")[2]
         clone = f"    git clone {HOST}{repo} && cd {name}\n{TARGETS}"
         how = (
-            "The badges above open the quickstart; its first cell installs the library and leaves "
+            "The badges above open the quickstart; its set-up cell installs the library and leaves "
             "the\nplatform's torch and numpy as they are. Elsewhere:\n\n"
             f'    pip install "{install_line(repo)}"\n'
         )
@@ -106,7 +98,7 @@ def with_blocks(readme: str, repo: str) -> str:
         how = (
             "Upload a notebook, and beside it the wheel that `make wheel` puts into `dist/`: on "
             "Colab into\nthe session's files, on Kaggle as a data set that you attach. The "
-            "notebook's first cell installs\nit and leaves the platform's torch and numpy as they "
+            "notebook's set-up cell installs\nit and leaves the platform's torch and numpy as they "
             "are.\n"
         )
     for name, text in (("badges", badges(repo)), ("clone", clone), ("platforms", how)):
@@ -148,8 +140,11 @@ def with_setup(notebook: dict, source: str, repo: str) -> dict:
     setup = next((cell for cell in cells if cell.get("id") == "setup"), None)
     cells = [cell for cell in cells if cell is not setup]
     setup = setup or {"cell_type": "code", "execution_count": None, "id": "setup", "outputs": []}
-    setup |= {"metadata": TAGS, "source": _lines(SETUP.format(repository=install_line(repo)))}
-    return notebook | {"cells": [title | {"source": _lines(text)}, setup, *cells]}
+    setup |= {"metadata": TAGS, "source": _lines(SETUP.replace("{repository}", install_line(repo)))}
+    tagged = [set(cell["metadata"].get("tags", [])) for cell in cells]
+    after = max(n for n, tags in enumerate(tagged) if tags & {"parameters", "injected-parameters"})
+    cells.insert(after + 1, setup)  # it checks them
+    return notebook | {"cells": [title | {"source": _lines(text)}, *cells]}
 
 
 def _lines(text: str) -> list[str]:

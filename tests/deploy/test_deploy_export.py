@@ -438,7 +438,7 @@ def test_real_frames_of_other_sweeps_pass_and_what_is_none_is_refused(shared_dat
 
 
 def test_without_the_exporter_it_is_said_before_anything_is_done(monkeypatch):
-    from thyroid_lib.settings import check_deploy
+    from thyroid_lib.study.ready import check_deploy
 
     check_deploy(True)
     for name in ("onnxscript", "onnxruntime"):

@@ -15,17 +15,16 @@ from PIL import Image
 from test_workflow import copy_project, run_study, steps
 
 from thyroid_lib import models
-from thyroid_lib import settings as study
 from thyroid_lib.deploy import predictor
 from thyroid_lib.evaluate import predict
 from thyroid_lib.models import checkpoint, user_networks
+from thyroid_lib.study.ready import check_networks
 from thyroid_lib.train.run import score_run, train_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.search(
     r"```python\n(.*?)```", (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8"), re.S
 )[1]
-DEMO = ROOT / "parameters" / "demo.yaml"
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_what_shows_without_running_it_stops_the_study_at_its_start(fault, own):
     text, said = UNREAD[fault]
     own("faulty").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"^models: architectures/faulty\.py") as told:
-        study.read_study([DEMO], {"models": ["unet", "faulty"]})
+        check_networks(["unet", "faulty"])
     assert said in str(told.value), str(told.value)
 
 
@@ -151,28 +150,24 @@ def test_what_shows_without_running_it_stops_the_study_at_its_start(fault, own):
 def test_names_that_would_be_mistaken_are_refused(name, said, own):
     own(name)
     with pytest.raises(ValueError, match="models: ") as told:
-        study.read_study([DEMO], {"models": ["segnet", name]})
+        check_networks(["segnet", name])
     assert said in str(told.value)
     with pytest.raises(ValueError, match=said):
         user_networks.build(name, width=4)
-    study.read_study([DEMO], {"models": ["segnet", "dilated"]})  # which do not name it
+    check_networks(["segnet", "dilated"])  # which do not name it
 
 
 def test_an_unknown_name_lists_the_choices_and_how_to_add_one(own):
-    with pytest.raises(
-        ValueError, match=r"models: got .dilatet., need one of unet, segnet, resunet"
-    ) as told:
-        study.read_study([DEMO], {"models": ["dilatet"]})
+    with pytest.raises(ValueError, match=r"models: dilatet: unknown .*: unet, segnet") as told:
+        check_networks(["dilatet"])
     assert "did you mean dilated?" in str(told.value)
     assert "or a file architectures/dilatet.py (docs/new-model.md" in str(told.value)
-    assert study.misfit("model", "dilated") == ""
-    assert "need one of unet" in study.misfit("model", "dilatet")
 
 
 def test_names_are_read_without_torch(own):
     code = (
-        "import sys; from thyroid_lib import settings as study; "
-        f"study.read_study([{str(DEMO)!r}], {{'models': ['dilated']}}); "
+        "import sys; from thyroid_lib.study.ready import check_networks; "
+        "check_networks(['dilated']); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

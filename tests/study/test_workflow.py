@@ -235,7 +235,7 @@ def test_settings_of_the_command_line_are_those_of_the_file(project):
     ("wrong", "message"),
     [
         ("epoch=3", "epoch: unknown (did you mean epochs?)"),
-        ("lr=fast", "lr: got the text"),
+        ("lr=fast", 'lr: got "fast", need'),
         ("models=unet", "models: got"),
         ("run_folds=[4]", "run_folds"),
     ],

@@ -4,9 +4,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.models import to_input
-from thyroid_lib.settings import keys_of
 from thyroid_lib.train import augment as module
-from thyroid_lib.train.augment import AUGMENTS, MIRRORED, RANGES, augment
+from thyroid_lib.train.augment import MIRRORED, RANGES, augment
 
 STILL = {
     "turn_deg": (0, 0), "scale": (1, 1), "right": (0, 0), "down": (0, 0), "gamma": (1, 1),
@@ -234,7 +233,3 @@ def test_black_stays_black_and_an_empty_mask_empty():
     new_images, new_masks = augment(black, black, generator=draw())
     assert not new_images.any()
     assert not new_masks.any()
-
-
-def test_a_study_can_read_the_choices_without_torch():
-    assert keys_of("train/augment", "AUGMENTS") == list(AUGMENTS) == ["none", "standard"]

@@ -31,6 +31,9 @@ def start() -> None:
     here = where()
     if here != "local":
         install_missing()
+    from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
+
+    check_cells()
     copies = second_copy.keep_chosen()
     if here == "local" or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
         return

@@ -1,25 +1,23 @@
-"""Between YAML and notebook: check every setting, run one notebook through papermill, tidy it.
+"""Run one notebook through papermill: check its parameters, execute it, tidy what it gives.
 
     python -m thyroid_lib.study.runner check parameters/demo.yaml
     python -m thyroid_lib.study.runner notebook notebooks/3-train.ipynb out.ipynb --parameters JSON
     python -m thyroid_lib.study.runner env parameters/demo.yaml
 
-papermill alone only warns of an unknown parameter and takes a notebook that stopped half-way for
-a finished one; here both are errors. `env` prints the variables that a study's trainings run under:
-its threads, and, if it pins them, those that make one x86-64 processor compute as another does.
-Exit codes:
+papermill takes a notebook that stopped half-way for a finished one; here that is an error. `env`
+prints arguments of the command env: the environment of a study's notebooks. Exit codes:
 
     0  done                3  a cell raised an error
     2  wrong parameters    4  not every cell ran, the kernel died, or the disk took no more
-    5  stopped at the end of its time; 130, 143: told to stop (Ctrl-C, SIGTERM): what was trained is
-       kept, and the next start goes on
+    5  stopped at the end of the time budget; 130, 143: stopped by Ctrl-C, SIGTERM. What was trained
+       is kept, and the next start goes on
 
 Importing this module loads neither torch nor papermill: the workflow reads it at every start.
 """
 
 import argparse
-import ast
 import json
+import logging
 import os
 import re
 import signal
@@ -27,14 +25,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from thyroid_lib.files.locks import claim_gpu, claim_path
 from thyroid_lib.files.stopping import deadline, signals
 from thyroid_lib.files.writing import (
-    NOTE,
     no_grammars,
     print_note,
     project_path,
@@ -42,70 +39,31 @@ from thyroid_lib.files.writing import (
     write_error,
     write_file,
 )
-from thyroid_lib.settings import clashes, misfit, mistyped, read_parameters, read_study, unknown
+from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
+from thyroid_lib.study.checksums import record
+from thyroid_lib.study.parameters import check, parameter_defaults, read_parameters
+from thyroid_lib.study.ready import check_networks
+from thyroid_lib.study.tidy import hide_places, read_notes, tidy_notebook
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
 STOPPED = (OUT_OF_TIME, 128 + 1, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # 1: SIGHUP
 PATIENCE = 60  # seconds that a kernel has to keep its state once it is told to stop
 
 # AVX2 wherever there is more, before torch loads: other instructions round to other bits. MKL
-# keeps its promise on processors of every maker in its COMPATIBLE mode alone.
+# repeats on processors of every maker in its COMPATIBLE mode alone.
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-
-
-def parameter_defaults(notebook: str | Path) -> dict:
-    """Read names and defaults from the notebook's cell that is tagged `parameters`.
-
-    Raises:
-        ValueError: no such notebook, no such cell, or a line that is no `name = literal`.
-    """
-    try:
-        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        tags_of = [cell.get("metadata", {}).get("tags", []) for cell in cells]
-        tagged = [
-            "".join(cell["source"])
-            for cell, tags in zip(cells, tags_of, strict=True)
-            if "parameters" in tags
-        ]
-    except OSError as error:
-        raise ValueError(f"{notebook}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{notebook}: is no notebook (format 4)") from None
-    if not tagged:
-        raise ValueError(f"{notebook}: no cell has the tag `parameters`")
-    try:
-        lines = ast.parse(tagged[0]).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{notebook}: the parameters cell is no Python: {error}") from None
-    defaults = {}
-    for node in lines:
-        try:
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            defaults[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
-            text = ast.unparse(node).splitlines()[0]
-            raise ValueError(
-                f"{notebook}: `{text}` in the parameters cell is no `name = value`"
-            ) from None
-    return defaults
-
-
-def check_parameters(parameters: dict, defaults: dict) -> None:
-    """Hold parameters against a notebook's defaults; what is left out keeps its default.
-
-    Raises:
-        ValueError: an unknown name, a value of another type or one that no notebook of the study
-            takes, or values that do not go together; all of them, one a line.
-    """
-    problems = []
-    for name, value in parameters.items():
-        if name not in defaults:
-            problems.append(unknown(name, defaults))
-        elif wrong := mistyped(value, defaults[name]) or misfit(name, value):
-            problems.append(f"{name}: {wrong}")
-    if problems := problems or clashes(defaults | parameters):
-        raise ValueError("\n".join(problems))
+# What a user's environment would change in a notebook's outputs: where figures go and how they
+# look, code run at every start, warnings, hashing, encodings, another kernel of the same name.
+REMOVED = (
+    "MPLBACKEND", "MPLCONFIGDIR", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONOPTIMIZE",
+    "PYTHONHASHSEED", "PYTHONINSPECT", "PYTHONIOENCODING", "JUPYTER_PATH", "JUPYTER_DATA_DIR",
+    "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "COLUMNS", "LINES",
+)  # fmt: skip
+SET = {
+    "MATPLOTLIBRC": os.devnull, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}  # fmt: skip
 
 
 def run_notebook(
@@ -121,92 +79,102 @@ def run_notebook(
     """Execute a notebook with these parameters; once all of it ran, write it, tidied, to `out`.
 
     Args:
-        log: where the notebook can be watched while it runs, times included; it stays there.
-            Without it, it runs as `<out>.failed.ipynb` and stays only if it fails. If it fails,
-            the reason stands beside it, in `<log>.failed.txt`.
+        log: file of the notebook while it runs, and afterwards with its times; if it fails, the
+            reason is in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
         pin: set the variables of `PINNED`.
-        checksums: where to write down those of the files that the notebook `writes`, see
-            `checksums.record`.
+        checksums: file for the checksums of the files that the notebook `writes`.
 
     Returns:
-        The exit code that the module's docstring lists.
+        The exit code, see the top of this file.
     """
+    reason = Path(log).with_suffix(".failed.txt") if log else None
+    try:
+        for path in filter(None, (notebook, out, log)):
+            if re.match(r"\w+://", str(path)):
+                raise ValueError(f"got {path}, need a path on this machine")
+        defaults = parameter_defaults(notebook)
+        check(parameters, defaults)
+        deadline()  # refuses a THYROID_DEADLINE that is no number
+    except ValueError as error:
+        return _fail(BAD_PARAMETERS, f"{Path(notebook).name}: {error}", reason)
     notebook, out = Path(notebook), Path(out)
     running = Path(log) if log else out.with_suffix(".failed.ipynb")
-    reason = running.with_suffix(".failed.txt") if log else None
-    try:
-        defaults = parameter_defaults(notebook)
-        check_parameters(parameters, defaults)
-        deadline()  # of the environment: junk is told here
-    except ValueError as error:
-        return _fail(BAD_PARAMETERS, f"{notebook.name}: {error}", reason)
     with claim_path(out, out.stem):
         try:
             for old in filter(None, (reason, checksums)):
                 Path(old).unlink(missing_ok=True)
-            code, message = _run(notebook, out, running, parameters, defaults, pin)
+            began = time.perf_counter()
+            code, message = _run(notebook, out, running, parameters, defaults | parameters, pin)
             if code == DONE and checksums:
-                checksums.record(checksums, writes)
+                record(checksums, writes)
         except OSError as error:
-            told = write_error(error, error.filename or running)
-            code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
+            full = write_error(error, error.filename or running)
+            code, message = INCOMPLETE, f"{full.strerror}: {full.filename}"
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
             remove_file(running)
-    print(f"{out.stem}: {message}", flush=True)
+    print(f"{out.stem}: done in {time.perf_counter() - began:.0f} s", flush=True)
     return DONE
 
 
 def _run(
-    notebook: Path, out: Path, running: Path, parameters: dict, defaults: dict, pin: bool
+    notebook: Path, out: Path, running: Path, given: dict, values: dict, pin: bool
 ) -> tuple[int, str]:
-    """Execute and tidy a notebook; return an exit code and what there is to say."""
+    """Execute and tidy a notebook; return an exit code and, unless it is 0, what happened."""
     if time.time() >= deadline():
         return OUT_OF_TIME, "not begun, as the time budget is used up; start again and it goes on"
-    os.environ |= _threads((defaults | parameters).get("threads", 0)) | (PINNED if pin else {})
-    # The kernel is this interpreter's, not one of the same name in the user's home.
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    on_gpu = (defaults | parameters).get("device") in ("auto", "cuda")
-    began = time.perf_counter()
     for path in (running, out):
         path.parent.mkdir(parents=True, exist_ok=True)
+    gpu = claim_gpu(out.stem) if values.get("device") in ("auto", "cuda") else None
     try:
-        with (claim_gpu(out.stem) if on_gpu else None) or nullcontext():
-            code, message = _execute(notebook.absolute(), running.absolute(), parameters)
-        for line in _notes(running):
+        with gpu or nullcontext(), _environment(variables(values.get("threads", 0), pin)):
+            code, message = _execute(notebook.absolute(), running.absolute(), given)
+        for line in read_notes(running):
             print_note(f"{out.stem}: {line}")
         if code != DONE:
             return code, f"{message}\n  the notebook up to there: {running}"
-        write_file(out, tidy_notebook(running, ids=_has_ids(notebook)))
+        write_file(out, tidy_notebook(running, source=notebook))
     finally:
-        with suppress(OSError, ValueError):  # none there, or cut off by a full disk: it stays so
+        with suppress(OSError, ValueError):  # it is not there, or a full disk cut it off
             write_file(running, hide_places(running.read_text(encoding="utf-8")))
-    return DONE, f"done in {time.perf_counter() - began:.0f} s"
+    return DONE, ""
 
 
-def _threads(count: int) -> dict[str, str]:
-    """Return the variables that hold every library to so many threads; none for 0, which is all."""
+def variables(threads: int, pin: bool) -> dict[str, str]:
+    """Return the environment's variables for so many threads (0: all), pinned or not."""
     names = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
-    return dict.fromkeys(names, str(count)) if count else {}
+    return SET | (dict.fromkeys(names, str(threads)) if threads else {}) | (PINNED if pin else {})
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Set what a kernel that is started within inherits, IPython's folder among it, and restore."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="ipython-", ignore_cleanup_errors=True) as folder:
+        for name in REMOVED:
+            os.environ.pop(name, None)
+        os.environ |= changes | {"IPYTHONDIR": folder}
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ |= before
 
 
 def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]:
-    """Run papermill; return an exit code and, if it is not 0, what happened."""
-    import logging
-
+    """Run papermill; return an exit code and, unless it is 0, what happened."""
     with no_grammars():
-        import nbformat
         import papermill
         from nbclient.exceptions import DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it is told below
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors are printed here
     source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, running))
     begun: list[bool] = []
 
     def begin(*_, **__) -> None:
         begun.append(True)
-        _obey()
+        _end_if_signalled()
 
     for again in (True, False):
         try:
@@ -225,54 +193,57 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
         except papermill.PapermillExecutionError as error:
             if error.ename in ("Stopped", "KeyboardInterrupt"):
                 code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
-                return (128 + _told[0] if _told else code), error.evalue or "told to stop"
+                code = 128 + _signals[0] if _signals else code
+                return code, error.evalue or "stopped by a signal"
             lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
             where = "\n".join(f"  | {line}" for line in lines[-8:-1])
             return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
         except (DeadKernelError, RuntimeError) as error:
-            if _told:
-                return 128 + _told[0], "told to stop"
-            # two kernels that start at once may have drawn the same port
+            if _signals:
+                return 128 + _signals[0], "stopped by a signal"
             if begun or not again:
                 return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
+            # two kernels that start at once may have drawn the same port
             print_note(f"{notebook.stem}: its kernel did not start ({error}): once more")
-    cells = nbformat.read(running, as_version=4).cells
-    cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-    ran = [cell for cell in cells if cell.execution_count]
-    stopped = any(output.output_type == "error" for cell in cells for output in cell.outputs)
-    if stopped or len(ran) < len(cells):
-        return INCOMPLETE, f"only {len(ran)} of {len(cells)} cells ran: is there an exit() in one?"
+    cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
+    code = [
+        cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()
+    ]
+    ran = [cell for cell in code if cell["execution_count"]]
+    stopped = any(each["output_type"] == "error" for cell in code for each in cell["outputs"])
+    if stopped or len(ran) < len(code):
+        return INCOMPLETE, f"only {len(ran)} of {len(code)} cells ran: is there an exit() in one?"
     return DONE, ""
 
 
-_told: list[int] = []  # signals that came
+_signals: list[int] = []  # that arrived
 
 
 def _on_signal(number: int, frame) -> None:
-    """Let the kernel keep its state and end, as a notebook's stop button does; else end at once."""
-    if _told:
+    """Interrupt the kernel, which keeps its state and ends; without a kernel, end at once."""
+    if _signals:
         return
     import psutil
 
-    _told.append(number)
+    _signals.append(number)
     kernels = psutil.Process().children()
     for kernel in kernels:
         with suppress(psutil.NoSuchProcess):
             kernel.send_signal(signal.SIGINT)
-    signal.signal(signal.SIGALRM, _obey)
+    signal.signal(signal.SIGALRM, _end_if_signalled)
     signal.alarm(PATIENCE if kernels else 1)
     if not kernels:
-        _obey()
+        _end_if_signalled()
 
 
-def _obey(*_, **__) -> None:
-    """End, and the kernel with it, if a signal said so; also called before each cell."""
-    if _told:
-        raise SystemExit(128 + _told[0])
+def _end_if_signalled(*_, **__) -> None:
+    """End this process, and with it the kernel; also called before each cell."""
+    if _signals:
+        raise SystemExit(128 + _signals[0])
 
 
 def _end_with_workflow() -> None:
-    """Stop when the workflow that started this is gone: killed outright, it tells nobody."""
+    """Stop when the workflow that started this process is gone, even if it was killed."""
     import psutil
 
     try:
@@ -291,104 +262,8 @@ def _end_with_workflow() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _notes(running: Path) -> list[str]:
-    """Return what the cells of a notebook told through `thyroid_lib.files.writing.print_note`."""
-    try:
-        cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError):
-        return []
-    streams = [o for cell in cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
-    lines = "".join(line for stream in streams for line in stream["text"]).splitlines()
-    return [line.removeprefix(NOTE) for line in lines if line.startswith(NOTE)]
-
-
-def _has_ids(notebook: Path) -> bool:
-    return all("id" in cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
-
-
-def tidy_notebook(path: str | Path, *, ids: bool = True) -> str:
-    """Return a notebook's JSON without times, paths, versions and random names.
-
-    Two runs that compute the same give the same bytes. Outputs stay as they are, except that the
-    pieces in which a stream happened to arrive are joined.
-
-    Args:
-        ids: keep the cells' ids; False where the source had none and they are random.
-    """
-    with no_grammars():
-        import nbformat
-
-    nb = nbformat.read(path, as_version=4)
-    nb.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    for number, cell in enumerate(nb.cells):
-        tags = cell.metadata.get("tags")
-        for key in ("papermill", "execution", *(() if tags else ("tags",))):
-            cell.metadata.pop(key, None)
-        if not ids:
-            cell.id = f"cell-{number}"
-        if tags and "injected-parameters" in tags:
-            cell.id = "injected-parameters"
-        if cell.cell_type == "code":
-            cell.outputs = _join_streams(cell.outputs)
-    text = nbformat.writes(nb) + "\n"
-    shown = json.dumps([cell.get("outputs") for cell in nb.cells])  # parameters are the user's own
-    for folder in {str(project_path("")).rstrip("/"), os.path.expanduser("~")} - {"", "/"}:
-        if re.search(re.escape(folder) + r"(?![\w -])", shown):
-            print(f"warning: {path.name} shows a path of this machine: {folder}", file=sys.stderr)
-    return hide_places(text)
-
-
-def hide_places(text: str) -> str:
-    """Return a text, or a notebook's JSON, without the folders that tell whose machine this is.
-
-    The project is `.`, the folder of the results `results` and the home `~`, which `project_path`
-    leads back to where they are; Python's folder is `python`, that of temporary files `$TMPDIR`.
-    """
-    names = {
-        os.environ.get("THYROID_RESULTS", ""): "results",
-        str(project_path("")): ".",
-        os.path.expanduser("~"): "~",
-        sys.prefix: "python",
-        sys.base_prefix: "python",
-        tempfile.gettempdir(): "$TMPDIR",
-    }
-    shown = {}
-    for folder, name in names.items():
-        for path in {os.path.abspath(folder), os.path.realpath(folder)} if folder else ():
-            if path not in ("/", "/usr", "/usr/local", "/tmp", "/var/tmp"):  # everybody's
-                for form in (path, *(json.dumps(path, ensure_ascii=x)[1:-1] for x in (0, 1))):
-                    shown.setdefault(form, name)
-    longest = sorted(shown, key=len, reverse=True)
-    places = "|".join(map(re.escape, longest))
-    # not where the name goes on (`…/ab`, `…/a-b`, `…/a.b` for `…/a`); a full stop may follow
-    # `/a` is no part of `/mnt/a`, but it may follow a line break (`\n`) or a colour (`m`)
-    before = r"(?:(?<![\w.~-])|(?<=\\n)|(?<=\\t)|(?<=\\r)|(?<=\dm))"
-    part = re.compile(rf"{before}(?:{places})(?![\w-]|\.\w)")
-    return part.sub(lambda hit: shown[hit[0]], text) if shown else text
-
-
-def _join_streams(outputs: list) -> list:
-    """Join the pieces of a stream, and leave out the notes to the terminal."""
-    joined = []
-    for output in outputs:
-        if output.output_type == "stream" and output.name == "stderr":
-            lines = output.text.splitlines(keepends=True)
-            output.text = "".join(line for line in lines if not line.startswith(NOTE))
-            if not output.text:
-                continue
-        last = joined[-1] if joined else None
-        if last and output.output_type == "stream" == last.output_type and last.name == output.name:
-            last.text += output.text
-        else:
-            joined.append(output)
-    return joined
-
-
 def _fail(code: int, message: str, reason: Path | None = None) -> int:
-    """Tell what happened, also in the file `reason`, for the report."""
+    """Print what happened, and write it to the file `reason`, for the report."""
     what = "stopped" if code in STOPPED else "error"
     print(f"{what}: {message}", file=sys.stderr, flush=True)
     if reason:
@@ -411,23 +286,27 @@ def main() -> int:
     run.add_argument("--pin-instructions", action="store_true", help="AVX2 on every x86-64")
     run.add_argument("--checksums", help="file for the checksums of what the notebook writes")
     run.add_argument("--writes", nargs="*", default=[], help="those files")
-    check = commands.add_parser("check", help="check the parameters of a study")
-    check.add_argument("files", nargs="+")
-    env = commands.add_parser("env", help="print the variables that a study's trainings run under")
-    env.add_argument("files", nargs="+")
+    for name, help in (
+        ("check", "check the settings of a study"),
+        ("env", "print its environment"),
+    ):
+        commands.add_parser(name, help=help).add_argument("files", nargs="+")
     args = parser.parse_args()
     try:
-        if args.command == "env":
+        if args.command == "notebook":
+            parameters = read_parameters(args.parameters)
+        else:
             study = read_study(args.files)
-            variables = _threads(study["threads"]) | (PINNED if study["pin_instructions"] else {})
-            print(" ".join(f"{name}={value}" for name, value in variables.items()))
-            return DONE
-        if args.command == "check":
-            print(f"ok: study {read_study(args.files)['study']}")
-            return DONE
-        parameters = read_parameters(args.parameters)
+            check_networks(study["models"])
     except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
+    if args.command == "check":
+        print(f"ok: study {study['study']}")
+        return DONE
+    if args.command == "env":
+        values = variables(study["threads"], study["pin_instructions"]).items()
+        print(*(f"-u {name}" for name in REMOVED), *(f"{name}={value}" for name, value in values))
+        return DONE
     for number in signals():
         signal.signal(number, _on_signal)
     _end_with_workflow()
