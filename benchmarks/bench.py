@@ -26,7 +26,7 @@ import page
 from thyroid_lib.files.writing import write_file
 
 HERE = Path(__file__).resolve().parent
-READ_FRAMES = ("training", "fullsize", "preprocessing", "scoring", "scaling")
+READ_FRAMES = ("training", "preprocessing", "scoring", "scaling")
 
 
 def save(section: str, result: dict, seconds: float, out: Path, command: str) -> Path:
@@ -65,9 +65,7 @@ def main() -> int:
         print(write_file(out / "README.md", page.render(out / "results")))
         return 0
     args.device = ours.pick_device()
-    # full-size models would take a CPU days
-    usual = [name for name in page.SECTIONS if name != "fullsize" or args.device.type == "cuda"]
-    names = args.sections or usual
+    names = args.sections or list(page.SECTIONS)
     if len(names) > 1:  # each in a process of its own, with its own memory
         options = ["--quick"] * args.quick + ["--out", str(out), "--cache", str(args.cache)]
         for name in names:

@@ -2,9 +2,8 @@
 
     python benchmarks/coverage.py --studies 10000
 
-simulates studies of this project's own designs in which two models do not differ, counts, and
-writes the table of `docs/statistics.md` between its marks. `tests/tools/test_coverage.py` repeats
-it with other seeds. Groups and frames deviate roughly as in the committed runs on real frames
+simulates studies of this project's designs in which two models do not differ, and writes the table
+of `docs/statistics.md`. Groups and frames deviate roughly as in the committed runs on real frames
 (`results/reference/tg3k-sample`); how runs deviate is assumed, see `DEVIATIONS`.
 """
 
@@ -80,14 +79,11 @@ def bounds(values: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray, np
 def measure(
     design: Design, *, studies: int, seed: int, resamples: int = 2000, rivals: bool = True
 ) -> dict:
-    """Simulate one design.
+    """Simulate one design; shares of the studies in per cent.
 
-    Returns:
-        The design, and in per cent of the studies: mean covered (a model's true mean lies in its
-        interval); how often a true "no difference" is rejected at 0.05 by the crossed bootstrap
-        and, with `rivals`, by the bootstrap of groups alone, by Wilcoxon over group means and over
-        pooled images; smallest gap (Dice, the mean of what the studies state) and how many of them
-        see a true gap of that size.
+    "mean covered": a model's true mean lies in its interval. Then how often a true "no difference"
+    is rejected at 0.05: by the crossed bootstrap and, with `rivals`, by others. "smallest gap" is
+    the mean of what the studies state (Dice), "it is seen" how many see a true gap of that size.
     """
     rng = np.random.default_rng([seed, design.groups, design.folds, design.seeds])
     values = simulate(design, studies, rng)

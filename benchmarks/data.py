@@ -2,10 +2,8 @@
 
     python benchmarks/data.py    # draws them, about a minute on two cores; bench.py does so itself
 
-3,585 frames, 15 sweeps of 239, at their native size (about 191×265 to 238×325 px), as JPEG of
-quality 95 in images/ and masks/, with groups.csv. They are drawn once, into a folder below the
-system's temporary folder. Larger sets are the same files, hard-linked under other names, as further
-sweeps: reading them takes as long.
+3,585 frames, 15 sweeps of 239, at their native size, as JPEG. They are drawn once, into a folder
+below the system's temporary folder. Larger sets are hard links to the same files.
 """
 
 import hashlib

@@ -3,9 +3,8 @@
     python benchmarks/bench.py deploy
 
 Speed: one frame of 256×256 px on one CPU thread, each network as `6-deploy` exports it, against
-torch in eager mode, with random weights. Dice: the selected network trained as
-parameters/tg3k-sample.yaml says, under `grouped`, on the real frames, where they are available
-(THYROID_SHARED_DATA, or ../shared/data); int8's ranges come from training frames.
+torch in eager mode, with random weights. Dice: the selected network trained by
+parameters/tg3k-sample.yaml on the real frames, if THYROID_SHARED_DATA or ../shared/data holds them.
 """
 
 import os
@@ -63,10 +62,7 @@ def runners(name: str, width: int, size: int, folder: Path) -> dict:
 
 
 def dice_of(fold: int, folder: Path, data: Path) -> dict:
-    """Train the selected network on the real frames; Dice of fp32 and int8 on each side.
-
-    A run that lies in `folder` from an earlier call is not trained again.
-    """
+    """Train the selected network on the real frames, once; Dice of fp32 and int8 on each side."""
     from thyroid_lib.deploy import export
     from thyroid_lib.deploy.predictor import Predictor
 
@@ -76,11 +72,9 @@ def dice_of(fold: int, folder: Path, data: Path) -> dict:
     store = build_store(cases, folder / "store", **how)
     keys = ("width", "folds", "val_share", "epochs", "batch_size", "lr", "selection", "augment",
             "threshold", "threads", "precision")  # fmt: skip
-    recipe = {key: study[key] for key in keys}
-    run = ours.train_run(
-        store, out=folder / f"{SELECTED}-{fold}", model=SELECTED, protocol="grouped", fold=fold,
-        seed=0, device="cpu", **recipe,
-    )  # fmt: skip
+    how = {key: study[key] for key in keys} | {"model": SELECTED, "protocol": "grouped"}
+    out = folder / f"{SELECTED}-{fold}"
+    run = ours.train_run(store, out=out, fold=fold, seed=0, device="cpu", **how)
     path, small = folder / "fp32.onnx", folder / "int8.onnx"
     about = {key: run.meta[key] for key in ("model", "size", "resize", "threshold")}
     export.write_onnx(path, export.to_onnx(run.model, store.size), about | {"temperature": 1.0})

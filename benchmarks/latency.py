@@ -1,12 +1,10 @@
-"""How long a frame takes from its arrival in the PACS until its segmentation is to be seen there.
+"""Time of a frame from its arrival in the PACS until its segmentation is there.
 
     python benchmarks/latency.py --model results/demo/deploy
 
-A real Orthanc and the node, both on 127.0.0.1: a phantom frame of a scanner's size is uploaded to
-Orthanc by HTTP, which forwards it to the node by C-STORE, and is asked for the segmentation by
-QIDO-RS every 5 ms. One frame at a time; the first five are not counted. Inference is what
-`Predictor.predict` takes for the same frame, in this process, right before. Needs Orthanc, its
-DICOMweb plugin and cc.
+A real Orthanc and the node, both on 127.0.0.1: a phantom frame is uploaded by HTTP, Orthanc sends
+it to the node by C-STORE, and is queried for the segmentation by QIDO-RS every 5 ms. One frame at
+a time; the first five are not counted. Needs Orthanc, its DICOMweb plugin and cc.
 """
 
 import argparse

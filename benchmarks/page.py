@@ -20,7 +20,6 @@ from timing import figure
 
 SECTIONS = {  # name: its title
     "training": "Training",
-    "fullsize": "The three full-size models",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",
@@ -101,9 +100,8 @@ def render(folder: Path) -> str:
 
 
 def _machine(machine: dict, sections: dict) -> list[str]:
-    newest_first = sorted(sections.values(), key=lambda section: section["date"], reverse=True)
-    all_versions = [section["versions"] for section in newest_first]
-    usual = max(all_versions, key=all_versions.count)  # of most sections
+    versions = [section["versions"] for section in sections.values()]
+    usual = max(reversed(versions), key=versions.count)  # of most sections
     title, gpu = machine["processor"], ""
     if "gpu" in machine:
         title = f"{machine['gpu']}, {title}"

@@ -73,11 +73,7 @@ def wait(device: torch.device) -> None:
 
 
 def peaks(device: torch.device, quick: bool) -> dict[str, float]:
-    """Operations a second of a large matrix product, by precision: the limit of the machine.
-
-    A multiplication and an addition are two operations. On a GPU fp32 means TF32, which PyTorch
-    uses by default for convolutions.
-    """
+    """Operations a second of a large matrix product, by precision; on a GPU fp32 means TF32."""
     side, repeats = (8192, 200) if device.type == "cuda" else (2048, 3 if quick else 30)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -104,11 +100,7 @@ def run_child(module: str, function: str, **arguments) -> dict:
 
     Returns:
         The function's dict and `peak_mib`: the highest sum of anonymous memory over the process and
-        its children, sampled five times a second; None where the system does not provide it. A page
-        that forked processes share counts once; pages of files do not count.
-
-    Raises:
-        RuntimeError: it failed; the message holds its output.
+        its children (shared pages count once, pages of files do not); None where it is not known.
     """
     code = f"import json, sys, {module}\nanswer = {module}.{function}(**json.loads(sys.argv[1]))\n"
     command = [sys.executable, "-c", f"{code}print(json.dumps(answer))", json.dumps(arguments)]
@@ -127,7 +119,7 @@ def run_child(module: str, function: str, **arguments) -> dict:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous memory of a process and its children, shared pages counted once."""
+    """Anonymous memory of a process and its children."""
     import psutil
 
     total = 0

@@ -3,8 +3,7 @@
     python benchmarks/bench.py training
 
 One architecture (U-Net) with the same weights, frames, size and batch in all; see loops.py and
-peers.py. The loops take turns in one process, each turn after some steps that are not timed. Memory
-is measured in a process of its own for each loop.
+peers.py. Each turn begins with steps that are not timed. Memory is measured in processes apart.
 """
 
 import importlib.util
