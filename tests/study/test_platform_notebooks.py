@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, said
+from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, printed
 
 pytestmark = pytest.mark.study
 NOTEBOOKS = {path.stem[0]: path for path in sorted((ROOT / "notebooks").glob("[0-9]-*.ipynb"))}
@@ -42,8 +42,8 @@ def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
     """One after the other, with their defaults except for the size of the training."""
     session = begin(platform, tmp_path, wheel)
     first = session.run(NOTEBOOKS["1"], "1.ipynb")
-    assert platform.said in said(first)
-    assert f"results go to {session.cwd / 'results'}" in said(first)
+    assert platform.note in printed(first)
+    assert f"results go to {session.cwd / 'results'}" in printed(first)
     session.run(NOTEBOOKS["2"], "2.ipynb")
     session.run(NOTEBOOKS["3"], "3.ipynb", SMALL)
     compared = session.run(NOTEBOOKS["4"], "4.ipynb", {"resamples": 200})
