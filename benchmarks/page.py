@@ -42,7 +42,7 @@ The speed of this project, against the limit of the machine and against the alte
 reported study's loop written plainly, MONAI, segmentation_models.pytorch (smp), torchmetrics.
 `make bench` writes this page from the files in [`results/`](results), one per machine; `make bench
 ONLY=training` measures one section and keeps the others. The last section is about repeatability:
-which runs repeat to the bit. `coverage.py` and `latency.py` are separate measurements.
+which runs repeat to the bit. `latency.py` is a separate measurement.
 
 **How it is measured.** All frames are phantoms that this project draws: 3,585, as many as TG3K has,
 at its sizes, stored as JPEG. Things that are compared take turns in one process, and each repeat

@@ -1,4 +1,4 @@
-"""Write the repository's address wherever it is told, and the setup cell of every notebook.
+"""Write the repository's address and the set-up cell into README, pages and notebooks.
 
     make badges REPO=owner/name    sets it in pyproject.toml, its one place, and writes the rest
     make badges                    only writes the rest anew

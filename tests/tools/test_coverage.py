@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks/coverage.py")
+spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "tools/coverage.py")
 coverage = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(coverage)
 

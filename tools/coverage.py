@@ -1,6 +1,6 @@
-"""How often are the intervals right, and how often is a difference seen where there is none?
+"""Coverage of the intervals, and false differences, in simulated studies: a table of the docs.
 
-    python benchmarks/coverage.py --studies 10000
+    python tools/coverage.py --studies 10000
 
 simulates studies of this project's designs in which two models do not differ, and writes the table
 of `docs/statistics.md`. Groups and frames deviate roughly as in the committed runs on real frames
@@ -56,7 +56,7 @@ DESIGNS = [
 
 
 def simulate(design: Design, studies: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw two models' group means, true mean 0, no difference: (2,N,F,S,G), NaN if not tested."""
+    """Draw two models' group means, both of true mean 0: (2,N,F,S,G), NaN where not tested."""
     shape = (2, studies, design.folds, design.seeds, design.groups)
     values = rng.normal(0, DEVIATIONS["group"], (1, studies, 1, 1, design.groups))
     values = values + rng.normal(0, DEVIATIONS["model_group"], (2, studies, 1, 1, design.groups))
@@ -108,7 +108,7 @@ def measure(
 
 
 def _rivals(gap: np.ndarray, draws: Draws, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What others would have rejected, bool (N,) each."""
+    """What other tests reject, bool (N,) each."""
     every_seed = np.broadcast_to(np.arange(gap.shape[2]), draws.seeds.shape)
     low, high, _ = bounds(gap, Draws(draws.groups, every_seed))
     means = np.nanmean(gap, axis=(1, 2))  # (N,G)
@@ -129,10 +129,10 @@ def main() -> None:
     """Simulate every design and put the table into the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=10_000, help="simulated per design")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     rows = []
     for design in DESIGNS:
-        rows.append(measure(design, studies=asked.studies, seed=1))
+        rows.append(measure(design, studies=args.studies, seed=1))
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     page = PAGE.read_text(encoding="utf-8")
