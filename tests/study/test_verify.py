@@ -120,6 +120,12 @@ def test_one_change_is_named(pair, name, old, new, what):
     assert only_difference(pair, name) == what
 
 
+def test_without_nbdime_a_notebook_still_differs(pair, monkeypatch):
+    (pair[1] / NOTEBOOK).write_text(notebook().replace("It should.", "No."), encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "nbdime", None)
+    assert only_difference(pair, NOTEBOOK) == "differs; pip install nbdime shows where"
+
+
 def test_pictures_are_compared_by_their_pixels(pair):
     dimmer = DOTS.copy()
     dimmer[1, 2] -= 3

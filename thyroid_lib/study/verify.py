@@ -115,6 +115,8 @@ def difference(expected: Path | None, found: Path | None) -> str:
         compared, explain = COMPARED.get(expected.name, bytes), EXPLAIN.get(expected.suffix, _bytes)
         old, new = compared(old), compared(new)
         return "" if old == new else explain(old, new)
+    except ImportError as error:
+        return f"differs; pip install {error.name} shows where"
     except Exception as error:  # a damaged file fails in one of many ways
         reason = str(error).partition("\n")[0]
         return f"one of the two files is damaged ({reason}); {_bytes(old, new)}"
