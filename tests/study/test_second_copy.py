@@ -125,10 +125,12 @@ def test_weights_of_another_training_are_renamed(project, capsys):
 
 def test_what_is_quickly_built_again_is_not_copied(project):
     for name in ("s/store/images.npy", "s/store/store.json", "s/phantom/phantom.json",
-                 "s/phantom/images/a.png", "data/tg3k.zip", "s/audit/labels.csv"):  # fmt: skip
+                 "s/phantom/images/a.png", "data/tg3k.zip", "s/audit/labels.csv",
+                 "s/.snakemake/metadata/x", "s/.snakemake/log/y"):  # fmt: skip
         write_file(project / "here" / name, name)
     assert keep_copies(project / "drive").wait(PATIENCE)
-    assert names(project / "drive/results") == ["s/audit/labels.csv"]
+    copied = ["s/.snakemake/metadata/x", "s/audit/labels.csv"]
+    assert names(project / "drive/results") == copied
 
 
 def test_an_earlier_session_is_brought_back_and_overwrites_nothing(project, capsys):

@@ -112,6 +112,8 @@ def files_to_copy(results: Path) -> Iterator[Path]:
             below.clear()
             continue
         below[:] = [name for name in below if not name.endswith(NOT_COPIED)]
+        if Path(folder).name == ".snakemake":  # records of the steps, not locks and logs
+            below[:] = [name for name in below if name == "metadata"]
         names = [name for name in names if not name.startswith(".") and name != OLDER]
         yield from (Path(folder, name) for name in names if not name.endswith(NOT_COPIED))
 
