@@ -1,18 +1,16 @@
-"""What trains to the same bits, and how close the rest comes: one thing changed at a time.
+"""Which changes of the environment keep a training's bits, and how close the others come.
 
     .venv/bin/python benchmarks/bench.py bits    # with the versions that the demo is locked to
 
 The demo's networks are trained as the demo trains them (parameters/demo.yaml, frames split at
-random), then so again with one thing changed, in processes of their own, since much of it must be
+random), then again with one thing changed, in processes of their own, because much of it must be
 set before torch loads. Two runs are the same if their weights, their logits on the test frames and
-their table of scores are, to the bit. Nothing here is a time: processes run side by side, those of
+their table of scores are, to the bit. Nothing is timed; processes run side by side, those of
 several threads by themselves.
 """
 
-import argparse
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -30,6 +28,7 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import ours
 import thyroid_lib
 from thyroid_lib import models
 from thyroid_lib.data import frames, splits, store
@@ -37,239 +36,201 @@ from thyroid_lib.evaluate import predict
 from thyroid_lib.files.parallel import cores
 from thyroid_lib.settings import read_study
 from thyroid_lib.study.runner import PINNED
-from thyroid_lib.train import recipe as train
-from thyroid_lib.train import run
-from thyroid_lib.train.device import choose_device
-from timing import figure, median, spread
+from timing import figure, median, spread, table
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = (0, 1, 2)
-ONE = (0,)
-QUICK_SEEDS = (0, 1)
+SEEDS, ONE = (0, 1, 2), (0,)
 QUICK = {"width": 2, "size": 32, "epochs": 2, "phantom_frames": 2}
 EMULATOR = "qemu-x86_64", "-cpu", "Haswell"  # Intel, without AVX-512: Debian's qemu-user
+GPU = ours.pick_device().type  # "cpu" where there is none
+OTHER_SEED = "for comparison: another seed"
 
 
 @dataclass(frozen=True)
 class Way:
-    """How one set of runs, a run per model and seed, is trained and scored."""
+    """How a run per model and seed is trained and scored, and with which way it is compared."""
 
-    seeds: tuple[int, ...] = SEEDS
-    train: dict = field(default_factory=dict)  # of `run.train_model`, unlike the demo's
-    score: dict = field(default_factory=dict)  # of `predict.score_rows`
-    weights: str = ""  # scores what another way of its process has trained
-    contiguous: bool = False  # layout in memory; else channels_last, as the project trains
-    killed: bool = False  # outright, in the middle of an epoch, and started again
-
-
-@dataclass(frozen=True)
-class Process:
-    """What is set before a Python starts; it goes through its ways in turn, once for each seed."""
-
-    ways: dict[str, Way]
+    title: str = ""  # what is changed: a row of the table; "" for a way that others refer to
+    base: str = "demo"  # the way it is compared with
+    must: bool = True  # whether the bits must be the same
+    seeds: tuple[int, ...] = ONE
+    train: dict = field(default_factory=dict)  # settings that differ from the demo's
+    score: dict = field(default_factory=dict)  # arguments of `predict.score_rows`
+    weights: str = ""  # the way whose weights are scored; "" for its own
+    process: str = ""  # the way in whose process it is trained, after it; "" for its own process
     pinned: bool = True  # see `runner.PINNED`
     threads: int = 1
-    environment: dict = field(default_factory=dict)
-    backwards: bool = False  # the models in the other order
+    contiguous: bool = False  # memory layout; otherwise channels_last, as the project trains
+    killed: bool = False  # by SIGKILL in the middle of an epoch, and started again
+    backwards: bool = False  # models in reverse order, another PYTHONHASHSEED
     elsewhere: bool = False  # copies of data and library in another folder, of another user
     emulated: bool = False
     on_gpu: bool = False
 
 
-GPU = choose_device("auto").type  # "cpu" where there is none
-AUGMENTED = Way(ONE, train={"augment": "standard"})
-FREE_BF16 = {"train": {"precision": "bf16"}}
-ONE_EPOCH = Way(ONE, train={"epochs": 1})
-PROCESSES = (
-    Process({"emulated": ONE_EPOCH}, emulated=True),  # the slowest, so it starts first
-    Process(
-        {
-            "demo": Way(),
-            "same process": Way(ONE),
-            "one epoch": ONE_EPOCH,
-            "two workers": Way(score={"workers": 2}, weights="demo"),
-            "other batches": Way(score={"batch_size": 5}, weights="demo"),
-        }
+AUGMENTED, BF16, SHORT = {"augment": "standard"}, {"precision": "bf16"}, {"epochs": 1}
+FREE, TWO, ON_GPU = {"pinned": False}, {"threads": 2}, {"train": {"device": GPU}, "on_gpu": True}
+WAYS = {  # in the order of the table
+    "demo": Way(seeds=SEEDS),
+    "one epoch": Way(train=SHORT, process="demo"),
+    "augmented": Way(train=AUGMENTED),
+    "same process": Way("nothing: trained again in the same process", process="demo"),
+    "new process": Way("nothing: trained again in a new process"),
+    "other order": Way("order of the runs, PYTHONHASHSEED", backwards=True),
+    "elsewhere": Way("folder of data, results and library; user", elsewhere=True),
+    "killed": Way("killed in the middle of an epoch, started again", killed=True),
+    "augmented again": Way("`augment: standard`, trained again", "augmented", train=AUGMENTED),
+    "emulated": Way(
+        "processor: an emulated Intel Haswell, one epoch", "one epoch", train=SHORT, emulated=True
     ),
-    Process({"new process": Way(ONE)}),
-    Process({"other order": Way(ONE)}, backwards=True, environment={"PYTHONHASHSEED": "1"}),
-    Process({"elsewhere": Way(ONE)}, elsewhere=True),
-    Process({"killed": Way(ONE, killed=True)}),
-    Process({"augmented": AUGMENTED}),
-    Process({"augmented again": AUGMENTED}),
-    Process({"contiguous": Way(contiguous=True)}),
-    Process({"free": Way()}, pinned=False),
-    Process({"free again": Way(ONE)}, pinned=False),
-    Process({"bf16": Way(**FREE_BF16)}, pinned=False),
-    Process({"bf16 again": Way(ONE, **FREE_BF16)}, pinned=False),
-    Process({"two threads": Way(train={"threads": 2})}, threads=2),
-    Process({"two threads again": Way(ONE, train={"threads": 2})}, threads=2),
-    Process({"gpu": Way(train={"device": GPU})}, on_gpu=True),
-    Process({"gpu again": Way(ONE, train={"device": GPU})}, on_gpu=True),
-)
-# What is changed, from which way to which, and whether the bits must stay the same.
-ROWS = (
-    ("nothing: trained again in the same process", "demo", "same process", True),
-    ("nothing: trained again in a new process", "demo", "new process", True),
-    ("order of the runs, PYTHONHASHSEED", "demo", "other order", True),
-    ("folder of data, results and library; user", "demo", "elsewhere", True),
-    ("killed in the middle of an epoch, started again", "demo", "killed", True),
-    ("`augment: standard`, trained again", "augmented", "augmented again", True),
-    ("processor: an emulated Intel Haswell, one epoch", "one epoch", "emulated", True),
-    ("workers that score: 2 for 1", "demo", "two workers", True),
-    ("batches when scoring: 5 frames for 16", "demo", "other batches", False),
-    ("2 threads, trained again", "two threads", "two threads again", True),
-    ("threads: 2 for 1", "demo", "two threads", False),
-    ("not pinned, trained again", "free", "free again", True),
-    ("instructions: not pinned", "demo", "free", False),
-    ("layout in memory: contiguous for channels_last", "demo", "contiguous", False),
-    ("not pinned, bf16, trained again", "bf16", "bf16 again", True),
-    ("not pinned, bf16 for fp32", "free", "bf16", False),
-    ("on a GPU, trained again", "gpu", "gpu again", False),
-    ("GPU for CPU", "demo", "gpu", False),
-)
-OTHER_SEED = "for comparison: another seed"
+    "two workers": Way(
+        "workers that score: 2 for 1", seeds=SEEDS, score={"workers": 2}, weights="demo",
+        process="demo",
+    ),
+    "other batches": Way(
+        "batches when scoring: 5 frames for 16", must=False, seeds=SEEDS, weights="demo",
+        score={"batch_size": 5}, process="demo",
+    ),
+    "two threads again": Way("2 threads, trained again", "two threads", **TWO),
+    "two threads": Way("threads: 2 for 1", must=False, seeds=SEEDS, **TWO),
+    "free again": Way("not pinned, trained again", "free", **FREE),
+    "free": Way("instructions: not pinned", must=False, seeds=SEEDS, **FREE),
+    "contiguous": Way(
+        "layout in memory: contiguous for channels_last", must=False, seeds=SEEDS, contiguous=True
+    ),
+    "bf16 again": Way("not pinned, bf16, trained again", "bf16", train=BF16, **FREE),
+    "bf16": Way("not pinned, bf16 for fp32", "free", False, SEEDS, BF16, **FREE),
+    "gpu again": Way("on a GPU, trained again", "gpu", False, **ON_GPU),
+    "gpu": Way("GPU for CPU", must=False, seeds=SEEDS, **ON_GPU),
+}  # fmt: skip
 
 
-def missing(process: Process, quick: bool) -> str:
-    """Say why a process cannot run here; "" if it can."""
-    if process.emulated and quick:
+def missing(way: Way, quick: bool) -> str:
+    """Return why a way cannot be trained here; "" if it can."""
+    if way.emulated and quick:
         return "takes minutes"
-    if process.emulated and (platform.machine() != "x86_64" or not shutil.which(EMULATOR[0])):
+    if way.emulated and (platform.machine() != "x86_64" or not shutil.which(EMULATOR[0])):
         return f"no {EMULATOR[0]} here"
-    return "no GPU here" if process.on_gpu and GPU == "cpu" else ""
+    return "no GPU here" if way.on_gpu and GPU == "cpu" else ""
 
 
 def settings_of(quick: bool) -> dict:
-    """The demo's settings; few and small frames where it must be quick."""
+    """The demo's settings; with few and small frames if `quick`."""
     return read_study([ROOT / "parameters" / "demo.yaml"]) | (QUICK if quick else {})
 
 
-def measure(asked, rows: tuple = ROWS) -> dict:
-    """Train every way that a row names, and hold against each other what it names."""
-    how, seeds = settings_of(asked.quick), QUICK_SEEDS if asked.quick else SEEDS
-    why = {name: missing(each, asked.quick) for each in PROCESSES for name in each.ways}
-    needed = {"demo"} | {name for _, *pair, _ in rows for name in pair}
-    there = [(n, each) for n, each in enumerate(PROCESSES) if needed & each.ways.keys()]
-    there = [(n, each) for n, each in there if not missing(each, asked.quick)]
+def measure(args, names=tuple(WAYS)) -> dict:
+    """Train the named ways and those they are compared with, and compare the pairs."""
+    how, seeds = settings_of(args.quick), SEEDS[:2] if args.quick else SEEDS
+    needed = {"demo", *names, *(WAYS[name].base for name in names)}
+    starts = {WAYS[name].process or name for name in needed if not missing(WAYS[name], args.quick)}
+    # the emulator is slowest, so it starts first
+    starts = sorted(starts, key=lambda name: (not WAYS[name].emulated, name))
+    jobs = [(name, seed) for name in starts for seed in WAYS[name].seeds if seed in seeds]
     with tempfile.TemporaryDirectory(prefix="thyroid-bits-") as folder:
         folder = Path(folder)
-        build(folder, how)
-        narrow = [(n, seed) for n, each in there if each.threads == 1 for seed in seeds]
+        drawn = {name: how[f"phantom_{name}"] for name in ("sweeps", "frames", "seed", "text")}
+        cases = store.load_cases("phantom", folder=folder / "phantom", **drawn)
+        sizes = {name: how[name] for name in ("size", "resize", "mend")}
+        store.build_store(cases, folder / "store", **sizes)
         with ThreadPoolExecutor(min(8, cores())) as pool:
-            list(pool.map(lambda job: start(*job, folder, asked.quick), narrow))
-        for number, seed in [(n, seed) for n, each in there if each.threads > 1 for seed in seeds]:
-            start(number, seed, folder, asked.quick)
-        found = []
-        for title, before, after, must in rows:
-            row = {"title": title, "must": must}
-            if gap := why[before] or why[after]:
-                found.append(row | {"missing": gap})
-            else:
-                found.append(row | {"runs": pairs(folder, before, after)})
-        found.append({"title": OTHER_SEED, "must": False, "runs": seed_pairs(folder)})
-        capability = {
-            name: json.loads(next(folder.glob(f"seen/{name}/*.json")).read_text())["instructions"]
-            for name in ("demo", "free")
-            if (folder / "seen" / name).is_dir()
+            narrow = [job for job in jobs if WAYS[job[0]].threads == 1]
+            list(pool.map(lambda job: start(*job, folder, args.quick), narrow))
+        for job in (job for job in jobs if WAYS[job[0]].threads > 1):
+            start(*job, folder, args.quick)
+        rows = []
+        for name in (name for name in names if WAYS[name].title):
+            way = WAYS[name]
+            reason = missing(way, args.quick)
+            result = {"missing": reason} if reason else {"runs": pairs(folder, way.base, name)}
+            rows.append({"title": way.title, "must": way.must} | result)
+        rows.append({"title": OTHER_SEED, "must": False, "runs": seed_pairs(folder)})
+        files = {name: next(folder.glob(f"seen/{name}/*.json"), None) for name in ("demo", "free")}
+        used = {
+            n: json.loads(file.read_text())["instructions"] for n, file in files.items() if file
         }
     kept = ("width", "size", "epochs", "batch_size", "lr", "models")
     return {
-        "rows": found, "how": {name: how[name] for name in kept}, "instructions": capability,
+        "rows": rows, "how": {name: how[name] for name in kept}, "instructions": used,
         "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
 
 
-def build(folder: Path, how: dict) -> None:
-    """Draw the frames and build the store that every run reads."""
-    names = ("sweeps", "frames", "seed", "text")
-    drawn = {name: how[f"phantom_{name}"] for name in names}
-    cases = store.load_cases("phantom", folder=folder / "phantom", **drawn)
-    settings = {name: how[name] for name in ("size", "resize", "mend")}
-    store.build_store(cases, folder / "store", **settings)
-
-
-def start(number: int, seed: int, folder: Path, quick: bool) -> None:
-    """Run one process of `PROCESSES` to its end, however often it is killed on the way.
+def start(name: str, seed: int, folder: Path, quick: bool) -> None:
+    """Run the process of a way to its end; start it again if it was to be killed.
 
     Raises:
-        RuntimeError: it failed; the message holds what it printed.
+        RuntimeError: it failed; the message holds its output.
     """
-    process = PROCESSES[number]
-    if not any(seed in way.seeds for way in process.ways.values()):
-        return
-    library, home = Path(thyroid_lib.__file__).parent, folder
-    if process.elsewhere:
+    way, library, home = WAYS[name], Path(thyroid_lib.__file__).parent, folder
+    variables = {key: value for key, value in os.environ.items() if key not in PINNED}
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # as in the runner
+    variables |= dict.fromkeys(threads, str(way.threads)) | (PINNED if way.pinned else {})
+    variables |= {"PYTHONHASHSEED": "1"} if way.backwards else {}
+    if way.elsewhere:
         home = folder / "elsewhere" / f"of somebody {seed}"
         shutil.copytree(folder / "store", home / "store")
         library = shutil.copytree(library, home / "code" / "thyroid_lib")
-    kept = {name: value for name, value in os.environ.items() if name not in PINNED}
-    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # as the runner does
-    kept |= dict.fromkeys(threads, str(process.threads)) | process.environment
-    kept |= PINNED if process.pinned else {}
-    kept |= {"PYTHONPATH": os.pathsep.join(map(str, (library.parent, Path(__file__).parent)))}
-    if process.elsewhere:
-        kept |= {"HOME": str(home), "USER": "somebody"}
-    command = [sys.executable]
-    if process.emulated:  # which starts no link of a virtual environment
+        variables |= {"HOME": str(home), "USER": "somebody"}
+    paths, command = [library.parent, Path(__file__).parent], [sys.executable]
+    if way.emulated:  # the emulator does not follow the link in a virtual environment
         command = [*EMULATOR, str(Path(sys.executable).resolve())]
-        kept["PYTHONPATH"] += os.pathsep + os.pathsep.join(path for path in sys.path if path)
-    command += [__file__, str(number), str(seed), str(folder), str(home), *["--quick"] * quick]
+        paths += [path for path in sys.path if path]
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    command += [__file__, name, str(seed), str(folder), str(home), "quick" * quick]
     while True:
-        done = subprocess.run(command, env=kept, cwd=home, capture_output=True, text=True)
-        if done.returncode != -signal.SIGKILL or not any(w.killed for w in process.ways.values()):
+        done = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True)
+        if done.returncode != -signal.SIGKILL or not way.killed:
             break
     if done.returncode:
-        raise RuntimeError(f"{', '.join(process.ways)} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{name} failed:\n{done.stdout}{done.stderr}")
 
 
-def train_ways(process: Process, seed: int, folder: Path, home: Path, quick: bool) -> None:
-    """In a process of its own: train and score, and leave in folder/seen what others compare."""
-    how = settings_of(quick)
-    data = store.open_store(home / "store")
-    names = how["models"][::-1] if process.backwards else how["models"]
-    for way_name, way in process.ways.items():
-        for model in names if seed in way.seeds else ():
-            out = home / "runs" / (way.weights or way_name) / f"{model}-{seed}"
-            seen = folder / "seen" / way_name / f"{model}-{seed}"
+def main(name: str, seed: str, folder: str, home: str, quick: str) -> None:
+    """Train and score in a process of its own; write what is compared to folder/seen."""
+    how, seed = settings_of(bool(quick)), int(seed)
+    data = store.open_store(Path(home, "store"))
+    for way_name, way in WAYS.items():
+        if name not in (way_name, way.process) or seed not in way.seeds:
+            continue
+        for model in how["models"][::-1] if way.backwards else how["models"]:
+            out = Path(home, "runs", way.weights or way_name, f"{model}-{seed}")
+            seen = Path(folder, "seen", way_name, f"{model}-{seed}")
             if not seen.with_suffix(".json").exists():
-                look(train_run(data, out, model, seed, way, how), data, way, how, seen)
+                look(*train(data, out, model, seed, way, how), data, way, how, seen)
 
 
-def train_run(data, out: Path, model: str, seed: int, way: Way, how: dict) -> tuple:
+def train(data, out: Path, model: str, seed: int, way: Way, how: dict) -> tuple:
     """Train one run as the study does; return the network and the rows of the test cases."""
-    names = ("width", "epochs", "batch_size", "lr", "augment", "threads", "device", "precision")
-    asked = {name: how[name] for name in names} | way.train
+    names = ("width", "epochs", "batch_size", "lr", "augment", "device", "precision")
+    settings = {name: how[name] for name in names} | {"threads": way.threads} | way.train
     split = {"protocol": "random", "folds": how["folds"], "val_share": how["val_share"]}
-    if way.killed:
-        labels = splits.split_cases(data.index, **split)
-        steps = math.ceil((labels == "train").sum() / asked["batch_size"])
-        die_once(out.with_suffix(".died"), asked["epochs"] // 2 * steps + steps // 2)
+    sides = splits.split_cases(data.index, **split)
+    rows = {side: np.flatnonzero(sides == side) for side in ("train", "test")}
     if not way.contiguous:
-        done = run.train_model(data, out=out, model=model, seed=seed, **split, **asked)
-        if way.killed and not 0 < done.meta["trained_epochs"] < asked["epochs"]:
-            raise RuntimeError(f"{out.name} did not go on where it was killed")
-        return done.model, np.flatnonzero(done.labels == "test")
-    labels = splits.split_cases(data.index, **split)
-    net = models.build_model(model, width=asked["width"])
-    torch.set_num_threads(asked["threads"])
-    images, masks = run.place_frames(data, torch.device("cpu"))
-    rows = torch.from_numpy(np.flatnonzero(labels == "train"))
-    part = {name: asked[name] for name in ("epochs", "batch_size", "lr", "augment", "precision")}
-    for _ in train.fit(net, images, masks, rows=rows, seed=seed, **part):
+        if way.killed:
+            steps = -(-len(rows["train"]) // settings["batch_size"])
+            die_once(out.with_suffix(".died"), settings["epochs"] // 2 * steps + steps // 2)
+        done = ours.train_run(data, out=out, model=model, seed=seed, **split, **settings)
+        if way.killed and not 0 < done.meta["trained_epochs"] < settings["epochs"]:
+            raise RuntimeError(f"{out.name} did not continue from its checkpoint")
+        return done.model, rows["test"]
+    net = models.build_model(model, width=settings["width"])
+    torch.set_num_threads(settings["threads"])
+    part = {name: settings[name] for name in ("epochs", "batch_size", "lr", "augment", "precision")}
+    for _ in ours.train(net, data, rows["train"], seed=seed, device=torch.device("cpu"), **part):
         pass
-    net = predict.restore_model(model, asked["width"], net.state_dict())  # scored as all others
-    return net, np.flatnonzero(labels == "test")
+    return predict.restore_model(model, settings["width"], net.state_dict()), rows["test"]
 
 
 def die_once(mark: Path, step: int) -> None:
-    """Kill this process outright at this step from now, unless the mark says that it died."""
+    """Kill this process at this optimiser step from now, unless the file `mark` exists."""
     if mark.exists():
         return
-    taken = iter(range(step - 1, -1, -1))
+    left = iter(range(step - 1, -1, -1))
 
     def die(*_) -> None:
-        if next(taken) == 0:
+        if next(left) == 0:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -277,37 +238,33 @@ def die_once(mark: Path, step: int) -> None:
     register_optimizer_step_post_hook(die)
 
 
-def look(trained: tuple, data, way: Way, how: dict, seen: Path) -> None:
-    """Leave logits (N,S,S) and digests of a run's weights and scores under this name."""
-    net, rows = trained
+def look(net, rows: np.ndarray, data, way: Way, how: dict, seen: Path) -> None:
+    """Write logits (N,S,S) and digests of a run's weights and scores under this name."""
     batch = {name: way.score[name] for name in ("batch_size",) if name in way.score}
     logits = [part for _, part in predict.predict_logits(net, data.images, rows=rows, **batch)]
     scored = {name: how[name] for name in ("threshold", "tolerance_px")}
-    cases = predict.score_rows(net, data, rows, **scored, **way.score).cases
+    cases = ours.score_rows(net, data, rows, **scored, **way.score)
     weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
     seen.parent.mkdir(parents=True, exist_ok=True)
     np.save(seen.with_suffix(".npy"), torch.cat(logits)[:, 0].numpy())
     about = {
         "weights": hashlib.sha256(weights).hexdigest(),
         "scores": hashlib.sha256(cases.to_csv().encode()).hexdigest(),
-        "dice": float(cases["dice"].mean()),
-        "threshold": how["threshold"],
+        "dice": float(cases["dice"].mean()), "threshold": how["threshold"],
         "instructions": torch.backends.cpu.get_cpu_capability(),
-    }
+    }  # fmt: skip
     seen.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def pairs(folder: Path, before: str, after: str) -> list[dict]:
-    """Each run that both ways have, held against itself."""
+    """Each run that both ways have, compared."""
     names = [path.stem for path in sorted((folder / "seen" / after).glob("*.json"))]
-    return [
-        {"run": name} | apart(*(folder / "seen" / way / name for way in (before, after)))
-        for name in names
-    ]
+    ways = folder / "seen" / before, folder / "seen" / after
+    return [{"run": name} | apart(*(way / name for way in ways)) for name in names]
 
 
 def seed_pairs(folder: Path, way: str = "demo") -> list[dict]:
-    """Each model's runs, held against those of its other seeds."""
+    """Each model's runs, compared with those of its other seeds."""
     files = sorted(path.with_suffix("") for path in (folder / "seen" / way).glob("*.json"))
     return [
         {"run": f"{a.name}, {b.name}"} | apart(a, b)
@@ -317,7 +274,7 @@ def seed_pairs(folder: Path, way: str = "demo") -> list[dict]:
 
 
 def apart(before: Path, after: Path) -> dict:
-    """How far two runs are apart, of which `look` left what it saw under these names."""
+    """How far two runs are apart, from what `look` wrote under these names."""
     pair = [json.loads(p.with_suffix(".json").read_text("utf-8")) for p in (before, after)]
     logits = [np.load(path.with_suffix(".npy")) for path in (before, after)]  # (N,S,S) each
     same = all(pair[0][name] == pair[1][name] for name in ("weights", "scores"))
@@ -333,40 +290,32 @@ def apart(before: Path, after: Path) -> dict:
 
 def show(found: dict) -> str:
     """The table, in Markdown."""
-    how, free = found["how"], found["instructions"]
-    words = f" ({free['free']} for {free['demo']})" if len(free) == 2 else ""
-    lines = [
+    how, used, rows = found["how"], found["instructions"], []
+    words = f" ({used['free']} for {used['demo']})" if len(used) == 2 else ""
+    for row in found["rows"]:
+        title = row["title"] + words * row["title"].endswith(": not pinned")
+        cells = [f"not measured: {row.get('missing')}", *[""] * 4]
+        if "missing" not in row:
+            cells = _cells(row["runs"], signed=row["title"] != OTHER_SEED)
+        rows.append((title, *cells))
+    columns = ("what is changed", "same bits", "pixels that differ", "change of Dice", "mean")
+    text = (
         f"torch {found['torch']}; {', '.join(how['models'])} of width {how['width']} at "
         f"{how['size']}×{how['size']} px, {how['epochs']} epochs, batch {how['batch_size']}, lr "
         f"{how['lr']:g}: the demo's runs under `random`, where a row says nothing else in fp32, on "
-        f"one thread, with pinned instructions ({free.get('demo', '?')}). Same bits: of weights, "
+        f"one thread, with pinned instructions ({used.get('demo', '?')}). Same bits: of weights, "
         "logits on the test frames and scores. The other columns are the median over the runs, in "
         "brackets the lowest and the highest: pixels of the test frames whose masks differ, size "
         "of the change of the mean test Dice (beside it its mean over the runs, with its sign), "
-        "largest change of a logit.",
-        "",
-        "| what is changed | same bits | pixels that differ | change of Dice | mean | of a logit |",
-        "|:--|:--|--:|--:|--:|--:|",
-    ]
-    for row in found["rows"]:
-        title = row["title"] + words * row["title"].endswith(": not pinned")
-        if "missing" in row:
-            lines.append(f"| {title} | not measured: {row['missing']} | | | | |")
-        else:
-            cells = _cells(row["runs"], signed=row["title"] != OTHER_SEED)
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-    if shares := against_seeds(found["rows"]):
-        words = "; ".join(f"{title} ({figure(share, 2)})" for title, share in shares.items())
-        lines += ["", f"The median of pixels that differ, over that of another seed: {words}."]
-    return "\n".join(lines)
-
-
-def against_seeds(rows: list[dict]) -> dict[str, float]:
-    """How much of another seed's effect on the masks a change has, for changes that have one."""
-    there = [row for row in rows if row.get("runs")]
-    pixels = {row["title"]: median([each["pixels"] for each in row["runs"]]) for row in there}
-    seeds = pixels.pop(OTHER_SEED, 0)
-    return {title: value / seeds for title, value in pixels.items() if value and seeds}
+        "largest change of a logit.\n\n" + table((*columns, "of a logit"), rows, texts=2)
+    )
+    measured = [row for row in found["rows"] if row.get("runs")]
+    pixels = {row["title"]: median([each["pixels"] for each in row["runs"]]) for row in measured}
+    if seeds := pixels.pop(OTHER_SEED, 0):
+        shares = (f"{name} ({figure(v / seeds, 2)})" for name, v in pixels.items() if v)
+        text += "\n\nThe median of pixels that differ, over that of another seed: "
+        text += f"{'; '.join(shares)}."
+    return text
 
 
 def _cells(runs: list[dict], *, signed: bool) -> Iterator[str]:
@@ -382,24 +331,11 @@ def _cells(runs: list[dict], *, signed: bool) -> Iterator[str]:
     yield spread(logit, 2) if any(logit) else "0"
 
 
-def reached(found: dict) -> dict[str, float]:
-    """The share of the runs that must repeat to the bit, over all rows that were measured."""
+def goals(found: dict, on_gpu: bool):
     must = [each["same"] for row in found["rows"] if row["must"] for each in row.get("runs", [])]
-    return {"same bits": sum(must) / len(must)} if must else {}
-
-
-def main() -> None:
-    """Be one of the processes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("number", type=int)
-    parser.add_argument("seed", type=int)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("home", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    asked = parser.parse_args()
-    process = PROCESSES[asked.number]
-    train_ways(process, asked.seed, asked.folder, asked.home, asked.quick)
+    share = sum(must) / len(must) if must else None
+    yield "share of the runs that must repeat to the bit and do", ">=", 1.0, share
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

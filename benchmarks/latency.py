@@ -1,12 +1,10 @@
-"""How long a frame takes from its arrival in the PACS until its segmentation is to be seen there.
+"""Time of a frame from its arrival in the PACS until its segmentation is there.
 
     python benchmarks/latency.py --model results/demo/deploy
 
-A real Orthanc and the node, both on 127.0.0.1: a phantom frame of a scanner's size is uploaded to
-Orthanc by HTTP, which forwards it to the node by C-STORE, and is asked for the segmentation by
-QIDO-RS every 5 ms. One frame at a time; the first five are not counted. Inference is what
-`Predictor.predict` takes for the same frame, in this process, right before. Needs Orthanc, its
-DICOMweb plugin and cc.
+A real Orthanc and the node, both on 127.0.0.1: a phantom frame is uploaded by HTTP, Orthanc sends
+it to the node by C-STORE, and is queried for the segmentation by QIDO-RS every 5 ms. One frame at
+a time; the first five are not counted. Needs Orthanc, its DICOMweb plugin and cc.
 """
 
 import argparse
@@ -33,20 +31,20 @@ SEG, WARM = "1.2.840.10008.5.1.4.1.1.66.4", 5
 parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
 parser.add_argument("--model", required=True, help="release folder")
 parser.add_argument("--frames", default=60, type=int)
-asked = parser.parse_args()
+args = parser.parse_args()
 
-predictor = Predictor.open(asked.model)
+predictor = Predictor.open(args.model)
 frames = [
     np.array(Image.fromarray(frame).resize((640, 480)))
     for sweep in range(4)
-    for frame in phantom.make_sweep(sweep=sweep, frames=-(-(asked.frames + WARM) // 4))["images"]
-][: asked.frames + WARM]
+    for frame in phantom.make_sweep(sweep=sweep, frames=-(-(args.frames + WARM) // 4))["images"]
+][: args.frames + WARM]
 totals, inferences = [], []
 with tempfile.TemporaryDirectory() as folder:
     folder, port = Path(folder), free_port()
     with Pacs(folder / "orthanc", port) as pacs:
         command = [
-            sys.executable, "-m", "thyroid_lib.deploy.node", "serve", "--model", asked.model,
+            sys.executable, "-m", "thyroid_lib.deploy.node", "serve", "--model", args.model,
             "--port", str(port), "--caller", "ORTHANC", "--pacs", pacs.web,
             "--queue", folder / "queue",
         ]  # fmt: skip

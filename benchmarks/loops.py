@@ -1,14 +1,13 @@
-"""The ways to train that are compared: this project's, the bare step, the reported study's.
+"""The training loops that are compared: this project's, the bare step, and the reported study's.
 
 Each is a function of a `Setting` that returns `run(steps)`, which trains so many steps and returns
-how many frames that were; peers.py has those of MONAI and segmentation_models.pytorch. The network
-and its weights are the same in all. Loaders never end (their sampler goes on), so that no start of
-worker processes and no end of an epoch falls into the time that is measured: in favour of those
-that have workers.
+the number of frames; peers.py has those of MONAI and smp. Network and initial weights are the same
+in all. Loaders never end, so that no start of worker processes is timed, in favour of those loops.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -23,62 +22,77 @@ from thyroid_lib.data.store import Store
 from thyroid_lib.models import arithmetic
 
 ENDLESS = 10**7  # frames
+Run = Callable[[int], int]  # steps → frames
+Step = Callable[[Tensor, Tensor], Tensor]  # image, mask (B,1,S,S) → loss
 
 
 @dataclass
 class Setting:
     """What all loops share."""
 
-    frames: Path  # the files that the others read
-    store: Store  # what this project made of them, before
+    frames: Path  # the image files, which the other loops read
+    store: Store  # the project's store of them
     device: torch.device
     precision: str  # the project's choice here
     width: int
     size: int = 256
     batch: int = 16
     model: str = "unet"
+    epoch_steps: int = 1  # of the project's loop; a divisor of the steps that are timed
 
     def make_model(self) -> nn.Module:
         return ours.make_model(self.model, self.width, self.device)
 
 
-def project(setting: Setting, precision: str = "") -> Callable[[int], int]:
-    """`train.train_epoch` over a store's memory map (on a GPU: held there)."""
-    return ours.trainer(
-        setting.make_model(), setting.store, device=setting.device,
+def project(setting: Setting, precision: str = "") -> Run:
+    """The project's recipe over a store, in epochs of `epoch_steps` steps."""
+    rows = np.random.default_rng(0).permutation(len(setting.store))
+    rows = np.resize(rows, setting.epoch_steps * setting.batch)
+    epochs = ours.train(
+        setting.make_model(), setting.store, rows, device=setting.device,
         precision=precision or setting.precision, batch_size=setting.batch,
     )  # fmt: skip
+    return lambda steps: sum(next(epochs) for _ in range(max(1, steps // setting.epoch_steps)))
 
 
-def project_fp32(setting: Setting) -> Callable[[int], int]:
+def project_fp32(setting: Setting) -> Run:
     return project(setting, "fp32")
 
 
-def bare(setting: Setting) -> Callable[[int], int]:
-    """Nothing but the step: tensors ready on the device, in the project's layout and precision."""
-    net = setting.make_model()
-    draw = torch.Generator().manual_seed(0)
-    shape = (8, setting.batch, 1, setting.size, setting.size)
-    images = torch.rand(shape, generator=draw).to(setting.device)
-    masks = (torch.rand(shape, generator=draw) > 0.5).float().to(setting.device)
-    images = [image.contiguous(memory_format=torch.channels_last) for image in images]
-    masks = [mask.contiguous(memory_format=torch.channels_last) for mask in masks]
-    step = equal_step(net, setting)
+def repeat(batches: Iterator[tuple[Tensor, Tensor]], step: Step, *, read_loss: bool = True) -> Run:
+    """Turn batches and a step into `run(steps)`; most loops read the loss back after each step."""
 
     def run(steps: int) -> int:
-        for number in range(steps):
-            step(images[number % 8], masks[number % 8])
-        return steps * setting.batch
+        frames, total = 0, 0.0
+        for _ in range(steps):
+            image, mask = next(batches)
+            loss = step(image, mask)
+            total += loss.item() if read_loss else 0
+            frames += len(image)
+        return frames
 
     return run
 
 
-def equal_step(net: nn.Module, setting: Setting) -> Callable[[Tensor, Tensor], tuple]:
-    """The project's step, written out: same layout, precision, loss and optimiser."""
+def bare(setting: Setting) -> Run:
+    """Only the step: tensors ready on the device, in the project's layout and precision."""
+    draw = torch.Generator().manual_seed(0)
+    shape, layout = (setting.batch, 1, setting.size, setting.size), torch.channels_last
+    batches = []
+    for _ in range(8):
+        image, mask = (torch.rand(shape, generator=draw).to(setting.device) for _ in range(2))
+        mask = (mask > 0.5).float()
+        batches.append([each.contiguous(memory_format=layout) for each in (image, mask)])
+    return repeat(cycle(batches), equal_step(setting.make_model(), setting), read_loss=False)
+
+
+def equal_step(net: nn.Module, setting: Setting, watch=None) -> Step:
+    """The project's step: same layout, precision, loss and optimiser."""
     optimiser = torch.optim.Adam(net.parameters(), lr=ours.LR, fused=True)
     scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
 
-    def step(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def step(image: Tensor, mask: Tensor) -> Tensor:
+        image = image.contiguous(memory_format=torch.channels_last)
         optimiser.zero_grad(set_to_none=True)
         with arithmetic(setting.precision, setting.device):
             logits = net(image)
@@ -86,57 +100,70 @@ def equal_step(net: nn.Module, setting: Setting) -> Callable[[Tensor, Tensor], t
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
-        return loss, logits
+        if watch:
+            watch(loss, logits, mask)
+        return loss
+
+    return step
+
+
+def plain_step(net: nn.Module, optimiser, measure_loss: Step, watch=None, after=None) -> Step:
+    """A step in fp32 and the contiguous layout, as the examples write it."""
+    net.to(memory_format=torch.contiguous_format)
+
+    def step(image: Tensor, mask: Tensor) -> Tensor:
+        logits = net(image)
+        loss = measure_loss(logits, mask)
+        if watch:
+            watch(loss, logits, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if after:
+            after()
+        return loss
 
     return step
 
 
 def endless(dataset: Dataset, setting: Setting, workers: int, make=DataLoader, **how) -> Iterator:
-    """Shuffled batches without end from `workers` processes that stay alive."""
+    """Shuffled batches without end, from `workers` processes that stay alive."""
     sampler = RandomSampler(dataset, num_samples=ENDLESS)
     how = {"batch_size": setting.batch, "num_workers": workers, **how}
-    return iter(make(dataset, sampler=sampler, **how))
+    for batch in make(dataset, sampler=sampler, **how):
+        parts = (batch["image"], batch["mask"]) if isinstance(batch, dict) else batch
+        yield tuple(part.to(setting.device) for part in parts)
 
 
-def by_step(steps: Iterator[int]) -> Callable[[int], int]:
-    """Turn a loop that yields after each step how many frames it was into `run(steps)`."""
-    return lambda count: sum(next(steps) for _ in range(count))
+class FolderFrames(Dataset):
+    """Opens, converts and resizes a pair at each access: image and mask (1,S,S).
 
+    As the reported study did, float32 in [0,1]; with `binary` as smp's own dataset does, uint8 and
+    float32 of 0 and 1.
+    """
 
-class ReportedFrames(Dataset):
-    """Opens, converts, resizes and scales a pair whenever it is asked for, as the report did."""
-
-    def __init__(self, folder: Path, size: int):
-        self.pairs, self.size = list_pairs(folder), size
+    def __init__(self, folder: Path, size: int, binary: bool = False):
+        self.pairs, self.size, self.binary = list_pairs(folder), size, binary
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return tuple(self._read(path) for path in self.pairs[index])
+        image, mask = (Image.open(path).convert("L") for path in self.pairs[index])
+        how = Image.Resampling.BILINEAR
+        if self.binary:
+            mask, how = mask.point(lambda value: 255 * (value > 127)), Image.Resampling.NEAREST
+        image = image.resize((self.size,) * 2, Image.Resampling.BILINEAR)
+        image, mask = (torch.from_numpy(np.array(each))[None] for each in
+                       (image, mask.resize((self.size,) * 2, how)))  # fmt: skip
+        return (image if self.binary else image / 255), mask / 255
 
-    def _read(self, path: Path) -> Tensor:
-        square = Image.open(path).convert("L").resize((self.size,) * 2, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(square))[None].float().div(255)  # (1,S,S) in [0,1]
 
-
-def reported(setting: Setting) -> Callable[[int], int]:
+def reported(setting: Setting) -> Run:
     """The reported study's loop: two workers, fp32, contiguous, sigmoid and BCELoss, plain Adam."""
-    net = setting.make_model().to(memory_format=torch.contiguous_format)
-    frames = ReportedFrames(setting.frames, setting.size)
-    batches = endless(frames, setting, workers=2)
+    net = setting.make_model()
+    batches = endless(FolderFrames(setting.frames, setting.size), setting, workers=2)
     optimiser = torch.optim.Adam(net.parameters(), lr=ours.LR, foreach=False, fused=False)
-    measure_loss = nn.BCELoss()
-
-    def train() -> Iterator[int]:
-        total = 0.0
-        for image, mask in batches:
-            image, mask = image.to(setting.device), mask.to(setting.device)
-            optimiser.zero_grad()
-            loss = measure_loss(torch.sigmoid(net(image)), mask)
-            loss.backward()
-            optimiser.step()
-            total += loss.item()
-            yield len(image)
-
-    return by_step(train())
+    bce = nn.BCELoss()
+    step = plain_step(net, optimiser, lambda logits, mask: bce(torch.sigmoid(logits), mask))
+    return repeat(batches, step)

@@ -1,71 +1,63 @@
-"""Where the benchmarks touch this project's training and scoring: one place to mend."""
+"""The project's training and scoring as the benchmarks call it; they call nothing else of it."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from thyroid_lib import models
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate import predict
-from thyroid_lib.train import recipe as train
-from thyroid_lib.train import run
+from thyroid_lib.train import recipe, run
 from thyroid_lib.train.device import choose_device, choose_precision
 
-LR = 1e-4  # the reported one
+LR = 1e-4  # as reported
+ENDLESS = 10**6  # epochs
 
 
-def pick_device() -> torch.device:
-    return choose_device("auto")
+pick_device = partial(choose_device, "auto")
+pick_precision = partial(choose_precision, "auto")  # of training by default, for a device
+train_run = run.train_model  # one run as the study trains it, with validation and checkpoints
+score_run = run.score_run
 
 
-def pick_precision(device: torch.device) -> str:
-    """What training uses here if nobody asks for anything else: "fp32", "bf16" or "fp16"."""
-    return choose_precision("auto", device)
-
-
-def make_model(name: str, width: int, device: torch.device) -> torch.nn.Module:
-    """The same weights for whoever asks, in the layout that the project trains in."""
+def make_model(name: str, width: int, device: torch.device) -> nn.Module:
+    """A network with the same weights at each call, in the project's memory layout."""
     net = models.build_model(name, width=width)
     models.initialise(net, 0)
     return net.to(device, memory_format=torch.channels_last).train()
 
 
-def trainer(
-    net: torch.nn.Module,
-    store: Store,
-    *,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    frames: int | None = None,
-) -> Callable[[int], int]:
-    """Return a function that trains so many steps, 0 for an epoch; it returns how many frames.
-
-    Args:
-        store: opened; its frames are placed as a run places them.
-        frames: train on the first of them; None for all.
-    """
+def train(
+    net: nn.Module, store: Store, rows: np.ndarray, *, device: torch.device, **settings
+) -> Iterator[int]:
+    """Train by the project's recipe on these rows; yield the number of frames after each epoch."""
     images, masks = run.place_frames(store, device)
-    optimiser = torch.optim.Adam(net.parameters(), lr=LR, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    among, calls = frames or len(images), 0
-
-    def train_on(steps: int = 0) -> int:
-        nonlocal calls
-        calls += 1
-        rows = torch.randperm(among)
-        if steps:
-            rows = rows.repeat(1 + steps * batch_size // among)[: steps * batch_size]
-        train.train_epoch(
-            net, optimiser, images, masks, rows, batch_size=batch_size, seed=0, epoch=calls,
-            precision=precision, scaler=scaler,
-        )  # fmt: skip
-        return len(rows)
-
-    return train_on
+    settings = {"seed": 0, "epochs": ENDLESS, "lr": LR} | settings
+    for _ in recipe.fit(net, images, masks, rows=torch.from_numpy(rows), **settings):
+        yield len(rows)
 
 
-def score_store(model: torch.nn.Module, store, rows: np.ndarray) -> None:
-    """Score these rows as a run does, in this one process."""
-    predict.score_rows(model, store, rows, workers=1)
+def score_rows(net: nn.Module, store: Store, rows: np.ndarray, **settings):
+    """Score these rows in one process by default; return the table of cases."""
+    return predict.score_rows(net, store, rows, **{"workers": 1} | settings).cases
+
+
+class OneConvolution(models.Network):
+    """A network so cheap that training time is the time to read and move the frames.
+
+    Average over 8 × 8 px, one 3 × 3 convolution, back to the frame's size.
+    """
+
+    divisor = 8
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 1):
+        super().__init__(in_channels, out_channels, width)
+        self.shrink, self.grow = nn.AvgPool2d(8), nn.Upsample(scale_factor=8)
+        self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
+        return self.grow(self.convolution(self.shrink(images)))

@@ -1,108 +1,136 @@
-"""README.md of this folder, written from the files in results/: one part per machine.
+"""The page README.md of this folder, from the files in results/: one part per machine.
 
-Nothing in it is typed by hand but the sentences here; each section says its own tables.
+Its figures all come from those files; each section writes its own tables and goals.
 """
 
 import importlib
+import importlib.metadata
 import json
+import operator
+import os
+import platform
+import re
+from datetime import date
 from pathlib import Path
 
+import torch
+
+from thyroid_lib.files.parallel import cores
+from timing import figure
+
 SECTIONS = {  # name: its title
-    "limit": "The limit of the machine",
     "training": "Training",
-    "fullsize": "The three full-size models",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",
     "scaling": "Time and memory against the number of frames",
-    "cost": "A training step against size and width",
     "deploy": "The released networks",
     "bits": "What is the same to the bit, and how close the rest comes",
 }
+PACKAGES = (
+    "torch", "torchvision", "monai", "segmentation-models-pytorch", "torchmetrics", "pillow",
+    "numpy", "scipy", "snakemake",
+)  # fmt: skip
+SIGNS = {
+    ">=": ("at least", operator.ge), ">": ("above", operator.gt),
+    "<=": ("at most", operator.le), "<": ("below", operator.lt),
+}  # fmt: skip
 TOP = """\
 # Benchmarks
 
-How fast this project is, against the limit of the machine and against what one would use instead:
-the reported study's loop written plainly, MONAI, segmentation_models.pytorch (smp), torchmetrics.
-This page is made by `make bench` from the files in [`results/`](results), one per machine; a
-section alone is `make bench ONLY=training`, and the rest is kept. The last section is no race: it
-says which runs repeat to the bit. `audit.py` and `coverage.py` are measurements of their own.
+The speed of this project, against the limit of the machine and against the alternatives: the
+reported study's loop written plainly, MONAI, segmentation_models.pytorch (smp), torchmetrics.
+`make bench` writes this page from the files in [`results/`](results), one per machine; `make bench
+ONLY=training` measures one section and keeps the others. The last section is about repeatability:
+which runs repeat to the bit. `latency.py` is a separate measurement.
 
 **How it is measured.** All frames are phantoms that this project draws: 3,585, as many as TG3K has,
 at its sizes, stored as JPEG. Things that are compared take turns in one process, and each repeat
 begins with another of them. A figure is the median over the repeats, in brackets the lowest and the
-highest. A ratio is taken within each repeat, so that a slow minute of the machine hits both sides.
-Peers are run in their favour where there was a choice: caches are filled and worker processes
-started before the clock, and what they print or log is left out. As documented, they run in the
-layout and precision of their examples; at equal layout and precision, in this project's, with its
-loss and optimiser, so that only their way to the batch and their work per step remain. MONAI's
-example is given its CacheDataset, smp's is written without Lightning ([`peers.py`](peers.py) says
-what else), both to their advantage. Memory is anonymous memory: pages of files, memory maps among
-them, are not in it, since the system takes them back when it needs them.
+highest. A ratio is taken within each repeat, so that a slow minute of the machine affects both
+sides. Where there was a choice, peers are run in their favour: caches are filled and worker
+processes started before the clock, and printing and logging are left out. As documented, they run
+in the layout and precision of their examples; at equal layout and precision, in this project's,
+with its loss and optimiser, so that only their way to the batch and their work per step differ.
+MONAI's example gets its CacheDataset, smp's is written without Lightning ([`peers.py`](peers.py)
+lists the rest), both to their advantage. Memory is anonymous memory: pages of files, memory maps
+among them, are not counted, because the system can drop them.
 """
 
 
-def render(folder: Path, judge) -> str:
-    """The whole page, from every JSON file of `folder`; the machine measured last comes first.
+def describe() -> dict:
+    """This machine, without path, host or user, and a `slug` that names its file of results."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = re.search(r"model name\s*:\s*(.+)", text).group(1).strip()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, AttributeError, ValueError):
+        processor, memory = platform.processor() or platform.machine(), 0
+    about = {
+        "processor": processor, "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(), "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30), "system": platform.system(),
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30)}
+        about |= {"cuda": torch.version.cuda}
+    words = f"{processor} {about['cores']} cores {about.get('gpu', '')}"
+    return about | {"slug": re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")}
 
-    Args:
-        judge: takes a section's name, what it reached and the machine; returns lines that say which
-            goals hold.
-    """
+
+def circumstances(command: str) -> dict:
+    """Date, command and versions of a measurement."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = ""
+    return {"date": date.today().isoformat(), "command": command, "versions": versions}
+
+
+def render(folder: Path) -> str:
+    """The page, from all JSON files of `folder`; the machine measured last comes first."""
     results = [
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
     ]
-    newest = sorted(results, key=_last_date, reverse=True)
-    return "\n".join([TOP, *("\n".join(_machine(result, judge)) for result in newest)])
+    results.sort(key=lambda r: max(part["date"] for part in r["sections"].values()), reverse=True)
+    return "\n".join([TOP, *("\n".join(_machine(**result)) for result in results)])
 
 
-def _last_date(result: dict) -> str:
-    return max((section["date"] for section in result["sections"].values()), default="")
-
-
-def _machine(result: dict, judge) -> list[str]:
-    about, sections = result["machine"], result["sections"]
-    usual = _usual_versions(sections)
-    lines = [f"## {title_of(about)}", "", f"{sentence_of(about)} {versions_of(usual)}.", ""]
-    for name, title in SECTIONS.items():
-        if found := sections.get(name):
-            section = importlib.import_module(name)
-            lines += [f"### {title}", "", section.show(found["result"]), ""]
-            if goals := judge(name, section.reached(found["result"]), about):
-                lines += [*goals, ""]
-            lines += [f"*{circumstances_of(found, usual)}*", ""]
+def _machine(machine: dict, sections: dict) -> list[str]:
+    versions = [section["versions"] for section in sections.values()]
+    usual = max(reversed(versions), key=versions.count)  # of most sections
+    title, gpu = machine["processor"], ""
+    if "gpu" in machine:
+        title = f"{machine['gpu']}, {title}"
+        gpu = f"; one GPU of {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"
+    lines = [
+        f"## {title}\n\n{machine['cores']} cores ({machine['instructions']}), "
+        f"{machine['memory_gib']} GiB of memory, {machine['system']}; PyTorch on "
+        f"{machine['threads']} threads{gpu}. {_versions(usual)}.\n"
+    ]
+    for name in (name for name in SECTIONS if name in sections):
+        section, found = importlib.import_module(name), sections[name]
+        lines += [f"### {SECTIONS[name]}\n\n{section.show(found['result'])}\n"]
+        goals = [judge(*goal) for goal in section.goals(found["result"], "gpu" in machine)]
+        lines += ["Goals:", "", *goals, ""] if goals else []
+        minutes = f"{found['seconds'] / 60:.0f} min" if found["seconds"] >= 60 else "under a minute"
+        other = "" if found["versions"] == usual else f"; with {_versions(found['versions'])}"
+        quick = "; tiny sizes: it runs, no more is shown" * ("--quick" in found["command"])
+        lines += [f"*{found['date']}, `{found['command']}`, {minutes}{quick}{other}.*", ""]
     return lines
 
 
-def _usual_versions(sections: dict) -> dict:
-    """What most sections were measured with, the newest of them where there is a draw."""
-    newest_first = sorted(sections.values(), key=lambda section: section["date"], reverse=True)
-    versions = [section["versions"] for section in newest_first]
-    return max(versions, key=versions.count)
+def judge(sentence: str, sign: str, limit: float, value: float | None) -> str:
+    """One line of the page: whether a goal is met."""
+    words, holds = SIGNS[sign]
+    need = f"{sentence}, {words} {limit:g}"
+    if value is None:
+        return f"- not measured: {need}."
+    return f"- {'met' if holds(value, limit) else '**not met**'}: {need}; reached {figure(value)}."
 
 
-def title_of(about: dict) -> str:
-    return f"{about['gpu']}, {about['processor']}" if "gpu" in about else about["processor"]
-
-
-def sentence_of(about: dict) -> str:
-    """One sentence about the machine."""
-    text = (
-        f"{about['cores']} cores ({about['instructions']}), {about['memory_gib']} GiB of memory, "
-        f"{about['system']}; PyTorch on {about['threads']} threads"
-    )
-    if "gpu" in about:
-        text += f"; one GPU of {about['gpu_memory_gib']} GiB, CUDA {about['cuda']}"
-    return f"{text}."
-
-
-def versions_of(versions: dict) -> str:
+def _versions(versions: dict) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-
-
-def circumstances_of(found: dict, versions: dict) -> str:
-    """Date, command and duration; versions where they are not the machine's usual ones."""
-    minutes = f"{found['seconds'] / 60:.0f} min" if found["seconds"] >= 60 else "under a minute"
-    other = "" if found["versions"] == versions else f"; with {versions_of(found['versions'])}"
-    quick = "; tiny sizes: this shows that it runs, not how fast" * ("--quick" in found["command"])
-    return f"{found['date']}, `{found['command']}`, {minutes}{quick}{other}."

@@ -1,8 +1,8 @@
 """Imitations of Colab and Kaggle: their Python, packages, variables and folders, no repository.
 
-Versions as the platforms publish them: Colab's list of 2026-08-19; Kaggle's image, which is built
-on Colab's of 2026-05-14, with its own requirements. Of some thousand packages those are taken that
-the study, pip and a kernel touch. torch is the same release, with the CUDA that the index has.
+Versions as the platforms publish them: Colab's list of 2026-08-19; Kaggle's image, built on Colab's
+of 2026-05-14, with its own requirements; of these, the packages that the study, pip and a kernel
+use. torch is the same release, with the CUDA of the package index.
 """
 
 import json
@@ -22,7 +22,7 @@ BOTH = (
 
 @dataclass(frozen=True)
 class Platform:
-    """What a platform has, and where a user's files lie there."""
+    """The packages of a platform, and the folders of a user's files there."""
 
     name: str
     python: str
@@ -30,7 +30,7 @@ class Platform:
     variables: dict[str, str]
     cwd: str  # where notebooks run
     upload: str  # where the wheel lies, beside the notebook or as a data set
-    said: str  # what the first cell says of it
+    note: str  # of the first cell
 
 
 COLAB = Platform(
@@ -41,7 +41,7 @@ COLAB = Platform(
     variables={"COLAB_RELEASE_TAG": "release-colab_20260819", "COLAB_JUPYTER_IP": "127.0.0.1"},
     cwd="content",
     upload="content",
-    said="Colab: no GPU is switched on",
+    note="Colab: no GPU is switched on",
 )
 KAGGLE = Platform(
     name="kaggle",
@@ -54,7 +54,7 @@ KAGGLE = Platform(
     },
     cwd="kaggle/working",
     upload="kaggle/input/datasets/somebody/thyroid-code",
-    said="Kaggle: no GPU is switched on",
+    note="Kaggle: no GPU is switched on",
 )
 
 
@@ -117,7 +117,7 @@ class Session:
         return set(self.pip("list", "--format=freeze").split())
 
     def variables(self, **more: str) -> dict[str, str]:
-        """The environment there: nothing of this project's, but pip's own settings."""
+        """The environment variables there: none of this project's, but pip's own settings."""
         kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         own = {
             "HOME": str(self.top / "home"),
@@ -148,7 +148,7 @@ class Session:
         return json.loads((self.cwd / out).read_text("utf-8"))
 
 
-def said(executed: dict) -> str:
+def printed(executed: dict) -> str:
     """Return all that an executed notebook's cells printed."""
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
     return "".join("".join(output.get("text", [])) for output in outputs)

@@ -1,4 +1,4 @@
-"""Everything that the comparison makes of a study, for the tests of what reads it."""
+"""All tables of the comparison of a simulated study, for the tests that read them."""
 
 from functools import cache
 

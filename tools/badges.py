@@ -1,4 +1,4 @@
-"""Write the repository's address wherever it is told, and the setup cell of every notebook.
+"""Write the repository's address and the set-up cell into README, pages and notebooks.
 
     make badges REPO=owner/name    sets it in pyproject.toml, its one place, and writes the rest
     make badges                    only writes the rest anew
@@ -180,11 +180,11 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("repo", nargs="?", help="owner/name; as pyproject.toml has it if left out")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     pyproject = ROOT / "pyproject.toml"
     text = pyproject.read_text("utf-8")
     try:
-        text = with_repository(text, asked.repo) if asked.repo else text
+        text = with_repository(text, args.repo) if args.repo else text
         changed = write_all(ROOT, repository(text))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

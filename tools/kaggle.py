@@ -1,13 +1,13 @@
-"""Folders that `kaggle datasets create` and `kaggle kernels push` take, for a study's missing runs.
+"""Build a Kaggle data set and Kaggle kernels that train the missing runs of a study.
 
     python tools/kaggle.py --parameters parameters/tg3k.yaml --owner me --data somebody/tg3k/1
 
     kaggle/<study>/dataset/     the project, its wheel, and wheels of what Kaggle lacks
     kaggle/<study>/kernel-1/ …  a notebook each, which trains its share of the runs
-    kaggle/<study>/<study>.yaml the settings, as the kernels have them
+    kaggle/<study>/<study>.yaml the settings of the kernels
 
-Runs that results/<study> holds finished are left out; begun ones go along and go on. Nothing is
-sent anywhere: the commands that send it are printed. docs/kaggle.md tells the rest.
+Runs that are finished in results/<study> are left out; unfinished ones continue from their
+checkpoints. Nothing is uploaded: the commands that do are printed. See docs/kaggle.md.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from thyroid_lib.settings import list_runs, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")
-# Snakemake runs beside the platform's own packages; these and what they need are never replaced.
+# Packages of the platform that Snakemake uses; these and their requirements are never replaced.
 PLATFORM = {"matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn", "statsmodels", "torch"}
-PYTHON = "3.12"  # Kaggle's
+PYTHON = "3.12"  # on Kaggle
 SYSTEMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
-# The reported study: a Residual U-Net's epoch on Kaggle, seconds for so many frames of 256² px.
+# The reported study: seconds of a Residual U-Net's epoch on Kaggle, for so many frames of 256² px.
 EPOCH_SECONDS, EPOCH_FRAMES, EPOCH_SIZE = 208, 2509, 256
-MARGIN = 1.2  # on top of training: the validation of each epoch, and the scores
-FIXED_MINUTES = 2  # of a run, whatever its size
+MARGIN = 1.2  # factor for validation and scoring
+FIXED_MINUTES = 2  # of a run of any size
 START_MINUTES = 10  # of a session, before and after its runs
-SESSION_HOURS, WEEK_HOURS = 12, 30  # Kaggle's limits, of a session and of its GPUs in a week
+SESSION_HOURS, WEEK_HOURS = 12, 30  # Kaggle's limits: a session, and GPU time in a week
 FRAMES = {"tg3k": 3585}
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{2,49}")
 
@@ -64,40 +64,44 @@ def build(
     """Write the folders of a study; return the missing runs, kernel by kernel.
 
     Args:
-        parameters, overrides: the study's file, and settings that go before it.
-        owner: whose account on Kaggle it is.
+        parameters, overrides: the study's file, and settings that replace its own.
+        owner: the account on Kaggle.
         data: the data set there, `owner/slug/version`; "" for phantoms.
-        hours: that a session may take.
-        gpus: 1 or 2, runs that a session does at a time.
-        frames: how many the data hold; 0 where source or store say it.
-        out: the folder in which <study>/ gets dataset/, kernel-*/ and <study>.yaml; what else lies
-            there stays.
+        hours: the limit of a session.
+        gpus: 1 or 2, the number of runs that a session trains at a time.
+        frames: number of frames in the data; 0 where source or store say it.
+        out: the folder in which <study>/ gets dataset/, kernel-*/ and <study>.yaml; other files
+            there stay.
         wheels: a folder with requirements.txt and the wheels for it; "" to download them.
 
     Raises:
-        ValueError: what Kaggle does not take; no run is missing.
+        ValueError: a value that Kaggle does not accept; no run is missing.
     """
-    if not 0.5 <= hours <= SESSION_HOURS:
-        raise ValueError(f"hours: got {hours}, need 0.5 to {SESSION_HOURS}, a session's limit")
-    if frames < 0:
-        raise ValueError(f"frames: got {frames}, need their number, or 0 where it is known")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
-        raise ValueError(f"owner: got {owner!r}, need the name in your Kaggle profile's address")
-    if data and not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+/[1-9][0-9]*", data):
-        raise ValueError(f"data: got {data!r}, need owner/slug/version, the version 1 or more")
     named = {"data": f"kaggle:{data}"} if data else {}
-    # a session trains; the release is made where its results are gathered
+    # a session only trains; the model is exported where its results are gathered
     config = read_study([parameters], overrides=(overrides or {}) | named)
     config |= {"budget_minutes": 0, "deploy": False}
     study, slug = config["study"], f"thyroid-{config['study'].replace('_', '-')}"
     source = re.fullmatch(r"kaggle:([\w-]+/[\w-]+)/[1-9][0-9]*", config["data"])
-    if config["data"] not in ("", "auto") and not source:
-        raise ValueError(
-            f"data: got {config['data']!r}, which Kaggle cannot see: upload it as a data set and "
-            "give DATA=owner/slug/version"
-        )
-    if not SLUG.fullmatch(f"{slug}-999"):
-        raise ValueError(f"study: {study} is too long for a name on Kaggle, need 38 letters")
+    for accepted, message in (
+        (0.5 <= hours <= SESSION_HOURS, f"hours: got {hours}, need 0.5 to {SESSION_HOURS}"),
+        (frames >= 0, f"frames: got {frames}, need their number, or 0 where it is known"),
+        (
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner),
+            f"owner: got {owner!r}, need the name in the address of your Kaggle profile",
+        ),
+        (
+            source or (config["data"] in ("", "auto") and not data),
+            f"data: got {data or config['data']!r}, which Kaggle cannot see: upload it as a data "
+            "set and give DATA=owner/slug/version, the version 1 or more",
+        ),
+        (
+            SLUG.fullmatch(f"{slug}-999"),
+            f"study: {study} is too long for a name on Kaggle, need 38 letters at most",
+        ),
+    ):
+        if not accepted:
+            raise ValueError(message)
     results = project_path(f"results/{study}")
     missing = [run for run in list_runs(config) if not _done(results, run, config)]
     if not missing:
@@ -107,10 +111,9 @@ def build(
     kernels = pack(minutes, room)
 
     top = Path(out, study)
-    again = any(top.glob("output-*"))  # of kernels, which had the data set
-    # All that may fail or take long comes first, and to another place.
+    again = any(top.glob("output-*"))  # of kernels that used the data set
+    # Everything that may fail or take long comes first, and in another folder.
     wheels = wheels or download_wheels(Path(out, "wheels"))
-    top.mkdir(parents=True, exist_ok=True)
     new = top / ".new"
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -126,27 +129,30 @@ def build(
                 keep_store=number == 1 and not whole_store,
             )  # fmt: skip
         write_file(top / f"{study}.yaml", yaml.safe_dump(config, sort_keys=False))
-        _swap(new, top)
+        for old in (top / "dataset", *top.glob("kernel-*")):
+            shutil.rmtree(old, ignore_errors=True)
+        for built in list(new.iterdir()):
+            built.rename(top / built.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    _tell(top, config, kernels, minutes, room, gpus, again)
+    _print_next(top, f"{owner}/{slug}", kernels, minutes, room, gpus, again, config)
     return kernels
 
 
 def _done(results: Path, run: str, config: dict) -> bool:
-    """Whether a run is finished here, with the settings that are asked for."""
+    """Return whether a run is finished here, with the study's settings."""
     if not (results / "notebooks" / f"3-train-{run}.ipynb").is_file():
         return False
     if other := gather.differing(results / "runs" / run, run, config):
-        print(f"note: {run}: {other}: it is trained anew", file=sys.stderr)
+        print(f"note: {run}: {other}: it is trained again", file=sys.stderr)
     return not other
 
 
 def count_frames(config: dict, results: Path) -> int:
-    """Return how many frames a study has.
+    """Return the number of frames of a study.
 
     Raises:
-        ValueError: neither its source nor its store says it.
+        ValueError: neither its source nor its store tells the number.
     """
     if config["source"] == "phantom":
         return config["phantom_sweeps"] * config["phantom_frames"]
@@ -154,14 +160,14 @@ def count_frames(config: dict, results: Path) -> int:
         return len((results / "store" / "index.csv").read_text("utf-8").splitlines()) - 1
     if config["source"] in FRAMES:
         return FRAMES[config["source"]]
-    raise ValueError("frames: how many there are is not known yet: FRAMES=<number>")
+    raise ValueError("frames: their number is not known yet: give FRAMES=<number>")
 
 
 def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[str, float]:
-    """Return the minutes that each of these runs will take on one of Kaggle's GPUs, roughly.
+    """Estimate the minutes of each of these runs on one of Kaggle's GPUs.
 
-    From the seconds that finished runs of the same network took, else from its multiply-adds and
-    the one time that the reported study gives.
+    From the seconds of finished runs of the same network, or else from its multiply-adds and the
+    one time that the reported study gives.
     """
     wide, size = config["width"] or None, config["size"]
     measured: dict[str, list[float]] = {}
@@ -173,7 +179,7 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
                 seen = about["epochs"] * about["cases"]["train"]
                 measured.setdefault(about["model"], []).append(about["train_seconds"] / seen)
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # not finished, or damaged: nothing is lost
+            continue  # unfinished or damaged: the estimate does without
     usual = multiply_adds(build_model("resunet_reported"), EPOCH_SIZE)
     minutes, work = {}, {}
     for run in runs:
@@ -191,9 +197,9 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
 
 
 def pack(minutes: dict[str, float], room: float) -> list[list[str]]:
-    """Deal runs out to as few sessions of `room` minutes as that takes, the longest first.
+    """Pack runs into few sessions of `room` minutes, the longest first (first fit decreasing).
 
-    A run that is longer than a session has one to itself, and goes on in the next round.
+    A run that is longer than a session has one of its own, and continues in the next round.
     """
     sessions: list[list[str]] = []
     for run in sorted(minutes, key=lambda run: -minutes[run]):
@@ -202,21 +208,6 @@ def pack(minutes: dict[str, float], room: float) -> list[list[str]]:
             sessions.append(session := [])
         session.append(run)
     return sessions
-
-
-def _swap(new: Path, top: Path) -> None:
-    """Put what was built in the place of what an earlier round built, and touch nothing else."""
-    old = top / ".old"
-    shutil.rmtree(old, ignore_errors=True)
-    old.mkdir()
-    built = {path.name for path in new.iterdir()}
-    before = {path.name for path in (top / "dataset", *top.glob("kernel-*")) if path.exists()}
-    for name in sorted(built | before):  # renamed only: a kill finds all but no time for itself
-        if name in before:
-            (top / name).rename(old / name)
-        if name in built:
-            (new / name).rename(top / name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_dataset(
@@ -231,7 +222,7 @@ def _write_dataset(
             shutil.copy2(ROOT / part, project / part)
     text = yaml.safe_dump(config, sort_keys=False)
     write_file(project / "parameters" / f"{config['study']}.yaml", text)
-    # what the runs begun so far have reached
+    # checkpoints of unfinished runs
     for run in missing:
         for path in sorted((results / "runs" / run).glob("*.pt")):
             target = folder / "results" / config["study"] / "runs" / run / path.name
@@ -243,9 +234,9 @@ def _write_dataset(
 
 
 def download_wheels(folder: Path) -> Path:
-    """Fetch what Kaggle may lack, in the lock's versions and held to its hashes; return the folder.
+    """Download what Kaggle may lack, in the versions and with the hashes of the lock.
 
-    pip takes of it there only what the platform lacks, or has in a version that will not do.
+    On Kaggle, pip installs from this folder only what is missing or in an unsuitable version.
     """
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extra = needs["optional-dependencies"]["study"]
@@ -256,36 +247,36 @@ def download_wheels(folder: Path) -> Path:
     mark = folder / f"{hashlib.sha256(lock.encode()).hexdigest()[:16]}.lock"
     if mark.is_file():
         return folder
-    print("fetching wheels: once, some minutes …", flush=True)
+    print("downloading wheels: once, some minutes …", flush=True)
     whole, folder = folder, folder.with_name(f"{folder.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    there = ["--python-version", PYTHON, "--implementation", "cp", "--abi", "cp312"]
-    there += ["--abi", "abi3", "--abi", "none"]
-    for system in SYSTEMS:
-        there += ["--platform", f"{system}_x86_64"]
+    target = ["--python-version", PYTHON, "--implementation", "cp", "--abi", "cp312"]
+    target += ["--abi", "abi3", "--abi", "none"]
+    target += [word for system in SYSTEMS for word in ("--platform", f"{system}_x86_64")]
     with tempfile.TemporaryDirectory() as work:
         for entry in filter(None, re.split(r"(?m)^(?=[a-z0-9])", lock)):
-            if "; " in entry.splitlines()[0] and not _meant(entry):
+            marker = Requirement(entry.splitlines()[0].rstrip(" \\")).marker
+            if marker and not marker.evaluate(KAGGLE):
                 continue
             one = write_file(Path(work, "one.lock"), entry)
             get = [*pip, "download", "-qq", "--no-deps", "--require-hashes", "-r", str(one)]
-            wheel = [*get, "--only-binary", ":all:", *there, "--dest", str(folder)]
+            wheel = [*get, "--only-binary", ":all:", *target, "--dest", str(folder)]
             if subprocess.run(wheel, capture_output=True).returncode == 0:
                 continue
-            # no wheel of it is published: it is made here, of Python alone
+            # no wheel is published: one of pure Python is built here
             make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "--require-hashes"]
             subprocess.run([*make, "-r", str(one), "-w", str(folder)], check=True)
     make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    with tempfile.TemporaryDirectory() as work:  # its build leaves folders behind
+    with tempfile.TemporaryDirectory() as work:  # the build leaves folders behind
         for part in ("thyroid_lib", "pyproject.toml", "README.md", "LICENSE"):
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
             copy(ROOT / part, Path(work, part))
         subprocess.run([*make, work], check=True)
     built = [path.name for path in folder.glob("*.whl") if "-any.whl" not in path.name]
     if odd := [name for name in built if not re.search(r"manylinux|musllinux", name)]:
-        raise ValueError(f"{', '.join(odd)}: made for this machine alone, no wheel for Kaggle")
+        raise ValueError(f"{', '.join(odd)}: built for this machine only, no wheel for Kaggle")
     versions = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^ \n]+)", lock))
     text = "".join(f"{need}\n" for need in needs["dependencies"])
     write_file(folder / "requirements.txt", f"{text}snakemake=={versions['snakemake']}\n")
@@ -294,13 +285,7 @@ def download_wheels(folder: Path) -> Path:
     return folder.rename(whole)
 
 
-def _meant(entry: str) -> bool:
-    """Whether the lock's marker holds on Kaggle."""
-    need = Requirement(entry.splitlines()[0].rstrip(" \\"))
-    return need.marker.evaluate(THERE)
-
-
-THERE = {
+KAGGLE = {
     "python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_platform": "linux",
     "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64",
     "platform_python_implementation": "CPython", "implementation_name": "cpython", "extra": "",
@@ -308,7 +293,7 @@ THERE = {
 
 
 def _closure(needs: list[str]) -> set[str]:
-    """Names of all that these need on Kaggle, but for what its packages bring themselves."""
+    """Return the names of all requirements on Kaggle, except those of its own packages."""
     todo, seen = [(need, "") for need in needs], set()
     names = set()
     while todo:
@@ -318,19 +303,19 @@ def _closure(needs: list[str]) -> set[str]:
         if (text, extra) in seen or name in PLATFORM:
             continue
         seen.add((text, extra))
-        if need.marker and not need.marker.evaluate(THERE | {"extra": extra}):
+        if need.marker and not need.marker.evaluate(KAGGLE | {"extra": extra}):
             continue
         names.add(name)
         try:
             inner = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # of another Python than this one's: in the lock
+        except metadata.PackageNotFoundError:  # for another Python version only: the lock has it
             continue
         todo += [(line, one) for line in inner for one in ("", *need.extras)]
     return names
 
 
 def _write_kernel(folder: Path, name: str, *, gpu: int, datasets: list[str], **settings) -> None:
-    """One folder for `kaggle kernels push`: a notebook with its settings, and what it is."""
+    """Write a folder for `kaggle kernels push`: a notebook with its settings, and its metadata."""
     notebook = nbformat.read(ROOT / "tools" / "kernel.ipynb", as_version=4)
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     lines = []
@@ -353,44 +338,32 @@ def _write_kernel(folder: Path, name: str, *, gpu: int, datasets: list[str], **s
     write_file(folder / "kernel-metadata.json", json.dumps(about, indent=1) + "\n")
 
 
-def _tell(
-    top: Path,
+def _print_next(
+    top: Path, name: str, kernels: list, minutes: dict, room: float, gpus: int, again: bool,
     config: dict,
-    kernels: list,
-    minutes: dict,
-    room: float,
-    gpus: int,
-    again: bool,
-) -> None:
-    """Say what was made, how long it may take, and the commands that come next, one a line."""
+) -> None:  # fmt: skip
+    """Print what was built, how long it may take, and the next commands, one a line."""
     total = 0.0
     for number, runs in enumerate(kernels, 1):
         hours = min(sum(minutes[run] for run in runs), room) / gpus / 60
         total += hours + START_MINUTES / 60
         print(f"kernel-{number}: about {hours:.1f} h for {len(runs)} runs: {', '.join(runs)}")
     for run in (run for run in minutes if minutes[run] > room / gpus):
-        print(f"{run} takes longer than a session: it stops in time and goes on in the next round")
-    what = "GPU hours" if config["device"] != "cpu" else "hours"
-    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} {what} in all"
+        print(f"{run} takes longer than a session: it stops in time, and continues in the next one")
+    unit = "GPU hours" if config["device"] != "cpu" else "hours"
+    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} {unit} in all"
           f" (Kaggle gives about {WEEK_HOURS} GPU hours a week)")  # fmt: skip
-    about = json.loads((top / "kernel-1" / "kernel-metadata.json").read_text("utf-8"))
-    name = about["id"].removesuffix("-1")
     numbers = range(1, len(kernels) + 1)
-    print("\nto send it:")
-    if again:
-        print(f"kaggle datasets version -m again -p {top}/dataset --dir-mode zip")
-    else:
-        print(f"kaggle datasets create -p {top}/dataset --dir-mode zip")
-    print("\nwhen the data set is ready, as the first of these says:")
-    print(f"kaggle datasets status {name}")
-    for number in numbers:
-        print(f"kaggle kernels push -p {top}/kernel-{number}")
-    print("\nwhen they have ended, as the first of these say:")
-    for number in numbers:
-        print(f"kaggle kernels status {name}-{number}")
-    for number in numbers:
-        print(f"kaggle kernels output {name}-{number} -p {top}/output-{number}")
-    print(f'make gather PARAMETERS={top}/{config["study"]}.yaml FROM="{top}/output-*"')
+    upload = "version -m again" if again else "create"
+    lines = ["", "to upload:", f"kaggle datasets {upload} -p {top}/dataset --dir-mode zip"]
+    lines += ["", "when the data set is ready, as the first of these says:"]
+    lines += [f"kaggle datasets status {name}"]
+    lines += [f"kaggle kernels push -p {top}/kernel-{number}" for number in numbers]
+    lines += ["", "when the kernels have ended, as the first of these say:"]
+    lines += [f"kaggle kernels status {name}-{number}" for number in numbers]
+    lines += [f"kaggle kernels output {name}-{n} -p {top}/output-{n}" for n in numbers]
+    lines += [f'make gather PARAMETERS={top}/{config["study"]}.yaml FROM="{top}/output-*"']
+    print("\n".join(lines))
 
 
 def main() -> int:

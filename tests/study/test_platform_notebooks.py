@@ -1,4 +1,4 @@
-"""The notebooks as somebody opens them on Colab and on Kaggle: from a wheel, in their Python."""
+"""The notebooks on imitations of Colab and Kaggle: from a wheel alone, in the platform's Python."""
 
 import json
 import os
@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, said
+from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, printed
 
+pytestmark = pytest.mark.study
 NOTEBOOKS = {path.stem[0]: path for path in sorted((ROOT / "notebooks").glob("[0-9]-*.ipynb"))}
 SMALL = {"width": 4, "epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu"}
 
@@ -31,12 +32,9 @@ def begin(platform, folder, wheel) -> Session:
 
 
 def check_untouched(session: Session) -> None:
-    """Every package that was there is there still, in its version; torch and numpy by name."""
-    after = session.packages()
-    assert session.given <= after
-    for name in ("torch", "numpy"):
-        (given,) = [package for package in session.given if package.startswith(f"{name}==")]
-        assert given in after
+    """Every package that was installed before still is, in its version."""
+    assert {"torch", "numpy"} <= {package.split("==")[0] for package in session.given}
+    assert session.given <= session.packages()
     assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
 
 
@@ -44,11 +42,11 @@ def check_untouched(session: Session) -> None:
     "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
 )
 def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
-    """By hand, one after the other, each with its own defaults but for the size of the training."""
+    """One after the other, with their defaults except for the size of the training."""
     session = begin(platform, tmp_path, wheel)
     first = session.run(NOTEBOOKS["1"], "1.ipynb")
-    assert platform.said in said(first)
-    assert f"results go to {session.cwd / 'results'}" in said(first)
+    assert platform.note in printed(first)
+    assert f"results go to {session.cwd / 'results'}" in printed(first)
     session.run(NOTEBOOKS["2"], "2.ipynb")
     session.run(NOTEBOOKS["3"], "3.ipynb", SMALL)
     compared = session.run(NOTEBOOKS["4"], "4.ipynb", {"resamples": 200})

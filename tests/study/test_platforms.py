@@ -1,4 +1,4 @@
-"""Where the library finds itself, what it adds there, and what it says of GPU and results."""
+"""Set-up on Colab, Kaggle and a local machine: detection, installation, notes."""
 
 import importlib.metadata
 import subprocess
@@ -13,14 +13,14 @@ from thyroid_lib.train import device
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch, tmp_path):
-    """A machine of one's own, whatever the tests run on; platforms' folders below tmp_path."""
+def local_machine(monkeypatch, tmp_path):
+    """No platform's variables are set; the platforms' folders lie below tmp_path."""
     for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "THYROID_COPY", "THYROID_ROOT",
                  "THYROID_RESULTS", "THYROID_WORKFLOW_PID", "THYROID_KEEPS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("THYROID_PLATFORM_ROOT", str(tmp_path))
     monkeypatch.setattr(second_copy, "_copies", None)
-    monkeypatch.setattr(second_copy.thyroid_lib, "written", [])
+    monkeypatch.setattr(second_copy.writing, "written", [])
 
 
 def on(monkeypatch, platform: str) -> None:
@@ -28,7 +28,7 @@ def on(monkeypatch, platform: str) -> None:
     monkeypatch.setenv(names[platform], "x")
 
 
-def test_kaggle_goes_before_colab_whose_image_it_is_made_of(monkeypatch):
+def test_kaggle_is_recognised_although_its_image_is_colabs(monkeypatch):
     assert platforms.where() == "local"
     on(monkeypatch, "colab")
     assert platforms.where() == "colab"
@@ -36,7 +36,7 @@ def test_kaggle_goes_before_colab_whose_image_it_is_made_of(monkeypatch):
     assert platforms.where() == "kaggle"
 
 
-def test_at_home_nothing_is_said_and_torch_is_not_loaded(capfd):
+def test_a_local_machine_prints_nothing_and_loads_no_torch():
     code = "from thyroid_lib.study import platforms; platforms.start()\n"
     code += "import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -46,34 +46,32 @@ def test_at_home_nothing_is_said_and_torch_is_not_loaded(capfd):
 @pytest.mark.parametrize(
     ("platform", "gpu", "survival"),
     [
-        ("colab", "T4 GPU); the CPU does", "they end with this session. To keep them, run"),
-        ("kaggle", "GPU T4 x2); the CPU does", "they stay with the notebook's version"),
+        ("colab", "T4 GPU); a CPU is enough", "they end with this session. To keep them, run"),
+        ("kaggle", "GPU T4 x2); a CPU is enough", "they stay with the notebook's version"),
     ],
 )
-def test_it_says_what_there_is_and_how_results_survive(
-    platform, gpu, survival, monkeypatch, capsys
-):
+def test_start_notes_the_gpu_and_how_results_survive(platform, gpu, survival, monkeypatch, capsys):
     on(monkeypatch, platform)
     monkeypatch.setattr(device, "gpu_problem", lambda: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     platforms.start()
-    told = capsys.readouterr().err
-    assert gpu in told
-    assert survival in told
-    monkeypatch.setenv("THYROID_WORKFLOW_PID", "1")  # the workflow's notebooks: not once per run
+    notes = capsys.readouterr().err
+    assert gpu in notes
+    assert survival in notes
+    monkeypatch.setenv("THYROID_WORKFLOW_PID", "1")  # otherwise once per run of a study
     platforms.start()
     assert capsys.readouterr().err == ""
 
 
-def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch, capsys):
+def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch, capsys):
     on(monkeypatch, "kaggle")
     monkeypatch.setattr(device, "gpu_problem", lambda: "Tesla P100 is here, but torch cannot")
     platforms.start()
-    told = capsys.readouterr().err
-    assert "Tesla P100 is here, but torch cannot. Trainings will use the CPU" in told
+    note = "Tesla P100 is here, but torch cannot. Trainings will use the CPU"
+    assert note in capsys.readouterr().err
 
 
-def test_a_mounted_drive_gets_copies_and_gives_them_back(monkeypatch, tmp_path, capsys):
+def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_path, capsys):
     on(monkeypatch, "colab")
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path / "content"))
     monkeypatch.setattr(device, "gpu_problem", lambda: "")
@@ -81,9 +79,9 @@ def test_a_mounted_drive_gets_copies_and_gives_them_back(monkeypatch, tmp_path, 
     kept.parent.mkdir(parents=True)
     kept.write_text("epoch\n1\n", "utf-8")
     platforms.start()
-    told = capsys.readouterr().err
-    assert "1 files of an earlier session are back" in told
-    assert "after every epoch, and come back in the next session" in told
+    notes = capsys.readouterr().err
+    assert "1 files of an earlier session are back" in notes
+    assert "after every epoch, and come back in the next session" in notes
     back = tmp_path / "content/results/alone/run/history.csv"
     assert back.read_text("utf-8") == "epoch\n1\n"
 
@@ -126,14 +124,14 @@ def installed(monkeypatch):
     return put
 
 
-def test_what_is_missing_is_what_no_package_meets(installed):
-    assert platforms.missing_packages() == []  # a copy of the files, of which nothing is known
+def test_missing_packages_are_the_requirements_that_none_meets(installed):
+    assert platforms.missing_packages() == []  # a copy of the files, without metadata
     needs = (
         "numpy>=1.26",
         "scipy>=1.11",
         "papermill>=2.6",
         "old>=3",
-        'snakemake>=9; extra == "study"',
+        'snakemake; extra == "study"',
     )
     installed(
         Installed("thyroid-lib", "1", needs), Installed("numpy", "2.1.3"),
@@ -144,7 +142,7 @@ def test_what_is_missing_is_what_no_package_meets(installed):
 
 @pytest.fixture
 def fake_pip(monkeypatch, installed, tmp_path):
-    """A pip that writes down what it is asked; `replaces` stands in for what it did."""
+    """A pip that records its arguments; `after` is what it lists after an installation."""
     wheel = tmp_path / "wheels" / "thyroid_lib-1-py3-none-any.whl"
     wheel.parent.mkdir()
     installed(Installed("thyroid-lib", "1", ("papermill>=2.6",), url=wheel.as_uri()))
@@ -173,20 +171,20 @@ def fake_pip(monkeypatch, installed, tmp_path):
     return make
 
 
-def test_what_is_missing_is_added_with_all_that_is_there_as_constraints(fake_pip, tmp_path):
+def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(fake_pip, tmp_path):
     asked = fake_pip("torch==2.11.0+cu128\nnumpy==2.1.3\npapermill==2.7.0")
     assert platforms.install_missing() == ["papermill>=2.6"]
     assert {"papermill>=2.6", "torch==2.11.0+cu128", "numpy==2.1.3"} <= set(asked())
     assert f"--find-links={tmp_path / 'wheels'}" in asked()
 
 
-def test_a_replaced_torch_is_no_success(fake_pip):
+def test_a_replaced_torch_is_an_error(fake_pip):
     fake_pip("torch==2.12.0\nnumpy==2.1.3\npapermill==2.7.0")
     with pytest.raises(RuntimeError, match=r"pip replaced torch==2\.11\.0\+cu128: restart"):
         platforms.install_missing()
 
 
-def test_what_cannot_be_added_is_said(fake_pip):
+def test_a_failure_of_pip_is_an_error(fake_pip):
     fake_pip("", code=1)
     with pytest.raises(RuntimeError, match=r"could not add papermill>=2\.6 .*\n.*no such thing"):
         platforms.install_missing()

@@ -1,4 +1,4 @@
-"""The repository's address stands in pyproject.toml; README and notebooks say the same."""
+"""The repository's address in pyproject.toml, README, pages and notebooks is the same."""
 
 import json
 import shlex
@@ -19,13 +19,9 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 
 def copy(target: Path) -> Path:
     """README, pyproject.toml, pages and the notebooks, executed ones too."""
-    paths = [ROOT / "README.md", ROOT / "pyproject.toml", ROOT / "tools" / "badges.py"]
-    paths += [ROOT / "docs" / "index.md", ROOT / "docs" / "colab.md"]
-    for path in (
-        *paths,
-        *ROOT.glob("notebooks/*.ipynb"),
-        *ROOT.glob("results/reference/*/*.ipynb"),
-    ):
+    names = ("README.md", "pyproject.toml", "tools/badges.py", "docs/index.md", "docs/colab.md")
+    notebooks = *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/reference/*/*.ipynb")
+    for path in (*(ROOT / name for name in names), *notebooks):
         place = target / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(path.read_bytes())
@@ -43,14 +39,13 @@ def cells_of(notebook: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("word", ["a/b;touch PWNED", "a/b'; touch PWNED; '", "-a/b"])
-def test_make_hands_the_address_over_as_it_is(word):
+def test_make_passes_the_address_on_unchanged(word):
     command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "badges", f"REPO={word}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout.replace("\\\n", " "))[-2:] == ["--", word]
 
 
-def test_everything_is_in_step(tmp_path):
-    """What is committed is what `make badges` writes."""
+def test_the_committed_files_are_what_make_badges_writes(tmp_path):
     assert badges.write_all(copy(tmp_path), badges.repository(PYPROJECT)) == []
 
 
@@ -119,12 +114,12 @@ NO_ADDRESSES = [
 
 
 @pytest.mark.parametrize("repo", ["a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"])
-def test_what_is_an_address(repo):
+def test_valid_addresses(repo):
     assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
 
 
 @pytest.mark.parametrize("repo", NO_ADDRESSES)
-def test_what_is_no_address_changes_nothing(repo, tmp_path):
+def test_an_invalid_address_changes_nothing(repo, tmp_path):
     root = copy(tmp_path)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     done = run(root, "--", repo)

@@ -1,4 +1,4 @@
-"""The intervals are right as often as docs/statistics.md says, simulated anew with other seeds."""
+"""Coverage of the intervals: docs/statistics.md holds, simulated again with other seeds."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks/coverage.py")
+spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "tools/coverage.py")
 coverage = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(coverage)
 
@@ -19,7 +19,7 @@ OURS = ["mean covered", "groups × seeds", "it is seen"]
 
 
 def stated() -> pd.DataFrame:
-    """The page's table, by design."""
+    """The table of the page, by design."""
     page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     lines = [line.strip("| \n") for line in page.splitlines() if line.startswith("|")]
     text = "\n".join(line for line in lines if not line.startswith(":"))
@@ -45,7 +45,7 @@ def test_coverage_and_rejections_are_as_stated():
     assert off == []
 
 
-def test_what_others_would_have_rejected_is_as_stated():
+def test_rejections_of_other_tests_are_as_stated():
     design = coverage.Design("4 folds", 16, 4, 5)
     again = coverage.measure(design, studies=1500, seed=SEED, resamples=500)
     row = stated().loc[name_of(design)]
@@ -53,7 +53,7 @@ def test_what_others_would_have_rejected_is_as_stated():
         assert float(again[column]) == pytest.approx(row[column], abs=4), column
 
 
-def test_the_generator_has_the_deviations_that_it_names():
+def test_the_simulated_studies_have_the_declared_deviations():
     design = coverage.Design("", 6, 3, 4, 0.1)
     values = coverage.simulate(design, 4000, np.random.default_rng(0))  # (2,N,F,S,G)
     assert values.shape == (2, 4000, 3, 4, 6)
@@ -65,11 +65,3 @@ def test_the_generator_has_the_deviations_that_it_names():
     assert np.mean(shared[0] * shared[1]) == pytest.approx(0.1**2 * 3 / 4, rel=0.05)
     model_a, model_b = np.moveaxis(first.mean(axis=3), 1, 0)
     assert np.mean(model_a * model_b) == pytest.approx(0.080**2, rel=0.1)
-
-
-def test_the_normal_limit_of_wilcoxon_is_scipys():
-    from scipy import stats
-
-    values = np.random.default_rng(0).normal(0.1, 1, (20, 200))
-    expected = stats.wilcoxon(values, axis=1, method="asymptotic", correction=False).pvalue
-    np.testing.assert_allclose(coverage._wilcoxon(values), expected)

@@ -1,4 +1,4 @@
-"""A study on Kaggle: what is built for it, and a study that moves from there to other places."""
+"""A study on Kaggle: the folders that are built, and a study that moves to other machines."""
 
 import json
 import os
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 import gather  # noqa: E402
 import kaggle  # noqa: E402
 
-# Long enough to be stopped in by a time budget, and two runs, which differ in their size.
+# Two runs, long enough to be stopped by a time budget.
 SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 200, "batch_size": 2, "resamples": 200}
 RUNS = ["unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"]
 
 
 @pytest.fixture
 def wheels(tmp_path):
-    """No wheels: what the tests run with has all that is asked for."""
+    """No wheels: the environment of the tests has all packages."""
     folder = tmp_path / "no wheels"
     folder.mkdir()
     (folder / "requirements.txt").write_text("snakemake\ntorch>=2.6\n")
@@ -44,7 +44,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_runs_are_packed_longest_first_into_few_sessions():
     minutes = {"a": 50, "b": 120, "c": 30, "d": 70, "e": 20}
-    # 120 is longer than a session of 100; 70 takes 30 along, 50 takes 20
+    # 120 is longer than a session of 100; 70 and 30 share one, 50 and 20 another
     assert kaggle.pack(minutes, 100) == [["b"], ["d", "c"], ["a", "e"]]
     assert kaggle.pack(minutes, 1000) == [["b", "d", "a", "c", "e"]]
     assert kaggle.pack({}, 100) == []
@@ -55,7 +55,7 @@ def demo(**changes) -> dict:
     return config | changes
 
 
-def test_a_residual_unet_takes_what_was_reported(tmp_path):
+def test_the_estimate_follows_the_reported_time_and_measured_runs(tmp_path):
     """208 s an epoch at 2,509 frames: 25 epochs are 86.7 minutes, and a fifth more, and two."""
     config = demo(
         source="tg3k", data="auto", models=["resunet_reported"], width=0, size=256, epochs=25,
@@ -68,7 +68,7 @@ def test_a_residual_unet_takes_what_was_reported(tmp_path):
     # a quarter of the pixels is a quarter of the work
     small = kaggle.estimate(config | {"size": 128}, [run], frames, tmp_path)
     assert small[run] - 2 == pytest.approx((minutes[run] - 2) / 4)
-    # and a run that was measured says more
+    # a finished run replaces the reported time
     about = {
         "model": "resunet_reported", "width": 0, "size": 256, "device": "cuda", "epochs": 10,
         "cases": {"train": 100}, "train_seconds": 50.0,
@@ -79,7 +79,7 @@ def test_a_residual_unet_takes_what_was_reported(tmp_path):
     assert measured[run] == pytest.approx(2 + 1.2 * 0.05 * 700 * 25 / 60)
 
 
-def test_what_is_pushed_is_what_kaggle_takes(elsewhere, wheels, capsys):
+def test_the_folders_are_as_kaggle_needs_them(elsewhere, wheels, capsys):
     done = elsewhere / "results" / "tg3k" / "notebooks"
     done.mkdir(parents=True)
     (done / "3-train-unet-grouped-fold0-seed0.ipynb").write_text("{}")
@@ -108,7 +108,7 @@ def test_what_is_pushed_is_what_kaggle_takes(elsewhere, wheels, capsys):
         folder = top / f"kernel-{number}"
         about = json.loads((folder / "kernel-metadata.json").read_text())
         assert about["id"] == f"me/thyroid-tg3k-{number}"
-        assert about["title"] == about["id"].split("/")[1]  # Kaggle makes the one of the other
+        assert about["title"] == about["id"].split("/")[1]  # Kaggle derives one from the other
         assert (about["language"], about["kernel_type"]) == ("python", "notebook")
         assert (about["enable_gpu"], about["enable_internet"]) == ("true", "false")
         assert about["machine_shape"] == "NvidiaTeslaT4"
@@ -120,9 +120,9 @@ def test_what_is_pushed_is_what_kaggle_takes(elsewhere, wheels, capsys):
         exec(cell.source, values)  # noqa: S102, written by the line above
         assert (values["runs"], values["bundle"]) == (runs, "me/thyroid-tg3k")
         assert (values["minutes"], values["keep_store"]) == (60 * 9 - 10, number == 1)
-    said = capsys.readouterr().out
-    assert f"kaggle kernels push -p {top}/kernel-1" in said
-    assert "GPU hours in all" in said
+    printed = capsys.readouterr().out
+    assert f"kaggle kernels push -p {top}/kernel-1" in printed
+    assert "GPU hours in all" in printed
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,17 @@ def test_what_is_pushed_is_what_kaggle_takes(elsewhere, wheels, capsys):
     [
         ({"hours": 13}, "need 0.5 to 12"),
         ({"frames": -1}, "frames: got -1, need their number"),
-        ({"data": "me/tg3k/0"}, "the version 1 or more"),
-        ({"data": "me/tg3k/1; ls"}, "need owner/slug/version"),
+        ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/0"}, "which Kaggle cannot see"),
+        ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "need kaggle:owner/slug/vers"),
         ({"overrides": {"source": "tg3k", "data": "kaggle:me/x/0"}}, "which Kaggle cannot see"),
-        ({"owner": "a/b"}, "the name in your Kaggle profile"),
-        ({"owner": ""}, "the name in your Kaggle profile"),
+        ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
+        ({"owner": ""}, "the name in the address of your Kaggle profile"),
         ({"overrides": {"source": "tg3k", "data": "here/tg3k"}}, "which Kaggle cannot see"),
         ({"overrides": {"study": "x" * 60}}, "too long for a name on Kaggle"),
         ({"overrides": {"epoch": 3}}, "epoch: unknown"),
     ],
 )
-def test_what_kaggle_would_not_take_is_said_before(elsewhere, wheels, how, message):
+def test_values_that_kaggle_does_not_accept_are_errors(elsewhere, wheels, how, message):
     how = {"owner": "me", "out": elsewhere / "kaggle", "wheels": wheels} | how
     with pytest.raises(ValueError, match=re.escape(message)):
         kaggle.build(ROOT / "parameters" / "demo.yaml", **how)
@@ -151,36 +151,35 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_next_round_leaves_outputs_and_notes_alone(elsewhere, wheels, capsys):
+def test_the_next_round_leaves_other_files_alone(elsewhere, wheels, capsys):
     how = {"owner": "me", "out": elsewhere / "kaggle", "wheels": wheels}
     demo = ROOT / "parameters" / "demo.yaml"
     kernels = kaggle.build(demo, hours=0.5, frames=3000, **how)
     assert len(kernels) > 1
     top = elsewhere / "kaggle" / "demo"
-    said = capsys.readouterr().out.splitlines()
-    assert f"kaggle datasets create -p {top}/dataset --dir-mode zip" in said
-    assert "kaggle datasets status me/thyroid-demo" in said
-    assert "kaggle kernels status me/thyroid-demo-1" in said
+    printed = capsys.readouterr().out.splitlines()
+    assert f"kaggle datasets create -p {top}/dataset --dir-mode zip" in printed
+    assert "kaggle datasets status me/thyroid-demo" in printed
+    assert "kaggle kernels status me/thyroid-demo-1" in printed
     mine = [top / "output-1" / "results.zip", top / "notes.md", top / "output-2" / "log"]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     (top / "dataset" / "stale").write_text("of the first round")
-    for name in (".new", ".old"):  # of a start that was killed
-        (top / name / "kernel-9").mkdir(parents=True)
+    (top / ".new" / "kernel-9").mkdir(parents=True)  # of a process that was killed
     kaggle.build(top / "demo.yaml", hours=12, **how)
     assert [path.read_text() for path in mine] == ["mine"] * 3
     assert sorted(path.name for path in top.iterdir()) == [
         "dataset", "demo.yaml", "kernel-1", "notes.md", "output-1", "output-2",
     ]  # fmt: skip
     assert not (top / "dataset" / "stale").exists()
-    said = capsys.readouterr().out.splitlines()
-    assert f"kaggle datasets version -m again -p {top}/dataset --dir-mode zip" in said
-    assert not any("datasets create" in line for line in said)
+    printed = capsys.readouterr().out.splitlines()
+    assert f"kaggle datasets version -m again -p {top}/dataset --dir-mode zip" in printed
+    assert not any("datasets create" in line for line in printed)
 
 
 @pytest.mark.parametrize("where", ["download_wheels", "_write_dataset", "_write_kernel"])
-def test_a_round_that_fails_leaves_the_one_before(elsewhere, wheels, monkeypatch, where):
+def test_a_round_that_fails_leaves_the_earlier_one(elsewhere, wheels, monkeypatch, where):
     how = {"owner": "me", "out": elsewhere / "kaggle"}
     kaggle.build(ROOT / "parameters" / "demo.yaml", wheels=wheels, **how)
     before = everything(elsewhere / "kaggle")
@@ -197,12 +196,12 @@ def test_a_round_that_fails_leaves_the_one_before(elsewhere, wheels, monkeypatch
     assert everything(elsewhere / "kaggle") == before
 
 
-def test_a_download_that_fails_leaves_the_wheels_before(tmp_path, monkeypatch, capsys):
+def test_a_download_that_fails_leaves_the_earlier_wheels(tmp_path, monkeypatch, capsys):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "old.whl").write_text("old")
 
     def fail(command, **_):
-        assert "fetching wheels" in capsys.readouterr().out  # said before it takes long
+        assert "downloading wheels" in capsys.readouterr().out  # before it takes long
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(kaggle.subprocess, "run", fail)
@@ -228,7 +227,7 @@ def test_a_run_of_other_settings_is_missing(elsewhere, wheels, capsys):
     assert run not in [one for runs in kernels for one in runs]
 
 
-def test_the_page_shows_the_commands_that_are_printed(elsewhere, wheels, capsys, monkeypatch):
+def test_the_page_has_the_commands_that_are_printed(elsewhere, wheels, capsys, monkeypatch):
     monkeypatch.chdir(elsewhere)
     tg3k = ROOT / "parameters" / "tg3k.yaml"
     kaggle.build(tg3k, owner="me", data="me/data/1", wheels=wheels, hours=12)
@@ -244,7 +243,7 @@ def test_the_page_shows_the_commands_that_are_printed(elsewhere, wheels, capsys,
 
 
 def copy_study(source: Path, target: Path) -> None:
-    """Carry results as a browser, a zip or a network drive would: with other times."""
+    """Copy results with other times, as a browser, a zip or a network drive does."""
     shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
     for path in target.rglob("*"):
         if path.is_file():
@@ -253,7 +252,7 @@ def copy_study(source: Path, target: Path) -> None:
 
 
 def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: float) -> Path:
-    """Execute a built notebook where `root` stands for Kaggle's disk; return its output."""
+    """Execute a built notebook with `root` in place of Kaggle's disk; return its output."""
     mounted = root / "kaggle" / "input" / dataset.name
     shutil.copytree(dataset / "dataset", mounted)
     (root / "kaggle" / "working").mkdir(parents=True)
@@ -274,7 +273,7 @@ def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: fl
 
 
 def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs: str) -> None:
-    """Begin it on Kaggle, gather, go on on Colab, finish here; hold it to one undisturbed run."""
+    """Begin on Kaggle, gather, continue on Colab, finish here; compare with an undisturbed run."""
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
     copy_project(undisturbed, SETTINGS)
@@ -296,7 +295,7 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     assert [sorted(runs) for runs in kernels] == [sorted(RUNS)]
     shutil.move(dataset, dataset.with_name("thyroid-tiny"))
     dataset = dataset.with_name("thyroid-tiny")
-    # The budget ends in the middle of the trainings; a machine that is busier meets it elsewhere.
+    # The budget is to end in the middle of a training; a busy machine needs another one.
     budget, top = (ended - took / 2) / 60, here / "results" / "tiny"
     for attempt in range(4):
         root = tmp_path / f"kaggle-{attempt}"
@@ -307,9 +306,9 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
         complete = list(output.glob("results/tiny/notebooks/3-train*"))
         budget *= 0.8 if complete else 1.3
     assert begun, "the budget never ended within a training"
-    said = gather.gather(settings, [output])
+    lines = gather.gather(settings, [output])
     for run in begun:
-        assert f"{run} goes on after" in said
+        assert f"{run} goes on after" in lines
     assert top.joinpath("store", "images.npy").is_file()
 
     colab = tmp_path / "content" / "a project"
@@ -346,12 +345,13 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     assert json.loads((last / f"results/tiny/runs/{first}/run.json").read_text()) == about
 
 
+@pytest.mark.study
 def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatch):
     move_a_study(tmp_path, wheels, monkeypatch, sys.executable, sys.executable)
 
 
 def other_python(name: str) -> str:
-    """An interpreter that stands for a platform's, with the platform's packages and this torch."""
+    """An interpreter in place of a platform's, with its packages and this release of torch."""
     import torch
 
     python = os.environ.get(name, "")
@@ -364,6 +364,7 @@ def other_python(name: str) -> str:
     return python
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_a_study_moves_over_pythons(tmp_path, monkeypatch):
     """With the wheels that a kernel gets, and no internet for it."""

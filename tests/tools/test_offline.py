@@ -1,10 +1,8 @@
-"""A study run by somebody with a name and secrets, on a machine cut off from the network.
+"""A study makes no connection, and its results hold no name, path or secret of its user.
 
-It must ask nobody for anything, and what it leaves under results/ may be shown to anybody. One run
-of the workflow's small study and one notebook that fails serve all tests here.
-
-Every Python process of the study reports its connections: `sitecustomize` is imported at its start.
-Where Linux allows it, the study has a network of its own besides, in which there is nobody.
+One run of the workflow's small study and one notebook that fails serve all tests here. Every
+Python process of the study records and refuses connections: `sitecustomize` is imported at its
+start. Where Linux allows it, the study also has an empty network of its own.
 """
 
 import os
@@ -22,8 +20,9 @@ from test_workflow import ROOT, RUN, copy_project
 
 from thyroid_lib.study.runner import hide_places
 
-NOBODY = "192.0.2.1"  # kept for documentation: no machine has it
-REPORT = """
+pytestmark = pytest.mark.study
+UNREACHABLE = "192.0.2.1"  # reserved for documentation
+RECORD = """
 import os, socket, sys
 
 own = {None, "", "localhost", socket.gethostname()}
@@ -41,9 +40,9 @@ def watch(event, args):
         raise ConnectionRefusedError(f"no network for {host}")
 
 sys.addaudithook(watch)
-open(os.environ["TEST_CONNECTIONS"] + f".{os.getpid()}", "w").close()  # this one is watched
+open(os.environ["TEST_CONNECTIONS"] + f".{os.getpid()}", "w").close()  # one per process
 """
-# `lo` is down in a new network; the kernels need it.
+# `lo`, which the kernels need, is down in a new network.
 CUT_OFF = """
 import fcntl, os, socket, struct, sys
 with socket.socket() as any:
@@ -73,7 +72,7 @@ except OSError as error:
 
 
 def own_network() -> list[str]:
-    """The command that runs the rest in a network of its own, if this system lets us."""
+    """A command that runs another one in a network of its own, if the system allows it."""
     command = ["unshare", "--map-root-user", "--net", "--uts", sys.executable, "-c", CUT_OFF]
     if not sys.platform.startswith("linux") or not shutil.which("unshare"):
         return []
@@ -82,7 +81,7 @@ def own_network() -> list[str]:
 
 
 class Study:
-    """Jane's project with its study done, beside a notebook that failed."""
+    """Jane's project with a finished study and a notebook that failed."""
 
     def __init__(self, top: Path):
         self.home = top / "home-of-jane-doe"
@@ -90,7 +89,7 @@ class Study:
         self.connections = top / "connections"
         for folder in (self.home, self.project, top / "watch"):
             folder.mkdir()
-        (top / "watch" / "sitecustomize.py").write_text(REPORT, encoding="utf-8")
+        (top / "watch" / "sitecustomize.py").write_text(RECORD, encoding="utf-8")
         copy_project(self.project)
         data = write_folder(self.home / "data", groups=4, frames=3, height=40, width=50)
         self.environment = os.environ | SECRETS | {
@@ -105,7 +104,7 @@ class Study:
         )  # fmt: skip
         assert self.study.returncode == 0, self.study.stdout + self.study.stderr
         self.asked = self.read_connections()
-        cell = nbformat.v4.new_code_cell(FAILS.format(nobody=NOBODY, home=self.home))
+        cell = nbformat.v4.new_code_cell(FAILS.format(nobody=UNREACHABLE, home=self.home))
         first = nbformat.v4.new_code_cell("a = 0", metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[first, cell]), self.project / "fails.ipynb")
         self.failed = self.run(
@@ -128,16 +127,16 @@ def jane(tmp_path_factory) -> Study:
     return Study(tmp_path_factory.mktemp("jane"))
 
 
-def test_a_study_asks_nobody_for_anything(jane):
+def test_a_study_makes_no_connection(jane):
     assert jane.asked == ""
     watched = list(jane.connections.parent.glob("connections.*"))
     assert len(watched) >= 9  # Snakemake, four runners with a kernel each, the report's
 
 
-def test_who_does_ask_is_refused_and_reported(jane):
-    """The test above can fail: a notebook's kernel that connects is seen."""
+def test_a_connection_is_refused_and_recorded(jane):
+    """The test above can fail: a connection of a notebook's kernel is seen."""
     assert jane.failed.returncode == 3
-    assert f"{NOBODY} asked by " in jane.read_connections()
+    assert f"{UNREACHABLE} asked by " in jane.read_connections()
     log = (jane.project / "results/tiny/logs/fails.ipynb").read_text("utf-8")
     assert "refused: ConnectionRefusedError" in log
 
@@ -149,7 +148,7 @@ def private(jane: Study) -> list[str]:
     return own + [name for name in names if len(name) > 3]
 
 
-def test_what_a_study_leaves_tells_nothing_of_whose_it_is(jane):
+def test_results_hold_nothing_of_their_user(jane):
     found, seen = [], set()
     for path in (jane.project / "results" / "tiny").rglob("*"):
         if path.is_file():
@@ -164,13 +163,13 @@ def test_what_a_study_leaves_tells_nothing_of_whose_it_is(jane):
     }  # fmt: skip
 
 
-def test_a_log_still_says_where_things_are(jane):
+def test_logs_show_folders_by_short_names(jane):
     logs = jane.project / "results" / "tiny" / "logs"
     log = (logs / "1-preprocess.ipynb").read_text("utf-8")
     assert '"output_path": "./results/tiny/logs/1-preprocess.ipynb"' in log
     assert '"data": "~/data"' in log
     executed = (logs.parent / "notebooks" / "1-preprocess.ipynb").read_text("utf-8")
-    assert 'data = \\"~/data\\"' in executed  # `place` finds it again
+    assert 'data = \\"~/data\\"' in executed  # `project_path` expands it
     failed = (logs / "fails.ipynb").read_text("utf-8")
     assert "python/lib/" in failed  # the traceback through pandas
     assert "nothing at ~/none.csv" in (logs / "fails.failed.txt").read_text("utf-8")
@@ -181,10 +180,7 @@ def test_a_log_still_says_where_things_are(jane):
     [
         ("/home/jane/study/results", "./results"),
         ("at /home/jane/study.", "at .."),
-        (
-            "File \\u001b[32m/home/jane/study/a.py:1\\n/home/jane/b",
-            "File \\u001b[32m./a.py:1\\n~/b",
-        ),
+        ("\\u001b[32m/home/jane/study/a.py:1\\n/home/jane/b", "\\u001b[32m./a.py:1\\n~/b"),
         ("/home/jane", "~"),
         ("/home/jane/studying", "~/studying"),
         ("/home/janet /home/jane.doe /home/jane-2", "/home/janet /home/jane.doe /home/jane-2"),
@@ -198,7 +194,7 @@ def test_a_log_still_says_where_things_are(jane):
         ("nothing", "nothing"),
     ],
 )
-def test_places_are_hidden(text, hidden, monkeypatch):
+def test_folders_are_replaced_by_short_names(text, hidden, monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     monkeypatch.setenv("THYROID_ROOT", "/home/jane/study")
     monkeypatch.setenv("THYROID_RESULTS", "/scratch/out")
@@ -222,7 +218,7 @@ def committed() -> list[Path]:
     ]
 
 
-def test_committed_results_name_no_place_and_nobody():
+def test_committed_results_name_no_folder_and_no_user():
     found = []
     for path in committed():
         text = re.sub(r'"image/png": "[^"]*"', "", path.read_text("utf-8"))
@@ -236,5 +232,5 @@ def test_committed_results_name_no_place_and_nobody():
     "text",
     ["at |root|x", "|home|a|b", '"|tmp|x"', "jane@example.org", "password", "C:\\\\Users"],
 )
-def test_such_places_would_be_found(text):
+def test_such_folders_are_found(text):
     assert PLACES.search(text.replace("|", "/"))

@@ -1,4 +1,4 @@
-"""What is said twice is said alike: dependencies, parameters, targets, the order of the modules."""
+"""Dependencies, locks, parameters, make targets, the order of the wings, and what is committed."""
 
 import ast
 import os
@@ -21,20 +21,17 @@ CONDA = {
     "snakemake": "snakemake-minimal", "torch": "pytorch",
 }  # fmt: skip
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
-# A module imports only from those before it.
-ORDER = (
-    "__init__", "frames", "cases", "folder", "locks", "tg3k", "datasets", "keeping", "phantom",
-    "fingerprint", "parallel", "confidence", "quality", "store", "splits", "copies", "audit",
-    "labels", "models", "architectures", "device", "platforms", "metrics", "scores", "checkpoint",
-    "predict", "augment", "stopping", "live", "train", "run", "statistics", "mixed", "stability",
-    "selection", "tables", "replication", "show", "readings", "card", "plots", "plots_audit",
-    "plots_compare", "plots_replication", "plots_deploy", "safekeeping", "report", "verify",
-    "study", "runner", "provenance",
+# A wing imports only from those below it, and deploy and study nothing of each other.
+WINGS = (
+    "files", "data", "models", "settings", "evaluate", "audit", "train", "compare", "plots",
+    "study", "deploy",
 )  # fmt: skip
-
-
-# On top of them, in an order of their own.
-DEPLOYED = ("predictor", "export", "dicom", "node", "app")
+APART = {"deploy": {"study", "plots"}}
+LOCKS = ("requirements.lock", "requirements-tools.lock")
+ENTRY = (
+    r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
+    r"((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+)
 
 
 def split_need(need: str) -> tuple[str, str]:
@@ -42,7 +39,7 @@ def split_need(need: str) -> tuple[str, str]:
     return name, limits
 
 
-def test_conda_users_get_the_same():
+def test_conda_has_the_same_dependencies():
     content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     plain = [line for line in content["dependencies"] if isinstance(line, str)]
     given = dict(split_need(line) for line in plain)
@@ -53,17 +50,8 @@ def test_conda_users_get_the_same():
     assert content["dependencies"][-1] == {"pip": ["-e ."]}
 
 
-LOCKS = ("requirements.lock", "requirements-tools.lock")
-
-
-ENTRY = (
-    r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
-    r"((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
-)
-
-
 def read_lock(name: str) -> list[tuple]:
-    """A lock's (name, version, marker, hashes); any line that is no such entry is an error."""
+    """The entries (name, version, marker, hashes) of a lock; any other line is an error."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith("#"))
     assert not re.sub(ENTRY, "", text), "a line is not pinned, hashed and free of addresses"
@@ -75,9 +63,8 @@ def read_lock(name: str) -> list[tuple]:
 def test_every_line_of_a_lock_is_pinned_and_hashed(name):
     entries = read_lock(name)
     assert len(entries) > 20
-    assert sum(len(hashes) for *_, hashes in entries) > 2 * len(
-        entries
-    )  # of all files of a release
+    # hashes of all files of a release
+    assert sum(len(hashes) for *_, hashes in entries) > 2 * len(entries)
     header = (ROOT / name).read_text(encoding="utf-8").split("\n" + entries[0][0])[0]
     assert not re.search(r"://|index-url|find-links|\w\.(?:org|com)\b", header)
 
@@ -89,7 +76,7 @@ def test_every_line_of_a_lock_is_pinned_and_hashed(name):
         "six==1.17.0 \\\n    --hash=md5:0", "-e .",
     ],
 )  # fmt: skip
-def test_a_line_without_a_hash_would_be_found(spoilt, tmp_path, monkeypatch):
+def test_a_line_without_a_hash_is_found(spoilt, tmp_path, monkeypatch):
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     (tmp_path / "requirements.lock").write_text(f"{text}{spoilt}\n", encoding="utf-8")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
@@ -97,19 +84,12 @@ def test_a_line_without_a_hash_would_be_found(spoilt, tmp_path, monkeypatch):
         read_lock("requirements.lock")
 
 
-def requirements_of(need: str, extra: str = ""):
-    """The same as an object, if it is meant for this machine."""
-    from packaging.requirements import Requirement
-
-    need = Requirement(need)
-    return need if not need.marker or need.marker.evaluate({"extra": extra}) else None
-
-
-def test_the_lock_is_whole():
-    """With what is locked for this machine, nothing is missing: pip is told to resolve nothing."""
+def test_the_lock_is_complete():
+    """It holds every requirement of this machine, because pip is not allowed to resolve any."""
     from importlib import metadata
 
     from packaging.markers import Marker
+    from packaging.requirements import Requirement
 
     pins = {}
     for name, version, marker, _ in read_lock("requirements.lock"):
@@ -120,7 +100,8 @@ def test_the_lock_is_whole():
     todo, seen = [(need, "") for need in [*NEEDED, *build["requires"]]], set()
     while todo:
         text, extra = todo.pop()
-        if (text, extra) in seen or not (need := requirements_of(text, extra)):
+        need = Requirement(text)
+        if (text, extra) in seen or (need.marker and not need.marker.evaluate({"extra": extra})):
             continue
         seen.add((text, extra))
         name = re.sub(r"[-_.]+", "-", need.name).lower()
@@ -135,7 +116,7 @@ def test_the_lock_is_whole():
 
 
 def test_make_env_leaves_cuda_out_where_torch_has_none(tmp_path):
-    """The same command as the Makefile's, tried on the lock."""
+    """The Makefile's own command, run on the lock."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     script = re.search(r"awk -v cpu=.*?' requirements\.lock", text, re.S).group()
     script = script.replace("\\\n", "\n").replace("$$", "$")
@@ -176,7 +157,7 @@ def test_help_lists_every_target():
 
 
 @pytest.mark.parametrize("words", ["models=[unet, segnet]", "epochs", "=3", "lr=1=2"])
-def test_make_says_what_is_no_setting(words):
+def test_make_names_a_word_that_is_no_setting(words):
     done = subprocess.run(
         ["make", "-n", "study", f"SET={words}"], cwd=ROOT, capture_output=True, text=True
     )
@@ -217,30 +198,31 @@ def test_the_reduced_replication_differs_in_size_alone():
     }  # fmt: skip
 
 
-def test_modules_import_only_from_those_before():
-    modules = {path.stem: path for path in (ROOT / "thyroid_lib").glob("*.py")}
-    assert set(modules) == set(ORDER)
-    for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
-                inside = node.module.partition(".")[2]
-                found = [inside] if inside else [alias.name for alias in node.names]
-                for other in set(found) & set(ORDER):
-                    assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
+def imported_wings(path: Path) -> set[str]:
+    """The wings of the library that a file imports from, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
+            inside = node.module.split(".")[1:2]
+            found |= set(inside or [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            names = (alias.name.split(".") for alias in node.names)
+            found |= {name[1] for name in names if name[0] == "thyroid_lib" and name[1:]}
+    return found
 
 
-def test_deployment_stands_on_top():
-    for path in (ROOT / "thyroid_lib").glob("*.py"):
-        code = [line for line in path.read_text("utf-8").splitlines() if "import" in line]
-        assert not [line for line in code if "thyroid_lib.deploy" in line], f"{path.name} knows it"
-    for path in (ROOT / "thyroid_lib" / "deploy").glob("[a-z]*.py"):
-        inside = re.findall(r"(?:from|import) thyroid_lib\.deploy\.(\w+)", path.read_text("utf-8"))
-        before = DEPLOYED[: DEPLOYED.index(path.stem)]
-        assert set(inside) <= set(before), f"{path.name} imports {inside}"
+def test_a_wing_imports_only_from_those_below():
+    for path in (ROOT / "thyroid_lib").rglob("*.py"):
+        wing = path.relative_to(ROOT / "thyroid_lib").parts[0].removesuffix(".py")
+        if wing == "__init__":
+            continue
+        below = set(WINGS[: WINGS.index(wing) + 1]) - APART.get(wing, set())
+        above = (imported_wings(path) & set(WINGS)) - below
+        assert not above, f"{path.relative_to(ROOT)} imports from {', '.join(above)}"
 
 
 def tracked_files() -> list[Path]:
-    """What is, or would be, committed."""
+    """All files that are committed, or would be."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -252,11 +234,11 @@ def test_no_large_file():
     assert [path.name for path in tracked_files() if path.stat().st_size > 2_000_000] == []
 
 
-def test_no_machines_own_paths_or_hosts():
+def test_no_file_names_paths_or_hosts_of_a_machine():
     own = re.compile(r"/(?:work|farm|root|home|Users)/(?!ing\b)|(?:pypi|pythonhosted)[.]org")
     found = []
     for path in tracked_files():
-        if path.parent.name == "tests":  # which name such paths in order to look for them
+        if "tests" in path.relative_to(ROOT).parts[:1]:  # they name such paths to look for them
             continue
         text = path.read_bytes().decode("utf-8", errors="ignore")
         # a figure's base64 may hold any letters

@@ -1,7 +1,7 @@
-"""Data is data: no file that a study is given is run, whatever it holds; each is refused in words.
+"""No input file is ever run as code, whatever it holds; each is refused with a message.
 
-Every bomb here leaves a marker where it goes off, and each is first set off on purpose, so that a
-test whose bomb would do nothing fails.
+Every payload here creates a marker when it is run. Each is first run on purpose, so that a test
+whose payload has no effect fails.
 """
 
 import io
@@ -30,7 +30,7 @@ from thyroid_lib.study.runner import BAD_PARAMETERS, run_notebook
 ROOT = Path(__file__).parents[2]
 
 
-class Bomb:
+class Payload:
     """Unpickled, it makes a folder."""
 
     def __init__(self, marker: Path):
@@ -42,22 +42,22 @@ class Bomb:
 
 @pytest.fixture
 def marker(tmp_path):
-    """Where bombs leave their mark; there must be none after the test."""
-    path = tmp_path / "gone-off"
+    """The path that payloads create; it must not exist after the test."""
+    path = tmp_path / "executed"
     yield path
     assert not path.exists()
 
 
 def try_out(marker: Path, load) -> None:
-    """Set a bomb off on purpose, where anything would."""
+    """Run a payload on purpose, by a function that runs what it reads."""
     load()
     marker.rmdir()  # raises if there is none
 
 
 PICKLES = {
-    "pickle alone": lambda bomb: pickle.dumps(bomb),
-    "torch's zip": lambda bomb: torch_bytes({"key": "k", "weights": bomb, "meta": {}}),
-    "torch's old form": lambda bomb: torch_bytes(bomb, _use_new_zipfile_serialization=False),
+    "pickle alone": lambda payload: pickle.dumps(payload),
+    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
+    "torch's old form": lambda payload: torch_bytes(payload, _use_new_zipfile_serialization=False),
 }
 
 
@@ -69,7 +69,7 @@ def torch_bytes(value, **how) -> bytes:
 
 @pytest.mark.parametrize("form", PICKLES)
 def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, capsys):
-    content = PICKLES[form](Bomb(marker))
+    content = PICKLES[form](Payload(marker))
     for name in ("model.pt", "checkpoint.pt", "checkpoint-previous.pt"):
         (tmp_path / name).write_bytes(content)
     if form == "pickle alone":
@@ -79,9 +79,9 @@ def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, caps
     with pytest.raises(ValueError, match=r"model\.pt .* is not a model of this project|damaged"):
         load_model(tmp_path / "model.pt")
     assert checkpoint.resume(tmp_path, key="k") is None
-    told = capsys.readouterr().err
-    assert "checkpoint.pt of" in told
-    assert "passed over" in told
+    note = capsys.readouterr().err
+    assert "checkpoint.pt of" in note
+    assert "passed over" in note
 
 
 @pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss.]")  # torch's own, on such archives
@@ -96,17 +96,17 @@ def test_an_array_of_objects_in_a_store_is_refused(name, marker, tmp_path):
     data = write_folder(tmp_path / "data", groups=2, frames=3, height=40, width=50)
     build_store(folder.cases_in(data), tmp_path / "store", size=16)
     path = tmp_path / "store" / f"{name}.npy"
-    np.save(path, np.array([Bomb(marker)], dtype=object), allow_pickle=True)
+    np.save(path, np.array([Payload(marker)], dtype=object), allow_pickle=True)
     try_out(marker, lambda: np.load(path, allow_pickle=True))
     with pytest.raises(ValueError, match=r"the store at .* is damaged .*delete it and build it"):
         open_store(tmp_path / "store")
-    path.write_bytes(pickle.dumps(Bomb(marker)))
+    path.write_bytes(pickle.dumps(Payload(marker)))
     with pytest.raises(ValueError, match=r"the store at .* is damaged"):
         open_store(tmp_path / "store")
 
 
 @pytest.mark.parametrize("tag", ["apply:os.mkdir", "new:os.mkdir"])
-def test_yaml_that_makes_objects_is_refused(tag, marker, tmp_path):
+def test_yaml_that_creates_objects_is_refused(tag, marker, tmp_path):
     path = tmp_path / "study.yaml"
     text = f"study: !!python/object/{tag} ['{marker}']\n"
     path.write_text(text)
@@ -181,7 +181,7 @@ def test_cells_that_look_like_formulas_are_text(small_folder):
         '{{"py/reduce": [{{"py/function": "os.mkdir"}}, {{"py/tuple": ["{marker}"]}}]}}',
     ],
 )
-def test_a_split_file_is_json_and_no_more(text, marker, tmp_path):
+def test_a_split_file_is_json_only(text, marker, tmp_path):
     for name in (tg3k.IMAGES, tg3k.MASKS):
         (tmp_path / name).mkdir()
     (tmp_path / tg3k.SPLIT).write_text(text.format(marker=marker))
@@ -190,7 +190,7 @@ def test_a_split_file_is_json_and_no_more(text, marker, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["__import__('os').mkdir({marker!r})", "f'{{1+1}}'", "open('x')"])
-def test_a_parameters_cell_is_read_and_not_run(value, marker, tmp_path, capsys):
+def test_a_parameters_cell_is_parsed_and_not_run(value, marker, tmp_path, capsys):
     source = f"a = {value.format(marker=str(marker))}"
     path = tmp_path / "x.ipynb"
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
@@ -201,8 +201,9 @@ def test_a_parameters_cell_is_read_and_not_run(value, marker, tmp_path, capsys):
     assert "tagged `parameters`" in capsys.readouterr().err
 
 
+@pytest.mark.study
 def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
-    """What papermill writes into the notebook is the text itself, whatever it would do as code."""
+    """papermill writes the text itself into the notebook, whatever it would do as code."""
     import nbformat
 
     text = f"\"); __import__('os').mkdir('{marker}'); (\" \\\" \\\\ ''' \"\"\" \n$HOME {{x}}"
@@ -214,7 +215,7 @@ def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
     assert run_notebook(tmp_path / "x.ipynb", tmp_path / "out.ipynb", {"a": text}) == 0
 
 
-LOADS = {  # what can run code, unless it is told not to
+LOADS = {  # calls that can run what they read
     r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
     r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
     r"\b(?:read_pickle|pickle\.loads?|joblib|marshal|dill|shelve)\b": "pd.read_pickle(path)",
@@ -231,7 +232,7 @@ def code_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("pattern", LOADS)
-def test_nothing_that_runs_what_it_reads_is_called(pattern):
+def test_no_function_that_runs_what_it_reads_is_called(pattern):
     assert re.search(pattern, LOADS[pattern])
     found = [
         f"{path.name}: {hit[0]}"

@@ -1,8 +1,8 @@
-"""Where the notebooks run: Colab, Kaggle or a machine of one's own, and what each of them asks for.
+"""Set-up of a notebook on Colab, on Kaggle, or on a local machine.
 
-The first cell of every notebook installs this library, if it is not there, and calls `start`. On
-one's own machine that says nothing and loads nothing; on the two platforms it installs what is
-missing besides, tries the GPU and tells where results go and how they survive.
+The first cell of every notebook installs this library if it is missing, and calls `start`. On a
+local machine `start` prints nothing and loads no torch. On Colab and Kaggle it installs missing
+packages, runs an operation on the GPU, and says where results go and how they survive the session.
 """
 
 import importlib.metadata
@@ -18,15 +18,27 @@ from thyroid_lib.data.locate import where
 from thyroid_lib.files.writing import print_note, project_path
 from thyroid_lib.study import second_copy
 
+GPU_MENU = {
+    "kaggle": "Settings, Accelerator, GPU T4 x2",
+    "colab": "Runtime, Change runtime type, T4 GPU",
+}
+SURVIVAL = {
+    "copied": "copies are kept after every epoch, and come back in the next session",
+    "kaggle": "they stay with the notebook's version: Save Version, Save & Run All. An interactive "
+    "session keeps them only if Persistence is set to files",
+    "colab": "they end with this session. To keep them, run `from google.colab import drive; "
+    "drive.mount('/content/drive')` and then this cell again",
+}
+
 
 def start() -> None:
-    """See what is here: on Colab and Kaggle complete the library, try the GPU, and tell of it.
+    """Prepare this session: on Colab and Kaggle install what is missing, and try the GPU.
 
-    Copies of results go to `THYROID_COPY` if that is set, on Colab else to the folder thyroid of
-    the Drive, once it is mounted; what an earlier session left there comes back first.
+    Copies of results go to `THYROID_COPY` if that is set, on Colab otherwise to the folder thyroid
+    of the mounted Drive; the results of an earlier session come back from there first.
 
     Raises:
-        RuntimeError: what is missing cannot be installed beside what is there.
+        RuntimeError: what is missing cannot be installed beside the installed packages.
     """
     here = where()
     if here != "local":
@@ -35,10 +47,11 @@ def start() -> None:
 
     check_cells()
     copies = second_copy.keep_chosen()
-    if here == "local" or os.environ.get("THYROID_WORKFLOW_PID"):  # the workflow tells its own
+    if here == "local" or os.environ.get("THYROID_WORKFLOW_PID"):  # else once per run of a study
         return
     print_note(f"{here.title()}: {_gpu(here)}")
-    print_note(f"results go to {project_path('results')}; {_survival(here, bool(copies))}")
+    survival = SURVIVAL["copied" if copies else here]
+    print_note(f"results go to {project_path('results')}; {survival}")
 
 
 def missing_packages() -> list[str]:
@@ -47,33 +60,33 @@ def missing_packages() -> list[str]:
 
     try:
         lines = importlib.metadata.requires("thyroid-lib") or []
-    except importlib.metadata.PackageNotFoundError:  # a copy of its files: nothing is known
+    except importlib.metadata.PackageNotFoundError:  # a copy of the files, without metadata
         return []
-    missing = []
-    for need in map(Requirement, lines):
-        if need.marker and not need.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            there = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError:
-            there = None
-        if there is None or not need.specifier.contains(there, prereleases=True):
-            missing.append(str(need))
-    return missing
+    needs = [need for need in map(Requirement, lines)
+             if not need.marker or need.marker.evaluate({"extra": ""})]  # fmt: skip
+    return [str(need) for need in needs if not _is_met(need)]
+
+
+def _is_met(need) -> bool:
+    try:
+        version = importlib.metadata.version(need.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return need.specifier.contains(version, prereleases=True)
 
 
 def install_missing() -> list[str]:
-    """Install what this library needs and this Python lacks, and replace nothing that is there.
+    """Install the requirements that this Python lacks, and change no installed package.
 
-    Every installed package's version is a constraint of pip's, torch's and numpy's among them, and
-    is looked at again afterwards. Wheels beside the library's own are taken first, so that a folder
-    of them does without the network.
+    The version of every installed package, torch and numpy among them, is a constraint for pip, and
+    is checked afterwards. Wheels in the folder of the library's own wheel are preferred, so that no
+    network is needed where they are all there.
 
     Returns:
-        What was installed, as `missing_packages` lists it.
+        The installed requirements, as `missing_packages` lists them.
 
     Raises:
-        RuntimeError: pip found no way, or replaced something; says what to do.
+        RuntimeError: pip failed, or changed a package; says what to do.
     """
     missing = missing_packages()
     if not missing:
@@ -81,16 +94,16 @@ def install_missing() -> list[str]:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     before = _installed(pip)
     with tempfile.TemporaryDirectory() as folder:
-        pins = Path(folder, "there.txt")
+        pins = Path(folder, "installed.txt")
         pins.write_text("\n".join(before), "utf-8")
         wheels = [f"--find-links={path}" for path in _wheel_folders()]
         command = [*pip, "install", "-q", f"--constraint={pins}", *wheels, *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        why = "\n".join(f"  | {line}" for line in done.stderr.strip().splitlines()[-6:])
+        reason = "\n".join(f"  | {line}" for line in done.stderr.strip().splitlines()[-6:])
         raise RuntimeError(
-            f"pip could not add {', '.join(missing)} beside what is installed here:\n{why}\n"
-            "switch the internet on, or lay their wheels beside the library's own"
+            f"pip could not add {', '.join(missing)} beside the installed packages:\n{reason}\n"
+            "switch the internet on, or put their wheels beside the library's own"
         )
     if replaced := set(before) - set(_installed(pip)):
         raise RuntimeError(f"pip replaced {', '.join(sorted(replaced))}: restart the session")
@@ -101,12 +114,12 @@ def _installed(pip: list[str]) -> list[str]:
     """Return all installed packages as name==version."""
     done = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True)
     if done.returncode or not done.stdout.strip():
-        raise RuntimeError(f"pip cannot say what is installed here: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"pip cannot list the installed packages: {done.stderr.strip()[-300:]}")
     return done.stdout.split()
 
 
 def _wheel_folders() -> list[Path]:
-    """Return the folder of the wheel that this library was installed from, if it was from one."""
+    """Return the folder of the wheel that this library was installed from, if there is one."""
     about = importlib.metadata.distribution("thyroid-lib").read_text("direct_url.json")
     address = urlparse(json.loads(about)["url"] if about else "")
     folder = Path(unquote(address.path)).parent
@@ -114,9 +127,7 @@ def _wheel_folders() -> list[Path]:
 
 
 def _gpu(here: str) -> str:
-    from thyroid_lib.train import (
-        device,  # loads torch, which a machine of one's own need not do here
-    )
+    from thyroid_lib.train import device  # loads torch
 
     try:
         problem = device.gpu_problem()
@@ -128,22 +139,4 @@ def _gpu(here: str) -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
-    menu = {
-        "kaggle": "Settings, Accelerator, GPU T4 x2",
-        "colab": "Runtime, Change runtime type, T4 GPU",
-    }[here]
-    return f"no GPU is switched on ({menu}); the CPU does for the demo's size"
-
-
-def _survival(here: str, copied: bool) -> str:
-    if copied:
-        return "copies of them are kept, after every epoch, and come back in the next session"
-    if here == "kaggle":
-        return (
-            "they stay with the notebook's version: Save Version, Save & Run All. A session that "
-            "is only edited keeps them if Persistence is set to files"
-        )
-    return (
-        "they end with this session. To keep them, run `from google.colab import drive; "
-        "drive.mount('/content/drive')` and then this cell again"
-    )
+    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size"

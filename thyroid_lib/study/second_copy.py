@@ -1,9 +1,8 @@
-"""A second copy of the results where a session's end does not reach: Colab's Drive, say.
+"""Copies of results/ in a second folder that outlives the session, such as Colab's Drive.
 
-`keep_copies` lets a thread bring `<folder>/results` into step with results/ whenever something was
-written there, each epoch's checkpoint among it. A Drive that drops, or hangs, holds no training up;
-what could not be copied is tried again the next time. What can be made again in moments stays out:
-stores, phantoms and unpacked data.
+A thread of its own copies what was written below results/, the checkpoint of each epoch included.
+A Drive that disconnects or hangs does not stop a training: the next pass tries again. What is
+quickly built again is not copied: stores, phantoms and unpacked data.
 """
 
 import atexit
@@ -14,147 +13,137 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
-import thyroid_lib
 from thyroid_lib.data.locate import folder_of, where
-from thyroid_lib.files import locks
+from thyroid_lib.files import locks, writing
 from thyroid_lib.files.writing import print_note, project_path, write_error
 
-PATIENCE = 120  # seconds that the end of the process waits for copies under way
-STALE = 3600  # seconds after which a half-made copy belongs to a session that is gone
-MADE_AGAIN = {"images.npy", "phantom.json"}  # a folder with one of these is no result
-PASSING = (".partial", ".damaged", ".earlier")
-OLDER = "checkpoint-previous.pt"  # it was the newest one, and has been copied as that
+PATIENCE = 120  # seconds that the end of the process waits for the copies
+STALE = 3600  # seconds after which a half-written copy belongs to an earlier session
+REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied
+NOT_COPIED = (".partial", ".damaged", ".earlier")
+OLDER = "checkpoint-previous.pt"  # was copied when it was the newest one
+GONE = "the folder is not there any more"
 
 _copies: "Copies | None" = None
 
 
 class Copies:
-    """Bring a folder into step with results/, in a thread of its own.
+    """Keep a folder equal to results/, in a daemon thread.
 
     Args:
-        folder: where the copies go.
+        folder: where the copies go, below its `results/`.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.results = project_path("results")
-        self.missing = 0  # files that could not be copied the last time
-        self._why = ""
-        self._gone: set[Path] = set()  # to be removed there
-        self._known: dict[Path, tuple] = {}  # what has been copied, or found alike
-        self._wake, self._done = threading.Event(), threading.Condition()
-        self._asked = self._answered = 0
+        self.folder, self.results = Path(folder), project_path("results")
+        self.problem = ""  # why the last pass could not copy everything
+        self._removed: set[Path] = set()  # whose copies are to be removed
+        self._copied: dict[Path, tuple[int, int]] = {}  # path: size and time when it was copied
+        self._requests: SimpleQueue[threading.Event] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def target(self, path: Path) -> Path:
-        """Return where the copy of a file below results/ lies."""
+        """Return the path of the copy of a file below results/."""
         return self.folder / "results" / path.absolute().relative_to(self.results)
 
-    def refresh(self, path: Path | None = None, *, gone: bool = False) -> None:
-        """Bring the folder into step soon; a file that is `gone` loses its copy."""
-        with self._done:
-            if gone and path:
-                self._gone.add(path.absolute())
-            self._asked += 1
-        self._wake.set()
+    def refresh(self, removed: Path | None = None) -> threading.Event:
+        """Request a pass over results/; the event is set after it."""
+        if removed:
+            self._removed.add(removed.absolute())
+        self._requests.put(done := threading.Event())
+        return done
 
     def wait(self, seconds: float = PATIENCE) -> bool:
-        """Wait until all is copied; False, and a word about it, if it is not."""
-        self.refresh()
-        with self._done:
-            asked = self._asked
-            answered = self._done.wait_for(lambda: self._answered >= asked, seconds)
+        """Wait until everything is copied; print a note and return False if it is not."""
+        answered = self.refresh().wait(seconds)
         if not answered:
-            print_note(f"copies to {self.folder} are not done after {seconds:.0f} s")
-        elif self.missing:
-            print_note(f"not all results have a copy in {self.folder}: {self._why}")
-        return answered and not self.missing
+            print_note(f"copies to {self.folder} are not finished after {seconds:.0f} s")
+        elif self.problem:
+            print_note(f"not all results have a copy in {self.folder}: {self.problem}")
+        return answered and not self.problem
 
     def _work(self) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            with self._done:
-                asked, gone = self._asked, list(self._gone)
-            self._bring_into_step(gone)
-            with self._done:
-                self._answered = asked
-                self._done.notify_all()
+            requests = [self._requests.get()]
+            while not self._requests.empty():
+                requests.append(self._requests.get())
+            problem = self._copy_changed()
+            if problem and problem != self.problem:
+                print_note(f"no copy to {self.folder} ({problem}): it is tried again later")
+            elif self.problem and not problem:
+                print_note(f"copies to {self.folder}: they succeed again")
+            self.problem = problem
+            for done in requests:
+                done.set()
 
-    def _bring_into_step(self, gone: list[Path]) -> None:
-        missing, why = 0, ""
-        if not os.path.isdir(self.folder):  # what lay below a mount point may be made there again
-            missing, why = 1, "the folder is not there any more"
-        for path in gone if not missing else ():
+    def _copy_changed(self) -> str:
+        """Copy what changed since the last pass; return why it failed, "" if it did not."""
+        if not self.folder.is_dir():  # nothing must be created below an empty mount point
+            return GONE
+        for path in list(self._removed):
             with suppress(OSError):
                 if not path.exists():
                     self.target(path).unlink(missing_ok=True)
-                self._gone.discard(path)
-        for path in kept(self.results) if not missing else ():
+                self._removed.discard(path)
+        problem = ""
+        for path in files_to_copy(self.results):
             try:
                 stat = path.stat()
                 state = stat.st_size, stat.st_mtime_ns
-                if self._known.get(path) != state:
+                if self._copied.get(path) != state:
                     target = self.target(path)
-                    if path in self._known or not _alike(target, stat):
+                    if path in self._copied or not _equal(target, stat):
                         _copy(path, target)
-                    self._known[path] = state
+                    self._copied[path] = state
             except OSError as error:
-                if path.exists():  # else it was replaced meanwhile, and that is told
-                    missing, why = missing + 1, error.strerror or str(error)
-                if not os.path.isdir(self.folder):  # each file would take a Drive's time-out
-                    why = "the folder is not there any more"
-                    break
-        if missing and why != self._why:
-            print_note(
-                f"no copy to {self.folder} ({why}): work goes on here, and it is tried again"
-            )
-        elif self.missing and not missing:
-            print_note(f"copies to {self.folder}: they come through again")
-        self.missing, self._why = missing, why
+                if not self.folder.is_dir():  # each further file would wait for a time-out
+                    return GONE
+                if path.exists():  # otherwise it was replaced meanwhile, which requests a pass
+                    problem = error.strerror or str(error)
+        return problem
 
 
-def kept(results: Path) -> Iterator[Path]:
-    """Go through the files below results/ of which copies are kept."""
+def files_to_copy(results: Path) -> Iterator[Path]:
+    """Yield the files below results/ that are copied."""
     for folder, below, names in os.walk(results):
-        if MADE_AGAIN & set(names) or Path(folder) == results / "data":
+        if REBUILT & set(names) or Path(folder) == results / "data":
             below.clear()
             continue
-        below[:] = [name for name in below if not name.endswith(PASSING)]
-        yield from (
-            Path(folder, name)
-            for name in names
-            if not name.endswith(PASSING) and not name.startswith(".") and name != OLDER
-        )
+        below[:] = [name for name in below if not name.endswith(NOT_COPIED)]
+        if Path(folder).name == ".snakemake":  # records of the steps, not locks and logs
+            below[:] = [name for name in below if name == "metadata"]
+        names = [name for name in names if not name.startswith(".") and name != OLDER]
+        yield from (Path(folder, name) for name in names if not name.endswith(NOT_COPIED))
 
 
 def chosen_folder() -> Path | None:
-    """Return where copies are to go: `THYROID_COPY`, on Colab else the Drive, if it is mounted."""
-    if asked := os.environ.get("THYROID_COPY"):
-        return Path(os.path.expanduser(asked))
+    """Return the folder for copies: `THYROID_COPY`, or on Colab the Drive if it is mounted."""
+    if chosen := os.environ.get("THYROID_COPY"):
+        return Path(chosen).expanduser()
     drive = folder_of("content/drive/MyDrive")
-    return drive / "thyroid" if where() == "colab" and os.path.isdir(drive) else None
+    return drive / "thyroid" if where() == "colab" and drive.is_dir() else None
 
 
 def keep_chosen() -> Copies | None:
-    """Keep copies in the chosen folder, if there is one; one that cannot be used stops nothing."""
+    """Keep copies in the chosen folder, if there is one; a folder that fails gives only a note."""
     folder = chosen_folder()
     try:
         return keep_copies(folder) if folder else None
     except OSError as error:
-        why = write_error(error, folder).strerror
-        print_note(f"no copies of the results will be kept in {folder}: {why}")
+        reason = write_error(error, folder).strerror
+        print_note(f"no copies of the results will be kept in {folder}: {reason}")
         return None
 
 
 def keep_copies(folder: str | Path) -> Copies | None:
-    """Bring back what an earlier session left, and copy all that is and will be below results/.
+    """Bring back the results of an earlier session, and copy all that is and will be in results/.
 
-    Weights of another training that lie there under the same name are put aside as `….earlier`.
+    Weights of another training that lie there under the same name are renamed to `….earlier`.
 
     Returns:
-        The copies under way; None if results/ itself lies in the folder.
+        The copies; None if results/ itself lies in the folder.
 
     Raises:
         OSError: the folder cannot be used.
@@ -168,74 +157,66 @@ def keep_copies(folder: str | Path) -> Copies | None:
         return None
     (folder / "results").mkdir(parents=True, exist_ok=True)
     copies = Copies(folder)
-    if os.environ.get("THYROID_KEEPS") != str(folder):  # else the process that began this one did
-        _tidy(folder)
+    if os.environ.get("THYROID_KEEPS") != str(folder):  # else the parent process has done it
+        for partial in list(folder.rglob("*.partial")):
+            with suppress(OSError):
+                if partial.stat().st_mtime < time.time() - STALE:
+                    partial.unlink()
         bring_back(folder)
-        _put_aside(copies)
+        _rename_other_weights(copies)
         os.environ["THYROID_KEEPS"] = str(folder)
-    if _put not in thyroid_lib.files.writing.written:
-        thyroid_lib.files.writing.written.append(_put)
-        atexit.register(_finish)
+    if _on_write not in writing.written:
+        writing.written.append(_on_write)
+        atexit.register(_wait_at_exit)
     _copies = copies
     _copies.refresh()
     return _copies
 
 
-def _tidy(folder: Path) -> None:
-    """Take away what sessions that are gone have copied half."""
-    for partial in list(folder.rglob("*.partial")):
-        with suppress(OSError):
-            if partial.stat().st_mtime < time.time() - STALE:
-                partial.unlink()
-
-
-def _put_aside(copies: Copies) -> None:
-    for path in kept(copies.results):
+def _rename_other_weights(copies: Copies) -> None:
+    for path in files_to_copy(copies.results):
         target = copies.target(path)
-        if path.suffix == ".pt" and target.exists() and not _alike(target, path.stat()):
+        if path.suffix == ".pt" and target.exists() and not _equal(target, path.stat()):
             os.replace(target, target.with_name(f"{target.name}.earlier"))
             what = f"another {path.name} of {path.parent.name}"
             print_note(f"{copies.folder} has {what}: it stays there as .earlier")
 
 
-def _put(path: Path, gone: bool) -> None:
+def _on_write(path: Path, removed: bool) -> None:
     if _copies and path.absolute().is_relative_to(_copies.results):
-        _copies.refresh(path, gone=gone)
+        _copies.refresh(path if removed else None)
 
 
-def _finish() -> None:
+def _wait_at_exit() -> None:
     if _copies:
         _copies.wait()
 
 
 def bring_back(folder: str | Path) -> int:
-    """Copy the folders of results that are there and not here; return how many files came.
+    """Copy the folders of results that exist there and not here; return the number of files.
 
-    A folder comes back whole, and only where there is none: nothing here is overwritten, and
-    nothing that was deleted here comes back into its folder. One that cannot be read is told.
+    A folder is copied whole, and only where there is none: no file here is overwritten, and no file
+    that was deleted here returns to its folder. A folder that cannot be read gives a note.
     """
     source, results, count = Path(folder, "results"), project_path("results"), 0
-    missing = [
-        (Path(here), names)
-        for here, _, names in os.walk(source)
-        if names and not (results / Path(here).relative_to(source)).exists()
-    ]
-    for here, names in missing:
-        target = results / here.relative_to(source)
-        names = [name for name in names if not name.endswith(PASSING)]
-        # in one step: a folder of which half came would be taken for one that is there
+    walked = [(Path(top), names) for top, _, names in os.walk(source) if names]
+    missing = [each for each in walked if not (results / each[0].relative_to(source)).exists()]
+    for top, names in missing:
+        target = results / top.relative_to(source)
+        names = [name for name in names if not name.endswith(NOT_COPIED)]
+        # renamed at the end: a folder that was copied in part would be taken for a whole one
         whole = target.with_name(f"{target.name}.{os.getpid()}.partial")
         try:
             for left in target.parent.glob(f"{target.name}.*.partial"):
                 if not locks.alive(left.name.split(".")[-2]):
                     shutil.rmtree(left)
             for name in names:
-                _copy(here / name, whole / name)
+                _copy(top / name, whole / name)
             if names and not target.exists():
-                os.rename(whole, target)
+                whole.rename(target)
                 count += len(names)
         except OSError as error:
-            print_note(f"{here} could not be brought back: {error.strerror or error}")
+            print_note(f"{top} could not be brought back: {error.strerror or error}")
         finally:
             shutil.rmtree(whole, ignore_errors=True)
     if count:
@@ -243,8 +224,8 @@ def bring_back(folder: str | Path) -> int:
     return count
 
 
-def _alike(target: Path, stat: os.stat_result) -> bool:
-    """Whether a copy has the file's size and time, to the two seconds that some disks keep."""
+def _equal(target: Path, stat: os.stat_result) -> bool:
+    """Return whether a copy has the file's size, and its time to 2 s (as coarse as some disks)."""
     try:
         there = target.stat()
     except FileNotFoundError:
@@ -253,12 +234,12 @@ def _alike(target: Path, stat: os.stat_result) -> bool:
 
 
 def _copy(path: Path, target: Path) -> None:
-    """Copy whole or not at all, time included."""
+    """Copy a file whole or not at all, with its time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.copy.{os.getpid()}.partial")
     try:
         shutil.copyfile(path, partial)
-        with suppress(OSError):  # not every Drive keeps times
+        with suppress(OSError):  # some Drives keep no times
             shutil.copystat(path, partial)
         os.replace(partial, target)
     except OSError:
