@@ -249,7 +249,7 @@ def train_run(data, out: Path, model: str, seed: int, way: Way, how: dict) -> tu
         done = run.train_model(data, out=out, model=model, seed=seed, **split, **asked)
         if way.killed and not 0 < done.meta["trained_epochs"] < asked["epochs"]:
             raise RuntimeError(f"{out.name} did not go on where it was killed")
-        return done.model, np.flatnonzero(done.labels == "test")
+        return done.model, np.flatnonzero(done.sides == "test")
     labels = splits.split_cases(data.index, **split)
     net = models.build_model(model, width=asked["width"])
     torch.set_num_threads(asked["threads"])

@@ -7,13 +7,12 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_con
 
 
 class SegNetReported(Network):
-    """What the reported study called SegNet: 3 + 3 convolutions. Replication only.
+    """The reported study's "SegNet": 3 + 3 convolutions, 740,355 parameters.
 
-    Its last block is conv-BN-ReLU like the others, so its logits are never below 0 and its
-    probabilities never below 0.5, exactly 0.5 wherever the ReLU cuts: a prediction is
-    `prob > 0.5`, strictly, and BCE cannot fall below (1 - f)·ln 2, f the masks' share of
-    foreground. `last_relu=False` is the same network, and the same 740,355 parameters, without
-    that floor.
+    Its last block ends in a ReLU, so no logit is below 0 and no probability below 0.5, which it is
+    exactly wherever the ReLU cuts. A prediction is therefore `prob > 0.5`, strictly, and BCE cannot
+    fall below (1 - f)·ln 2, f the masks' share of foreground. With `last_relu=False` the last block
+    has no ReLU and the loss no such floor.
     """
 
     divisor = 8
@@ -70,10 +69,9 @@ class ReportedResidualUnit(nn.Module):
 
 
 class ResUNetReported(Network):
-    """What the reported study called Residual U-Net; 8,047,361 parameters. Replication only.
+    """The reported study's "Residual U-Net": 8,047,361 parameters.
 
-    A U-Net of three levels whose stages are post-activation residual units, with max-pooling and
-    transposed convolutions.
+    A U-Net of three levels: post-activation residual units, max-pooling, transposed convolutions.
     """
 
     divisor = 8
