@@ -56,7 +56,7 @@ def batch(store: Store, rows: np.ndarray, *, seed: int = 0, count: int = 5) -> F
     mask = torch.from_numpy(store.masks[picked]).unsqueeze(1).float()
     changed = augment(image, mask, generator=generator)
     fig, axes = image_axes(2 * len(picked), len(picked), FIGURE_WIDTH / len(picked) + 0.1)
-    fig.set_size_inches(0.7 * fig.get_size_inches())  # such figures are committed by the dozen
+    fig.set_size_inches(0.6 * fig.get_size_inches())  # such figures are committed by the dozen
     for line, pair in zip(axes, ((image, mask), changed), strict=True):
         for ax, frame, ref in zip(line, *(part[:, 0].numpy() for part in pair), strict=True):
             draw_frame(ax, frame)
