@@ -12,6 +12,7 @@ from thyroid_lib.models import (
     ReportedResidualUnit,
     ResidualUnit,
     SegNetReported,
+    SegNetReportedNoReLU,
     build_model,
     count_parameters,
     initialise,
@@ -222,14 +223,14 @@ def test_the_reported_segnet_cannot_go_below_one_half():
 
 
 def test_the_reported_segnet_without_its_last_relu_is_the_same_network_unclipped():
-    clipped, free = SegNetReported(width=8), SegNetReported(width=8, last_relu=False)
+    clipped, free = SegNetReported(width=8), SegNetReportedNoReLU(width=8)
     initialise(clipped, 3)
     initialise(free, 3)
     images = noise(4, 1, 32, 32)
     logits = free(images)
     assert logits.min() < -0.1
     assert torch.equal(clipped(images), logits.clamp(min=0))
-    assert count_parameters(SegNetReported(last_relu=False)) == FACTS["segnet_reported"][0]
+    assert count_parameters(SegNetReportedNoReLU()) == FACTS["segnet_reported"][0]
 
 
 @every_model

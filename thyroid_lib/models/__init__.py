@@ -17,7 +17,7 @@ _NAMES = {
     "unet": "UNet",
     "segnet": "SegNet",
     "resunet": "ResUNet ResidualUnit",
-    "reported": "ReportedResidualUnit ResUNetReported SegNetReported",
+    "reported": "ReportedResidualUnit ResUNetReported SegNetReported SegNetReportedNoReLU",
     "registry": "MODELS PRECISIONS arithmetic build_model count_parameters initialise "
     "multiply_adds to_input",
 }

@@ -28,12 +28,8 @@ def run_key(
 ) -> str:
     """Return a SHA-256 over all that decides the weights of a run.
 
-    Args:
-        data: the store's fingerprint.
-        sides: array of str (N,), the side of every case.
-        parameters: the training settings, plain JSON values.
-        architecture: fingerprint and packages of a user's own network, see `user_networks`; empty
-            for the library's, which `training_version` covers.
+    data is the store's fingerprint, sides the side of every case (str, (N,)), parameters the
+    training settings, and architecture the code and packages of a user's own network, if it is one.
     """
     content = {
         "training_version": training_version,
@@ -55,10 +51,8 @@ def save(path: str | Path, state: dict) -> Path:
 def read(path: str | Path) -> dict:
     """Read a file of `save` on to the CPU: data, never code (`weights_only=True`).
 
-    Raises:
-        ValueError: the file is damaged (torch itself does not check the checksums), or is of
-            another kind.
-        OSError, MemoryError: it cannot be read now, for a reason outside the file.
+    ValueError: it is damaged (torch does not look at the checksums), or of another kind. OSError,
+    MemoryError: it cannot be read now, for a reason outside the file.
     """
     path = Path(path)
     try:

@@ -7,7 +7,6 @@ logits = model(image)  # (N,1,H,W) in [0,1] → (N,1,H,W)
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thyroid_lib.models import user_networks
 from thyroid_lib.models.blocks import PAPER_WIDTH, Network
-from thyroid_lib.models.reported import ResUNetReported, SegNetReported
+from thyroid_lib.models.reported import ResUNetReported, SegNetReported, SegNetReportedNoReLU
 from thyroid_lib.models.resunet import ResUNet
 from thyroid_lib.models.segnet import SegNet
 from thyroid_lib.models.unet import UNet
@@ -26,7 +25,7 @@ MODELS = {
     "resunet": ResUNet,
     "segnet_reported": SegNetReported,
     "resunet_reported": ResUNetReported,
-    "segnet_reported_no_relu": partial(SegNetReported, last_relu=False),
+    "segnet_reported_no_relu": SegNetReportedNoReLU,
 }
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,12 +35,8 @@ def build_model(
 ) -> Network:
     """Build a network of the library or of a user by name; `initialise` then sets its weights.
 
-    Args:
-        width: number of base channels; None or 0 for the papers' 64.
-
-    Raises:
-        ValueError: unknown or ambiguous name, a user's file that does not fit, or a width or
-            channel count below 1.
+    A width (base channels) of None or 0 is the papers' 64. ValueError: unknown or ambiguous name, a
+    user's file that does not fit, or a count below 1.
     """
     own, width = user_networks.files(), width or PAPER_WIDTH
     if name in MODELS and name in own:
@@ -76,9 +71,8 @@ def to_input(images: Tensor) -> Tensor:
 def initialise(model: nn.Module, seed: int) -> None:
     """Set all weights, in place, by PyTorch's default scheme, which the reported study used.
 
-    Each layer's `reset_parameters` is called in module order, on the CPU: convolutions and their
-    biases are uniform within ±1/sqrt(fan_in), batch norm starts at 1 and 0. The same seed gives the
-    same weights on any device; the global random state stays as it was.
+    Convolutions and their biases are uniform within ±1/sqrt(fan_in), batch norm starts at 1 and 0.
+    The same seed gives the same weights on any device; the global random state is left alone.
     """
     device = next(model.parameters()).device
     model.cpu()

@@ -11,20 +11,14 @@ class SegNetReported(Network):
 
     Its last block ends in a ReLU, so no logit is below 0 and no probability below 0.5, which it is
     exactly wherever the ReLU cuts. A prediction is therefore `prob > 0.5`, strictly, and BCE cannot
-    fall below (1 - f)·ln 2, f the masks' share of foreground. With `last_relu=False` the last block
-    has no ReLU and the loss no such floor.
+    fall below (1 - f)·ln 2, f the masks' share of foreground.
     """
 
     divisor = 8
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        width: int = PAPER_WIDTH,
-        *,
-        last_relu: bool = True,
-    ):
+    last_relu = True
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = PAPER_WIDTH):
         super().__init__(in_channels, out_channels, width)
         w = width
         self.encode1 = conv_bn_relu(in_channels, w)
@@ -35,11 +29,11 @@ class SegNetReported(Network):
         self.decode3 = conv_bn_relu(4 * w, 2 * w)
         self.decode2 = conv_bn_relu(2 * w, w)
         self.decode1 = conv_bn_relu(w, out_channels)
-        if not last_relu:
+        if not self.last_relu:
             self.decode1[-1] = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → logits (N, out_channels, H, W), ≥ 0 with `last_relu`."""
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
         self.check(images)
         x, indices1 = self.pool(self.encode1(images))  # (N, 64, H/2, W/2)
         x, indices2 = self.pool(self.encode2(x))  # (N, 128, H/4, W/4)
@@ -47,6 +41,12 @@ class SegNetReported(Network):
         x = self.decode3(self.unpool(x, indices3))  # (N, 128, H/4, W/4)
         x = self.decode2(self.unpool(x, indices2))  # (N, 64, H/2, W/2)
         return self.decode1(self.unpool(x, indices1))  # (N, out_channels, H, W)
+
+
+class SegNetReportedNoReLU(SegNetReported):
+    """The same without the last ReLU: its loss has no floor."""
+
+    last_relu = False
 
 
 class ReportedResidualUnit(nn.Module):

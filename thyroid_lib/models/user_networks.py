@@ -48,9 +48,10 @@ def problem(name: str) -> str:
         packages(name)
     except SyntaxError as error:
         return f"{where}, line {error.lineno}: {error.msg}: need Python; {HELP}"
+    except UnicodeDecodeError as error:
+        return f"{where}: need a text: {error}"
     except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())[:200]
-        return message if message.startswith(FOLDER) else f"{where}: need a text: {message}"
+        return str(error)
     if not any(isinstance(node, ast.ClassDef) for node in tree.body):
         return f"{where}: no class in it, need one derived from Network; {HELP}"
     return ""
@@ -59,9 +60,8 @@ def problem(name: str) -> str:
 def packages(name: str) -> dict[str, str]:
     """Return the versions of the packages, other than torch, that a network's file imports.
 
-    Raises:
-        ValueError: it imports another file of the project, more of the library than
-            `thyroid_lib.models`, or what is not installed: an edit there would retrain nothing.
+    ValueError: it imports another file of the project, more of the library than its models, or what
+    is not installed. An edit there would not retrain its runs.
     """
     lines, versions = {}, {}
     for node in ast.walk(ast.parse(files()[name].read_text(encoding="utf-8-sig"))):
@@ -97,11 +97,7 @@ def build(name: str, in_channels: int, out_channels: int, width: int):
 
 
 def load(name: str) -> type:
-    """Run a network's file and return the one class in it that is derived from `models.Network`.
-
-    Raises:
-        ValueError: it cannot be run, or defines none or several; names the file and the line.
-    """
+    """Run a network's file; return the one class in it that is derived from `models.Network`."""
     from thyroid_lib.models import Network
 
     if wrong := problem(name):
@@ -129,13 +125,9 @@ def load(name: str) -> type:
 
 
 def check(net, name: str, size: int) -> None:
-    """Check a user's network before any training; sets its weights anew.
+    """Check a user's network for images of this size (px) before any training; resets its weights.
 
-    Args:
-        size: side of the images, in pixels.
-
-    Raises:
-        ValueError: names the file, its line where there is one, and what is needed.
+    ValueError: names the file, its line where there is one, and what is needed.
     """
     try:
         wrong = _misfit(net, size)

@@ -15,9 +15,7 @@ from thyroid_lib.models import PRECISIONS
 def choose_device(device: str = "auto") -> torch.device:
     """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there and works.
 
-    Raises:
-        ValueError: the device asked for is not there, or torch cannot use it.
-        RuntimeError: a GPU that torch could use fails now, see `gpu_problem`.
+    ValueError: the device asked for is not there, or torch cannot use it.
     """
     problem = gpu_problem() if device in ("auto", "cuda") else ""
     usable = {
@@ -75,9 +73,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """Turn "auto" into the precision that this device is fast at; ValueError for an unknown one.
 
     "bf16" on CUDA of compute capability 8 (A100, L4) and up and on a CPU with instructions for it;
-    "fp16", with a scaled loss, on CUDA of capability 7 (V100, T4); else "fp32". It is that of the
-    network's forward and backward pass; weights, loss and optimiser are float32 always. In "fp32",
-    cuDNN may round to TF32, as torch lets it.
+    "fp16", with a scaled loss, on CUDA of capability 7 (V100, T4); else "fp32". Weights, loss and
+    optimiser are float32 always.
     """
     if precision in PRECISIONS:
         return precision
@@ -99,12 +96,9 @@ def cpu_has_bf16() -> bool:
 
 def describe_machine(device: torch.device) -> dict:
     """Return what a run's bits and speed depend on: system, processor, its instructions, GPU."""
-    machine = {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),  # in use: AVX2, AVX512, …
-        "bf16": cpu_has_bf16(),
-    }
+    capability = torch.backends.cpu.get_cpu_capability()  # in use: AVX2, AVX512, …
+    machine = {"system": platform.system(), "processor": platform.machine()}
+    machine |= {"capability": capability, "bf16": cpu_has_bf16()}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
 
 

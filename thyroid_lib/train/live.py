@@ -45,15 +45,9 @@ def check_tensorboard(wanted: bool) -> None:
 def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict, float], None]]:
     """Open the event file of a run that has trained `done` epochs; close it at any end.
 
-    Points after epoch `done`, of an attempt that was killed, are taken back. With 0 epochs done the
-    event files of an earlier training are removed.
-
-    Yields:
-        A function that writes an epoch's record (as in `history.csv`) and the images per second.
-        Where that fails the curves end, with a note, and the training goes on.
-
-    Raises:
-        OSError: the folder cannot be written.
+    Later points, of an attempt that was killed, are taken back. Yields a function that writes an
+    epoch's record (as in `history.csv`) and the images per second; if it fails, the curves end with
+    a note and the training goes on. OSError: the folder cannot be written.
     """
     if not wanted:
         yield lambda record, images_per_second: None

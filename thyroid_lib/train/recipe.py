@@ -1,11 +1,8 @@
 """The training recipe, the same for every network: Adam on the cross-entropy of logits.
 
-`fit` is the loop over epochs, `train_epoch` the loop over batches. After each epoch `fit` yields a
-state. A training that goes on from a state ends in the same bits as one that never stopped, on a
-CPU with as many threads: all random numbers depend on seed, epoch and step alone.
-
-Frames are gathered on the device as uint8, or per batch from memory maps where they are too many
-for it. Within an epoch nothing waits for the device.
+`fit` is the loop over epochs, `train_epoch` the loop over batches. A training that goes on from a
+state ends in the same bits as one that never stopped (on a CPU with as many threads): all random
+numbers depend on seed, epoch and step alone. Within an epoch nothing waits for the device.
 """
 
 import time
@@ -46,14 +43,9 @@ def fit(
         net: on the device that trains; its initial weights are drawn here, from `seed`.
         images, masks: uint8 (N,S,S), masks in {0,1}, on that device or on the CPU.
         rows: indices of the frames to train on; None for all.
-        lr: learning rate of Adam, constant.
         precision: a key of `models.PRECISIONS`, of the network's forward pass.
         state: the last one of a training that was stopped.
         how: further arguments of `train_epoch`.
-
-    Yields:
-        epoch, loss (mean over the epoch's frames), seconds of training so far, weights, and the
-        states of optimiser and scaler.
     """
     initialise(net, seed)
     device = next(net.parameters()).device
@@ -96,14 +88,7 @@ def train_epoch(
     scaler: torch.amp.GradScaler | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Train once on every frame of `rows`, in an order drawn from seed and epoch.
-
-    Args as of `fit`; augment is one of `augment.AUGMENTS`, scaler is for fp16, and after_step is
-    called after each step: what it raises ends the epoch.
-
-    Returns:
-        Mean loss over the frames.
-    """
+    """Train once on every frame of `rows`; return the mean loss. An error in after_step ends it."""
     net.train()
     device = next(net.parameters()).device
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
@@ -147,10 +132,7 @@ def gather(frames: Tensor, batch: Tensor, device: torch.device) -> Tensor:
 
 
 def cut_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an order of frames (N,) into batches; a last batch of one joins the one before it.
-
-    Batch normalisation needs more than one frame.
-    """
+    """Cut an order of frames (N,) into batches, none of one frame: batch norm needs more."""
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

@@ -36,13 +36,8 @@ from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, told_to_stop
 from thyroid_lib.files.writing import write_file, write_table
-from thyroid_lib.models import (
-    build_model,
-    checkpoint,
-    count_parameters,
-    multiply_adds,
-    user_networks,
-)
+from thyroid_lib.models import build_model, checkpoint, count_parameters, multiply_adds
+from thyroid_lib.models import user_networks as own_networks
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 from thyroid_lib.train.augment import AUGMENTS
@@ -54,7 +49,7 @@ NOT_IN_KEY = {"protocol", "fold", "folds", "val_share", "threshold"}  # the firs
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, and the model with the chosen weights."""
+    """A finished training, with the chosen weights in its model."""
 
     out: Path
     model: nn.Module
@@ -90,20 +85,14 @@ def train_model(
         protocol, fold, folds, val_share: see `data.splits.split_cases`.
         selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, under
             protocol "reported" alone, of best pooled Dice on "test".
-        threshold: a pixel is thyroid if its probability is above; for scores alone.
         threads: CPU threads, 0 for all; another number gives other last bits.
         device, precision: of training, see `device`; scores are made in fp32.
         budget_minutes: stop after so many, 0 for no limit; THYROID_DEADLINE (Unix time) stops, too.
-        tensorboard: write event files.
         recipe_settings: seed, epochs, batch_size, lr, augment: see `recipe.RECIPE`.
-
-    Returns:
-        The finished run; `meta["trained_epochs"]` counts the epochs that this call trained.
 
     Raises:
         TypeError, ValueError: unknown or impossible settings, before any work.
-        FloatingPointError: the loss is no finite number.
-        RuntimeError: the device has too little memory; says what to lower.
+        FloatingPointError, RuntimeError: the loss is no finite number; too little memory.
         Stopped: it was stopped; the next call goes on.
     """
     settings = {name: value for name, value in locals().items() if name not in UNRECORDED}
@@ -134,9 +123,9 @@ def train_model(
     net = build_model(model, width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
     own = {}
-    if code := user_networks.fingerprint(model):
-        user_networks.check(net, model, store.size)
-        own = {"code": code, "packages": user_networks.packages(model)}
+    if code := own_networks.fingerprint(model):
+        own_networks.check(net, model, store.size)
+        own = {"code": code, "packages": own_networks.packages(model)}
     key = checkpoint.run_key(
         data=store.fingerprint,
         sides=sides,
@@ -259,11 +248,9 @@ def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
-    """Score the run's test cases; leave its tables and `run.json` in its folder.
+    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder.
 
-    Returns:
-        One row per test case, see `evaluate.scores.Scores`. Protocol "reported" adds square_both
-        and square_total, which `metrics.pooled_dice` takes.
+    Protocol "reported" adds the columns square_both and square_total, for `metrics.pooled_dice`.
     """
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
     torch.backends.cudnn.benchmark = False  # the same kernels at each call
