@@ -181,13 +181,7 @@ def test_names_are_read_without_torch(own):
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
 
 
-def test_the_seed_sets_all_weights_and_the_library_builds_as_before(own):
-    first, again, other = (models.build_model("dilated", width=4) for _ in range(3))
-    for net, seed in ((first, 1), (again, 1), (other, 2)):
-        models.initialise(net, seed)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
-    assert not torch.equal(first.head.weight, other.head.weight)
+def test_the_library_builds_as_before(own):
     assert isinstance(models.build_model("unet", width=2), models.UNet)
     assert user_networks.fingerprint("unet") == ""
 
@@ -203,12 +197,7 @@ def test_the_file_is_read_anew_each_time(own):
     assert not (path.parent / "__pycache__").exists()
 
 
-def test_comments_do_not_change_a_fingerprint_and_code_does(own):
-    before = user_networks.fingerprint("dilated")
-    own("dilated", EXAMPLE + "# seen\n")
-    assert user_networks.fingerprint("dilated") == before
-    own("dilated", changed("(1, 2, 4, 8)", "(1, 2, 4, 9)"))
-    assert user_networks.fingerprint("dilated") != before
+def test_the_packages_of_a_file_are_recorded(own):
     assert user_networks.packages("dilated") == {}
     own("dilated", changed("import torch\n", "import numpy, torch\n"))
     assert user_networks.packages("dilated") == {"numpy": np.__version__}

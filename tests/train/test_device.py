@@ -40,11 +40,10 @@ def test_a_cpu_gets_bf16_if_it_has_instructions_for_it(monkeypatch, has, wanted)
         assert choose_precision(name, CPU) == name
 
 
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision: got 'half', need auto, fp32, bf16, fp16"):
-        choose_precision("half", CPU)
-    with pytest.raises(ValueError, match="precision: got 'auto', need one of fp32, bf16, fp16"):
-        arithmetic("auto", CPU)
+@pytest.mark.parametrize("choose", [choose_precision, arithmetic])
+def test_an_unknown_precision_is_refused(choose):
+    with pytest.raises(ValueError, match=r"precision: got 'half', need .*fp32, bf16, fp16"):
+        choose("half", CPU)
 
 
 def test_pinned_instructions_have_no_bf16():

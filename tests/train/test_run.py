@@ -160,21 +160,26 @@ def test_a_second_signal_is_obeyed_at_once(tiny_store, tmp_path, monkeypatch, gr
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_signal_while_the_state_is_kept_is_obeyed(tiny_store, tmp_path, monkeypatch, epoch):
+@pytest.mark.parametrize(("epoch", "how"), [(1, "signal"), (3, "signal"), (3, "kill")])
+def test_stopped_as_soon_as_a_state_is_kept(tiny_store, tmp_path, monkeypatch, epoch, how):
     keep = checkpoint.keep
 
-    def signalled(out, state):
+    def stop(out, state):
         keep(out, state)
+        if state["epoch"] == epoch and how == "kill":
+            raise SystemExit
         if state["epoch"] == epoch:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "keep", signalled)
-        with pytest.raises(Stopped, match="stopped in epoch 2" if epoch == 1 else "not scored"):
+        patch.setattr(checkpoint, "keep", stop)
+        with pytest.raises((Stopped, SystemExit)) as raised:
             train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    if how == "signal":
+        assert ("stopped in epoch 2" if epoch == 1 else "not scored") in str(raised.value)
     done = train_model(tiny_store, out=tmp_path / "run", **SMALL)
     assert done.meta["trained_epochs"] == 3 - epoch
+    assert same_weights(done, train_model(tiny_store, out=tmp_path / "whole", **SMALL))
 
 
 def test_a_budget_stops_it_and_what_is_finished_needs_no_time(tiny_store, tmp_path):
