@@ -50,15 +50,13 @@ def convolutions(model):
 @every_model
 def test_parameters_and_multiply_adds_are_the_known_ones(name):
     """The multiply-adds were counted layer by layer before torch's FlopCounterMode did it."""
-    parameters, full, small_ones, _ = FACTS[name]
+    parameters, full_size, reduced, _ = FACTS[name]
     with torch.device("meta"):
         model = build_model(name)
         assert count_parameters(build_model(name, width=0)) == parameters
     assert count_parameters(model) == parameters
-    assert (multiply_adds(model, 256), multiply_adds(small(name, width=8), 64)) == (
-        full,
-        small_ones,
-    )
+    assert multiply_adds(model, 256) == full_size
+    assert multiply_adds(small(name, width=8), 64) == reduced
 
 
 @every_model

@@ -107,7 +107,7 @@ def train_model(
             f"got selection {selection!r} and protocol {protocol!r}: protocol 'reported' chooses "
             "on the test set, and no other does; set both or neither"
         )
-    split = {"protocol": protocol, "fold": fold, "folds": folds, "val_share": val_share}
+    split = {name: settings[name] for name in ("protocol", "fold", "folds", "val_share")}
     sides = split_cases(store.index, **split)
     if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
