@@ -17,7 +17,7 @@ import torch
 
 import ours
 from thyroid_lib.data.store import build_store, load_cases
-from thyroid_lib.models import initialise, to_input, user_networks
+from thyroid_lib.models import build_model, initialise, to_input
 from thyroid_lib.settings import read_study
 from timing import figure, median, ratios, seconds_of, spread, table, take_turns
 
@@ -33,7 +33,7 @@ def runners(name: str, width: int, size: int, folder: Path) -> dict:
     from thyroid_lib.deploy import export
     from thyroid_lib.deploy.predictor import Predictor
 
-    net = user_networks.build(name, width=width)
+    net = build_model(name, width=width)
     initialise(net, seed=0)
     frames = np.random.default_rng(0).integers(0, 256, (8, size, size)).astype(np.uint8)
     image = to_input(torch.from_numpy(frames))
@@ -78,14 +78,14 @@ def dice_of(fold: int, folder: Path, data: Path) -> dict:
     path, small = folder / "fp32.onnx", folder / "int8.onnx"
     about = {key: run.meta[key] for key in ("model", "size", "resize", "threshold")}
     export.write_onnx(path, export.to_onnx(run.model, store.size), about | {"temperature": 1.0})
-    rows = export.calibration_rows(store, run.labels == "train")
+    rows = export.calibration_rows(store, run.sides == "train")
     made = export.to_int8(path, store.images[rows], small)
     export.write_onnx(small, made, about | {"temperature": 1.0})
     both = {"fp32": Predictor.open(path), "int8": Predictor.open(small)}
     found = {"fold": fold, "pixels": export.agree(*both.values(), store)["pixels"]}
     for side in ("val", "test"):
         scores = {
-            each: export.score(by, store, run.labels == side).groupby("group")["dice"].mean()
+            each: export.score(by, store, run.sides == side).groupby("group")["dice"].mean()
             for each, by in both.items()
         }
         change = scores["int8"] - scores["fp32"]

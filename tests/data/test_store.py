@@ -333,15 +333,16 @@ def test_the_default_store_is_the_one_that_was_written_last_by_hand(
 ):
     monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(store, "load_cases", lambda source, *, folder: cases)
-    built = default_store()  # there is none: it is made of the phantoms
-    assert (built.folder, built.size) == (tmp_path / "results" / "alone" / "store", 64)
-    build_store(cases, built.folder, size=16)
+    alone = tmp_path / "results" / "alone"
+    beside = default_store()  # there is none: a small one is built beside its place
+    assert (beside.folder, beside.size) == (alone / "store-folder", 64)
+    built = build_store(cases, alone / "store", size=16)
     assert default_store().size == default_store(cases).size == 16
     others = cases.assign(dataset="tg3k", case_id="0" + cases["case_id"])
     assert default_store(others).folder.name == "store-tg3k"
     assert open_store(built.folder).size == 16
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "results/alone/store: 6 cases, 2 groups, 64 x 64 px, source folder"
+    assert said[0] == "results/alone/store-folder: 6 cases, 2 groups, 64 x 64 px, source folder"
     assert said[-2].startswith("results/alone/store is not used: it holds 6 cases, 2 groups")
     assert said[-1].endswith("source tg3k")
 

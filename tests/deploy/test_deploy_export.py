@@ -21,7 +21,7 @@ from thyroid_lib.evaluate import confidence
 from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.writing import write_file
-from thyroid_lib.models import initialise, to_input, user_networks
+from thyroid_lib.models import build_model, initialise, to_input
 from thyroid_lib.train.run import score_run, train_model
 
 onnx = pytest.importorskip("onnx")
@@ -72,7 +72,7 @@ def command(study: Path, out: Path, *words: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["unet", "segnet", "resunet", "segnet_reported"])
 def test_every_network_gives_what_torch_gives(name, tmp_path):
-    net = user_networks.build(name, width=4)
+    net = build_model(name, width=4)
     initialise(net, seed=3)
     frames = np.random.default_rng(1).integers(0, 256, (3, 32, 32)).astype(np.uint8)
     net.train()(to_input(torch.from_numpy(frames)))  # statistics of batch norm that are not 0 and 1

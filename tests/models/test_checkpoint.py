@@ -7,12 +7,12 @@ import torch
 
 from thyroid_lib.models import checkpoint
 
-LABELS = np.array(["train", "test"])
+SIDES = np.array(["train", "test"])
 
 
 def key(**changed):
-    asked = {"data": "abc", "labels": LABELS, "parameters": {"lr": 1e-4, "threads": 1}}
-    asked |= {"training_version": 1}
+    asked = {"data": "abc", "sides": SIDES, "parameters": {"lr": 1e-4, "threads": 1}}
+    asked |= {"training_version": 1, "architecture": {}}
     return checkpoint.run_key(**(asked | changed))
 
 
@@ -20,12 +20,13 @@ def test_key_follows_data_split_and_parameters():
     assert key() == key()
     others = {
         key(data="abd"),
-        key(labels=LABELS[::-1]),
+        key(sides=SIDES[::-1]),
         key(parameters={"lr": 1e-3, "threads": 1}),
         key(parameters={"lr": 1e-4, "threads": 2}),
         key(training_version=2),
+        key(architecture={"code": "abc"}),
     }
-    assert len(others | {key()}) == 6
+    assert len(others | {key()}) == 7
 
 
 def test_state_comes_back_under_its_own_key_only(tmp_path):

@@ -5,12 +5,10 @@ import os
 import sys
 
 import pytest
-from test_run import SMALL, same_weights
+from test_run import SMALL, happen_at, same_weights
 
-from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.study import verify
 from thyroid_lib.train import live, run
-from thyroid_lib.train.recipe import train_steps
 from thyroid_lib.train.run import score_run, train_model
 
 SETTINGS = SMALL | {"epochs": 4, "val_share": 0.3}
@@ -29,22 +27,17 @@ def read_points(folder) -> dict[str, list[tuple]]:
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 
-def expected_points(history) -> dict[str, list[tuple]]:
-    names = {"lr": "lr", "loss/train": "train_loss", "loss/val": "val_loss", "dice/val": "val_dice"}
-    return {tag: list(zip(history.epoch, history[name])) for tag, name in names.items()}  # noqa: B905
-
-
 def check_points(folder, history):
     points = read_points(folder)
     speeds = points.pop("images_per_second")
     assert [step for step, _ in speeds] == list(history.epoch)
     assert all(value > 0 for _, value in speeds)
-    wanted = expected_points(history)
-    assert points.keys() == wanted.keys()
-    for tag, pairs in wanted.items():
-        assert [step for step, _ in points[tag]] == [step for step, _ in pairs], tag
-        values = [value for _, value in pairs]
-        assert [value for _, value in points[tag]] == pytest.approx(values, rel=1e-6), tag
+    names = {"lr": "lr", "loss/train": "train_loss", "loss/val": "val_loss", "dice/val": "val_dice"}
+    assert points.keys() == names.keys()
+    for tag, name in names.items():
+        assert [step for step, _ in points[tag]] == list(history.epoch), tag
+        values = [value for _, value in points[tag]]
+        assert values == pytest.approx(list(history[name]), rel=1e-6), tag
 
 
 @needs_tensorboard
@@ -64,50 +57,33 @@ def test_the_curves_are_those_of_the_history_and_change_nothing(tiny_store, tmp_
     assert new == {live.FOLDER}
 
 
-@needs_tensorboard
-@pytest.mark.parametrize("where", ["in an epoch", "before it is kept"])
-def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, where):
-    """Killed in epoch 3, or with its points written and its state not."""
-    keep = run.checkpoint.keep
+def kill():
+    raise KeyboardInterrupt
 
-    def killed_in_epoch_3(*args, epoch, **how):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return train_steps(*args, epoch=epoch, **how)
+
+@needs_tensorboard
+@pytest.mark.parametrize("how", ["in an epoch", "before it is kept", "in a write"])
+def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, how):
+    """Killed in epoch 3; or with its points written and its state not; or with half a point."""
+    keep, folder = run.checkpoint.keep, tmp_path / "run"
 
     def killed_before_it_is_kept(out, state):
-        if state["epoch"] == 3:
-            raise KeyboardInterrupt
-        keep(out, state)
+        return kill() if state["epoch"] == 3 else keep(out, state)
 
     with monkeypatch.context() as patch:
-        if where == "in an epoch":
-            patch.setattr("thyroid_lib.train.recipe.train_steps", killed_in_epoch_3)
-        else:
+        if how == "before it is kept":
             patch.setattr(run.checkpoint, "keep", killed_before_it_is_kept)
+        else:
+            happen_at(3 * 2 + 2, kill, patch)  # three steps an epoch
         with pytest.raises(KeyboardInterrupt):
-            train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
-    before = read_points(tmp_path / "run")["loss/train"]
-    assert [step for step, _ in before] == [1, 2] + [3] * (where != "in an epoch")
-    resumed = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+            train_model(tiny_store, out=folder, **SETTINGS, tensorboard=True)
+    if how == "in a write":
+        (events,) = (folder / live.FOLDER).iterdir()
+        os.truncate(events, events.stat().st_size - 5)
+    resumed = train_model(tiny_store, out=folder, **SETTINGS, tensorboard=True)
     assert resumed.meta["trained_epochs"] == 2
-    check_points(resumed.out, resumed.history)
-
-
-@needs_tensorboard
-def test_a_file_that_was_cut_off_by_a_kill_is_gone_on_from(tiny_store, tmp_path, monkeypatch):
-    def stopped_in_epoch_3(*args, epoch, **how):
-        if epoch == 3:
-            raise Stopped("enough")
-        return train_steps(*args, epoch=epoch, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("thyroid_lib.train.recipe.train_steps", stopped_in_epoch_3)
-        with pytest.raises(Stopped):
-            train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
-    (events,) = (tmp_path / "run" / live.FOLDER).iterdir()
-    os.truncate(events, events.stat().st_size - 5)
-    resumed = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
+    if how != "in a write":
+        return check_points(resumed.out, resumed.history)
     steps = [step for step, _ in read_points(resumed.out)["dice/val"]]
     assert steps == sorted(set(steps))
     assert set(steps) >= {1, 3, 4}

@@ -1,3 +1,5 @@
+"""A run from settings to tables: bits, resuming, stopping, selection, settings that do not fit."""
+
 import hashlib
 import json
 import signal
@@ -15,14 +17,15 @@ from thyroid_lib.evaluate.predict import load_model, predict_prob, score_rows
 from thyroid_lib.files import stopping
 from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.models import build_model, checkpoint, initialise
-from thyroid_lib.train import recipe as train
-from thyroid_lib.train import run
-from thyroid_lib.train.run import score_run, train_model, watch_sides
+from thyroid_lib.train import recipe
+from thyroid_lib.train.run import score_run, train_model
+from thyroid_lib.train.validate import validate
 
 SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
     "threads": 1, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
+TABLES = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
 
 
 def weights_of(run):
@@ -34,152 +37,180 @@ def same_weights(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def history_of(run) -> bytes:
+    return (run.out / "history.csv").read_bytes()
+
+
+def seen(run, model, store, side):
+    return validate(model, store, np.flatnonzero(run.sides == side), "cpu").summary(side)
+
+
+def happen_at(step: int, what, patch):
+    """Let something happen just before this step of the training (3 an epoch)."""
+    to_input, count = recipe.to_input, 0
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        if count == step:
+            what()
+        return to_input(*args)
+
+    patch.setattr(recipe, "to_input", counted)
+
+
 def test_it_learns_and_leaves_its_tables(tiny_store, tmp_path):
     run = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"epochs": 25, "lr": 1e-2})
     assert run.history.train_loss.iloc[-1] < 0.5 * run.history.train_loss.iloc[0]
     scores = score_run(run, tiny_store)
-    assert sorted(scores.case_id) == sorted(tiny_store.index.case_id[run.labels == "test"])
+    assert sorted(scores.case_id) == sorted(tiny_store.index.case_id[run.sides == "test"])
     assert scores.dice.mean() > 0.7
-    names = {file.name for file in run.out.iterdir()}
-    tables = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
-    assert names == {"model.pt", "run.json"} | tables
+    assert {file.name for file in run.out.iterdir()} == {"model.pt", "run.json"} | TABLES
     about = json.loads((run.out / "run.json").read_text())
     assert about["trained_epochs"] == 25
-    foreground = tiny_store.masks[run.labels == "train"].mean()
+    foreground = tiny_store.masks[run.sides == "train"].mean()
     assert about["train_foreground"] == pytest.approx(foreground, abs=1e-6)
     assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
+    assert about["machine"]["capability"] == torch.backends.cpu.get_cpu_capability()
+    assert isinstance(about["machine"]["bf16"], bool)
+    assert {"seed", "augment", "threshold", "protocol"} | SMALL.keys() <= about.keys()
+    assert about["files"].keys() == TABLES
+    for name, digest in about["files"].items():
+        assert hashlib.sha256((run.out / name).read_bytes()).hexdigest() == digest
 
 
-def test_two_runs_are_equal_to_the_bit_and_a_seed_makes_another(tiny_store, tmp_path):
+def test_a_new_setting_of_the_recipe_reaches_run_json_and_key(tiny_store, tmp_path, monkeypatch):
+    """With no other edit than of the loop itself."""
+    plain, fit, given = train_model(tiny_store, out=tmp_path / "a", **SMALL), recipe.fit, []
+
+    def fit_with_decay(*args, decay, **how):
+        given.append(decay)
+        return fit(*args, **how)
+
+    monkeypatch.setattr(recipe, "fit", fit_with_decay)
+    monkeypatch.setattr(recipe, "RECIPE", recipe.RECIPE | {"decay": 0.0})
+    run = train_model(tiny_store, out=tmp_path / "b", **SMALL, decay=0.5)
+    assert (given, run.meta["decay"]) == ([0.5], 0.5)
+    assert run.meta["key"] != plain.meta["key"]
+
+
+def test_equal_runs_have_equal_bits_and_other_settings_make_others(tiny_store, tmp_path):
+    changes = {"a": {}, "b": {}, "seed": {"seed": 1}, "augment": {"augment": "standard"},
+               "bf16": {"precision": "bf16"}}  # fmt: skip
     runs = {
-        name: train_model(tiny_store, out=tmp_path / name, seed=seed, **SMALL)
-        for name, seed in {"a": 0, "b": 0, "c": 1}.items()
+        name: train_model(tiny_store, out=tmp_path / name, **SMALL | changed)
+        for name, changed in changes.items()
     }
     assert same_weights(runs["a"], runs["b"])
-    assert not same_weights(runs["a"], runs["c"])
-    histories = [(tmp_path / name / "history.csv").read_bytes() for name in "ab"]
-    assert histories[0] == histories[1]
-
-
-def test_a_killed_run_goes_on_and_ends_in_the_same_bits(tiny_store, tmp_path, monkeypatch):
-    whole = train_model(tiny_store, out=tmp_path / "whole", **SMALL)
-    steps_of = train.train_steps
-
-    def killed_in_epoch_3(*args, epoch, **kwargs):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return steps_of(*args, epoch=epoch, **kwargs)
-
-    monkeypatch.setattr(train, "train_steps", killed_in_epoch_3)
-    with pytest.raises(KeyboardInterrupt):
-        train_model(tiny_store, out=tmp_path / "killed", **SMALL)
-    assert (tmp_path / "killed" / "checkpoint.pt").exists()
-    assert not (tmp_path / "killed" / "model.pt").exists()
-    monkeypatch.setattr(train, "train_steps", steps_of)
-    resumed = train_model(tiny_store, out=tmp_path / "killed", **SMALL)
-    assert resumed.meta["trained_epochs"] == 1
-    assert same_weights(whole, resumed)
-    assert (resumed.out / "history.csv").read_bytes() == (whole.out / "history.csv").read_bytes()
-    assert not (resumed.out / "checkpoint.pt").exists()
-
-
-def stop_after(steps: int, how, monkeypatch):
-    """Let `how` happen in this step of the training."""
-    steps_of, count = train.train_steps, 0
-
-    def counted(*args, **kwargs):
-        nonlocal count
-        for place in steps_of(*args, **kwargs):
-            count += 1
-            if count == steps:
-                how()
-            yield place
-
-    monkeypatch.setattr(train, "train_steps", counted)
+    assert history_of(runs["a"]) == history_of(runs["b"])
+    assert not any(same_weights(runs["a"], runs[name]) for name in ("seed", "augment", "bf16"))
+    assert len({run.meta["key"] for run in runs.values()}) == 4
+    again = train_model(tiny_store, out=tmp_path / "augment", **SMALL)
+    assert again.meta["trained_epochs"] == 3  # found weights of another recipe
 
 
 @pytest.mark.parametrize(
-    ("name", "selection", "steps"),  # of 3 epochs x 3
-    [("SIGINT", "last", 1), ("SIGTERM", "val", 5), ("time", "val", 6), ("SIGTERM", "last", 9)],
-)
-def test_told_to_stop_it_keeps_the_step_and_goes_on(
-    tiny_store, tmp_path, monkeypatch, name, selection, steps
+    ("how", "selection", "step", "kept"),  # of 3 epochs x 3 steps; whole epochs that are kept
+    [
+        ("kill", "last", 8, 2), ("SIGINT", "last", 1, 0), ("SIGTERM", "val", 5, 1),
+        ("time", "val", 6, 1), ("SIGTERM", "last", 9, 2),
+    ],
+)  # fmt: skip
+def test_stopped_in_an_epoch_it_goes_on_and_ends_in_the_same_bits(
+    tiny_store, tmp_path, monkeypatch, how, selection, step, kept
 ):
     asked = SMALL | {"selection": selection, "augment": "standard"}
     whole = train_model(tiny_store, out=tmp_path / "whole", **asked)
     before = signal.getsignal(signal.SIGTERM)
+
+    def kill():
+        raise SystemExit
+
     with monkeypatch.context() as patch:
-        if name == "time":
-            late = time.time() + 1000
-            patch.setenv("THYROID_DEADLINE", str(late))
-            stop_after(steps, lambda: patch.setattr(time, "time", lambda: late + 1), patch)
-        else:
-            stop_after(steps, lambda: signal.raise_signal(getattr(signal, name)), patch)
-        why = "its time budget is used up" if name == "time" else "it was told to"
-        with pytest.raises(Stopped, match=rf"run: stopped in epoch \d of 3, as {why}; .*goes on"):
+        late = time.time() + 1000
+        patch.setenv("THYROID_DEADLINE", str(late))
+        stops = {"kill": kill, "time": lambda: patch.setattr(time, "time", lambda: late + 1)}
+        stop = stops.get(how) or (lambda: signal.raise_signal(getattr(signal, how)))
+        happen_at(step, stop, patch)
+        with pytest.raises(SystemExit if how == "kill" else Stopped) as raised:
             train_model(tiny_store, out=tmp_path / "run", **asked)
+        if how != "kill":
+            assert f"run: stopped in epoch {kept + 1} of 3, as " in str(raised.value)
+            assert ("time budget" in str(raised.value)) == (how == "time")
     assert signal.getsignal(signal.SIGTERM) == before
-    within = checkpoint.read(tmp_path / "run" / "checkpoint.pt")["within"]
-    assert within["steps"] == (steps - 1) % 3 + 1
+    assert not (tmp_path / "run" / "model.pt").exists()
+    assert (tmp_path / "run" / "checkpoint.pt").exists() == (kept > 0)
+    torch.rand(7)  # the global random state must not matter
     resumed = train_model(tiny_store, out=tmp_path / "run", **asked)
+    assert resumed.meta["trained_epochs"] == 3 - kept
     assert same_weights(whole, resumed)
-    assert (resumed.out / "history.csv").read_bytes() == (whole.out / "history.csv").read_bytes()
+    assert history_of(resumed) == history_of(whole)
     assert {path.name for path in resumed.out.iterdir()} == {"model.pt", "history.csv"}
 
 
 @pytest.mark.parametrize(("grace", "obeyed"), [(60, Stopped), (0, KeyboardInterrupt)])
-def test_told_twice_it_obeys_at_once(tiny_store, tmp_path, monkeypatch, grace, obeyed):
+def test_a_second_signal_is_obeyed_at_once(tiny_store, tmp_path, monkeypatch, grace, obeyed):
     def twice():
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.setattr(stopping, "GRACE", grace)
         signal.raise_signal(signal.SIGINT)
 
-    stop_after(2, twice, monkeypatch)
+    happen_at(2, twice, monkeypatch)
     with pytest.raises(obeyed):
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
 
 
-def test_told_to_stop_in_the_last_epoch_it_stops_too(tiny_store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("epoch", "how"), [(1, "signal"), (3, "signal"), (3, "kill")])
+def test_stopped_as_soon_as_a_state_is_kept(tiny_store, tmp_path, monkeypatch, epoch, how):
     keep = checkpoint.keep
 
-    def told(out, state):
+    def stop(out, state):
         keep(out, state)
-        if state["epoch"] == 3:
+        if state["epoch"] == epoch and how == "kill":
+            raise SystemExit
+        if state["epoch"] == epoch:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "keep", told)
-        with pytest.raises(Stopped, match="trained, and told to stop"):
+        patch.setattr(checkpoint, "keep", stop)
+        with pytest.raises((Stopped, SystemExit)) as raised:
             train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    if how == "signal":
+        assert ("stopped in epoch 2" if epoch == 1 else "not scored") in str(raised.value)
     done = train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    assert done.meta["trained_epochs"] == 0
+    assert done.meta["trained_epochs"] == 3 - epoch
+    assert same_weights(done, train_model(tiny_store, out=tmp_path / "whole", **SMALL))
 
 
-def test_a_budget_stops_it_and_the_next_start_goes_on(tiny_store, tmp_path):
+def test_a_budget_stops_it_and_what_is_finished_needs_no_time(tiny_store, tmp_path):
     with pytest.raises(Stopped, match="time budget is used up"):
         train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1e-6)
-    done = train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1000)
-    assert done.meta["trained_epochs"] == 3
-    # what is finished needs no time
-    again = train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=1e-6)
-    assert again.meta["trained_epochs"] == 0
+    for budget, trained in ((1000, 3), (1e-6, 0)):
+        done = train_model(tiny_store, out=tmp_path / "run", **SMALL, budget_minutes=budget)
+        assert done.meta["trained_epochs"] == trained
 
 
-def test_in_a_long_epoch_the_state_is_kept_every_few_minutes(tiny_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "KEEP_EVERY", -1)
-    kept, keep = [], checkpoint.keep
-    monkeypatch.setattr(
-        checkpoint, "keep", lambda out, state: (kept.append(state["within"]), keep(out, state))
-    )
-    train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    assert [within and within["steps"] for within in kept] == [1, 2, 3, None] * 3
+def test_a_loss_that_is_no_number_stops_with_advice(tiny_store, tmp_path, monkeypatch):
+    loss = recipe.binary_cross_entropy_with_logits
+    seen = []
+
+    def infinite_in_epoch_2(logits, mask):
+        seen.append(1)
+        return loss(logits, mask) * (torch.inf if len(seen) == 4 else 1)
+
+    monkeypatch.setattr(recipe, "binary_cross_entropy_with_logits", infinite_in_epoch_2)
+    with pytest.raises(FloatingPointError, match=r"run: the loss became (nan|inf)") as error:
+        train_model(tiny_store, out=tmp_path / "run", **SMALL)
+    for part in ("in epoch 2, at lr 0.001 in fp32", "lower lr", "checkpoint is kept"):
+        assert part in str(error.value)
+    assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
 def test_too_little_memory_says_what_to_lower(tiny_store, tmp_path, monkeypatch):
     def full():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    stop_after(4, full, monkeypatch)
+    happen_at(4, full, monkeypatch)
     with pytest.raises(RuntimeError, match="lower batch_size, or else width") as error:
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
     for part in ("model unet", "width 4", "batch_size 5", "size 32", "precision fp32"):
@@ -187,26 +218,20 @@ def test_too_little_memory_says_what_to_lower(tiny_store, tmp_path, monkeypatch)
     assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
-def test_the_tables_checksums_stand_in_run_json(tiny_store, tmp_path):
-    done = train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    score_run(done, tiny_store)
-    files = json.loads((done.out / "run.json").read_text())["files"]
-    assert set(files) == {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
-    for name, digest in files.items():
-        assert hashlib.sha256((done.out / name).read_bytes()).hexdigest() == digest
+def test_a_finished_run_is_trained_again_only_for_what_moves_weights(
+    tiny_store, tmp_path, monkeypatch
+):
+    def train(**changed):
+        return train_model(tiny_store, out=tmp_path / "run", **SMALL | changed)
 
-
-def test_a_finished_run_is_not_trained_again_unless_something_changed(tiny_store, tmp_path):
-    first = train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    again = train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    assert (first.meta["trained_epochs"], again.meta["trained_epochs"]) == (3, 0)
+    first, again, other = train(), train(), train(threshold=0.3)
+    trained = [run.meta["trained_epochs"] for run in (first, again, other)]
+    assert (trained, other.meta["threshold"]) == ([3, 0, 0], 0.3)
     assert again.meta["train_seconds"] == first.meta["train_seconds"]
     pd.testing.assert_frame_equal(first.history, again.history)
-    # a threshold moves scores, not weights
-    other = train_model(tiny_store, out=tmp_path / "run", **SMALL, threshold=0.3)
-    assert (other.meta["trained_epochs"], other.meta["threshold"]) == (0, 0.3)
-    slower = train_model(tiny_store, out=tmp_path / "run", **SMALL | {"lr": 1e-4})
-    assert slower.meta["trained_epochs"] == 3
+    assert train(lr=1e-4).meta["trained_epochs"] == 3
+    monkeypatch.setattr(recipe, "TRAINING_VERSION", recipe.TRAINING_VERSION + 1)
+    assert train(lr=1e-4).meta["trained_epochs"] == 3
 
 
 @pytest.mark.parametrize("model", ["unet", "segnet", "resunet"])
@@ -218,113 +243,103 @@ def test_scored_again_it_gives_the_same_bytes(tiny_store, tmp_path, model):
         score_run(run, tiny_store)
         probs.append(predict_prob(run.model, tiny_store.images))
         tables.append([path.read_bytes() for path in sorted(run.out.glob("*.csv"))])
-    assert run.meta["trained_epochs"] == 0
-    assert np.array_equal(*probs)
-    assert tables[0] == tables[1]
     stored, _ = load_model(run.out / "model.pt")
+    assert np.array_equal(*probs)
     assert np.array_equal(predict_prob(stored, tiny_store.images), probs[0])
-
-
-def test_another_training_version_trains_anew(tiny_store, tmp_path, monkeypatch):
-    train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    monkeypatch.setattr(train, "TRAINING_VERSION", train.TRAINING_VERSION + 1)
-    assert train_model(tiny_store, out=tmp_path / "run", **SMALL).meta["trained_epochs"] == 3
+    assert tables[0] == tables[1]
 
 
 def test_selection_keeps_the_best_epoch_on_validation(tiny_store, tmp_path):
-    run = train_model(
-        tiny_store, out=tmp_path / "run", selection="val", val_share=0.3, **SMALL | {"epochs": 6}
-    )
+    how = SMALL | {"epochs": 6, "selection": "val", "val_share": 0.3}
+    run = train_model(tiny_store, out=tmp_path / "run", **how)
     assert run.meta["selected_epoch"] == run.history.val_dice.idxmax() + 1
-    model, _ = load_model(run.out / "model.pt")
-    again = watch_sides(model, tiny_store, run.labels, ["val"], "cpu")
+    again = seen(run, load_model(run.out / "model.pt")[0], tiny_store, "val")
     assert again["val_dice"] == pytest.approx(run.history.val_dice.max(), abs=1e-6)
+    last = train_model(tiny_store, out=tmp_path / "last", **how | {"selection": "last"})
+    assert last.meta["selected_epoch"] == 6
+    assert not [column for column in last.history if "test" in column]
 
 
 def test_the_reported_protocol_chooses_on_test_and_keeps_what_validation_chose(
     tiny_store, tmp_path
 ):
-    how = {"protocol": "reported", "selection": "test", "val_share": 0.3}
-    run = train_model(tiny_store, out=tmp_path / "run", **how, **SMALL | {"epochs": 6})
+    how = SMALL | {"epochs": 6, "protocol": "reported", "selection": "test", "val_share": 0.3}
+    run = train_model(tiny_store, out=tmp_path / "run", **how)
     assert run.meta["selected_epoch"] == run.history.test_dice_pooled.idxmax() + 1
     for model, side, measure in (
         (run.model, "test", "test_dice_pooled"), (run.val_model, "val", "val_dice")
     ):  # fmt: skip
-        again = watch_sides(model, tiny_store, run.labels, [side], "cpu")
-        assert again[measure] == pytest.approx(run.history[measure].max(), abs=1e-6)
+        best = run.history[measure].max()
+        assert seen(run, model, tiny_store, side)[measure] == pytest.approx(best, abs=1e-6)
     scores = score_run(run, tiny_store)
     pooled = pooled_dice(scores.square_both.to_numpy(), scores.square_total.to_numpy())
     assert pooled == pytest.approx(run.history.test_dice_pooled.max(), abs=1e-6)
     of_val = pd.read_csv(run.out / "scores_val.csv")
     assert list(of_val.case_id) == list(scores.case_id)
-    plain = train_model(
-        tiny_store, out=tmp_path / "plain", **how | {"protocol": "random", "selection": "val"},
-        **SMALL | {"epochs": 6},
-    )  # fmt: skip
+    how |= {"protocol": "random", "selection": "val"}
+    plain = train_model(tiny_store, out=tmp_path / "plain", **how)
     assert np.allclose(score_run(plain, tiny_store).dice, of_val.dice, atol=1e-6)
 
 
-def test_test_data_chooses_nothing(tiny_store, tmp_path):
+@pytest.mark.parametrize("selection", ["last", "val"])
+def test_test_data_chooses_nothing(tiny_store, tmp_path, selection):
     """Test masks turned inside out move no weight, epoch, threshold or calibration."""
-    labels = split_cases(tiny_store.index, protocol="grouped", folds=4, val_share=0.3)
-    for selection in ("last", "val"):
-        how = SMALL | {"selection": selection, "val_share": 0.3}
-        clean = train_model(tiny_store, out=tmp_path / f"clean-{selection}", **how)
-        masks, bits = np.array(tiny_store.masks), np.array(tiny_store.bits)
-        for row in np.flatnonzero(labels == "test"):
-            masks[row] = 1 - masks[row]
-            start = tiny_store.index.offset[row]
-            bits[start : start + 44 * 56 // 8] ^= 255
-        poisoned = replace(tiny_store, masks=masks, bits=bits, fingerprint="poisoned")
-        other = train_model(poisoned, out=tmp_path / f"poisoned-{selection}", **how)
-        assert other.meta["trained_epochs"] == 3  # not the weights of the clean run
-        assert same_weights(clean, other)
-        assert not score_run(clean, tiny_store).brier.equals(score_run(other, poisoned).brier)
-        about = [json.loads((run.out / "run.json").read_text()) for run in (clean, other)]
-        for chosen in ("selected_epoch", "threshold", "temperature"):
-            assert about[0][chosen] == about[1][chosen]
-        pd.testing.assert_frame_equal(clean.history, other.history)
+    sides = split_cases(tiny_store.index, protocol="grouped", folds=4, val_share=0.3)
+    how = SMALL | {"selection": selection, "val_share": 0.3}
+    clean = train_model(tiny_store, out=tmp_path / "clean", **how)
+    masks, bits = np.array(tiny_store.masks), np.array(tiny_store.bits)
+    for row in np.flatnonzero(sides == "test"):
+        masks[row] = 1 - masks[row]
+        start = tiny_store.index.offset[row]
+        bits[start : start + 44 * 56 // 8] ^= 255
+    poisoned = replace(tiny_store, masks=masks, bits=bits, fingerprint="poisoned")
+    other = train_model(poisoned, out=tmp_path / "poisoned", **how)
+    assert same_weights(clean, other)
+    assert not score_run(clean, tiny_store).brier.equals(score_run(other, poisoned).brier)
+    about = [json.loads((run.out / "run.json").read_text()) for run in (clean, other)]
+    for chosen in ("selected_epoch", "threshold", "temperature"):
+        assert about[0][chosen] == about[1][chosen]
+    pd.testing.assert_frame_equal(clean.history, other.history)
 
 
-def test_the_last_epoch_never_looks_at_the_test_side(tiny_store, tmp_path):
-    run = train_model(tiny_store, out=tmp_path / "run", **SMALL)
-    assert not [column for column in run.history if "test" in column]
-    assert run.meta["selected_epoch"] == 3
-
-
-def test_watched_loss_and_dice_are_the_mean_over_cases(tiny_store):
+def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
     class Half(torch.nn.Module):
         def forward(self, image):
             return torch.zeros_like(image)
 
-    labels = np.where(np.arange(len(tiny_store)) < 4, "val", "train")
-    seen = watch_sides(Half(), tiny_store, labels, ["val"], "cpu")
-    assert seen["val_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    record = validate(Half(), tiny_store, np.arange(4), "cpu").summary("val")
+    assert record["val_loss"] == pytest.approx(np.log(2), abs=1e-6)
     nothing = np.zeros_like(tiny_store.masks[0], dtype=bool)  # 0.5 is not above 0.5
-    assert seen["val_dice"] == np.mean(
-        [dice(nothing, tiny_store.masks[row].astype(bool)) for row in range(4)]
-    )
+    each = [dice(nothing, tiny_store.masks[row].astype(bool)) for row in range(4)]
+    assert record["val_dice"] == np.mean(each)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"epochs": 0}, "got epochs 0"),
-        ({"lr": 0.0}, "lr above 0"),
         ({"selection": "best"}, "need one of last, val, test"),
         ({"selection": "val", "val_share": 0.0}, "raise val_share above 0"),
-        ({"selection": "test"}, "only protocol 'reported' chooses on the test set"),
-        ({"protocol": "reported"}, "say both or neither"),
+        ({"selection": "test"}, "protocol 'reported' chooses on the test set"),
+        ({"protocol": "reported"}, "set both or neither"),
         ({"model": "vnet"}, "unet, segnet, resunet"),
+        ({"model": "segnet", "width": -1}, "width must be a whole number"),
         ({"augment": "blur"}, "augment: got 'blur', need one of none, standard"),
         ({"precision": "half"}, "precision: got 'half', need auto, fp32"),
         ({"device": "tpu"}, "device: got 'tpu'"),
         ({"protocol": "sweep"}, "need one of random, reported, official, grouped"),
+        ({"epoch": 3}, "no settings of the recipe: epoch"),
     ],
 )
-def test_impossible_settings_stop_before_any_work(tiny_store, tmp_path, wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_do_not_fit_stop_before_any_work(tiny_store, tmp_path, wrong, message):
+    with pytest.raises((ValueError, TypeError), match=message):
         train_model(tiny_store, out=tmp_path / "run", **SMALL | wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_does_not_fit_stops_before_any_work(tiny_store, tmp_path):
+    wrong = replace(tiny_store, settings=tiny_store.settings | {"size": 40})
+    with pytest.raises(ValueError, match="multiples of 16, got 40x40"):
+        train_model(wrong, out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
 
 
@@ -336,7 +351,7 @@ def train_plainly(net, store, rows, *, seed, epochs, batch_size, lr):
     optimiser = torch.optim.Adam(net.parameters(), lr=lr)
     for epoch in range(1, epochs + 1):
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        for batch in train.cut_batches(torch.randperm(len(rows), generator=draw), batch_size):
+        for batch in recipe.cut_batches(torch.randperm(len(rows), generator=draw), batch_size):
             prob = torch.sigmoid(net(images[batch]))
             loss = torch.nn.functional.binary_cross_entropy(prob, masks[batch])
             optimiser.zero_grad()
@@ -345,34 +360,19 @@ def train_plainly(net, store, rows, *, seed, epochs, batch_size, lr):
     return net.eval()
 
 
-def test_augmentation_and_precision_make_other_weights(tiny_store, tmp_path):
-    runs = {
-        name: train_model(tiny_store, out=tmp_path / name, **SMALL | changed)
-        for name, changed in {
-            "plain": {}, "augmented": {"augment": "standard"}, "bf16": {"precision": "bf16"}
-        }.items()
-    }  # fmt: skip
-    assert len({run.meta["key"] for run in runs.values()}) == 3
-    assert not same_weights(runs["plain"], runs["augmented"])
-    assert not same_weights(runs["plain"], runs["bf16"])
-    assert runs["augmented"].meta["augment"] == "standard"
-    again = train_model(tiny_store, out=tmp_path / "augmented", **SMALL)
-    assert again.meta["trained_epochs"] == SMALL["epochs"]  # found weights of another recipe
-
-
 # SegNet's seeds lie farther apart
 @pytest.mark.parametrize(("model", "within"), [("unet", 0.02), ("segnet", 0.06), ("resunet", 0.02)])
 def test_fast_training_ends_at_the_dice_of_a_plain_loop(tiny_store, tmp_path, model, within):
-    recipe = {"epochs": 40, "batch_size": 5, "lr": 5e-3}
+    settings = {"epochs": 40, "batch_size": 5, "lr": 5e-3}
     fast, plain = [], []
     torch.set_num_threads(1)
     for seed in (0, 1):
-        asked = SMALL | recipe | {"model": model, "seed": seed, "precision": "bf16"}
+        asked = SMALL | settings | {"model": model, "seed": seed, "precision": "bf16"}
         run = train_model(tiny_store, out=tmp_path / f"{seed}", **asked)
         fast.append(score_run(run, tiny_store).dice.mean())
-        net = build_model(model, width=SMALL["width"])
-        train_plainly(net, tiny_store, np.flatnonzero(run.labels == "train"), seed=seed, **recipe)
-        tested = np.flatnonzero(run.labels == "test")
+        net, rows = build_model(model, width=SMALL["width"]), np.flatnonzero(run.sides == "train")
+        train_plainly(net, tiny_store, rows, seed=seed, **settings)
+        tested = np.flatnonzero(run.sides == "test")
         plain.append(score_rows(net, tiny_store, tested).cases.dice.mean())
     assert np.mean(plain) > 0.85
     assert np.mean(fast) == pytest.approx(np.mean(plain), abs=within)

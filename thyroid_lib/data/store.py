@@ -206,9 +206,9 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
 def default_store(cases: pd.DataFrame | None = None) -> Store:
     """Return the store of a notebook that is run by itself, and print what it is.
 
-    That is `results/alone/store`, which 1-preprocess writes by default. Where it is missing it is
-    built, small: of `cases` or, without any, of the phantoms that 1-preprocess draws by default.
-    Where it holds another source than `cases`, it is left alone and another folder is used.
+    That is `results/alone/store`, which 1-preprocess writes by default. Where it is missing, or
+    holds another source than `cases`, a small store is built beside it: of `cases` or, without
+    any, of the phantoms that 1-preprocess draws by default.
 
     Raises:
         ValueError: the store is damaged; as `build_store`.
@@ -220,10 +220,11 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
         store = None
     if store and cases is not None and _is_foreign(store, cases):
         print(f"{name} is not used: it holds {store}")
-        name, store = f"{ALONE}/store-{cases['dataset'].iloc[0]}", None
+        store = None
     if store is None:
         if cases is None:
             cases = load_cases("phantom", folder=project_path(ALONE) / "phantom")
+        name = f"{ALONE}/store-{cases['dataset'].iloc[0]}"
         store = build_store(cases, project_path(name), size=64)
     print(f"{name}: {store}")
     return store

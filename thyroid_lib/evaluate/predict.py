@@ -13,7 +13,7 @@ from torch import Tensor
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.scores import Scores, score_maps
-from thyroid_lib.models import arithmetic, checkpoint, to_input, user_networks
+from thyroid_lib.models import arithmetic, build_model, checkpoint, to_input, user_networks
 
 
 @torch.inference_mode()
@@ -70,7 +70,7 @@ def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
 
     In the one memory layout that every score comes from: another one gives other last bits.
     """
-    model = user_networks.build(name, width=width)
+    model = build_model(name, width=width)
     model.load_state_dict(weights)
     return model.to(memory_format=torch.channels_last).eval()
 

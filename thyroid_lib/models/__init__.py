@@ -1,34 +1,31 @@
 """The networks under comparison, each as its paper draws it, in a file of its own.
 
 Shapes are written for the papers' width w = 64, images (N, 1, H, W). Every network takes
-(in_channels, out_channels, width), returns logits (N, out_channels, H, W), never probabilities, and
-has a bias in every convolution. All start from one scheme of initial weights, so nothing but the
-architecture differs between two models built here.
+(in_channels, out_channels, width), returns logits (N, out_channels, H, W) and has a bias in every
+convolution. All networks draw their initial weights by the same scheme (`initialise`).
 
     from thyroid_lib.models import Network, build_model, initialise
 
-torch is loaded with the first of these names, not with the package: the workflow reads the names of
-user networks at every start.
+torch is imported with the first of these names, not with the package: the workflow reads the names
+of user networks at every start.
 """
 
-_FROM = {
-    "blocks": ("PAPER_WIDTH", "Network", "at_least_one", "conv_bn_relu", "up_conv"),
-    "unet": ("UNet",),
-    "segnet": ("SegNet",),
-    "resunet": ("ResUNet", "ResidualUnit"),
-    "reported": ("ReportedResidualUnit", "ResUNetReported", "SegNetReported"),
-    "registry": (
-        "MODELS", "PRECISIONS", "arithmetic", "build_model", "count_parameters", "initialise",
-        "multiply_adds", "to_input",
-    ),
-}  # fmt: skip
+from importlib import import_module
+
+_NAMES = {
+    "blocks": "PAPER_WIDTH Network at_least_one conv_bn_relu up_conv",
+    "unet": "UNet",
+    "segnet": "SegNet",
+    "resunet": "ResUNet ResidualUnit",
+    "reported": "ReportedResidualUnit ResUNetReported SegNetReported SegNetReportedNoReLU",
+    "registry": "MODELS PRECISIONS arithmetic build_model count_parameters initialise "
+    "multiply_adds to_input",
+}
 
 
 def __getattr__(name: str):
-    """Import what is asked for from the file that defines it (PEP 562)."""
-    from importlib import import_module
-
-    for module, names in _FROM.items():
-        if name in names:
-            return getattr(import_module(f"thyroid_lib.models.{module}"), name)
+    """Import a name from the file that defines it (PEP 562)."""
+    for file, names in _NAMES.items():
+        if name in names.split():
+            return getattr(import_module(f"thyroid_lib.models.{file}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the networks share: their base class, 3x3 convolution blocks, the 2x2 up-convolution."""
+"""Shared parts of the networks: base class, 3x3 convolution blocks, 2x2 up-convolution."""
 
 import math
 from itertools import pairwise
@@ -22,15 +22,11 @@ def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
 
 
 class Network(nn.Module):
-    """What all share: their arguments, and the check of what they are given.
+    """Base class of all networks: their arguments, and a check of the images they get.
 
     Args:
-        in_channels, out_channels: at least 1.
-        width: channels of the first stage, at least 1; all other counts scale with it. 64 in
-            every paper.
-
-    Raises:
-        ValueError: an argument is not a whole number of at least 1.
+        in_channels, out_channels, width: whole numbers of at least 1. `width` is the number of
+            channels of the first stage, 64 in every paper; all other counts scale with it.
     """
 
     divisor: int  # H and W must be multiples of it: 2 to the number of halvings
@@ -43,18 +39,17 @@ class Network(nn.Module):
 
     def check(self, images: Tensor) -> None:
         """Raise ValueError, with what to do, unless images are (N, in_channels, H, W) that fit."""
-        shape, name = tuple(images.shape), type(self).__name__
+        shape, name, step = tuple(images.shape), type(self).__name__, self.divisor
         if len(shape) != 4 or shape[1] != self.in_channels:
             raise ValueError(
                 f"{name} needs images of shape (N, {self.in_channels}, H, W), got {shape}; "
                 "add the missing axis or build the model with another in_channels"
             )
-        height, width = shape[2:]
-        if min(height, width) < 1 or height % self.divisor or width % self.divisor:
-            padded = [max(1, math.ceil(side / self.divisor)) * self.divisor for side in shape[2:]]
+        height, width = (max(1, math.ceil(side / step)) * step for side in shape[2:])
+        if (height, width) != shape[2:]:
             raise ValueError(
-                f"{name} needs height and width that are multiples of {self.divisor}, got "
-                f"{height}x{width}; the nearest padded size is {padded[0]}x{padded[1]}: change "
+                f"{name} needs height and width that are multiples of {step}, got "
+                f"{shape[2]}x{shape[3]}; the nearest padded size is {height}x{width}: change "
                 "`size` in the parameters"
             )
 

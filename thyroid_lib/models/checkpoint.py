@@ -1,12 +1,10 @@
-"""Where a killed run goes on: whole files, checked by checksum, trusted only if their key fits.
+"""Checkpoints: files with checksums, used only under the key that they were saved under.
 
-    checkpoint.pt  checkpoint-previous.pt  while a run trains; never more than these two
-    model.pt                               what is left of them when it is finished
+    checkpoint.pt  checkpoint-previous.pt  while a run trains: its last two states
+    model.pt                               the finished run
 
-The key covers all that decides the weights: the store's fingerprint, the split, the training
-parameters (threads among them: sums in another order give other bits), the version of the training
-arithmetic, and the code of a user's own network. Moving or renaming a file of the library, or a
-change of metrics or plots, costs no training step.
+The key covers all that decides the weights: data, split, training settings, versions, and the code
+of a user's own network. Changes of metrics, plots or file names do not change it.
 """
 
 import errno
@@ -22,51 +20,39 @@ import torch
 
 from thyroid_lib.files.writing import print_note, remove_file, write_error, write_file
 
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+
 
 def run_key(
-    *,
-    data: str,
-    labels: np.ndarray,
-    parameters: dict,
-    training_version: int,
-    architecture: dict | None = None,
+    *, data: str, sides: np.ndarray, parameters: dict, training_version: int, architecture: dict
 ) -> str:
-    """Return a SHA-256 over data, split, training parameters and training arithmetic.
+    """Return a SHA-256 over all that decides the weights of a run.
 
-    Args:
-        data: the store's fingerprint.
-        labels: array of str (N,), the side of every case.
-        parameters: what the training loop was asked for; plain JSON values.
-        training_version: `train.TRAINING_VERSION`.
-        architecture: what makes a network of one's own, see `architectures`; None or {} for one of
-            the library, which the training version covers.
+    data is the store's fingerprint, sides the side of every case (str, (N,)), parameters the
+    training settings, and architecture the code and packages of a user's own network, if it is one.
     """
     content = {
         "training_version": training_version,
         "data": data,
         "parameters": parameters,
-        "split": hashlib.sha256("\n".join(labels).encode()).hexdigest(),
+        "split": hashlib.sha256("\n".join(sides).encode()).hexdigest(),
         "torch": torch.__version__.split("+")[0],
-    }
-    if architecture:
-        content["architecture"] = architecture
+    } | ({"architecture": architecture} if architecture else {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save(path: str | Path, state: dict) -> Path:
-    """Write tensors and plain values whole or not at all."""
+    """Write tensors and plain values, the whole file or nothing."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return write_file(path, buffer.getbuffer())
 
 
 def read(path: str | Path) -> dict:
-    """Read what `save` wrote, on to the CPU. It is data, never code (`weights_only=True`).
+    """Read a file of `save` on to the CPU: data, never code (`weights_only=True`).
 
-    Raises:
-        ValueError: the file is damaged: a record's checksum, which torch itself passes over, is
-            wrong; or it is none of these files.
-        OSError, MemoryError: it could not be read, which is no fault of the file's.
+    ValueError: it is damaged (torch does not look at the checksums), or of another kind. OSError,
+    MemoryError: it cannot be read now, for a reason outside the file.
     """
     path = Path(path)
     try:
@@ -76,26 +62,22 @@ def read(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"holds a {type(state).__name__}")
-    except MemoryError:
-        raise
+        return state
     except Exception as error:  # zipfile and torch raise a dozen kinds on a damaged file
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is of a wrong offset
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wrong offset
             raise
-        if "allocate memory" in str(error):
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise MemoryError(f"too little memory to read {path.name}") from error
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        what = "it holds what is no data, and is not run" if "weights_only" in str(error) else what
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        what = "it holds code, which is not run" if "weights_only" in str(error) else what
         raise ValueError(f"{path.name} of {path.parent.name} is damaged ({what})") from error
-    return state
 
 
 def load(path: str | Path, *, key: str) -> dict | None:
-    """Read a state saved under this key; None if there is none or another training made it.
+    """Read a state saved under this key; None if there is none, or one of another training.
 
-    A damaged file is named, passed over and removed.
-
-    Raises:
-        OSError, MemoryError: it could not be read, which is no fault of the file's; it stays.
+    A damaged file is reported and removed. A file that cannot be read now stays, and OSError or
+    MemoryError is raised.
     """
     path = Path(path)
     if not path.exists():
@@ -103,33 +85,28 @@ def load(path: str | Path, *, key: str) -> dict | None:
     try:
         state = read(path)
     except ValueError as error:
-        print_note(f"{error}: it is passed over, and what it held is made again")
+        print_note(f"{error}: it is passed over and removed")
         path.unlink()
         return None
-    except OSError as error:  # a folder in its place, say
+    except OSError as error:  # such as a folder in its place
         raise write_error(error, path) from error
     return state if state.get("key") == key else None
 
 
 def keep(folder: str | Path, state: dict) -> None:
-    """Save where a training is; the state before stays, as the disk may spoil the newest."""
-    newest, previous = _places(folder)
+    """Save the newest state of a training beside the one before, in case the disk damages one."""
+    newest = Path(folder, NEWEST)
     if newest.exists():
-        os.replace(newest, previous)  # first, so that three never lie on the disk
+        os.replace(newest, Path(folder, PREVIOUS))  # first: never three on the disk
     save(newest, state)
 
 
 def resume(folder: str | Path, *, key: str) -> dict | None:
-    """Return the newest sound state that was kept under this key; None if there is none."""
-    states = (load(path, key=key) for path in _places(folder))
-    return next((state for state in states if state), None)
+    """Return the newest undamaged state kept under this key; None if there is none."""
+    return load(Path(folder, NEWEST), key=key) or load(Path(folder, PREVIOUS), key=key)
 
 
 def forget(folder: str | Path) -> None:
-    """Remove what was kept: the training is finished."""
-    for path in _places(folder):
-        remove_file(path)
-
-
-def _places(folder: str | Path) -> tuple[Path, Path]:
-    return Path(folder, "checkpoint.pt"), Path(folder, "checkpoint-previous.pt")
+    """Remove the checkpoints of a finished training."""
+    for name in (NEWEST, PREVIOUS):
+        remove_file(Path(folder, name))

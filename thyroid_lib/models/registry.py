@@ -1,20 +1,20 @@
-"""Networks by name, their common initial weights, precision and size.
+"""Networks by name; their initial weights, input, precision and cost.
 
 model = build_model("unet", width=16)
 initialise(model, seed=0)
-logits = model(image)  # (N,1,H,W) in [0,1] → (N,1,H,W), never probabilities
+logits = model(image)  # (N,1,H,W) in [0,1] → (N,1,H,W)
 """
 
 import copy
-import math
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from thyroid_lib.models import user_networks
 from thyroid_lib.models.blocks import PAPER_WIDTH, Network
-from thyroid_lib.models.reported import ResUNetReported, SegNetReported
+from thyroid_lib.models.reported import ResUNetReported, SegNetReported, SegNetReportedNoReLU
 from thyroid_lib.models.resunet import ResUNet
 from thyroid_lib.models.segnet import SegNet
 from thyroid_lib.models.unet import UNet
@@ -25,37 +25,36 @@ MODELS = {
     "resunet": ResUNet,
     "segnet_reported": SegNetReported,
     "resunet_reported": ResUNetReported,
-    "segnet_reported_no_relu": partial(SegNetReported, last_relu=False),
+    "segnet_reported_no_relu": SegNetReportedNoReLU,
 }
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_model(
     name: str, in_channels: int = 1, out_channels: int = 1, width: int | None = None
 ) -> Network:
-    """Build a network by name; `initialise` then sets its weights.
+    """Build a network of the library or of a user by name; `initialise` then sets its weights.
 
-    width is the number of base channels; None or 0 means the paper's 64.
-
-    Raises:
-        ValueError: unknown name (the message lists the choices), or a width or channel count
-            below 1.
+    A width (base channels) of None or 0 is the papers' 64. ValueError: unknown or ambiguous name, a
+    user's file that does not fit, or a count below 1.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    if width is None or (width == 0 and not isinstance(width, bool)):
-        width = PAPER_WIDTH
+    own, width = user_networks.files(), width or PAPER_WIDTH
+    if name in MODELS and name in own:
+        raise ValueError(
+            f"architectures/{name}.py has the name of a network of the library: rename the file"
+        )
+    if name not in MODELS and name not in own:
+        raise ValueError(
+            f"unknown model {name!r}; choose one of {', '.join([*MODELS, *own])}, or write "
+            f"{user_networks.FOLDER}/{name}.py ({user_networks.HELP})"
+        )
+    if name in own:
+        return user_networks.build(name, in_channels, out_channels, width)
     return MODELS[name](in_channels, out_channels, width)
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager:
-    """Return the context in which a network computes in this precision.
-
-    Raises:
-        ValueError: an unknown precision.
-    """
+    """Return the context in which a network computes in this precision, a key of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, need one of {', '.join(PRECISIONS)}")
     if precision == "fp32":
@@ -70,13 +69,10 @@ def to_input(images: Tensor) -> Tensor:
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Set all weights, in place, by the one scheme that every model shares.
+    """Set all weights, in place, by PyTorch's default scheme, which the reported study used.
 
-    It is PyTorch's own default, which the reported study used: convolutions and their biases
-    uniform within ±1/sqrt(fan_in), batch norm 1 and 0 with fresh running statistics; what else a
-    network of one's own has is set by its layers' `reset_parameters`. Drawn in
-    module order on the CPU: the same seed gives the same weights on any device, and the global
-    random state is left as it was.
+    Convolutions and their biases are uniform within ±1/sqrt(fan_in), batch norm starts at 1 and 0.
+    The same seed gives the same weights on any device; the global random state is left alone.
     """
     device = next(model.parameters()).device
     model.cpu()
@@ -94,30 +90,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: Network, size: int) -> int:
-    """Multiply-adds for one image (1, in_channels, size, size), without biases.
+    """Multiply-adds for one image (1, in_channels, size, size), biases not counted.
 
-    Those of convolutions and linear layers; no other layer of the papers' networks has any.
-
-    Counted from shapes alone (torch's "meta" device): nothing is computed, the model is untouched.
-
-    Raises:
-        ValueError: size is not a multiple of the model's divisor.
+    torch's FlopCounterMode counts two operations for each. It runs on the "meta" device, which has
+    shapes and no values, so nothing is computed and the model is untouched.
     """
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        # each weight is used once per output pixel; in a transposed convolution, per input pixel
-        nonlocal total
-        if isinstance(layer, nn.Linear):  # (…, features), tokens or windows of the one image
-            total += layer.weight.numel() * math.prod(output.shape[:-1])
-            return
-        pixels = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        total += layer.weight.numel() * pixels.shape[0] * math.prod(pixels.shape[2:])
-
     shapes = copy.deepcopy(model).to("meta").eval()
-    for layer in shapes.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes(torch.empty(1, model.in_channels, size, size, device="meta"))
-    return total
+    return counter.get_total_flops() // 2

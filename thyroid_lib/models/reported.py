@@ -7,25 +7,18 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_con
 
 
 class SegNetReported(Network):
-    """What the reported study called SegNet: 3 + 3 convolutions. Replication only.
+    """The reported study's "SegNet": 3 + 3 convolutions, 740,355 parameters.
 
-    Its last block is conv-BN-ReLU like the others, so its logits are never below 0 and its
-    probabilities never below 0.5, exactly 0.5 wherever the ReLU cuts: a prediction is
-    `prob > 0.5`, strictly, and BCE cannot fall below (1 - f)·ln 2, f the masks' share of
-    foreground. `last_relu=False` is the same network, and the same 740,355 parameters, without
-    that floor.
+    Its last block ends in a ReLU, so no logit is below 0 and no probability below 0.5, which it is
+    exactly wherever the ReLU cuts. A prediction is therefore `prob > 0.5`, strictly, and BCE cannot
+    fall below (1 - f)·ln 2, f the masks' share of foreground.
     """
 
     divisor = 8
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        width: int = PAPER_WIDTH,
-        *,
-        last_relu: bool = True,
-    ):
+    last_relu = True
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = PAPER_WIDTH):
         super().__init__(in_channels, out_channels, width)
         w = width
         self.encode1 = conv_bn_relu(in_channels, w)
@@ -36,11 +29,11 @@ class SegNetReported(Network):
         self.decode3 = conv_bn_relu(4 * w, 2 * w)
         self.decode2 = conv_bn_relu(2 * w, w)
         self.decode1 = conv_bn_relu(w, out_channels)
-        if not last_relu:
+        if not self.last_relu:
             self.decode1[-1] = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → logits (N, out_channels, H, W), ≥ 0 with `last_relu`."""
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
         self.check(images)
         x, indices1 = self.pool(self.encode1(images))  # (N, 64, H/2, W/2)
         x, indices2 = self.pool(self.encode2(x))  # (N, 128, H/4, W/4)
@@ -48,6 +41,12 @@ class SegNetReported(Network):
         x = self.decode3(self.unpool(x, indices3))  # (N, 128, H/4, W/4)
         x = self.decode2(self.unpool(x, indices2))  # (N, 64, H/2, W/2)
         return self.decode1(self.unpool(x, indices1))  # (N, out_channels, H, W)
+
+
+class SegNetReportedNoReLU(SegNetReported):
+    """The same without the last ReLU: its loss has no floor."""
+
+    last_relu = False
 
 
 class ReportedResidualUnit(nn.Module):
@@ -70,10 +69,9 @@ class ReportedResidualUnit(nn.Module):
 
 
 class ResUNetReported(Network):
-    """What the reported study called Residual U-Net; 8,047,361 parameters. Replication only.
+    """The reported study's "Residual U-Net": 8,047,361 parameters.
 
-    A U-Net of three levels whose stages are post-activation residual units, with max-pooling and
-    transposed convolutions.
+    A U-Net of three levels: post-activation residual units, max-pooling, transposed convolutions.
     """
 
     divisor = 8

@@ -9,8 +9,7 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network
 class ResidualUnit(nn.Module):
     """Pre-activation residual unit: BN-ReLU-conv-BN-ReLU-conv, plus a 1x1 shortcut without BN.
 
-    A stride of 2 (first convolution and shortcut) takes the place of pooling. The first unit of
-    the network starts with its convolution: an image is nothing to normalise and rectify.
+    A stride of 2 replaces pooling. The network's first unit has no leading BN and ReLU.
     """
 
     def __init__(self, before: int, after: int, stride: int = 1, first: bool = False):
@@ -27,17 +26,17 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) → (N, after, H/stride, W/stride)."""
-        # The same as a 1x1 convolution of that stride, whose gradient in channels_last corrupts
-        # the heap at up to 8 channels on AVX-512 processors (torch 2.13, CPU).
-        kept = x[:, :, :: self.stride, :: self.stride]
-        return self.shortcut(kept) + self.residual(x)
+        # Equal to a 1x1 convolution of that stride, whose gradient in channels_last corrupts the
+        # heap at up to 8 channels on AVX-512 processors (torch 2.13, CPU).
+        strided = x[:, :, :: self.stride, :: self.stride]
+        return self.shortcut(strided) + self.residual(x)
 
 
 class ResUNet(Network):
-    """Deep Residual U-Net (Zhang 2018): seven pre-activation residual units in a U.
+    """Seven pre-activation residual units in a U; 8,219,713 parameters.
 
-    The upsampling by 2 has no parameters and keeps the channels; nearest, since the paper names no
-    kind and the gradient of the bilinear one is not deterministic on CUDA. 8,219,713 parameters.
+    Upsampling by 2 has no parameters and keeps the channels. It is nearest-neighbour: the paper
+    names no kind, and the gradient of the bilinear one is not deterministic on CUDA.
     """
 
     divisor = 8

@@ -6,13 +6,13 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu
 
 
 class SegNet(Network):
-    """SegNet (Badrinarayanan 2017): VGG16's 13 convolutions, and 13 in mirror image.
+    """VGG16's 13 convolutions and 13 in mirror image; 29,442,433 parameters.
 
-    What crosses over is the INDICES of each max-pool, which put the values back where they came
-    from; no feature map does. The last convolution is linear. 29,442,433 parameters.
+    The decoder gets the INDICES of each max-pool, which put values back where they came from, and
+    no feature maps. The last convolution is linear.
 
-    `torch.use_deterministic_algorithms(True)` refuses max-unpooling on principle; here the windows
-    do not overlap, so no index repeats and the result is deterministic: use `warn_only=True`.
+    `torch.use_deterministic_algorithms(True)` refuses max-unpooling in general. Here the windows do
+    not overlap, so no index repeats and the result is deterministic: use `warn_only=True`.
     """
 
     divisor = 32

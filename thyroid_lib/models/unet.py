@@ -7,10 +7,10 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_con
 
 
 class UNet(Network):
-    """U-Net (Ronneberger 2015), padded and with batch norm: the reported U-Net exactly.
+    """U-Net, padded and with batch norm as in the reported study; 31,042,369 parameters.
 
-    Two 3x3 convolutions a stage, max-pool down, 2x2 up-convolution, concatenation with the stage
-    across; 1x1 head. 31,042,369 parameters.
+    Two 3x3 convolutions per stage, max-pool down, 2x2 up-convolution, concatenation with the
+    encoder stage of the same size, 1x1 head.
     """
 
     divisor = 16

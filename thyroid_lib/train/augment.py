@@ -1,20 +1,12 @@
-"""Augmentation: frames and masks changed at random where they lie, on the device, in one batch.
-
-Each frame has its own draws, all from the generator that is given: the same state gives, on a CPU
-with as many threads, the very same bits. Nothing waits for the device.
-
-    draw = torch.Generator(images.device).manual_seed(seed)
-    images, masks = augment(images, masks, generator=draw)
+"""Augmentation of frames and masks, a batch at a time, on the device that they are on.
 
 "standard" is, in this order: mirror, turn, scale and shift, all in one resampling; gamma; gain;
-speckle. There is no upside-down: depth has a direction, shadows fall away from the probe. Left and
-right are another matter: the neck has both, and a probe can be held either way. What moves in from
-outside is black, as is all that lies around a scan.
+speckle. Each frame has its own draws. Frames are never turned upside down: depth has a direction,
+as shadows fall away from the probe. Pixels that move in from outside are black.
 
-Source: Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156: the spread of
-speckle is a fixed share of the mean echo, 1/1.91 for its amplitude; hence noise that multiplies,
-and leaves black black. What is shown is nearer to the echo's logarithm, whose spread is the same
-in dark and bright: this disturbs with the grain of speckle, `phantom` simulates it.
+Speckle multiplies, so black stays black: its spread is a fixed share of the mean echo (Wagner,
+Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156). It is an approximation, as a
+displayed gray level is nearer to the echo's logarithm.
 """
 
 import math
@@ -39,18 +31,15 @@ RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
 
 
 def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return frames and masks changed by "standard", each frame in its own way.
-
-    In float32 even under autocast; what was given stays as it was, and so does the global random
-    state.
+    """Return frames and masks changed by "standard", in float32 even under autocast.
 
     Args:
         images: float32 (B,1,S,S) in [0,1].
         masks: float32 (B,1,S,S) in {0,1}, moved as their images are.
-        generator: on the images' device.
+        generator: on the images' device; all draws come from it.
 
     Returns:
-        images and masks, of the same shapes, layouts and values allowed.
+        New images and masks of the same shapes, memory layouts and ranges.
     """
     with torch.autocast(images.device.type, enabled=False):
         moved, new_masks = _move(images, masks, generator)
@@ -58,7 +47,7 @@ def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tup
         gain = _draw("gain", images, generator)
         lit = gain.view(-1, 1, 1, 1) * moved ** gamma.view(-1, 1, 1, 1)
         new_images = (lit * _speckle(images, generator)).clamp_(0, 1)
-    # in the layout of what was given
+    # in the memory layout of the arguments
     return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
 
 

@@ -1,24 +1,23 @@
 """One run of the study: model × protocol × fold × seed, its folder, its weights and its tables.
 
-    out/checkpoint.pt  out/checkpoint-previous.pt   while it trains: from where it goes on
-    out/model.pt       the chosen weights, and under which key they were trained
-    out/history.csv    one row per epoch
-    out/scores.csv  out/thresholds.csv  out/calibration.csv   see `scores.Scores`
-    out/scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
-    out/run.json       all settings, the key, versions, time, memory, the tables' checksums
-    out/tensorboard/   on request, to be watched: see `live`
+    checkpoint.pt  checkpoint-previous.pt   while it trains: its states after the last two epochs
+    model.pt       the chosen weights and the key under which they were trained
+    history.csv    one row per epoch
+    scores.csv  thresholds.csv  calibration.csv   see `evaluate.scores.Scores`
+    scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
+    run.json       all settings, key, versions, machine, time, memory, checksums of the tables
+    tensorboard/   on request, see `live`
 
-Weights are trained again only if their key no longer fits (see `checkpoint`); scores and tables
-are made anew at every call. A training that is killed goes on where it last kept its state: after
-each epoch and every five minutes. One that is told to stop (Ctrl-C, a notebook's stop button,
-SIGTERM, a time budget) keeps its state after the step that it is at.
+Weights are trained again only if their key has changed (see `models.checkpoint`); scores and tables
+are made at every call. A training that was stopped (Ctrl-C, a notebook's stop button, SIGTERM, a
+time budget) or killed goes on from its last whole epoch.
 """
 
 import json
+import math
 import platform
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,41 +27,34 @@ import torch
 from torch import nn
 
 from thyroid_lib import __version__
-from thyroid_lib.data import frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
-from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
-from thyroid_lib.files.stopping import TOLD, Stopped, told_to_stop
+from thyroid_lib.files.stopping import Stopped, told_to_stop
 from thyroid_lib.files.writing import write_file, write_table
-from thyroid_lib.models import checkpoint, count_parameters, multiply_adds, user_networks
-from thyroid_lib.train import live
-from thyroid_lib.train import recipe as train
+from thyroid_lib.models import build_model, checkpoint, count_parameters, multiply_adds
+from thyroid_lib.models import user_networks as own_networks
+from thyroid_lib.train import device as devices
+from thyroid_lib.train import live, recipe
 from thyroid_lib.train.augment import AUGMENTS
-from thyroid_lib.train.device import (
-    choose_device,
-    choose_precision,
-    fits,
-    out_of_memory,
-    peak_memory,
-)
+from thyroid_lib.train.validate import validate
 
-KINDS = torch.float32, torch.int64, torch.int64  # of `_measure`
-KEEP_EVERY = 300  # seconds: what a kill in a long epoch costs at most
+UNRECORDED = {"store", "out", "recipe_settings", "budget_minutes", "tensorboard"}
+NOT_IN_KEY = {"protocol", "fold", "folds", "val_share", "threshold"}  # the first four: in the split
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: where it lies, what it was, and the model with the chosen weights."""
+    """A finished training, with the chosen weights in its model."""
 
     out: Path
     model: nn.Module
     val_model: nn.Module | None  # protocol "reported": what validation would have chosen
-    labels: np.ndarray  # (N,) "train", "val" or "test"
+    sides: np.ndarray  # (N,) "train", "val" or "test"
     history: pd.DataFrame  # one row per epoch
     meta: dict
 
@@ -77,281 +69,203 @@ def train_model(
     fold: int = 0,
     folds: int = 5,
     val_share: float = 0.15,
-    seed: int = 0,
-    epochs: int = 25,
-    batch_size: int = 16,
-    lr: float = 1e-4,
     selection: str = "last",
-    augment: str = "none",
     threshold: float = 0.5,
     threads: int = 0,
     device: str = "auto",
     precision: str = "auto",
     budget_minutes: float = 0,
     tensorboard: bool = False,
+    **recipe_settings,
 ) -> Run:
-    """Train, or go on, or find that it is done; leave `model.pt` and `history.csv` in `out`.
+    """Train, go on, or find the run finished; leave `model.pt` and `history.csv` in `out`.
 
     Args:
-        store: frames and masks, uint8 (N,S,S).
-        out: the run's folder.
-        model, width: architecture, see `user_networks.build`, and base channels (0 = the paper's).
-        protocol, fold, folds, val_share: see `splits.split_cases`.
-        seed: of the initial weights, the order of the batches and the augmentation.
-        epochs, batch_size, lr: see `train.fit`.
-        selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, as
-            the reported study did and under protocol "reported" alone, on "test".
-        augment: see `augment.AUGMENTS`.
-        threshold: a pixel is thyroid if its probability is above; moves scores, not weights.
-        threads: CPU threads, 0 for all; part of what makes the result.
-        device, precision: see `device.choose_device` and `device.choose_precision`; precision of
-            training, scores are made in fp32 always.
-        budget_minutes: after so many, training stops and keeps its state, and the next call goes
-            on; 0 for no limit. `THYROID_DEADLINE` (Unix time), which a study sets, limits it, too.
-        tensorboard: write event files to watch the training by; nothing else depends on it.
-
-    Returns:
-        The finished run. `meta["trained_epochs"]` says how many epochs this call had to train.
+        model, width: see `models.build_model`.
+        protocol, fold, folds, val_share: see `data.splits.split_cases`.
+        selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, under
+            protocol "reported" alone, of best pooled Dice on "test".
+        threads: CPU threads, 0 for all; another number gives other last bits.
+        device, precision: of training, see `device`; scores are made in fp32.
+        budget_minutes: stop after so many, 0 for no limit; THYROID_DEADLINE (Unix time) stops, too.
+        recipe_settings: seed, epochs, batch_size, lr, augment: see `recipe.RECIPE`.
 
     Raises:
-        ValueError: impossible arguments, before any work.
-        FloatingPointError: the loss stopped being a number.
-        RuntimeError: the device has too little memory; says what to lower.
-        Stopped: it was told to stop; the next call goes on.
+        TypeError, ValueError: unknown or impossible settings, before any work.
+        FloatingPointError, RuntimeError: the loss is no finite number; too little memory.
+        Stopped: it was stopped; the next call goes on.
     """
-    if epochs < 1 or batch_size < 1 or lr <= 0 or threads < 0:
-        raise ValueError(
-            f"got epochs {epochs}, batch_size {batch_size}, lr {lr}, threads {threads}: need "
-            "epochs and batch_size of 1 or more, lr above 0, threads of 0 or more"
-        )
-    if selection not in train.SELECTIONS:
-        raise ValueError(f"selection: got {selection!r}, need one of {', '.join(train.SELECTIONS)}")
-    if augment not in AUGMENTS:
-        raise ValueError(f"augment: got {augment!r}, need one of {', '.join(AUGMENTS)}")
+    settings = {name: value for name, value in locals().items() if name not in UNRECORDED}
+    if unknown := recipe_settings.keys() - recipe.RECIPE.keys():
+        raise TypeError(f"no settings of the recipe: {', '.join(sorted(unknown))}")
+    settings = recipe.RECIPE | recipe_settings | settings
+    for name, choices in (("selection", recipe.SELECTIONS), ("augment", AUGMENTS)):
+        if settings[name] not in choices:
+            raise ValueError(f"{name}: got {settings[name]!r}, need one of {', '.join(choices)}")
     if (selection == "test") != (protocol == "reported"):
         raise ValueError(
-            f"got selection {selection!r} and protocol {protocol!r}: only protocol 'reported' "
-            "chooses on the test set, and it does nothing else; say both or neither"
+            f"got selection {selection!r} and protocol {protocol!r}: protocol 'reported' chooses "
+            "on the test set, and no other does; set both or neither"
         )
-    labels = split_cases(
-        store.index, protocol=protocol, fold=fold, folds=folds, val_share=val_share
-    )
-    if selection != "last" and not (labels == "val").any():
+    split = {name: settings[name] for name in ("protocol", "fold", "folds", "val_share")}
+    sides = split_cases(store.index, **split)
+    if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
     live.check_tensorboard(tensorboard)
-    where = choose_device(device)
+    where = devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    asked = {
-        "model": model, "width": width, "seed": seed, "epochs": epochs, "batch_size": batch_size,
-        "lr": lr, "selection": selection, "augment": augment, "device": where.type,
-        "precision": choose_precision(precision, where),
-        # elsewhere than on a CPU they do not decide any bit
-        "threads": torch.get_num_threads() if where.type == "cpu" else 0,
-    }  # fmt: skip
-    net = user_networks.build(model, width=width or None)  # a wrong name or width stops here
-    code, own = user_networks.fingerprint(model), {}
-    if code:
-        user_networks.check(net, model, store.size)
-        own = {"code": code, "packages": user_networks.packages(model)}
+    settings |= {
+        "device": where.type,
+        "precision": devices.choose_precision(precision, where),
+        "threads": torch.get_num_threads() if where.type == "cpu" else 0,  # decide no bit of a GPU
+    }
+    net = build_model(model, width=width)
+    net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
+    own = {}
+    if code := own_networks.fingerprint(model):
+        own_networks.check(net, model, store.size)
+        own = {"code": code, "packages": own_networks.packages(model)}
     key = checkpoint.run_key(
         data=store.fingerprint,
-        labels=labels,
-        parameters=asked,
-        training_version=train.TRAINING_VERSION,
+        sides=sides,
+        parameters={name: settings[name] for name in settings.keys() - NOT_IN_KEY},
+        training_version=recipe.TRAINING_VERSION,
         architecture=own,
     )
-    out = Path(out)
+    out, trained_epochs, stopped = Path(out), 0, ""
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
-        finished, trained_epochs, told = checkpoint.load(out / "model.pt", key=key), 0, False
+        finished = checkpoint.load(out / "model.pt", key=key)
         if finished is None:
-            (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
-            with told_to_stop(budget_minutes) as why:
+            (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
+            with told_to_stop(budget_minutes) as stop_reason:
                 finished, trained_epochs = _train(
-                    net, store, labels, asked, where, out, key, why, tensorboard
+                    net, store, sides, settings, where, out, key, stop_reason, tensorboard
                 )
-                told = why() == TOLD
-        # From the stored weights also where they were trained just now: one way to the scores.
-        net = restore_model(model, width, finished["weights"])
-        val_net = None
-        if selection == "test":
-            val_net = restore_model(model, width, finished["val_weights"])
-        meta = finished["meta"] | {
-            "run_id": out.name, "protocol": protocol, "fold": fold, "folds": folds,
-            "val_share": val_share, "threshold": threshold, "size": store.size,
-            "resize": store.settings["resize"], "mend": " ".join(store.settings["mend"]),
-            "data_fingerprint": store.fingerprint, "key": key,
-            "training_version": train.TRAINING_VERSION,
-            "cases": {side: int((labels == side).sum()) for side in ("train", "val", "test")},
+                stopped = stop_reason()
+        meta = finished["meta"] | settings | {
+            "run_id": out.name, "size": store.size, "resize": store.settings["resize"],
+            "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
+            "key": key, "training_version": recipe.TRAINING_VERSION,
+            "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
         } | ({"architecture_fingerprint": code} if code else {})  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
-        if told:  # in the last epoch
-            raise Stopped(f"{out.name}: trained, and told to stop; start it again to score it")
+        if stopped:
+            raise Stopped(f"{out.name}: trained, but not scored, as {stopped}; start it again")
         history = pd.DataFrame(finished["history"])
         write_table(out / "history.csv", history)
-    return Run(out, net, val_net, labels, history, meta | {"trained_epochs": trained_epochs})
+    # Weights trained just now are restored like stored ones: both give the same bits of scores.
+    net, val_net = (
+        restore_model(model, width, finished[name]) if name in finished else None
+        for name in ("weights", "val_weights")
+    )
+    return Run(out, net, val_net, sides, history, meta | {"trained_epochs": trained_epochs})
 
 
-def _train(net, store, labels, asked, where, out, key, why, tensorboard) -> tuple[dict, int]:
-    """Train the epochs that are missing; return what `model.pt` holds, and how many they were.
+def _train(net, store, sides, settings, where, out, key, stop_reason, tensorboard):
+    """Train the epochs that are missing; return what `model.pt` holds, and how many they were."""
+    epochs, selection = settings["epochs"], settings["selection"]
+    choosing = {"last": [], "val": ["val"], "test": ["test", "val"]}[selection]
+    rows = torch.from_numpy(np.flatnonzero(sides == "train"))
+    watched = sorted(side for side in {"val", selection} if (sides == side).any())
+    state = checkpoint.resume(out, key=key) or {"epoch": 0, "history": [], "best": {}}
+    history, best, begun = state["history"], state["best"], state["epoch"]
+    steps = len(recipe.cut_batches(rows, settings["batch_size"]))
+    sizes = {name: settings[name] for name in ("model", "width", "batch_size", "precision")}
 
-    `why` is asked all the time whether to stop, and says the reason.
-    """
-    if why():
-        raise Stopped(f"{out.name}: not trained, as {why()}; start it again and it goes on")
-    with torch.inference_mode():  # an impossible size stops here, before any work
-        net.eval()(torch.zeros(1, 1, store.size, store.size))
-    rows = torch.from_numpy(np.flatnonzero(labels == "train"))
-    selection, precision, epochs = asked["selection"], asked["precision"], asked["epochs"]
-    sides = {side for side in ("val", selection) if (labels == side).any()}
-    choices = ("val", "test") if selection == "test" else (selection,)
-    state = checkpoint.resume(out, key=key)
-    best, begun = (state["best"], state["epoch"]) if state else ({}, 0)
-    kept = time.monotonic()
+    def stop_if_asked() -> None:
+        if reason := stop_reason():
+            raise Stopped(
+                f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}; the "
+                "epochs before it are kept, start it again and it goes on"
+            )
 
-    def watch(model: nn.Module) -> dict:
-        return watch_sides(model, store, labels, sorted(sides), where, precision, why)
+    def after_step() -> None:
+        bar.update()
+        stop_if_asked()
 
-    def due() -> bool:
-        return bool(why()) or time.monotonic() - kept > KEEP_EVERY
-
-    usual = torch.backends.cudnn.benchmark
-    # On CUDA the fastest way for each shape is found by trying; scores come from the usual way.
-    torch.backends.cudnn.benchmark = True
-    sizes = {name: asked[name] for name in ("model", "width", "batch_size", "precision")}
-    try:
-        with (
-            out_of_memory(where, size=store.size, **sizes),
-            live.curves(out, wanted=tensorboard, done=begun) as show,
-        ):
-            net.to(where, memory_format=torch.channels_last)
-            images, masks = place_frames(store, where)
-            recipe = ("seed", "epochs", "batch_size", "lr", "precision", "augment")
-            states = train.fit(
-                net, images, masks, rows=rows, state=state, watch=watch, due=due, name=out.name,
-                **{name: asked[name] for name in recipe},
-            )  # fmt: skip
-            for state in states:
-                for side in () if state["within"] else choices:
-                    best = best | {side: train.keep_better(best.get(side), state, side)}
-                if not state["within"]:
-                    show(state["history"][-1], len(rows) * state["epoch"] / state["seconds"])
-                checkpoint.keep(out, state | {"key": key, "best": best})
-                kept = time.monotonic()
-                if why() and state["epoch"] < epochs:
-                    raise Stopped(
-                        f"{out.name}: stopped in epoch {state['epoch'] + 1} of {epochs}, as "
-                        f"{why()}; what it reached is kept, start it again and it goes on"
-                    )
-    finally:
-        torch.backends.cudnn.benchmark = usual
+    stop_if_asked()
+    with (
+        devices.out_of_memory(where, size=store.size, **sizes),
+        live.curves(out, wanted=tensorboard, done=begun) as show,
+        live.progress(out.name, steps=epochs * steps, done=begun * steps) as bar,
+    ):
+        torch.backends.cudnn.benchmark = True  # finds the fastest kernels by trial
+        net.to(where, memory_format=torch.channels_last)
+        states = recipe.fit(
+            net, *place_frames(store, where), rows=rows, state=state if begun else None,
+            after_step=after_step, **{name: settings[name] for name in recipe.RECIPE},
+        )  # fmt: skip
+        for state in states:
+            if not math.isfinite(state["loss"]):
+                raise FloatingPointError(
+                    f"{out.name}: the loss became {state['loss']} in epoch {state['epoch']}, at lr "
+                    f"{settings['lr']:g} in {settings['precision']}: lower lr (to a tenth, say), "
+                    "train in fp32, or look at the frames; the last good checkpoint is kept"
+                )
+            record = {"epoch": state["epoch"], "lr": settings["lr"], "train_loss": state["loss"]}
+            for side in watched:
+                cases = np.flatnonzero(sides == side)
+                seen = validate(net, store, cases, where, settings["precision"], stop_if_asked)
+                record |= seen.summary(side)
+            for side in choosing:  # on "test" the reported study's Dice, as the choice was its own
+                score = record["test_dice_pooled" if side == "test" else "val_dice"]
+                if side not in best or score > best[side]["score"]:
+                    copied = {name: value.cpu().clone() for name, value in state["weights"].items()}
+                    best[side] = {"epoch": state["epoch"], "score": score, "weights": copied}
+            history = [*history, record]
+            checkpoint.keep(out, state | {"history": history, "best": best, "key": key})
+            show(record, len(rows) * state["epoch"] / state["seconds"])
+            if state["epoch"] < epochs:
+                stop_if_asked()
     net.cpu()
-    foreground = sum(float(store.masks[row].mean()) for row in rows) / len(rows)
-    meta = asked | {
-        "parameters": count_parameters(net),
-        "multiply_adds": multiply_adds(net, store.size),
-        "selected_epoch": best[selection]["epoch"],
-        "train_foreground": foreground,
-        "train_seconds": round(state["seconds"], 3),
-        "images_per_second": round(len(rows) * epochs / state["seconds"], 2),
-        "peak_memory_mib": round(peak_memory(where) / 2**20),
-    }
-    weights = {"weights": best[selection]["weights"] or net.state_dict()}
+    last = {"epoch": epochs, "weights": net.state_dict()}
+    weights = {"weights": best.get(selection, last)["weights"]}
     if selection == "test":
         weights["val_weights"] = best["val"]["weights"]
-    return weights | {"history": state["history"], "meta": meta}, epochs - begun
+    meta = {
+        "parameters": count_parameters(net),
+        "multiply_adds": multiply_adds(net, store.size),
+        "selected_epoch": best.get(selection, last)["epoch"],
+        "train_foreground": sum(float(store.masks[row].mean()) for row in rows) / len(rows),
+        "train_seconds": round(state["seconds"], 3),
+        "images_per_second": round(len(rows) * epochs / state["seconds"], 2),
+        "peak_memory_mib": round(devices.peak_memory(where) / 2**20),
+    }
+    return weights | {"history": history, "meta": meta}, epochs - begun
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a store's images and masks, uint8 (N,S,S), where training reads them fastest.
-
-    On a GPU with room for them they are there; else they stay in the memory maps, of which the
-    system keeps in memory what it has room for.
-    """
+    """Return a store's images and masks, uint8 (N,S,S), on the device if it has room for them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written
         pair = torch.from_numpy(store.images), torch.from_numpy(store.masks)
-    if not fits(device, 2 * store.images.nbytes):
+    if not devices.fits(device, 2 * store.images.nbytes):
         return pair
     return tuple(part.to(device) for part in pair)
 
 
-def watch_sides(
-    net: nn.Module,
-    store: Store,
-    labels: np.ndarray,
-    sides: list[str],
-    where: str | torch.device,
-    precision: str = "fp32",
-    why: Callable[[], str] = str,
-) -> dict:
-    """Return each side's mean loss and mean Dice per case, at the store's size.
-
-    The test side is there under protocol "reported" alone, and has that study's Dice beside. Raises
-    `Stopped` as soon as `why` gives a reason to stop.
-    """
-    seen = {}
-    for side in sides:
-        rows = np.flatnonzero(labels == side)
-        loss, both, total = _measure(net, store, rows, where, precision, why)
-        seen |= {f"{side}_loss": float(loss.mean(dtype=np.float64))}
-        seen |= {f"{side}_dice": float(dice_of_areas(both, total).mean())}
-        if side == "test":
-            seen["test_dice_pooled"] = pooled_dice(both, total)
-    return seen
-
-
-def _measure(
-    net: nn.Module,
-    store: Store,
-    rows: np.ndarray,
-    where: str | torch.device,
-    precision: str,
-    why: Callable[[], str] = str,
-) -> tuple[np.ndarray, ...]:
-    """Loss, |pred ∩ ref| and |pred| + |ref| of each of these cases at the store's size, (N,).
-
-    They stay on the device until all are there. Their place is made before: a small tensor a batch
-    would come to lie in the gap that the last large one left, and memory would grow by that gap.
-    """
-    loss, both, total = (torch.empty(len(rows), dtype=kind, device=where) for kind in KINDS)
-    done = 0
-    how = {"rows": rows, "device": where, "precision": precision}
-    for part, logits in predict_logits(net, store.images, **how):  # (B,1,S,S)
-        if why():
-            raise Stopped(why())
-        ref = torch.from_numpy(store.masks[part]).to(logits.device).unsqueeze(1) > 0
-        each = nn.functional.binary_cross_entropy_with_logits(logits, ref.float(), reduction="none")
-        pred = frames.threshold_prob(logits.sigmoid())
-        here = slice(done, done + len(part))
-        loss[here] = each.mean((1, 2, 3))
-        both[here] = (pred & ref).sum((1, 2, 3))
-        total[here] = pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
-        done += len(part)
-    return loss.cpu().numpy(), both.cpu().numpy(), total.cpu().numpy()
-
-
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
-    """Score the run's test cases; leave its tables and `run.json` in its folder.
+    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder.
 
-    Returns:
-        One row per test case, see `scores.Scores`. Under protocol "reported" two columns more,
-        square_both and square_total: what `metrics.pooled_dice` takes.
+    Protocol "reported" adds the columns square_both and square_total, for `metrics.pooled_dice`.
     """
-    began = time.perf_counter()
-    rows = np.flatnonzero(run.labels == "test")
-    device = choose_device(run.meta["device"])
-    how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
-    how["workers"] = count_workers(len(rows), run.meta["threads"])
+    began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
+    torch.backends.cudnn.benchmark = False  # the same kernels at each call
+    device = devices.choose_device(run.meta["device"])
+    how = {
+        "threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device,
+        "workers": count_workers(len(rows), run.meta["threads"]),
+    }  # fmt: skip
     tables = {"history": run.history}
-    with out_of_memory(device, size=store.size, width=run.meta["width"]):
+    with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
         scores = score_rows(run.model, store, rows, **how)
         cases = scores.cases
         if run.val_model:
-            _, both, total = _measure(run.model, store, rows, device, "fp32")
-            cases = cases.assign(square_both=both, square_total=total)
+            square = validate(run.model, store, rows, device)
+            cases = cases.assign(square_both=square.both, square_total=square.total)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
         temperature = _temperature(run, store, device)
     tables |= {
@@ -365,10 +279,8 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
             "thyroid_lib": __version__, "python": platform.python_version(),
             "torch": torch.__version__, "numpy": np.__version__, "pandas": pd.__version__,
         },
-        "machine": {"system": platform.system(), "processor": platform.machine()},
+        "machine": devices.describe_machine(device),
     }  # fmt: skip
-    if device.type == "cuda":
-        about["machine"]["gpu"] = torch.cuda.get_device_name()
     with folder_lock(run.out):
         paths = [write_table(run.out / f"{name}.csv", each) for name, each in tables.items()]
         about["files"] = {path.name: file_digest(path) for path in paths}
@@ -377,11 +289,8 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
 
 
 def _temperature(run: Run, store: Store, device: torch.device) -> float | None:
-    """Calibrate on the validation cases, for whoever deploys the model; None if nobody may.
-
-    That is where there are no such cases, and where the epoch was picked on the test set.
-    """
-    rows = np.flatnonzero(run.labels == "val")
+    """Calibrate on the validation cases; None without any, and under protocol "reported"."""
+    rows = np.flatnonzero(run.sides == "val")
     if not len(rows) or run.val_model:
         return None
     counts = sum(

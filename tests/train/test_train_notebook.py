@@ -1,0 +1,65 @@
+"""3-train's own cells: which store it opens, where runs go, that all settings are passed on."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from thyroid_lib.files.writing import project_path
+from thyroid_lib.train import recipe
+from thyroid_lib.train.run import train_model
+
+NOTEBOOK = nbformat.read(Path(__file__).parents[2] / "notebooks" / "3-train.ipynb", as_version=4)
+CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
+
+
+def run_cells(*names: str, **parameters) -> dict:
+    space = {}
+    exec(CELLS["parameters"], space)  # noqa: S102
+    exec(CELLS["imports"], space)  # noqa: S102
+    space |= parameters
+    for name in names:
+        exec(CELLS[name], space)  # noqa: S102
+    return space
+
+
+def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
+    tiny_store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THYROID_ROOT", str(tmp_path))
+    phantoms = run_cells("data")
+    assert phantoms["data"].folder == project_path("results/alone/store-phantom")
+    assert not project_path("results/alone/store").exists()
+    own = shutil.copytree(tiny_store.folder, project_path("results/alone/store"))
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    assert run_cells("data")["data"].fingerprint == tiny_store.fingerprint
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    with pytest.raises(FileNotFoundError, match="build it"):  # what is named must be there
+        run_cells("data", store="results/mine/store")
+
+
+@pytest.mark.parametrize(
+    ("model", "out", "folders"),
+    [
+        ("all", None, [f"results/alone/runs/{name}-grouped-fold0-seed0" for name in
+                       ("unet", "segnet", "resunet")]),
+        ("all", "results/x", [f"results/x/{name}-grouped-fold0-seed0" for name in
+                              ("unet", "segnet", "resunet")]),
+        ("unet", None, ["results/alone/runs/unet-grouped-fold0-seed0"]),
+        ("unet", "results/x/mine", ["results/x/mine"]),
+    ],
+)  # fmt: skip
+def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, folders):
+    monkeypatch.setenv("THYROID_ROOT", str(tmp_path))
+    given = {"model": model, "store": str(tiny_store.folder), "width": 2}
+    space = run_cells("data", "network", "split", "batch", **given | ({"out": out} if out else {}))
+    assert list(space["outs"].values()) == [project_path(folder) for folder in folders]
+    assert (project_path(folders[0]) / "batch.png").exists()
+
+
+def test_every_setting_of_a_training_is_a_parameter():
+    space = {}
+    exec(CELLS["parameters"], space)  # noqa: S102
+    names = train_model.__kwdefaults__.keys() | recipe.RECIPE.keys()
+    assert names <= space.keys()

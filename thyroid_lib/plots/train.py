@@ -1,0 +1,64 @@
+"""What a training is made of: a network's stages as a table, frames of a batch as a figure."""
+
+import copy
+import inspect
+import textwrap
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from torch import nn
+
+from thyroid_lib.data.store import Store
+from thyroid_lib.models import Network, count_parameters, to_input
+from thyroid_lib.plots.common import FIGURE_WIDTH, REFERENCE, draw_frame, image_axes, outline
+from thyroid_lib.train.augment import augment
+
+
+def source(*functions) -> Markdown:
+    """Return the source text of these functions, to be shown in a notebook."""
+    texts = [textwrap.dedent(inspect.getsource(function)) for function in functions]
+    return Markdown("```python\n{}```".format("\n\n".join(texts)))
+
+
+def stages(net: Network, size: int) -> pd.DataFrame:
+    """Return a network's stages in the order of its forward pass, one row for each call.
+
+    Columns: stage, output (channels×height×width for images of this size) and parameters, counted
+    at the stage's first call. Runs on the "meta" device: nothing is computed.
+    """
+    rows, net = [], copy.deepcopy(net).to("meta").eval()
+    image = torch.empty(1, net.in_channels, size, size, device="meta")
+
+    def add_row(stage: str, module: nn.Module, output) -> None:
+        features = output[0] if isinstance(output, tuple) else output  # without pooling indices
+        seen = stage in [row["stage"] for row in rows]
+        parameters = 0 if seen else count_parameters(module)
+        shape = "×".join(str(side) for side in features.shape[1:])
+        rows.append({"stage": stage, "output": shape, "parameters": parameters})
+
+    for stage, module in net.named_modules():
+        in_list = isinstance(net.get_submodule(stage.rpartition(".")[0]), nn.ModuleList)
+        if stage and ("." not in stage or in_list):
+            module.register_forward_hook(lambda m, _, output, name=stage: add_row(name, m, output))
+    with torch.no_grad():
+        net(image)
+    return pd.DataFrame(rows).set_index("stage")
+
+
+def batch(store: Store, rows: np.ndarray, *, seed: int = 0, count: int = 5) -> Figure:
+    """Draw frames of these rows as stored and, below, as augmentation "standard" changes them."""
+    generator = torch.Generator().manual_seed(seed)
+    picked = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
+    image = to_input(torch.from_numpy(store.images[picked]))  # (B,1,S,S)
+    mask = torch.from_numpy(store.masks[picked]).unsqueeze(1).float()
+    changed = augment(image, mask, generator=generator)
+    fig, axes = image_axes(2 * len(picked), len(picked), FIGURE_WIDTH / len(picked) + 0.1)
+    fig.set_size_inches(0.6 * fig.get_size_inches())  # such figures are committed by the dozen
+    for line, pair in zip(axes, ((image, mask), changed), strict=True):
+        for ax, frame, ref in zip(line, *(part[:, 0].numpy() for part in pair), strict=True):
+            draw_frame(ax, frame)
+            outline(ax, ref > 0, REFERENCE)
+    return fig
