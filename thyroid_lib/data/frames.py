@@ -57,6 +57,38 @@ def read_gray(path: str | Path) -> np.ndarray:
         ) from error
 
 
+def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
+    """Convert decoded pixels to gray levels; the one conversion for files, DICOM and arrays.
+
+    Args:
+        levels: gray (H,W), uint8 or uint16, or RGB, uint8 (H,W,3).
+        bits: number of bits that are used; 0 for all bits of the type.
+        inverted: whether 0 is white.
+
+    Returns:
+        uint8 (H,W).
+
+    Raises:
+        ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
+    """
+    levels = np.asarray(levels)
+    gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
+    colour = levels.ndim == 3 and levels.shape[2] == 3 and levels.dtype == np.uint8
+    if not levels.size or not (gray or colour):
+        raise ValueError(
+            f"got {levels.dtype} {levels.shape}, need gray levels (H,W), uint8 or uint16, or RGB "
+            "(H,W,3), uint8"
+        )
+    if levels.shape[0] * levels.shape[1] > MAX_PIXELS:
+        raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} megapixels")
+    highest = 2 ** (bits or 8 * levels.itemsize) - 1
+    if inverted:
+        levels = highest - np.minimum(levels, highest)
+    if levels.dtype == np.uint16:
+        return np.rint(np.minimum(levels, highest) / (highest / 255)).astype(np.uint8)
+    return np.array(Image.fromarray(levels).convert("L"))
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask file, bool (H,W): where its gray level is above 127. Raises as `read_gray`."""
     return read_gray(path) > 127
@@ -172,6 +204,20 @@ def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.n
     return np.array(Image.fromarray(content).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def restore_mask(
+    prob: np.ndarray, height: int, width: int, *, resize: str, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a network's map to the frame's native size, then threshold it; arguments as above.
+
+    Scoring, notebooks and deployment make every mask with this function.
+
+    Returns:
+        The probability, float32 (height,width), and the mask, bool (height,width).
+    """
+    prob = restore_prob(prob, height, width, resize)
+    return prob, threshold_prob(prob, threshold)
+
+
 def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Return bool, true where the probability is strictly above the threshold, as in the report."""
     return prob > threshold
@@ -255,13 +301,12 @@ def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise _Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
-        highest = 65535
-        if image.mode == "I;16" and BITS in tags:  # a TIFF; for one of 8 bits Pillow does this
-            highest = 2 ** tags[BITS][0] - 1  # 12 bits, too
-            levels = highest - levels if tags.get(PHOTOMETRIC) == WHITE_IS_0 else levels
         if "transparency" in image.info:
             levels = np.where(levels == image.info["transparency"], 0, levels)
-        return np.rint(levels / (highest / 255)).astype(np.uint8)
+        tiff = image.mode == "I;16" and BITS in tags  # may have 12 bits, or 0 for white
+        bits = tags[BITS][0] if tiff else 16
+        inverted = tiff and tags.get(PHOTOMETRIC) == WHITE_IS_0
+        return to_gray(levels.astype(np.uint16), bits=bits, inverted=inverted)
     if image.mode == "F":
         raise _Refused("has floating-point gray levels, save it with 8 or 16 bits")
     if image.mode == "1":
@@ -269,9 +314,8 @@ def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode != "L":
-        image = image.convert("RGB")  # not every mode turns gray in one step
-    return np.array(image if image.mode == "L" else image.convert("L"))
+    # not every mode turns gray in one step
+    return to_gray(np.asarray(image if image.mode == "L" else image.convert("RGB")))
 
 
 def _components(mask: np.ndarray, *, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:
