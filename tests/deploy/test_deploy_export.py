@@ -363,17 +363,17 @@ def test_it_runs_with_nothing_but_what_it_asks_for(made, tmp_path):
         "        if top not in allowed and not known:\n"
         "            raise ImportError(f'{name} is not there')\n"
         "sys.meta_path.insert(0, No())\n"
-        "from thyroid_lib.deploy import predictor\n"
+        "from thyroid_lib.deploy import predict_folder\n"
         "assert not {'torch', 'pandas', 'onnx', 'matplotlib'} & set(sys.modules)\n"
-        "sys.exit(predictor.main())"
+        "sys.exit(predict_folder.main())"
     )
-    words = ["--model", ".", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "masks")]
+    words = ["--model", ".", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=out, capture_output=True, text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    mask = np.array(Image.open(tmp_path / "masks" / "a.png.mask.png")) > 0
+    mask = np.array(Image.open(tmp_path / "out" / "masks" / "a.png")) > 0
     assert np.array_equal(mask, Predictor.open(out).predict(image).mask)
 
 

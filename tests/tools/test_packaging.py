@@ -34,7 +34,10 @@ ORDER = (
 
 
 # On top of them, in an order of their own.
-DEPLOYED = ("predictor", "export", "dicom", "node", "app")
+DEPLOYED = (
+    "predictor", "predict_folder", "export", "segmentation", "structured_report", "decoder", "pacs",
+    "object_queue", "node", "app",
+)  # fmt: skip
 
 
 def split_need(need: str) -> tuple[str, str]:
