@@ -45,7 +45,7 @@ from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.predict import load_model
-from thyroid_lib.files.writing import remove_file, write_file
+from thyroid_lib.files.writing import project_path, remove_file, write_file
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
@@ -153,6 +153,25 @@ def release(
     files["README.md"] = README.format(**about, notice=NOTICE)
     write_release(out, files, about)
     return Release(about, val, groups)
+
+
+def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
+    """Return the folders of the runs, of an empty list all finished ones under results/alone/runs.
+
+    Raises:
+        FileNotFoundError: an earlier notebook has not been run; says which.
+    """
+    folder = project_path("results/alone/runs")
+    found = [project_path(run) for run in runs] or sorted(folder.glob("*/"))
+    found = [run for run in found if runs or (run / "run.json").is_file()]
+    for path, there, notebook in (
+        (store, (store / "store.json").is_file(), "1-preprocess"),
+        (folder, bool(found), "3-train"),
+        (compare, (compare / "selected.json").is_file(), "4-compare"),
+    ):
+        if not there:
+            raise FileNotFoundError(f"nothing in {path} yet: run {notebook} first")
+    return found
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
