@@ -83,12 +83,10 @@ README = """# Release of the study “{study}”: thyroid in ultrasound, {select
 
 
 class Release(NamedTuple):
-    """A written release, and the tables behind it.
+    """A written release: release.json as `about`, and the tables behind it.
 
-    about: as release.json.
-    val: one row per model and validation frame: model, case_id, group, dice, expected (see
-        `expected_dice`), confidence.
-    int8: one row per validation group: group, fp32, int8 (Dice of the selected model).
+    val: per model and validation frame: model, case_id, group, dice, expected, confidence.
+    int8: per validation group: group, fp32, int8 (Dice of the selected model).
     """
 
     about: dict
@@ -111,7 +109,7 @@ def release(
         runs: folders of the runs that were compared.
         store, compare: the study's folders of these names.
         named: run_ids to release in place of the best ones.
-        threads: of the CPU, 0 for all.
+        threads: CPU threads, 0 for all.
 
     Raises:
         FileNotFoundError, ValueError: no finished study, or `out` holds other files.
@@ -175,10 +173,7 @@ def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each network of the comparison, by the model's name.
-
-    Returns:
-        The contents of its run.json, its `folder`, and `val_dice`, that of the kept weights.
+    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`.
 
     Raises:
         FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
@@ -220,10 +215,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
     about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
-    about |= {
-        "precision": "fp32",
-        "versions": {"thyroid_lib": __version__, "torch": torch.__version__},
-    }
+    versions = {"thyroid_lib": __version__, "torch": torch.__version__}
+    about |= {"precision": "fp32", "versions": versions}
     network = to_onnx(model, trained.about["size"])
     write_onnx(path, network, about)
     exported = Predictor.open(path, threads=torch.get_num_threads())
@@ -234,21 +227,15 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
     confidence = calibrated(scores["expected"], line)
     train, val = (store.images[sides == side] for side in ("train", "val"))
-    about |= {
-        "confidence": line,
-        "confidence_low": round(float(np.percentile(confidence, 5)), 4),
-        "quality": describe_frames(train, val),
-    }
+    low = round(float(np.percentile(confidence, 5)), 4)
+    about |= {"confidence": line, "confidence_low": low, "quality": describe_frames(train, val)}
     write_onnx(path, network, about)
     summary = {key: about[key] for key in ("run_id", "confidence", "confidence_low")}
     return scores.assign(confidence=confidence), summary | {"agreement": agreement, "split": split}
 
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
-    """Export a network by torch's dynamo exporter, with any number of frames in a batch.
-
-    The same network gives the same bytes: paths and line numbers of the code are removed.
-    """
+    """Export a network for batches of any size; the same network gives the same bytes."""
     with _quiet():
         program = torch.onnx.export(
             model.to(memory_format=torch.contiguous_format).eval(),
@@ -261,7 +248,7 @@ def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
     proto = onnx.load_from_string(file.getvalue())
     graph = proto.graph
     parts = [graph.node, graph.value_info, graph.input, graph.output, graph.initializer]
-    for part in (proto, graph, *(each for some in parts for each in some)):
+    for part in (proto, graph, *(each for some in parts for each in some)):  # paths of the code
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return proto
@@ -303,14 +290,9 @@ def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFram
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise the 3 x 3 convolutions behind the first stage, statically; the rest stays fp32.
 
-    The first stage sees the frame's own gray levels, and costs the most Dice; 1 x 1 convolutions
-    gain little. Weights use seven bits of eight: on processors without VNNI sums of two products
-    would overflow, and masks would differ between machines.
-
-    Args:
-        network: a file of `write_onnx`.
-        images: uint8 (N,S,S), which set the ranges.
-        out: where to write.
+    The first stage costs the most Dice, 1 x 1 convolutions gain little. Weights use seven bits of
+    eight, as on processors without VNNI sums of two products would overflow. The images, uint8
+    (N,S,S), set the ranges.
     """
 
     class Frames(quantization.CalibrationDataReader):
@@ -343,11 +325,7 @@ def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
 
 
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
-    """Write `<model>-int8.onnx` beside an export, and compare its Dice on validation with fp32's.
-
-    Returns:
-        A summary, `released` if the change is within the limit; and `Release.int8`.
-    """
+    """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
     sides = split_cases(store.index, **{key: run[key] for key in SPLIT})
     images = store.images[calibration_rows(store, sides == "train")]
     network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
@@ -380,23 +358,14 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
 
 
 def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
-    """Return each frame's distance from the training frames: group, side, distance.
-
-    Args:
-        predictor: of the release.
-        about: its release.json.
-    """
+    """Return each frame's distance from the training frames: group, side, distance."""
     split = about["runs"][predictor.about["model"]]["split"]
     table = store.index[["group"]].assign(side=split_cases(store.index, **split))
     return table.assign(distance=[predictor.distance(image) for image in store.images])
 
 
 def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Return the validation frame of median Dice of the selected model: case_id, uint8 (H,W).
-
-    Args:
-        cases: the case table that the store was built from.
-    """
+    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W)."""
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
     return case, frames.read_gray(cases["image_path"][cases["case_id"] == case].iloc[0])
@@ -414,8 +383,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(usual)

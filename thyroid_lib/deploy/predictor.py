@@ -104,8 +104,7 @@ class Predictor:
             threads: CPU threads of ONNX Runtime.
 
         Raises:
-            FileNotFoundError, ValueError: nothing there, no such model, damaged, or of another
-                kind; says what to give.
+            FileNotFoundError, ValueError: no such model, or a damaged one; says what to give.
             ImportError: a needed package is not installed; says which.
         """
         path = Path(path)
@@ -146,17 +145,14 @@ class Predictor:
         prob, mask, confidence = self.segment(fitted, gray.shape, threshold)
         distance = self.distance(fitted)
         spacing = spacing_mm or (1.0, 1.0)
+        area = int(mask.sum())
         return Prediction(
-            prob=prob,
-            mask=mask,
-            area_px=int(mask.sum()),
-            diameters_px=diameters(mask),
-            area_mm2=float(mask.sum() * spacing[0] * spacing[1]) if spacing_mm else None,
+            prob, mask, area, diameters(mask),
+            area_mm2=float(area * spacing[0] * spacing[1]) if spacing_mm else None,
             diameters_mm=diameters(mask, spacing) if spacing_mm else None,
-            confidence=confidence,
-            distance=distance,
+            confidence=confidence, distance=distance,
             doubts=self._doubts(image, gray, mask, confidence, distance),
-        )
+        )  # fmt: skip
 
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
@@ -211,14 +207,7 @@ class Predictor:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """Read an image file; RGB if it is in colour, as colour is a doubt.
-
-    Returns:
-        uint8 (H,W), or (H,W,3) with the same gray levels.
-
-    Raises:
-        ValueError: see `frames.read_gray`.
-    """
+    """Read an image file as `frames.read_gray` does; RGB (H,W,3) if it is in colour."""
     gray = frames.read_gray(path)
     with Image.open(path, formats=frames.FORMATS) as image:
         colour = None if image.mode in ("1", "L", "LA") else np.array(image.convert("RGB"))
@@ -230,11 +219,8 @@ def read_picture(path: str | Path) -> np.ndarray:
 def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
     """Return the longest diameter of the largest part of a mask, and its extent across that one.
 
-    From pixel centre to pixel centre, in the unit of the spacing; (0, 0) for an empty mask.
-
-    Args:
-        mask: bool (H,W).
-        spacing: of rows and of columns.
+    From pixel centre to pixel centre of a mask, bool (H,W), in the unit of the spacing, of rows and
+    of columns; (0, 0) for an empty mask.
     """
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     if not count:
@@ -271,12 +257,9 @@ def _release_file(folder: Path, model: str, precision: str) -> Path:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
     model = model or selected
-    if model not in files:
-        raise ValueError(f"model: got {model!r}, this release has {', '.join(files)}")
-    if precision not in files[model]:
-        raise ValueError(
-            f"precision: got {precision!r}, of {model} this release has {', '.join(files[model])}"
-        )
+    for name, got, choices in (("model", model, files), ("precision", precision, files.get(model))):
+        if got not in choices:
+            raise ValueError(f"{name}: got {got!r}, this release has {', '.join(choices)}")
     path = folder / files[model][precision]
     if path.is_file() and file_digest(path) != digests.get(path.name):
         raise ValueError(f"{path.name} has changed since the release was made: copy it again")

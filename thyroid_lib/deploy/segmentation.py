@@ -1,8 +1,8 @@
 """DICOM Segmentation objects from predictions, and the header that every derived object shares.
 
-highdicom 0.28 refuses multi-frame ultrasound as the source of a segmentation, so the object is
-built here. No clock and no random number is used: the same source, model and masks give the same
-bytes and UIDs, so that an object that is sent twice has one segmentation.
+Built here, as highdicom 0.28 refuses multi-frame ultrasound. No clock and no random number is used:
+the same source, model and masks give the same bytes and UIDs, so that an object that is sent twice
+has one segmentation.
 
 Sources: DICOM PS3.3 A.51 (Segmentation); PS3.5 B.2 (UIDs under 2.25).
 """
@@ -105,12 +105,8 @@ def _short_text(value) -> str:
 def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
     """Return a BINARY segmentation whose frame i lies over frame i of the source, empty or not.
 
-    It holds the masks of refused frames too; its label says how many those are.
-
-    Args:
-        source: as `dicom.read_file` returns it.
-        predictions: one per frame; taken one by one, so that few are in memory.
-        about: `Predictor.about`.
+    It holds the masks of refused frames too; its label says how many those are. Arguments as of
+    `derive_object`; predictions are taken one by one, so that few are in memory.
 
     Raises:
         ValueError: the masks differ from the source's frames in number or size.

@@ -2,13 +2,12 @@
 
     seg, sr = answer(dicom.read_file("cine.dcm"), Predictor.open("results/demo/deploy"))
 
-highdicom builds the templates. Patient, study and UIDs come from `segmentation.derive_object`:
-highdicom's own document takes the time of day and fails where the source lacks a patient's data.
+Patient, study and UIDs come from `segmentation.derive_object`: highdicom's own document takes the
+time of day and fails where the source lacks a patient's data.
 
 Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500 (Measurement Report), 1410 (Planar ROI), 1501.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -21,16 +20,8 @@ from pydicom.sr.coding import Code
 from thyroid_lib import __version__
 from thyroid_lib.data.dicom import SINGLE, read_frames, spacing_of
 from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy import segmentation as objects
 from thyroid_lib.deploy.predictor import Prediction, Predictor
-from thyroid_lib.deploy.segmentation import (
-    MAKER,
-    THYROID,
-    derive_object,
-    make_dataset,
-    name_uid,
-    reference,
-    segmentation,
-)
 
 PIXELS = Code("{pixels}", "UCUM", "pixels")
 NO_PIXELS = np.zeros((0, 0), bool)
@@ -57,46 +48,40 @@ def answer(
             measured.append(replace(prediction, prob=NO_PIXELS, mask=NO_PIXELS))
             yield prediction
 
-    seg = segmentation(source, predictions(), predictor.about)
+    seg = objects.segmentation(source, predictions(), predictor.about)
     return seg, report(source, seg, measured, predictor.about)
 
 
-def report(
-    source: Dataset, seg: Dataset, predictions: Iterable[Prediction], about: dict
-) -> Dataset:
+def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
     """Return the report: area and diameters of each frame, of a cine also the largest area.
 
-    In mm where the spacing is known, else in pixels; a refused frame has no numbers. Arguments as
-    of `segmentation`, whose object is `seg`.
+    In mm if the spacing is known, else in pixels; refused frames have no numbers. Arguments as of
+    `segmentation`, whose object is `seg`.
     """
-    predictions = list(predictions)
     groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
     if len(predictions) > 1:
         groups.insert(0, _cine_group(seg, predictions))
     content = repr([seg.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in predictions)])
-    document = derive_object(
-        source, about, uid.ComprehensiveSRStorage, "SR", 9102, content.encode()
-    )
+    kind = uid.ComprehensiveSRStorage, "SR", 9102
+    document = objects.derive_object(source, about, *kind, content.encode())
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=name_uid(MAKER, document.DeviceSerialNumber), name=MAKER
+        objects.name_uid(objects.MAKER, document.DeviceSerialNumber), objects.MAKER
     )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
     [root] = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(
-            observer_device_context=sr.ObserverContext(codes.DCM.Device, device)
-        ),
+        sr.ObservationContext(observer_device_context=observer),
         procedure_reported=codes.SCT.DiagnosticUltrasonography,
         imaging_measurements=groups,
     )
     root.ContentSequence.append(_comment(NOTICE))
     document.update(root)
-    instances = [
-        make_dataset(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[reference(of)])
+    make, reference = objects.make_dataset, objects.reference
+    series = [
+        make(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[reference(of)])
         for of in (source, seg)
     ]
-    evidence = make_dataset(
-        StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=instances
-    )
-    document.update(make_dataset(
+    evidence = make(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=series)
+    document.update(make(
         ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
         CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
         CurrentRequestedProcedureEvidenceSequence=[evidence],
@@ -114,12 +99,10 @@ def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
         if found.confidence is not None:
             percent = 100 * found.confidence, codes.UCUM.Percent
             measurements.append(_measurement(codes.DCM.CertaintyOfFinding, percent))
-    image = sr.SourceImageForSegmentation(
-        source.SOPClassUID, source.SOPInstanceUID,
-        None if source.SOPClassUID in SINGLE else [number],
-    )  # fmt: skip
+    numbers = None if source.SOPClassUID in SINGLE else [number]
+    image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
     frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
-    del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # PS3.3 wants only one of the two
+    del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         **_identity(seg, number, f"Thyroid, frame {number}"),
         referenced_segment=frame,
@@ -136,8 +119,8 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
     if with_thyroid:
         largest = max(with_thyroid, key=lambda each: each.area_px)
         text += f" Largest in frame {predictions.index(largest) + 1}."
-        maximum = {"derivation": codes.SCT.Maximum}
-        measurements = [_measurement(codes.SCT.Area, _sizes(largest)[0], **maximum)]
+        area = codes.SCT.Area, _sizes(largest)[0]
+        measurements = [_measurement(*area, derivation=codes.SCT.Maximum)]
     group = sr.MeasurementsAndQualitativeEvaluations(
         **_identity(seg, 0, "Thyroid, all frames"), measurements=measurements
     )
@@ -146,12 +129,11 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
 
 
 def _identity(seg: Dataset, number: int, name: str) -> dict:
-    """Return what names a measurement group, and the algorithm that measured."""
-    return {
-        "tracking_identifier": sr.TrackingIdentifier(name_uid(seg.SOPInstanceUID, number), name),
-        "finding_type": THYROID,
-        "algorithm_id": sr.AlgorithmIdentification(seg.ManufacturerModelName, __version__),
-    }
+    """Return the arguments that name a group, its finding and the algorithm."""
+    tracking = sr.TrackingIdentifier(objects.name_uid(seg.SOPInstanceUID, number), name)
+    algorithm = sr.AlgorithmIdentification(seg.ManufacturerModelName, __version__)
+    named = {"tracking_identifier": tracking, "algorithm_id": algorithm}
+    return named | {"finding_type": objects.THYROID}
 
 
 def _sizes(found: Prediction) -> tuple:
@@ -169,5 +151,5 @@ def _measurement(name: Code, number: tuple, **more) -> sr.Measurement:
 
 
 def _comment(text: str) -> sr.TextContentItem:
-    """Return a comment; highdicom's templates have no place for one, and TID 1500 allows it."""
+    """Return a comment, which TID 1500 allows and highdicom's templates have no argument for."""
     return sr.TextContentItem(codes.DCM.Comment, text, sr.RelationshipTypeValues.CONTAINS)
