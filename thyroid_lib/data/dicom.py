@@ -253,8 +253,7 @@ def _levels(dataset, colour, count):
 def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
     """Check a JPEG stream against the DICOM header; return it without comment segments.
 
-    Decoders allocate memory by the stream's own header, and gdcm ends the process on some damaged
-    ones.
+    Decoders allocate memory by the stream's own header, and gdcm may end the process on damage.
     """
     offset, kept, size = 2, [b"\xff\xd8"], None
     lossless = dataset.file_meta.TransferSyntaxUID != uid.JPEGBaseline8Bit

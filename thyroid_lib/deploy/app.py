@@ -61,7 +61,7 @@ class Source(NamedTuple):
 class Upload:
     """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem in words.
 
-    spacing_mm: of rows and columns, if a DICOM file has it; dataset: that file.
+    A DICOM file has a dataset and perhaps a spacing, of rows and columns.
     """
 
     frames: tuple = ()
@@ -95,19 +95,8 @@ def read_upload(content: bytes, suffix: str) -> Upload:
 
 def _check_size(pixels: int, count: int) -> None:
     if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
-        raise ValueError(
-            f"has {pixels * count / 1e6:.0f} megapixels, give at most {MAX_FRAME} a frame and "
-            f"{MAX_ALL} in all"
-        )
-
-
-@st.cache_resource(show_spinner=False)
-def draw_example(name: str) -> Upload:
-    """Draw an example, a phantom."""
-    sweep, count = EXAMPLES[name]
-    return Upload(
-        tuple(phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"])
-    )
+        most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
+        raise ValueError(f"has {pixels * count / 1e6:.0f} megapixels, {most}")
 
 
 BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
@@ -117,9 +106,14 @@ BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
     max_entries=2, scope="session", show_spinner="Reading the file …", hash_funcs=BY_KEY
 )
 def load(source: Source) -> Upload:
-    """Read a file, or draw an example."""
+    """Read a file, or draw an example, a phantom."""
     name, _, content = source
-    return draw_example(name) if content is None else read_upload(content, Path(name).suffix)
+    if content is not None:
+        return read_upload(content, Path(name).suffix)
+    sweep, count = EXAMPLES[name]
+    return Upload(
+        tuple(phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"])
+    )
 
 
 def find_release() -> Path:
@@ -138,11 +132,7 @@ def find_release() -> Path:
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the models …")
 def open_models(path: Path, changed: int) -> dict[str, Predictor]:
-    """Open a release's models, the selected one first, or the one of an .onnx file.
-
-    Args:
-        changed: its modification time, so that a new release at the same path is opened.
-    """
+    """Open a release's models, the selected one first; `changed` is its modification time."""
     if path.suffix == ".pt":
         raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx of 6-deploy")
     first = Predictor.open(path)
@@ -169,11 +159,10 @@ def _with_cache(predictor: Predictor) -> Predictor:
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask over its frame, as PNG; small frames are enlarged by a whole number.
+    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG.
 
-    Args:
-        frame: uint8 (H,W) or (H,W,3); mask: bool (H,W).
-        opacity: of the area, from 0 to 1; line: width of the outline, 1 is thin, 0 none.
+    Small frames are enlarged by a whole number. `opacity` of the area is in [0,1], `line` the width
+    of the outline: 1 is thin, 0 none.
     """
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
@@ -194,9 +183,7 @@ def measure(
 ) -> list[dict]:
     """Return a row of COLUMNS for each frame of a file, without the numbers of refused frames.
 
-    Args:
-        release: path and modification time of the model, for the cache.
-        spacing: mm of rows and columns, where the file has none.
+    `release`, path and time, is for the cache; `spacing` counts where the file has none.
     """
     upload, rows = load(source), []
     blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source.name), "model": model}
@@ -295,8 +282,7 @@ def show_numbers(found: Prediction, shown: bool) -> None:
 
 def make_places(chosen: list[str]) -> list[tuple]:
     """Return containers for each model's picture, doubts, numbers and downloads."""
-    alone = len(chosen) == 1
-    if alone:
+    if alone := len(chosen) == 1:
         pairs = [st.container(key="alone").columns([2.8, 1], gap="medium")]
     else:
         pairs = [(column, column) for column in st.columns(len(chosen))]

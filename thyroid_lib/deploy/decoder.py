@@ -22,7 +22,7 @@ def refusal(source) -> tuple[str, int] | None:
         return f"{type(error).__name__} while it was being decoded", status
 
 
-def serve_refusals(pipe) -> None:
+def serve(pipe) -> None:
     """Answer `refusal` for each source from a pipe, until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(ImportError):  # Windows, which writes no core files
@@ -44,7 +44,7 @@ class Decoder:
     def start(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve_refusals, args=(theirs,), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -154,21 +154,21 @@ def release(
 
 
 def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
-    """Return the folders of the runs, of an empty list all finished ones under results/alone/runs.
+    """Return the folders of the runs; [] means all finished ones under results/alone/runs.
 
     Raises:
         FileNotFoundError: an earlier notebook has not been run; says which.
     """
     folder = project_path("results/alone/runs")
-    found = [project_path(run) for run in runs] or sorted(folder.glob("*/"))
-    found = [run for run in found if runs or (run / "run.json").is_file()]
-    for path, there, notebook in (
-        (store, (store / "store.json").is_file(), "1-preprocess"),
-        (folder, bool(found), "3-train"),
-        (compare, (compare / "selected.json").is_file(), "4-compare"),
+    found = [project_path(run) for run in runs]
+    found = found or [path.parent for path in sorted(folder.glob("*/run.json"))]
+    for there, where, notebook in (
+        ((store / "store.json").is_file(), store, "1-preprocess"),
+        (found, folder, "3-train"),
+        ((compare / "selected.json").is_file(), compare, "4-compare"),
     ):
         if not there:
-            raise FileNotFoundError(f"nothing in {path} yet: run {notebook} first")
+            raise FileNotFoundError(f"nothing in {where} yet: run {notebook} first")
     return found
 
 
@@ -203,8 +203,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary.
 
     Raises:
-        ValueError: it was trained on other data.
-        RuntimeError: it does not agree with torch.
+        ValueError, RuntimeError: trained on other data; does not agree with torch.
     """
     model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")

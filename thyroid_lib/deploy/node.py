@@ -149,14 +149,12 @@ def serve(arguments, predictor: Predictor):
         (evt.EVT_C_STORE, receive, [queue, decoder]),
     ]
     address = arguments.host, arguments.port
+    where = "{}:{}".format(*address)
     try:
         ae.start_server(address, block=False, evt_handlers=handlers)
     except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"cannot listen on {address[0]}:{address[1]} ({error}): give --host or --port"
-        ) from error
-    waiting = len(queue.waiting)
-    log.info("%s listens on %s:%d, %d objects wait", arguments.aet, *address, waiting)
+        raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
+    log.info("%s listens on %s, %d objects wait", arguments.aet, where, len(queue.waiting))
     worker.start()
     stop.wait()
     closing = threading.Thread(target=ae.shutdown, daemon=True)  # it may wait for silent callers
@@ -183,15 +181,6 @@ def read_finished(table: Path) -> dict[tuple, list[dict]]:
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
         rows.setdefault((row["instance"], row["model"]), []).append(row)
     return {key: own for key, own in rows.items() if len(own) == int(own[0]["frames"])}
-
-
-def measure(content: bytes, predictor: Predictor, decoder: Decoder) -> tuple[list[dict], tuple]:
-    """Return a row for each frame of an object, and its segmentation and report."""
-    decoder.check(content)
-    dataset, measured = dicom.read_file(content), []
-    answers = answer(dataset, predictor, measured=measured)
-    size = {"height": dataset.Rows, "width": dataset.Columns}
-    return [size | {"frame": n} | each.row() for n, each in enumerate(measured, 1)], answers
 
 
 def study(arguments, predictor: Predictor) -> int:
@@ -226,10 +215,14 @@ def study(arguments, predictor: Predictor) -> int:
         for _, series, instance in found:
             if (instance, model) in done:
                 continue
-            rows, problem, content = [{}], "", BytesIO()
+            rows, problem, content, measured = [{}], "", BytesIO(), []
             try:
                 client.retrieve_instance(uid, series, instance).save_as(content)
-                rows, answers = measure(content.getvalue(), predictor, decoder)
+                decoder.check(content.getvalue())
+                dataset = dicom.read_file(content.getvalue())
+                answers = answer(dataset, predictor, measured=measured)
+                size = {"height": dataset.Rows, "width": dataset.Columns}
+                rows = [size | {"frame": n} | each.row() for n, each in enumerate(measured, 1)]
                 if arguments.store:
                     pacs.store(client, answers)
             except dicom.Refused as error:

@@ -26,13 +26,10 @@ log = logging.getLogger("thyroid_lib.node")
 
 
 class Queue:
-    """Objects that wait for their answer, in a folder that one node at a time uses.
+    """Objects that wait for their answer, in a folder; ValueError: another process uses it.
 
     A file is called <arrival>-<name>.<deaths>.dcm, and .working while it is answered; `deaths`
     counts how often the node ended over it.
-
-    Raises:
-        ValueError: another process uses this folder.
     """
 
     def __init__(self, folder: str | Path):
@@ -41,9 +38,7 @@ class Queue:
         self.folder.chmod(0o700)
         self.lock = locks.take(self.folder / "lock")
         if self.lock is None:
-            raise ValueError(
-                f"another node has the queue {folder}: stop it, or give another folder"
-            )
+            raise ValueError(f"another node has the queue {folder}: stop it or give another folder")
         for path in self.files("new", r"new\.\d+\.partial"):
             path.unlink()  # whose sender got no success, and sends it again
         for path in self.files("working"):  # the node ended over it: others come first now
@@ -90,11 +85,7 @@ class Queue:
 
 
 class Worker(threading.Thread):
-    """Answers the objects of a queue, one after the other, until `stop`.
-
-    Args:
-        answer: from a dataset to the objects to store.
-    """
+    """Answers the objects of a queue, one by one; `answer` makes the objects to store."""
 
     def __init__(self, queue: Queue, client, answer):
         super().__init__(daemon=True)

@@ -43,10 +43,10 @@ def http_status(error: requests.RequestException) -> str:
 
 
 def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
-    """Store objects by STOW-RS, one by one, until each is confirmed.
+    """Store objects by STOW-RS, one by one.
 
-    An object counts as stored if the answer names it, or if a search finds it. The status alone
-    proves nothing: a proxy's page comes with 200, too.
+    An object counts as stored if the answer names it, or if a search finds it: a proxy's page has
+    status 200, too.
 
     Raises:
         Refused: the PACS refuses an object for good.

@@ -40,10 +40,9 @@ def open_model(arguments: argparse.Namespace) -> Predictor:
 
 
 def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
-    """Segment every image of a folder; an image that cannot be used is skipped, with a problem.
+    """Segment every image of a folder; return a row of COLUMNS per image, as in `areas.csv`.
 
-    Returns:
-        One row per image, by COLUMNS, as in `areas.csv`; problem is None where it went well.
+    An image that cannot be used is skipped; its row has a `problem`.
 
     Raises:
         ValueError: no images, or `out` has masks that this function has not written.

@@ -46,14 +46,12 @@ class Doubt:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The result for one frame.
+    """The result for one frame, at its native size.
 
-    prob: float32 (H,W) in [0,1], at the frame's native size, before the threshold.
-    mask: bool (H,W).
-    diameters_px: the longest straight line within the largest part, and its extent across it.
+    prob: float32 (H,W) in [0,1], before the threshold; mask: bool (H,W).
+    diameters_px: see `diameters`; *_mm, *_mm2: None if the spacing is not known.
     confidence: the expected Dice, in [0,1], see `confidence`; None if not calibrated.
     distance: from the training frames, see `familiarity.distance`; None if not known.
-    *_mm, *_mm2: None if the spacing is not known.
     """
 
     prob: np.ndarray
@@ -113,9 +111,8 @@ class Predictor:
         if path.is_dir():
             path = _release_file(path, model, precision)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no model at {path}: give a release folder, an .onnx or a model.pt"
-            )
+            need = "give a release folder, an .onnx or a model.pt"
+            raise FileNotFoundError(f"no model at {path}: {need}")
         return cls(*(_open_torch(path) if path.suffix == ".pt" else _open_onnx(path, threads)))
 
     def predict(
@@ -157,11 +154,9 @@ class Predictor:
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
     ) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return prob, mask and confidence, see `Prediction`, of a frame from a store.
+        """Return prob, mask and confidence, see `Prediction`, of a frame in a store.
 
-        Args:
-            fitted: uint8 (S,S), by `frames.fit_image`.
-            shape: native height and width of the frame.
+        `fitted`, uint8 (S,S), is by `frames.fit_image`; `shape` its native height and width.
         """
         # a batch of one frame: other frames in the batch would change the last bits
         logits = self.network(fitted[None])[0]  # (S,S)
