@@ -10,12 +10,7 @@ FAR, TOO_FAR = 1.0, 3.0  # above these a frame gives a warning, or is refused
 
 
 def distance(known: dict, fitted: np.ndarray) -> float:
-    """Return how far a frame is; above 1 is farther than 99 of 100 validation frames.
-
-    Args:
-        known: result of `describe_frames`.
-        fitted: uint8 (S,S).
-    """
+    """Return how far a frame, uint8 (S,S), is from those that `describe_frames` describes."""
     off = features(fitted) - np.array(known["mean"])
     return float(np.sqrt(off @ np.array(known["inverse_covariance"]) @ off) / known["reach"])
 

@@ -23,11 +23,7 @@ from scipy.spatial import KDTree
 def dice(pred: np.ndarray, ref: np.ndarray) -> float:
     """Dice coefficient 2·|pred ∩ ref| / (|pred| + |ref|), in [0, 1]; 1 if both are empty.
 
-    Args:
-        pred, ref: bool arrays of one shape; the pixels of a stack (N, H, W) are pooled.
-
-    Raises:
-        TypeError, ValueError: see `check_masks`.
+    pred, ref: bool arrays of one shape; the pixels of a stack (N, H, W) are pooled.
     """
     check_masks(pred, ref)
     both, total = np.count_nonzero(pred & ref), np.count_nonzero(pred) + np.count_nonzero(ref)
@@ -43,10 +39,7 @@ def pooled_dice(both: np.ndarray, total: np.ndarray, *, batch: int = 16) -> floa
     Args:
         both, total: pixels (N,) of pred ∩ ref and of |pred| + |ref| of every frame, at the
             network's size.
-        batch: frames in a batch; the last may have fewer.
-
-    Returns:
-        Mean of the batches' Dice, in [0, 1]; an empty batch counts 1.
+        batch: frames in a batch; the last may have fewer, and an empty batch counts 1.
     """
     order = np.random.default_rng(0).permutation(len(both))
     starts = np.arange(0, len(order), batch)
@@ -60,13 +53,9 @@ def dice_of_areas(both: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
-    """Count missed and false parts; parts are 8-connected components.
+    """Count missed and false parts of masks, bool (H, W); parts are 8-connected components.
 
-    Args:
-        pred, ref: bool (H, W).
-
-    Returns:
-        `missed_parts`: parts of ref without a pixel of pred; `false_parts`: the reverse.
+    `missed_parts`: parts of ref without a pixel of pred; `false_parts`: the reverse.
     """
     check_masks(pred, ref)
     box = bounding_box(pred | ref)

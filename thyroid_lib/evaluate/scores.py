@@ -105,11 +105,7 @@ def score_map(
 def count_logits(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:
     """Count pixels by logit, with its sign changed so that it is positive where it is wrong.
 
-    Args:
-        prob, ref: float32 and bool, of one shape.
-
-    Returns:
-        int64 (5600,), bins of 0.005 from −14 to 14; add up those of several batches.
+    prob, ref: float32 and bool, of one shape. Returns int64 (5600,), bins of 0.005 from −14 to 14.
     """
     prob = np.clip(prob.astype(np.float64).ravel(), 1e-6, 1 - 1e-6)
     wrong = np.where(ref.ravel(), -1.0, 1.0) * np.log(prob / (1 - prob))
