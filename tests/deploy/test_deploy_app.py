@@ -38,6 +38,7 @@ from thyroid_lib.data import dicom, frames, phantom
 from thyroid_lib.deploy import NOTICE, app
 from thyroid_lib.deploy.predictor import Predictor
 
+pytestmark = pytest.mark.study  # AppTest takes seconds for each page
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "app" / "streamlit_app.py"
 CONFIG = tomllib.loads((ENTRY.parent / ".streamlit" / "config.toml").read_text("utf-8"))
@@ -575,7 +576,6 @@ def fetch(page, label: str) -> bytes:
     return Path(download.value.path()).read_bytes()
 
 
-@pytest.mark.study
 def test_in_a_browser_from_upload_to_download(browser, server, release):
     address, log, temporary = server
     page, predictor = open_page(browser, address), Predictor.open(release)
@@ -616,7 +616,6 @@ def test_in_a_browser_from_upload_to_download(browser, server, release):
     page.close()
 
 
-@pytest.mark.study
 def test_in_a_browser_each_broken_upload_is_answered(browser, server):
     """All in one batch, then each by itself."""
     address, log, _ = server
@@ -653,7 +652,6 @@ def settings(page, look):
 
 
 @pytest.mark.slow
-@pytest.mark.study
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1440, 900)])
 def test_in_a_browser_of_any_size_and_theme(browser, server, tmp_path, width, height, theme):
@@ -696,7 +694,6 @@ def test_in_a_browser_of_any_size_and_theme(browser, server, tmp_path, width, he
 
 
 @pytest.mark.slow
-@pytest.mark.study
 def test_in_a_browser_by_keyboard_alone(browser, server):
     page, seen = open_page(browser, server[0]), []
     for _ in range(40):

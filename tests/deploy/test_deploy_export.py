@@ -32,6 +32,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 export = pytest.importorskip("thyroid_lib.deploy.export")
 
+pytestmark = pytest.mark.study  # networks are trained and exported
 ROOT = Path(__file__).parents[2]
 HOW = SMALL | {"val_share": 0.3, "epochs": 2, "device": "cpu", "precision": "fp32", "threads": 1}
 SELECTED = {"model": "resunet", "protocol": "grouped"}
@@ -242,7 +243,6 @@ def test_a_full_disk_leaves_no_release(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.study
 def test_a_killed_export_leaves_a_whole_release_or_none(study, made, tmp_path):
     """Killed before the first file, between two files, and by chance."""
     out = shutil.copytree(made[0], tmp_path / "out")

@@ -136,6 +136,7 @@ VALIDATED = {f"{s} {p}": {"syntax": s, "photometric": p} for s, p, bits in EVERY
 VALIDATED |= {"no spacing": {"spacing_mm": None}, "16 bit": {"bits": 16}, "empty": {}, "60": {}}
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("case", VALIDATED)
 def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
     if not shutil.which("dciodvfy"):
@@ -229,6 +230,7 @@ def test_elements_of_the_source_are_used_only_where_they_are_valid(predictor):
         answered(planar, predictor)
 
 
+@pytest.mark.study
 def test_no_message_holds_patient_data(predictor, capfd, caplog):
     dataset = make_us(drawn(2), PatientName="Geheim^Erna", PatientID="GEHEIM-7")
     data, texts = to_bytes(dataset), []
@@ -260,6 +262,7 @@ def test_mutated_files_are_answered_with_the_predictors_masks(predictor):
     assert accepted > 5
 
 
+@pytest.mark.study
 def test_the_example_of_the_docs_runs(release, tmp_path):
     text = (ROOT / "docs" / "dicom.md").read_text("utf-8")
     code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", text).group(1))

@@ -70,6 +70,7 @@ def from_the_command(model, images, out) -> None:
     subprocess.run([*command, "--images", images, "--out", out], check=True)
 
 
+@pytest.mark.study
 def test_notebook_export_command_page_and_node_give_the_same_mask(tiny_store, tmp_path):
     how = {"models": ["resunet"], "seeds": [0], "epochs": 15, "lr": 1e-3}
     study, release = write_study(tmp_path / "tiny", tiny_store, **how), tmp_path / "release"
