@@ -112,12 +112,11 @@ def release(
         threads: CPU threads, 0 for all.
 
     Raises:
-        FileNotFoundError, ValueError: no finished study, or `out` holds other files.
+        OSError, ValueError: no finished study; `out` holds other files, or cannot be written.
         RuntimeError: an export does not agree with torch.
-        OSError: it cannot be written; then `out` has no release.json.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
-    if out.exists() and not out.is_dir():
+    if out.is_file():
         raise ValueError(f"{out} is a file: give a folder for the release alone")
     if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
@@ -219,8 +218,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     network = to_onnx(model, trained.about["size"])
     write_onnx(path, network, about)
     exported = Predictor.open(path, threads=torch.get_num_threads())
-    agreement = agree(trained, exported, store)
-    if not agreement["agrees"]:
+    if not (agreement := agree(trained, exported, store))["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
     scores = score(exported, store, sides == "val")
     line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))

@@ -170,7 +170,7 @@ def serve(arguments, predictor: Predictor):
 
 
 def read_finished(table: Path) -> dict[tuple, list[dict]]:
-    """Return the rows of objects that an earlier run has measured whole, by instance and model.
+    """Return the rows of objects that were measured whole, by instance and model.
 
     Raises:
         ValueError: the table has other columns.
@@ -184,10 +184,9 @@ def read_finished(table: Path) -> dict[tuple, list[dict]]:
 
 
 def study(arguments, predictor: Predictor) -> int:
-    """Write the areas of all ultrasound of some studies; rows in the table are not made again.
+    """Write the areas of all ultrasound of some studies; rows in the table are kept.
 
-    Returns:
-        1 if a study has no ultrasound, or an object could not be measured: its row has a `problem`.
+    Returns 1 if a study has no ultrasound or an object could not be measured: see `problem`.
     """
     client, decoder, out = pacs.pacs_client(arguments.pacs), Decoder(), Path(arguments.out)
     uids, failed = [uid for each in arguments.study_uid if (uid := each.strip())], 0

@@ -130,7 +130,7 @@ class Predictor:
             threshold: None for the one that the model was evaluated with.
 
         Raises:
-            ValueError: no such frame, or an impossible spacing or threshold.
+            ValueError: an impossible image, spacing or threshold.
         """
         threshold = self.about["threshold"] if threshold is None else threshold
         if not 0 < threshold < 1:

@@ -59,10 +59,8 @@ def derive_object(
 ) -> Dataset:
     """Begin an object of the source's patient and study, in a series of its own.
 
-    Args:
-        source: as `dicom.read_file` returns it.
-        about: `Predictor.about`.
-        content: what the object will hold; other content gives another UID.
+    The source is as `dicom.read_file` returns it, `about` the predictor's; other content gives
+    another UID.
     """
     made_by = json.dumps([about, __version__], sort_keys=True, default=str)
     model = hashlib.sha256(made_by.encode()).hexdigest()

@@ -32,12 +32,8 @@ def answer(
 ) -> tuple[Dataset, Dataset]:
     """Return segmentation and report of an object, decoded and segmented frame by frame.
 
-    Args:
-        source: as `dicom.read_file` returns it.
-        measured: is filled with the predictions, without prob and mask: a cine has hundreds.
-
-    Raises:
-        Refused: the object cannot be read.
+    The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
+    with the predictions, without prob and mask, as a cine has hundreds.
     """
     images, spacing = read_frames(source), spacing_of(source)
     measured = [] if measured is None else measured
