@@ -1,4 +1,4 @@
-"""Entry point of the web page, for `streamlit run` and for hosting, which reads requirements.txt."""
+"""Entry point of the web page, for `streamlit run`; hosting installs requirements.txt beside it."""
 
 import sys
 from pathlib import Path
