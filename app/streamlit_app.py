@@ -1,4 +1,4 @@
-"""Entry of the app, for `streamlit run` and for hosting; beside it lies what hosting installs."""
+"""Entry point of the web page, for `streamlit run`; hosting installs requirements.txt beside it."""
 
 import sys
 from pathlib import Path

@@ -1,38 +1,54 @@
-"""DICOM ultrasound for tests: every syntax, colour and depth that is read, from drawn frames."""
+"""DICOM ultrasound for tests, from drawn frames: every syntax, colour and depth that is read."""
 
 import io
 import tempfile
 
 import gdcm
 import numpy as np
+from conftest import ellipse_pair
 from PIL import Image
 from pydicom import dcmread
+from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_encoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    RLELossless,
-    UltrasoundImageStorage,
-    UltrasoundMultiFrameImageStorage,
-)
 
 SYNTAXES = {
-    "implicit": ImplicitVRLittleEndian, "explicit": ExplicitVRLittleEndian,
-    "big": ExplicitVRBigEndian, "rle": RLELossless, "jpeg": JPEGBaseline8Bit,
-    "lossless14": JPEGLossless, "lossless": JPEGLosslessSV1,
+    "implicit": uids.ImplicitVRLittleEndian, "explicit": uids.ExplicitVRLittleEndian,
+    "big": uids.ExplicitVRBigEndian, "rle": uids.RLELossless, "jpeg": uids.JPEGBaseline8Bit,
+    "lossless14": uids.JPEGLossless, "lossless": uids.JPEGLosslessSV1,
 }  # fmt: skip
-_GDCM = {
-    JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
-    JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
-}
+GRAY = ("MONOCHROME2", "MONOCHROME1", "PALETTE COLOR")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
+EVERY = [  # syntax, colour, bits
+    (syntax, photometric, bits)
+    for syntax in SYNTAXES
+    for photometric in GRAY + COLOURS
+    for bits in (8, 12, 16)
+    if bits == 8 or (photometric.startswith("MONO") and syntax != "jpeg")
+    if photometric != "YBR_FULL_422" or syntax in ("implicit", "explicit", "big", "jpeg")
+]
+ABOUT = {
+    "Modality": "US", "Manufacturer": "Phantom", "ImageType": ["ORIGINAL", "PRIMARY"],
+    "PatientName": "Phantom^Anna", "PatientID": "PHANTOM-1", "PatientBirthDate": "19700101",
+    "PatientSex": "F", "StudyDate": "20240229", "StudyTime": "101530", "StudyID": "S1",
+    "AccessionNumber": "A1", "ReferringPhysicianName": "", "SeriesNumber": 3, "InstanceNumber": 5,
+    "PatientOrientation": None, "ContentDate": "20240229", "ContentTime": "101611",
+}  # fmt: skip
+
+
+def drawn(count: int = 3, height: int = 61, width: int = 74) -> np.ndarray:
+    """Frames with an ellipse each, uint8 (count,H,W); of no size that is a multiple of 8."""
+    rng = np.random.default_rng(7)
+    return np.stack([ellipse_pair(rng, height, width)[0] for _ in range(count)])
+
+
+def painted(gray: np.ndarray) -> np.ndarray:
+    """Smooth colours over gray, uint8 (…,3)."""
+    rows = np.linspace(0, 1, gray.shape[-2])[:, None] * np.ones(gray.shape)
+    return np.stack([gray, gray * (1 - rows), 200 * rows], axis=-1).astype(np.uint8)
 
 
 def make_us(
@@ -49,10 +65,9 @@ def make_us(
     """Make an ultrasound object: of one frame (H,W) or (H,W,3), or of several.
 
     Args:
-        frames: uint8 (H,W), (N,H,W), (H,W,3) or (N,H,W,3), as they look: gray or RGB. Gray becomes
-            the photometric's colours, RGB must not be asked for as MONOCHROME.
+        frames: uint8 (H,W), (N,H,W), (H,W,3) or (N,H,W,3): gray or RGB.
         syntax: a key of `SYNTAXES`.
-        photometric: MONOCHROME1, MONOCHROME2, RGB, YBR_FULL, YBR_FULL_422 or "PALETTE COLOR".
+        photometric: one of `GRAY` and `COLOURS`.
         spacing_mm: of rows and columns, for an ultrasound region; None for no region.
         bits: 8, or up to 16 for monochrome.
         planar: PlanarConfiguration where it is not compressed.
@@ -60,60 +75,52 @@ def make_us(
         attributes: any keyword to set last; None deletes.
     """
     frames, syntax = np.asarray(frames), SYNTAXES[syntax]
-    coloured = frames.shape[-1] == 3
+    coloured, colour = frames.shape[-1] == 3, photometric in COLOURS
     several = frames.ndim - coloured == 3
     stack = frames if several else frames[None]  # (N,H,W[,3])
-    colour = photometric in ("RGB", "YBR_FULL", "YBR_FULL_422")
     if colour and not coloured:
         stack = np.repeat(stack[..., None], 3, axis=-1)
-    if not colour:
-        if photometric == "MONOCHROME1":
-            stack = 255 - stack
-        if bits > 8:  # 255 becomes the highest level
-            stack = np.rint(stack * ((2**bits - 1) / 255)).astype(np.uint16)
+    if photometric == "MONOCHROME1":
+        stack = 255 - stack
+    if not colour and bits > 8:  # 255 becomes the highest level
+        stack = np.rint(stack * ((2**bits - 1) / 255)).astype(np.uint16)
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
-    ds.SOPClassUID = UltrasoundMultiFrameImageStorage if several else UltrasoundImageStorage
-    ds.SOPInstanceUID = uid
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = uid[:60].rsplit(".", 1)[0] + ".7", uid[:60] + ".8"
-    ds.Modality, ds.Manufacturer, ds.ImageType = "US", "Phantom", ["ORIGINAL", "PRIMARY"]
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Phantom^Anna", "PHANTOM-1", "19700101"
-    ds.PatientSex, ds.StudyDate, ds.StudyTime, ds.StudyID = "F", "20240229", "101530", "S1"
-    ds.AccessionNumber, ds.ReferringPhysicianName = "A1", ""
-    ds.SeriesNumber, ds.InstanceNumber, ds.PatientOrientation = 3, 5, None
-    ds.ContentDate, ds.ContentTime = "20240229", "101611"
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 3 if colour else 1, photometric
-    ds.Rows, ds.Columns = stack.shape[1:3]
-    ds.BitsAllocated = 16 if bits > 8 else 8
-    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, 0
+    kind = "UltrasoundMultiFrameImageStorage" if several else "UltrasoundImageStorage"
+    fields = ABOUT | {
+        "SOPClassUID": getattr(uids, kind), "SOPInstanceUID": uid,
+        "StudyInstanceUID": uid[:60].rsplit(".", 1)[0] + ".7", "SeriesInstanceUID": uid[:60] + ".8",
+        "SamplesPerPixel": 3 if colour else 1, "PhotometricInterpretation": photometric,
+        "Rows": stack.shape[1], "Columns": stack.shape[2], "BitsAllocated": 16 if bits > 8 else 8,
+        "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0,
+    }  # fmt: skip
     if colour:
-        ds.PlanarConfiguration = planar
+        fields["PlanarConfiguration"] = planar
     if several:
-        ds.NumberOfFrames, ds.FrameTime = len(stack), 40
-        ds.FrameIncrementPointer = 0x00181063
+        fields |= {"NumberOfFrames": len(stack), "FrameTime": 40}
+        fields["FrameIncrementPointer"] = 0x00181063
     if photometric == "PALETTE COLOR":  # the identity
+        levels = (np.arange(256) * 257).astype(_order(syntax, 16)).tobytes()
         for name in ("Red", "Green", "Blue"):
-            setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
-            levels = (np.arange(256) * 257).astype(_order(syntax, 16)).tobytes()
-            setattr(ds, f"{name}PaletteColorLookupTableData", levels)
+            fields[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+            fields[f"{name}PaletteColorLookupTableData"] = levels
     if spacing_mm:
-        ds.SequenceOfUltrasoundRegions = Sequence([make_region(spacing_mm, *stack.shape[1:3])])
+        region = make_region(spacing_mm, *stack.shape[1:3])
+        fields["SequenceOfUltrasoundRegions"] = Sequence([region])
+    if syntax == uids.JPEGBaseline8Bit:
+        fields |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
+        fields["LossyImageCompressionRatio"] = "5"
+    for keyword, value in fields.items():
+        setattr(ds, keyword, value)
     codes = [_encode(frame, syntax, photometric, bits, planar) for frame in stack]
-    if syntax.is_encapsulated:
-        ds.PixelData = encapsulate(codes)
-    else:
-        data = b"".join(codes)
-        ds.PixelData = data + bytes(len(data) % 2)
-    ds["PixelData"].VR = "OB" if syntax.is_encapsulated or bits <= 8 else "OW"
-    if syntax == JPEGBaseline8Bit:
-        ds.LossyImageCompression, ds.LossyImageCompressionMethod = "01", "ISO_10918_1"
-        ds.LossyImageCompressionRatio = "5"
+    data = encapsulate(codes) if syntax.is_encapsulated else _even(b"".join(codes))
+    ds.add_new("PixelData", "OB" if syntax.is_encapsulated or bits <= 8 else "OW", data)
     for keyword, value in attributes.items():
-        if value is None:
-            del ds[keyword]
-        else:
+        if value is not None:
             setattr(ds, keyword, value)
+        elif keyword in ds:
+            del ds[keyword]
     ds.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID", "")
     ds.file_meta.MediaStorageSOPInstanceUID = ds.get("SOPInstanceUID", "")
     return ds
@@ -139,38 +146,72 @@ def to_bytes(dataset: Dataset) -> bytes:
     return file.getvalue()
 
 
+def mutate(data: bytes, rng) -> bytes:
+    """One of the ways in which a file is damaged, or made to do damage."""
+    data, kind = bytearray(data), rng.integers(8)
+    header = len(data) if rng.random() < 0.3 else min(len(data), 1800)
+    if kind == 0:  # flipped bits
+        for _ in range(rng.integers(1, 9)):
+            data[rng.integers(header)] ^= 1 << rng.integers(8)
+    elif kind == 1:
+        del data[rng.integers(len(data)) :]
+    elif kind == 2:  # a wrong length, perhaps a huge one
+        start = int(rng.integers(132, header - 4))
+        value = [0, 1, 0xFFFF, 0xFFFFFFFF, 0x7FFFFFFF, 12][rng.integers(6)]
+        data[start : start + 4] = value.to_bytes(4, "little")
+    elif kind == 3:  # another VR
+        start = int(rng.integers(132, header - 4))
+        names = [b"UN", b"SQ", b"OB", b"US", b"FD", b"PN", b"ZZ", b"UT"]
+        found = max(data.find(vr, start, header) for vr in (b"US", b"LO", b"CS", b"UI", b"IS"))
+        start = max(found, start)
+        data[start : start + 2] = names[rng.integers(len(names))]
+    elif kind == 4:  # tags swapped
+        one, other = sorted(int(start) for start in rng.integers(132, header - 4, 2))
+        data[one : one + 4], data[other : other + 4] = data[other : other + 4], data[one : one + 4]
+    elif kind == 5:  # garbage
+        start = int(rng.integers(128, header))
+        data[start:start] = rng.bytes(int(rng.integers(1, 200)))
+    elif kind == 6:  # a part is missing or comes twice
+        start, end = sorted(int(start) for start in rng.integers(0, header, 2))
+        data[start:end] = data[start:end] * 2 if rng.random() < 0.5 else b""
+    else:  # no DICOM at all
+        data[128:132] = b"MCID"
+    return bytes(data)
+
+
 def _order(syntax, bits: int) -> str:
     return f"{'<' if syntax.is_little_endian else '>'}u{bits // 8}"
 
 
+def _even(data: bytes) -> bytes:
+    return data + bytes(len(data) % 2)
+
+
 def _encode(frame, syntax, photometric: str, bits: int, planar: int) -> bytes:
     """Encode one frame, (H,W) or RGB (H,W,3)."""
-    if syntax == JPEGBaseline8Bit:
+    if syntax == uids.JPEGBaseline8Bit:
         file = io.BytesIO()
         how = {
             "RGB": {"keep_rgb": True}, "YBR_FULL": {"subsampling": 0},
             "YBR_FULL_422": {"subsampling": 1},
         }  # fmt: skip
         Image.fromarray(frame).save(file, "JPEG", quality=95, **how.get(photometric, {}))
-        code = file.getvalue()
-        return code + bytes(len(code) % 2)
+        return _even(file.getvalue())
     if photometric.startswith("YBR"):
         frame = convert_color_space(frame, "RGB", "YBR_FULL")
+    if syntax == uids.RLELossless:
+        rows, columns = frame.shape[:2]
+        allocated = 8 * frame.itemsize
+        return get_encoder(syntax).encode(
+            np.ascontiguousarray(frame), rows=rows, columns=columns,
+            samples_per_pixel=3 if frame.ndim == 3 else 1, bits_allocated=allocated,
+            bits_stored=allocated, pixel_representation=0, photometric_interpretation=photometric,
+            number_of_frames=1, planar_configuration=0,
+        )  # fmt: skip
     if syntax.is_encapsulated:
-        frame = np.ascontiguousarray(frame)
-        if syntax == RLELossless:
-            rows, columns = frame.shape[:2]
-            allocated = 8 * frame.itemsize
-            return get_encoder(syntax).encode(
-                frame, rows=rows, columns=columns, samples_per_pixel=3 if frame.ndim == 3 else 1,
-                bits_allocated=allocated, bits_stored=allocated, pixel_representation=0,
-                photometric_interpretation=photometric, number_of_frames=1,
-                planar_configuration=0,
-            )  # fmt: skip
-        return _encode_lossless(frame, _GDCM[syntax], photometric, bits)
+        return _encode_lossless(np.ascontiguousarray(frame), syntax, photometric, bits)
     if photometric == "YBR_FULL_422":  # Y Y Cb Cr, colour of each second column
-        columns = frame.shape[1]
-        assert columns % 2 == 0, "needs an even number of columns"
+        assert frame.shape[1] % 2 == 0, "needs an even number of columns"
         pairs = [frame[:, ::2, 0], frame[:, 1::2, 0], frame[:, ::2, 1], frame[:, ::2, 2]]
         return np.stack(pairs, axis=-1).tobytes()
     if planar and frame.ndim == 3:
@@ -178,18 +219,18 @@ def _encode(frame, syntax, photometric: str, bits: int, planar: int) -> bytes:
     return frame.astype(_order(syntax, 8 * frame.itemsize)).tobytes()
 
 
-def _encode_lossless(frame, syntax: int, photometric: str, bits: int) -> bytes:
+def _encode_lossless(frame, syntax, photometric: str, bits: int) -> bytes:
     """Encode by gdcm, from file to file: images made in memory it frees twice."""
     kind = photometric if frame.ndim == 3 else "MONOCHROME2"
     plain = make_us(np.zeros(frame.shape, np.uint8), bits=bits, photometric=kind)
-    plain.PixelData = frame.tobytes() + bytes(frame.nbytes % 2)
+    plain.PixelData = _even(frame.tobytes())
+    process = "JPEGLosslessProcess14" + "_1" * (syntax == uids.JPEGLosslessSV1)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_as(f"{folder}/plain.dcm", enforce_file_format=True)
-        reader = gdcm.ImageReader()
+        reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
         reader.SetFileName(f"{folder}/plain.dcm")
         assert reader.Read(), "gdcm could not read"
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, process)))
         change.SetInput(reader.GetImage())
         assert change.Change(), "gdcm could not encode"
         writer = gdcm.ImageWriter()
@@ -197,5 +238,5 @@ def _encode_lossless(frame, syntax: int, photometric: str, bits: int) -> bytes:
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write(), "gdcm could not write"
-        code = next(generate_frames(dcmread(f"{folder}/coded.dcm").PixelData, number_of_frames=1))
-    return code + bytes(len(code) % 2)
+        data = dcmread(f"{folder}/coded.dcm").PixelData
+        return _even(next(generate_frames(data, number_of_frames=1)))

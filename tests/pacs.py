@@ -60,7 +60,7 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-def wait_for(ready, seconds: float = 30, pause: float = 0.02):
+def wait_for(ready, seconds: float = 240, pause: float = 0.02):
     """Return what is true in the end; fail where it is not in time."""
     end = time.monotonic() + seconds
     while not (found := ready()):
@@ -106,7 +106,7 @@ class Pacs:
         command = ["Orthanc", self.folder / "orthanc.json"]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         log.close()
-        wait_for(self.up)
+        wait_for(self.up, 240)
         assert listening(self.process.pid) == {"0100007F"}
         return self
 
@@ -124,7 +124,7 @@ class Pacs:
     def stop(self):
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
 
     def __enter__(self):
         return self.start()

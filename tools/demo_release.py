@@ -1,9 +1,8 @@
-"""The selected model of the demo's release as a release of its own, small enough to be committed.
+"""Copy the selected model of the demo's release into a release small enough to be committed.
 
     python tools/demo_release.py results/demo/deploy results/reference/demo-release
 
-That is what the app starts with where no demo was run, on a host for instance. The model has seen
-phantoms alone.
+The web page starts with it where no demo was run. The model was trained on phantoms only.
 """
 
 import json
@@ -14,7 +13,7 @@ from thyroid_lib.deploy.export import write_release
 
 
 def main(release: Path, out: Path) -> None:
-    """Copy all but the other models; release.json and the sums name what was copied."""
+    """Copy all files but those of other models; release.json and SHA256SUMS list the copies."""
     about = json.loads((release / "release.json").read_text("utf-8"))
     names, selected = about.pop("files"), about["selected"]
     others = {

@@ -1,21 +1,26 @@
+"""The predictor, and the command that segments a folder, of a release that takes no training."""
+
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ellipse_pair
 from PIL import Image
 
-from thyroid_lib.data import frames
-from thyroid_lib.deploy import predictor as module
-from thyroid_lib.deploy.predictor import Predictor, diameters, to_gray
-from thyroid_lib.evaluate.confidence import expected_dice
+from thyroid_lib.data import folder, frames
+from thyroid_lib.deploy import predict_folder
+from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
 from thyroid_lib.evaluate.familiarity import features
 
 pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[2]
+MODULE = "thyroid_lib.deploy.predict_folder"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +30,15 @@ def predictor(release):
 
 def picture(height: int = 90, width: int = 130, seed: int = 5) -> np.ndarray:
     return ellipse_pair(np.random.default_rng(seed), height, width)[0]
+
+
+def random_levels(*shape: int, highest: int = 256, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, highest, shape).astype(dtype)
+
+
+def run(model, images, out) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", MODULE, "--model", model, "--images", images, "--out", out]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_a_prediction_is_the_studys_way_by_hand(predictor):
@@ -40,114 +54,53 @@ def test_a_prediction_is_the_studys_way_by_hand(predictor):
     assert found.area_mm2 == pytest.approx(found.area_px * 0.02)
     assert found.distance < 3
     assert not found.refused
-
-
-def test_without_spacing_nothing_is_in_mm(predictor):
-    found = predictor.predict(picture())
-    assert found.area_mm2 is None
-    assert found.diameters_mm is None
-    assert found.diameters_px[0] > found.diameters_px[1] > 10
-
-
-def test_what_else_is_segmented_moves_no_bit(predictor):
-    alone = predictor.predict(picture()).prob
+    bare = predictor.predict(image)
+    assert bare.area_mm2 is bare.diameters_mm is None
+    assert bare.diameters_px[0] > bare.diameters_px[1] > 10
     predictor.predict(picture(seed=6))
-    assert np.array_equal(predictor.predict(picture()).prob, alone)
+    assert np.array_equal(predictor.predict(image).prob, found.prob)  # others move no bit
 
 
-@pytest.mark.parametrize(
-    ("image", "code"),
-    [
-        (np.zeros((60, 80), np.uint8), "blank"),
-        (np.full((60, 80), 255, np.uint8), "bright"),
-        (np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8), "colour"),
-        (np.random.default_rng(0).integers(0, 256, (60, 80)).astype(np.uint8), "far"),
-    ],
-)
-def test_what_is_no_frame_is_refused(predictor, image, code):
+def coloured() -> np.ndarray:
+    image = np.stack([picture()] * 3, axis=2)
+    image[:9, :20] = (0, 0, 255)
+    return image
+
+
+DOUBTS = {  # image, codes of grave and of other doubts that it must have
+    "black": (np.zeros((60, 80), np.uint8), {"blank"}, set()),
+    "white": (np.full((60, 80), 255, np.uint8), {"bright"}, set()),
+    "colours": (random_levels(60, 80, 3), {"colour"}, set()),
+    "noise": (random_levels(60, 80), {"far"}, set()),
+    "coloured in part": (coloured(), set(), {"colour"}),
+    "dark": (picture() // 5, set(), {"dark", "empty"}),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_doubts_of_what_is_no_frame_or_a_poor_one(predictor, case):
+    image, grave, others = DOUBTS[case]
     found = predictor.predict(image)
-    assert code in {doubt.code for doubt in found.doubts if doubt.grave}
-    assert found.refused
-
-
-def test_a_doubtful_frame_is_segmented_with_a_warning(predictor):
-    image = picture()
-    marked = np.stack([image] * 3, axis=2)
-    marked[:9, :20] = (0, 0, 255)
-    found = predictor.predict(marked)
-    assert [doubt.code for doubt in found.doubts if not doubt.grave][:1] == ["colour"]
-    assert "dark" in {doubt.code for doubt in predictor.predict(image // 5).doubts}
-    assert "empty" in {doubt.code for doubt in predictor.predict(image // 5).doubts}
-
-
-def test_a_poor_model_is_never_without_doubt(predictor):
-    line = {"slope": 0.0, "offset": 0.3}
-    poor = Predictor(
-        predictor.network, predictor.about | {"confidence": line, "confidence_low": 0.2}
-    )
-    assert "unsure" in {doubt.code for doubt in poor.predict(picture()).doubts}
-    fair = Predictor(poor.network, poor.about | {"confidence": {"slope": 0.0, "offset": 0.7}})
-    assert "unsure" not in {doubt.code for doubt in fair.predict(picture()).doubts}
+    assert grave <= {doubt.code for doubt in found.doubts if doubt.grave}
+    assert others <= {doubt.code for doubt in found.doubts if not doubt.grave}
+    assert found.refused or not grave
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"threshold": 1.0}, "threshold: got 1.0"),
-        ({"spacing_mm": (0.1, 0)}, "spacing_mm: got"),
-        ({"spacing_mm": (float("nan"), 1)}, "spacing_mm: got"),
-    ],
+    ("expected", "low", "unsure"), [(0.3, 0.2, 1), (0.7, 0.2, 0), (0.7, 0.8, 1)]
 )
-def test_impossible_arguments(predictor, how, said):
-    with pytest.raises(ValueError, match=said):
-        predictor.predict(picture(), **how)
+def test_a_low_confidence_is_a_doubt(predictor, expected, low, unsure):
+    about = {"confidence": {"slope": 0.0, "offset": expected}, "confidence_low": low}
+    doubts = Predictor(predictor.network, predictor.about | about).predict(picture()).doubts
+    assert [doubt.code for doubt in doubts].count("unsure") == unsure
 
 
-@pytest.mark.parametrize(
-    "levels",
-    [
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((4, 4)),
-        np.zeros((0, 4), np.uint8),
-        np.zeros(4, "u1"),
-    ],
-)
-def test_what_is_no_picture_is_a_sentence(levels):
-    with pytest.raises(ValueError, match="need gray levels"):
-        to_gray(levels)
-
-
-def test_gray_levels_are_those_that_a_file_would_have(tmp_path):
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
-    Image.fromarray(colour).save(tmp_path / "colour.png")
-    assert np.array_equal(to_gray(colour), frames.read_gray(tmp_path / "colour.png"))
-    deep = rng.integers(0, 65536, (20, 30)).astype(np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert np.array_equal(to_gray(deep), frames.read_gray(tmp_path / "deep.png"))
-
-
-def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
-    clear = Image.fromarray(colour)
-    clear.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30)).astype(np.uint8)))
-    kinds = {
-        "a.png": Image.fromarray(colour), "b.jpg": Image.fromarray(colour), "c.png": clear,
-        "d.gif": Image.fromarray(colour).quantize(), "e.png": Image.fromarray(colour[..., 0]),
-        "f.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
-    }  # fmt: skip
-    for name, image in kinds.items():
-        image.save(tmp_path / name)
-        read = module.read_picture(tmp_path / name)
-        assert read.ndim == (3 if name in ("a.png", "b.jpg", "d.gif") else 2), name
-        assert np.array_equal(to_gray(read), frames.read_gray(tmp_path / name))
-
-
-def test_twelve_bits_and_white_at_zero():
-    assert to_gray(np.array([[0, 4095]], np.uint16), bits=12).tolist() == [[0, 255]]
-    assert to_gray(np.array([[0, 4095]], np.uint16), bits=12, inverted=True).tolist() == [[255, 0]]
-    assert to_gray(np.array([[0, 255]], np.uint8), inverted=True).tolist() == [[255, 0]]
+def test_distance_grows_with_the_change(predictor):
+    image = picture(64, 64)
+    brighter = [np.minimum(image.astype(int) + up, 255).astype(np.uint8) for up in (0, 40, 80)]
+    distances = [predictor.distance(each) for each in brighter]
+    assert distances == sorted(distances)
+    assert features(image).shape == (8,)
 
 
 def test_diameters_of_shapes_drawn_by_hand():
@@ -163,43 +116,67 @@ def test_diameters_of_shapes_drawn_by_hand():
     assert diameters(mask) == (20, 10)
 
 
-def test_expected_dice_of_probabilities_drawn_by_hand():
-    prob = np.array([[0.9, 0.8, 0.3]], np.float32)
-    assert expected_dice(prob, prob > 0.5) == pytest.approx(2 * 1.7 / (2 + 2.0))
-    assert expected_dice(prob, prob > 0.95) == pytest.approx(0.1)
+@pytest.mark.parametrize(
+    ("image", "how", "text"),
+    [
+        (picture(), {"threshold": 1.0}, "threshold: got 1.0"),
+        (picture(), {"spacing_mm": (0.1, 0)}, "spacing_mm: got"),
+        (picture(), {"spacing_mm": (float("nan"), 1)}, "spacing_mm: got"),
+        (np.zeros((3, 4, 4), np.uint8), {}, "need gray levels"),
+        (np.zeros((4, 4)), {}, "need gray levels"),
+        (np.zeros((0, 4), np.uint8), {}, "need gray levels"),
+        (np.zeros(4, np.uint8), {}, "need gray levels"),
+    ],
+)
+def test_impossible_arguments_are_refused(predictor, image, how, text):
+    with pytest.raises(ValueError, match=text):
+        predictor.predict(image, **how)
 
 
-def test_distance_grows_with_the_change(predictor):
-    image = picture(64, 64)
-    distances = [predictor.distance(np.minimum(image.astype(int) + up, 255).astype(np.uint8))
-                 for up in (0, 40, 80)]  # fmt: skip
-    assert distances == sorted(distances)
-    assert features(image).shape == (8,)
+def test_gray_levels_of_arrays_are_those_of_files(tmp_path):
+    gray = frames.to_gray
+    for levels in (random_levels(20, 30, 3), random_levels(9, 9, highest=65536, dtype=np.uint16)):
+        Image.fromarray(levels).save(tmp_path / "a.png")
+        assert np.array_equal(gray(levels), frames.read_gray(tmp_path / "a.png"))
+    deep = np.array([[0, 4095]], np.uint16)
+    assert gray(deep, bits=12).tolist() == [[0, 255]]
+    assert gray(deep, bits=12, inverted=True).tolist() == [[255, 0]]
+    assert gray(np.array([[0, 255]], np.uint8), inverted=True).tolist() == [[255, 0]]
 
 
-@pytest.mark.parametrize("threads", [0, -1, 100_000])
-def test_impossible_threads(release, threads):
-    with pytest.raises(ValueError, match="threads: got"):
-        Predictor.open(release, threads=threads)
+def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
+    colour = random_levels(20, 30, 3)
+    clear = Image.fromarray(colour)
+    clear.putalpha(Image.fromarray(random_levels(20, 30)))
+    kinds = {
+        "a.png": Image.fromarray(colour), "b.jpg": Image.fromarray(colour), "c.png": clear,
+        "d.gif": Image.fromarray(colour).quantize(), "e.png": Image.fromarray(colour[..., 0]),
+        "f.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
+    }  # fmt: skip
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        read = read_picture(tmp_path / name)
+        assert read.ndim == (3 if name in ("a.png", "b.jpg", "d.gif") else 2), name
+        assert np.array_equal(frames.to_gray(read), frames.read_gray(tmp_path / name))
 
 
-def test_a_release_that_is_none_is_a_sentence(release, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model at"):
-        Predictor.open(tmp_path / "none.onnx")
-    with pytest.raises(FileNotFoundError, match=r"release\.json is missing"):
-        Predictor.open(tmp_path)
-    with pytest.raises(ValueError, match="this release has unet, segnet"):
-        Predictor.open(release, model="vnet")
-    with pytest.raises(ValueError, match="this release has fp32"):
-        Predictor.open(release, precision="int8")
+def test_what_is_no_release_is_one_sentence(release, tmp_path):
     copy = shutil.copytree(release, tmp_path / "copy")
+    (copy / "other.onnx").write_bytes(b"x")
     with open(copy / "unet.onnx", "ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match="has changed since"):
-        Predictor.open(copy)
-    (copy / "other.onnx").write_bytes(b"x")
-    with pytest.raises(ValueError, match="is no model of this project"):
-        Predictor.open(copy / "other.onnx")
+    for path, how, error, text in (
+        (release, {"threads": 0}, ValueError, "threads: got"),
+        (release, {"threads": 100_000}, ValueError, "threads: got"),
+        (tmp_path / "none.onnx", {}, FileNotFoundError, "no model at"),
+        (tmp_path, {}, FileNotFoundError, r"release\.json is missing"),
+        (release, {"model": "vnet"}, ValueError, "this release has unet, segnet"),
+        (release, {"precision": "int8"}, ValueError, "this release has fp32"),
+        (copy, {}, ValueError, "has changed since"),
+        (copy / "other.onnx", {}, ValueError, "is no model of this project"),
+    ):
+        with pytest.raises(error, match=text):
+            Predictor.open(path, **how)
     whole = json.loads((release / "release.json").read_text("utf-8"))
     odd = [whole | part for part in ({"models": 3}, {"models": {"unet": 3}}, {"files": 3})]
     for content in ("{", "[]", json.dumps({"models": {}}), *map(json.dumps, odd)):
@@ -208,73 +185,88 @@ def test_a_release_that_is_none_is_a_sentence(release, tmp_path):
             Predictor.open(copy)
 
 
-def test_neither_torch_nor_pandas_is_needed(release, tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'pandas', 'onnx', 'matplotlib'): sys.modules[name] = None\n"
-        "from thyroid_lib.deploy import predictor\n"
-        "sys.exit(predictor.main())"
-    )
-    command = [sys.executable, "-c", code, "--model", release, "--images", tmp_path]
-    done = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "a.png.mask.png").exists()
-
-
-def test_a_folder_is_segmented_from_the_command_line(release, tmp_path):
-    images, out = tmp_path / "images", tmp_path / "masks"
-    images.mkdir()
+def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
+    images, out = tmp_path / "mine" / "images", tmp_path / "mine"
+    images.mkdir(parents=True)
     for width in (37, 52):
-        Image.fromarray(picture(41, width)).save(images / f"frame {width}.png")
+        Image.fromarray(picture(41, width)).save(images / f"frame {width}.jpg", quality=95)
     (images / "broken.jpg").write_bytes(b"no image")
     (images / "notes.txt").write_text("not looked at")
-    command = [sys.executable, "-m", module.__name__, "--model", release]
-    command += ["--images", images, "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for name in ("twice.png", "Twice.bmp"):
+        Image.fromarray(picture(41, 60)).save(images / name)
+    done = run(release, images, out)
     assert done.returncode == 1, done.stderr
-    assert "passed over broken.jpg" in done.stderr
-    assert "2 of 3 images" in done.stdout
+    assert "skipped broken.jpg" in done.stderr
+    assert "skipped twice.png: 2 images have this name, keep one" in done.stderr
+    assert "2 of 5 images" in done.stdout
     lines = (out / "areas.csv").read_text("utf-8").splitlines()
     assert lines[0] == (
         "file,height,width,area_px,area_mm2,longest_px,across_px,longest_mm,across_mm,confidence,"
         "distance,doubts,refused,problem"
     )
-    assert [line.split(",")[0] for line in lines[1:]] == [
-        "broken.jpg",
+    rows = {line.split(",")[0]: line.split(",") for line in lines[1:]}
+    with pytest.warns(UserWarning, match="passed over|no groups"):
+        cases = folder.cases_in(out).set_index("case_id")
+    assert sorted(path.name for path in (out / "masks").iterdir()) == [
         "frame 37.png",
         "frame 52.png",
     ]
-    for line, width in zip(lines[2:], (37, 52), strict=True):
-        mask = np.array(Image.open(out / f"frame {width}.png.mask.png"))
-        assert mask.shape == (41, width)
-        assert set(np.unique(mask)) <= {0, 255}
-        assert (mask > 0).sum() == int(line.split(",")[3]) > 0
+    for width in (37, 52):
+        case = cases.loc[f"frame {width}"]
+        mask = frames.read_mask(case.mask_path)
+        assert mask.shape == frames.read_gray(case.image_path).shape == (41, width)
+        assert mask.sum() == int(rows[f"frame {width}.jpg"][3]) > 0
+    assert run(release, images, out).returncode == 1  # once more, over its own masks
 
 
-def test_masks_are_not_taken_for_images_the_next_time(predictor, tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    for out in (tmp_path, tmp_path / "b" / ".."):
-        with pytest.raises(ValueError, match="holds the images: give another folder"):
-            module.segment_folder(predictor, tmp_path, out)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+def test_masks_of_others_are_not_overwritten(predictor, tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(picture()).save(tmp_path / part / "a.png")
+    before = (tmp_path / "masks" / "a.png").read_bytes()
+    (tmp_path / "other").mkdir()
+    for part, out in (("images", tmp_path), ("masks", tmp_path), ("masks", tmp_path / "other/..")):
+        with pytest.raises(ValueError, match="give another folder"):
+            predict_folder.segment_folder(predictor, tmp_path / part, out)
+    assert (tmp_path / "masks" / "a.png").read_bytes() == before
+    assert not (tmp_path / "areas.csv").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
 def test_a_name_that_is_no_text_is_in_the_table(predictor, tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.fromarray(picture()).save(images / "a.png")
-    (images / "a.png").rename(images / os.fsdecode(b"\xfc.png"))
-    module.segment_folder(predictor, images, tmp_path / "out")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "images" / os.fsdecode(b"\xfc.png"))
+    predict_folder.segment_folder(predictor, tmp_path / "images", tmp_path / "out")
     assert b"\n\xfc.png," in (tmp_path / "out" / "areas.csv").read_bytes()
 
 
 def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):
-    for model, said in ((release, "no image in"), (tmp_path / "x.pt", "no model at")):
-        command = [sys.executable, "-m", module.__name__, "--model", model]
-        command += ["--images", tmp_path, "--out", tmp_path / "out"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for model, text in ((release, "no image in"), (tmp_path / "x.pt", "no model at")):
+        done = run(model, tmp_path, tmp_path / "out")
         assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+        assert text in done.stderr
+
+
+def test_every_documented_command_is_one():
+    """`python -m` of a module without a command ends with 0 and does nothing."""
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "thyroid_lib").rglob("*.py"),
+    ]
+    pages += [ROOT / "Makefile", *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    modules = set(re.findall(r"python -m (thyroid_lib[\w.]*)", text))
+    assert MODULE in modules
+    for module in modules:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        path = path if path.is_file() else path.with_suffix("") / "__main__.py"
+        assert '__name__ == "__main__"' in path.read_text("utf-8"), module
+    for module in (
+        "thyroid_lib.evaluate.predict",
+        "thyroid_lib.deploy.predictor",
+    ):  # former commands
+        done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
+        assert (done.returncode, MODULE in done.stderr) == (1, True)

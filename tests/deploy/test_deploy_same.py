@@ -1,6 +1,8 @@
 """One frame, one mask: from the notebooks, an export, the page and the DICOM node."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from io import BytesIO
 
@@ -18,8 +20,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("streamlit")
 dicoms = pytest.importorskip("dicoms")
 app = pytest.importorskip("thyroid_lib.deploy.app")
-dicom = pytest.importorskip("thyroid_lib.deploy.dicom")
-node = pytest.importorskip("thyroid_lib.deploy.node")
+queues = pytest.importorskip("thyroid_lib.deploy.object_queue")
+reports = pytest.importorskip("thyroid_lib.deploy.structured_report")
 
 
 def by_its_own_words(path, image: np.ndarray) -> np.ndarray:
@@ -48,8 +50,9 @@ class Pacs:
 
 def from_the_node(release, content: bytes, folder) -> np.ndarray:
     """The mask in what the node stores for an object that it received."""
-    pacs, queue = Pacs(), node.Queue(folder)
-    worker = node.Worker(queue, pacs, partial(dicom.answer, predictor=Predictor.open(release)))
+    pacs, queue = Pacs(), queues.Queue(folder)
+    answer = partial(reports.answer, predictor=Predictor.open(release))
+    worker = queues.Worker(queue, pacs, answer)
     queue.put(queue.write("one", content))
     worker.serve(queue.waiting.popleft())
     seg, sr = pacs.objects
@@ -62,13 +65,22 @@ def mask_of(seg) -> np.ndarray:
     return bits[: seg.Rows * seg.Columns].reshape(seg.Rows, seg.Columns) > 0
 
 
-def test_notebook_export_page_and_node_give_the_same_mask(tiny_store, tmp_path):
+def from_the_command(model, images, out) -> None:
+    command = [sys.executable, "-m", "thyroid_lib.deploy.predict_folder", "--model", model]
+    subprocess.run([*command, "--images", images, "--out", out], check=True)
+
+
+@pytest.mark.study
+def test_notebook_export_command_page_and_node_give_the_same_mask(tiny_store, tmp_path):
     how = {"models": ["resunet"], "seeds": [0], "epochs": 15, "lr": 1e-3}
     study, release = write_study(tmp_path / "tiny", tiny_store, **how), tmp_path / "release"
     chosen = study / "runs" / make(study, release).about["runs"]["resunet"]["run_id"]
     on_page = app.open_models(release, 0)["resunet"]
+    images = tiny_store.folder.parent / "data" / "images"
+    for model in (release, chosen / "model.pt"):
+        from_the_command(model, images, tmp_path / f"of {model.name}")
     for case in ("a00", "b03", "d05"):
-        path = tiny_store.folder.parent / "data" / "images" / f"{case}.png"
+        path = images / f"{case}.png"
         content = dicoms.to_bytes(dicoms.make_us(frames.read_gray(path)))
         upload = app.read_upload(path.read_bytes(), ".png")
         seg = app.make_segmentation(app.read_upload(content, ".dcm"), on_page, None)
@@ -76,6 +88,8 @@ def test_notebook_export_page_and_node_give_the_same_mask(tiny_store, tmp_path):
             "3-train, by torch": segment_case(chosen, tiny_store, case),
             "6-deploy": Predictor.open(release).predict(read_picture(path)).mask,
             "the export by itself": by_its_own_words(release / "resunet.onnx", upload.frames[0]),
+            "command, release": frames.read_mask(tmp_path / f"of release/masks/{case}.png"),
+            "command, model.pt": frames.read_mask(tmp_path / f"of model.pt/masks/{case}.png"),
             "page, PNG": on_page.predict(upload.frames[0]).mask,
             "page, DICOM": mask_of(dcmread(BytesIO(seg))),
             "node": from_the_node(release, content, tmp_path / case),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from thyroid_lib.data.frames import threshold_prob
+from thyroid_lib.data.frames import restore_prob, threshold_prob
 from thyroid_lib.evaluate import predict
 from thyroid_lib.evaluate.metrics import dice, score_case
 from thyroid_lib.train.run import score_run, train_model
@@ -14,6 +14,11 @@ def run(tiny_store, tmp_path_factory):
         tiny_store, out=tmp_path_factory.mktemp("runs") / "run", model="unet", width=4, folds=4,
         epochs=15, batch_size=6, lr=1e-3, threads=1, device="cpu", precision="fp32",
     )  # fmt: skip
+
+
+def restored(model, store, row) -> np.ndarray:
+    [prob] = predict.predict_prob(model, store.images[[row]])
+    return restore_prob(prob, *store.reference(row).shape, store.settings["resize"])
 
 
 def test_batches_do_not_change_probabilities(run, tiny_store):
@@ -30,7 +35,7 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
     scores = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
     tables = zip(rows, scores.cases.itertuples(), scores.thresholds.iterrows(), strict=True)
     for row, scored, (_, sweep) in tables:
-        prob = predict.predict_rows(run.model, tiny_store, np.array([row]))[0]
+        prob = restored(run.model, tiny_store, row)
         ref = tiny_store.reference(row)
         assert prob.shape == ref.shape
         alone = score_case(pred=threshold_prob(prob, 0.4), ref=ref)
@@ -46,7 +51,7 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
 def test_calibration_counts_every_pixel_in_its_bin(run, tiny_store):
     rows = np.array([0, 1, 20])
     table = predict.score_rows(run.model, tiny_store, rows).calibration
-    probs = predict.predict_rows(run.model, tiny_store, rows)
+    probs = [restored(run.model, tiny_store, row) for row in rows]
     assert table.pixels.sum() == sum(prob.size for prob in probs)
     assert set(table.group) == {"a", "d"}
     part = table[table.group == "d"]

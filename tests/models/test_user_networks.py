@@ -15,7 +15,7 @@ from PIL import Image
 from test_workflow import copy_project, run_study, steps
 
 from thyroid_lib import models
-from thyroid_lib.deploy import predictor
+from thyroid_lib.deploy import predict_folder
 from thyroid_lib.evaluate import predict
 from thyroid_lib.models import checkpoint, user_networks
 from thyroid_lib.study.ready import check_networks
@@ -243,8 +243,8 @@ def test_a_trained_model_predicts_and_asks_for_its_file(own, tiny_store, tmp_pat
     Image.fromarray(np.asarray(tiny_store.images[0])).save(tmp_path / "in" / "a.png")
     path = run.out / "model.pt"
     command = ["--model", path, "--images", tmp_path / "in", "--out", tmp_path / "o"]
-    monkeypatch.setattr(sys, "argv", ["predictor", *map(str, command)])
-    assert predictor.main() == 0
+    monkeypatch.setattr(sys, "argv", ["predict_folder", *map(str, command)])
+    assert predict_folder.main() == 0
     assert list((tmp_path / "o").rglob("a*.png"))
     file = own("dilated", changed("(1, 2, 4, 8)", "(1, 2, 4)"))
     with pytest.raises(ValueError, match=r"trained with another architectures/dilated\.py"):

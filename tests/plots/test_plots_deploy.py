@@ -48,17 +48,18 @@ def test_the_marks_of_the_confidence_lie_where_they_are():
     assert {tuple(xy) for xy in left.lines[1].get_xydata()} == {(0.9, 0.8), (0.8, 0.7)}
     assert {tuple(xy) for xy in right.lines[1].get_xydata()} == {(0.8, 0.8), (0.7, 0.7)}
     read = plots_deploy.confidence_sentence(VAL, ABOUT)
-    assert "promise a Dice of 0.85 on validation, and 0.75 is kept" in read
-    assert "off by 0.05" in read
-    assert "one group tells the height" in read
+    assert "expected Dice of 0.85 on validation; the measured one is 0.75" in read
+    assert "is 0.05 (with one group only the offset is fitted)" in read
 
 
 def test_the_groups_stand_by_side_and_the_refused_are_counted():
     (ax,) = plots_deploy.distances(FOUND).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c", "d"]
     assert ax.get_xlim()[1] > 4
-    assert plots_deploy.distances_sentence(FOUND).startswith("Of 2 test frames, 2 are further")
-    assert "1 would be refused" in plots_deploy.distances_sentence(FOUND)
+    read = plots_deploy.distances_sentence(FOUND)
+    assert read.startswith("Of 2 test frames 2 would give a warning")
+    assert "1 of them would be refused" in read
+    assert "no test frames" in plots_deploy.distances_sentence(FOUND[:2])
 
 
 def test_an_answer_shows_its_doubts(tmp_path):
@@ -68,9 +69,12 @@ def test_an_answer_shows_its_doubts(tmp_path):
     assert fig._supxlabel.get_text() == "Unlike the training frames."
     assert fig.axes[2].get_title() == "150 px, confidence 0.80"
     plots.save(fig, tmp_path / "answer")
-    assert plots_deploy.answer_sentence(found) == "Doubts about this frame: far; it is answered."
+    assert (
+        plots_deploy.answer_sentence(found)
+        == "Doubts about this frame: far; the result can be used."
+    )
     refused = prediction(Doubt("blank", "Nothing.", grave=True))
-    assert plots_deploy.answer_sentence(refused).endswith("it would be refused.")
+    assert plots_deploy.answer_sentence(refused).endswith("would be refused.")
 
 
 @pytest.mark.parametrize("released", [True, False])

@@ -50,8 +50,6 @@ def test_any_curve_gives_one_sentence_without_nonsense():
 
 def test_data_and_batch_are_named(tiny_store):
     said = data_reading(tiny_store)
-    assert said == (
-        "Data: folder, 24 frames of 4 groups, 32×32 px."
-    )
+    assert said == ("Data: folder, 24 frames of 4 groups, 32×32 px.")
     assert batch_reading("none").endswith("the upper row.")
     assert batch_reading("standard").endswith("the lower row.")

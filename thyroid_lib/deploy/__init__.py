@@ -1,5 +1,6 @@
-"""The selected model at work: one predictor, its export, a page, and a node beside a PACS.
+"""The selected model in use: export to ONNX, predictor, web page, DICOM node.
 
-Stands on top of the library; nothing of the study imports it. What runs here after the export needs
-no torch.
+Only the export needs torch; the study imports nothing from here.
 """
+
+NOTICE = "Research use, not for diagnosis"

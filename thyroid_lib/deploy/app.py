@@ -1,10 +1,10 @@
-"""A page for the selected model: a frame in; its outline, its size and what speaks against it out.
+"""Web page (Streamlit) for a release: outline, size and doubts of uploaded frames.
 
     make app
     streamlit run app/streamlit_app.py -- --model results/demo/deploy
 
-All that is shown is what `Predictor` finds. ONNX Runtime, no torch. An upload lives in memory, and
-in a temporary folder while it is read; neither its name nor its content is logged.
+All results are `Predictor`'s, by ONNX Runtime without torch. An upload stays in memory, and in a
+temporary folder while it is read; its name and content are not logged.
 """
 
 import argparse
@@ -25,28 +25,23 @@ from PIL import Image, ImageChops
 from pydicom import Dataset
 from scipy import ndimage
 
-from thyroid_lib.data import phantom
-from thyroid_lib.deploy import dicom
-from thyroid_lib.deploy.predictor import (
-    ROW,
-    Prediction,
-    Predictor,
-    mask_png,
-    read_picture,
-    table_csv,
-)
+from thyroid_lib.data import dicom, phantom
+from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy.predict_folder import mask_png, table_csv
+from thyroid_lib.deploy.predictor import ROW, Prediction, Predictor, read_picture
+from thyroid_lib.deploy.segmentation import segmentation
 from thyroid_lib.files.writing import project_path
 
-RELEASES = "results/demo/deploy", "results/reference/demo-release"  # where none is given
+RELEASES = "results/demo/deploy", "results/reference/demo-release"  # the default: the first found
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames
     "Phantom 1": (29, 1), "Phantom 2": (34, 1), "Phantom 3, unlike the training frames": (31, 1),
     "Phantom cine, 12 frames": (29, 12),
 }  # fmt: skip
 MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
 MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
-AT_ONCE = 12  # files or frames that are measured unasked
+AT_ONCE = 12  # files or frames that are measured without a request
 BLUE = 58, 168, 255  # the prediction in every figure of the study
-DRAWN = 1000  # pixels of the longer side that a picture is drawn with, at least
+DRAWN = 1000  # pixels of a picture's longer side, at least
 COLUMNS = ("file", "frame", "model", *ROW, "problem")
 LOGO = Path(__file__).with_suffix(".svg")
 HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Thyroid outline</h1>
@@ -55,7 +50,7 @@ HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Th
 
 
 class Source(NamedTuple):
-    """A file, or an example, whose content is None; no other has its key while the page is open."""
+    """A file, or an example, whose content is None; the key is unique while the page is open."""
 
     name: str
     key: str
@@ -64,9 +59,9 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """What a file held: frames, uint8 (H,W) or RGB (H,W,3), or a sentence on why there are none.
+    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem in words.
 
-    spacing_mm: of rows and columns, where a DICOM file has it; dataset: that file.
+    A DICOM file has a dataset and perhaps a spacing, of rows and columns.
     """
 
     frames: tuple = ()
@@ -76,59 +71,53 @@ class Upload:
 
 
 def read_upload(content: bytes, suffix: str) -> Upload:
-    """Read a picture or a DICOM file; `problem` says what is wrong with it."""
+    """Read a picture or a DICOM file; `problem` says why it cannot be used."""
     try:
         if len(content) > MAX_MB * 2**20:
             raise ValueError(f"has more than {MAX_MB} MB, save it smaller")
         if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
-            count = int(dataset.get("NumberOfFrames") or 1)
-            _check_size(dataset.Rows * dataset.Columns, count)
+            _check_size(dataset.Rows * dataset.Columns, int(dataset.get("NumberOfFrames") or 1))
             images = tuple(dicom.read_frames(dataset))
             return Upload(images, dicom.spacing_of(dataset), dataset)
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "upload"  # and not its own name, which may be anything
+            path = Path(folder) / "upload"  # the file's own name may hold anything
             path.write_bytes(content)
             image = read_picture(path)
         _check_size(image.shape[0] * image.shape[1], 1)
         return Upload((image,))
     except dicom.Refused as error:
-        return Upload(problem=f"is not taken: {error}")
+        return Upload(problem=f"is not accepted: {error}")
     except ValueError as error:
         return Upload(problem=str(error).removeprefix("'upload' "))
 
 
 def _check_size(pixels: int, count: int) -> None:
     if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
-        raise ValueError(
-            f"has {pixels * count / 1e6:.0f} megapixels, give at most {MAX_FRAME} a frame and "
-            f"{MAX_ALL} in all"
-        )
+        most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
+        raise ValueError(f"has {pixels * count / 1e6:.0f} megapixels, {most}")
 
 
-@st.cache_resource(show_spinner=False)
-def draw_example(name: str) -> Upload:
-    """Draw an example, a phantom."""
-    sweep, count = EXAMPLES[name]
-    made = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)
-    return Upload(tuple(made["images"]))
-
-
-BY_KEY = {Source: lambda source: source.key}  # caches look at no content
+BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
 
 
 @st.cache_resource(
     max_entries=2, scope="session", show_spinner="Reading the file …", hash_funcs=BY_KEY
 )
 def load(source: Source) -> Upload:
-    """Read a source."""
+    """Read a file, or draw an example, a phantom."""
     name, _, content = source
-    return draw_example(name) if content is None else read_upload(content, Path(name).suffix)
+    if content is not None:
+        return read_upload(content, Path(name).suffix)
+    sweep, count = EXAMPLES[name]
+    return Upload(
+        tuple(phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"])
+    )
 
 
 def find_release() -> Path:
-    """Return the model that was asked for, or the demo's; without one a FileNotFoundError."""
+    """Return the model that --model or THYROID_RELEASE names, else the demo's."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
@@ -143,42 +132,37 @@ def find_release() -> Path:
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the models …")
 def open_models(path: Path, changed: int) -> dict[str, Predictor]:
-    """Open a release's models, the selected one first, or the one of an .onnx file.
-
-    Args:
-        changed: when it was made: a new one is opened anew.
-    """
+    """Open a release's models, the selected one first; `changed` is its modification time."""
     if path.suffix == ".pt":
         raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx of 6-deploy")
     first = Predictor.open(path)
     if not path.is_dir():
-        return {first.about["model"]: _remember(first)}
+        return {first.about["model"]: _with_cache(first)}
     models = json.loads((path / "release.json").read_text("utf-8"))["models"]
     names = sorted(models, key=lambda name: name != first.about["model"])
     return {
-        name: _remember(Predictor.open(path, model=name, precision=min(models[name])))
+        name: _with_cache(Predictor.open(path, model=name, precision=min(models[name])))
         for name in names  # "fp32" comes before "int8"
     }
 
 
-def _remember(predictor: Predictor) -> Predictor:
-    """Let a network answer each frame once: opacity, threshold and spacing run nothing again."""
+def _with_cache(predictor: Predictor) -> Predictor:
+    """Keep the network's last outputs: opacity, threshold and spacing must not run it again."""
     network = predictor.network
 
     @lru_cache(maxsize=128)  # of 256² px, 0.3 MB each
-    def answer(content: bytes, shape: tuple) -> np.ndarray:
+    def logits(content: bytes, shape: tuple) -> np.ndarray:
         return network(np.frombuffer(content, np.uint8).reshape(shape))
 
-    predictor.network = lambda squares: answer(squares.tobytes(), squares.shape)
+    predictor.network = lambda squares: logits(squares.tobytes(), squares.shape)
     return predictor
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask over its frame, as PNG; small frames are enlarged by a whole number.
+    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG.
 
-    Args:
-        frame: uint8 (H,W) or (H,W,3); mask: bool (H,W).
-        opacity: of the area, from 0 to 1; line: width of the outline, 1 is thin, 0 none.
+    Small frames are enlarged by a whole number. `opacity` of the area is in [0,1], `line` the width
+    of the outline: 1 is thin, 0 none.
     """
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
@@ -197,18 +181,15 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
 def measure(
     source: Source, release: str, model: str, spacing, threshold, _predictor: Predictor
 ) -> list[dict]:
-    """Measure all frames of a source, a row of COLUMNS each, without a refused frame's numbers.
+    """Return a row of COLUMNS for each frame of a file, without the numbers of refused frames.
 
-    Args:
-        release: where the models are from, and when they were made.
-        spacing: mm of rows and columns, where the file has none.
+    `release`, path and time, is for the cache; `spacing` counts where the file has none.
     """
     upload, rows = load(source), []
     blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source.name), "model": model}
+    how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
-        found = _predictor.predict(
-            frame, spacing_mm=upload.spacing_mm or spacing, threshold=threshold
-        )
+        found = _predictor.predict(frame, **how)
         rows.append(blank | found.row() | {"frame": number})
         if found.refused:
             rows[-1] |= dict.fromkeys(ROW[:-2])
@@ -221,7 +202,7 @@ def safe_cell(name: str) -> str:
 
 
 def escaped(name: str) -> str:
-    """Return a name for a sentence of the page: as code, in which nothing has a meaning."""
+    """Return a name as code for Markdown, in which no letter has a meaning."""
     return f"`{printable(name)[-80:].replace('`', chr(39)) or 'The file'}`"
 
 
@@ -234,26 +215,26 @@ def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | N
     about = predictor.about | ({} if threshold is None else {"threshold": threshold})
     found = (predictor.predict(frame, threshold=threshold) for frame in upload.frames)
     file = io.BytesIO()
-    dicom.segmentation(upload.dataset, found, about).save_as(file, enforce_file_format=True)
+    segmentation(upload.dataset, found, about).save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
 def show_result(predictor, source, upload, index, spacing, threshold, view, places) -> None:
-    """Show what one model finds in one frame: picture, doubts, numbers, downloads."""
+    """Show one model's result for one frame: picture, doubts, numbers, downloads."""
     picture, doubts, numbers, downloads = places
     frame, model = upload.frames[index], predictor.about["model"]
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     with doubts:
         show_doubts(found)
-        asked = f"show {source.key} {index} {model}"
-        shown = not found.refused or st.toggle("Show the refused result", key=asked)
+        key = f"show {source.key} {index} {model}"
+        shown = not found.refused or st.toggle("Show the refused result", key=key)
     with numbers:
         show_numbers(found, shown)
     overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
-    what = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
+    summary = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
     picture.image(
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
-        width="stretch", alt=f"Ultrasound frame {index + 1}, {what}",
+        width="stretch", alt=f"Ultrasound frame {index + 1}, {summary}",
     )  # fmt: skip
     stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
     at = f"{stem}-{index + 1}" if len(upload.frames) > 1 else stem
@@ -283,26 +264,25 @@ def show_doubts(found: Prediction) -> None:
 
 def show_numbers(found: Prediction, shown: bool) -> None:
     area, sizes = f"{found.area_px:,} px", "{:.0f} × {:.0f} px".format(*found.diameters_px)
-    note, sure = f"{100 * found.mask.mean():.1f} % of the frame", found.confidence
+    note = f"{100 * found.mask.mean():.1f} % of the frame"
     if found.area_mm2 is not None:
         area, note = f"{found.area_mm2:,.1f} mm²", area
         sizes = "{:.1f} × {:.1f} mm".format(*found.diameters_mm)
-    sure = "–" if sure is None else f"{sure:.2f}"
+    sure = "–" if found.confidence is None else f"{found.confidence:.2f}"
     for label, value, below, more in (
         ("Area", area, note, "Of all parts."),
         ("Diameters", sizes, "longest × across it", "Of the largest part: the longest straight "
          "line within it, and its extent across that one."),
-        ("Confidence", sure, "expected Dice", "How well the outline should overlap with an "
-         "expert's: 1 is all of it. Calibrated on validation frames."),
+        ("Confidence", sure, "expected Dice", "The overlap to be expected with an expert's "
+         "outline, 1 is all of it. Calibrated on validation frames."),
     ):  # fmt: skip
         how = {"delta_color": "off", "delta_arrow": "off", "border": True, "help": more}
         st.metric(label, value if shown else "–", below if shown else None, **how)
 
 
 def make_places(chosen: list[str]) -> list[tuple]:
-    """Return where each model's picture, doubts, numbers and downloads go."""
-    alone = len(chosen) == 1
-    if alone:
+    """Return containers for each model's picture, doubts, numbers and downloads."""
+    if alone := len(chosen) == 1:
         pairs = [st.container(key="alone").columns([2.8, 1], gap="medium")]
     else:
         pairs = [(column, column) for column in st.columns(len(chosen))]
@@ -315,9 +295,9 @@ def make_places(chosen: list[str]) -> list[tuple]:
 
 
 def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
-    """Measure every frame of every file, on request where there are many: a table and its CSV."""
-    what = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
-    if not st.toggle(what, value=count <= AT_ONCE, key=f"{what} {sources[0].key}"):
+    """Measure every frame of every file, many on request only: a table and its CSV."""
+    label = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
+    if not st.toggle(label, value=count <= AT_ONCE, key=f"{label} {sources[0].key}"):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
     for done, source in enumerate(sources, start=1):
@@ -325,8 +305,8 @@ def show_table(sources: list, release, predictors: dict, spacing, threshold, cou
             rows += measure(source, release, name, spacing, threshold, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
-    told = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    st.dataframe(rows, hide_index=True, column_order=told, placeholder="", alt="Measurements")
+    filled = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    st.dataframe(rows, hide_index=True, column_order=filled, placeholder="", alt="Measurements")
     st.download_button(
         "Table, CSV", table_csv(rows), "areas.csv", "text/csv", icon=":material/download:",
         on_click="ignore",
@@ -337,7 +317,7 @@ def main() -> None:
     """Show the page."""
     st.set_page_config("Thyroid outline", str(LOGO), layout="wide")
     st.html(LOGO.with_suffix(".css"))
-    st.html(HEAD.format(quote(LOGO.read_text("utf-8")), dicom.NOTICE))
+    st.html(HEAD.format(quote(LOGO.read_text("utf-8")), NOTICE))
     try:
         path = find_release()
         dated = path / "release.json" if path.is_dir() else path
@@ -368,12 +348,12 @@ def main() -> None:
         opacity = st.slider("Opacity", 0.0, 1.0, 0.3, 0.05, key="opacity")
         outline = st.toggle("Outline", value=True, key="outline")
     chosen = [name for name in predictors if name in (picked or [selected])]
-    threshold = None if threshold == usual else threshold  # each model has its own
+    threshold = None if threshold == usual else threshold  # None: each model's own
     sources = [Source(file.name, file.file_id, file.getvalue()) for file in files[:MAX_FILES]]
     sources = {source.key: source for source in sources or [Source(example, example)]}
     which = next(iter(sources))
     if len(files) > MAX_FILES:
-        st.warning(f"Of {len(files)} files the first {MAX_FILES} are taken.")
+        st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
     if len(sources) > 1:
         names = {key: name for key, (name, _, _) in sources.items()}
         which = st.selectbox("File", names, format_func=names.__getitem__, key="which")
@@ -384,7 +364,7 @@ def main() -> None:
         mm = st.number_input(
             "mm per pixel", 0.0, 10.0, None, 0.001, "%.4f", placeholder="not known",
             key=f"mm {hash(tuple(sources))}", disabled=upload.spacing_mm is not None,
-            help="For areas in mm². Where a DICOM file has its own, that one counts.",
+            help="For areas in mm². A scale in a DICOM file is used instead of this.",
         )  # fmt: skip
         if mm and len(sources) > 1:
             st.caption("For all files that have no scale of their own.")

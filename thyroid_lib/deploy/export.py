@@ -1,16 +1,16 @@
-"""From trained runs to a release folder that needs no torch: ONNX, model card, checksums.
+"""Export a study's networks to ONNX: a release folder with model card, checksums and metadata.
 
     python -m thyroid_lib.deploy.export --study results/demo --out release
 
-    <model>.onnx        every faithful model of the study; its metadata say what belongs around it
-    <model>-int8.onnx   the selected one quantised, if that costs no Dice on validation
+    <model>.onnx        each network of the comparison, with pre- and postprocessing as metadata
+    <model>-int8.onnx   the selected network quantised, if that changes Dice by little
     model_card.md       the comparison's card, and what was released
-    release.json        what was selected, the files and their SHA-256, and all that was measured
+    release.json        the selected model, the files' SHA-256, and all that was measured
     parameters.json  requirements.txt  README.md  SHA256SUMS
 
-Of each model one run is released: of the protocol that decides, the one whose kept weights have the
-best Dice on validation, of equals the first by name; or the one that is asked for. No test case has
-a part in this choice, in int8, in the confidence or in how far a frame may be.
+One run of each network is released: of the selected protocol, the run whose kept weights have the
+best Dice on validation, of equals the first by name; or the run that is named. No test case takes
+part in this choice, in int8, in the confidence or in the distance from the training frames.
 """
 
 import argparse
@@ -39,24 +39,27 @@ from thyroid_lib.compare import card
 from thyroid_lib.data import frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
+from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import METADATA, Predictor
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.predict import load_model
-from thyroid_lib.files.writing import remove_file, write_file
-from thyroid_lib.study.verify import TIMES
+from thyroid_lib.files.writing import project_path, remove_file, write_file
 
-SPLIT = "protocol", "fold", "folds", "val_share"  # what `split_cases` takes
+SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
-COMPARED = 200  # frames, of a store, on which an export is held against torch
-PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # what they may differ by: mean |Δprob| of a frame, mask pixels
+COMPARED = 200  # frames of the store on which an export is compared with torch
+PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of mask pixels
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
-DICE_OFF = 0.002  # what int8 may lose or gain on validation, averaged over groups
+DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
 OWN = ("README.md", "SHA256SUMS", "model_card.md", "parameters.json", "release.json",
        "requirements.txt")  # fmt: skip
-AROUND = {
+# keys of run.json that say nothing of a model: they differ between two equal trainings
+MEASURED = ("files", "machine", "images_per_second", "peak_memory_mib", "scoring_seconds",
+            "train_seconds", "trained_epochs")  # fmt: skip
+DESCRIPTION = {
     "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
     "preprocessing": "gray levels, uint8; colour by 0.299 R + 0.587 G + 0.114 B; to S x S by "
     "Pillow's antialiased bilinear resize, the whole frame (resize: square) or with its aspect "
@@ -67,12 +70,12 @@ AROUND = {
 }
 README = """# Release of the study “{study}”: thyroid in ultrasound, {selected}
 
-Research use, not for diagnosis; `model_card.md` says what was measured. It runs without torch:
+{notice}; `model_card.md` has the evaluation. It runs without torch:
 
     sha256sum -c SHA256SUMS
     pip install -r requirements.txt
     pip install --no-deps thyroid_lib-*.whl    # of the project, by `make wheel`
-    python -m thyroid_lib.deploy.predictor --model . --images <folder> --out <folder>
+    python -m thyroid_lib.deploy.predict_folder --model . --images <folder> --out <folder>
 
     from thyroid_lib.deploy.predictor import Predictor, read_picture
     found = Predictor.open(".").predict(read_picture("frame.png"))  # .mask .confidence .doubts
@@ -80,12 +83,10 @@ Research use, not for diagnosis; `model_card.md` says what was measured. It runs
 
 
 class Release(NamedTuple):
-    """What `release` wrote, and the tables behind it.
+    """A written release: release.json as `about`, and the tables behind it.
 
-    about: as release.json.
-    val: one row per model and validation frame: model, case_id, group, dice, expected (see
-        `expected_dice`), confidence.
-    int8: one row per validation group: group, fp32, int8 (Dice of the selected model).
+    val: per model and validation frame: model, case_id, group, dice, expected, confidence.
+    int8: per validation group: group, fp32, int8 (Dice of the selected model).
     """
 
     about: dict
@@ -108,34 +109,34 @@ def release(
         runs: folders of the runs that were compared.
         store, compare: the study's folders of these names.
         named: run_ids to release in place of the best ones.
-        threads: of the CPU, 0 for all.
+        threads: CPU threads, 0 for all.
 
     Raises:
-        FileNotFoundError, ValueError: not such a study, or `out` holds something else.
+        OSError, ValueError: no finished study; `out` holds other files, or cannot be written.
         RuntimeError: an export does not agree with torch.
-        OSError: it cannot be written; then `out` has no release.json.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
-    if out.exists() and not out.is_dir():
+    if out.is_file():
         raise ValueError(f"{out} is a file: give a folder for the release alone")
     if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
     try:
         selected = json.loads(_read(compare / "selected.json"))
-    except ValueError as error:
+        selected = {key: str(selected[key]) for key in ("model", "protocol")}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"selected.json is damaged ({error}): run the study again") from error
-    text, data = _read(compare / "model_card.md"), open_store(store)
+    text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
     files, settings, val, about = {}, {}, [], {"models": {}, "runs": {}}
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        for name, run in choose_runs(runs, selected, named).items():
-            path = Path(scratch, f"{name}.onnx")
-            scores, about["runs"][name] = export_run(run.pop("folder"), data, path)
-            val.append(scores.assign(model=name))
-            about["models"][name] = {"fp32": path.name}
-            settings[name] = {k: v for k, v in run.items() if k not in (*TIMES, "files", "machine")}
-        name, val = selected["model"], pd.concat(val, ignore_index=True)
+        for model, run in choose_runs(runs, selected, named).items():
+            path = Path(scratch, f"{model}.onnx")
+            scores, about["runs"][model] = export_run(run.pop("folder"), data, path)
+            val.append(scores.assign(model=model))
+            about["models"][model] = {"fp32": path.name}
+            settings[model] = {key: run[key] for key in run if key not in MEASURED}
+        val = pd.concat(val, ignore_index=True)
         gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
         about["runs"][name]["int8"] = gate
         if gate["released"]:
@@ -147,16 +148,32 @@ def release(
     files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
-    files["README.md"] = README.format(**about)
+    files["README.md"] = README.format(**about, notice=NOTICE)
     write_release(out, files, about)
     return Release(about, val, groups)
 
 
-def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each faithful model, by the model's name.
+def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
+    """Return the folders of the runs; [] means all finished ones under results/alone/runs.
 
-    Returns:
-        What its run.json says, its `folder`, and `val_dice`, that of the kept weights.
+    Raises:
+        FileNotFoundError: an earlier notebook has not been run; says which.
+    """
+    folder = project_path("results/alone/runs")
+    found = [project_path(run) for run in runs]
+    found = found or [path.parent for path in sorted(folder.glob("*/run.json"))]
+    for there, where, notebook in (
+        ((store / "store.json").is_file(), store, "1-preprocess"),
+        (found, folder, "3-train"),
+        ((compare / "selected.json").is_file(), compare, "4-compare"),
+    ):
+        if not there:
+            raise FileNotFoundError(f"nothing in {where} yet: run {notebook} first")
+    return found
+
+
+def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`.
 
     Raises:
         FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
@@ -172,8 +189,8 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
             raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
         run["val_dice"] = float(history.loc[run["selected_epoch"], "val_dice"])
         rank = run["run_id"] in named, run["val_dice"]
-        fits = rank[0] or run["protocol"] == selected["protocol"]
-        if fits and (run["model"] not in best or rank > best[run["model"]][0]):
+        eligible = rank[0] or run["protocol"] == selected["protocol"]
+        if eligible and (run["model"] not in best or rank > best[run["model"]][0]):
             best[run["model"]] = rank, run
     if unknown := sorted(set(named) - set(ids)):
         raise ValueError(f"run: got {unknown[0]}, need one of {', '.join(ids)}")
@@ -183,49 +200,40 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
-    """Write one run as ONNX, with all that belongs around it; return `Release.val` and a summary.
+    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary.
 
     Raises:
-        RuntimeError: it does not agree with torch.
+        ValueError, RuntimeError: trained on other data; does not agree with torch.
     """
     model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:
         raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
-    how = {key: trained.about[key] for key in SPLIT}
-    labels = split_cases(store.index, **how)
+    split = {key: trained.about[key] for key in SPLIT}
+    sides = split_cases(store.index, **split)
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
-    about = {key: trained.about[key] for key in keys if key in trained.about} | AROUND
-    about |= {
-        "precision": "fp32",
-        "versions": {"thyroid_lib": __version__, "torch": torch.__version__},
-    }
+    about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
+    versions = {"thyroid_lib": __version__, "torch": torch.__version__}
+    about |= {"precision": "fp32", "versions": versions}
     network = to_onnx(model, trained.about["size"])
     write_onnx(path, network, about)
     exported = Predictor.open(path, threads=torch.get_num_threads())
-    agreement = agree(trained, exported, store)
-    if not agreement["agrees"]:
+    if not (agreement := agree(trained, exported, store))["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
-    scores = score(exported, store, labels == "val")
+    scores = score(exported, store, sides == "val")
     line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
     confidence = calibrated(scores["expected"], line)
-    train, val = (store.images[labels == side] for side in ("train", "val"))
-    about |= {
-        "confidence": line,
-        "confidence_low": round(float(np.percentile(confidence, 5)), 4),
-        "quality": describe_frames(train, val),
-    }
+    train, val = (store.images[sides == side] for side in ("train", "val"))
+    low = round(float(np.percentile(confidence, 5)), 4)
+    about |= {"confidence": line, "confidence_low": low, "quality": describe_frames(train, val)}
     write_onnx(path, network, about)
     summary = {key: about[key] for key in ("run_id", "confidence", "confidence_low")}
-    return scores.assign(confidence=confidence), summary | {"agreement": agreement, "split": how}
+    return scores.assign(confidence=confidence), summary | {"agreement": agreement, "split": split}
 
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
-    """Export a network by torch's dynamo exporter, the batch's size left open.
-
-    The same network gives the same bytes: where the code lay, and when, is taken out.
-    """
+    """Export a network for batches of any size; the same network gives the same bytes."""
     with _quiet():
         program = torch.onnx.export(
             model.to(memory_format=torch.contiguous_format).eval(),
@@ -237,22 +245,22 @@ def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
     program.save(file)
     proto = onnx.load_from_string(file.getvalue())
     graph = proto.graph
-    noted = [graph.node, graph.value_info, graph.input, graph.output, graph.initializer]
-    for part in (proto, graph, *(each for parts in noted for each in parts)):
+    parts = [graph.node, graph.value_info, graph.input, graph.output, graph.initializer]
+    for part in (proto, graph, *(each for some in parts for each in some)):  # paths of the code
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return proto
 
 
 def write_onnx(path: Path, proto: onnx.ModelProto, about: dict) -> None:
-    """Write a network with what it says of itself, and hold it against the standard."""
+    """Write a network with its metadata, after a check against the ONNX standard."""
     onnx.helper.set_model_props(proto, {METADATA: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def agree(one: Predictor, other: Predictor, store: Store) -> dict:
-    """Hold two predictors against each other on up to `COMPARED` frames from all over a store."""
+    """Compare two predictors on up to `COMPARED` frames, evenly spaced over a store."""
     rows = np.unique(np.linspace(0, len(store) - 1, min(COMPARED, len(store))).round().astype(int))
     prob, pixels, differing = [], 0, 0
     for row in rows:
@@ -261,50 +269,42 @@ def agree(one: Predictor, other: Predictor, store: Store) -> dict:
         pixels, differing = pixels + a[1].size, differing + np.count_nonzero(a[1] != b[1])
     worst = max(float(each.mean()) for each in prob)
     return {
-        "frames": len(rows), "max_prob": _short(max(each.max() for each in prob)),
-        "mean_prob": _short(worst), "pixels": _short(differing / pixels),
+        "frames": len(rows), "max_prob": _two_digits(max(each.max() for each in prob)),
+        "mean_prob": _two_digits(worst), "pixels": _two_digits(differing / pixels),
         "agrees": bool(worst <= PROB_OFF and differing / pixels <= PIXELS_OFF),
     }  # fmt: skip
 
 
-def score(predictor: Predictor, store: Store, which: np.ndarray) -> pd.DataFrame:
-    """Return one row per frame, bool (N,) says which: case_id, group, dice, expected."""
+def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFrame:
+    """Return one row per chosen frame, bool (N,): case_id, group, dice, expected."""
     rows = []
-    for row in np.flatnonzero(which):
+    for row in np.flatnonzero(chosen):
         _, mask, expected = _segment(predictor, store, row)
         name = store.index.iloc[row][["case_id", "group"]].to_dict()
         rows.append(name | {"dice": dice(mask, store.reference(row)), "expected": expected})
     return pd.DataFrame(rows)
 
 
-class _Frames(quantization.CalibrationDataReader):
-    """Training frames, uint8 (N,S,S), one by one as a network takes them."""
-
-    def __init__(self, images: np.ndarray):
-        self.inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
-
-    def get_next(self) -> dict | None:
-        return next(self.inputs, None)
-
-
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise the 3 x 3 convolutions behind the first stage, statically; the rest stays fp32.
 
-    The first stage sees the frame's own gray levels, and costs the most Dice; what is 1 x 1, the
-    shortcuts and the head, gains little. Weights have seven bits of the eight: on processors
-    without VNNI sums of two products would overflow, and masks differ from machine to machine.
-
-    Args:
-        network: a file of `write_onnx`.
-        images: uint8 (N,S,S), which set the ranges.
-        out: where to write.
+    The first stage costs the most Dice, 1 x 1 convolutions gain little. Weights use seven bits of
+    eight, as on processors without VNNI sums of two products would overflow. The images, uint8
+    (N,S,S), set the ranges.
     """
+
+    class Frames(quantization.CalibrationDataReader):
+        inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
+
+        def get_next(self) -> dict | None:
+            return next(self.inputs, None)
+
     graph = onnx.load(network).graph
     shape = {each.name: tuple(each.dims) for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
     first = convs[0][1].partition(".")[0]  # weights are named as in torch: down1.residual.0.weight
     quantization.quantize_static(
-        network, out, _Frames(images), per_channel=True, reduce_range=True,
+        network, out, Frames(), per_channel=True, reduce_range=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         nodes_to_quantize=[
             name for name, weight in convs
@@ -315,7 +315,7 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
 
 
 def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
-    """Choose some `CALIBRATION` training frames, bool (N,), alike many of each group, spread."""
+    """Choose about `CALIBRATION` training frames, bool (N,): alike many of each group, spread."""
     parts = [part.index for _, part in store.index[train].groupby("group")]
     each = max(1, CALIBRATION // len(parts))
     rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
@@ -323,19 +323,14 @@ def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
 
 
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
-    """Write `<model>-int8.onnx` beside an export, and hold its Dice on validation against fp32's.
-
-    Returns:
-        What is said of it, `released` whether it is good enough; and `Release.int8`.
-    """
-    how = {key: run[key] for key in SPLIT}
-    labels = split_cases(store.index, **how)
-    images = store.images[calibration_rows(store, labels == "train")]
+    """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
+    sides = split_cases(store.index, **{key: run[key] for key in SPLIT})
+    images = store.images[calibration_rows(store, sides == "train")]
     network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
     about = json.loads({each.key: each.value for each in network.metadata_props}[METADATA])
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
-    found = score(Predictor.open(small, threads=torch.get_num_threads()), store, labels == "val")
-    both = {"fp32": val[val["model"] == run["model"]], "int8": found}
+    int8 = score(Predictor.open(small, threads=torch.get_num_threads()), store, sides == "val")
+    both = {"fp32": val[val["model"] == run["model"]], "int8": int8}
     groups = pd.DataFrame({name: of.groupby("group")["dice"].mean() for name, of in both.items()})
     change = groups["int8"] - groups["fp32"]
     gate = {
@@ -347,7 +342,7 @@ def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[di
 
 
 def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None:
-    """Write a release's files; release.json goes first and comes last, and vouches for all."""
+    """Write a release's files; release.json is removed first and written last."""
     files = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     files["release.json"] = _json(about | {"files": sums}).encode()
@@ -361,22 +356,14 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
 
 
 def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
-    """Return how far each frame is: group, side ("train", "val" or "test"), distance.
-
-    Args:
-        predictor: of the release that release.json, `about`, tells of.
-    """
-    how = about["runs"][predictor.about["model"]]["split"]
-    found = store.index[["group"]].assign(side=split_cases(store.index, **how))
-    return found.assign(distance=[predictor.distance(image) for image in store.images])
+    """Return each frame's distance from the training frames: group, side, distance."""
+    split = about["runs"][predictor.about["model"]]["split"]
+    table = store.index[["group"]].assign(side=split_cases(store.index, **split))
+    return table.assign(distance=[predictor.distance(image) for image in store.images])
 
 
 def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Return the validation frame of middling Dice of the selected model: case_id, uint8 (H,W).
-
-    Args:
-        cases: the case table that the store was built from.
-    """
+    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W)."""
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
     return case, frames.read_gray(cases["image_path"][cases["case_id"] == case].iloc[0])
@@ -389,20 +376,19 @@ def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporter and quantiser say of their own insides off the terminal."""
+    """Keep the exporter's and the quantiser's own notes off the terminal."""
     usual = logging.root.manager.disable
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(usual)
 
 
 def _is_own(file: Path) -> bool:
-    """Whether an export wrote a file, or was killed while it did."""
+    """Whether a file is from an export, finished or killed."""
     name = re.sub(r"\.\d+\.partial$", "", file.name)
     if name in OWN or (name != file.name and name.endswith(".onnx")):
         return True
@@ -420,28 +406,29 @@ def _json(value) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _short(value: float) -> float:
+def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
 def main() -> int:
-    """Export from the command line; exit 2, and say why, if there is no release."""
+    """Export from the command line; exit code 2, with the reason, if there is no release."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--study", required=True, help="folder of a finished study")
     parser.add_argument("--out", required=True, help="folder for the release")
     parser.add_argument("--run", action="append", default=[], help="run_id to release; repeatable")
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
+    study = Path(arguments.study)
     try:
-        done = release(
-            [file.parent for file in Path(asked.study).glob("runs/*/run.json")],
-            store=Path(asked.study, "store"), compare=Path(asked.study, "compare"), out=asked.out,
-            named=tuple(asked.run), threads=asked.threads,
+        released = release(
+            [file.parent for file in study.glob("runs/*/run.json")],
+            store=study / "store", compare=study / "compare", out=arguments.out,
+            named=tuple(arguments.run), threads=arguments.threads,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{', '.join(done.about['models'])} released into {asked.out}")
+    print(f"{', '.join(released.about['models'])} released into {arguments.out}")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""From a store's frames to probabilities, masks and scores with a trained network.
+"""Run a trained network over the frames of a store: logits, probabilities, masks, scores.
 
-Frames of anybody's own: `thyroid_lib.deploy.predictor`.
+Images outside a store: `python -m thyroid_lib.deploy.predict_folder`.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def predict_logits(
     batch_size: int = 16,
     precision: str = "fp32",
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Run the network over frames, batch by batch; what a batch needs is all that is in memory.
+    """Run the network batch by batch; only one batch is in memory.
 
     Args:
         model: gives logits (N,1,S,S).
@@ -50,10 +50,7 @@ def predict_logits(
 def predict_prob(
     model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
 ) -> np.ndarray:
-    """Return the probability of thyroid per pixel, before any threshold.
-
-    Args, shapes: see `predict_logits`. Returns float32 (N,S,S) in [0,1].
-    """
+    """Return the probability of thyroid, float32 (N,S,S) in [0,1]; see `predict_logits`."""
     prob = np.empty(images.shape, dtype=np.float32)
     for rows, logits in predict_logits(model, images, device=device, batch_size=batch_size):
         prob[rows] = to_prob(logits)
@@ -66,9 +63,9 @@ def to_prob(logits: Tensor) -> np.ndarray:
 
 
 def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
-    """Build a trained network, ready to predict on the CPU.
+    """Build a trained network for prediction, on the CPU.
 
-    In the one memory layout that every score comes from: another one gives other last bits.
+    Always channels-last, as another memory layout changes the last bits of the scores.
     """
     model = build_model(name, width=width)
     model.load_state_dict(weights)
@@ -79,12 +76,12 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     """Read a finished run's `model.pt`.
 
     Returns:
-        The model in evaluation mode, and what was written with it (model, width, size, resize,
-        threshold, run_id, …).
+        The model in evaluation mode, and its metadata (model, width, size, resize, threshold,
+        run_id, …).
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, not a model of this project, or the file of
-            its architecture has changed since or is gone.
+        FileNotFoundError, ValueError: nothing there, not a model of this project, or its file in
+            architectures/ has changed or is gone.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,8 +89,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     try:
         state = checkpoint.read(path)
         weights, meta = state["weights"], state["meta"]
-        for needed in ("model", "width", "size", "resize", "threshold"):
-            meta[needed]
+        for key in ("model", "width", "size", "resize", "threshold"):
+            meta[key]
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError("its weights are no finite numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -110,24 +107,6 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     return restore_model(name, meta["width"], weights).to(device), meta
 
 
-def predict_rows(
-    model: torch.nn.Module,
-    store: Store,
-    rows: np.ndarray,
-    *,
-    device: str = "cpu",
-    batch_size: int = 16,
-) -> list[np.ndarray]:
-    """Return the probability maps of these rows of a store, float32 (H,W) at native size."""
-    prob = predict_prob(model, store.images[rows], device=device, batch_size=batch_size)
-    sizes = store.index.iloc[rows][["height", "width"]].to_numpy(int)
-    resize = store.settings["resize"]
-    return [
-        frames.restore_prob(prob[i], int(height), int(width), resize)
-        for i, (height, width) in enumerate(sizes)
-    ]
-
-
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
     """Return a finished run's mask of one case of a store, bool (H,W) at native size.
 
@@ -138,8 +117,10 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
     rows = np.flatnonzero(store.index["case_id"] == case_id)
     if not len(rows):
         raise KeyError(f"no case {case_id} in the store {store.folder.name}")
-    prob = predict_rows(model, store, rows, device=device)[0]
-    return frames.threshold_prob(prob, meta["threshold"])
+    [prob] = predict_prob(model, store.images[rows], device=device)
+    height, width = store.index.iloc[rows[0]][["height", "width"]].astype(int)
+    how = {"resize": store.settings["resize"], "threshold": meta["threshold"]}
+    return frames.restore_mask(prob, height, width, **how)[1]
 
 
 def score_rows(
@@ -164,3 +145,7 @@ def score_rows(
         resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
         workers=workers,
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit("this module is no command; use python -m thyroid_lib.deploy.predict_folder")

@@ -1,6 +1,6 @@
-"""What is kept of a run's test cases, made case by case from the network's probability maps.
+"""Score tables of a run's test cases, from the network's probability maps; and its temperature.
 
-Free of torch: a process that scores computes with NumPy and SciPy alone.
+No torch: processes that score need NumPy and SciPy alone.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,13 @@ LOGITS, LOGIT_STEP = 14.0, 0.005  # range, ± (beyond that of float32's useful p
 
 @dataclass(frozen=True)
 class Scores:
-    """What is kept of a run's test cases.
+    """The score tables of a run's test cases.
 
-    cases: one row per case: case_id, dataset, group, the metrics of `metrics.score_case` and
-        `metrics.part_errors`, brier (mean squared error of the probability), pred_px and ref_px
-        (areas in pixels).
+    cases: one row per case: case_id, dataset, group, `metrics.score_case`, `metrics.part_errors`,
+        brier (mean squared error of the probability), pred_px and ref_px (areas in pixels).
     thresholds: one row per case: case_id, group, and Dice at each of `THRESHOLDS` ("0.30" …).
-    calibration: one row per group and bin of probability (0 … 14) that has pixels: group, bin,
-        pixels, mean_prob, share (of thyroid among them).
+    calibration: one row per group and bin of probability (0 … 14) with pixels: group, bin, pixels,
+        mean_prob, share (of thyroid among the pixels).
     """
 
     cases: pd.DataFrame
@@ -48,14 +47,14 @@ def score_maps(
     tolerance_px: float,
     workers: int = 1,
 ) -> Scores:
-    """Score every case by itself at its native size, empty answers included.
+    """Score every case at its native size; empty masks count, too.
 
     Args:
         names: case_id, dataset and group of every case.
-        batches: probability maps, float32 (B,S,S), and their references at native size, a list of
-            B bool (H,W); all batches together in the order of `names`.
+        batches: probability maps, float32 (B,S,S), and references at native size, a list of B bool
+            (H,W), in the order of `names`.
         resize: how the frames were fitted, see `frames.fit_image`.
-        threshold, tolerance_px: see `metrics.score_case`; a pixel is thyroid if above.
+        threshold, tolerance_px: see `frames.threshold_prob` and `metrics.score_case`.
         workers: processes; the result does not depend on it.
     """
     how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
@@ -68,9 +67,9 @@ def score_maps(
             sweeps.append({"case_id": name["case_id"], "group": group} | dices)
             bins[group] = bins.get(group, 0) + counts
     table = [
-        {"group": group, "bin": place, "pixels": int(n), "mean_prob": p / n, "share": t / n}
+        {"group": group, "bin": bin_, "pixels": int(n), "mean_prob": p / n, "share": t / n}
         for group, counts in sorted(bins.items())
-        for place, (n, p, t) in enumerate(counts.T)
+        for bin_, (n, p, t) in enumerate(counts.T)
         if n
     ]
     return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table))
@@ -89,44 +88,39 @@ def score_map(
         The metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability and
         pixels of thyroid per bin of probability, float64 (3,BINS).
     """
-    prob = frames.restore_prob(prob, *ref.shape, resize)  # (H,W)
-    pred = frames.threshold_prob(prob, threshold)
+    prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)  # (H,W)
     case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
     case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
     dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
-    place = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
+    bins = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
     counts = [
-        np.bincount(place.ravel(), minlength=BINS),
-        np.bincount(place.ravel(), prob.ravel(), BINS),
-        np.bincount(place[ref], minlength=BINS),
+        np.bincount(bins.ravel(), minlength=BINS),
+        np.bincount(bins.ravel(), prob.ravel(), BINS),
+        np.bincount(bins[ref], minlength=BINS),
     ]
     return case, dices, np.stack(counts).astype(np.float64)
 
 
 def count_logits(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:
-    """Count pixels by logit, its sign turned so that it is positive where it is wrong.
+    """Count pixels by logit, with its sign changed so that it is positive where it is wrong.
 
-    Args:
-        prob, ref: float32 and bool, of one shape.
-
-    Returns:
-        int64 (5600,), bins of 0.005 from −14 to 14; those of several batches add up.
+    prob, ref: float32 and bool, of one shape. Returns int64 (5600,), bins of 0.005 from −14 to 14.
     """
     prob = np.clip(prob.astype(np.float64).ravel(), 1e-6, 1 - 1e-6)
     wrong = np.where(ref.ravel(), -1.0, 1.0) * np.log(prob / (1 - prob))
-    place = ((wrong + LOGITS) / LOGIT_STEP).astype(np.intp)
-    return np.bincount(place, minlength=round(2 * LOGITS / LOGIT_STEP))
+    bins = ((wrong + LOGITS) / LOGIT_STEP).astype(np.intp)
+    return np.bincount(bins, minlength=round(2 * LOGITS / LOGIT_STEP))
 
 
 def fit_temperature(counts: np.ndarray) -> float:
-    """Fit the one number that calibrates a network: logits are divided by it.
+    """Fit the temperature that calibrates a network: logits are divided by it.
 
     Args:
-        counts: of `count_logits`, of validation cases, never of test cases.
+        counts: by `count_logits`, of validation cases, never of test cases.
 
     Returns:
-        The temperature of least cross-entropy, in [0.1, 10]; above 1: the network was too sure.
+        The temperature of least cross-entropy, in [0.1, 10]; above 1: the network is overconfident.
 
     Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
     """

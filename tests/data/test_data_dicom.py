@@ -1,0 +1,337 @@
+"""Reading of DICOM ultrasound: pixels as drawn, spacing, and refusals with a status code."""
+
+import io
+import resource
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from fuzzing import limited
+
+pytest.importorskip("pydicom")
+pytest.importorskip("gdcm")
+from dicoms import (
+    COLOURS,
+    EVERY,
+    GRAY,
+    SYNTAXES,
+    drawn,
+    make_region,
+    make_us,
+    mutate,
+    painted,
+    to_bytes,
+)
+from PIL import Image
+from pydicom import uid
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.sequence import Sequence
+
+from thyroid_lib.data import dicom
+
+
+def read(dataset) -> list:
+    return list(dicom.read_frames(dicom.read_file(to_bytes(dataset))))
+
+
+def with_codes(dataset, *codes: bytes, **how):
+    dataset.PixelData = encapsulate([code + bytes(len(code) % 2) for code in codes], **how)
+    return dataset
+
+
+def codes_of(dataset, count: int = 1) -> list[bytes]:
+    return list(generate_frames(dataset.PixelData, number_of_frames=count))
+
+
+def jpeg(image: np.ndarray, **how) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("syntax", "photometric", "bits"), EVERY)
+def test_frames_are_read_as_they_were_drawn(syntax, photometric, bits):
+    smooth, subsampled = syntax == "jpeg", photometric == "YBR_FULL_422"
+    images = np.stack([np.add.outer(np.arange(60), np.arange(72)) + 10 * i for i in range(3)])
+    images = images.astype(np.uint8) if smooth else drawn(3, 60, 72)
+    if photometric in COLOURS:
+        images = painted(images)
+    for frames in (images, images[0]):  # a cine, and one frame
+        got = read(make_us(frames, syntax=syntax, photometric=photometric, bits=bits))
+        expected = images if frames is images else images[:1]
+        if photometric == "PALETTE COLOR":
+            expected = np.repeat(expected[..., None], 3, axis=-1)
+        assert {each.dtype for each in got} == {np.dtype(np.uint8)}
+        off = np.abs(np.stack(got).astype(int) - expected)  # of equal shapes
+        assert off.shape == expected.shape
+        lossless = 1 if photometric.startswith("YBR") else 0
+        assert off.max() <= (40 if subsampled else 8 if smooth else lossless)
+        assert off.mean() < 3
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "rle", "lossless"])
+def test_planar_colours_are_read_as_they_were_drawn(syntax):
+    image = painted(drawn(1)[0])
+    assert (read(make_us(image, syntax=syntax, photometric="RGB", planar=1))[0] == image).all()
+
+
+@pytest.mark.parametrize("how", ["adobe RGB", "adobe YBR", "plain RGB", "plain YBR", "ids RGB"])
+def test_colours_of_a_jpeg_are_converted_once(how):
+    """Markers in the stream decide, and without one the header."""
+    rows, columns = np.mgrid[:64, :80]
+    image = np.stack([2 * columns, 3 * rows, 200 - columns], axis=-1).astype(np.uint8)
+    code = jpeg(image, quality=95, subsampling=0, keep_rgb="RGB" in how)
+    jfif = code.find(b"JFIF")
+    if jfif > 0:  # without APP0
+        code = code[:2] + code[jfif - 2 + int.from_bytes(code[jfif - 2 : jfif]) :]
+    if how == "plain RGB":  # the components are numbered, as of YBR
+        for kind in (b"\xff\xc0", b"\xff\xda"):
+            start = code.find(kind)
+            part = code[start : start + 24]
+            for number, letter in enumerate(b"RGB", 1):
+                part = part.replace(bytes([letter]), bytes([number]), 1)
+            code = code[:start] + part + code[start + 24 :]
+    if how.startswith("adobe"):
+        marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+        code = code[:2] + marker + bytes([how == "adobe YBR"]) + code[2:]
+    photometric = "RGB" if "RGB" in how else "YBR_FULL"
+    dataset = with_codes(make_us(image, syntax="jpeg", photometric=photometric), code)
+    assert np.abs(read(dataset)[0].astype(int) - image).max() <= 8
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("syntax", ["rle", "jpeg", "lossless"])
+def test_frames_in_fragments_are_joined(syntax, table):
+    dataset = make_us(drawn(3), syntax=syntax)
+    expected = read(dataset)
+    fragments = 1 if syntax == "rle" and not table else 3  # without a table RLE has no fragments
+    with_codes(dataset, *codes_of(dataset, 3), fragments_per_frame=fragments, has_bot=table)
+    assert (np.stack(read(dataset)) == expected).all()
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xda", b"\xff\xc3"])
+def test_garbage_in_a_lossless_stream_is_refused(marker):
+    """gdcm would end the process."""
+    dataset = make_us(drawn(1)[0], syntax="lossless")
+    [code] = codes_of(dataset)
+    start = code.index(marker)
+    code = code[:start] + b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e" + code[start:]
+    with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
+        read(with_codes(dataset, code))
+
+
+@pytest.mark.parametrize("wrong", [(0, 12, 198), (1, 12, 0), (8, 0, 0), (1, 0, 16)])
+def test_a_lossless_scan_that_gdcm_never_ends_is_refused(wrong):
+    data = bytearray(to_bytes(make_us(drawn(1, 24, 32), syntax="lossless")))
+    scan = data.rindex(b"\xff\xda")
+    end = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    data[end - 3 : end] = bytes(wrong)
+    with pytest.raises(dicom.Refused, match="damaged"):
+        list(dicom.read_frames(dicom.read_file(bytes(data))))
+
+
+def test_comments_in_a_lossless_stream_change_nothing():
+    image = painted(drawn(1)[0])
+    dataset = make_us(image, syntax="lossless", photometric="RGB")
+    [code] = codes_of(dataset)
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # says YBR
+    comments = adobe + b"\xff\xfe\x00\x06none\xff\xe0\x00\x04ab"
+    assert (read(with_codes(dataset, code[:2] + comments + code[2:]))[0] == image).all()
+
+
+def test_a_black_frame_is_not_taken_for_a_bomb():
+    black = np.zeros((1080, 1920, 3), np.uint8)
+    dataset = make_us(black, syntax="jpeg", photometric="YBR_FULL_422")
+    with_codes(dataset, jpeg(black, optimize=True, subsampling=2))
+    assert black.size > 490 * len(dataset.PixelData)
+    assert not read(dataset)[0].any()
+
+
+def test_frames_are_decoded_one_by_one():
+    source = dicom.read_file(to_bytes(make_us(np.zeros((40, 480, 640), np.uint8), syntax="rle")))
+    tracemalloc.start()
+    for frame in dicom.read_frames(source):
+        assert frame.shape == (480, 640)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 480 * 640  # and not 40
+
+
+def test_a_damaged_later_frame_is_refused_when_it_is_reached():
+    dataset = make_us(drawn(), syntax="jpeg")
+    codes = codes_of(dataset, 3)
+    codes[2] = codes[2][: len(codes[2]) // 2 * 2 - 100]
+    got = dicom.read_frames(dicom.read_file(to_bytes(with_codes(dataset, *codes))))
+    next(got), next(got)
+    with pytest.raises(dicom.Refused, match=r"JPEG stream|cannot be decoded"):
+        next(got)
+
+
+FLOW = {"RegionSpatialFormat": 3, "RegionDataType": 3}
+A, B, C, ANISOTROPIC = (0.1, 0.1), (0.1, 0.12), (0.2, 0.1), (0.08, 0.05)
+SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
+    "as it is": ([(ANISOTROPIC, {})], None, ANISOTROPIC),
+    "reversed": ([(ANISOTROPIC, {"PhysicalDeltaY": -0.008})], None, ANISOTROPIC),
+    "no length": ([(A, {"PhysicalUnitsXDirection": 4})], None, None),
+    "zero": ([(A, {"PhysicalDeltaX": 0.0})], None, None),
+    "no number": ([(A, {"PhysicalDeltaX": float("nan")})], None, None),
+    "infinite": ([(A, {"PhysicalDeltaX": float("inf")})], None, None),
+    "absurd": ([(A, {"PhysicalDeltaX": 50.0})], None, None),
+    "flow": ([(A, {"RegionDataType": 2})], None, None),
+    "a spectrum": ([(A, {"RegionSpatialFormat": 3})], None, None),
+    "nothing": ([], None, None),
+    "two that agree": ([(A, {}), (A, {})], None, A),
+    "two that differ": ([(A, {}), (B, {})], None, None),
+    "tissue and flow": ([(A, {}), (C, FLOW)], None, A),
+    "flow and PixelSpacing": ([(C, FLOW)], A, None),
+    "PixelSpacing alone": ([], C, C),
+    "PixelSpacing that contradicts": ([(A, {})], C, None),
+    "PixelSpacing that agrees": ([(C, {})], C, C),
+}
+
+
+@pytest.mark.parametrize("case", SPACINGS)
+def test_spacing_is_given_where_it_is_unambiguous(case):
+    regions, pixel_spacing, expected = SPACINGS[case]
+    regions = [make_region(spacing, 61, 74, **changes) for spacing, changes in regions]
+    fields = {"SequenceOfUltrasoundRegions": Sequence(regions) if regions else None}
+    if pixel_spacing:
+        fields["PixelSpacing"] = list(pixel_spacing)
+    got = dicom.spacing_of(dicom.read_file(to_bytes(make_us(drawn(1)[0], **fields))))
+    assert got == (pytest.approx(expected) if expected else None)
+
+
+def changed(**attributes):
+    return lambda: to_bytes(make_us(drawn(2), **attributes))
+
+
+def packed_bomb() -> bytes:
+    dataset = make_us(drawn(2), syntax="rle")
+    dataset.Rows = dataset.Columns = 7_000
+    return to_bytes(dataset)
+
+
+def endless_rle() -> bytes:
+    """A frame of RLE that would unpack to 64 MiB where 4.5 KB are needed."""
+    head = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    return to_bytes(with_codes(make_us(drawn(1), syntax="rle"), head + b"\x81\0" * 2**19))
+
+
+def inserted(content: bytes):
+    """Elements in front of the SOP class."""
+    data = to_bytes(make_us(drawn(1)[0]))
+    start = data.index(b"\x08\x00\x16\x00UI")
+    return lambda: data[:start] + content + data[start:]
+
+
+def deflated() -> bytes:
+    dataset = make_us(drawn(1)[0])
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    return to_bytes(dataset)
+
+
+def wrong_charset() -> bytes:
+    """Latin 1 in what is declared as UTF-8."""
+    dataset = make_us(drawn(2), SpecificCharacterSet="ISO_IR 192", PatientID="M@ID")
+    return to_bytes(dataset).replace(b"M@ID", b"M\xfcID")
+
+
+SEQUENCE = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff"
+ITEMS = SEQUENCE + 2_400_000 * b"\xfe\xff\x00\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
+NESTED = 20_000 * (SEQUENCE + b"\xfe\xff\x00\xe0\xff\xff\xff\xff")
+REFUSED = {
+    "nothing": (lambda: b"", 0xC000, "no DICOM file"),
+    "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
+    "a preamble alone": (lambda: bytes(128) + b"DICM", 0xC000, "no DICOM file"),
+    "CT": (changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), 0x0122, "no ultrasound image"),
+    "a class for one": (changed(SOPClassUID=uid.UltrasoundImageStorage), 0xA900, "for one"),
+    "no UID": (changed(StudyInstanceUID=None), 0xA900, "StudyInstanceUID is missing"),
+    "no rows": (changed(Rows=None), 0xA900, "Rows is missing"),
+    "0 columns": (changed(Columns=0), 0xA900, "Columns is missing, or no number from 1"),
+    "no pixels": (changed(PixelData=None), 0xA900, "no PixelData"),
+    "too few pixels": (changed(NumberOfFrames=3), 0xC000, "got 9028 bytes of PixelData"),
+    "too many pixels": (changed(NumberOfFrames=1), 0xC000, "got 9028 bytes of PixelData"),
+    "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
+    "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
+    "a packed bomb": (packed_bomb, 0xC000, "unpacked"),
+    "wrong character set": (wrong_charset, 0xC000, "PatientID does not fit SpecificCharacterSet"),
+    "endless RLE": (endless_rle, 0xA700, "RLE is in pieces, or longer"),
+    "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need all of 8"),
+    "upper bits": (changed(HighBit=6), 0xA900, "need all of 8"),
+    "32 bits": (changed(BitsAllocated=32), 0xA900, "need all of 8"),
+    "unknown colours": (changed(PhotometricInterpretation="HSV"), 0xA900, "need one of MONO"),
+    "deflated": (deflated, 0xA900, r"1\.2\.840\.10008\.1\.2\.1\.99 is not read"),
+    "millions of items": (inserted(ITEMS), 0xA700, "too many elements"),
+    "nested": (inserted(NESTED), 0xC000, "no DICOM file, or a broken one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_the_reason_and_have_a_status(case):
+    make, status, text = REFUSED[case]
+    with limited(), pytest.raises(dicom.Refused, match=text) as refused:
+        list(dicom.read_frames(dicom.read_file(make())))
+    assert refused.value.status == status
+    assert "PHANTOM" not in str(refused.value).upper()
+
+
+def test_a_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "large.dcm"
+    path.write_bytes(to_bytes(make_us(drawn(2))))
+    assert len(list(dicom.read_frames(dicom.read_file(path)))) == 2
+    monkeypatch.setattr(dicom, "MAX_BYTES", 5000)
+    with pytest.raises(dicom.Refused, match="has more than") as refused:
+        dicom.read_file(path)
+    assert refused.value.status == 0xA700
+    with pytest.raises(FileNotFoundError):  # no fault of the object
+        dicom.read_file(tmp_path / "none.dcm")
+
+
+def test_a_file_is_refused_wherever_it_is_cut_off():
+    for syntax in ("implicit", "explicit", "rle", "jpeg", "lossless"):
+        data = to_bytes(make_us(drawn(2), syntax=syntax))
+        for end in np.linspace(0, len(data) - 12, 40).astype(int):
+            with pytest.raises(dicom.Refused):
+                list(dicom.read_frames(dicom.read_file(data[:end])))
+
+
+def fuzz(counts, seeds):
+    """Read mutated files: each is refused, or its frames have the size that its header says."""
+    syntaxes, bases, seen = list(SYNTAXES), {}, Counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        syntax = syntaxes[seed % len(syntaxes)]
+        photometric = (GRAY + COLOURS)[seed // len(syntaxes) % 6]
+        if (syntax, photometric, 8) not in EVERY:
+            photometric = "YBR_FULL"
+        key = syntax, photometric, int(rng.integers(1, 4))
+        if key not in bases:
+            frames = drawn(key[2], 40, 48)
+            bases[key] = to_bytes(make_us(frames, syntax=syntax, photometric=photometric))
+        refused = None
+        with limited():
+            try:
+                source = dicom.read_file(mutate(bases[key], rng))
+                shapes = [frame.shape[:2] for frame in dicom.read_frames(source)]
+            except dicom.Refused as error:
+                refused = error
+        if refused:
+            assert refused.status in (0xC000, 0xA900, 0x0122, 0xA700)
+            assert "phantom" not in str(refused).lower()
+        else:
+            count = int(source.get("NumberOfFrames") or 1)
+            assert shapes == [(source.Rows, source.Columns)] * count
+        seen["files refused" if refused else "files accepted"] += 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 400_000  # KiB
+    counts.update(seen)
+    assert min(seen.values()) > len(seeds) // 10, seen
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "seeds", [range(80), pytest.param(range(1000, 1500), marks=pytest.mark.slow)], ids=["80", "500"]
+)
+def test_mutated_files_are_read_or_refused(counts, seeds):
+    fuzz(counts, seeds)

@@ -1,0 +1,274 @@
+"""DICOM segmentation and report: the predictor's masks and numbers, in valid objects."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("gdcm")
+hd = pytest.importorskip("highdicom")
+from dicoms import EVERY, drawn, make_us, mutate, to_bytes  # noqa: E402
+
+from thyroid_lib.data import dicom  # noqa: E402
+from thyroid_lib.deploy import NOTICE  # noqa: E402
+from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
+from thyroid_lib.deploy.structured_report import answer  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def predictor(release):
+    return Predictor.open(release)
+
+
+@pytest.fixture(scope="module")
+def trusting(predictor):
+    """Without a distance from the training frames, of which the drawn ellipses are far."""
+    about = {key: value for key, value in predictor.about.items() if key != "quality"}
+    return Predictor(predictor.network, about)
+
+
+def answered(dataset, predictor) -> tuple:
+    return answer(dicom.read_file(to_bytes(dataset)), predictor)
+
+
+def reread(dataset):
+    return pydicom.dcmread(io.BytesIO(to_bytes(dataset)))
+
+
+def predicted(predictor, dataset, **how) -> list:
+    frames = dicom.read_frames(dicom.read_file(to_bytes(dataset)))
+    return [predictor.predict(each, **how) for each in frames]
+
+
+@pytest.mark.parametrize("shape", [(61, 74), (64, 80), (33, 31), (1, 1), (7, 300)])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_masks_are_the_predictors_to_the_pixel(predictor, shape, count):
+    dataset = make_us(drawn(count, *shape))
+    seg, _ = answered(dataset, predictor)
+    masks = np.stack([each.mask for each in predicted(predictor, dataset)])
+    assert (reread(seg).pixel_array.reshape(masks.shape) == masks).all()
+    size = -(-count * shape[0] * shape[1] // 8)
+    assert len(seg.PixelData) == size + size % 2
+
+
+def test_highdicom_reads_the_same_masks(predictor):
+    """By the frames of the source; the second shows nothing."""
+    images = drawn(5)
+    images[1] = 30
+    dataset = make_us(images)
+    read = hd.seg.segread(io.BytesIO(to_bytes(answered(dataset, predictor)[0])))
+    got = read.get_pixels_by_source_frame(dataset.SOPInstanceUID, [1, 2, 3, 4, 5])
+    masks = [each.mask for each in predicted(predictor, dataset)]
+    assert (got[..., 0].astype(bool) == masks).all()
+    assert not masks[1].any()
+    segment = read.get_segment_description(1)
+    assert segment.segmented_property_type.value == "69748006"
+    assert segment.algorithm_type.value == "AUTOMATIC"
+    single = make_us(images[0])
+    read = hd.seg.segread(io.BytesIO(to_bytes(answered(single, predictor)[0])))
+    got = read.get_pixels_by_source_instance([single.SOPInstanceUID])
+    assert (got[0, ..., 0].astype(bool) == masks[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "units"),
+    [((0.08, 0.05), ("mm2", "mm", "mm", "%")), (None, ("{pixels}",) * 3 + ("%",))],
+)
+def test_highdicom_reads_the_numbers_of_the_report(trusting, spacing, units):
+    dataset = make_us(drawn(3), spacing_mm=spacing)
+    seg, sr = answered(dataset, trusting)
+    content = hd.sr.srread(io.BytesIO(to_bytes(sr))).content
+    groups = content.get_planar_roi_measurement_groups()
+    found = predicted(trusting, dataset, spacing_mm=spacing)
+    areas = [each.area_mm2 if spacing else each.area_px for each in found]
+    for number, (group, each, area) in enumerate(zip(groups, found, areas, strict=True), 1):
+        sizes = each.diameters_mm if spacing else each.diameters_px
+        got = {m.name.meaning: (m.value, m.unit.value) for m in group.get_measurements()}
+        names = ("Area", "Long axis", "Short axis", "Certainty of Finding")
+        numbers = pytest.approx((area, *sizes, 100 * each.confidence), rel=1e-6)
+        assert tuple(got) == names
+        assert tuple(value for value, _ in got.values()) == numbers
+        assert tuple(unit for _, unit in got.values()) == units
+        frame, image = group.referenced_segmentation_frame
+        assert frame.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == seg.SOPInstanceUID
+        assert frame.ReferencedSOPSequence[0].ReferencedFrameNumber == number
+        assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == dataset.SOPInstanceUID
+    [summary] = content.get_image_measurement_groups()
+    [largest] = summary.get_measurements()
+    assert largest.value == pytest.approx(max(areas))
+    alone = hd.sr.srread(io.BytesIO(to_bytes(answered(make_us(drawn(1)[0]), trusting)[1])))
+    assert not alone.content.get_image_measurement_groups()
+
+
+def test_a_refused_frame_is_marked_and_has_no_numbers(trusting):
+    images = np.stack([np.zeros((80, 110), np.uint8), *drawn(2, 80, 110)])
+    images[2, 40:] = 255  # much of it white
+    dataset = make_us(images, spacing_mm=None)
+    seg, sr = answered(dataset, trusting)
+    assert seg.SegmentSequence[0].SegmentLabel == "Thyroid gland (2 of 3 frames refused)"
+    texts = [each.value for each in sr.iterall() if each.keyword == "TextValue"]
+    assert texts.count("There is no picture in this frame.") == 1
+    assert texts.count("Refused: not measured.") == 2
+    assert "Thyroid in 1 of 3 frames, 2 refused. Largest in frame 2." in texts
+    assert NOTICE in texts
+    found = predicted(trusting, dataset)
+    assert (reread(seg).pixel_array == np.stack([each.mask for each in found])).all()
+    assert found[2].mask.any()
+    numbers = [float(each.value) for each in sr.iterall() if each.keyword == "NumericValue"]
+    assert len(numbers) == 5  # the largest area; area, two diameters and confidence of frame 2
+    assert numbers[0] == numbers[1] == found[1].area_px
+    _, sr = answered(make_us(images[:1]), trusting)
+    assert not [each for each in sr.iterall() if each.keyword == "NumericValue"]
+
+
+VALIDATED = {f"{s} {p}": {"syntax": s, "photometric": p} for s, p, bits in EVERY if bits == 8}
+VALIDATED |= {"no spacing": {"spacing_mm": None}, "16 bit": {"bits": 16}, "empty": {}, "60": {}}
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("case", VALIDATED)
+def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
+    if not shutil.which("dciodvfy"):
+        pytest.skip("dciodvfy is not installed: apt install dicom3tools")
+    images = drawn(60 if case == "60" else 3, 60, 72)
+    images[:] = 0 if case == "empty" else images
+    for frames in (images, images[0], images[:1]):  # a cine, one frame, a cine of one frame
+        for number, made in enumerate(answered(make_us(frames, **VALIDATED[case]), predictor)):
+            (tmp_path / "object.dcm").write_bytes(to_bytes(made))
+            command = ["dciodvfy", tmp_path / "object.dcm"]
+            ran = subprocess.run(command, capture_output=True, text=True)
+            output = (ran.stderr + ran.stdout).strip()
+            assert output == ("Segmentation", "ComprehensiveSR")[number]  # no error, no warning
+
+
+def test_equal_objects_have_equal_bytes_and_others_have_other_uids(predictor, release):
+    dataset = make_us(drawn(3))
+    first, again = answered(dataset, predictor), answered(dataset, Predictor.open(release))
+    assert [to_bytes(each) for each in first] == [to_bytes(each) for each in again]
+    other = answered(dataset, Predictor.open(release, model="segnet"))
+    third = answered(make_us(drawn(3), uid="1.2.3.4"), predictor)
+    made = [*first, *other, *third]
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        assert len({each[keyword].value for each in made}) == 6
+    assert all(each.SOPInstanceUID.is_valid for each in made)
+    # a series of frames makes one series of each kind
+    same = answered(make_us(drawn(3), SOPInstanceUID="1.2.3.9"), predictor)
+    for one, two in zip(first, same, strict=True):
+        assert one.SeriesInstanceUID == two.SeriesInstanceUID
+        assert one.SOPInstanceUID != two.SOPInstanceUID
+
+
+def test_uids_follow_from_what_the_object_says(predictor):
+    def uids(image, **attributes):
+        dataset = make_us(image, uid="1.2.826.7.1", **attributes)
+        return {each.SOPInstanceUID for each in answered(dataset, predictor)}
+
+    one, other = drawn(2)
+    assert uids(one) == uids(one, syntax="rle") == uids(one, syntax="lossless")
+    assert not uids(one) & uids(other)
+    assert not uids(one) & uids(one, PatientID="corrected")
+    assert len(uids(one) & uids(one, spacing_mm=(0.5, 0.5))) == 1  # the same mask
+
+
+ODD = {
+    "no id": {"PatientID": None},
+    "nobody": {"PatientName": None, "PatientBirthDate": None, "PatientSex": None},
+    "no dates": dict.fromkeys(("StudyDate", "StudyTime", "ContentDate", "ContentTime")),
+    "odd dates": {"ContentDate": "2024.02.29", "ContentTime": "99", "StudyDate": "20241399"},
+    "latin": {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jürgen"},
+    "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
+    "chinese": {"SpecificCharacterSet": "GB18030", "PatientName": "Wang^XiaoDong=王^小东"},
+    "japanese": {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    },
+    "no charset known": {"SpecificCharacterSet": "ISO_IR 999"},
+    "long uid": {"SOPInstanceUID": "1." + "2" * 62, "StudyInstanceUID": "1." + "3" * 62},
+    "long values": {"PatientID": "x" * 300, "AccessionNumber": "y" * 90, "StudyID": "z" * 60},
+    "several ids": {"PatientID": ["a", "b"]},
+    "no number": {"InstanceNumber": None},
+    "negative": {"InstanceNumber": -3},
+    "number of frames in a single one": {"NumberOfFrames": 1},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ODD)
+def test_odd_sources_are_answered(predictor, case):
+    dataset = make_us(drawn(1)[0], **ODD[case])
+    dataset.add_new(0x00091010, "LO", "private")
+    for made in map(reread, answered(dataset, predictor)):
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate"):
+            assert (made.get(keyword) or "") == (dataset.get(keyword) or "")
+        assert len(made.ContentDate) == 8
+        assert (0x0009, 0x1010) not in made
+
+
+def test_elements_of_the_source_are_used_only_where_they_are_valid(predictor):
+    times = {"10": "10", "1030": "1030", "103000.5": "103000.5", "25": "000000"}
+    for time, expected in times.items():
+        made = answered(make_us(drawn(1), ContentTime=time), predictor)
+        assert {each.ContentTime for each in made} == {expected}
+    seg, _ = answered(make_us(drawn(1), LossyImageCompression="01"), predictor)
+    assert seg.LossyImageCompression == "01"
+    assert "LossyImageCompressionMethod" not in seg  # it is not known
+    dataset = make_us(drawn(1), syntax="jpeg", LossyImageCompressionRatio=None)
+    assert answered(dataset, predictor)[0].LossyImageCompressionRatio > 1
+    planar = make_us(drawn(1)[0], photometric="RGB", PlanarConfiguration=None)
+    with pytest.raises(dicom.Refused, match=r"cannot be decoded|PlanarConfiguration"):
+        answered(planar, predictor)
+
+
+@pytest.mark.study
+def test_no_message_holds_patient_data(predictor, capfd, caplog):
+    dataset = make_us(drawn(2), PatientName="Geheim^Erna", PatientID="GEHEIM-7")
+    data, texts = to_bytes(dataset), []
+    with warnings.catch_warnings(record=True) as warned:
+        for start in range(200, len(data) - 9000, 7):
+            try:
+                broken = data[:start] + b"\xff" + data[start + 1 :]
+                answer(dicom.read_file(broken), predictor)
+            except dicom.Refused as refused:
+                texts.append(str(refused))
+    texts += [caplog.text, *capfd.readouterr(), *(str(each.message) for each in warned)]
+    assert len(texts) > 20
+    assert not any("geheim" in each.lower() for each in texts)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_files_are_answered_with_the_predictors_masks(predictor):
+    data, accepted = to_bytes(make_us(drawn(2, 40, 48))), 0
+    for seed in range(60):
+        try:
+            source = dicom.read_file(mutate(data, np.random.default_rng(seed)))
+            seg, sr = answer(source, predictor)
+        except dicom.Refused:
+            continue
+        accepted += 1
+        masks = [predictor.predict(each).mask for each in dicom.read_frames(source)]
+        assert (reread(seg).pixel_array.reshape(np.shape(masks)) == masks).all(), seed
+        assert reread(sr).ContentSequence
+    assert accepted > 5
+
+
+@pytest.mark.study
+def test_the_example_of_the_docs_runs(release, tmp_path):
+    text = (ROOT / "docs" / "dicom.md").read_text("utf-8")
+    code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", text).group(1))
+    (tmp_path / "cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
+    shutil.copytree(release, tmp_path / "results" / "demo" / "deploy")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames == 2
+    assert pydicom.dcmread(tmp_path / "sr.dcm").Modality == "SR"

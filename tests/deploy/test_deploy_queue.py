@@ -1,0 +1,243 @@
+"""Queue, worker, PACS client and decoder of the node, each without a server of its own."""
+
+import errno
+import http.server
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ellipse_pair
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("pynetdicom")
+pytest.importorskip("dicomweb_client")
+pytest.importorskip("gdcm")
+import requests  # noqa: E402
+from dicoms import make_us, to_bytes  # noqa: E402
+from pacs import wait_for  # noqa: E402
+
+from thyroid_lib.data import dicom  # noqa: E402
+from thyroid_lib.deploy import decoder, pacs  # noqa: E402
+from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, Worker  # noqa: E402
+
+
+def one(index: int, **how):
+    """A small frame of its own."""
+    image = ellipse_pair(np.random.default_rng(index), 64, 64)[0]
+    return make_us(image, uid=f"1.2.826.0.1.99.5.{index + 1}", **how)
+
+
+def serve_all(queue, objects, outcomes, there=()):
+    """Serve with a client that answers in turn by `outcomes` of each object; the order it saw."""
+    seen, done = [], threading.Event()
+
+    class Client:
+        def store_instances(self, datasets):
+            name, answer, item = datasets[0].PatientID, pydicom.Dataset(), pydicom.Dataset()
+            seen.append(name)
+            outcome = outcomes[name].pop(0) if outcomes.get(name) else None
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome is not None:
+                item.FailureReason, answer.FailedSOPSequence = outcome, [item]
+                return answer
+            if len(set(seen)) == len(objects) and not any(outcomes.values()):
+                done.set()
+            item.ReferencedSOPInstanceUID = datasets[0].SOPInstanceUID
+            answer.ReferencedSOPSequence = [item]
+            return answer
+
+        def search_for_instances(self, study, search_filters):
+            own = search_filters["SOPInstanceUID"]
+            return [{"00080018": {"Value": [own]}}] if own in there else []
+
+    def answer(dataset):
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        return [dataset]
+
+    worker = Worker(queue, Client(), answer)
+    for each in objects:
+        queue.put(queue.write(each.PatientID, to_bytes(each)))
+    worker.start()
+    assert done.wait(120)
+    wait_for(lambda: not list(queue.folder.glob("*-*")))
+    worker.stop()
+    worker.join(60)
+    assert not worker.is_alive()
+    return seen
+
+
+def test_no_object_blocks_others(tmp_path):
+    def status(code: int) -> requests.HTTPError:
+        return requests.HTTPError(response=SimpleNamespace(status_code=code))
+
+    objects = [one(i, PatientID=name) for i, name in enumerate("abcdefg")]
+    outcomes = {
+        "a": [status(500), 0xA700], "b": [status(400)], "c": [status(409)], "d": [status(409)],
+        "e": [0x0111], "f": [0x0122],
+    }  # fmt: skip
+    there, queue = [objects[2].SOPInstanceUID], Queue(tmp_path / "queue")
+    assert serve_all(queue, objects, outcomes, there) == [*"abcdefg", "a", "a"]
+    reasons = {path.stem[21:]: path for path in (queue.folder / "failed").glob("*.txt")}
+    assert set(reasons) == {"b.0", "d.0", "f.0"}
+    assert reasons["b.0"].read_text() == "the PACS refuses the answer: HTTP 400\n"
+    assert reasons["b.0"].with_suffix(".dcm").is_file()
+
+
+def test_a_fault_of_this_machine_loses_no_object(tmp_path, monkeypatch):
+    """Neither memory, nor files, nor a folder that takes no new name for a moment."""
+    queue, read, replace = Queue(tmp_path / "queue"), Path.read_bytes, Path.replace
+    faults = [MemoryError(), OSError(errno.EMFILE, "many"), OSError(errno.EIO, "disk")]
+
+    def failing_read(path):
+        if path.suffix == ".working" and faults:
+            raise faults.pop()
+        return read(path)
+
+    def failing_replace(path, target):
+        if path.suffix == ".working" and len(faults) == 1:
+            raise PermissionError
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "read_bytes", failing_read)
+    monkeypatch.setattr(Path, "replace", failing_replace)
+    assert serve_all(queue, [one(1, PatientID="a")], {}) == ["a"]
+    assert not faults
+    assert not list((queue.folder / "failed").iterdir())
+
+
+def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
+    for deaths in range(MAX_DEATHS):
+        queue = Queue(tmp_path / "queue")
+        if not deaths:
+            for name in "ab":
+                queue.put(queue.write(name, b""))
+            with pytest.raises(ValueError, match="another node has the queue"):
+                Queue(tmp_path / "queue")
+        current = next(path for path in queue.waiting if queue.name(path) == "a")
+        assert current.name.endswith(f"-a.{deaths}.dcm")
+        assert not deaths or queue.waiting[0] != current  # others come first
+        current.replace(current.with_suffix(".working"))
+        (queue.folder / f"{1:020}-c.0.new").write_bytes(b"half")
+        (queue.folder / "a plan.new").write_bytes(b"of somebody's own")
+        queue.lock.close()
+    queue = Queue(tmp_path / "queue")
+    assert [queue.name(path) for path in queue.waiting] == ["b"]
+    [reason] = (queue.folder / "failed").glob("*-a.5.txt")
+    assert "5 times" in reason.read_text()
+    assert [file.name for file in queue.folder.glob("*.new")] == ["a plan.new"]
+
+
+class Call:
+    """Calls a function in the process that reads it."""
+
+    def __init__(self, function, value):
+        self.how = function, (value,)
+
+    def __reduce__(self):
+        return self.how
+
+
+@pytest.mark.study
+def test_a_decoder_that_ended_loses_no_object(monkeypatch):
+    # streamlit's tests leave their page as the main module, which a process that is spawned runs
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    tried, content = decoder.Decoder(), to_bytes(one(1))
+    try:
+        for pause in (0, 0.3):
+            tried.process.kill()
+            time.sleep(pause)
+            tried.check(content)
+        tried.pipe.send(Call(os._exit, 1))
+        tried.process.join(60)
+        tried.check(content)
+        with pytest.raises(dicom.Refused, match="crash the decoder"):
+            tried.check(Call(os._exit, 1))
+        tried.check(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "TIMEOUT", 0.5)
+            with pytest.raises(dicom.Refused, match="or take too long"):
+                tried.check(Call(time.sleep, 100))
+        tried.check(content)
+    finally:
+        tried.process.kill()
+
+
+@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize("pages", [True, False])
+def test_all_objects_of_a_study_are_found(size, pages):
+    """Page by page, and where a PACS ignores the offset."""
+    tags = pacs.SOP_CLASS, pacs.SERIES, pacs.INSTANCE
+    there = [{tag: {"Value": [f"{tag}.{i}"]} for tag in tags} for i in range(7)]
+
+    def search(study_uid, offset=None):
+        assert study_uid == "1.2"
+        return there[offset or 0 :][:size] if pages else there
+
+    found = pacs.find_objects(SimpleNamespace(search_for_instances=search), "1.2")
+    assert found == [[f"{tag}.{i}" for tag in tags] for i in range(7)]
+    with pytest.raises(requests.RequestException):
+        pacs.find_objects(SimpleNamespace(search_for_instances=lambda *_, **__: {"a": 1}), "1.2")
+
+
+JSON = "application/dicom+json"
+NO_ROOM = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}'
+LATER = {  # status, content type and body of what is no confirmation
+    "a page": (200, "text/html", b"<html>"),
+    "nothing": (200, JSON, b""),
+    "no names": (200, JSON, b"{}"),
+    "a list": (200, JSON, b"[{}]"),
+    "half a line": (200, JSON, b'{"00081199": {"vr'),
+    "half an element": (200, "application/dicom+xml", b"<NativeDicom"),
+    "no type": (200, "", b"stored"),
+    "elsewhere": (301, "", b""),
+    "failed, without a reason": (200, JSON, b'{"00081198": {"vr": "SQ", "Value": [{}]}}'),
+    "no room": (409, JSON, NO_ROOM),
+    "failed, in a type of its own": (202, f"{JSON};charset=utf-8", b'{"00081198": {"vr": "SQ"}}'),
+    "busy": (503, "", b""),
+    "no password": (401, "", b""),
+}
+
+
+def test_only_what_the_pacs_names_or_has_counts_as_stored():
+    there = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = [{"00080018": {"vr": "UI", "Value": there}}]
+            self.answer(200, JSON, json.dumps(found).encode())
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(*LATER[kind])
+
+        def answer(self, status, content_type, body):
+            self.send_response(status)
+            if content_type:
+                self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = pacs.pacs_client(f"http://127.0.0.1:{server.server_port}")
+        for kind in LATER:  # noqa: B007
+            with pytest.raises(requests.RequestException):
+                pacs.store(client, [one(1)])
+        there.append(str(one(1).SOPInstanceUID))
+        kind = "a page"
+        pacs.store(client, [one(1)])
+        with pytest.raises(pacs.NotConfirmed):
+            pacs.store(client, [one(2)])
+        server.shutdown()

@@ -1,0 +1,304 @@
+"""Read DICOM ultrasound: header checks, decoding of frames, pixel spacing.
+
+    dataset = dicom.read_file("cine.dcm")
+    for frame in dicom.read_frames(dataset): ...  # uint8, gray (H,W) or RGB (H,W,3)
+
+What cannot be read raises `Refused` with the status code that a DICOM storage server returns; its
+text holds no patient data.
+
+Sources: DICOM PS3.3 C.7.6.3 (image pixels), C.7.9 (palettes), C.8.5.5 (ultrasound regions).
+"""
+
+import io
+import logging
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydicom import config, uid
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.tag import Tag
+
+from thyroid_lib.data.frames import MAX_PIXELS, to_gray
+
+# pydicom's warnings quote values, which may be a patient's
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="pydicom")
+
+MAX_BYTES, MAX_FRAMES = 512 * 2**20, 2_000
+MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
+MAX_ELEMENT = 2**20  # bytes of an element other than PixelData
+MAX_READS = 150_000  # by the parser, which needs two or three per element
+MAX_RLE = 16 * 2**20  # bytes of a decoded frame: hostile RLE unpacks to 64 times its length
+MAX_RATIO = 800  # of compression: a black frame as JPEG Baseline reaches 512
+# DIMSE status codes: cannot understand, does not match, SOP class not supported, out of resources
+BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
+# fmt: off
+SINGLE = uid.UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6"  # and its retired form
+SEVERAL = uid.UltrasoundMultiFrameImageStorage, "1.2.840.10008.5.1.4.1.1.3"
+SYNTAXES = (
+    uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
+    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
+)
+SAMPLES = {  # samples per pixel by PhotometricInterpretation
+    "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3,
+    "YBR_FULL_422": 3,
+}
+COPIED = (  # into segmentation and report; empty where the source has none,
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
+    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)
+COPIED_IF_PRESENT = (  # or left out
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "IssuerOfPatientID", "StudyDescription",
+)
+READ = [Tag(keyword) for keyword in (
+    *COPIED, *COPIED_IF_PRESENT, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID",
+    "InstanceNumber", "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime",
+    "SeriesDate", "SeriesTime", "SequenceOfUltrasoundRegions", "PixelSpacing", "NumberOfFrames",
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod", "PixelData",
+    *(f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue")
+      for part in ("Descriptor", "Data")),
+)]
+# fmt: on
+
+
+class Refused(ValueError):
+    """An object that is not accepted: a sentence without patient data, and a DIMSE status code."""
+
+    def __init__(self, text: str, status: int = BROKEN):
+        super().__init__(text)
+        self.status = status
+
+
+class _LimitedReader(io.BytesIO):
+    """A file that stops the parser after `MAX_READS` reads, against millions of empty elements."""
+
+    left = MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise Refused("the object has too many elements", TOO_LARGE)
+        return super().read(size)
+
+
+def read_file(source: bytes | str | Path) -> Dataset:
+    """Read the elements `READ` of a DICOM file, given as bytes or path.
+
+    Raises:
+        Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
+        OSError, MemoryError: a fault of this machine.
+    """
+    in_memory = isinstance(source, bytes)
+    if (len(source) if in_memory else os.stat(source).st_size) > MAX_BYTES:
+        raise Refused(f"the object has more than {MAX_BYTES >> 20} MiB", TOO_LARGE)
+    file = _LimitedReader(source if in_memory else Path(source).read_bytes())
+    try:
+        read_preamble(file, force=False)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        syntax = uid.UID(meta.TransferSyntaxUID)
+        if syntax not in SYNTAXES:  # the size of a deflated one is unknown
+            raise Refused(f"transfer syntax {_printable_uid(syntax)} is not read", NOT_FITTING)
+        little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
+        dataset = read_dataset(file, implicit, little, specific_tags=READ)
+        for tag in list(dataset.keys()):
+            raw = dataset.get_item(tag)
+            length = len(raw.value or b"") if raw.is_raw else 0
+            if raw.is_raw and raw.length not in (length, 0xFFFFFFFF):
+                raise Refused("the file is cut off: send it again")
+            if length > MAX_ELEMENT and tag != Tag("PixelData"):
+                raise Refused(f"element {tag} is longer than {MAX_ELEMENT} bytes", TOO_LARGE)
+            if dataset[tag].VR not in dictionary_VR(tag):
+                raise Refused(f"element {tag} has another value representation than the standard's")
+        for _ in dataset.iterall():  # parse nested elements, so that errors come now
+            pass
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # of a dozen kinds, some of which quote values
+        raise Refused(f"no DICOM file, or a broken one ({type(error).__name__})") from None
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def check(dataset: Dataset) -> None:
+    """Check the header: ultrasound, complete, supported, not too large.
+
+    Raises:
+        Refused: says what the header has and what is needed.
+    """
+    if (sop := dataset.get("SOPClassUID")) not in SINGLE + SEVERAL:
+        raise Refused(f"SOP class {_printable_uid(sop)} is no ultrasound image", NO_SUCH_CLASS)
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        if not re.fullmatch(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)+", str(dataset.get(keyword, ""))):
+            raise Refused(f"{keyword} is missing or no UID", NOT_FITTING)
+    for keyword in COPIED + COPIED_IF_PRESENT:  # the answer must name the same patient
+        if "\ufffd" in str(dataset.get(keyword, "")):
+            raise Refused(f"{keyword} does not fit SpecificCharacterSet")
+    if (syntax := dataset.file_meta.TransferSyntaxUID) not in SYNTAXES:
+        raise Refused(f"transfer syntax {_printable_uid(syntax)} is not read", NOT_FITTING)
+    if not isinstance(dataset.get("PixelData"), bytes):
+        raise Refused("there is no PixelData", NOT_FITTING)
+    rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
+    if count > 1 and sop in SINGLE:
+        raise Refused(f"got {count} frames in a class for one", NOT_FITTING)
+    pixels = rows * columns
+    if pixels > MAX_PIXELS or count > MAX_FRAMES or pixels * count > MAX_TOTAL:
+        most = f"{MAX_FRAMES} frames, {MAX_PIXELS:,} pixels each, {MAX_TOTAL:,} in all"
+        raise Refused(f"got {count} frames of {rows} x {columns}, need at most {most}", TOO_LARGE)
+    colour, samples = dataset.get("PhotometricInterpretation"), _number(dataset, "SamplesPerPixel")
+    if SAMPLES.get(str(colour)) != samples:
+        raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
+    allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
+    highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
+    fits = allocated in (8, 16) if samples == 1 else allocated == stored == 8
+    if not fits or stored > allocated or highest != stored - 1 or signed:
+        got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
+        needed = "all of 8, or for gray the lower of 8 or 16, unsigned"
+        raise Refused(f"got {got}, need {needed}", NOT_FITTING)
+    size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
+    if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
+        size = size // 3 * 2 if columns % 2 == 0 else -1
+    if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
+        raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
+
+
+def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
+    value = dataset.get(keyword)
+    if value in (None, "") and keyword == "NumberOfFrames":
+        return 1
+    if not isinstance(value, int) or value < least:
+        raise Refused(f"{keyword} is missing, or no number from {least}", NOT_FITTING)
+    return int(value)
+
+
+def _printable_uid(value) -> str:
+    """Return a UID for a message; "(none)" if it is not one, as it might hold patient data."""
+    return value if re.fullmatch(r"[0-9.]{1,64}", str(value)) else "(none)"
+
+
+def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
+    """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3).
+
+    Raises:
+        Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
+    """
+    check(dataset)
+    return _decode(dataset, _number(dataset, "NumberOfFrames"))
+
+
+def _decode(dataset, count):
+    colour, bits, done = dataset.PhotometricInterpretation, dataset.BitsStored, 0
+    try:
+        for done, levels in enumerate(_levels(dataset, colour, count), 1):
+            if done > count or levels.shape[:2] != (dataset.Rows, dataset.Columns):
+                raise Refused("the frames in PixelData are not as its header says")
+            if colour == "PALETTE COLOR":
+                levels = apply_color_lut(levels, dataset)
+                levels = (levels >> 8 * (levels.itemsize - 1)).astype(np.uint8)
+            elif levels.ndim == 2:  # other depths are scaled to 8 bits
+                levels = levels if bits == 8 else levels.astype(np.uint16)
+                levels = to_gray(levels, bits=bits, inverted=colour == "MONOCHROME1")
+            yield levels
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:
+        raise Refused(f"frame {done + 1} cannot be decoded ({type(error).__name__})") from None
+    if done != count:
+        raise Refused(f"PixelData has {done} frames, but its header makes them {count}")
+
+
+def _levels(dataset, colour, count):
+    """Yield the decoded frames; YBR is converted to RGB."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
+    if not syntax.is_encapsulated:  # one by one: pydicom reads only single frames in 4:2:2
+        for index in range(count):
+            yield decoder.as_array(dataset, index=index, raw=raw)[0]
+        return
+    about = {
+        "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
+        "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
+        "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
+        "photometric_interpretation": colour, "planar_configuration": 0,
+    }  # fmt: skip
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    for code in generate_frames(dataset.PixelData, number_of_frames=count):
+        if syntax == uid.RLELossless and (len(code) > 1024 + 9 * size // 8 or size > MAX_RLE):
+            raise Refused("a frame's RLE is in pieces, or longer than it may be", TOO_LARGE)
+        plain = code if syntax == uid.RLELossless else _plain_jpeg(code, dataset)
+        if syntax != uid.JPEGBaseline8Bit:
+            yield decoder.as_array(encapsulate([plain]), index=0, raw=raw, **about)[0]
+            continue
+        image = Image.open(io.BytesIO(code), formats=("JPEG",))
+        # libjpeg converts YBR, and components without a name, to RGB
+        named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
+        if colour == "RGB" and not named:
+            image.draft("YCbCr", image.size)  # which keeps the samples as they are
+        yield np.array(image)
+
+
+def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
+    """Check a JPEG stream against the DICOM header; return it without comment segments.
+
+    Decoders allocate memory by the stream's own header, and gdcm may end the process on damage.
+    """
+    offset, kept, size = 2, [b"\xff\xd8"], None
+    lossless = dataset.file_meta.TransferSyntaxUID != uid.JPEGBaseline8Bit
+    while kept[-1][:2] != b"\xff\xda":  # until start of scan
+        start, marker, length = struct.unpack(">BBH", code[offset : offset + 4])
+        segment = code[offset : offset + 2 + length]
+        if size is None and marker in ((0xC3,) if lossless else (0xC0, 0xC1)):  # start of frame
+            precision, *size = struct.unpack(">BHHB", segment[4:10])
+            fits = dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated
+            fits &= size == [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
+            fits &= not lossless or set(segment[11::3]) == {0x11}  # no subsampling
+        else:  # tables and comments
+            fits = marker in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker < 0xF0
+            if lossless and marker == 0xDA:  # gdcm never ends on other values
+                fits &= segment[-3:-2] in b"\1\2\3\4\5\6\7" and segment[-2:-1] == b"\0"
+                fits &= segment[-1] < 16
+        if not fits or start != 0xFF or len(segment) != length + 2:
+            raise Refused("a frame's JPEG stream is damaged, or does not fit the header")
+        kept += [] if marker >= 0xE0 else [segment]
+        offset += len(segment)
+    rest = code[offset:].rstrip(b"\0\xff")
+    if size is None or not rest.endswith(b"\xff\xd9"):
+        raise Refused("a frame's JPEG stream is cut off")
+    return b"".join([*kept, rest, bytes(len(rest) % 2)])
+
+
+def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
+    """Return mm per pixel of rows and columns; None where the object is ambiguous.
+
+    All regions of 2D tissue must be in cm and agree within 1 %. PixelSpacing counts where there
+    are no regions, and must not contradict them.
+    """
+    regions, found = dataset.get("SequenceOfUltrasoundRegions") or [], []
+    try:
+        for region in regions:
+            if (region.get("RegionSpatialFormat"), region.get("RegionDataType")) == (1, 1):
+                if (region.PhysicalUnitsYDirection, region.PhysicalUnitsXDirection) != (3, 3):
+                    return None
+                found.append((10 * region.PhysicalDeltaY, 10 * region.PhysicalDeltaX))
+        if dataset.get("PixelSpacing") and (found or not regions):
+            found.append([float(each) for each in dataset.PixelSpacing])
+        pairs = np.abs(np.array(found, np.float64).reshape(-1, 2))  # (N,2)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    # no scanner has pixels below 1 µm or above 10 mm
+    if not len(pairs) or not np.all((pairs > 1e-3) & (pairs < 10)):
+        return None
+    return None if np.any(np.ptp(pairs, axis=0) > 0.01 * pairs[0]) else tuple(pairs[0].tolist())

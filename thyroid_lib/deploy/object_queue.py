@@ -1,0 +1,150 @@
+"""Queue on disk of received DICOM objects, and the thread that answers them.
+
+An object is one file, so that an accepted object survives a kill or a loss of power. It leaves
+the queue when the PACS has confirmed segmentation and report.
+"""
+
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+
+from thyroid_lib.data import dicom
+from thyroid_lib.deploy import pacs
+from thyroid_lib.files import locks
+from thyroid_lib.files.writing import write_file
+
+MAX_DEATHS = 5  # how often the node may end while it answers an object
+LONGEST_PAUSE = 60.0  # seconds between two tries
+log = logging.getLogger("thyroid_lib.node")
+
+
+class Queue:
+    """Objects that wait for their answer, in a folder; ValueError: another process uses it.
+
+    A file is called <arrival>-<name>.<deaths>.dcm, and .working while it is answered; `deaths`
+    counts how often the node ended over it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.changed = Path(folder), threading.Condition()
+        (self.folder / "failed").mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self.lock = locks.take(self.folder / "lock")
+        if self.lock is None:
+            raise ValueError(f"another node has the queue {folder}: stop it or give another folder")
+        for path in self.files("new", r"new\.\d+\.partial"):
+            path.unlink()  # whose sender got no success, and sends it again
+        for path in self.files("working"):  # the node ended over it: others come first now
+            name, deaths = self.name(path), int(path.stem.rpartition(".")[2]) + 1
+            path = path.replace(self._path(name, deaths))
+            if deaths >= MAX_DEATHS:
+                self.give_up(path, f"the node ended {deaths} times while it answered this object")
+        self.waiting = deque(self.files("dcm"))
+
+    def files(self, *endings: str) -> list[Path]:
+        """Return the queue's files with these endings, oldest first."""
+        own = re.compile(rf"\d{{20}}-[^.]+\.\d+\.({'|'.join(endings)})")
+        return sorted(path for path in self.folder.iterdir() if own.fullmatch(path.name))
+
+    def _path(self, name: str, deaths: int = 0) -> Path:
+        return self.folder / f"{time.time_ns():020d}-{name}.{deaths}.dcm"
+
+    @staticmethod
+    def name(path: Path) -> str:
+        """Return the name that the log uses for the object in this file."""
+        return path.stem.partition("-")[2].partition(".")[0]
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write an object, which is not yet in the queue. OSError: the disk has no room."""
+        return write_file(self._path(name).with_suffix(".new"), content)
+
+    def put(self, path: Path) -> None:
+        """Add a file of `write`; when this returns, it survives a loss of power."""
+        path = path.replace(path.with_suffix(".dcm"))
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(self.folder, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+        with self.changed:
+            self.waiting.append(path)
+            self.changed.notify()
+
+    def give_up(self, path: Path, reason: str) -> None:
+        """Move an object to failed/, with the reason beside it."""
+        log.error("object %s: given up, kept in failed/: %s", self.name(path), reason)
+        path.replace(kept := self.folder / "failed" / f"{path.stem}.dcm")
+        with suppress(OSError):  # the disk may be full
+            write_file(kept.with_suffix(".txt"), reason + "\n")
+
+
+class Worker(threading.Thread):
+    """Answers the objects of a queue, one by one; `answer` makes the objects to store."""
+
+    def __init__(self, queue: Queue, client, answer):
+        super().__init__(daemon=True)
+        self.queue, self.client, self.answer = queue, client, answer
+        self.stopping, self.failures = threading.Event(), 0
+
+    def run(self):
+        while not self.stopping.is_set():
+            with self.queue.changed:
+                while not (self.queue.waiting or self.stopping.is_set()):
+                    self.queue.changed.wait()
+                path = self.queue.waiting.popleft() if self.queue.waiting else None
+            if path and not self.stopping.is_set():
+                try:
+                    self.serve(path)
+                except OSError as error:  # of the queue's own disk
+                    self.retry_later(path, type(error).__name__)
+
+    def stop(self):
+        """Finish the current object, then end."""
+        self.stopping.set()
+        with self.queue.changed:
+            self.queue.changed.notify()
+
+    def serve(self, path: Path) -> None:
+        """Answer one object and remove it; if that is not possible now, put it back and pause."""
+        name, start, problem = self.queue.name(path), time.monotonic(), ""
+        working = path.with_suffix(".working")
+        try:
+            if not working.exists():
+                path.replace(working)
+            answers = self.answer(dicom.read_file(working))
+            computed = time.monotonic()
+            pacs.store(self.client, answers)
+            working.unlink()
+        except requests.RequestException as error:
+            problem = pacs.http_status(error) or type(error).__name__
+        except dicom.Refused as error:
+            self.queue.give_up(working, str(error))
+        except (OSError, MemoryError) as error:  # a fault of this machine
+            problem = type(error).__name__
+        except Exception as error:  # whose text might quote the object
+            self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
+        else:
+            self.failures = 0
+            seconds = computed - start, time.monotonic() - computed
+            log.info("object %s: answered, computed in %.3f s, stored in %.3f s", name, *seconds)
+        if problem:
+            self.retry_later(path, problem)
+
+    def retry_later(self, path: Path, problem: str) -> None:
+        """Put an object at the end, and pause, longer after each failure in a row."""
+        working = path.with_suffix(".working")
+        with suppress(OSError):  # else it stays .working, and `serve` finds it so
+            working.replace(path)
+        if path.exists() or working.exists():
+            self.queue.waiting.append(path)
+        pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST_PAUSE)
+        self.failures += 1
+        name = self.queue.name(path)
+        log.warning("object %s: not answered yet: %s; next try in %.1f s", name, problem, pause)
+        self.stopping.wait(pause)

@@ -1,0 +1,120 @@
+"""Segment a folder of images from the command line: one mask per image, and a table of sizes.
+
+    python -m thyroid_lib.deploy.predict_folder --model MODEL --images DIR --out DIR
+
+MODEL is a release folder, one of its .onnx files, or the model.pt of a run (needs torch). Image
+0449.jpg gives OUT/masks/0449.png, 0 and 255 at the image's own size, which the study reads beside
+the images (`source: folder`); OUT/areas.csv has a row per image. As in the study, two images of one
+name (a.png and a.jpg, or A.png) are not used.
+"""
+
+import argparse
+import csv
+import errno
+import io
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from thyroid_lib.data import frames
+from thyroid_lib.deploy.predictor import ROW, Predictor, read_picture
+from thyroid_lib.files.writing import write_file
+
+COLUMNS = ("file", "height", "width", *ROW, "problem")
+OPTIONS = {  # of every command that opens a model
+    "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
+    "--name": {"default": "", "help": "one of a release's models; default: the selected one"},
+    "--precision": {"default": "fp32", "choices": ("fp32", "int8")},
+    "--threads": {"default": 1, "type": int, "help": "CPU threads of the model"},
+}
+
+
+def open_model(arguments: argparse.Namespace) -> Predictor:
+    """Open the model that a command's arguments name, see OPTIONS."""
+    how = {"model": arguments.name, "precision": arguments.precision, "threads": arguments.threads}
+    return Predictor.open(arguments.model, **how)
+
+
+def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
+    """Segment every image of a folder; return a row of COLUMNS per image, as in `areas.csv`.
+
+    An image that cannot be used is skipped; its row has a `problem`.
+
+    Raises:
+        ValueError: no images, or `out` has masks that this function has not written.
+    """
+    images, out = Path(images), Path(out)
+    if not images.is_dir():
+        raise ValueError(f"no folder at {images}: give the folder that holds the images")
+    table, masks = out / "areas.csv", out / "masks"
+    if masks.exists() and (masks.samefile(images) or not table.exists()):
+        raise ValueError(f"{out} has a folder masks/ of other origin: give another folder")
+    formats = Image.registered_extensions()
+    files = sorted(f for f in images.iterdir() if formats.get(f.suffix.lower()) in frames.FORMATS)
+    if not files:
+        raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
+    write_file(table, ",".join(COLUMNS) + "\n")
+    keys = [unicodedata.normalize("NFC", file.stem).casefold() for file in files]
+    rows, counts = [], Counter(keys)
+    for file, key in zip(files, keys, strict=True):
+        row = dict.fromkeys(COLUMNS) | {"file": file.name}
+        rows.append(row)
+        try:
+            if (count := counts[key]) > 1:
+                raise ValueError(f"{count} images have this name, keep one")
+            found = predictor.predict(read_picture(file))
+            write_file(masks / f"{file.stem}.png", mask_png(found.mask))
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                raise
+            row["problem"] = str(error)
+            continue
+        row["height"], row["width"] = found.mask.shape
+        row |= found.row()
+    # names need not be valid UTF-8
+    write_file(table, table_csv(rows).encode(errors="surrogateescape"))
+    return rows
+
+
+def table_csv(rows: list[dict]) -> str:
+    """Write rows of equal keys as CSV."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Encode a mask, bool (H,W), as PNG: 0 and 255."""
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+    return file.getvalue()
+
+
+def main() -> int:
+    """Segment a folder; exit code 1 if any image failed, 2 if none could be segmented."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    for option, how in OPTIONS.items():
+        parser.add_argument(option, **how)
+    parser.add_argument("--images", required=True, help="folder of PNG, JPEG, BMP or TIFF")
+    parser.add_argument("--out", required=True, help="folder for masks/ and areas.csv")
+    arguments = parser.parse_args()
+    try:
+        rows = segment_folder(open_model(arguments), arguments.images, arguments.out)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = [row for row in rows if row["problem"]]
+    for row in failed:
+        print(f"skipped {row['file']}: {row['problem']}", file=sys.stderr)
+    print(f"{len(rows) - len(failed)} of {len(rows)} images segmented into {arguments.out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

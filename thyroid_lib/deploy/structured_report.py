@@ -1,0 +1,151 @@
+"""DICOM reports (Comprehensive SR, TID 1500) of what was measured in each frame, by highdicom.
+
+    seg, sr = answer(dicom.read_file("cine.dcm"), Predictor.open("results/demo/deploy"))
+
+Patient, study and UIDs come from `segmentation.derive_object`: highdicom's own document takes the
+time of day and fails where the source lacks a patient's data.
+
+Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500 (Measurement Report), 1410 (Planar ROI), 1501.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from highdicom import sr
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from thyroid_lib import __version__
+from thyroid_lib.data.dicom import SINGLE, read_frames, spacing_of
+from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy import segmentation as objects
+from thyroid_lib.deploy.predictor import Prediction, Predictor
+
+PIXELS = Code("{pixels}", "UCUM", "pixels")
+NO_PIXELS = np.zeros((0, 0), bool)
+
+
+def answer(
+    source: Dataset, predictor: Predictor, *, measured: list | None = None
+) -> tuple[Dataset, Dataset]:
+    """Return segmentation and report of an object, decoded and segmented frame by frame.
+
+    The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
+    with the predictions, without prob and mask, as a cine has hundreds.
+    """
+    images, spacing = read_frames(source), spacing_of(source)
+    measured = [] if measured is None else measured
+
+    def predictions():
+        for image in images:
+            prediction = predictor.predict(image, spacing_mm=spacing)
+            measured.append(replace(prediction, prob=NO_PIXELS, mask=NO_PIXELS))
+            yield prediction
+
+    seg = objects.segmentation(source, predictions(), predictor.about)
+    return seg, report(source, seg, measured, predictor.about)
+
+
+def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
+    """Return the report: area and diameters of each frame, of a cine also the largest area.
+
+    In mm if the spacing is known, else in pixels; refused frames have no numbers. Arguments as of
+    `segmentation`, whose object is `seg`.
+    """
+    groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
+    if len(predictions) > 1:
+        groups.insert(0, _cine_group(seg, predictions))
+    content = repr([seg.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in predictions)])
+    kind = uid.ComprehensiveSRStorage, "SR", 9102
+    document = objects.derive_object(source, about, *kind, content.encode())
+    device = sr.DeviceObserverIdentifyingAttributes(
+        objects.name_uid(objects.MAKER, document.DeviceSerialNumber), objects.MAKER
+    )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    [root] = sr.MeasurementReport(
+        sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=codes.SCT.DiagnosticUltrasonography,
+        imaging_measurements=groups,
+    )
+    root.ContentSequence.append(_comment(NOTICE))
+    document.update(root)
+    make, reference = objects.make_dataset, objects.reference
+    series = [
+        make(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[reference(of)])
+        for of in (source, seg)
+    ]
+    evidence = make(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=series)
+    document.update(make(
+        ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
+        CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
+        CurrentRequestedProcedureEvidenceSequence=[evidence],
+    ))  # fmt: skip
+    return document
+
+
+def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
+    measurements, comments = [], [doubt.text for doubt in found.doubts]
+    if found.refused:
+        comments.insert(0, "Refused: not measured.")
+    else:
+        names = codes.SCT.Area, codes.SCT.LongAxis, codes.SCT.ShortAxis
+        measurements = [_measurement(*each) for each in zip(names, _sizes(found), strict=True)]
+        if found.confidence is not None:
+            percent = 100 * found.confidence, codes.UCUM.Percent
+            measurements.append(_measurement(codes.DCM.CertaintyOfFinding, percent))
+    numbers = None if source.SOPClassUID in SINGLE else [number]
+    image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
+    frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
+    del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
+    group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        **_identity(seg, number, f"Thyroid, frame {number}"),
+        referenced_segment=frame,
+        measurements=measurements,
+    )
+    group[0].ContentSequence.extend(map(_comment, comments))
+    return group
+
+
+def _cine_group(seg: Dataset, predictions: list[Prediction]):
+    with_thyroid = [each for each in predictions if each.area_px and not each.refused]
+    refused, measurements = sum(each.refused for each in predictions), []
+    text = f"Thyroid in {len(with_thyroid)} of {len(predictions)} frames, {refused} refused."
+    if with_thyroid:
+        largest = max(with_thyroid, key=lambda each: each.area_px)
+        text += f" Largest in frame {predictions.index(largest) + 1}."
+        area = codes.SCT.Area, _sizes(largest)[0]
+        measurements = [_measurement(*area, derivation=codes.SCT.Maximum)]
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        **_identity(seg, 0, "Thyroid, all frames"), measurements=measurements
+    )
+    group[0].ContentSequence.append(_comment(text))
+    return group
+
+
+def _identity(seg: Dataset, number: int, name: str) -> dict:
+    """Return the arguments that name a group, its finding and the algorithm."""
+    tracking = sr.TrackingIdentifier(objects.name_uid(seg.SOPInstanceUID, number), name)
+    algorithm = sr.AlgorithmIdentification(seg.ManufacturerModelName, __version__)
+    named = {"tracking_identifier": tracking, "algorithm_id": algorithm}
+    return named | {"finding_type": objects.THYROID}
+
+
+def _sizes(found: Prediction) -> tuple:
+    """Return area, longest diameter and the extent across it, each with its unit."""
+    if found.area_mm2 is None:
+        return tuple((each, PIXELS) for each in (found.area_px, *found.diameters_px))
+    mm = ((each, codes.UCUM.Millimeter) for each in found.diameters_mm)
+    return (found.area_mm2, codes.UCUM.SquareMillimeter), *mm
+
+
+def _measurement(name: Code, number: tuple, **more) -> sr.Measurement:
+    value, unit = number
+    value = value if isinstance(value, int) else float(f"{value:.8g}")
+    return sr.Measurement(name, value, unit, **more)
+
+
+def _comment(text: str) -> sr.TextContentItem:
+    """Return a comment, which TID 1500 allows and highdicom's templates have no argument for."""
+    return sr.TextContentItem(codes.DCM.Comment, text, sr.RelationshipTypeValues.CONTAINS)
