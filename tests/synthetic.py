@@ -77,7 +77,7 @@ def complete(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def thresholds_of(scores: pd.DataFrame) -> pd.DataFrame:
-    """Dice falls with the distance from one half, by 0.04 at the ends: that is S4."""
+    """Dice falls with the distance from one half, by 0.04 at the ends: that is threshold_range."""
     keys = [c for c in scores if c not in ("dice", "dataset")]
     at = {
         f"{t / 100:.2f}": (scores["dice"] - (t - 50) ** 2 / 1e4).clip(0, 1)

@@ -22,7 +22,12 @@ def compared(
                       seeds=seeds, groups=groups)  # fmt: skip
         parts = zip(results, leaky, strict=True)
         results = type(results)(*(pd.concat(part, ignore_index=True) for part in parts))
-    scores, runs, few = results.scores, results.runs, {"resamples": 300}
+    return compare(results)
+
+
+def compare(results: tables.Results, *, resamples: int = 300) -> dict:
+    """Every table of the comparison, by name."""
+    scores, runs, few = results.scores, results.runs, {"resamples": resamples}
     table = tables.summary(scores, runs, results.calibration, **few)
     differences = bootstrap.differences(scores, delta=DELTA, **few)
     measured = stability.stability(scores, results.histories, results.thresholds, **few)

@@ -133,6 +133,6 @@ def test_the_floor_is_that_of_the_training_masks():
 def test_the_reports_own_curves_are_measured_as_far_as_they_go():
     table = replication.reported_stability(CURVES)
     assert list(table.index) == ["U-Net", "SegNet", "Residual U-Net"]
-    assert table[["S1", "S3", "S4"]].isna().all(axis=None)
-    assert table.loc["U-Net", "S2 fall"] == pytest.approx(0.9756 - 0.8459)
-    assert table.loc["U-Net", "S5"] == 0  # its best epoch was its last
+    assert table[["seed_sd", "worst_decile", "threshold_range"]].isna().all(axis=None)
+    assert table.loc["U-Net", "largest_fall"] == pytest.approx(0.9756 - 0.8459)
+    assert table.loc["U-Net", "best_minus_last"] == 0  # its best epoch was its last

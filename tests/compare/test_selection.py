@@ -30,8 +30,8 @@ def pairs_of(dice: dict, *, half: float) -> pd.DataFrame:
 
 def stable(s1: dict, s3: dict | None = None) -> pd.DataFrame:
     """S1 with an interval from half to twice of it."""
-    rows = [("S1", model, value, value / 2, 2 * value) for model, value in s1.items()]
-    rows += [("S3", model, (s3 or {}).get(model, 0.5), 0.4, 0.6) for model in s1]
+    rows = [("seed_sd", model, value, value / 2, 2 * value) for model, value in s1.items()]
+    rows += [("worst_decile", model, (s3 or {}).get(model, 0.5), 0.4, 0.6) for model in s1]
     table = pd.DataFrame(rows, columns=["measure", "model", "value", "low", "high"])
     return table.assign(protocol="grouped", conditional=False)
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from thyroid_lib.compare.bootstrap import cube, macro_estimate, order_protocols
-from thyroid_lib.compare.stability import MEASURES, threshold_columns
+from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_columns
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots.common import (
@@ -194,7 +194,7 @@ def learning_curves(histories: pd.DataFrame) -> Figure:
 
 
 def stability_panel(stability: pd.DataFrame) -> Figure:
-    """Draw S1 to S5 of every model with their intervals; the deciding protocol is drawn strong."""
+    """Draw the measures of stability with their intervals; the deciding protocol is drawn strong."""
     styles, protocols = looks(stability["model"]), order_protocols(stability["protocol"])
     fig, axes = plt.subplots(
         2, 3, figsize=(FIGURE_WIDTH, 1.8 + 0.75 * len(styles) * len(protocols) ** 0.5), sharey=True
@@ -210,7 +210,7 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
         if rows["value"].isna().all():
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
         _name_rows(ax, list(styles))
-        better = "more is better" if measure == "S3" else "less is better"
+        better = "more is better" if measure in MORE_IS_BETTER else "less is better"
         ax.set_title(f"{measure}: {better}", loc="left")
         ax.set_xlabel(textwrap.fill(meaning, 36), fontsize="small")
     if len(protocols) > 1:
