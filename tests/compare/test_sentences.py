@@ -11,6 +11,7 @@ from synthetic import complete, study, thresholds_of
 from whole import DELTA, compare, compared
 
 from thyroid_lib.compare import sentences
+from thyroid_lib.compare.card import model_card
 
 
 def all_of(made: dict) -> dict[str, str]:
@@ -19,24 +20,23 @@ def all_of(made: dict) -> dict[str, str]:
     part = scores[(scores["fold"] == 0) & (scores["seed"] == 0)]
     picked = part.drop_duplicates("case_id").head(3).reset_index(drop=True)
     picked["rank"] = pd.Series(["best", "median", "worst"])
+    seeds, say = int(table["seeds"].min()), sentences
     return {
-        "runs": sentences.runs_sentence(made["runs"], origin="results/alone/runs", store="store"),
-        "best": sentences.best_sentence(table, ranks),
-        "protocol": sentences.protocol_sentence(table),
-        "difference": sentences.difference_sentence(made["differences"], delta=DELTA),
-        "power": sentences.power_sentence(made["differences"]),
-        "mixed": sentences.mixed_sentence(made["differences"], made["mixed"]),
-        "groups": sentences.groups_sentence(scores),
-        "curves": sentences.curves_sentence(made["histories"]),
-        "stability": sentences.stability_sentence(
-            made["stability"], seeds=int(table["seeds"].min())
-        ),
-        "thresholds": sentences.threshold_sentence(made["thresholds"]),
-        "calibration": sentences.calibration_sentence(table),
-        "failures": sentences.failures_sentence(scores),
-        "frames": sentences.frames_sentence(picked, part),
-        "cost": sentences.cost_sentence(table),
-        "selection": sentences.selection_sentence(made["selected"], ranks),
+        "runs": say.runs_sentence(made["runs"], origin="results/alone/runs", store="store"),
+        "best": say.best_sentence(table, ranks),
+        "protocol": say.protocol_sentence(table),
+        "difference": say.difference_sentence(made["differences"], delta=DELTA),
+        "power": say.power_sentence(made["differences"]),
+        "mixed": say.mixed_sentence(made["differences"], made["mixed"]),
+        "groups": say.groups_sentence(scores),
+        "curves": say.curves_sentence(made["histories"]),
+        "stability": say.stability_sentence(made["stability"], seeds=seeds),
+        "thresholds": say.threshold_sentence(made["thresholds"]),
+        "calibration": say.calibration_sentence(table),
+        "failures": say.failures_sentence(scores),
+        "frames": say.frames_sentence(picked, part),
+        "cost": say.cost_sentence(table),
+        "selection": say.selection_sentence(made["selected"], ranks),
     }
 
 
@@ -80,6 +80,9 @@ def test_no_sentence_says_nonsense_or_contradicts_its_table(results):
     made = compare(results, resamples=20)
     said = all_of(made)
     assert not [(name, text) for name, text in said.items() if NONSENSE.search(text)]
+    names = ("selected", "table", "runs", "scores", "differences", "stability", "ranks")
+    card = model_card(**{name: made[name] for name in names})
+    assert not re.search(r"\bnan\b|\binf\b|\n- ?\n", card)
     assert all(text.endswith(".") for name, text in said.items() if text), said
     table = made["table"]
     dice, one_model = table["dice"].round(3), len(table) == 1
@@ -299,17 +302,12 @@ def test_a_threshold_that_wins_nothing_is_not_said_to_win():
 
 
 def test_the_steadiest_are_named_ties_shared_and_gaps_passed_over():
-    rows = [
-        ("unet", "seed_sd", np.nan),
-        ("unet", "largest_fall", 0.0),
-        ("unet", "worst_decile", 0.4),
-    ]
-    rows += [("own", "seed_sd", np.nan), ("own", "largest_fall", 0.0), ("own", "worst_decile", 0.5)]
-    table = pd.DataFrame(rows, columns=["model", "measure", "value"]).assign(protocol="grouped")
-    table = pd.concat([table, table.assign(measure="epoch_change", value=np.nan)])
-    table = table.drop_duplicates(["model", "measure"])
-    for name in ("threshold_range", "best_minus_last"):
-        table = pd.concat([table, table[:1].assign(measure=name), table[3:4].assign(measure=name)])
+    measures = ["seed_sd", "epoch_change", "largest_fall", "worst_decile", "threshold_range"]
+    measures.append("best_minus_last")
+    gap = np.nan
+    values = {"unet": [gap, gap, 0, 0.4, gap, gap], "own": [gap, gap, 0, 0.5, gap, gap]}
+    table = pd.DataFrame(values, index=measures).rename_axis("measure").reset_index()
+    table = table.melt("measure", var_name="model").assign(protocol="grouped")
     assert sentences.stability_sentence(table, seeds=1) == (
         "Steadiest in the trained runs: own and unet by largest_fall (0.000); own by worst_decile "
         "(0.500). Seeds: 1; below 5 no stability between seeds is claimed."

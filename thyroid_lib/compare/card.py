@@ -33,24 +33,8 @@ WEIGHTS = {
 NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
 
 
-def model_card(
-    selected: dict,
-    table: pd.DataFrame,
-    *,
-    runs: pd.DataFrame,
-    scores: pd.DataFrame,
-    differences: pd.DataFrame,
-    stability: pd.DataFrame,
-    ranks: pd.DataFrame,
-) -> str:
-    """Write the selected model's card in Markdown.
-
-    Args:
-        selected: see `selection.select`.
-        table: see `tables.summary`; the metrics by protocol.
-        runs, scores: see `tables.load_runs`; settings, fingerprints and failures.
-        differences, stability, ranks: what the functions of these names give.
-    """
+def model_card(selected: dict, table, *, runs, scores, differences, stability, ranks) -> str:
+    """Write the selected model's card in Markdown, from the tables of `tables.save_tables`."""
     name, protocol = selected["model"], selected["protocol"]
     of_model = table[table["model"] == name]
     row = of_model[of_model["protocol"] == protocol].iloc[0]
@@ -99,11 +83,7 @@ def model_card(
 
 
 def released(about: dict) -> str:
-    """Write the card's section of what was released, in Markdown.
-
-    Args:
-        about: the release.json of `thyroid_lib.deploy.export`.
-    """
+    """Write the card's section of what was released, from the release.json of a release."""
     each = []
     for name, run in about["runs"].items():
         off, line = run["agreement"], run["confidence"]
@@ -142,11 +122,9 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 def _cases(runs: pd.DataFrame) -> str:
-    if "cases" not in runs:
-        return ""
-    counts = pd.DataFrame(list(runs["cases"]))
+    counts = pd.DataFrame(list(runs["cases"].dropna()) if "cases" in runs else [])
     spans = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
-    return f"Frames per run: {', '.join(spans)}."
+    return f"Frames per run: {', '.join(spans)}." if spans else ""
 
 
 def _temperature(runs: pd.DataFrame) -> str:

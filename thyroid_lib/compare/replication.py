@@ -47,7 +47,7 @@ def reported_curves() -> pd.DataFrame:
 def load_steps(
     reported: list[str | Path], fair: list[str | Path]
 ) -> tuple[dict[str, pd.DataFrame], Results]:
-    """Gather the runs of a replication, or refuse those that differ in more than their step.
+    """Load the runs of a replication, or refuse those that differ in more than their step.
 
     Args:
         reported: folders of the runs of protocol "reported".
@@ -95,19 +95,13 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
     """Measure Dice at every step, and what the step changed.
 
     "as reported" pools frames into batches at the network's size (`metrics.pooled_dice`); the other
-    steps average cases at native size within groups, then groups.
-
-    Args:
-        scores: what `load_steps` gives first. Models that were not run at every step are left out,
-            and so are groups that a small study did not test at every step.
+    steps average cases at native size within groups, then groups. Models and groups that some step
+    lacks are left out; ValueError if none is left.
 
     Returns:
         One row per step and model: step, selection ("test" or "val"), model, dice, low, high,
         change, change_low, change_high (against the step before; NaN at the first), groups, seeds.
         95 % intervals; those of one seed hold for the trained runs alone.
-
-    Raises:
-        ValueError: no model or no group that all steps share.
     """
     shared = {
         name: sorted(set.intersection(*(set(table[name]) for table in scores.values())))
@@ -166,11 +160,7 @@ def best_reported(curves: pd.DataFrame) -> pd.Series:
 
 
 def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Turn `measure_steps` into the table for people: Dice, then the change with its interval.
-
-    Args:
-        curves: the report's own, whose best Dice stand in the first row.
-    """
+    """Turn `measure_steps` into the table for people; the first row has the report's own Dice."""
     models = [m for m in NAMES.values() if m in set(table["model"])]
     models += sorted(set(table["model"]) - set(models))
     best = best_reported(curves)
@@ -219,16 +209,13 @@ def floors(flawed: Results) -> pd.DataFrame:
         One row per run of the network with and without the last ReLU: model, seed, floor, lowest
         and last training loss, below (whether the lowest is under the floor).
     """
-    rows = []
-    for run in flawed.runs.itertuples():
-        if run.model in ("segnet_reported", WITHOUT_RELU):
-            loss = flawed.histories.query("run_id == @run.run_id")["train_loss"]
-            floor = (1 - run.train_foreground) * np.log(2)
-            rows.append(
-                {"model": run.model, "seed": run.seed, "floor": floor, "lowest": loss.min(),
-                 "last": loss.iloc[-1], "below": bool(loss.min() < floor)}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
+    runs = flawed.runs[flawed.runs["model"].isin(["segnet_reported", WITHOUT_RELU])]
+    loss = flawed.histories.groupby("run_id")["train_loss"]
+    table = runs[["model", "seed"]].assign(floor=(1 - runs["train_foreground"]) * np.log(2))
+    table = table.assign(
+        lowest=runs["run_id"].map(loss.min()), last=runs["run_id"].map(loss.last())
+    )
+    return table.assign(below=table["lowest"] < table["floor"]).reset_index(drop=True)
 
 
 def floor_sentence(table: pd.DataFrame) -> str:
@@ -253,24 +240,17 @@ def floor_sentence(table: pd.DataFrame) -> str:
 
 
 def reported_stability(curves: pd.DataFrame) -> pd.DataFrame:
-    """Measure stability on the report's own curves, as far as one run each allows.
+    """Measure stability on the report's own curves of test Dice, as far as one run each allows.
 
-    The report watched test Dice where ours are measured on validation Dice; `seed_sd`,
-    `worst_decile` and `threshold_range` need seeds, cases and probabilities, which were not
-    reported: NaN.
-
-    Args:
-        curves: columns model, epoch, train_loss, test_dice; epochs that were not printed missing.
-
-    Returns:
-        One row per model, in the report's order, one column per key of `stability.MEASURES`.
+    One row per model, one column per key of `stability.MEASURES`; NaN where seeds, cases or
+    probabilities are needed, which were not reported.
     """
     rows = {
         model: measure_curve(run.sort_values("epoch")["test_dice"].to_numpy())
         for model, run in curves.groupby("model", sort=False)
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=OF_CURVES)
-    return table.reindex(columns=list(MEASURES))
+    return table.reindex(columns=list(MEASURES)).rename_axis("model")
 
 
 def curves_sentence(stability: pd.DataFrame) -> str:
@@ -285,18 +265,8 @@ def curves_sentence(stability: pd.DataFrame) -> str:
     )
 
 
-def save_tables(
-    out: str | Path,
-    *,
-    steps: pd.DataFrame,
-    shown: pd.DataFrame,
-    sentence: str,
-    floors: pd.DataFrame,
-    stability: pd.DataFrame,
-) -> None:
-    """Write steps.csv, steps.md (table and sentence), floors.csv and reported_stability.csv."""
-    out = Path(out)
-    write_table(out / "steps.csv", steps)
+def save_tables(out: Path, *, shown: pd.DataFrame, sentence: str, **tables: pd.DataFrame) -> None:
+    """Write steps.md (what `show_steps` gives, and a sentence) and each table as <name>.csv."""
     write_file(out / "steps.md", f"{shown.to_markdown(disable_numparse=True)}\n\n{sentence}\n")
-    write_table(out / "floors.csv", floors)
-    write_table(out / "reported_stability.csv", stability, index=True, index_label="model")
+    for name, table in tables.items():
+        write_table(out / f"{name}.csv", table.reset_index() if table.index.name else table)

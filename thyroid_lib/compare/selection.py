@@ -24,14 +24,7 @@ def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> t
 
     Candidates come first: the models whose mean lies within delta of the study's best mean. They
     are ordered by seed_sd, to six digits, then decile, then cost; if provisional, by Dice instead
-    of seed_sd.
-
-    Args:
-        dice, seed_sd: (B,M), mean Dice and its spread between seeds.
-        decile: (M,), Dice of the worst tenth of the cases.
-        cost: (M,), rank of each model by cost, 0 the cheapest; all different.
-        delta: Dice that makes no difference in practice.
-        provisional: see `is_provisional`.
+    of seed_sd. `dice` and `seed_sd` are (B,M), `decile` (worst decile) and `cost` (rank) (M,).
 
     Returns:
         order, int (B,M), indices of models, the selected one first; candidates, bool (B,M).
@@ -106,10 +99,6 @@ def ranks(
 
     `decide` is applied to each resample: mean Dice and spread between seeds are the resample's;
     worst decile, cost and whether the selection is provisional are the study's.
-
-    Args:
-        scores: see `bootstrap.cube`.
-        runs: one row per run: model, multiply_adds, parameters.
 
     Returns:
         One row per protocol and model: rank (mean), low, high, p_best (a tie is shared out),

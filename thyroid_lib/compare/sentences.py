@@ -68,11 +68,12 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     dice = f"{best['dice']:.3f}"
     if len(leaders) == 1 and np.isfinite(best["dice_low"]):
         dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]"
-    text = f"{_join(leaders)} {'has' if len(leaders) == 1 else 'share'} the highest Dice, {dice}"
     if len(part) == 1:
         text = f"{best['model']}, the only model, has Dice {dice}"
-    elif len(leaders) == 1 and np.isfinite(chance):
-        text += f", and leads in {_percent(chance)} of the resamples"
+    else:
+        text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
+        if len(leaders) == 1 and np.isfinite(chance):
+            text += f", and leads in {_percent(chance)} of the resamples"
     single = " (a single group: no interval)" * bool(best["groups"] == 1)
     return f"Under {best['protocol']}, {text}{single}.{conditional_sentence(table)}"
 

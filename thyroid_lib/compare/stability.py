@@ -38,13 +38,7 @@ LAST_EPOCHS = 10
 WARM_UP = 0.2  # share of the epochs that no fall is counted in
 
 
-def stability(
-    scores: pd.DataFrame,
-    histories: pd.DataFrame,
-    thresholds: pd.DataFrame,
-    *,
-    resamples: int = 10_000,
-) -> pd.DataFrame:
+def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.DataFrame:
     """Measure the stability of every model, with 95 % intervals.
 
     `seed_sd` takes its interval from chi-square (resampling five seeds would cover far too rarely),

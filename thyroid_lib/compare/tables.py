@@ -46,16 +46,10 @@ class Results(NamedTuple):
 
 
 def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str) -> list[Path]:
-    """Return the folders of the named runs, or of all finished runs in a folder if none is named.
+    """Return the folders of the named runs or, if none is named, of the finished ones in `below`.
 
-    Args:
-        runs: folders, as in the parameters of a notebook.
-        below: the folder with one folder per run, for when `runs` is empty.
-        protocols: take only finished runs of these; all by default.
-        first: what to do if there are none, for the error.
-
-    Raises:
-        FileNotFoundError: no run is named and none is there.
+    Only runs of `protocols` are taken from there, if given. Where there are none, a
+    FileNotFoundError says so and what to do `first`.
     """
     if runs:
         return [project_path(run) for run in runs]
@@ -69,15 +63,14 @@ def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str)
 
 
 def load_runs(folders: list[Path]) -> Results:
-    """Gather finished runs, or refuse and name what is missing or does not belong.
+    """Load finished runs, or refuse and name what is missing or does not belong.
 
     Args:
         folders: one folder per run, each with `run.json` and the tables of `NEEDED`.
 
     Returns:
         runs: one row per run, the fields of `run.json`; the others: the tables of the same names
-        (histories of `history.csv`), each row with the columns of `RUN` before its own. Rows are
-        sorted: the order of the folders changes nothing.
+        (histories of `history.csv`), each row with the columns of `RUN` first. Rows are sorted.
 
     Raises:
         FileNotFoundError: runs without a result; all of them are named.
@@ -159,11 +152,7 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
 
 
 def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Average frames within groups, then over seeds and folds.
-
-    Returns:
-        One row per protocol, model and group; columns `metric` and `frames`.
-    """
+    """Average frames within groups, then over seeds and folds: columns `metric` and `frames`."""
     keys = ["protocol", "model", "group"]
     each = sort_rows(scores).groupby([*keys, "fold", "seed"])[metric].agg(["mean", "size"])
     means = each.groupby(keys).agg(**{metric: ("mean", "mean"), "frames": ("size", "first")})
@@ -179,13 +168,7 @@ def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
     return (sums["gap"] / sums["pixels"]).rename("ece").reset_index()
 
 
-def summary(
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    calibration: pd.DataFrame,
-    *,
-    resamples: int = 10_000,
-) -> pd.DataFrame:
+def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFrame:
     """Give one row per protocol and model, best Dice first within a protocol.
 
     Returns:
@@ -313,23 +296,13 @@ def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown, columns=["protocol", "model", *MEASURES])
 
 
-def save_tables(
-    out: str | Path,
-    *,
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    table: pd.DataFrame,
-    selected: dict,
-    card: str,
-    **more: pd.DataFrame,
-) -> None:
+def save_tables(out: Path, *, scores, runs, table, selected: dict, card: str, **more) -> None:
     """Write the comparison's tables into the folder `out`.
 
     `table` (see `summary`) gives summary.csv, summary.md and details.md, `scores` groups.csv,
     `runs` cost.csv, `selected` selected.json, `card` model_card.md; of `more`, `differences=…`
     gives differences.csv.
     """
-    out = Path(out)
     for name, shown in (("summary", show_summary(table)), ("details", show_details(table))):
         text = shown.to_markdown(index=False, disable_numparse=True)
         write_file(out / f"{name}.md", text + "\n")
