@@ -181,20 +181,21 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 def steps_sentence(table: pd.DataFrame) -> str:
     """Say what changed from the first step to the last, and by how much."""
     dice = table.pivot(index="model", columns="step", values="dice")[list(table["step"].unique())]
-    each = ", ".join(
-        f"{row.name} {row.iloc[0]:.3f} to {row.iloc[-1]:.3f}" for _, row in dice.iterrows()
-    )
+    each = [f"{row.name} {row.iloc[0]:.3f} to {row.iloc[-1]:.3f}" for _, row in dice.iterrows()]
     steps = table.dropna(subset="change").groupby("step", sort=False)
     changes = steps["change"].mean().sort_values(key=abs, ascending=False, kind="stable")
-    worth = ", ".join(f"{step} {change:+z.3f}" for step, change in changes.items())
+    worth = [f"{step} {change:+z.3f}" for step, change in changes.items()]
     apart = table.assign(apart=(table["change_low"] > 0) | (table["change_high"] < 0))
     counts = apart.groupby("step", sort=False)["apart"].sum()
     sure = [f"{step} ({count} of {len(dice)})" for step, count in counts.items() if count]
-    limits = "; with one seed all intervals hold for the trained runs alone"
+    sure = f"Zero lies outside the interval of: {', '.join(sure) or 'no step'}"
+    if table["change_low"].isna().all():
+        sure = "A single group gives no interval"
+    elif table["seeds"].min() == 1:
+        sure += "; with one seed all intervals hold for the trained runs alone"
     text = (
-        f"From the first step to the last: {each}. What each step was worth on average over "
-        f"the networks: {worth}. Zero lies outside the interval of: "
-        f"{', '.join(sure) or 'no step'}{limits * bool(table['seeds'].min() == 1)}."
+        f"From the first step to the last: {', '.join(each)}. What each step was worth on average "
+        f"over the networks: {', '.join(worth)}. {sure}."
     )
     return text.replace(" -", " −")
 

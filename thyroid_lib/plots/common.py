@@ -214,11 +214,9 @@ def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
 
 
 def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
-    """Draw cases with reference and prediction outlined.
+    """Draw what `pick_cases` gives, a column per rank, with reference and prediction outlined.
 
-    Args:
-        picked: what `pick_cases` gives: the ranks are columns.
-        preds: bool (H,W) masks at native size, one per row of `picked`.
+    `preds` are bool (H,W) masks at native size, one per row of `picked`.
     """
     fig, axes = image_axes(len(picked), 3, 2.3)
     columns, rows = ["best", "median", "worst"], picked.groupby("rank").cumcount()
@@ -232,12 +230,10 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
 def mistakes(
     cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
 ) -> Figure:
-    """Draw source images with both outlines above and, below, the pixels that are wrong.
+    """Draw what `pick_cases` gives, side by side: both outlines above, wrong pixels below.
 
-    Args:
-        cases, store: the case table, for the images, and the store, for the references.
-        picked: what `pick_cases` gives; side by side in this order, all of one height.
-        preds: bool (H,W) masks at native size, one per row of `picked`.
+    `cases` has the images, `store` the references; `preds` are bool (H,W) masks at native size, one
+    per row of `picked`.
     """
     widths = [pred.shape[1] / pred.shape[0] for pred in preds]
     height = FIGURE_WIDTH / sum(widths) + 0.2

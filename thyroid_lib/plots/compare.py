@@ -129,11 +129,7 @@ def groups(scores: pd.DataFrame) -> Figure:
 
 
 def exams(scores: pd.DataFrame) -> Figure:
-    """Draw each model's Dice in several exams, one below the other: groups, and their mean.
-
-    Args:
-        scores: one row per model, exam and case, with group and dice.
-    """
+    """Draw each model's Dice in several exams (a column of `scores`): groups, and their mean."""
     means = scores.groupby(["model", "exam", "group"], sort=False)["dice"].mean().reset_index()
     styles, kinds = looks(means["model"]), list(dict.fromkeys(means["exam"]))
     rows = [(model, exam) for model in styles for exam in kinds]
@@ -280,12 +276,9 @@ def failures(scores: pd.DataFrame) -> Figure:
 
 
 def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the same frames (rows) as segmented by every model (columns).
+    """Draw the same frames of a store (rows) as segmented by every model (columns).
 
-    Args:
-        store: holds the cases.
-        case_ids: cases of the store.
-        preds: per model the masks, bool (H,W) at native size, in the order of `case_ids`.
+    `preds` has per model the masks, bool (H,W) at native size, in the order of `case_ids`.
     """
     fig, axes = image_axes(len(case_ids) * len(preds), len(preds), 2.2)
     for column, (model, masks) in enumerate(preds.items()):

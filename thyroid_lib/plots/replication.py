@@ -13,11 +13,9 @@ from thyroid_lib.plots.common import FIGURE_WIDTH, GREY, looks
 
 
 def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Draw Dice with its interval from step to step, one line per network.
+    """Draw Dice with its interval from step to step, from `measure_steps`.
 
-    Args:
-        table: what `replication.measure_steps` gives.
-        curves: the report's own; their best Dice stand to the left as hollow marks.
+    The best Dice of the report's own `curves` stand to the left as hollow marks.
     """
     names, styles = list(table["step"].unique()), looks(table["model"])
     best = best_reported(curves)
@@ -46,10 +44,7 @@ def floor(
 ) -> Figure:
     """Draw the loss of the reported SegNet against its floor, and where its probabilities lie.
 
-    Args:
-        histories, calibration: of the runs of protocol "reported".
-        floors: what `replication.floors` gives.
-        curves: the report's own.
+    Histories and calibration are those of protocol "reported", `curves` the report's own.
     """
     colour = looks(["segnet_reported"])["segnet_reported"]["color"]
     kinds = {
