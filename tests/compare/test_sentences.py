@@ -199,8 +199,8 @@ def test_leaders_of_groups_are_counted_and_ties_named():
     rows = [("unet", "a", 0.9), ("unet", "b", 0.2), ("unet", "c", 0.5)]
     rows += [("segnet", "a", 0.8), ("segnet", "b", 0.3), ("segnet", "c", 0.5)]
     assert sentences.groups_sentence(scores_of(rows, ["dice"])) == (
-        "Highest of 3 groups: segnet in 1, segnet = unet in 1 and unet in 1. Lowest Dice: b, at "
-        "0.200 to 0.300."
+        "Highest Dice: segnet in 1, segnet = unet in 1 and unet in 1 of 3 groups. Lowest Dice: b, "
+        "at 0.200 to 0.300."
     )
 
 

@@ -5,7 +5,7 @@ from scipy import stats
 from synthetic import shuffled, study, thresholds_of
 
 from thyroid_lib.compare import stability
-from thyroid_lib.compare.bootstrap import Draws, cube, draw
+from thyroid_lib.compare.bootstrap import cube, draw
 from thyroid_lib.compare.stability import MEASURES, OF_CURVES, measure_curve, worst_decile
 
 
@@ -62,15 +62,6 @@ def test_the_worst_decile_counts_a_case_as_often_as_it_is_drawn():
     value, low, high = stability.worst_decile_interval(scores, of, draws)
     assert value == worst_decile(scores.dice)
     assert (low, high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])))
-
-
-def test_all_cases_are_looked_at_where_the_lowest_are_not_drawn():
-    scores = study({"unet": 0.7}, seeds=1, groups=2, folds=1, frames=10).scores
-    scores["dice"] = np.r_[np.full(10, 0.1), np.full(10, 0.8)]
-    of = cube(scores, "grouped")
-    draws = Draws(np.array([[0, 2], [2, 0]]), np.zeros((2, 1, 1), int))
-    _, low, high = stability.worst_decile_interval(scores, of, draws)
-    assert (low, high) == pytest.approx((0.1 + 0.025 * 0.7, 0.8 - 0.025 * 0.7))
 
 
 def test_threshold_range_is_taken_from_group_means():

@@ -67,8 +67,8 @@ def load_steps(
     runs = flawed.runs[RUN].to_dict("records")
     of_val = pd.concat([read_table(folder_of[r["run_id"]] / "scores_val.csv", r) for r in runs])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
-    if lacking := [name for name in ("random", "grouped") if name not in by_protocol]:
-        raise ValueError(f"no run of protocol {', '.join(lacking)}: train them, or name them")
+    if absent := [name for name in ("random", "grouped") if name not in by_protocol]:
+        raise ValueError(f"no run of protocol {', '.join(absent)}: train them, or name them")
     _check_alike(flawed, mended)
     tables = flawed.scores, flawed.scores, of_val, by_protocol["random"], by_protocol["grouped"]
     return dict(zip(STEPS, tables, strict=True)), flawed
@@ -84,10 +84,11 @@ def _check_alike(flawed: Results, mended: Results) -> None:
                 f"{sorted(sides[1])}; train them again with equal settings"
             )
     drawn = mended.scores[mended.scores["protocol"] == "random"]
-    if odd := sorted(set(flawed.scores["case_id"]) ^ set(drawn["case_id"])):
+    if other := sorted(set(flawed.scores["case_id"]) ^ set(drawn["case_id"])):
         raise ValueError(
-            f"{len(odd)} test cases, {odd[0]} among them, stand on one side of reported and random "
-            "alone: a mask that mending empties makes other splits; take its case out of the source"
+            f"{len(other)} test cases, {other[0]} among them, are tested by the reported or the "
+            "random runs alone: mending empties a mask, which changes the splits; take its case "
+            "out of the source"
         )
 
 
@@ -107,8 +108,8 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
         name: sorted(set.intersection(*(set(table[name]) for table in scores.values())))
         for name in ("model", "group")
     }
-    if lacking := [name for name, common in shared.items() if not common]:
-        raise ValueError(f"the steps share no {' and no '.join(lacking)}: nothing to compare")
+    if absent := [name for name, common in shared.items() if not common]:
+        raise ValueError(f"the steps share no {' and no '.join(absent)}: nothing to compare")
     parts, before = [], None
     for step, table in scores.items():
         (protocol,) = table["protocol"].unique()

@@ -170,7 +170,7 @@ def groups_sentence(scores: pd.DataFrame) -> str:
         return f"There is one group, {hardest[0]}, at {dice} Dice."
     best = Counter(" = ".join(_leaders(row)) for _, row in means.iterrows())
     leads = _join(f"{models} in {count}" for models, count in sorted(best.items()))
-    who = f"Highest of {len(means)} groups: {leads}. " * (means.shape[1] > 1)
+    who = f"Highest Dice: {leads} of {len(means)} groups. " * (means.shape[1] > 1)
     return f"{who}Lowest Dice: {_join(hardest)}, at {dice}."
 
 
@@ -212,8 +212,8 @@ def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
     (first, second), gaps = table.columns, table.iloc[:, 0] - table.iloc[:, 1]
     each = [
-        f"{model} has {row[first]:.3f} on {first} and {row[second]:.3f} on {second}"
-        for model, row in table.iterrows()
+        f"{name} has {a:.3f} on {first} and {b:.3f} on {second}"
+        for name, a, b in table.itertuples()
     ]
     verdict = "The exam does not move all models the same way"
     if len(set(np.sign(gaps))) == 1:
@@ -262,17 +262,19 @@ def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
 def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
     """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so."""
     wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
-    each, few = [], seeds < bootstrap.SEEDS_FOR_STABILITY
+    steadiest, few = {}, seeds < bootstrap.SEEDS_FOR_STABILITY
     for name in MEASURES:
         values = wide[name].dropna() if name in MORE_IS_BETTER else -wide[name].dropna()
         if len(values):
-            who = "" if len(wide) == 1 else f"{_join(_leaders(values))} by "
-            each.append(f"{who}{name} ({abs(values.max()):.3f})")
-    first = f"Steadiest{' in the trained runs' * few}"
-    first = f"Of {wide.index[0]}, the only model" if len(wide) == 1 else first
+            measures = steadiest.setdefault(_join(_leaders(values)), [])
+            measures.append(f"{name} ({abs(values.max()):.3f})")
+    text = f"Steadiest{' in the trained runs' * few}: "
+    text += "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
+    if len(wide) == 1:
+        text = f"Of {wide.index[0]}, the only model: {_join(steadiest[wide.index[0]])}"
     least = bootstrap.SEEDS_FOR_STABILITY
     claim = f" Seeds: {seeds}; below {least} no stability between seeds is claimed." * few
-    return f"{first}: {'; '.join(each)}.{claim}"
+    return f"{text}.{claim}"
 
 
 def threshold_sentence(thresholds: pd.DataFrame) -> str:

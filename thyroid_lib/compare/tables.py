@@ -115,9 +115,9 @@ def _read_part(folder: Path, run: dict, name: str) -> pd.DataFrame:
             + SCORE_AGAIN
         )
     table = read_table(folder / name, {column: run[column] for column in RUN})
-    if lacking := [column for column in NEEDED[name] if column not in table]:
+    if absent := [column for column in NEEDED[name] if column not in table]:
         raise ValueError(
-            f"{folder.name}/{name} lacks {', '.join(lacking)}: it was made by an older version; "
+            f"{folder.name}/{name} lacks {', '.join(absent)}: it was made by an older version; "
             + SCORE_AGAIN
         )
     return table
@@ -130,16 +130,16 @@ def read_table(path: Path, run: dict) -> pd.DataFrame:
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
-    twice = runs.run_id[runs.duplicated(RUN[1:])]
-    if len(twice):
-        raise ValueError(f"runs given twice: {', '.join(twice)}")
+    doubled = runs.run_id[runs.duplicated(RUN[1:])]
+    if len(doubled):
+        raise ValueError(f"runs given twice: {', '.join(doubled)}")
     for field in SHARED:
         usual = runs[field].mode()[0]
-        odd = runs[runs[field] != usual]
-        if len(odd):
+        other = runs[runs[field] != usual]
+        if len(other):
             raise ValueError(
                 f"{field} differs between runs: most have {usual}, but "
-                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in odd.itertuples())
+                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in other.itertuples())
                 + "; train them again with equal settings (`auto` is not the same on all machines)"
             )
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))

@@ -1,7 +1,7 @@
 """Figures of the comparison: each function draws one from tables and returns it.
 
 Every model has one colour, one marker and one line in all figures, so that they can be told apart
-in grey print and by colour-blind readers. Intervals are those of the tables; none is made here.
+in grey print and by colour-blind readers. Intervals are those of the tables.
 """
 
 import textwrap
@@ -75,9 +75,9 @@ def estimates(table: pd.DataFrame) -> Figure:
     fig, axes, protocols = _columns(table, 0.9 + 0.42 * len(styles), sharex=True, sharey=True)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         part = table[table["protocol"] == protocol].set_index("model")
-        for place, (model, look) in enumerate(styles.items()):
+        for y, (model, look) in enumerate(styles.items()):
             if model in part.index:
-                _bar(ax, part.loc[model], look, place, names=("dice", "dice_low", "dice_high"))
+                _bar(ax, part.loc[model], look, y, names=("dice", "dice_low", "dice_high"))
         _name_rows(ax, list(styles))
         ax.set_xlabel("Dice, mean of groups, with 95 % interval")
     return fig
@@ -98,8 +98,8 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
         ax.axvspan(-delta, delta, color=BAND, linewidth=1)
         ax.axvline(0, color="black", linewidth=0.5)
         for row in differences[differences["protocol"] == protocol].itertuples():
-            place = pairs.index((row.a, row.b))
-            _bar(ax, row, plain, place, names=("difference", "low", "high"))
+            y = pairs.index((row.a, row.b))
+            _bar(ax, row, plain, y, names=("difference", "low", "high"))
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
     return fig
@@ -116,12 +116,12 @@ def groups(scores: pd.DataFrame) -> Figure:
         )
         wide = wide[[model for model in styles if model in wide]]
         ax.plot(range(wide.shape[1]), wide.T, color="0.75", linewidth=0.8, zorder=1)
-        for place, model in enumerate(wide):
+        for x, model in enumerate(wide):
             ax.plot(
-                np.full(len(wide), place), wide[model], linestyle="", markersize=5, alpha=0.85,
+                np.full(len(wide), x), wide[model], linestyle="", markersize=5, alpha=0.85,
                 markeredgecolor="white", markeredgewidth=0.5, **_mark(styles[model]),
             )  # fmt: skip
-            ax.hlines(wide[model].mean(), place - 0.25, place + 0.25, color="black", linewidth=2)
+            ax.hlines(wide[model].mean(), x - 0.25, x + 0.25, color="black", linewidth=2)
         ax.set_xticks(range(wide.shape[1]), wide.columns)
         ax.set_xlim(-0.5, wide.shape[1] - 0.5)
     axes[0, 0].set_ylabel("Dice: groups (points), their mean (bar)")
