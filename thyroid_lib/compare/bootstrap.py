@@ -76,15 +76,10 @@ def order_protocols(protocols) -> list[str]:
 
 
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
-    """Average cases within groups and lay the means out by model, fold, seed and group.
+    """Average a protocol's cases within groups: means by model, fold, seed and group.
 
-    Args:
-        scores: one row per run and case: protocol, model, fold, seed, group and `metric`.
-        protocol: whose rows to take.
-        metric: any column with a number per case.
-
-    Raises:
-        ValueError: a column is missing, or models that were not run with the same folds and seeds.
+    `scores` has one row per run and case: protocol, model, fold, seed, group and `metric`. A
+    ValueError names a missing column, or models that were not run with the same folds and seeds.
     """
     missing = {"protocol", "model", "fold", "seed", "group", metric} - set(scores)
     if missing:
@@ -123,9 +118,8 @@ def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
 def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
     """Give the group-macro mean of every resample, (B,M).
 
-    Args:
-        values: (M,F,S,G) as in `Cube`; M may count models, or simulated studies.
-        draws: for the same F and G; any number of seeds may be drawn.
+    `values` is (M,F,S,G) as in `Cube`; M may count models, or simulated studies. Any number of
+    seeds may be drawn.
     """
     tested = ~np.isnan(values[0, :, 0])  # (F,G)
     fold, group = np.nonzero(tested)  # (P,)
@@ -169,11 +163,7 @@ def intervals(of: Cube, *, resamples: int = 10_000) -> pd.DataFrame:
 
 
 def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
-    """Compare models in pairs, each resample meeting both with the same groups and seeds.
-
-    Args:
-        scores: see `cube`.
-        delta: difference that makes none in practice.
+    """Compare models in pairs; both have the same groups and seeds in a resample.
 
     Returns:
         One row per protocol and pair of models (a before b by name): difference (a − b), low, high
@@ -197,9 +187,9 @@ def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) 
                  "smallest_gap": SEEN * gap.std(),
                  "reading": read_interval(low, high, delta, a, b), **of.size}
             )  # fmt: skip
-    columns = ["difference", "low", "high", "se", "p", "smallest_gap", "reading"]
+    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
     sizes = ["groups", "folds", "seeds", "conditional"]
-    return pd.DataFrame(rows, columns=["protocol", "a", "b", *columns, *sizes])
+    return pd.DataFrame(rows, columns=[*columns, "reading", *sizes])
 
 
 def read_interval(low: float, high: float, delta: float, a: str, b: str) -> str:

@@ -50,15 +50,14 @@ def load_steps(
     """Load the runs of a replication, or refuse those that differ in more than their step.
 
     Args:
-        reported: folders of the runs of protocol "reported".
-        fair: those of "random" and "grouped".
+        reported, fair: folders of the runs of protocol "reported", and of "random" and "grouped".
 
     Returns:
         For each of `STEPS` the scores, one row per run and test case; and the reported runs.
 
     Raises:
-        FileNotFoundError, ValueError: see `tables.load_runs`; or a step without runs, or reported
-            and fair runs of other settings, seeds or (under random) test cases.
+        FileNotFoundError, ValueError: see `tables.load_runs`; or no run for a step, or reported and
+            fair runs of other settings, seeds or (under random) test cases.
     """
     flawed, mended = load_runs(reported), load_runs(fair)
     if set(flawed.runs["protocol"]) != {"reported"}:

@@ -46,17 +46,13 @@ def _by_cost(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     return sorted(each["model"]), np.argsort(list(each["model"]))
 
 
-def select(
-    table: pd.DataFrame, differences: pd.DataFrame, stability: pd.DataFrame, *, delta: float
-) -> dict:
+def select(table, differences, stability, *, delta: float) -> dict:
     """Select the model to deploy; the first of `bootstrap.PROTOCOLS` that was run decides.
 
     A model that is no candidate (see `decide`) is dropped if the 95 % interval of (model − best)
     lies wholly below −delta; otherwise it is not separated from the best.
 
-    Args:
-        table: what `tables.summary` gives: dice, seeds, groups, multiply_adds, parameters.
-        differences, stability: what the functions of these names give.
+    `table` is what `tables.summary` gives.
 
     Returns:
         model, protocol, best (highest mean Dice), candidates (in order), not_separated, dropped,
