@@ -4,11 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import shuffled, study
+from whole import compare
 
-from thyroid_lib.compare.bootstrap import differences
-from thyroid_lib.compare.selection import decide, ranks, select
-from thyroid_lib.compare.stability import stability
-from thyroid_lib.compare.tables import summary
+from thyroid_lib.compare.selection import decide, select
 
 
 def table_of(dice: dict, *, seeds: int = 5, groups: int = 5, **multiply_adds) -> pd.DataFrame:
@@ -147,11 +145,8 @@ def test_the_same_holds_in_every_resample(drawn, provisional):
 
 
 def whole(results, *, delta=0.005, resamples=500):
-    table = summary(results.scores, results.runs, results.calibration, resamples=resamples)
-    pairs = differences(results.scores, delta=delta, resamples=resamples)
-    measured = stability(results.scores, results.histories, results.thresholds, resamples=resamples)
-    chance = ranks(results.scores, results.runs, delta=delta, resamples=resamples)
-    return select(table, pairs, measured, delta=delta), chance.set_index("model")
+    made = compare(results, resamples=resamples, delta=delta)
+    return made["selected"], made["ranks"].set_index("model")
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

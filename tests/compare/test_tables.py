@@ -146,6 +146,18 @@ def test_damaged_and_older_files_are_named_with_what_to_do(tmp_path):
         load_runs([edited])
 
 
+def test_runs_older_than_a_field_are_compared_among_themselves(tmp_path):
+    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+    for folder, others in zip(folders, ("training_version differs", None), strict=True):
+        about = json.loads((folder / "run.json").read_text())
+        del about["training_version"]
+        (folder / "run.json").write_text(json.dumps(about))
+        if others:
+            with pytest.raises(ValueError, match=others):
+                load_runs(folders)
+    assert set(load_runs(folders).runs["training_version"]) == {0}
+
+
 @pytest.mark.parametrize("field", ["lr", "data_fingerprint", "threads", "selection"])
 def test_runs_of_other_settings_are_named(tmp_path, field):
     folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]

@@ -21,8 +21,8 @@ SHARED = (
     "selection", "augment", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
     "precision", "training_version",
 )  # fmt: skip
-# Settings of runs that were trained before these settings existed.
-BEFORE = {"augment": "none", "precision": "fp32"}
+# What holds for runs whose run.json is older than these fields; 0: before versions were counted.
+BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 # The tables of a run's folder and the columns without which there is nothing to compare.
