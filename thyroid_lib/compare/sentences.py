@@ -135,13 +135,13 @@ def power_sentence(differences: pd.DataFrame) -> str:
     if gaps.max() < SHOWN:
         return "The resamples do not differ: they do not say which gap could be seen."
     counts = [count_of(size[f"{name}s"], name) for name in ("group", "fold", "seed")]
-    larger = size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS
-    return (
+    narrow = size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS
+    text = (
         f"With {_join(counts)} a gap of {span(max(gaps.min(), 0.001), gaps.max())} Dice (by pair) "
         "could be seen in 80 % of such studies; smaller ones would mostly be missed."
-        + " The true figure is larger, as these intervals are too narrow."
-        * bool(larger)
     )
+    larger = "The true figure is larger, as these intervals are too narrow."
+    return f"{text} {larger}" if narrow else text
 
 
 def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
@@ -190,11 +190,8 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
     """Read how alike frames are, within a group and between groups; `audit.alikeness`."""
     pairs = np.triu_indices(len(alike), 1)
     same, each = (groups[:, None] == groups)[pairs], []
-    for part, where in (
-        (alike[pairs][same], "within a sweep"),
-        (alike[pairs][~same], "between sweeps"),
-    ):
-        if len(part):
+    for where, kind in (("within a sweep", same), ("between sweeps", ~same)):
+        if len(part := alike[pairs][kind]):
             copies = f"{_percent((part >= threshold).mean())} are near-copies"
             middle = f"median correlation {np.median(part):.2f}"
             each.append(f"Of {count_of(len(part), 'pair')} of frames {where}, {copies} ({middle}).")
@@ -216,7 +213,9 @@ def exams_sentence(table: pd.DataFrame) -> str:
         for name, a, b in table.itertuples()
     ]
     verdict = "The exam does not move all models the same way"
-    if len(set(np.sign(gaps))) == 1:
+    if gaps.abs().max() < SHOWN:
+        verdict = "The exam moves no model's Dice"
+    elif len(set(np.sign(gaps))) == 1:
         verdict = f"The exam moves Dice by {gaps.abs().mean():.3f}"
         verdict += " on average over the models" * (len(table) > 1)
     apart = float((table.max() - table.min()).mean())
@@ -242,11 +241,13 @@ def curves_sentence(histories: pd.DataFrame) -> str:
         text = f"No curve of validation Dice falls by {DEEP_FALL} or more. "
     if loss.empty:
         return text.strip()
-    by_run = loss.groupby(["model", "run_id"])["val_loss"]
-    rise = (by_run.last() / by_run.min().clip(lower=1e-9) - 1).groupby("model").mean()
-    each = [f"{model} {100 * value:.0f} %" for model, value in rise.items() if value >= 0.005]
-    above = f"above its lowest by {_join(each)}" if each else "at its lowest"
-    return f"{text}At the last epoch validation loss lies {above}."
+    runs = loss.groupby(["model", "run_id"])["val_loss"].agg(["min", "last"])
+    means = runs.groupby("model").mean()
+    risen = means[means["last"] - means["min"] >= 0.005]
+    each = [f"{model} {low:.2f} to {last:.2f}" for model, low, last in risen.itertuples()]
+    if each:
+        return f"{text}Validation loss rises from its lowest to the last epoch: {_join(each)}."
+    return f"{text}At the last epoch validation loss is at its lowest."
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
