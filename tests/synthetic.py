@@ -1,4 +1,4 @@
-"""A simulated study with known answers, in the form that `tables.load_runs` returns."""
+"""A made-up study with known answers, in the shape in which `tables.load_runs` gives a real one."""
 
 import numpy as np
 import pandas as pd
@@ -77,7 +77,7 @@ def complete(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def thresholds_of(scores: pd.DataFrame) -> pd.DataFrame:
-    """Dice falls with the distance of the threshold from 0.5: a range of 0.04."""
+    """Dice falls with the distance from one half, by 0.04 at the ends: that is threshold_range."""
     keys = [c for c in scores if c not in ("dice", "dataset")]
     at = {
         f"{t / 100:.2f}": (scores["dice"] - (t - 50) ** 2 / 1e4).clip(0, 1)

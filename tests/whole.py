@@ -22,13 +22,18 @@ def compared(
                       seeds=seeds, groups=groups)  # fmt: skip
         parts = zip(results, leaky, strict=True)
         results = type(results)(*(pd.concat(part, ignore_index=True) for part in parts))
-    scores, runs, few = results.scores, results.runs, {"resamples": 300}
+    return compare(results)
+
+
+def compare(results: tables.Results, *, resamples: int = 300, delta: float = DELTA) -> dict:
+    """Every table of the comparison, by name."""
+    scores, runs, few = results.scores, results.runs, {"resamples": resamples}
     table = tables.summary(scores, runs, results.calibration, **few)
-    differences = bootstrap.differences(scores, delta=DELTA, **few)
+    differences = bootstrap.differences(scores, delta=delta, **few)
     measured = stability.stability(scores, results.histories, results.thresholds, **few)
     return results._asdict() | {
         "table": table, "differences": differences, "stability": measured,
         "mixed": mixed.mixed_model(scores),
-        "ranks": selection.ranks(scores, runs, delta=DELTA, **few),
-        "selected": selection.select(table, differences, measured, delta=DELTA),
+        "ranks": selection.ranks(scores, runs, delta=delta, **few),
+        "selected": selection.select(table, differences, measured, delta=delta),
     }  # fmt: skip

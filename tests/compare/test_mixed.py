@@ -14,6 +14,7 @@ def test_the_mixed_model_agrees_with_the_bootstrap():
     ratio = (mixed.high - mixed.low) / (boot.high - boot.low)
     assert ratio.between(0.6, 1.6).all()
     assert set(mixed.note) == {""}
+    pd.testing.assert_frame_equal(mixed, mixed_model(shuffled(scores)), check_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -32,10 +33,3 @@ def test_equal_models_do_not_break_the_mixed_model():
     both = pd.concat([one, one.assign(model="segnet")])
     row = mixed_model(both).iloc[0]
     assert row.difference == pytest.approx(0, abs=1e-9)
-
-
-def test_order_changes_nothing():
-    scores = study().scores
-    pd.testing.assert_frame_equal(
-        mixed_model(scores), mixed_model(shuffled(scores)), check_exact=True
-    )

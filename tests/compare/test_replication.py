@@ -99,10 +99,14 @@ def test_the_table_shows_the_reports_own_figures_first():
 
 
 def test_the_sentence_names_what_moved_every_network():
-    text = replication.steps_sentence(measure_steps(ladder(unet=0.6), resamples=500))
+    table = measure_steps(ladder(unet=0.6), resamples=500)
+    text = replication.steps_sentence(table)
     assert "unet 0.897 to 0.475" in text
-    assert "whole sweeps held out (1 of 2)" in text
-    assert "with one seed" in text
+    assert "whole sweeps held out (1 of 2); with one seed all intervals" in text
+    bare = table.assign(change_low=np.nan, change_high=np.nan)  # a single group
+    assert replication.steps_sentence(bare).endswith("A single group gives no interval.")
+    still = table.assign(change=table["change"] * 0, change_low=-0.1, change_high=0.1)
+    assert "interval of: no step" in replication.steps_sentence(still)
 
 
 def results(*, last: float, without: float) -> Results:
@@ -125,14 +129,20 @@ def test_the_floor_is_that_of_the_training_masks():
     text = replication.floor_sentence(table)
     assert "never fell below its floor of 0.520 and ended 0.010 above" in text
     assert "ended at 0.200, below it" in text
-    assert "not below it" in replication.floor_sentence(
-        replication.floors(results(last=0.53, without=0.55))
-    )
+    above, under = (results(last=last, without=0.55) for last in (0.53, 0.51))
+    assert "not below it" in replication.floor_sentence(replication.floors(above))
+    said = replication.floor_sentence(replication.floors(under))
+    assert "fell below its floor of 0.520 and ended 0.010 below" in said
+    assert "not among these runs" in replication.floor_sentence(table[:0])
+    assert replication.floor_sentence(table[:1]).endswith("0.010 above it.")
 
 
 def test_the_reports_own_curves_are_measured_as_far_as_they_go():
     table = replication.reported_stability(CURVES)
     assert list(table.index) == ["U-Net", "SegNet", "Residual U-Net"]
-    assert table[["S1", "S3", "S4"]].isna().all(axis=None)
-    assert table.loc["U-Net", "S2 fall"] == pytest.approx(0.9756 - 0.8459)
-    assert table.loc["U-Net", "S5"] == 0  # its best epoch was its last
+    assert table[["seed_sd", "worst_decile", "threshold_range"]].isna().all(axis=None)
+    assert table.loc["U-Net", "largest_fall"] == pytest.approx(0.9756 - 0.8459)
+    assert table.loc["U-Net", "best_minus_last"] == 0  # its best epoch was its last
+    said = replication.curves_sentence(table)
+    assert said.startswith("The largest fall is U-Net's, by 0.130; the calmest curve is Residual")
+    assert replication.curves_sentence(table.assign(largest_fall=0.0)).startswith("No curve falls;")

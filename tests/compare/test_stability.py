@@ -4,35 +4,27 @@ import pytest
 from scipy import stats
 from synthetic import shuffled, study, thresholds_of
 
-from thyroid_lib.compare.bootstrap import Draws, cube, draw
-from thyroid_lib.compare.stability import (
-    MEASURES,
-    chi_factors,
-    of_curve,
-    seed_deviation,
-    stability,
-    threshold_columns,
-    threshold_range,
-    worst_decile,
-    worst_decile_interval,
-)
+from thyroid_lib.compare import stability
+from thyroid_lib.compare.bootstrap import cube, draw
+from thyroid_lib.compare.stability import MEASURES, OF_CURVES, measure_curve, worst_decile
 
 
-def measured(results, **more) -> pd.DataFrame:
-    return stability(results.scores, results.histories, results.thresholds, resamples=200, **more)
+def measured(results) -> pd.DataFrame:
+    tables = results.scores, results.histories, results.thresholds
+    return stability.stability(*tables, resamples=200)
 
 
-def test_s1_is_the_deviation_between_seeds_of_the_group_macro_dice():
+def test_seed_sd_is_the_deviation_between_seeds_of_the_group_macro_dice():
     values = np.array([[[0.3, 0.9], [0.5, 0.9]]])  # (F,S,G): seed means 0.6 and 0.7
-    value, low, high = seed_deviation(values)
+    value, low, high = stability.seed_deviation(values)
     assert value == pytest.approx(np.std([0.6, 0.7], ddof=1))
     assert low < value < high
-    assert all(np.isnan(seed_deviation(values[:, :1])))
+    assert all(np.isnan(stability.seed_deviation(values[:, :1])))
 
 
-def test_s1_interval_is_right_as_often_as_it_says():
+def test_its_interval_is_right_as_often_as_it_says():
     """Chi-square, five seeds: 4·s²/σ² lies between its quantiles."""
-    low, high = chi_factors(5)
+    low, high = stability.chi_factors(5)
     assert [low, high] == pytest.approx([0.599, 2.874], abs=0.001)  # tables of chi-square, 4 df
     spreads = np.random.default_rng(0).normal(0, 1, (20_000, 5)).std(axis=1, ddof=1)
     covered = (spreads * low < 1) & (spreads * high > 1)
@@ -41,15 +33,12 @@ def test_s1_interval_is_right_as_often_as_it_says():
 
 def test_curves_give_change_fall_and_gap():
     # warm-up: the first of five epochs; highest 0.8, falls to 0.5, ends at 0.7
-    change, fall, gap = of_curve(np.array([0.9, 0.6, 0.8, 0.5, 0.7]))
+    change, fall, gap = measure_curve(np.array([0.9, 0.6, 0.8, 0.5, 0.7]))
     assert change == pytest.approx(np.std([-0.3, 0.2, -0.3, 0.2], ddof=1))
     assert fall == pytest.approx(0.3)
     assert gap == pytest.approx(0.2)  # 0.9 − 0.7: the best of all epochs
-
-
-def test_only_the_last_ten_epochs_count_for_the_change():
     wild = np.r_[0.0, 0.9, 0.0, 0.9, np.linspace(0.5, 0.7, 11)]
-    assert of_curve(wild)[0] == pytest.approx(0, abs=1e-12)
+    assert measure_curve(wild)[0] == pytest.approx(0, abs=1e-12)  # the last ten epochs alone
 
 
 def test_worst_decile_is_the_mean_of_the_lowest_tenth():
@@ -70,26 +59,19 @@ def test_the_worst_decile_counts_a_case_as_often_as_it_is_drawn():
                 mine = scores[(scores.group == f"g{group:02}") & (scores.seed == seed)]
                 parts += [mine.dice] * draws.groups[b, group]
         plain.append(worst_decile(np.concatenate(parts)))
-    value, low, high = worst_decile_interval(scores, of, draws)
+    value, low, high = stability.worst_decile_interval(scores, of, draws)
     assert value == worst_decile(scores.dice)
     assert (low, high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])))
 
 
-def test_all_cases_are_looked_at_where_the_lowest_are_not_drawn():
-    scores = study({"unet": 0.7}, seeds=1, groups=2, folds=1, frames=10).scores
-    scores["dice"] = np.r_[np.full(10, 0.1), np.full(10, 0.8)]
-    of = cube(scores, "grouped")
-    draws = Draws(np.array([[0, 2], [2, 0]]), np.zeros((2, 1, 1), int))
-    _, low, high = worst_decile_interval(scores, of, draws)
-    assert (low, high) == pytest.approx((0.1 + 0.025 * 0.7, 0.8 - 0.025 * 0.7))
-
-
-def test_s4_is_the_range_over_thresholds():
+def test_threshold_range_is_taken_from_group_means():
     results = study()
-    assert threshold_columns(results.thresholds) == [f"0.{t}" for t in range(30, 71, 5)]
+    assert stability.threshold_columns(results.thresholds) == [f"0.{t}" for t in range(30, 71, 5)]
+    thresholds = thresholds_of(results.scores)  # Dice falls by 0.04 towards both ends
+    curves = stability.threshold_curves(thresholds, "grouped")
+    np.testing.assert_allclose(curves.loc[0.5] - curves.loc[0.3], 0.04, atol=1e-3)
     draws = draw(cube(results.scores, "grouped"), resamples=50)
-    value, low, high = threshold_range(thresholds_of(results.scores), "grouped", draws)
-    for part in (value, low, high):
+    for part in stability.threshold_range(thresholds, "grouped", draws):
         np.testing.assert_allclose(part, 0.04, atol=1e-3)
 
 
@@ -99,13 +81,15 @@ def test_every_measure_has_a_row_and_an_interval_around_it():
     assert list(table["measure"].unique()) == list(MEASURES)
     assert len(table) == 3 * len(MEASURES)
     assert table["value"].between(table["low"] - 1e-9, table["high"] + 1e-9).all()
+    mixed = type(results)(*(shuffled(part) for part in results))  # order changes nothing
+    pd.testing.assert_frame_equal(table, measured(mixed), check_exact=True)
 
 
-def test_s2_and_s5_take_students_t_over_the_runs():
+def test_measures_of_curves_take_students_t_over_the_runs():
     results = study({"unet": 0.7}, folds=1, seeds=4)
     runs = results.histories.groupby("seed")["val_dice"]
     each = [run.max() - run.iloc[-1] for _, run in runs]
-    row = measured(results).set_index("measure").loc["S5"]
+    row = measured(results).set_index("measure").loc["best_minus_last"]
     assert row.value == pytest.approx(np.mean(each))
     half = stats.t.ppf(0.975, 3) * stats.sem(each)
     assert row.high - row.value == pytest.approx(half)
@@ -115,19 +99,10 @@ def test_s2_and_s5_take_students_t_over_the_runs():
 def test_one_seed_and_no_validation_leave_gaps_and_raise_nothing():
     results = study(seeds=1, folds=1)
     table = measured(results).set_index("measure")
-    assert table.loc["S1", ["value", "low", "high"]].isna().all(axis=None)
-    assert table.loc["S2 fall", "value"].notna().all()
-    assert table.loc["S2 fall", "low"].isna().all()
+    assert table.loc["seed_sd", ["value", "low", "high"]].isna().all(axis=None)
+    assert table.loc["largest_fall", "value"].notna().all()
+    assert table.loc["largest_fall", "low"].isna().all()
     bare = results._replace(histories=results.histories.drop(columns="val_dice"))
     table = measured(bare).set_index("measure")
-    assert table.loc[["S2 change", "S2 fall", "S5"], "value"].isna().all()
-    assert table.loc[["S3", "S4"], "value"].notna().all()
-
-
-def test_order_changes_nothing():
-    results = study()
-    mixed = results._replace(
-        scores=shuffled(results.scores), histories=shuffled(results.histories),
-        thresholds=shuffled(results.thresholds),
-    )  # fmt: skip
-    pd.testing.assert_frame_equal(measured(results), measured(mixed), check_exact=True)
+    assert table.loc[list(OF_CURVES), "value"].isna().all()
+    assert table.loc[["worst_decile", "threshold_range"], "value"].notna().all()

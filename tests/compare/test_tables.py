@@ -4,16 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import calibration_of, complete, shuffled, study, thresholds_of
+from whole import compared
 
 from thyroid_lib.compare import tables
-from thyroid_lib.compare.tables import (
-    SHARED,
-    calibration_errors,
-    cost,
-    first_seed,
-    load_runs,
-    summary,
-)
+from thyroid_lib.compare.stability import MEASURES
+from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
 
 
 def scores_of(rows: list[tuple]) -> pd.DataFrame:
@@ -21,13 +16,11 @@ def scores_of(rows: list[tuple]) -> pd.DataFrame:
     return complete(table.assign(protocol="grouped", fold=0))
 
 
-def runs_of(scores: pd.DataFrame) -> pd.DataFrame:
+def summary_of(scores: pd.DataFrame, calibration=None) -> pd.DataFrame:
     runs = scores[["model", "protocol", "fold", "seed"]].drop_duplicates().reset_index(drop=True)
-    return runs.assign(parameters=1_000, selection="last", multiply_adds=10)
-
-
-def summary_of(scores: pd.DataFrame) -> pd.DataFrame:
-    return summary(scores, runs_of(scores), calibration_of(scores), resamples=200)
+    runs = runs.assign(parameters=1_000, selection="last", multiply_adds=10)
+    calibration = calibration_of(scores) if calibration is None else calibration
+    return summary(scores, runs, calibration, resamples=200)
 
 
 TWO_GROUPS = scores_of(
@@ -50,54 +43,36 @@ def test_means_are_taken_within_groups_first():
     assert row.missed_parts == pytest.approx(0.75 / 2)
     assert row.dice_low <= row.dice <= row.dice_high
     assert row.conditional
+    groups = tables.group_means(TWO_GROUPS)
+    assert groups["dice"].tolist() == pytest.approx([0.4, 0.9])
+    assert groups["frames"].tolist() == [2, 1]
 
 
-def test_calibration_error_is_the_gap_weighed_by_pixels():
-    each = calibration_errors(calibration_of(TWO_GROUPS))
-    # 90 pixels that are right and 10 that are half too sure
-    assert each["ece"].tolist() == pytest.approx([0.05] * 4)
+def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_same():
+    table = calibration_of(TWO_GROUPS)  # 90 pixels that are right and 10 that are half too sure
+    assert tables.calibration_errors(table)["ece"].tolist() == pytest.approx([0.05] * 4)
     assert summary_of(TWO_GROUPS)["ece"][0] == pytest.approx(0.05)
-
-
-def test_groups_weigh_the_same_in_the_calibration_error():
-    table = calibration_of(TWO_GROUPS)
     table.loc[(table.group == "a") & (table.bin == 14), "share"] = 0.95  # a is perfect
     table.loc[table.group == "a", "pixels"] *= 100
-    row = summary(TWO_GROUPS, runs_of(TWO_GROUPS), table, resamples=50).iloc[0]
-    assert row.ece == pytest.approx(0.025)
+    assert summary_of(TWO_GROUPS, table)["ece"][0] == pytest.approx(0.025)
 
 
-def test_groups_are_averaged_for_the_table_of_groups():
-    table = tables.group_means(TWO_GROUPS)
-    assert table["dice"].tolist() == pytest.approx([0.4, 0.9])
-    assert table["frames"].tolist() == [2, 1]
-
-
-def test_the_best_comes_first_within_a_protocol_and_the_deciding_protocol_before():
+def test_the_best_comes_first_within_a_protocol_and_order_changes_nothing():
     grouped, leaky = study(), study({"unet": 0.8, "segnet": 0.9}, protocol="random")
     both = [pd.concat(parts, ignore_index=True) for parts in zip(leaky, grouped, strict=True)]
     table = summary(both[2], both[0], both[4], resamples=50)
     assert table["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 2
     assert table["model"].tolist()[3:] == ["segnet", "unet"]
     assert table["dice"][:3].is_monotonic_decreasing
-
-
-def test_order_changes_nothing():
-    results = study()
-    table = summary(results.scores, results.runs, results.calibration, resamples=100)
-    again = summary(*(shuffled(results[i]) for i in (2, 0, 4)), resamples=100)
+    again = summary(*(shuffled(both[i]) for i in (2, 0, 4)), resamples=50)
     pd.testing.assert_frame_equal(table, again, check_exact=True)
 
 
-def test_cost_is_the_median_of_a_models_runs():
+def test_cost_is_the_median_of_a_models_runs_and_the_first_seed_has_each_case_once():
     runs = study({"unet": 0.7}, folds=1, seeds=3).runs.assign(train_seconds=[1.0, 5.0, 2.0])
-    row = cost(runs).iloc[0]
+    row = tables.cost(runs).iloc[0]
     assert (row.runs, row.train_seconds) == (3, 2.0)
-
-
-def test_the_first_seed_has_each_case_once():
-    part = first_seed(TWO_GROUPS, "grouped")
-    assert part["case_id"].tolist() == ["1", "2", "3"]
+    assert tables.first_seed(TWO_GROUPS, "grouped")["case_id"].tolist() == ["1", "2", "3"]
 
 
 def write_run(folder, *, dice=0.5, cases=("1", "2"), drop=(), **changed):
@@ -119,8 +94,11 @@ def write_run(folder, *, dice=0.5, cases=("1", "2"), drop=(), **changed):
     return folder
 
 
+UNET, SEGNET, RESUNET = (f"{name}-grouped-fold0-seed0" for name in ("unet", "segnet", "resunet"))
+
+
 def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
-    folders = [write_run(tmp_path / f"{m}-grouped-fold0-seed0") for m in ("unet", "segnet")]
+    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
     results = load_runs(folders)
     assert list(results.runs.model) == ["segnet", "unet"]
     assert len(results.scores) == len(results.thresholds) == len(results.calibration) == 4
@@ -131,11 +109,23 @@ def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
+def test_runs_that_are_not_named_are_found(tmp_path):
+    for name in (UNET, "unet-reported-fold0-seed0"):
+        write_run(tmp_path / name)
+    (tmp_path / SEGNET).mkdir()  # not finished
+    found = find_runs([], str(tmp_path), first="train")
+    assert [path.name for path in found] == [UNET, "unet-reported-fold0-seed0"]
+    (grouped,) = find_runs([], str(tmp_path), protocols=("random", "grouped"), first="train")
+    assert grouped.name == UNET
+    assert find_runs(["/some/run"], str(tmp_path), first="")[0].name == "run"
+    with pytest.raises(FileNotFoundError, match=r"no finished run of protocol official .*: train"):
+        find_runs([], str(tmp_path), protocols=("official",), first="train first")
+
+
 def test_missing_runs_are_all_named(tmp_path):
-    there = write_run(tmp_path / "unet-grouped-fold0-seed0")
-    gone = [tmp_path / "segnet-grouped-fold0-seed0", tmp_path / "resunet-grouped-fold0-seed0"]
+    there = write_run(tmp_path / UNET)
     with pytest.raises(FileNotFoundError, match=r"2 of 3 runs .*resunet-grouped.*segnet-grouped"):
-        load_runs([there, *gone])
+        load_runs([there, tmp_path / SEGNET, tmp_path / RESUNET])
     (there / "calibration.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 1 runs .*calibration\.csv"):
         load_runs([there])
@@ -143,24 +133,88 @@ def test_missing_runs_are_all_named(tmp_path):
         load_runs([])
 
 
-def test_missing_columns_give_one_clear_error(tmp_path):
-    run = write_run(tmp_path / "unet-grouped-fold0-seed0", drop=("brier", "missed_parts"))
-    with pytest.raises(ValueError, match=r"scores\.csv lacks brier, missed_parts.*run 3-train"):
-        load_runs([run])
+def test_damaged_and_older_files_are_named_with_what_to_do(tmp_path):
+    again = "run 3-train again"
+    older = write_run(tmp_path / UNET, drop=("brier", "missed_parts"))
+    with pytest.raises(ValueError, match=rf"scores\.csv lacks brier, missed_parts.*{again}"):
+        load_runs([older])
+    edited = write_run(tmp_path / SEGNET, files={"scores.csv": "0" * 64})
+    with pytest.raises(ValueError, match=rf"scores\.csv is not the file that was .*{again}"):
+        load_runs([edited])
+    (edited / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"run\.json is damaged .*{again}"):
+        load_runs([edited])
+
+
+def test_runs_older_than_a_field_are_compared_among_themselves(tmp_path):
+    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+    for folder, others in zip(folders, ("training_version differs", None), strict=True):
+        about = json.loads((folder / "run.json").read_text())
+        del about["training_version"]
+        (folder / "run.json").write_text(json.dumps(about))
+        if others:
+            with pytest.raises(ValueError, match=others):
+                load_runs(folders)
+    assert set(load_runs(folders).runs["training_version"]) == {0}
 
 
 @pytest.mark.parametrize("field", ["lr", "data_fingerprint", "threads", "selection"])
 def test_runs_of_other_settings_are_named(tmp_path, field):
-    folders = [write_run(tmp_path / f"{m}-grouped-fold0-seed0") for m in ("unet", "segnet")]
-    folders.append(write_run(tmp_path / "resunet-grouped-fold0-seed0", **{field: 2}))
-    with pytest.raises(ValueError, match=f"{field} differs.*resunet-grouped-fold0-seed0 has 2"):
+    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+    folders.append(write_run(tmp_path / RESUNET, **{field: 2}))
+    with pytest.raises(ValueError, match=f"{field} differs.*{RESUNET} has 2"):
         load_runs(folders)
 
 
 def test_other_test_cases_and_doubled_runs_are_refused(tmp_path):
-    one = write_run(tmp_path / "unet-grouped-fold0-seed0")
-    other = write_run(tmp_path / "segnet-grouped-fold0-seed0", cases=("1", "3"))
+    one, other = write_run(tmp_path / UNET), write_run(tmp_path / SEGNET, cases=("1", "3"))
     with pytest.raises(ValueError, match="tested on different cases"):
         load_runs([one, other])
-    with pytest.raises(ValueError, match="given twice: unet-grouped-fold0-seed0"):
+    with pytest.raises(ValueError, match=f"given twice: {UNET}"):
         load_runs([one, one])
+
+
+def test_intervals_are_written_beside_their_estimate():
+    table = pd.DataFrame({"x": [0.5, 0.25, np.nan], "l": [0.4, np.nan, np.nan], "h": [0.61, 1, 1]})
+    assert tables.with_interval(table, ("x", "l", "h"), 2) == ["0.50 [0.40, 0.61]", "0.25", "–"]
+    tiny = pd.DataFrame({"x": [-0.0001], "l": [-0.1], "h": [0.1]})
+    assert tables.with_interval(tiny, ("x", "l", "h")) == ["0.000 [-0.100, 0.100]"]
+
+
+def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known():
+    table = compared()["table"]
+    shown = tables.show_summary(table)
+    dagger = shown["Dice [95 % interval]"].str.endswith("†")
+    assert dagger.tolist() == [False] * 3 + [True] * 3  # three folds; one with three seeds
+    assert shown["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
+    marked = tables.show_summary(table.assign(selection="test"))
+    assert marked["protocol"].str.contains("picked on test").all()
+    assert set(tables.show_summary(compared(seeds=1)["table"])["SD seeds"]) == {"–"}
+    assert len(shown.to_markdown(index=False).splitlines()[0]) < 160  # fits on a page
+
+
+def test_pairs_and_measures_are_shown():
+    made = compared()
+    pairs = tables.show_pairs(made["differences"], made["mixed"])
+    assert len(pairs) == 6
+    assert set(pairs["reading"]) & {"resunet higher", "unet higher"}
+    assert not pairs["p"].isin(["0.00"]).any()
+    measures = tables.show_stability(made["stability"])
+    assert measures.columns.tolist()[2:] == list(MEASURES)
+    assert measures["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
+
+
+def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
+    made = compared()
+    names = ("scores", "runs", "table", "selected", "differences", "stability", "mixed", "ranks")
+    for folder in ("first", "second"):
+        parts = {name: made[name] for name in names}
+        tables.save_tables(tmp_path / folder, card="# Model card\n", **parts)
+    written = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert written == [
+        "cost.csv", "details.md", "differences.csv", "groups.csv", "mixed.csv", "model_card.md",
+        "ranks.csv", "selected.json", "stability.csv", "summary.csv", "summary.md",
+    ]  # fmt: skip
+    for name in written:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert "| unet" in (tmp_path / "first" / "summary.md").read_text()

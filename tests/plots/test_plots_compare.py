@@ -3,10 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from synthetic import study
 from whole import DELTA, compared
 
-from thyroid_lib.compare import bootstrap
 from thyroid_lib.plots import common as plots
 from thyroid_lib.plots import compare as plots_compare
 
@@ -38,16 +36,6 @@ def test_every_figure_can_be_drawn_and_saved(name, sizes, tmp_path):
     assert (tmp_path / f"{name}.pdf").is_file()
 
 
-def points(ax) -> list[tuple]:
-    return [tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1]
-
-
-def spans(ax) -> list[list]:
-    """Horizontal bars: their ends."""
-    lines = [line.get_xydata() for line in ax.lines]
-    return [list(xy[:, 0]) for xy in lines if len(xy) == 2 and xy[0, 1] == xy[1, 1]]
-
-
 def test_estimates_and_their_intervals_are_drawn_where_they_are():
     made = compared()
     left, right = plots_compare.estimates(made["table"]).axes
@@ -55,8 +43,11 @@ def test_estimates_and_their_intervals_are_drawn_where_they_are():
     table = made["table"].query("protocol == 'grouped'").set_index("model")
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names == ["unet", "segnet", "resunet"]
-    assert points(left) == [(table.loc[m, "dice"], i) for i, m in enumerate(names)]
-    assert spans(left) == [[table.loc[m, "dice_low"], table.loc[m, "dice_high"]] for m in names]
+    bars, points = left.lines[::2], left.lines[1::2]
+    for y, (model, bar, point) in enumerate(zip(names, bars, points, strict=True)):
+        assert point.get_xydata().tolist() == [[table.loc[model, "dice"], y]]
+        low, high = table.loc[model, ["dice_low", "dice_high"]]
+        assert bar.get_xydata().tolist() == [[low, y], [high, y]]
 
 
 def test_differences_lie_over_the_band_of_delta():
@@ -65,12 +56,8 @@ def test_differences_lie_over_the_band_of_delta():
     (band,) = ax.patches
     assert [band.get_x(), band.get_width()] == pytest.approx([-DELTA, 2 * DELTA])
     assert ax.get_yticklabels()[0].get_text() == "resunet − segnet"
-
-
-def test_one_model_alone_has_no_pair_and_still_a_figure():
-    results = study({"unet": 0.7})
-    pairs = bootstrap.differences(results.scores, delta=DELTA, resamples=50)
-    (ax,) = plots_compare.paired_differences(pairs, delta=DELTA).axes
+    alone = compared(models=("unet",), random=False)["differences"]
+    (ax,) = plots_compare.paired_differences(alone, delta=DELTA).axes
     assert "no pair" in ax.texts[0].get_text()
 
 
@@ -123,6 +110,14 @@ def test_failures_start_with_the_hardest_group():
 def test_a_history_without_validation_is_drawn():
     histories = compared()["histories"][["protocol", "model", "run_id", "epoch", "train_loss"]]
     assert len(plots_compare.learning_curves(histories).axes) == 4
+
+
+def test_stability_is_filled_for_the_deciding_protocol_and_hollow_for_others():
+    ax = plots_compare.stability_panel(compared()["stability"]).axes[3]
+    assert ax.get_title(loc="left") == "worst_decile: more is better"
+    faces = [line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1]
+    assert faces.count("white") == 3
+    assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3  # one colour a model
 
 
 def test_an_empty_prediction_is_drawn_without_an_outline(tiny_store):

@@ -116,8 +116,8 @@ def test_nothing_of_the_real_frames_is_committed():
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("metrics", '"dice": 2 * both', '"dice": 3 * both'),
-        ("models", ".float().div_(255)", ".float().div_(254)"),
+        ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
+        ("models/registry", ".float().div_(255)", ".float().div_(254)"),
         (None, "", ""),
     ],
 )

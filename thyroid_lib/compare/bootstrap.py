@@ -1,11 +1,10 @@
-"""How sure are we? Intervals, paired differences and power, from a bootstrap of groups and seeds.
+"""Confidence intervals, paired differences and power, from a bootstrap of groups and seeds.
 
-A frame is never a unit here: frames of one sweep are near-copies, so every mean is taken within
-groups first ("group-macro"). What would differ in another study of this kind are its groups and
-its trainings, so both are resampled, crossed (Owen & Eckles, Ann. Appl. Stat. 6 (2012) 895), and
-all models meet the same ones in a resample. `docs/statistics.md` says how often the intervals are
-right. Everything here is a pure function of tables, which are sorted before anything is drawn: the
-order of rows, runs and models changes nothing.
+Frames of one sweep are near-copies, so a frame is never a unit: every mean is taken within groups
+first ("group-macro"). Another study of this kind would have other groups and other trainings, so
+both are resampled, crossed (Owen & Eckles, Ann. Appl. Stat. 6 (2012) 895), and all models meet the
+same ones in a resample. `docs/statistics.md` says how often the intervals are right. Tables are
+sorted before anything is drawn: the order of rows, runs and models changes nothing.
 """
 
 import itertools
@@ -49,6 +48,12 @@ class Cube:
         """
         return len(self.seeds) == 1 or len(self.folds) == 1
 
+    @property
+    def size(self) -> dict:
+        """The columns groups, folds, seeds and conditional of a table's row."""
+        counts = {name: len(getattr(self, name)) for name in ("groups", "folds", "seeds")}
+        return counts | {"conditional": self.conditional}
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -66,20 +71,15 @@ def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def order_protocols(protocols) -> list[str]:
     """Sort protocols as `PROTOCOLS` has them, others after them by name; the first decides."""
-    known = {name: place for place, name in enumerate(PROTOCOLS)}
+    known = {name: rank for rank, name in enumerate(PROTOCOLS)}
     return sorted(set(protocols), key=lambda name: (known.get(name, len(known)), name))
 
 
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
-    """Average cases within groups and lay the means out by model, fold, seed and group.
+    """Average a protocol's cases within groups: means by model, fold, seed and group.
 
-    Args:
-        scores: one row per run and case: protocol, model, fold, seed, group and `metric`.
-        protocol: whose rows to take.
-        metric: any column with a number per case.
-
-    Raises:
-        ValueError: a column is missing, or models that were not run with the same folds and seeds.
+    `scores` has one row per run and case: protocol, model, fold, seed, group and `metric`. A
+    ValueError names a missing column, or models that were not run with the same folds and seeds.
     """
     missing = {"protocol", "model", "fold", "seed", "group", metric} - set(scores)
     if missing:
@@ -89,13 +89,18 @@ def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
     axes = [sorted(part[name].unique()) for name in ("model", "fold", "seed", "group")]
     full = means.reindex(pd.MultiIndex.from_product(axes))
     values = full.to_numpy(float).reshape([len(axis) for axis in axes])  # (M,F,S,G)
-    there = ~np.isnan(values)
-    if not len(part) or (there != there.any(axis=(0, 2), keepdims=True)).any():
+    known = ~np.isnan(values)
+    if not len(part) or (known != known.any(axis=(0, 2), keepdims=True)).any():
         raise ValueError(
             f"{protocol}: every model needs the same folds and seeds, and a number of {metric} in "
             "each case; train or score the runs that are missing"
         )
     return Cube(protocol, *(tuple(axis) for axis in axes), values)
+
+
+def cubes(scores: pd.DataFrame) -> list[Cube]:
+    """Give every protocol's `cube` of Dice, the deciding one first."""
+    return [cube(scores, protocol) for protocol in order_protocols(scores["protocol"])]
 
 
 def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
@@ -111,20 +116,16 @@ def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
 
 
 def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
-    """Give the group-macro mean of every resample.
+    """Give the group-macro mean of every resample, (B,M).
 
-    Args:
-        values: (M,F,S,G) as in `Cube`; M may count models, or simulated studies.
-        draws: for the same F, S and G.
-
-    Returns:
-        (B,M).
+    `values` is (M,F,S,G) as in `Cube`; M may count models, or simulated studies. Any number of
+    seeds may be drawn.
     """
     tested = ~np.isnan(values[0, :, 0])  # (F,G)
     fold, group = np.nonzero(tested)  # (P,)
     models, _, seeds, groups = values.shape
     runs = (draws.seeds[..., None] == np.arange(seeds)).sum(axis=2)  # (B,F,S)
-    share = 1 / (tested.sum(axis=0)[group, None] * groups * seeds)
+    share = 1 / (tested.sum(axis=0)[group, None] * groups * draws.seeds.shape[2])
     weights = draws.groups[:, group, None] * runs[:, fold] * share  # (B,P,S)
     cells = values[:, fold, :, group].transpose(0, 2, 1)  # (P,S,M)
     return weights.reshape(len(weights), -1) @ cells.reshape(-1, models)
@@ -132,12 +133,8 @@ def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
 
 def macro_by_seed(values: np.ndarray, draws: Draws) -> np.ndarray:
     """Give what `macro_means` gives for each drawn seed by itself: (B,M,S), their mean over S."""
-    models, folds, seeds, groups = values.shape
-    tested = (~np.isnan(values[0, :, 0])).sum(axis=0)  # (G,) folds that test the group
-    part = np.nan_to_num(values) / (tested * groups)
-    sums = draws.groups @ part.reshape(-1, groups).T  # (B,M·F·S)
-    sums = sums.reshape(-1, models, folds, seeds)
-    return np.take_along_axis(sums, draws.seeds[:, None], axis=3).sum(axis=2)
+    each = [Draws(draws.groups, seed[..., None]) for seed in np.moveaxis(draws.seeds, 2, 0)]
+    return np.stack([macro_means(values, one) for one in each], axis=2)
 
 
 def macro_estimate(values: np.ndarray) -> np.ndarray:
@@ -151,35 +148,22 @@ def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def intervals(
-    scores: pd.DataFrame, metrics: tuple[str, ...] = ("dice",), *, resamples: int = 10_000
-) -> pd.DataFrame:
-    """Give every model's group-macro means with their 95 % intervals.
-
-    Returns:
-        One row per protocol, model and metric: estimate, low, high (NaN for a single group),
-        groups, folds, seeds, conditional (see `Cube.conditional`).
-    """
-    rows = []
-    for protocol, metric in itertools.product(order_protocols(scores["protocol"]), metrics):
-        of = cube(scores, protocol, metric)
-        low, high = bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
-        for i, (model, value) in enumerate(zip(of.models, macro_estimate(of.values), strict=True)):
-            rows.append(
-                {"protocol": protocol, "model": model, "metric": metric, "estimate": value,
-                 "low": low[i], "high": high[i], **_size(of)}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
+def bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
+    """Take `interval`, or NaN where there is a single group: resampling it varies nothing."""
+    if len(of.groups) == 1:
+        return (np.full(samples.shape[1:], np.nan),) * 2
+    return interval(samples)
 
 
-def differences(
-    scores: pd.DataFrame, *, delta: float, metric: str = "dice", resamples: int = 10_000
-) -> pd.DataFrame:
-    """Compare models in pairs, each resample meeting both with the same groups and seeds.
+def intervals(of: Cube, *, resamples: int = 10_000) -> pd.DataFrame:
+    """Give every model's group-macro mean with its 95 % interval: model, estimate, low, high."""
+    low, high = bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
+    columns = {"model": of.models, "estimate": macro_estimate(of.values), "low": low, "high": high}
+    return pd.DataFrame(columns)
 
-    Args:
-        scores: see `cube`.
-        delta: difference that makes none in practice.
+
+def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
+    """Compare models in pairs; both have the same groups and seeds in a resample.
 
     Returns:
         One row per protocol and pair of models (a before b by name): difference (a − b), low, high
@@ -189,39 +173,27 @@ def differences(
         else "undecided"), groups, folds, seeds, conditional.
     """
     rows = []
-    for protocol in order_protocols(scores["protocol"]):
-        of = cube(scores, protocol, metric)
+    for of in cubes(scores):
         means = macro_means(of.values, draw(of, resamples=resamples))  # (B,M)
         estimate = macro_estimate(of.values)
         for i, j in itertools.combinations(range(len(of.models)), 2):
-            gap = means[:, i] - means[:, j]
+            a, b, gap = of.models[i], of.models[j], means[:, i] - means[:, j]
             low, high = (float(x) for x in bounds(gap, of))
             beyond = 1 + min((gap <= 0).sum(), (gap >= 0).sum())
             rows.append(
-                {"protocol": protocol, "a": of.models[i], "b": of.models[j],
+                {"protocol": of.protocol, "a": a, "b": b,
                  "difference": estimate[i] - estimate[j], "low": low, "high": high,
                  "se": gap.std(), "p": min(1.0, 2 * beyond / (resamples + 1)),
                  "smallest_gap": SEEN * gap.std(),
-                 "reading": _read(low, high, delta, of.models[i], of.models[j]), **_size(of)}
+                 "reading": read_interval(low, high, delta, a, b), **of.size}
             )  # fmt: skip
-    columns = ["difference", "low", "high", "se", "p", "smallest_gap", "reading"]
+    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
     sizes = ["groups", "folds", "seeds", "conditional"]
-    return pd.DataFrame(rows, columns=["protocol", "a", "b", *columns, *sizes])
+    return pd.DataFrame(rows, columns=[*columns, "reading", *sizes])
 
 
-def bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
-    """Take `interval`, or NaN where there is a single group: resampling it varies nothing."""
-    if len(of.groups) == 1:
-        return (np.full(samples.shape[1:], np.nan),) * 2
-    return interval(samples)
-
-
-def _size(of: Cube) -> dict:
-    sizes = {"groups": len(of.groups), "folds": len(of.folds), "seeds": len(of.seeds)}
-    return sizes | {"conditional": of.conditional}
-
-
-def _read(low: float, high: float, delta: float, a: str, b: str) -> str:
+def read_interval(low: float, high: float, delta: float, a: str, b: str) -> str:
+    """Read the interval of a − b against zero and ±delta: see `differences`."""
     if low > -delta and high < delta:
         return "equivalent"
     if low > 0 or high < 0:

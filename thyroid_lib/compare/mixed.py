@@ -1,4 +1,4 @@
-"""A linear mixed model beside the bootstrap: it assumes more, and should tell the same story.
+"""A linear mixed model of the group means, beside the bootstrap; it assumes more.
 
 Bates, Mächler, Bolker & Walker, J. Stat. Softw. 67 (2015), on such models; fitted by statsmodels.
 """
@@ -11,13 +11,13 @@ import pandas as pd
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from thyroid_lib.compare.bootstrap import TAILS, Cube, cube, order_protocols
+from thyroid_lib.compare.bootstrap import TAILS, Cube, cubes
 
 
-def mixed_model(scores: pd.DataFrame, *, metric: str = "dice") -> pd.DataFrame:
+def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare models in pairs by a linear mixed model.
 
-    `metric ~ model` with random effects of group, run and model × group, by restricted maximum
+    `dice ~ model` with random effects of group, run and model × group, by restricted maximum
     likelihood (statsmodels). An effect that the study cannot tell from the model or from the noise
     is left out: runs where each model has one, or where each run tests one group; model × group
     where there is one run per group.
@@ -27,44 +27,41 @@ def mixed_model(scores: pd.DataFrame, *, metric: str = "dice") -> pd.DataFrame:
         not to lean on it). NaN where no fit was possible; small studies never raise.
     """
     rows = []
-    for protocol in order_protocols(scores["protocol"]):
-        of = cube(scores, protocol, metric)
+    for of in cubes(scores):
         estimate, covariance, note = fit_mixed(of)
         for i, j in itertools.combinations(range(len(of.models)), 2):
-            gap = np.zeros(len(of.models))
-            gap[i], gap[j] = 1, -1
-            half = stats.norm.ppf(TAILS[1]) * np.sqrt(max(0.0, gap @ covariance @ gap))
-            value = gap @ estimate
-            rows.append(
-                {"protocol": protocol, "a": of.models[i], "b": of.models[j], "difference": value,
-                 "low": value - half, "high": value + half, "note": note}
-            )  # fmt: skip
+            contrast = np.zeros(len(of.models))
+            contrast[i], contrast[j] = 1, -1
+            variance = max(0.0, contrast @ covariance @ contrast)
+            half, value = stats.norm.ppf(TAILS[1]) * np.sqrt(variance), contrast @ estimate
+            pair = of.protocol, of.models[i], of.models[j]
+            rows.append((*pair, value, value - half, value + half, note))
     return pd.DataFrame(rows, columns=["protocol", "a", "b", "difference", "low", "high", "note"])
 
 
 def fit_mixed(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:
     """Return the models' means (M,), their covariance (M,M) and a note."""
-    places = np.argwhere(~np.isnan(of.values))  # (N,4)
-    table = pd.DataFrame(places, columns=["model", "fold", "seed", "group"]).astype(str)
+    cells = np.argwhere(~np.isnan(of.values))  # (N,4)
+    table = pd.DataFrame(cells, columns=["model", "fold", "seed", "group"]).astype(str)
     table["run"] = table["model"] + "-" + table["fold"] + "-" + table["seed"]
     table["model_group"] = table["model"] + "-" + table["group"]
-    table["value"] = of.values[tuple(places.T)]
-    enough = {"group": 2, "run": len(of.models) + 1, "model_group": 2}
-    parts = {
-        name: f"0 + C({name})"
-        for name, least in enough.items()
-        if least <= table[name].nunique() < len(table)
-    }
+    table["value"] = of.values[tuple(cells.T)]
     count = len(of.models)
+    levels_needed = {"group": 2, "run": count + 1, "model_group": 2}
+    effects = {
+        name: f"0 + C({name})"
+        for name, needed in levels_needed.items()
+        if needed <= table[name].nunique() < len(table)
+    }
     failed = np.full(count, np.nan), np.full((count, count), np.nan)
-    if not parts:
+    if not effects:
         return *failed, "no fit: a single group and run per model"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # told in the note, by rules that do not depend on luck
+            warnings.simplefilter("ignore")  # the note says it, by rules that repeat
             fit = MixedLM.from_formula(
                 "value ~ 0 + C(model)", table.assign(whole=1), groups="whole", re_formula="0",
-                vc_formula=parts,
+                vc_formula=effects,
             ).fit(reml=True, method=["lbfgs", "powell"])  # fmt: skip
             estimate, covariance = fit.fe_params.to_numpy(), np.asarray(fit.cov_params())
     except (np.linalg.LinAlgError, ValueError, ZeroDivisionError) as error:

@@ -10,7 +10,7 @@ import pandas as pd
 from thyroid_lib.compare.bootstrap import (
     GROUPS_FOR_SELECTION,
     SEEDS_FOR_STABILITY,
-    cube,
+    cubes,
     draw,
     interval,
     macro_by_seed,
@@ -19,25 +19,19 @@ from thyroid_lib.compare.bootstrap import (
 from thyroid_lib.compare.stability import worst_decile
 
 
-def decide(dice, s1, s3, cost, *, delta: float, provisional: bool) -> tuple:
+def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> tuple:
     """Order the models of each of B studies by the rule.
 
     Candidates come first: the models whose mean lies within delta of the study's best mean. They
-    are ordered by S1, to six digits, then S3, then cost; if provisional, by Dice instead of S1.
-
-    Args:
-        dice, s1: (B,M), mean Dice and its spread between seeds.
-        s3: (M,), worst decile.
-        cost: (M,), rank of each model by cost, 0 the cheapest; all different.
-        delta: Dice that makes no difference in practice.
-        provisional: see `is_provisional`.
+    are ordered by seed_sd, to six digits, then decile, then cost; if provisional, by Dice instead
+    of seed_sd. `dice` and `seed_sd` are (B,M), `decile` (worst decile) and `cost` (rank) (M,).
 
     Returns:
         order, int (B,M), indices of models, the selected one first; candidates, bool (B,M).
     """
     candidates = dice.max(axis=1, keepdims=True) - dice <= delta
-    first = -dice if provisional else s1.round(6)
-    keys = np.broadcast_arrays(cost, -s3, first, ~candidates)  # the last one sorts first
+    first = -dice if provisional else seed_sd.round(6)
+    keys = np.broadcast_arrays(cost, -decile, first, ~candidates)  # the last one sorts first
     return np.lexsort(keys, axis=1), candidates
 
 
@@ -49,22 +43,16 @@ def is_provisional(*, seeds: int, groups: int) -> bool:
 def _by_cost(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     """Return the models by name and the rank of each by multiply-adds, then parameters."""
     each = table.drop_duplicates("model").sort_values(["multiply_adds", "parameters", "model"])
-    order = list(each["model"])
-    models = sorted(order)
-    return models, np.array([order.index(model) for model in models])
+    return sorted(each["model"]), np.argsort(list(each["model"]))
 
 
-def select(
-    table: pd.DataFrame, differences: pd.DataFrame, stability: pd.DataFrame, *, delta: float
-) -> dict:
-    """Select the model to deploy; the first of `statistics.PROTOCOLS` that was run decides.
+def select(table, differences, stability, *, delta: float) -> dict:
+    """Select the model to deploy; the first of `bootstrap.PROTOCOLS` that was run decides.
 
     A model that is no candidate (see `decide`) is dropped if the 95 % interval of (model − best)
     lies wholly below −delta; otherwise it is not separated from the best.
 
-    Args:
-        table: what `tables.summary` gives: dice, seeds, groups, multiply_adds, parameters.
-        differences, stability: what the functions of these names give.
+    `table` is what `tables.summary` gives.
 
     Returns:
         model, protocol, best (highest mean Dice), candidates (in order), not_separated, dropped,
@@ -73,14 +61,13 @@ def select(
     protocol = order_protocols(table["protocol"])[0]
     rivals = table[table["protocol"] == protocol].set_index("model").sort_index()
     models, cost = _by_cost(rivals.reset_index())
-    measured = stability[stability["protocol"] == protocol].set_index("model")
-    s1, s3 = (measured[measured["measure"] == name].loc[models] for name in ("S1", "S3"))
+    measured = stability[stability["protocol"] == protocol].pivot(index="model", columns="measure")
+    spread, decile = (measured["value"][name].to_numpy() for name in ("seed_sd", "worst_decile"))
     size = {name: int(rivals[name].min()) for name in ("seeds", "groups")}
     dice, provisional = rivals["dice"].to_numpy(float), is_provisional(**size)
     order, candidates = decide(
-        dice[None], s1["value"].to_numpy(float)[None], s3["value"].to_numpy(float), cost,
-        delta=delta, provisional=provisional,
-    )  # fmt: skip
+        dice[None], spread[None], decile, cost, delta=delta, provisional=provisional
+    )
     ranked = [models[i] for i in order[0]]
     first, rest = ranked[: candidates.sum()], sorted(ranked[candidates.sum() :])
     best = first[0] if provisional else models[dice.argmax()]
@@ -90,12 +77,11 @@ def select(
     return {
         "model": first[0], "protocol": protocol, "best": best, "candidates": first,
         "not_separated": [model for model in rest if model not in below],
-        "dropped": [model for model in rest if model in below],
-        "provisional": provisional, **size, "conditional": bool(s1["conditional"].any()),
-        "delta": delta,
+        "dropped": [model for model in rest if model in below], "provisional": provisional, **size,
+        "conditional": bool(measured["conditional"].any(axis=None)), "delta": delta,
         "rule": f"candidates are the models whose mean Dice under {protocol} lies within {delta} "
-        "of the best mean; the smallest spread between seeds (S1) is selected, then the best worst "
-        "decile (S3), then the fewest multiply-adds, then parameters; with fewer than "
+        "of the best mean; the smallest spread between seeds (seed_sd) is selected, then the best "
+        "worst decile, then the fewest multiply-adds, then parameters; with fewer than "
         f"{SEEDS_FOR_STABILITY} seeds or {GROUPS_FOR_SELECTION} groups the best mean is selected "
         "provisionally; another model is dropped only if the 95 % interval of (model − best) lies "
         f"wholly below −{delta}",
@@ -107,34 +93,30 @@ def ranks(
 ) -> pd.DataFrame:
     """Give each model's rank by Dice with its interval, P(best) and P(selected).
 
-    `decide` is applied to each resample: mean Dice and S1 are the resample's; S3, cost and whether
-    the selection is provisional are the study's.
-
-    Args:
-        scores: see `statistics.cube`.
-        runs: one row per run: model, multiply_adds, parameters.
+    `decide` is applied to each resample: mean Dice and spread between seeds are the resample's;
+    worst decile, cost and whether the selection is provisional are the study's.
 
     Returns:
         One row per protocol and model: rank (mean), low, high, p_best (a tie is shared out),
         p_selected; NaN for a single group, as resampling it varies nothing.
     """
-    rows = []
-    for protocol in order_protocols(scores["protocol"]):
-        of = cube(scores, protocol)
+    parts = []
+    for of in cubes(scores):
         models, cost = _by_cost(runs[runs["model"].isin(of.models)])
         each = macro_by_seed(of.values, draw(of, resamples=resamples))  # (B,M,S)
-        dice, (seeds, groups) = each.mean(axis=2), map(len, (of.seeds, of.groups))
-        s1 = each.std(axis=2, ddof=1) if seeds > 1 else np.zeros_like(dice)
-        s3 = scores[scores["protocol"] == protocol].groupby("model")["dice"].agg(worst_decile)
-        provisional = is_provisional(seeds=seeds, groups=groups)
-        order, _ = decide(dice, s1, s3[models], cost, delta=delta, provisional=provisional)
+        dice, size = each.mean(axis=2), {"seeds": len(of.seeds), "groups": len(of.groups)}
+        spread = each.std(axis=2, ddof=1) if size["seeds"] > 1 else np.zeros_like(dice)
+        cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
+        decile, provisional = cases.agg(worst_decile)[models], is_provisional(**size)
+        order, _ = decide(dice, spread, decile, cost, delta=delta, provisional=provisional)
         leads = dice == dice.max(axis=1, keepdims=True)
         rank = 1 + (dice[:, :, None] < dice[:, None]).sum(axis=2)  # (B,M)
-        made = {
+        columns = {
             "rank": rank.mean(axis=0), **dict(zip(("low", "high"), interval(rank), strict=True)),
             "p_best": (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0),
             "p_selected": np.bincount(order[:, 0], minlength=len(models)) / len(order),
         }  # fmt: skip
-        part = pd.DataFrame({"protocol": protocol, "model": models} | made)
-        rows.append(part if groups > 1 else part.assign(**dict.fromkeys(made, np.nan)))
-    return pd.concat(rows, ignore_index=True)
+        if size["groups"] == 1:
+            columns = dict.fromkeys(columns, np.nan)
+        parts.append(pd.DataFrame({"protocol": of.protocol, "model": models} | columns))
+    return pd.concat(parts, ignore_index=True)

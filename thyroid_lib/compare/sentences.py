@@ -1,31 +1,21 @@
-"""What the comparison's figures say, one sentence each, written from the tables they were drawn of.
+"""Readings of the comparison's figures: a sentence or two each, written from the figures' tables.
 
-Where several protocols were run, a sentence speaks of the one that decides (`order_protocols`).
+Where several protocols were run, a sentence is about the one that decides (`order_protocols`).
+Numbers count as equal when the digits that are shown are equal.
 """
+
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.compare.bootstrap import (
-    FEW_GROUPS,
-    GROUPS_FOR_SELECTION,
-    SEEDS_FOR_STABILITY,
-    cube,
-    macro_estimate,
-    order_protocols,
-)
-from thyroid_lib.compare.stability import threshold_columns
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
 
-NOTICED = 0.0005  # Dice that three digits show
-
-
-def _deciding(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["protocol"].isin(order_protocols(table["protocol"])[:1])]
-
-
-def _join(parts: list[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
+SHOWN = 0.0005  # the smallest Dice that three digits show
+DEEP_FALL = 0.1  # a fall of validation Dice that a reading of the curves names
 
 
 def count_of(number: int, what: str) -> str:
@@ -33,81 +23,107 @@ def count_of(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
-    """Read the estimates: who leads, from where to where, and how often; `summary` and `ranks`."""
-    part = _deciding(table)
-    best = part.iloc[0]
-    leaders = list(part.loc[part["dice"] == best["dice"], "model"])
-    chance = _deciding(ranks).set_index("model").loc[best["model"], "p_best"]
-    between = (
-        f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]"
-        if np.isfinite(best["dice_low"])
-        else " (a single group: no interval)"
+def span(low: float, high: float, form: str = "{:.3f}") -> str:
+    """Write `0.100 to 0.200`, or one number where both look the same."""
+    return " to ".join(dict.fromkeys((form.format(low), form.format(high))))
+
+
+def _deciding(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["protocol"].isin(order_protocols(table["protocol"])[:1])]
+
+
+def _join(parts) -> str:
+    *most, last = map(str, parts)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _percent(share: float) -> str:
+    """Write a share, 0 % and 100 % only where it is none or all."""
+    if 0 < share < 0.005:
+        return "less than 1 %"
+    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+
+
+def _leaders(values: pd.Series, digits: int = 3) -> list[str]:
+    """Return the names of the highest values; several if they are equal in the digits shown."""
+    return list(values.index[values.round(digits) == values.round(digits).max()])
+
+
+def runs_sentence(runs: pd.DataFrame, *, origin: str, store: str) -> str:
+    """Say which runs are compared, from where, and on which store."""
+    models, protocols, folds, seeds = (
+        _join(sorted(runs[name].unique())) for name in ("model", "protocol", "fold", "seed")
     )
+    return (
+        f"{count_of(len(runs), 'run')} from {origin}: {models} under {protocols}; folds: {folds}; "
+        f"seeds: {seeds}. Store: {store}."
+    )
+
+
+def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
+    """Read the estimates: the best mean, its interval, how often it leads; `summary`, `ranks`."""
+    part = _deciding(table)
+    best, leaders = part.iloc[0], _leaders(part.set_index("model")["dice"])
+    chance = _deciding(ranks).set_index("model").loc[best["model"], "p_best"]
+    dice = f"{best['dice']:.3f}"
+    if len(leaders) == 1 and np.isfinite(best["dice_low"]):
+        dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]"
     if len(part) == 1:
-        said = f"{best['model']}, the only model, has Dice {best['dice']:.3f}{between}"
-    elif len(leaders) > 1:
-        said = f"{_join(leaders)} share the highest Dice, {best['dice']:.3f}"
+        text = f"{best['model']}, the only model, has Dice {dice}"
     else:
-        said = f"{best['model']} has the highest Dice, {best['dice']:.3f}{between}"
-        if np.isfinite(chance):
-            said += f", and leads in {100 * chance:.0f} % of the resamples"
-    return f"Under {best['protocol']}, {said}.{conditional_sentence(table)}"
+        text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
+        if len(leaders) == 1 and np.isfinite(chance):
+            text += f", and leads in {_percent(chance)} of the resamples"
+    single = " (a single group: no interval)" * bool(best["groups"] == 1)
+    return f"Under {best['protocol']}, {text}{single}.{conditional_sentence(table)}"
 
 
 def conditional_sentence(table: pd.DataFrame) -> str:
-    """Say, with a blank before it, which intervals promise too much and why; or ""."""
-    said = ""
-    if marked := list(
-        dict.fromkeys(table[table["conditional"] & (table["groups"] > 1)]["protocol"])
-    ):
-        said += (
+    """Say, after a blank, which intervals are too narrow and why; or ""."""
+    text, once = "", table[table["groups"] > 1].drop_duplicates("protocol")
+    if marked := list(once.loc[once["conditional"].astype(bool), "protocol"]):
+        text += (
             f" † Under {_join(marked)} the intervals are conditional on the trained runs: other "
             "seeds could move the figures further than they show."
         )
-    few = table[table["groups"].between(2, FEW_GROUPS - 1)].drop_duplicates("protocol")
-    if counts := [f"{count_of(r.groups, 'group')} under {r.protocol}" for r in few.itertuples()]:
-        said += f" Intervals from {_join(counts)} are too narrow."
-    return said
+    few = once[once["groups"] < bootstrap.FEW_GROUPS]
+    if len(few):
+        each = _join(f"{row.groups} groups under {row.protocol}" for row in few.itertuples())
+        text += f" Intervals from {each} are too narrow."
+    return text
 
 
 def protocol_sentence(table: pd.DataFrame) -> str:
-    """Say in words what the random split adds to each model's Dice, from `summary`."""
+    """Say how the random split changes each model's Dice, from `summary`."""
     dice = table.pivot(index="model", columns="protocol", values="dice")
     if not {"random", "grouped"} <= set(dice.columns):
-        return f"Only one protocol was run ({', '.join(dice.columns)}): no gap to tell."
-    gaps = (dice["random"] - dice["grouped"]).sort_index()
-    each = ", ".join(
-        f"{model} {dice.loc[model, 'random']:.3f} against {dice.loc[model, 'grouped']:.3f}"
-        for model in gaps.index
-    )
+        return f"Protocols: {_join(dice.columns)}; random and grouped were not both run to compare."
+    dice = dice[["random", "grouped"]].dropna()
+    each = [f"{row.Index} {row.random:.3f} against {row.grouped:.3f}" for row in dice.itertuples()]
+    change = f"{(dice['random'] - dice['grouped']).mean():+z.3f}".replace("-", "−")
     return (
-        f"Random frames against unseen groups: {each}. The random split adds "
-        f"{gaps.mean():.3f} Dice{' on average over the models' * (len(gaps) > 1)}."
+        f"Random frames against unseen groups: {', '.join(each)}. The random split changes Dice by "
+        f"{change}{' on average over the models' * (len(dice) > 1)}."
     )
 
 
 def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
-    """Read the pairs: which differ, which are equivalent, which are open."""
+    """Read the pairs: which differ, which are equivalent, which are undecided."""
     part = _deciding(differences)
     if not len(part):
-        return "One model alone: there is no difference to tell."
-    if part["groups"].iloc[0] == 1:
-        return f"Under {part['protocol'].iloc[0]} a single group gives no interval: pairs are open."
-    said = []
-    for pair in part.itertuples():
-        gap = f"{abs(pair.difference):.3f} Dice"
-        if pair.reading.endswith(" higher"):
-            upper = pair.reading.removesuffix(" higher")
-            said.append(f"{upper} lies {gap} above {pair.b if upper == pair.a else pair.a}")
-        elif pair.reading == "equivalent":
-            said.append(f"{pair.a} and {pair.b} are equivalent (within ±{delta})")
-        else:
-            said.append(f"{pair.a} and {pair.b} are undecided")
-    groups = part["groups"].iloc[0]
-    limit = f", as far as {count_of(groups, 'group')} can tell" * bool(groups < FEW_GROUPS)
-    runs = ", in the trained runs," if part["conditional"].any() else ","
-    return f"Under {part['protocol'].iloc[0]}{limit}{runs} {_join(said)}."
+        return "One model alone: there is no difference to read."
+    protocol, groups = part.iloc[0][["protocol", "groups"]]
+    if groups == 1:
+        return f"Under {protocol} a single group gives no interval: all pairs are undecided."
+    each = [
+        f"{pair.a} − {pair.b} {pair.difference:+z.3f} ({pair.reading}"
+        f"{f', within ±{delta}' * (pair.reading == 'equivalent')})"
+        for pair in part.itertuples()
+    ]
+    limit = f", as far as {groups} groups can tell" * bool(groups < bootstrap.FEW_GROUPS)
+    runs = ", in the trained runs" * bool(part["conditional"].any())
+    text = f"Differences of Dice under {protocol}{limit}{runs}: {_join(each)}."
+    return text.replace(" -", " −")
 
 
 def power_sentence(differences: pd.DataFrame) -> str:
@@ -115,51 +131,47 @@ def power_sentence(differences: pd.DataFrame) -> str:
     part = _deciding(differences)
     if not len(part) or part["groups"].iloc[0] < 2:
         return "With a single group or model no gap can be told from chance."
-    size = part.iloc[0]
-    least, most = f"{part['smallest_gap'].min():.3f}", f"{part['smallest_gap'].max():.3f}"
-    span = least if least == most else f"{least} to {most}"
-    larger = size["conditional"] or size["groups"] < FEW_GROUPS
-    return (
-        f"With {count_of(size['groups'], 'group')}, {count_of(size['folds'], 'fold')} and "
-        f"{count_of(size['seeds'], 'seed')} a gap of {span} Dice (by pair) could be seen in 80 % "
-        "of such studies; smaller ones would mostly be missed."
-        + " In truth it takes more, as these intervals are too narrow."
-        * bool(larger)
+    size, gaps = part.iloc[0], part["smallest_gap"]
+    if gaps.max() < SHOWN:
+        return "The resamples do not differ: they do not say which gap could be seen."
+    counts = [count_of(size[f"{name}s"], name) for name in ("group", "fold", "seed")]
+    narrow = size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS
+    text = (
+        f"With {_join(counts)} a gap of {span(max(gaps.min(), 0.001), gaps.max())} Dice (by pair) "
+        "could be seen in 80 % of such studies; smaller ones would mostly be missed."
     )
+    larger = "The true figure is larger, as these intervals are too narrow."
+    return f"{text} {larger}" if narrow else text
 
 
 def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     """Say whether the mixed model calls the same pairs different."""
     both = _deciding(differences).merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
     fitted = both.dropna(subset=["low_mixed", "low"])
-    apart = (fitted["low"] > 0) | (fitted["high"] < 0)
-    apart_mixed = (fitted["low_mixed"] > 0) | (fitted["high_mixed"] < 0)
-    notes = sorted({note for note in both["note"] if note})
+    side, side_mixed = (  # of zero on which the interval lies: −1, 1, or 0 where it holds zero
+        (fitted[f"low{end}"] > 0).astype(int) - (fitted[f"high{end}"] < 0) for end in ("", "_mixed")
+    )
     if not len(both):
         return ""
-    alike = (apart == apart_mixed) & (np.sign(fitted["low"]) == np.sign(fitted["low_mixed"]))
-    alike |= ~apart & ~apart_mixed
-    said = f"The mixed model agrees on {alike.sum()} of {len(fitted)} pairs"
-    if not len(fitted):
-        said = "No pair has an interval by both the bootstrap and the mixed model"
-    return said + (f" (note: {'; '.join(notes)})." if notes else ".")
+    text = "No pair has an interval by both the bootstrap and the mixed model"
+    if len(fitted):
+        pairs = count_of(len(fitted), "pair")
+        text = f"The mixed model agrees on {(side == side_mixed).sum()} of {pairs}"
+    notes = sorted(set(both["note"]) - {""})
+    return text + (f" (note: {'; '.join(notes)})." if notes else ".")
 
 
 def groups_sentence(scores: pd.DataFrame) -> str:
-    """Read the groups: who leads in how many, and which is hardest."""
+    """Read the groups: which model leads in how many, and which group has the lowest Dice."""
     means = _deciding(group_means(scores)).pivot(index="group", columns="model", values="dice")
-    top = means.eq(means.max(axis=1), axis=0)
-    alone = top[top.sum(axis=1) == 1].sum()
-    leads = [f"{model} leads in {count}" for model, count in alone.items() if count]
-    tied = len(means) - alone.sum()
-    leads += [f"models tie in {tied}"] * bool(tied)
-    hardest = means.mean(axis=1).idxmin()
-    low, high = means.loc[hardest].min(), means.loc[hardest].max()
-    span = f"{low:.3f}" + f" to {high:.3f}" * (means.shape[1] > 1)
+    hardest = _leaders(-means.mean(axis=1))
+    dice = span(means.loc[hardest].min(axis=None), means.loc[hardest].max(axis=None))
     if len(means) == 1:
-        return f"There is one group, {hardest}, at {span} Dice."
-    who = f"{_join(leads)}; " if means.shape[1] > 1 else ""
-    return f"Of {count_of(len(means), 'group')}, {who}the hardest is {hardest}, at {span} Dice."
+        return f"There is one group, {hardest[0]}, at {dice} Dice."
+    best = Counter(" = ".join(_leaders(row)) for _, row in means.iterrows())
+    leads = _join(f"{models} in {count}" for models, count in sorted(best.items()))
+    who = f"Highest Dice: {leads} of {len(means)} groups. " * (means.shape[1] > 1)
+    return f"{who}Lowest Dice: {_join(hardest)}, at {dice}."
 
 
 def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
@@ -168,98 +180,114 @@ def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
         f"{count_of(len(index), 'frame')} of {count_of(index['group'].nunique(), 'sweep')}"
         for index in (known, unseen)
     ]
-    share = 100 * known["foreground"].mean()
     return (
         f"To learn from: {each[0]}; put aside: {each[1]}. On average the thyroid covers "
-        f"{share:.0f} % of a frame."
+        f"{_percent(known['foreground'].mean())} of a frame."
     )
 
 
 def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: float) -> str:
     """Read how alike frames are, within a group and between groups; `audit.alikeness`."""
     pairs = np.triu_indices(len(alike), 1)
-    same = (groups[:, None] == groups)[pairs]
-    within, between = alike[pairs][same], alike[pairs][~same]
-    copies = [f"{100 * (part >= threshold).mean():.0f} %" for part in (within, between)]
-    return (
-        f"Of {count_of(len(within), 'pair')} of frames within a sweep, {copies[0]} are near-copies "
-        f"(median correlation {np.median(within):.2f}); of {count_of(len(between), 'pair')} "
-        f"between sweeps, {copies[1]} (median {np.median(between):.2f})."
-    )
+    same, each = (groups[:, None] == groups)[pairs], []
+    for where, kind in (("within a sweep", same), ("between sweeps", ~same)):
+        if len(part := alike[pairs][kind]):
+            copies = f"{_percent((part >= threshold).mean())} are near-copies"
+            middle = f"median correlation {np.median(part):.2f}"
+            each.append(f"Of {count_of(len(part), 'pair')} of frames {where}, {copies} ({middle}).")
+    return " ".join(each) or "One frame alone: there is no pair to compare."
 
 
 def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     """Read the best, the median and the worst of the cases that were scored."""
-    each = [f"{row.rank} {row.dice:.3f}" for row in picked.itertuples()]
+    each = _join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
     groups = count_of(scores["group"].nunique(), "sweep")
-    return f"Dice of {count_of(scores['case_id'].nunique(), 'frame')} of {groups}: {_join(each)}."
+    return f"Dice of {count_of(scores['case_id'].nunique(), 'frame')} of {groups}: {each}."
 
 
 def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
     (first, second), gaps = table.columns, table.iloc[:, 0] - table.iloc[:, 1]
-    said = [
-        f"{model} has {row[first]:.3f} on {first} and {row[second]:.3f} on {second}"
-        for model, row in table.iterrows()
+    each = [
+        f"{name} has {a:.3f} on {first} and {b:.3f} on {second}"
+        for name, a, b in table.itertuples()
     ]
+    verdict = "The exam does not move all models the same way"
+    if gaps.abs().max() < SHOWN:
+        verdict = "The exam moves no model's Dice"
+    elif len(set(np.sign(gaps))) == 1:
+        verdict = f"The exam moves Dice by {gaps.abs().mean():.3f}"
+        verdict += " on average over the models" * (len(table) > 1)
     apart = float((table.max() - table.min()).mean())
-    verdict = (
-        f"The exam moves Dice by {gaps.abs().mean():.3f} on average over the models"
-        if len(set(np.sign(gaps))) == 1
-        else "The exam does not move all models the same way"
-    )
     beside = f", the choice of the model by {apart:.3f} on average over the exams"
-    return f"{'; '.join(said)}. {verdict}{beside * (len(table) > 1)}."
+    return f"{'; '.join(each)}. {verdict}{beside * (len(table) > 1)}."
 
 
 def curves_sentence(histories: pd.DataFrame) -> str:
-    """Read the curves: how far validation loss lies above its lowest when training ends."""
-    part = _deciding(histories)
-    if "val_loss" not in part or part["val_loss"].isna().all():
+    """Read the curves: deep falls of validation Dice, and how far validation loss rose again."""
+    part = _deciding(histories).sort_values(["model", "run_id", "epoch"])
+    part, text = part.reindex(columns=[*part, *({"val_loss", "val_dice"} - set(part))]), ""
+    dice, loss = part.dropna(subset="val_dice"), part.dropna(subset="val_loss")
+    if dice.empty and loss.empty:
         return "Nothing was held back to watch: only training loss is known."
-    ordered = part.sort_values(["model", "run_id", "epoch"])
-    by_run = ordered.groupby(["model", "run_id"])["val_loss"]
-    rise = (by_run.last() / by_run.min() - 1).groupby("model").mean()
-    each = [f"{model} {100 * value:.0f} %" for model, value in rise.items()]
-    return f"At the last epoch validation loss lies above its lowest by {_join(each)}."
+    falls = []
+    for model, runs in dice.groupby("model"):
+        size, what = max(_deepest_fall(run) for _, run in runs.groupby("run_id"))
+        if size >= DEEP_FALL:
+            falls.append(f"{model} {what}")
+    if falls:
+        text = f"Validation Dice falls: {_join(falls)}. "
+    elif len(dice):
+        text = f"No curve of validation Dice falls by {DEEP_FALL} or more. "
+    if loss.empty:
+        return text.strip()
+    runs = loss.groupby(["model", "run_id"])["val_loss"].agg(["min", "last"])
+    means = runs.groupby("model").mean()
+    risen = means[means["last"] - means["min"] >= 0.005]
+    each = [f"{model} {low:.2f} to {last:.2f}" for model, low, last in risen.itertuples()]
+    if each:
+        return f"{text}Validation loss rises from its lowest to the last epoch: {_join(each)}."
+    return f"{text}At the last epoch validation loss is at its lowest."
+
+
+def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
+    """Find the largest fall below the best so far in one run's validation Dice, and describe it."""
+    dice, epochs = run["val_dice"].to_numpy(), run["epoch"].to_numpy()
+    falls = np.maximum.accumulate(dice) - dice
+    low = falls.argmax()
+    high = dice[: low + 1].argmax()
+    when = f"epochs {epochs[high]} to {epochs[low]} of {run['run_id'].iloc[0]}"
+    return falls[low], f"from {dice[high]:.2f} to {dice[low]:.2f} ({when})"
 
 
 def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
     """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so."""
-    part = _deciding(stability).dropna(subset="value")
-    said = []
-    for measure, rows in part.groupby("measure", sort=True):
-        rows = rows.sort_values(["value", "model"], ascending=[measure != "S3", True])
-        first = rows.iloc[0]
-        said.append(f"{first['model']} by {measure} ({first['value']:.3f})")
-    few = (
-        f" Seeds: {seeds}; below {SEEDS_FOR_STABILITY} no stability between seeds is claimed."
-        if seeds < SEEDS_FOR_STABILITY
-        else ""
-    )
-    first = "Steadiest" if seeds >= SEEDS_FOR_STABILITY else "Steadiest in the trained runs"
-    if part["model"].nunique() == 1:
-        first, said = "Of the only model", [each.partition(" by ")[2] for each in said]
-    return f"{first}: {_join(said)}.{few}"
+    wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
+    steadiest, few = {}, seeds < bootstrap.SEEDS_FOR_STABILITY
+    for name in MEASURES:
+        values = wide[name].dropna() if name in MORE_IS_BETTER else -wide[name].dropna()
+        if len(values):
+            measures = steadiest.setdefault(_join(_leaders(values)), [])
+            measures.append(f"{name} ({abs(values.max()):.3f})")
+    text = f"Steadiest{' in the trained runs' * few}: "
+    text += "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
+    if len(wide) == 1:
+        text = f"Of {wide.index[0]}, the only model: {_join(steadiest[wide.index[0]])}"
+    least = bootstrap.SEEDS_FOR_STABILITY
+    claim = f" Seeds: {seeds}; below {least} no stability between seeds is claimed." * few
+    return f"{text}.{claim}"
 
 
 def threshold_sentence(thresholds: pd.DataFrame) -> str:
     """Read the sweep: each model's best threshold and what it would win over one half."""
-    part, columns = _deciding(thresholds), threshold_columns(thresholds)
-    cubes = [cube(part, part["protocol"].iloc[0], name) for name in columns]
-    curves = np.array([macro_estimate(of.values) for of in cubes])  # (T,M)
-    half = curves[columns.index("0.50")]
-    gains = curves.max(axis=0) - half
-    each = [
-        f"{model} {gain:.3f} Dice at {columns[place]}"
-        for model, gain, place in zip(cubes[0].models, gains, curves.argmax(axis=0), strict=True)
-        if gain >= NOTICED
-    ]
-    rest = [model for model, gain in zip(cubes[0].models, gains, strict=True) if gain < NOTICED]
-    said = [f"another threshold than 0.50 would at best win {_join(each)}"] * bool(each)
-    said += [f"no other threshold than 0.50 wins 0.001 Dice for {_join(rest)}"] * bool(rest)
-    said = "; ".join([*said, "none was picked on test."])
-    return said[0].upper() + said[1:]
+    curves = threshold_curves(thresholds, order_protocols(thresholds["protocol"])[0])
+    gains, best = curves.max() - curves.loc[0.5], curves.idxmax()
+    more, rest = gains[gains >= SHOWN], gains.index[gains < SHOWN]
+    each = [f"{model} {gain:.3f} Dice at {best[model]:.2f}" for model, gain in more.items()]
+    text = f"Another threshold than 0.50 would at best win {_join(each)}. " if each else ""
+    if len(rest):
+        text += f"No other threshold than 0.50 wins 0.001 Dice for {_join(rest)}. "
+    return f"{text}None was picked on test."
 
 
 def calibration_sentence(table: pd.DataFrame) -> str:
@@ -271,53 +299,54 @@ def calibration_sentence(table: pd.DataFrame) -> str:
 
 
 def failures_sentence(scores: pd.DataFrame) -> str:
-    """Read the failures: who misses and who invents most, and in which group."""
-    said = []
-    for column, verb in (("missed_parts", "misses"), ("false_parts", "invents")):
+    """Read the failures: which model misses and which invents most, and in which group."""
+    parts = []
+    for column, verb in (("missed_parts", "missed"), ("false_parts", "invented")):
         means = _deciding(group_means(scores, column))
-        each = means.groupby("model")[column].mean()
-        if each.max() == 0:
-            said.append(f"no model {verb} a part")
+        wide = means.pivot(index="group", columns="model", values=column)
+        rate, most = wide.mean(), _leaders(wide.mean(), 2)
+        if rate.max() < 0.005:
+            kind = "No part" if rate.max() == 0 else "Hardly a part (less than 0.01 per frame)"
+            parts.append(f"{kind} is {verb} by any model.")
             continue
-        mine = means[means["model"] == each.idxmax()].set_index("group")[column]
-        where = f"; in group {mine.idxmax()} {mine.max():.2f}" * (len(mine) > 1)
-        most = " most" * (len(each) > 1)
-        said.append(f"{each.idxmax()} {verb}{most} parts ({each.max():.2f} per frame{where})")
-    return f"{_join(said).replace('no model', 'No model', said[0].startswith('no '))}."
+        worst = _leaders(wide[most[0]], 2)
+        where = f", in group {worst[0]} {wide.loc[worst[0], most[0]]:.2f}"
+        where *= len(most) == len(worst) == 1 < len(wide)
+        kind = "Most parts" if len(most) < wide.shape[1] else "Parts"
+        parts.append(f"{kind} are {verb} by {_join(most)}: {rate.max():.2f} per frame{where}.")
+    return " ".join(parts)
 
 
 def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
     """Read the frames shown: how far the models lie apart on each; `part` has dice by case."""
     spread = part.groupby("case_id")["dice"].agg(["min", "max"])
     each = [
-        f"{row.rank} {row.case_id}: {spread.loc[row.case_id, 'min']:.2f} to "
-        f"{spread.loc[row.case_id, 'max']:.2f}"
+        f"{row.rank} {row.case_id}: {span(*spread.loc[row.case_id], '{:.2f}')}"
         for row in picked.itertuples()
     ]
-    if part["model"].nunique() == 1:
-        each = [f"{row.rank} {row.case_id}: {row.dice:.2f}" for row in picked.itertuples()]
-        return f"Dice of the only model, {_join(each)}."
-    return f"Dice from the weakest to the strongest model, {_join(each)}."
+    one = part["model"].nunique() == 1
+    which = "of the only model" if one else "from the weakest to the strongest model"
+    return f"Dice {which}, {_join(each)}."
 
 
 def cost_sentence(table: pd.DataFrame) -> str:
     """Read cost against Dice: the cheapest model and what the best one asks for."""
     part = _deciding(table)
-    best = part.iloc[0]
+    best, leaders = part.iloc[0], _leaders(part.set_index("model")["dice"])
     cheap = part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
     if len(part) == 1:
         return f"{best['model']} is the only model: there is no cost to compare."
-    if best["model"] == cheap["model"]:
-        return f"{best['model']} has the highest Dice and the fewest multiply-adds."
+    if cheap["model"] in leaders:
+        return f"{cheap['model']} is the cheapest, and no model has a higher Dice."
+    ratio = best["multiply_adds"] / max(1, cheap["multiply_adds"])
     return (
-        f"{best['model']} asks for {best['multiply_adds'] / cheap['multiply_adds']:.2f} times the "
-        f"multiply-adds of {cheap['model']}, the cheapest, and its Dice is "
-        f"{best['dice'] - cheap['dice']:.3f} higher."
+        f"{best['model']} asks for {ratio:.2f} times the multiply-adds of {cheap['model']}, the "
+        f"cheapest, and its Dice is {best['dice'] - cheap['dice']:.3f} higher."
     )
 
 
 def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
-    """Say in words what `select` did, how often it would do so, and whether it is provisional."""
+    """Say what `select` did, how often it would do so, and whether it is provisional."""
     name, protocol, delta = selected["model"], selected["protocol"], selected["delta"]
     part = ranks[ranks["protocol"] == protocol].set_index("model")
     chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
@@ -325,21 +354,22 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     if len(part) == 1:
         return f"Selected: {name}, the only model ({size})."
     if selected["provisional"]:
-        said = f"Selected, provisional: {name}, which has the highest mean Dice under {protocol}. "
-        said += f"Selecting by stability needs {GROUPS_FOR_SELECTION} groups and "
-        said += f"{SEEDS_FOR_STABILITY} seeds; this study has {size}."
-    elif len(candidates) == 1:
-        said = f"Selected: {name}, the only model within {delta} Dice of the best mean."
+        text = (
+            f"Selected, provisional: {name}; no model has a higher mean Dice under {protocol}. "
+            f"Selecting by stability needs {bootstrap.GROUPS_FOR_SELECTION} groups and "
+            f"{bootstrap.SEEDS_FOR_STABILITY} seeds; this study has {size}."
+        )
     else:
-        said = f"Selected: {name}, the first by the rule of the candidates."
+        only = f"the only model within {delta} Dice of the best mean"
+        first = only if len(candidates) == 1 else "the first of the candidates by the rule"
+        text = f"Selected: {name}, {first}."
     for title, models in (
-        (f"Within {delta} Dice of the best mean", candidates if len(candidates) > 1 else []),
+        (f"Within {delta} Dice of the best mean", candidates * (len(candidates) > 1)),
         (f"Not separated from {selected['best']}", selected["not_separated"]),
         ("Dropped", selected["dropped"]),
     ):
-        said += f" {title}: {', '.join(models)}." * bool(models)
+        text += f" {title}: {', '.join(models)}." * bool(models)
+    often = " A single group cannot be resampled: P(selected) is not known."
     if np.isfinite(chance):
-        said += f" The rule selects {name} in {100 * chance:.0f} % of the resamples."
-    else:
-        said += " A single group cannot be resampled: P(selected) is not known."
-    return f"{said} Rule: {selected['rule']}."
+        often = f" The rule selects {name} in {_percent(chance)} of the resamples."
+    return f"{text}{often} Rule: {selected['rule']}."

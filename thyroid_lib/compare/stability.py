@@ -1,8 +1,8 @@
-"""Is it stable? Five measures, S1 to S5, each with its interval.
+"""Six measures of stability, each with its interval: between seeds, epochs, cases and thresholds.
 
-Stability is measured on runs that share schedule and epochs; the schedule alone moves S2 threefold.
-Changes from epoch to epoch and falls below the best so far (drawdown) follow Chan et al. 2020,
-arXiv 1912.05663.
+Stability is measured on runs that share schedule and epochs; the schedule alone moves the measures
+of the curve threefold. Changes from epoch to epoch and falls below the best so far (drawdown)
+follow Chan et al. 2020, arXiv 1912.05663.
 """
 
 import re
@@ -17,39 +17,36 @@ from thyroid_lib.compare.bootstrap import (
     Draws,
     bounds,
     cube,
+    cubes,
     draw,
     macro_estimate,
     macro_means,
-    order_protocols,
     sort_rows,
 )
 
 MEASURES = {
-    "S1": "SD of test Dice between seeds",
-    "S2 change": "SD of the change of validation Dice from epoch to epoch, last ten epochs",
-    "S2 fall": "largest fall of validation Dice below its best so far, after warm-up",
-    "S3": "mean Dice of the worst tenth of the test cases",
-    "S4": "range of test Dice over thresholds from 0.3 to 0.7",
-    "S5": "best minus last validation Dice",
+    "seed_sd": "SD of test Dice between seeds",
+    "epoch_change": "SD of the change of validation Dice from epoch to epoch, last ten epochs",
+    "largest_fall": "largest fall of validation Dice below its best so far, after warm-up",
+    "worst_decile": "mean Dice of the worst tenth of the test cases",
+    "threshold_range": "range of test Dice over thresholds from 0.3 to 0.7",
+    "best_minus_last": "best minus last validation Dice",
 }
+OF_CURVES = ("epoch_change", "largest_fall", "best_minus_last")
+MORE_IS_BETTER = ("worst_decile",)  # of the others less is better
 LAST_EPOCHS = 10
 WARM_UP = 0.2  # share of the epochs that no fall is counted in
 
 
-def stability(
-    scores: pd.DataFrame,
-    histories: pd.DataFrame,
-    thresholds: pd.DataFrame,
-    *,
-    resamples: int = 10_000,
-) -> pd.DataFrame:
-    """Measure S1 to S5, each with its 95 % interval.
+def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.DataFrame:
+    """Measure the stability of every model, with 95 % intervals.
 
-    S1 takes its interval from chi-square (resampling five seeds would cover far too rarely), S2 and
-    S5 from Student's t over the runs, S3 and S4 from the crossed bootstrap of groups and seeds.
+    `seed_sd` takes its interval from chi-square (resampling five seeds would cover far too rarely),
+    the measures of curves from Student's t over the runs, `worst_decile` and `threshold_range` from
+    the crossed bootstrap of groups and seeds.
 
     Args:
-        scores: one row per run and test case, see `statistics.cube`.
+        scores: one row per run and test case, see `bootstrap.cube`.
         histories: one row per run and epoch: val_dice, absent or NaN where nothing was held back.
         thresholds: one row per run and test case, Dice in columns named "0.30" … "0.70".
 
@@ -58,56 +55,53 @@ def stability(
         there is nothing to measure (one seed, no validation); conditional (see `Cube`).
     """
     rows = []
-    for protocol in order_protocols(scores["protocol"]):
-        of = cube(scores, protocol)
+    for of in cubes(scores):
         draws = draw(of, resamples=resamples)
-        steep = threshold_range(thresholds, protocol, draws)
+        ranges = np.transpose(threshold_range(thresholds, of.protocol, draws))  # (M,3)
         for i, model in enumerate(of.models):
-            mine = (scores["protocol"] == protocol) & (scores["model"] == model)
-            ran = (histories["protocol"] == protocol) & (histories["model"] == model)
+            cases, epochs = (
+                table[(table["protocol"] == of.protocol) & (table["model"] == model)]
+                for table in (scores, histories)
+            )
             measured = {
-                "S1": seed_deviation(of.values[i]),
-                **_of_histories(histories[ran]),
-                "S3": worst_decile_interval(scores[mine], of, draws),
-                "S4": tuple(column[i] for column in steep),
+                "seed_sd": seed_deviation(of.values[i]),
+                **measure_curves(epochs),
+                "worst_decile": worst_decile_interval(cases, of, draws),
+                "threshold_range": ranges[i],
             }
             rows += [
-                {"protocol": protocol, "model": model, "measure": name,
-                 "value": measured[name][0], "low": measured[name][1], "high": measured[name][2],
-                 "conditional": of.conditional}
-                for name in MEASURES
-            ]  # fmt: skip
-    return pd.DataFrame(rows)
+                (of.protocol, model, name, *measured[name], of.conditional) for name in MEASURES
+            ]
+    columns = ["protocol", "model", "measure", "value", "low", "high", "conditional"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def seed_deviation(values: np.ndarray) -> tuple[float, float, float]:
-    """S1 of one model's (F,S,G) with its chi-square interval: value, low, high."""
+    """`seed_sd` of one model's (F,S,G) with its chi-square interval: value, low, high."""
     seeds = values.shape[1]
     if seeds == 1:
         return np.nan, np.nan, np.nan
-    each = np.nanmean(values, axis=0).mean(axis=1)  # (S,)
-    low, high = np.minimum(1, each.std(ddof=1) * chi_factors(seeds))  # Dice reaches no further
-    return each.std(ddof=1), low, high
+    deviation = np.nanmean(values, axis=0).mean(axis=1).std(ddof=1)  # of (S,)
+    low, high = np.minimum(1, deviation * chi_factors(seeds))  # Dice reaches no further
+    return deviation, low, high
 
 
 def chi_factors(seeds: int) -> np.ndarray:
     """Return what a standard deviation of so many normal values is multiplied by: low, high."""
-    if seeds == 1:
-        return np.array([np.nan, np.nan])
     return np.sqrt((seeds - 1) / stats.chi2.ppf(TAILS[::-1], seeds - 1))
 
 
-def _of_histories(histories: pd.DataFrame) -> dict:
-    names = ("S2 change", "S2 fall", "S5")
+def measure_curves(histories: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Average the measures of `OF_CURVES` over one model's runs: value, low, high of each."""
     if "val_dice" not in histories or histories["val_dice"].isna().all():
-        return dict.fromkeys(names, (np.nan,) * 3)
-    ordered = histories.sort_values(["fold", "seed", "epoch"])
-    each = [of_curve(run["val_dice"].to_numpy()) for _, run in ordered.groupby(["fold", "seed"])]
-    return dict(zip(names, map(_t_interval, np.array(each).T), strict=True))
+        return dict.fromkeys(OF_CURVES, (np.nan,) * 3)
+    runs = histories.sort_values(["fold", "seed", "epoch"]).groupby(["fold", "seed"])["val_dice"]
+    each = np.array([measure_curve(curve.to_numpy()) for _, curve in runs])  # (runs,3)
+    return dict(zip(OF_CURVES, map(_t_interval, each.T), strict=True))
 
 
-def of_curve(val_dice: np.ndarray) -> tuple[float, float, float]:
-    """S2 change, S2 fall and S5 of one run's validation Dice, (epochs,) in order."""
+def measure_curve(val_dice: np.ndarray) -> tuple[float, float, float]:
+    """Return the measures of `OF_CURVES` of one run's validation Dice, (epochs,) in order."""
     changes = np.diff(val_dice[-LAST_EPOCHS - 1 :])
     after = val_dice[int(WARM_UP * len(val_dice)) :]
     fall = (np.maximum.accumulate(after) - after).max()
@@ -132,29 +126,21 @@ def worst_decile(values: np.ndarray) -> float:
 def worst_decile_interval(
     scores: pd.DataFrame, of: Cube, draws: Draws
 ) -> tuple[float, float, float]:
-    """S3 of one model's cases, each counted as often as its group and its run are drawn."""
+    """`worst_decile` of one model's cases, each counted as often as its group and run are drawn."""
     rows = sort_rows(scores).sort_values("dice", kind="stable")
-    places = [
-        np.searchsorted(axis, rows[name])
-        for name, axis in (("fold", of.folds), ("seed", of.seeds), ("group", of.groups))
-    ]
+    axes = {"fold": of.folds, "seed": of.seeds, "group": of.groups}
     shape = of.values.shape[1:]  # (F,S,G)
-    cell = np.ravel_multi_index(places, shape)  # (N,)
-    sizes = np.bincount(cell, minlength=np.prod(shape))
+    cell = np.ravel_multi_index([np.searchsorted(axes[a], rows[a]) for a in axes], shape)  # (N,)
     runs = (draws.seeds[..., None] == np.arange(len(of.seeds))).sum(axis=2)  # (B,F,S)
     dice, samples = rows["dice"].to_numpy(), []
     for start in range(0, len(runs), 250):  # all resamples of all cases would fill memory
         part = slice(start, start + 250)
         weights = runs[part][..., None] * draws.groups[part][:, None, None]
-        weights = weights.reshape(-1, np.prod(shape)).astype(np.int32)  # (b,F·S·G)
-        tenth = np.maximum(1, weights @ sizes // 10)[:, None]
-        few = 1 + len(cell) // 4  # the lowest are enough, unless a resample lacks most of them
-        counts = weights[:, cell[:few]]
-        if (counts.sum(axis=1) < tenth[:, 0]).any():
-            counts = weights[:, cell]
+        weights = weights.reshape(-1, np.prod(shape)).astype(np.int32)
+        counts = weights[:, cell]  # (b,N), the lowest Dice first
         upto = counts.cumsum(axis=1)
-        taken = np.clip(tenth - (upto - counts), 0, counts)
-        samples.append(taken @ dice[: counts.shape[1]] / tenth[:, 0])
+        tenth = np.maximum(1, upto[:, -1:] // 10)
+        samples.append(np.clip(tenth - (upto - counts), 0, counts) @ dice / tenth[:, 0])
     return worst_decile(dice), *map(float, bounds(np.concatenate(samples), of))
 
 
@@ -163,11 +149,19 @@ def threshold_columns(thresholds: pd.DataFrame) -> list[str]:
     return sorted(name for name in thresholds if re.fullmatch(r"0\.\d+", str(name)))
 
 
+def threshold_curves(thresholds: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Give group-macro Dice under a protocol: one row per threshold, one column per model."""
+    each = {name: cube(thresholds, protocol, name) for name in threshold_columns(thresholds)}
+    curves = {float(name): macro_estimate(of.values) for name, of in each.items()}
+    models = next(iter(each.values())).models
+    return pd.DataFrame.from_dict(curves, orient="index", columns=models)
+
+
 def threshold_range(
     thresholds: pd.DataFrame, protocol: str, draws: Draws
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """S4 of every model: value, low, high, (M,) each."""
-    cubes = [cube(thresholds, protocol, name) for name in threshold_columns(thresholds)]
-    estimate = np.ptp([macro_estimate(of.values) for of in cubes], axis=0)
-    samples = np.stack([macro_means(of.values, draws) for of in cubes])  # (T,B,M)
-    return estimate, *bounds(np.ptp(samples, axis=0), cubes[0])
+    """`threshold_range` of every model: value, low, high, (M,) each."""
+    each = [cube(thresholds, protocol, name) for name in threshold_columns(thresholds)]
+    samples = np.stack([macro_means(of.values, draws) for of in each])  # (T,B,M)
+    value = np.ptp(threshold_curves(thresholds, protocol).to_numpy(), axis=0)
+    return value, *bounds(np.ptp(samples, axis=0), each[0])

@@ -1,4 +1,7 @@
-"""From the runs' folders to tables: what was run, one row per model, per group, and the cost."""
+"""Tables of the comparison: runs loaded from their folders, summarised, shown and saved.
+
+Tables for people are rounded: digits beyond these differ between machines and mean nothing.
+"""
 
 import json
 from pathlib import Path
@@ -7,15 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.compare.bootstrap import (
-    cube,
-    intervals,
-    macro_estimate,
-    order_protocols,
-    sort_rows,
-)
-from thyroid_lib.compare.stability import worst_decile
+from thyroid_lib.compare.bootstrap import cube, cubes, intervals, macro_estimate, sort_rows
+from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.writing import project_path, write_file, write_table
 
 # What must agree between runs for their Dice to be comparable; the rest is what is compared.
 SHARED = (
@@ -23,8 +21,8 @@ SHARED = (
     "selection", "augment", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
     "precision", "training_version",
 )  # fmt: skip
-# What runs were that do not say it, being older than the choice.
-BEFORE = {"augment": "none", "precision": "fp32"}
+# What holds for runs whose run.json is older than these fields; 0: before versions were counted.
+BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 # The tables of a run's folder and the columns without which there is nothing to compare.
@@ -34,6 +32,7 @@ NEEDED = {
     "thresholds.csv": ("case_id", "group", "0.50"),
     "calibration.csv": ("group", "bin", "pixels", "mean_prob", "share"),
 }
+SCORE_AGAIN = "run 3-train again (it scores, and trains nothing anew)"
 
 
 class Results(NamedTuple):
@@ -46,16 +45,32 @@ class Results(NamedTuple):
     calibration: pd.DataFrame
 
 
+def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str) -> list[Path]:
+    """Return the folders of the named runs or, if none is named, of the finished ones in `below`.
+
+    Only runs of `protocols` are taken from there, if given. Where there are none, a
+    FileNotFoundError says so and what to do `first`.
+    """
+    if runs:
+        return [project_path(run) for run in runs]
+    found = sorted(path.parent for path in project_path(below).glob("*/run.json"))
+    if protocols:
+        found = [run for run in found if _read_json(run / "run.json")["protocol"] in protocols]
+    if not found:
+        kind = f" of protocol {' or '.join(protocols)}" if protocols else ""
+        raise FileNotFoundError(f"no finished run{kind} in {below}: {first}")
+    return found
+
+
 def load_runs(folders: list[Path]) -> Results:
-    """Gather finished runs, or refuse and name what is missing or does not belong.
+    """Load finished runs, or refuse and name what is missing or does not belong.
 
     Args:
         folders: one folder per run, each with `run.json` and the tables of `NEEDED`.
 
     Returns:
         runs: one row per run, the fields of `run.json`; the others: the tables of the same names
-        (histories of `history.csv`), each row with the columns of `RUN` before its own. Rows are
-        sorted: the order of the folders changes nothing.
+        (histories of `history.csv`), each row with the columns of `RUN` first. Rows are sorted.
 
     Raises:
         FileNotFoundError: runs without a result; all of them are named.
@@ -73,26 +88,12 @@ def load_runs(folders: list[Path]) -> Results:
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
     about = [BEFORE | _read_json(folder / "run.json") for folder in folders]
-    runs = pd.DataFrame(about)
-    tables = {name: [] for name in NEEDED}
-    for folder, run in zip(folders, about, strict=True):
-        digests = run.get("files", {})  # older runs wrote none down
-        run = {name: run[name] for name in RUN}
-        for name, parts in tables.items():
-            if name in digests and file_digest(folder / name) != digests[name]:
-                raise ValueError(
-                    f"{folder.name}/{name} is not the file that was written (damaged? edited?): "
-                    "run 3-train again (it scores, and trains nothing anew)"
-                )
-            table = read_table(folder / name, run)
-            if lacking := [column for column in NEEDED[name] if column not in table]:
-                raise ValueError(
-                    f"{folder.name}/{name} lacks {', '.join(lacking)}: it was made by an older "
-                    "version; run 3-train again (it scores, and trains nothing anew)"
-                )
-            parts.append(table)
-    loaded = [sort_rows(pd.concat(parts, ignore_index=True)) for parts in tables.values()]
-    results = Results(runs.sort_values(RUN[1:], ignore_index=True), *loaded)
+    parts = [
+        [_read_part(*pair, name) for pair in zip(folders, about, strict=True)] for name in NEEDED
+    ]
+    runs = pd.DataFrame(about).sort_values(RUN[1:], ignore_index=True)
+    loaded = [sort_rows(pd.concat(part, ignore_index=True)) for part in parts]
+    results = Results(runs, *loaded)
     _check_comparable(results.runs, results.scores)
     return results
 
@@ -101,10 +102,25 @@ def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
+        name = f"{path.parent.name}/{path.name}"
+        raise ValueError(f"{name} is damaged ({error}): {SCORE_AGAIN}") from error
+
+
+def _read_part(folder: Path, run: dict, name: str) -> pd.DataFrame:
+    """Read one of the `NEEDED` tables of a run and check that it is the one that was written."""
+    digests = run.get("files", {})  # older runs recorded none
+    if name in digests and file_digest(folder / name) != digests[name]:
         raise ValueError(
-            f"{path.parent.name}/{path.name} is damaged ({error}): run 3-train again (it scores, "
-            "and trains nothing anew)"
-        ) from error
+            f"{folder.name}/{name} is not the file that was written (damaged? edited?): "
+            + SCORE_AGAIN
+        )
+    table = read_table(folder / name, {column: run[column] for column in RUN})
+    if absent := [column for column in NEEDED[name] if column not in table]:
+        raise ValueError(
+            f"{folder.name}/{name} lacks {', '.join(absent)}: it was made by an older version; "
+            + SCORE_AGAIN
+        )
+    return table
 
 
 def read_table(path: Path, run: dict) -> pd.DataFrame:
@@ -114,16 +130,16 @@ def read_table(path: Path, run: dict) -> pd.DataFrame:
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
-    twice = runs.run_id[runs.duplicated(RUN[1:])]
-    if len(twice):
-        raise ValueError(f"runs given twice: {', '.join(twice)}")
+    doubled = runs.run_id[runs.duplicated(RUN[1:])]
+    if len(doubled):
+        raise ValueError(f"runs given twice: {', '.join(doubled)}")
     for field in SHARED:
         usual = runs[field].mode()[0]
-        odd = runs[runs[field] != usual]
-        if len(odd):
+        other = runs[runs[field] != usual]
+        if len(other):
             raise ValueError(
                 f"{field} differs between runs: most have {usual}, but "
-                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in odd.itertuples())
+                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in other.itertuples())
                 + "; train them again with equal settings (`auto` is not the same on all machines)"
             )
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
@@ -136,18 +152,11 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
 
 
 def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Average frames within groups, then over seeds and folds.
-
-    Returns:
-        One row per protocol, model and group; columns `metric` and `frames`.
-    """
+    """Average frames within groups, then over seeds and folds: columns `metric` and `frames`."""
     keys = ["protocol", "model", "group"]
     each = sort_rows(scores).groupby([*keys, "fold", "seed"])[metric].agg(["mean", "size"])
-    return (
-        each.groupby(keys)
-        .agg(**{metric: ("mean", "mean"), "frames": ("size", "first")})
-        .reset_index()
-    )
+    means = each.groupby(keys).agg(**{metric: ("mean", "mean"), "frames": ("size", "first")})
+    return means.reset_index()
 
 
 def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
@@ -159,73 +168,148 @@ def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
     return (sums["gap"] / sums["pixels"]).rename("ece").reset_index()
 
 
-def summary(
-    scores: pd.DataFrame,
-    runs: pd.DataFrame,
-    calibration: pd.DataFrame,
-    *,
-    resamples: int = 10_000,
-) -> pd.DataFrame:
+def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFrame:
     """Give one row per protocol and model, best Dice first within a protocol.
 
     Returns:
         protocol, model; selection: which epoch's weights were kept; dice, its 95 % interval
-        dice_low and dice_high (see `statistics.intervals`) and whether it is conditional;
+        dice_low and dice_high (NaN for a single group) and whether it is conditional;
         dice_sd_groups, dice_sd_seeds: standard deviations between group means and between seeds
         (NaN for one); dice_worst_decile; nsd, iou, hd95_px, assd_px, brier, missed_parts,
         false_parts, ece: group-macro means, missed frames at the image's diagonal; missed: test
         frames with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
-    known = intervals(scores, resamples=resamples)
-    errors = calibration_errors(calibration)
-    rows = []
-    for row in known.to_dict("records"):
-        protocol, model = row["protocol"], row["model"]
-        part = scores[(scores["protocol"] == protocol) & (scores["model"] == model)]
-        of_model = runs[(runs["model"] == model) & (runs["protocol"] == protocol)].iloc[0]
-        values = cube(part, protocol).values  # (1,F,S,G)
-        per_seed = np.nanmean(values, axis=1).mean(axis=2)[0]  # (S,)
-        rows.append(
-            {"protocol": protocol, "model": model, "selection": of_model["selection"],
-             "dice": row["estimate"], "dice_low": row["low"], "dice_high": row["high"],
-             "conditional": row["conditional"],
-             "dice_sd_groups": pd.Series(np.nanmean(values, axis=(1, 2))[0]).std(),
-             "dice_sd_seeds": pd.Series(per_seed).std(),
-             "dice_worst_decile": worst_decile(part["dice"])}
-            | {name: macro_estimate(cube(part, protocol, name).values)[0] for name in METRICS}
-            | {"ece": macro_estimate(cube(_of(errors, protocol, model), protocol, "ece").values)[0],
-               "missed": int((part["dice"] == 0).sum())}
-            | {name: row[name] for name in ("groups", "folds", "seeds")}
-            | {name: of_model[name] for name in ("parameters", "multiply_adds")}
-        )  # fmt: skip
-    table = pd.DataFrame(rows)
-    place = table["protocol"].map({p: i for i, p in enumerate(order_protocols(table["protocol"]))})
-    return (
-        table.assign(place=place)
-        .sort_values(["place", "dice", "model"], ascending=[True, False, True], ignore_index=True)
-        .drop(columns="place")
-    )
-
-
-def _of(table: pd.DataFrame, protocol: str, model: str) -> pd.DataFrame:
-    return table[(table["protocol"] == protocol) & (table["model"] == model)]
+    errors, parts = calibration_errors(calibration), []
+    for of in cubes(scores):
+        known, models = intervals(of, resamples=resamples), list(of.models)
+        cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
+        first = runs[runs["protocol"] == of.protocol].drop_duplicates("model").set_index("model")
+        means = {name: (scores, name) for name in METRICS} | {"ece": (errors, "ece")}
+        columns = {
+            "protocol": of.protocol, "model": models, "selection": first["selection"][models],
+            "dice": known["estimate"], "dice_low": known["low"], "dice_high": known["high"],
+            "conditional": of.conditional,
+            "dice_sd_groups": pd.DataFrame(np.nanmean(of.values, axis=(1, 2))).std(axis=1),
+            "dice_sd_seeds": pd.DataFrame(np.nanmean(of.values, axis=1).mean(axis=2)).std(axis=1),
+            "dice_worst_decile": cases.agg(worst_decile)[models],
+            **{
+                name: macro_estimate(cube(table, of.protocol, metric).values)
+                for name, (table, metric) in means.items()
+            },
+            "missed": cases.agg(lambda dice: int((dice == 0).sum()))[models],
+            **{name: of.size[name] for name in ("groups", "folds", "seeds")},
+            "parameters": first["parameters"][models],
+            "multiply_adds": first["multiply_adds"][models],
+        }  # fmt: skip
+        plain = {name: np.asarray(value) for name, value in columns.items()}
+        part = pd.DataFrame(plain, index=range(len(models)))
+        parts.append(part.sort_values(["dice", "model"], ascending=[False, True]))
+    return pd.concat(parts, ignore_index=True)
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Give one row per model: training time and memory of its runs (medians), and its size."""
-    table = runs.groupby("model").agg(
-        runs=("run_id", "size"),
-        precision=("precision", "first"),
-        train_seconds=("train_seconds", "median"),
-        images_per_second=("images_per_second", "median"),
-        peak_memory_mib=("peak_memory_mib", "median"),
-        parameters=("parameters", "first"),
-        multiply_adds=("multiply_adds", "first"),
-    )
-    return table.reset_index()
+    medians = ("train_seconds", "images_per_second", "peak_memory_mib")
+    how = {"run_id": "size", "precision": "first", **dict.fromkeys(medians, "median")}
+    table = runs.groupby("model").agg(how | {"parameters": "first", "multiply_adds": "first"})
+    return table.reset_index().rename(columns={"run_id": "runs"})
 
 
 def first_seed(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Keep one protocol's scores of the smallest seed: each case once per model."""
     part = scores[scores["protocol"] == protocol]
     return part[part["seed"] == part["seed"].min()]
+
+
+def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:
+    """Write `estimate [low, high]` from three columns; only the estimate where they are NaN.
+
+    A † follows where the table has a column `conditional` that says so, see `Cube.conditional`.
+    """
+    marks = table["conditional"] if "conditional" in table else [False] * len(table)
+    rows = table[list(names)].itertuples(index=False)
+    return [
+        _number(value, digits)
+        + (f" [{low:z.{digits}f}, {high:z.{digits}f}]{' †' * bool(mark)}" if low == low else "")
+        for (value, low, high), mark in zip(rows, marks, strict=True)
+    ]
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:z.{digits}f}" if np.isfinite(value) else "–"
+
+
+def _with_numbers(shown: pd.DataFrame, table: pd.DataFrame, *columns) -> pd.DataFrame:
+    """Add columns of a table as text; of each its heading, name and digits."""
+    text = {head: [_number(x, digits) for x in table[name]] for head, name, digits in columns}
+    return shown.assign(**text)
+
+
+def show_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn `summary` into the table for people; † marks intervals for the trained runs alone."""
+    # Only the replication picks epochs on the test set, and no table of it goes without a mark.
+    mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
+    dice = with_interval(table, ("dice", "dice_low", "dice_high"))
+    shown = table[["model"]].assign(**{"Dice [95 % interval]": dice})
+    shown.insert(0, "protocol", table["protocol"] + mark)
+    return _with_numbers(
+        shown, table,
+        ("SD groups", "dice_sd_groups", 3), ("SD seeds", "dice_sd_seeds", 3),
+        ("worst decile", "dice_worst_decile", 3), ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1),
+        ("missed", "missed", 0), ("ECE", "ece", 3), ("Brier", "brier", 3),
+    )  # fmt: skip
+
+
+def show_details(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn the rest of `summary` into a table for people: size of the study, parts, cost."""
+    sizes = table[["groups", "folds", "seeds"]].astype(str).agg(" × ".join, axis=1)
+    units = table.assign(m=table["parameters"] / 1e6, g=table["multiply_adds"] / 1e9)
+    return _with_numbers(
+        table[["protocol", "model"]].assign(**{"groups × folds × seeds": sizes}), units,
+        ("IoU", "iou", 3), ("ASSD (px)", "assd_px", 1), ("missed parts", "missed_parts", 2),
+        ("false parts", "false_parts", 2), ("parameters (M)", "m", 2),
+        ("multiply-adds (G)", "g", 2),
+    )  # fmt: skip
+
+
+def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
+    """Put the bootstrap's differences and the mixed model's side by side, for people."""
+    both = differences.merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
+    return pd.DataFrame(
+        {
+            "protocol": both["protocol"],
+            "a − b": both["a"] + " − " + both["b"],
+            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
+            "mixed model": with_interval(both, ("difference_mixed", "low_mixed", "high_mixed"), 2),
+            "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
+            "reading": both["reading"],
+            "80 % see": both["smallest_gap"].map("{:.3f}".format),
+        }
+    )
+
+
+def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
+    """Turn `stability.stability` into a table for people: one column per measure."""
+    text = stability.assign(text=with_interval(stability, ("value", "low", "high")))
+    rows = text.groupby(["protocol", "model"], sort=False)
+    shown = [[*key, *row.set_index("measure")["text"][list(MEASURES)]] for key, row in rows]
+    return pd.DataFrame(shown, columns=["protocol", "model", *MEASURES])
+
+
+def save_tables(out: Path, *, scores, runs, table, selected: dict, card: str, **more) -> None:
+    """Write the comparison's tables into the folder `out`.
+
+    `table` (see `summary`) gives summary.csv, summary.md and details.md, `scores` groups.csv,
+    `runs` cost.csv, `selected` selected.json, `card` model_card.md; of `more`, `differences=…`
+    gives differences.csv.
+    """
+    for name, shown in (("summary", show_summary(table)), ("details", show_details(table))):
+        text = shown.to_markdown(index=False, disable_numparse=True)
+        write_file(out / f"{name}.md", text + "\n")
+    # Fewer digits: the mixed model's optimiser stops at slightly other points on other machines.
+    digits = {"cost": 1, "mixed": 3, "summary": 6, "groups": 6}
+    tables = {"summary": table, "groups": group_means(scores), "cost": cost(runs), **more}
+    for name, content in tables.items():
+        write_table(out / f"{name}.csv", content, digits=digits.get(name, 4))
+    write_file(out / "selected.json", json.dumps(selected, indent=1, sort_keys=True) + "\n")
+    write_file(out / "model_card.md", card)

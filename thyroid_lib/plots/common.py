@@ -1,11 +1,9 @@
-"""The figures of data and of one run, and what all figures share: look, colours, saving.
+"""Figures of data and of one run, and what all figures share: style, colours and saving.
 
-Each function draws one figure and returns it; `save` and `present` write and show it.
-
-Colours are seaborn's colour-blind palette; a model keeps its colour in every figure, the
-reference outline is always yellow and the prediction always blue. Charts stand on white, frames on
-a dark ground as in a reading room; both are opaque, so a figure looks alike on a white page and on
-a dark one.
+Each function draws one figure and returns it; `save` and `present` write and show it. Colours are
+seaborn's colour-blind palette. A model keeps its colour in every figure, the reference outline is
+always yellow, the prediction blue, and what belongs to no model is grey. Charts have a white
+ground, frames a dark one; both are opaque, so a figure looks alike on a white page and a dark one.
 """
 
 import io
@@ -25,7 +23,8 @@ from thyroid_lib.data.store import Store
 from thyroid_lib.files.writing import write_file
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
-GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and what is written there
+GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and text on it
+GREY = "0.45"
 MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
@@ -122,12 +121,12 @@ def outline_legend(fig: Figure, **colours: str) -> None:
 
 def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
     """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
-    rows_of = pd.Series(range(len(store))).groupby(store.index["group"].to_numpy())
-    middles = [int(rows.iloc[len(rows) // 2]) for _, rows in rows_of][:groups]
+    rows_of = store.index.reset_index(drop=True).groupby("group").indices
+    middles = [int(rows[len(rows) // 2]) for _, rows in sorted(rows_of.items())][:groups]
     columns = min(4, len(middles))
     fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
-    for place, row in enumerate(middles):
-        line, column = 2 * (place // columns), place % columns
+    for number, row in enumerate(middles):
+        line, column = 2 * (number // columns), number % columns
         image = source_image(cases, store.index["case_id"].iloc[row])
         draw_frame(axes[line, column], image, store.index["group"].iloc[row])
         draw_frame(axes[line + 1, column], image)
@@ -155,9 +154,9 @@ def sizes_and_areas(index: pd.DataFrame) -> Figure:
     """Draw the native sizes of the frames (one mark per group and size) and the masks' areas."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.2))
     sizes = index.groupby(["group", "height", "width"]).size().reset_index(name="frames")
-    left.scatter(sizes["width"], sizes["height"], s=40, alpha=0.7)
+    left.scatter(sizes["width"], sizes["height"], s=40, alpha=0.7, color=GREY)
     left.set(xlabel="width (px)", ylabel="height (px)", title="native size, by group")
-    sns.histplot(x=100 * index["foreground"], bins=20, ax=right)
+    sns.histplot(x=100 * index["foreground"], bins=20, ax=right, color=GREY)
     right.set(xlabel="thyroid, share of the frame (%)", ylabel="frames", title="mask area")
     return fig
 
@@ -166,7 +165,7 @@ def frames_per_group(index: pd.DataFrame) -> Figure:
     """Draw how many frames each group (sweep or patient) has."""
     counts = index["group"].value_counts().sort_index()
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 2.4))
-    ax.bar(counts.index, counts.to_numpy(), color=sns.color_palette()[0])
+    ax.bar(counts.index, counts.to_numpy(), color=GREY)
     ax.set(ylabel="frames", xlabel="group")
     ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
     return fig
@@ -190,12 +189,14 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
 
 
 def curves(history: pd.DataFrame) -> Figure:
-    """Draw loss and Dice against the epoch, for whichever sides were watched."""
+    """Draw loss and Dice against the epoch, for the sides that were watched."""
     fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.0))
+    colours = {"train": "0.6", "val": "black", "test": REFERENCE}
     for ax, measure in zip(axes, ("loss", "dice"), strict=True):
-        sides = [s for s in ("train", "val", "test") if f"{s}_{measure}" in history]
+        sides = [side for side in colours if f"{side}_{measure}" in history]
         for side in sides:
-            ax.plot(history["epoch"], history[f"{side}_{measure}"], marker=".", label=side)
+            values = history[f"{side}_{measure}"]
+            ax.plot(history["epoch"], values, marker=".", color=colours[side], label=side)
         ax.set(xlabel="epoch", ylabel="Dice" if measure == "dice" else "loss (BCE)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if sides:
@@ -207,28 +208,21 @@ def curves(history: pd.DataFrame) -> Figure:
 def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
     """Choose the best, median and worst cases of a run by Dice; column `rank` says which."""
     order = scores.sort_values(["dice", "case_id"], ascending=[False, True]).reset_index(drop=True)
-    middle = (len(order) - each) // 2
-    places = {"best": 0, "median": middle, "worst": len(order) - each}
-    parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in places.items()]
+    starts = {"best": 0, "median": (len(order) - each) // 2, "worst": len(order) - each}
+    parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in starts.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
-    """Draw cases with reference and prediction outlined.
+    """Draw what `pick_cases` gives, a column per rank, with reference and prediction outlined.
 
-    Args:
-        picked: what `pick_cases` gives.
-        preds: bool (H,W) masks at native size, one per row of `picked`.
+    `preds` are bool (H,W) masks at native size, one per row of `picked`.
     """
     fig, axes = image_axes(len(picked), 3, 2.3)
-    columns = {"best": 0, "median": 1, "worst": 2}
-    filled = dict.fromkeys(columns, 0)
-    for case, pred in zip(picked.itertuples(), preds, strict=True):
-        ax = axes[filled[case.rank], columns[case.rank]]
-        filled[case.rank] += 1
-        draw_case(
-            ax, store, case.case_id, pred, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}"
-        )
+    columns, rows = ["best", "median", "worst"], picked.groupby("rank").cumcount()
+    for case, row, pred in zip(picked.itertuples(), rows, preds, strict=True):
+        title = f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}"
+        draw_case(axes[row, columns.index(case.rank)], store, case.case_id, pred, title)
     outline_legend(fig)
     return fig
 
@@ -236,12 +230,10 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
 def mistakes(
     cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
 ) -> Figure:
-    """Draw source images with both outlines above and, below, the pixels that are wrong.
+    """Draw what `pick_cases` gives, side by side: both outlines above, wrong pixels below.
 
-    Args:
-        cases, store: the case table, for the images, and the store, for the references.
-        picked: what `pick_cases` gives; side by side in this order, all of one height.
-        preds: bool (H,W) masks at native size, one per row of `picked`.
+    `cases` has the images, `store` the references; `preds` are bool (H,W) masks at native size, one
+    per row of `picked`.
     """
     widths = [pred.shape[1] / pred.shape[0] for pred in preds]
     height = FIGURE_WIDTH / sum(widths) + 0.2
@@ -269,10 +261,10 @@ def paint(ax, mask: np.ndarray, colour: str, strength: float = 0.75) -> None:
 
 
 def save(fig: Figure, path: str | Path) -> None:
-    """Write a figure beside the tables that it shows: as PNG, and as PDF for print.
+    """Write a figure as PNG, and as PDF for print.
 
-    The same figure gives the same bytes: no date is written into it, and its axes are where they
-    are to a millionth; the solver of the layout leaves them, now and then, some last bits beside.
+    The same figure gives the same bytes: no date is written, and the axes' positions are rounded,
+    because the layout's solver does not always give the same last bits.
     """
     fig.draw_without_rendering()
     fig.set_layout_engine("none")

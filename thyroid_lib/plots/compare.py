@@ -1,7 +1,7 @@
-"""The comparison's figures: each function draws one from tables and returns it.
+"""Figures of the comparison: each function draws one from tables and returns it.
 
-Every model has one colour, one marker and one line in all of them, so that they can be told apart
-in grey print and by colour-blind readers. Intervals are those of the tables; none is made here.
+Every model has one colour, one marker and one line in all figures, so that they can be told apart
+in grey print and by colour-blind readers. Intervals are those of the tables.
 """
 
 import textwrap
@@ -9,13 +9,12 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thyroid_lib.compare.bootstrap import cube, macro_estimate, order_protocols
-from thyroid_lib.compare.stability import MEASURES, threshold_columns
+from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots.common import (
@@ -41,25 +40,20 @@ def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
     return fig, axes, protocols
 
 
-def _say(what: str) -> Figure:
-    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8))
-    ax.set_axis_off()
-    ax.text(0.5, 0.5, what, ha="center", va="center")
-    return fig
-
-
 def _dagger(part: pd.DataFrame) -> str:
     return " †" if "conditional" in part and part["conditional"].any() else ""
 
 
-def _bar(ax, row, look: dict, place: float, *, up: bool = False, names=("value", "low", "high")):
-    """Draw an estimate and its interval across (or, with `up`, along) the axis of values."""
+def _bar(ax, row, look: dict, y: float, *, names=("value", "low", "high"), pale: bool = False):
+    """Draw an estimate and its interval at height y; a pale one has a hollow mark."""
     value, low, high = (getattr(row, name) for name in names)
     if np.isfinite(low):
-        ends = ([place, place], [low, high]) if up else ([low, high], [place, place])
-        ax.plot(*ends, color=look["color"], linewidth=2.2, solid_capstyle="butt")
-    point = (place, value) if up else (value, place)
-    ax.plot(*point, linestyle="", markersize=7, markeredgecolor="white", **_mark(look))
+        ax.plot(
+            [low, high], [y, y], color=look["color"], linewidth=1 if pale else 2.2,
+            solid_capstyle="butt",
+        )  # fmt: skip
+    ring = {"markerfacecolor": "white", "markersize": 5} if pale else {"markeredgecolor": "white"}
+    ax.plot(value, y, **{"linestyle": "", "markersize": 7} | _mark(look) | ring)
 
 
 def _mark(look: dict) -> dict:
@@ -81,9 +75,9 @@ def estimates(table: pd.DataFrame) -> Figure:
     fig, axes, protocols = _columns(table, 0.9 + 0.42 * len(styles), sharex=True, sharey=True)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         part = table[table["protocol"] == protocol].set_index("model")
-        for place, (model, look) in enumerate(styles.items()):
+        for y, (model, look) in enumerate(styles.items()):
             if model in part.index:
-                _bar(ax, part.loc[model], look, place, names=("dice", "dice_low", "dice_high"))
+                _bar(ax, part.loc[model], look, y, names=("dice", "dice_low", "dice_high"))
         _name_rows(ax, list(styles))
         ax.set_xlabel("Dice, mean of groups, with 95 % interval")
     return fig
@@ -93,7 +87,10 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     """Draw the difference of each pair with its interval over the band that makes none, ±delta."""
     pairs = list(dict.fromkeys(zip(differences["a"], differences["b"], strict=True)))
     if not pairs:
-        return _say("one model alone: there is no pair to compare")
+        fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8))
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "one model alone: no pair to compare", ha="center", va="center")
+        return fig
     height = 1.1 + 0.42 * len(pairs)
     fig, axes, protocols = _columns(differences, height, sharex=True, sharey=True)
     plain = {"color": "black", "marker": "o"}
@@ -101,8 +98,8 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
         ax.axvspan(-delta, delta, color=BAND, linewidth=1)
         ax.axvline(0, color="black", linewidth=0.5)
         for row in differences[differences["protocol"] == protocol].itertuples():
-            place = pairs.index((row.a, row.b))
-            _bar(ax, row, plain, place, names=("difference", "low", "high"))
+            y = pairs.index((row.a, row.b))
+            _bar(ax, row, plain, y, names=("difference", "low", "high"))
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
     return fig
@@ -119,12 +116,12 @@ def groups(scores: pd.DataFrame) -> Figure:
         )
         wide = wide[[model for model in styles if model in wide]]
         ax.plot(range(wide.shape[1]), wide.T, color="0.75", linewidth=0.8, zorder=1)
-        for place, model in enumerate(wide):
+        for x, model in enumerate(wide):
             ax.plot(
-                np.full(len(wide), place), wide[model], linestyle="", markersize=5, alpha=0.85,
+                np.full(len(wide), x), wide[model], linestyle="", markersize=5, alpha=0.85,
                 markeredgecolor="white", markeredgewidth=0.5, **_mark(styles[model]),
             )  # fmt: skip
-            ax.hlines(wide[model].mean(), place - 0.25, place + 0.25, color="black", linewidth=2)
+            ax.hlines(wide[model].mean(), x - 0.25, x + 0.25, color="black", linewidth=2)
         ax.set_xticks(range(wide.shape[1]), wide.columns)
         ax.set_xlim(-0.5, wide.shape[1] - 0.5)
     axes[0, 0].set_ylabel("Dice: groups (points), their mean (bar)")
@@ -132,32 +129,25 @@ def groups(scores: pd.DataFrame) -> Figure:
 
 
 def exams(scores: pd.DataFrame) -> Figure:
-    """Draw each model's Dice in several exams, one below the other: groups, and their mean.
-
-    Args:
-        scores: one row per model, exam and case, with group and dice.
-    """
+    """Draw each model's Dice in several exams (a column of `scores`): groups, and their mean."""
     means = scores.groupby(["model", "exam", "group"], sort=False)["dice"].mean().reset_index()
     styles, kinds = looks(means["model"]), list(dict.fromkeys(means["exam"]))
-    lanes = [(model, exam) for model in styles for exam in kinds]
-    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8 + 0.45 * len(lanes)))
+    rows = [(model, exam) for model in styles for exam in kinds]
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8 + 0.45 * len(rows)))
+    for y, (model, exam) in enumerate(rows):
+        dice = means["dice"][(means["model"] == model) & (means["exam"] == exam)]
+        look = {"linestyle": "", **_mark(styles[model])}
+        ax.plot(dice, np.full(len(dice), y), markersize=5, alpha=0.45, markeredgewidth=0, **look)
+        ax.plot(dice.mean(), y, markersize=10, markeredgecolor="white", **look)
+        ax.annotate(
+            f"{dice.mean():.2f}", (dice.mean(), y), xytext=(0, 8), ha="center",
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
     for model, look in styles.items():
-        path = []
-        for exam in kinds:
-            place = lanes.index((model, exam))
-            dice = means["dice"][(means["model"] == model) & (means["exam"] == exam)]
-            ax.plot(
-                dice, np.full(len(dice), place), linestyle="", markersize=5, alpha=0.45,
-                markeredgewidth=0, **_mark(look),
-            )  # fmt: skip
-            ax.plot(dice.mean(), place, markersize=10, markeredgecolor="white", **_mark(look))
-            ax.annotate(
-                f"{dice.mean():.2f}", (dice.mean(), place), xytext=(0, 8), ha="center",
-                textcoords="offset points", fontsize=8,
-            )  # fmt: skip
-            path.append((dice.mean(), place))
-        ax.plot(*zip(*path, strict=True), color=look["color"], linewidth=1.2, zorder=1)
-    _name_rows(ax, [f"{model}, {exam}" for model, exam in lanes])
+        path = means[means["model"] == model].groupby("exam", sort=False)["dice"].mean()[kinds]
+        ys = [rows.index((model, exam)) for exam in kinds]
+        ax.plot(path, ys, color=look["color"], linewidth=1.2, zorder=1)
+    _name_rows(ax, [f"{model}, {exam}" for model, exam in rows])
     ax.set_xlabel("Dice: groups (small), their mean (large)")
     return fig
 
@@ -166,27 +156,22 @@ def learning_curves(histories: pd.DataFrame) -> Figure:
     """Draw loss and validation Dice by epoch: the mean of the runs, and their range as a band."""
     styles = looks(histories["model"])
     fig, axes, protocols = _columns(histories, 5.0, rows=2, sharex=True, sharey="row")
-    for column, protocol in enumerate(protocols):
+    for (upper, lower), protocol in zip(axes.T, protocols, strict=True):
         part = histories[histories["protocol"] == protocol]
-        for model, look in styles.items():
-            by_epoch = part[part["model"] == model].groupby("epoch")
-            for name, ax, faint in (
-                ("train_loss", axes[0, column], True),
-                ("val_loss", axes[0, column], False),
-                ("val_dice", axes[1, column], False),
-            ):
-                if name not in part or by_epoch.ngroups == 0:
+        for model, runs in part.groupby("model"):
+            look = {name: styles[model][name] for name in ("color", "linestyle")}
+            for name, ax in (("train_loss", upper), ("val_loss", upper), ("val_dice", lower)):
+                if name not in part:
                     continue
-                seen = by_epoch[name].agg(["mean", "min", "max"]).dropna()
-                line = {"linewidth": 0.9, "alpha": 0.7} if faint else {"linewidth": 1.8}
-                ax.plot(seen["mean"], color=look["color"], linestyle=look["linestyle"], **line)
-                if not faint:
-                    ax.fill_between(
-                        seen.index, seen["min"], seen["max"], color=look["color"], alpha=0.15,
-                        linewidth=0,
-                    )  # fmt: skip
-        axes[1, column].set_xlabel("epoch")
-        axes[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+                seen = runs.groupby("epoch")[name].agg(["mean", "min", "max"]).dropna()
+                if name == "train_loss":
+                    ax.plot(seen["mean"], linewidth=0.9, alpha=0.7, **look)
+                    continue
+                ax.plot(seen["mean"], linewidth=1.8, **look)
+                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                ax.fill_between(seen.index, seen["min"], seen["max"], **band)
+        lower.set_xlabel("epoch")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("loss (thin: training)")
     axes[1, 0].set_ylabel("validation Dice")
     model_legend(fig, {name: look | {"marker": ""} for name, look in styles.items()}, lines=True)
@@ -194,7 +179,7 @@ def learning_curves(histories: pd.DataFrame) -> Figure:
 
 
 def stability_panel(stability: pd.DataFrame) -> Figure:
-    """Draw S1 to S5 of every model with their intervals; the deciding protocol is drawn strong."""
+    """Draw the measures of stability with their intervals; filled for the deciding protocol."""
     styles, protocols = looks(stability["model"]), order_protocols(stability["protocol"])
     fig, axes = plt.subplots(
         2, 3, figsize=(FIGURE_WIDTH, 1.8 + 0.75 * len(styles) * len(protocols) ** 0.5), sharey=True
@@ -203,32 +188,28 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
         rows = stability[stability["measure"] == measure]
         for row in rows.dropna(subset="value").itertuples():
             shift = protocols.index(row.protocol) * 0.8 / len(protocols)
-            look = styles[row.model]
-            if shift:
-                look = look | {"color": sns.desaturate(look["color"], 0.25)}
-            _bar(ax, row, look, list(styles).index(row.model) - 0.2 + shift)
+            y = list(styles).index(row.model) - 0.2 * (len(protocols) > 1) + shift
+            _bar(ax, row, styles[row.model], y, pale=shift > 0)
         if rows["value"].isna().all():
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
         _name_rows(ax, list(styles))
-        better = "more is better" if measure == "S3" else "less is better"
+        better = "more is better" if measure in MORE_IS_BETTER else "less is better"
         ax.set_title(f"{measure}: {better}", loc="left")
         ax.set_xlabel(textwrap.fill(meaning, 36), fontsize="small")
     if len(protocols) > 1:
         others = ", ".join(protocols[1:])
-        fig.suptitle(f"upper, full colour: {protocols[0]}; below, dull: {others}", fontsize="small")
+        fig.suptitle(f"filled: {protocols[0]}; hollow: {others}", fontsize="small")
     return fig
 
 
 def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
-    """Draw Dice, mean of groups, against the threshold; a flat line does not mind which it is."""
-    styles, names = looks(thresholds["model"]), threshold_columns(thresholds)
+    """Draw Dice, mean of groups, against the threshold."""
+    styles = looks(thresholds["model"])
     fig, axes, protocols = _columns(thresholds, 3.0, sharey=True)
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        cubes = [cube(thresholds, protocol, name) for name in names]
-        curves = np.array([macro_estimate(of.values) for of in cubes])  # (T,M)
         ax.axvline(0.5, color=FAINT, linewidth=0.8, zorder=0)
-        for model, curve in zip(cubes[0].models, curves.T, strict=True):
-            ax.plot([float(name) for name in names], curve, markersize=5, **styles[model])
+        for model, curve in threshold_curves(thresholds, protocol).items():
+            ax.plot(curve, markersize=5, **styles[model])
         ax.set_xlabel("threshold")
     axes[0, 0].set_ylabel("Dice, mean of groups")
     model_legend(fig, styles, lines=True)
@@ -280,12 +261,12 @@ def failures(scores: pd.DataFrame) -> Figure:
     ):
         wide = group_means(part, column).pivot(index="group", columns="model", values=column)
         for i, (model, look) in enumerate(styles.items()):
-            places = np.arange(len(order)) + 0.22 * (i - (len(styles) - 1) / 2)
+            x = np.arange(len(order)) + 0.22 * (i - (len(styles) - 1) / 2)
             heights = wide.loc[order, model]
-            ax.vlines(places, 0, heights, color=look["color"], linewidth=1.5)
-            ax.plot(places, heights, linestyle="", markersize=5, clip_on=False, **_mark(look))
-        ax.set_title(name, loc="left")
-        ax.set(ylabel="per frame", ylim=(0, None))
+            ax.vlines(x, 0, heights, color=look["color"], linewidth=1.5)
+            ax.plot(x, heights, linestyle="", markersize=5, clip_on=False, **_mark(look))
+        ax.set_title(name + ": none" * bool(wide.to_numpy().max() == 0), loc="left")
+        ax.set(ylabel="per frame", ylim=(0, max(0.1, 1.05 * wide.to_numpy().max())))
         ax.grid(axis="y", color="0.9")
     turned = 90 if len(order) > 12 else 0
     axes[1].set_xticks(range(len(order)), order, rotation=turned)
@@ -295,12 +276,9 @@ def failures(scores: pd.DataFrame) -> Figure:
 
 
 def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the same frames (rows) as segmented by every model (columns).
+    """Draw the same frames of a store (rows) as segmented by every model (columns).
 
-    Args:
-        store: holds the cases.
-        case_ids: cases of the store.
-        preds: per model the masks, bool (H,W) at native size, in the order of `case_ids`.
+    `preds` has per model the masks, bool (H,W) at native size, in the order of `case_ids`.
     """
     fig, axes = image_axes(len(case_ids) * len(preds), len(preds), 2.2)
     for column, (model, masks) in enumerate(preds.items()):

@@ -1,26 +1,21 @@
-"""Figures of the replication: its steps, the reported SegNet's floor, the report's own curves."""
+"""Figures of the replication: its steps, the floor of the reported SegNet, the reported curves."""
 
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from thyroid_lib.compare.replication import NAMES, WITHOUT_RELU, best_reported
 from thyroid_lib.evaluate.scores import BINS
-from thyroid_lib.plots.common import FIGURE_WIDTH, looks
-
-GREY = "0.45"
+from thyroid_lib.plots.common import FIGURE_WIDTH, GREY, looks
 
 
 def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Draw Dice with its interval from step to step, one line per network.
+    """Draw Dice with its interval from step to step, from `measure_steps`.
 
-    Args:
-        table: what `replication.measure_steps` gives.
-        curves: the report's own; their best Dice stand to the left as hollow marks.
+    The best Dice of the report's own `curves` stand to the left as hollow marks.
     """
     names, styles = list(table["step"].unique()), looks(table["model"])
     best = best_reported(curves)
@@ -49,32 +44,22 @@ def floor(
 ) -> Figure:
     """Draw the loss of the reported SegNet against its floor, and where its probabilities lie.
 
-    Args:
-        histories, calibration: of the runs of protocol "reported".
-        floors: what `replication.floors` gives.
-        curves: the report's own.
+    Histories and calibration are those of protocol "reported", `curves` the report's own.
     """
-    looks = {
-        "segnet_reported": ("as reported", sns.color_palette()[3], "-"),
-        WITHOUT_RELU: ("last ReLU taken out", sns.color_palette()[0], "--"),
+    colour = looks(["segnet_reported"])["segnet_reported"]["color"]
+    kinds = {
+        "segnet_reported": {"label": "as reported", "color": colour, "linestyle": "-"},
+        WITHOUT_RELU: {"label": "last ReLU taken out", "color": "black", "linestyle": "--"},
     }
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.4))
-    for model, (label, colour, line) in looks.items():
+    for model, look in kinds.items():
         runs = histories[histories["model"] == model].groupby("seed")
         for number, (_, run) in enumerate(runs):
-            left.plot(
-                run["epoch"], run["train_loss"], line, color=colour, label=label * (not number)
-            )
+            once = look if number == 0 else look | {"label": None}
+            left.plot(run["epoch"], run["train_loss"], linewidth=1.6, **once)
         part = calibration[calibration["model"] == model].groupby("bin")["pixels"].sum()
         share = 100 * part.reindex(range(BINS), fill_value=0) / part.sum()
-        right.stairs(
-            share,
-            np.linspace(0, 1, BINS + 1),
-            color=colour,
-            linestyle=line,
-            linewidth=1.6,
-            label=label,
-        )
+        right.stairs(share, np.linspace(0, 1, BINS + 1), linewidth=1.6, **look)
     own = curves[curves["model"].map(NAMES) == "segnet_reported"]
     left.plot(own["epoch"], own["train_loss"], color=GREY, linewidth=1, label="the report itself")
     left.axhline(floors["floor"].mean(), color="black", linewidth=1)
@@ -85,13 +70,8 @@ def floor(
     left.set(xlabel="epoch", ylabel="training loss (BCE)", ylim=(0, None))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="lower left")
-    right.set(
-        xlabel="probability of thyroid",
-        ylabel="test pixels (%)",
-        yscale="log",
-        xlim=(0, 1),
-        ylim=(0.01, 150),
-    )
+    right.set(xlabel="probability of thyroid", ylabel="test pixels (%)", yscale="log")
+    right.set(xlim=(0, 1), ylim=(0.01, 150))
     right.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     right.legend()
     return fig
