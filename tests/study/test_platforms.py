@@ -1,9 +1,11 @@
 """Set-up on Colab, Kaggle and a local machine: detection, installation, notes."""
 
-import importlib.metadata
+import json
+import shutil
 import subprocess
 import sys
-from email.message import Message
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,105 +88,69 @@ def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_pa
     assert back.read_text("utf-8") == "epoch\n1\n"
 
 
-class Installed(importlib.metadata.Distribution):
-    """A package of this name and version that needs these."""
-
-    def __init__(self, name: str, version: str, needs: tuple[str, ...] = (), url: str = ""):
-        self.about, self.needs, self.url = Message(), list(needs), url
-        self.about["Name"], self.about["Version"] = name, version
-
-    metadata = property(lambda self: self.about)
-    version = property(lambda self: self.about["Version"])
-    requires = property(lambda self: self.needs)
-
-    def read_text(self, filename):
-        return f'{{"url": "{self.url}"}}' if self.url and filename == "direct_url.json" else None
-
-    def locate_file(self, path):
-        raise NotImplementedError
-
-
 @pytest.fixture
-def installed(monkeypatch):
-    """Let only these packages be installed."""
-    there: dict[str, Installed] = {}
+def installed(monkeypatch, tmp_path):
+    """A pip that changes these packages; returns them, and the words that it was given."""
+    folder = tmp_path / "site"
+    words: list[str] = []
 
-    def find(name):
-        if name not in there:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return there[name]
+    def put(name: str, version: str, *needs: str, url: str = "") -> None:
+        stem = name.replace("-", "_")
+        for old in folder.glob(f"{stem}-*"):
+            shutil.rmtree(old)
+        about = folder / f"{stem}-{version}.dist-info"
+        about.mkdir(parents=True)
+        lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {n}" for n in needs)]
+        (about / "METADATA").write_text("\n".join(lines) + "\n\n", "utf-8")
+        if url:
+            (about / "direct_url.json").write_text(json.dumps({"url": url}), "utf-8")
 
-    monkeypatch.setattr(importlib.metadata, "distribution", find)
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: find(name).requires)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: find(name).version)
+    def pip(code: int = 0, **changes: str):
+        def run(command, **_):
+            pins = next(word for word in command if word.startswith("--constraint="))
+            words.extend([*command, *Path(pins.partition("=")[2]).read_text("utf-8").split()])
+            for name, version in changes.items():
+                put(name, version)
+            return subprocess.CompletedProcess(command, code, "", "no such thing")
 
-    def put(*packages: Installed) -> None:
-        there.update({package.about["Name"]: package for package in packages})
+        monkeypatch.setattr(platforms.subprocess, "run", run)
 
-    return put
-
-
-def test_missing_packages_are_the_requirements_that_none_meets(installed):
-    assert platforms.missing_packages() == []  # a copy of the files, without metadata
-    needs = (
-        "numpy>=1.26",
-        "scipy>=1.11",
-        "papermill>=2.6",
-        "old>=3",
-        'snakemake; extra == "study"',
-    )
-    installed(
-        Installed("thyroid-lib", "1", needs), Installed("numpy", "2.1.3"),
-        Installed("scipy", "1.17.0rc1"), Installed("old", "2.9"),
-    )  # fmt: skip
-    assert platforms.missing_packages() == ["papermill>=2.6", "old>=3"]
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    put("torch", "2.11.0+cu128")
+    put("NumPy", "2.1.3")
+    return SimpleNamespace(put=put, pip=pip, words=words, wheels=tmp_path / "wheels")
 
 
-@pytest.fixture
-def fake_pip(monkeypatch, installed, tmp_path):
-    """A pip that records its arguments; `after` is what it lists after an installation."""
-    wheel = tmp_path / "wheels" / "thyroid_lib-1-py3-none-any.whl"
-    wheel.parent.mkdir()
-    installed(Installed("thyroid-lib", "1", ("papermill>=2.6",), url=wheel.as_uri()))
-    script = tmp_path / "pip.py"
-
-    def make(after: str, code: int = 0) -> list:
-        script.write_text(
-            "import sys, pathlib\n"
-            f"log = pathlib.Path({str(tmp_path / 'asked')!r})\n"
-            "if 'list' in sys.argv:\n"
-            f"    print({after!r} if log.exists() else 'torch==2.11.0+cu128\\nnumpy==2.1.3')\n"
-            "else:\n"
-            "    pins = [w.split('=', 1)[1] for w in sys.argv if w.startswith('--constraint')]\n"
-            "    log.write_text('\\n'.join(sys.argv) + '\\n' + open(pins[0]).read())\n"
-            "    print('no such thing', file=sys.stderr)\n"
-            f"    sys.exit({code})\n",
-            "utf-8",
-        )
-        run = platforms.subprocess.run
-        monkeypatch.setattr(
-            platforms.subprocess, "run",
-            lambda words, **how: run([sys.executable, script, *words[3:]], **how),
-        )  # fmt: skip
-        return lambda: (tmp_path / "asked").read_text("utf-8").splitlines()
-
-    return make
+NEEDS = ("numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3", 'snakemake; extra == "study"')
 
 
-def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(fake_pip, tmp_path):
-    asked = fake_pip("torch==2.11.0+cu128\nnumpy==2.1.3\npapermill==2.7.0")
+def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(installed):
+    installed.pip(papermill="2.7.0")
+    assert platforms.install_missing() == []  # a copy of the files, without metadata
+    wheel = installed.wheels / "thyroid_lib-1-py3-none-any.whl"
+    installed.put("thyroid-lib", "1", *NEEDS, url=wheel.as_uri())
+    installed.put("scipy", "1.17.0rc1")
+    installed.put("old", "3.1")
     assert platforms.install_missing() == ["papermill>=2.6"]
-    assert {"papermill>=2.6", "torch==2.11.0+cu128", "numpy==2.1.3"} <= set(asked())
-    assert f"--find-links={tmp_path / 'wheels'}" in asked()
+    assert {"papermill>=2.6", "torch==2.11.0+cu128", "NumPy==2.1.3"} <= set(installed.words)
+    assert f"--find-links={installed.wheels}" in installed.words
+    assert platforms.install_missing() == []
 
 
-def test_a_replaced_torch_is_an_error(fake_pip):
-    fake_pip("torch==2.12.0\nnumpy==2.1.3\npapermill==2.7.0")
-    with pytest.raises(RuntimeError, match=r"pip replaced torch==2\.11\.0\+cu128: restart"):
-        platforms.install_missing()
-
-
-def test_a_failure_of_pip_is_an_error(fake_pip):
-    fake_pip("", code=1)
-    with pytest.raises(RuntimeError, match=r"could not add papermill>=2\.6 .*\n.*no such thing"):
+@pytest.mark.parametrize(
+    ("code", "changes", "message"),
+    [
+        (
+            0,
+            {"torch": "2.12.0", "old": "3.1"},
+            r"pip replaced old==2\.9, torch==2\.11\.0\+cu128: r",
+        ),
+        (1, {}, r"could not add old>=3 beside .*\n.*no such thing"),
+    ],
+)
+def test_a_replaced_package_and_a_failure_of_pip_are_errors(installed, code, changes, message):
+    installed.put("thyroid-lib", "1", "old>=3")
+    installed.put("old", "2.9")
+    installed.pip(code, **changes)
+    with pytest.raises(RuntimeError, match=message):
         platforms.install_missing()

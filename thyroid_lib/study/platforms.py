@@ -5,12 +5,13 @@ local machine `start` prints nothing and loads no torch. On Colab and Kaggle it 
 packages, runs an operation on the GPU, and says where results go and how they survive the session.
 """
 
-import importlib.metadata
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -34,8 +35,8 @@ SURVIVAL = {
 def start() -> None:
     """Prepare this session: on Colab and Kaggle install what is missing, and try the GPU.
 
-    Copies of results go to `THYROID_COPY` if that is set, on Colab otherwise to the folder thyroid
-    of the mounted Drive; the results of an earlier session come back from there first.
+    Copies of results are kept as `second_copy.keep_chosen` says; the results of an earlier session
+    come back from there first.
 
     Raises:
         RuntimeError: what is missing cannot be installed beside the installed packages.
@@ -54,25 +55,11 @@ def start() -> None:
     print_note(f"results go to {project_path('results')}; {survival}")
 
 
-def missing_packages() -> list[str]:
-    """List this library's requirements that no installed package meets, as pip reads them."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = importlib.metadata.requires("thyroid-lib") or []
-    except importlib.metadata.PackageNotFoundError:  # a copy of the files, without metadata
-        return []
-    needs = [need for need in map(Requirement, lines)
-             if not need.marker or need.marker.evaluate({"extra": ""})]  # fmt: skip
-    return [str(need) for need in needs if not _is_met(need)]
-
-
-def _is_met(need) -> bool:
-    try:
-        version = importlib.metadata.version(need.name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return need.specifier.contains(version, prereleases=True)
+def _installed() -> dict[str, str]:
+    """Return the version of every installed package; of two with one name, that which is used."""
+    importlib.invalidate_caches()
+    found = [(each.metadata["Name"], each.version) for each in metadata.distributions()]
+    return {name: version for name, version in reversed(found) if name and version}
 
 
 def install_missing() -> list[str]:
@@ -83,21 +70,34 @@ def install_missing() -> list[str]:
     network is needed where they are all there.
 
     Returns:
-        The installed requirements, as `missing_packages` lists them.
+        The installed requirements, as pip reads them.
 
     Raises:
-        RuntimeError: pip failed, or changed a package; says what to do.
+        RuntimeError: pip failed, or changed a package.
     """
-    missing = missing_packages()
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    before = _installed()
+    if "thyroid-lib" not in before:  # a copy of the files
+        return []
+    versions = {canonicalize_name(name): version for name, version in before.items()}
+    needs = map(Requirement, metadata.requires("thyroid-lib") or [])
+    needs = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    missing = [
+        str(need) for need in needs
+        if (version := versions.get(canonicalize_name(need.name))) is None
+        or not need.specifier.contains(version, prereleases=True)
+    ]  # fmt: skip
     if not missing:
         return []
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    before = _installed(pip)
+    about = metadata.distribution("thyroid-lib").read_text("direct_url.json")
+    wheels = Path(unquote(urlparse(json.loads(about)["url"] if about else "").path)).parent
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "installed.txt")
-        pins.write_text("\n".join(before), "utf-8")
-        wheels = [f"--find-links={path}" for path in _wheel_folders()]
-        command = [*pip, "install", "-q", f"--constraint={pins}", *wheels, *missing]
+        pins.write_text("\n".join(map("==".join, before.items())), "utf-8")
+        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = "\n".join(f"  | {line}" for line in done.stderr.strip().splitlines()[-6:])
@@ -105,38 +105,22 @@ def install_missing() -> list[str]:
             f"pip could not add {', '.join(missing)} beside the installed packages:\n{reason}\n"
             "switch the internet on, or put their wheels beside the library's own"
         )
-    if replaced := set(before) - set(_installed(pip)):
-        raise RuntimeError(f"pip replaced {', '.join(sorted(replaced))}: restart the session")
+    if replaced := sorted(map("==".join, before.items() - _installed().items())):
+        raise RuntimeError(f"pip replaced {', '.join(replaced)}: restart the session")
     return missing
 
 
-def _installed(pip: list[str]) -> list[str]:
-    """Return all installed packages as name==version."""
-    done = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True)
-    if done.returncode or not done.stdout.strip():
-        raise RuntimeError(f"pip cannot list the installed packages: {done.stderr.strip()[-300:]}")
-    return done.stdout.split()
-
-
-def _wheel_folders() -> list[Path]:
-    """Return the folder of the wheel that this library was installed from, if there is one."""
-    about = importlib.metadata.distribution("thyroid-lib").read_text("direct_url.json")
-    address = urlparse(json.loads(about)["url"] if about else "")
-    folder = Path(unquote(address.path)).parent
-    return [folder] if address.scheme == "file" and folder.is_dir() else []
-
-
 def _gpu(here: str) -> str:
-    from thyroid_lib.train import device  # loads torch
-
-    try:
-        problem = device.gpu_problem()
-    except RuntimeError as error:
-        return str(error)
-    if problem:
-        return f"{problem}. Trainings will use the CPU"
+    """Return a sentence on the GPU of this session."""
     import torch
 
+    from thyroid_lib.train import device
+
+    try:
+        if problem := device.gpu_problem():
+            return f"{problem}. Trainings will use the CPU"
+    except RuntimeError as error:
+        return str(error)
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
     return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size"

@@ -1,8 +1,8 @@
 """Copies of results/ in a second folder that outlives the session, such as Colab's Drive.
 
-A thread of its own copies what was written below results/, the checkpoint of each epoch included.
-A Drive that disconnects or hangs does not stop a training: the next pass tries again. What is
-quickly built again is not copied: stores, phantoms and unpacked data.
+A thread copies what was written below results/, the checkpoint of each epoch included. A Drive that
+disconnects or hangs does not stop a training: the next pass tries again. Stores, phantoms and
+unpacked data are not copied: they are quickly built again.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from thyroid_lib.data.locate import folder_of, where
-from thyroid_lib.files import locks, writing
+from thyroid_lib.files import writing
 from thyroid_lib.files.writing import print_note, project_path, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for the copies
@@ -24,17 +24,12 @@ STALE = 3600  # seconds after which a half-written copy belongs to an earlier se
 REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied
 NOT_COPIED = (".partial", ".damaged", ".earlier")
 OLDER = "checkpoint-previous.pt"  # was copied when it was the newest one
-GONE = "the folder is not there any more"
 
 _copies: "Copies | None" = None
 
 
 class Copies:
-    """Keep a folder equal to results/, in a daemon thread.
-
-    Args:
-        folder: where the copies go, below its `results/`.
-    """
+    """Keep a folder's `results/` equal to the project's, in a daemon thread."""
 
     def __init__(self, folder: str | Path):
         self.folder, self.results = Path(folder), project_path("results")
@@ -48,40 +43,42 @@ class Copies:
         """Return the path of the copy of a file below results/."""
         return self.folder / "results" / path.absolute().relative_to(self.results)
 
-    def refresh(self, removed: Path | None = None) -> threading.Event:
+    def on_write(self, path: Path, removed: bool) -> None:
+        """Request a pass if the file lies below results/."""
+        if path.absolute().is_relative_to(self.results):
+            self._removed |= {path.absolute()} if removed else set()
+            self.refresh()
+
+    def refresh(self) -> threading.Event:
         """Request a pass over results/; the event is set after it."""
-        if removed:
-            self._removed.add(removed.absolute())
         self._requests.put(done := threading.Event())
         return done
 
     def wait(self, seconds: float = PATIENCE) -> bool:
         """Wait until everything is copied; print a note and return False if it is not."""
-        answered = self.refresh().wait(seconds)
-        if not answered:
-            print_note(f"copies to {self.folder} are not finished after {seconds:.0f} s")
-        elif self.problem:
-            print_note(f"not all results have a copy in {self.folder}: {self.problem}")
-        return answered and not self.problem
+        done = self.refresh().wait(seconds)
+        problem = self.problem if done else f"not finished after {seconds:.0f} s"
+        if problem:
+            print_note(f"not all results have a copy in {self.folder}: {problem}")
+        return not problem
 
     def _work(self) -> None:
         while True:
             requests = [self._requests.get()]
             while not self._requests.empty():
                 requests.append(self._requests.get())
-            problem = self._copy_changed()
-            if problem and problem != self.problem:
-                print_note(f"no copy to {self.folder} ({problem}): it is tried again later")
-            elif self.problem and not problem:
+            before, self.problem = self.problem, self._copy_changed()
+            if self.problem not in ("", before):
+                print_note(f"no copy to {self.folder} ({self.problem}): it is tried again later")
+            elif before and not self.problem:
                 print_note(f"copies to {self.folder}: they succeed again")
-            self.problem = problem
             for done in requests:
                 done.set()
 
     def _copy_changed(self) -> str:
         """Copy what changed since the last pass; return why it failed, "" if it did not."""
         if not self.folder.is_dir():  # nothing must be created below an empty mount point
-            return GONE
+            return "the folder is not there any more"
         for path in list(self._removed):
             with suppress(OSError):
                 if not path.exists():
@@ -92,16 +89,16 @@ class Copies:
             try:
                 stat = path.stat()
                 state = stat.st_size, stat.st_mtime_ns
-                if self._copied.get(path) != state:
-                    target = self.target(path)
-                    if path in self._copied or not _equal(target, stat):
-                        _copy(path, target)
-                    self._copied[path] = state
+                if self._copied.get(path) == state:
+                    continue
+                if path in self._copied or not _equal(self.target(path), stat):
+                    _copy(path, self.target(path))
+                self._copied[path] = state
             except OSError as error:
-                if not self.folder.is_dir():  # each further file would wait for a time-out
-                    return GONE
                 if path.exists():  # otherwise it was replaced meanwhile, which requests a pass
                     problem = error.strerror or str(error)
+                if not self.folder.is_dir():  # each further file would wait for a time-out
+                    break
         return problem
 
 
@@ -118,78 +115,53 @@ def files_to_copy(results: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.endswith(NOT_COPIED))
 
 
-def chosen_folder() -> Path | None:
-    """Return the folder for copies: `THYROID_COPY`, or on Colab the Drive if it is mounted."""
-    if chosen := os.environ.get("THYROID_COPY"):
-        return Path(chosen).expanduser()
-    drive = folder_of("content/drive/MyDrive")
-    return drive / "thyroid" if where() == "colab" and drive.is_dir() else None
-
-
 def keep_chosen() -> Copies | None:
-    """Keep copies in the chosen folder, if there is one; a folder that fails gives only a note."""
-    folder = chosen_folder()
+    """Bring back the results of an earlier session, and copy all that is and will be in results/.
+
+    The copies lie in `THYROID_COPY`, or on Colab in the folder thyroid of the mounted Drive. Other
+    weights that lie there under the same name are renamed to `….earlier`. A folder that cannot be
+    used gives a note.
+
+    Returns:
+        The copies; None if no folder is chosen, or results/ itself lies in it.
+    """
+    global _copies
+    drive = folder_of("content/drive/MyDrive")
+    colab = drive / "thyroid" if where() == "colab" and drive.is_dir() else ""
+    folder = Path(os.environ.get("THYROID_COPY") or colab).expanduser()
+    if folder == Path() or (folder / "results").resolve() == project_path("results").resolve():
+        return None
     try:
-        return keep_copies(folder) if folder else None
+        if not _copies or _copies.folder != folder:
+            (folder / "results").mkdir(parents=True, exist_ok=True)
+            copies = Copies(folder)
+            if os.environ.get("THYROID_KEEPS") != str(folder):  # else the parent has done it
+                _tidy_up(copies)
+                os.environ["THYROID_KEEPS"] = str(folder)
+            writing.written.append(copies.on_write)
+            atexit.register(copies.wait)
+            _copies = copies
+        _copies.refresh()
+        return _copies
     except OSError as error:
         reason = write_error(error, folder).strerror
         print_note(f"no copies of the results will be kept in {folder}: {reason}")
         return None
 
 
-def keep_copies(folder: str | Path) -> Copies | None:
-    """Bring back the results of an earlier session, and copy all that is and will be in results/.
-
-    Weights of another training that lie there under the same name are renamed to `….earlier`.
-
-    Returns:
-        The copies; None if results/ itself lies in the folder.
-
-    Raises:
-        OSError: the folder cannot be used.
-    """
-    global _copies
-    folder = Path(folder)
-    if _copies and _copies.folder == folder:
-        _copies.refresh()
-        return _copies
-    if (folder / "results").resolve() == project_path("results").resolve():
-        return None
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    copies = Copies(folder)
-    if os.environ.get("THYROID_KEEPS") != str(folder):  # else the parent process has done it
-        for partial in list(folder.rglob("*.partial")):
-            with suppress(OSError):
-                if partial.stat().st_mtime < time.time() - STALE:
-                    partial.unlink()
-        bring_back(folder)
-        _rename_other_weights(copies)
-        os.environ["THYROID_KEEPS"] = str(folder)
-    if _on_write not in writing.written:
-        writing.written.append(_on_write)
-        atexit.register(_wait_at_exit)
-    _copies = copies
-    _copies.refresh()
-    return _copies
-
-
-def _rename_other_weights(copies: Copies) -> None:
+def _tidy_up(copies: Copies) -> None:
+    """Remove half-written copies, bring back results, rename the weights of other trainings."""
+    for partial in list(copies.folder.rglob("*.partial")):
+        with suppress(OSError):
+            if partial.stat().st_mtime < time.time() - STALE:
+                partial.unlink()
+    bring_back(copies.folder)
     for path in files_to_copy(copies.results):
         target = copies.target(path)
         if path.suffix == ".pt" and target.exists() and not _equal(target, path.stat()):
-            os.replace(target, target.with_name(f"{target.name}.earlier"))
+            target.replace(f"{target}.earlier")
             what = f"another {path.name} of {path.parent.name}"
             print_note(f"{copies.folder} has {what}: it stays there as .earlier")
-
-
-def _on_write(path: Path, removed: bool) -> None:
-    if _copies and path.absolute().is_relative_to(_copies.results):
-        _copies.refresh(path if removed else None)
-
-
-def _wait_at_exit() -> None:
-    if _copies:
-        _copies.wait()
 
 
 def bring_back(folder: str | Path) -> int:
@@ -207,12 +179,9 @@ def bring_back(folder: str | Path) -> int:
         # renamed at the end: a folder that was copied in part would be taken for a whole one
         whole = target.with_name(f"{target.name}.{os.getpid()}.partial")
         try:
-            for left in target.parent.glob(f"{target.name}.*.partial"):
-                if not locks.alive(left.name.split(".")[-2]):
-                    shutil.rmtree(left)
             for name in names:
                 _copy(top / name, whole / name)
-            if names and not target.exists():
+            if names:
                 whole.rename(target)
                 count += len(names)
         except OSError as error:
@@ -226,10 +195,9 @@ def bring_back(folder: str | Path) -> int:
 
 def _equal(target: Path, stat: os.stat_result) -> bool:
     """Return whether a copy has the file's size, and its time to 2 s (as coarse as some disks)."""
-    try:
-        there = target.stat()
-    except FileNotFoundError:
+    if not target.exists():
         return False
+    there = target.stat()
     return there.st_size == stat.st_size and abs(there.st_mtime - stat.st_mtime) < 2
 
 
@@ -242,7 +210,6 @@ def _copy(path: Path, target: Path) -> None:
         with suppress(OSError):  # some Drives keep no times
             shutil.copystat(path, partial)
         os.replace(partial, target)
-    except OSError:
+    finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise

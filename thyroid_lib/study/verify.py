@@ -2,12 +2,10 @@
 
     python -m thyroid_lib.study.verify results/reference/demo results/demo
 
-Exit codes: 0 identical, 1 different, 2 nothing to compare. `make verify` runs the demo again and
-compares it with the committed results. Importing this module loads no torch.
+Exit codes: 0 identical, 1 different, 2 nothing to compare. Importing this module loads no torch.
 """
 
 import argparse
-import filecmp
 import io
 import json
 import re
@@ -29,10 +27,6 @@ LEFT_OUT = re.compile(
     r"(logs/|checksums/|provenance/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
 )
-PARTLY = {
-    "run.json": f"in run.json {', '.join(TIMES)}",
-    "model.pt": "in model.pt everything but the weights",
-}
 LINES, WIDTH = 12, 160  # shown of a difference
 
 
@@ -44,77 +38,67 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The result of `compare`; there are no `differences` between equal folders."""
+    """The result of `compare`."""
 
     files: int  # number of equal files
-    bytes: int  # their size
     differences: list[Difference]  # notebooks first, then by name
     left_out: list[str]  # files and parts of files that were not compared
 
     def report(self) -> str:
         """Return the text for the command line: the first difference, and the other files."""
-        lines = [f"identical: {self.files} files, {self.bytes} bytes"]
-        if self.differences:
-            count = self.files + len(self.differences)
-            first = "{}: {}".format(*self.differences[0])
-            others = [f"  {each.file}" for each in self.differences[1:]]
-            lines = [f"different: {len(self.differences)} of {count} files", "", first]
-            lines += ["", "also different:", *others[:20]] if others else []
-            lines += [f"  and {len(others) - 20} more"] if others[20:] else []
+        lines, count = [f"identical: {self.files} files"], len(self.differences)
+        if count:
+            lines = [f"different: {count} of {self.files + count} files", ""]
+            lines.append("{}: {}".format(*self.differences[0]))
+            lines += ["", "also different:"] * (count > 1)
+            lines += [f"  {each.file}" for each in self.differences[1:21]]
+            lines += [f"  and {count - 21} more"] * (count > 21)
         if self.left_out:
-            lines += [f"not compared, because it holds times: {', '.join(self.left_out)}"]
+            lines.append(f"not compared, because it holds times: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
 
 def compare(expected: str | Path, folder: str | Path) -> Comparison:
-    """Compare two folders of results byte by byte; files and values that hold times are left out.
+    """Compare a study's folder with another one; files and values that hold times are left out.
 
-    Args:
-        expected: a study's folder, or a committed set as `make reference` writes it: a flat
-            selection of the files in a study's `notebooks/` and `compare/`. A table of the study
-            that the set lacks is no difference, a notebook is.
-        folder: the study's folder to compare with it.
+    `expected` may be a committed set as `make reference` writes it: a flat selection of the files
+    in a study's notebooks/ and compare/. It may lack tables of the study, but no notebook.
 
     Raises:
-        ValueError: one of the two is no folder, or `expected` holds no file to compare.
+        ValueError: one of the two holds no file to compare.
+        OSError: a file cannot be read.
     """
-    wanted, found = _files(Path(expected)), _files(Path(folder))
+    wanted, found = (
+        {p.relative_to(top).as_posix(): p for p in top.rglob("*") if p.is_file()}
+        for top in map(Path, (expected, folder))
+    )
     if not any("/" in name for name in wanted) and Path(folder, "notebooks").is_dir():
         found = {p.name: p for n, p in found.items() if n.startswith(("notebooks/", "compare/"))}
         found = {name: p for name, p in found.items() if name in wanted or p.suffix == ".ipynb"}
     names = sorted(wanted.keys() | found, key=lambda name: (not name.endswith(".ipynb"), name))
     parts = {LEFT_OUT.sub(lambda hit: hit[1] or hit[0], n) for n in names if LEFT_OUT.fullmatch(n)}
-    parts |= {PARTLY[Path(name).name] for name in names if Path(name).name in PARTLY}
+    parts |= {f"parts of {Path(name).name}" for name in names if Path(name).name in COMPARED}
     names = [name for name in names if not LEFT_OUT.fullmatch(name)]
-    if not wanted.keys() & set(names):
-        raise ValueError(f"no file to compare in {expected}: give a folder of results")
-    pairs = [Difference(name, difference(wanted.get(name), found.get(name))) for name in names]
-    same = [wanted[name].stat().st_size for name, what in pairs if not what]
-    return Comparison(len(same), sum(same), [each for each in pairs if each.what], sorted(parts))
+    for top, files in ((expected, wanted), (folder, found)):
+        if not files.keys() & set(names):
+            raise ValueError(f"no file to compare in {top}: give two folders of results")
+    pairs = [Difference(name, _difference(wanted.get(name), found.get(name))) for name in names]
+    differences = [each for each in pairs if each.what]
+    return Comparison(len(pairs) - len(differences), differences, sorted(parts))
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ValueError(f"no folder at {folder}: give two folders of results")
-    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-
-
-def difference(expected: Path | None, found: Path | None) -> str:
+def _difference(expected: Path | None, found: Path | None) -> str:
     """Return a sentence on how a file differs, "" if it does not; None stands for no file."""
-    if expected is None:
-        return "was not expected"
-    if found is None:
-        return "is missing"
-    try:
-        if filecmp.cmp(expected, found, shallow=False):
-            return ""
-        old, new = expected.read_bytes(), found.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror} ({error.filename})"
+    if not expected or not found:
+        return "is missing" if expected else "was not expected"
+    old, new = expected.read_bytes(), found.read_bytes()
+    if old == new:
+        return ""
     try:
         compared, explain = COMPARED.get(expected.name, bytes), EXPLAIN.get(expected.suffix, _bytes)
-        old, new = compared(old), compared(new)
-        return "" if old == new else explain(old, new)
+        before, after = compared(old), compared(new)
+        same = "the same content, written in another way"
+        return "" if before == after else explain(before, after) or same
     except ImportError as error:
         return f"differs; pip install {error.name} shows where"
     except Exception as error:  # a damaged file fails in one of many ways
@@ -148,30 +132,29 @@ def _text(old: bytes, new: bytes) -> str:
     for number, (was, now) in enumerate(lines, 1):
         if was != now:
             return f"line {number}: expected {was[:WIDTH]}, got {now[:WIDTH]}"
-    return "the same lines with other line endings"
+    return ""
 
 
 def _table(old: bytes, new: bytes) -> str:
     """Name the row and the column of the first value that differs."""
-    how = {"dtype": str, "keep_default_na": False}
-    before, after = (pd.read_csv(io.BytesIO(part), **how) for part in (old, new))
+    before, after = (
+        pd.read_csv(io.BytesIO(part), dtype=str, keep_default_na=False) for part in (old, new)
+    )
     if list(before) != list(after):
         return f"expected the columns {', '.join(before)}, got {', '.join(after)}"
     rows = min(len(before), len(after))
-    apart = before[:rows].compare(after[:rows])
-    if apart.empty and len(before) != len(after):
-        return f"expected {len(before)} rows, got {len(after)}; the rows that both have are equal"
-    if apart.empty:
-        return "the same values, written in another way"
-    row, values = apart.index[0], apart.iloc[0].dropna()
-    (column, _), was, now = values.index[0], *values[:2]
+    places = np.argwhere(before[:rows].to_numpy() != after[:rows].to_numpy())
+    if not len(places):
+        counts = f"expected {len(before)} rows, got {len(after)}; the rows that both have are equal"
+        return counts if len(before) != len(after) else ""
+    row, column = places[0]
+    was, now = before.iat[row, column], after.iat[row, column]
     keys = ", ".join(value for value in before.iloc[row] if value[:1].isalpha())[:WIDTH]
-    try:
-        share = f" (relative difference {abs(float(now) / float(was) - 1):.2g})"
-    except (ValueError, ZeroDivisionError):
-        share = ""
-    where = f"row {row + 1}{f' ({keys})' if keys else ''}, column {column}"
-    return f"{where}: expected {was or 'nothing'}, got {now or 'nothing'}{share}"
+    numbers = [pd.to_numeric(value, errors="coerce") or np.nan for value in (was, now)]
+    share = abs(numbers[1] / numbers[0] - 1)
+    where = f"row {row + 1}{f' ({keys})' if keys else ''}, column {before.columns[column]}"
+    text = f"{where}: expected {was or 'nothing'}, got {now or 'nothing'}"
+    return text if np.isnan(share) else f"{text} (relative difference {share:.2g})"
 
 
 def _picture(old: bytes, new: bytes) -> str:
@@ -182,7 +165,7 @@ def _picture(old: bytes, new: bytes) -> str:
         return "another picture: expected {}, got {}".format(*sizes)
     apart = np.asarray(ImageChops.difference(before, after)).max(-1)  # (H,W)
     pixels = f"{np.count_nonzero(apart)} of {apart.size} pixels differ, by {apart.max()} of 255"
-    return f"another picture: {pixels} at most" if apart.any() else "the same pixels, other bytes"
+    return f"another picture: {pixels} at most" if apart.any() else ""
 
 
 def _notebook(old: bytes, new: bytes) -> str:
@@ -196,13 +179,13 @@ def _notebook(old: bytes, new: bytes) -> str:
     pretty_print_notebook_diff("", "", before, nbdime.diff_notebooks(before, after), config)
     _, *parts = re.split(r"(?m)^## (?=\w+ .*/)", config.out.getvalue())
     if not parts:
-        return "the same cells and outputs, written in another way"
-    cell = re.search(r"/cells/(\d+)", parts[0].partition("\n")[0])
-    above = before.cells[: int(cell[1]) + 1] if cell else []
-    texts = [each.source for each in above if each.cell_type == "markdown"]
-    headings = [hit for text in texts for hit in re.findall(r"(?m)^#+ (.*)", text)[:1]]
-    below = f" below “{headings[-1]}”" if headings else ""
+        return ""
     lines = [line[:WIDTH] for line in parts[0].strip().splitlines()[:LINES]]
+    cell = re.search(r"/cells/(\d+)", lines[0])
+    above = before.cells[: int(cell[1]) + 1] if cell else []
+    texts = "\n".join(each.source for each in above if each.cell_type == "markdown")
+    headings = re.findall(r"(?m)^#+ (.*)", texts)
+    below = f" below “{headings[-1]}”" if headings else ""
     return "\n".join([f"{len(parts)} differences, the first{below}:", *lines])
 
 
@@ -220,7 +203,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         result = compare(args.expected, args.folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(result.report())
