@@ -26,7 +26,7 @@ import page
 from thyroid_lib.files.writing import write_file
 
 HERE = Path(__file__).resolve().parent
-READ_FRAMES = ("training", "preprocessing", "scoring", "scaling")
+READ_FRAMES = ("training", "fullsize", "preprocessing", "scoring", "scaling")
 
 
 def save(section: str, result: dict, seconds: float, out: Path, command: str) -> Path:
@@ -36,17 +36,10 @@ def save(section: str, result: dict, seconds: float, out: Path, command: str) ->
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"sections": {}}
     found = page.circumstances(command) | {"seconds": round(seconds), "result": result}
     kept = {"machine": about, "sections": kept["sections"] | {section: found}}
-    write_file(file, json.dumps(rounded(kept), indent=1) + "\n")
+    # five significant digits: more than repeats agree on
+    kept = json.loads(json.dumps(kept), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+    write_file(file, json.dumps(kept, indent=1) + "\n")
     return write_file(out / "README.md", page.render(out / "results"))
-
-
-def rounded(value):
-    """Five significant digits: more than repeats agree on."""
-    if isinstance(value, dict):
-        return {str(key): rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(each) for each in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def main() -> int:
@@ -65,7 +58,8 @@ def main() -> int:
         print(write_file(out / "README.md", page.render(out / "results")))
         return 0
     args.device = ours.pick_device()
-    names = args.sections or list(page.SECTIONS)
+    on_cpu = args.device.type == "cpu"
+    names = args.sections or [name for name in page.SECTIONS if name != "fullsize" or not on_cpu]
     if len(names) > 1:  # each in a process of its own, with its own memory
         options = ["--quick"] * args.quick + ["--out", str(out), "--cache", str(args.cache)]
         for name in names:

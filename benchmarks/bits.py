@@ -30,7 +30,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ours
 import thyroid_lib
-from thyroid_lib import models
 from thyroid_lib.data import frames, splits, store
 from thyroid_lib.evaluate import predict
 from thyroid_lib.files.parallel import cores
@@ -60,7 +59,6 @@ class Way:
     process: str = ""  # the way in whose process it is trained, after it; "" for its own process
     pinned: bool = True  # see `runner.PINNED`
     threads: int = 1
-    contiguous: bool = False  # memory layout; otherwise channels_last, as the project trains
     killed: bool = False  # by SIGKILL in the middle of an epoch, and started again
     backwards: bool = False  # models in reverse order, another PYTHONHASHSEED
     elsewhere: bool = False  # copies of data and library in another folder, of another user
@@ -95,9 +93,6 @@ WAYS = {  # in the order of the table
     "two threads": Way("threads: 2 for 1", must=False, seeds=SEEDS, **TWO),
     "free again": Way("not pinned, trained again", "free", **FREE),
     "free": Way("instructions: not pinned", must=False, seeds=SEEDS, **FREE),
-    "contiguous": Way(
-        "layout in memory: contiguous for channels_last", must=False, seeds=SEEDS, contiguous=True
-    ),
     "bf16 again": Way("not pinned, bf16, trained again", "bf16", train=BF16, **FREE),
     "bf16": Way("not pinned, bf16 for fp32", "free", False, SEEDS, BF16, **FREE),
     "gpu again": Way("on a GPU, trained again", "gpu", False, **ON_GPU),
@@ -146,9 +141,8 @@ def measure(args, names=tuple(WAYS)) -> dict:
             rows.append({"title": way.title, "must": way.must} | result)
         rows.append({"title": OTHER_SEED, "must": False, "runs": seed_pairs(folder)})
         files = {name: next(folder.glob(f"seen/{name}/*.json"), None) for name in ("demo", "free")}
-        used = {
-            n: json.loads(file.read_text())["instructions"] for n, file in files.items() if file
-        }
+        found = [(name, json.loads(file.read_text())) for name, file in files.items() if file]
+        used = {name: about["instructions"] for name, about in found}
     kept = ("width", "size", "epochs", "batch_size", "lr", "models")
     return {
         "rows": rows, "how": {name: how[name] for name in kept}, "instructions": used,
@@ -207,20 +201,13 @@ def train(data, out: Path, model: str, seed: int, way: Way, how: dict) -> tuple:
     split = {"protocol": "random", "folds": how["folds"], "val_share": how["val_share"]}
     sides = splits.split_cases(data.index, **split)
     rows = {side: np.flatnonzero(sides == side) for side in ("train", "test")}
-    if not way.contiguous:
-        if way.killed:
-            steps = -(-len(rows["train"]) // settings["batch_size"])
-            die_once(out.with_suffix(".died"), settings["epochs"] // 2 * steps + steps // 2)
-        done = ours.train_run(data, out=out, model=model, seed=seed, **split, **settings)
-        if way.killed and not 0 < done.meta["trained_epochs"] < settings["epochs"]:
-            raise RuntimeError(f"{out.name} did not continue from its checkpoint")
-        return done.model, rows["test"]
-    net = models.build_model(model, width=settings["width"])
-    torch.set_num_threads(settings["threads"])
-    part = {name: settings[name] for name in ("epochs", "batch_size", "lr", "augment", "precision")}
-    for _ in ours.train(net, data, rows["train"], seed=seed, device=torch.device("cpu"), **part):
-        pass
-    return predict.restore_model(model, settings["width"], net.state_dict()), rows["test"]
+    if way.killed:
+        steps = -(-len(rows["train"]) // settings["batch_size"])
+        die_once(out.with_suffix(".died"), settings["epochs"] // 2 * steps + steps // 2)
+    done = ours.train_run(data, out=out, model=model, seed=seed, **split, **settings)
+    if way.killed and not 0 < done.meta["trained_epochs"] < settings["epochs"]:
+        raise RuntimeError(f"{out.name} did not continue from its checkpoint")
+    return done.model, rows["test"]
 
 
 def die_once(mark: Path, step: int) -> None:

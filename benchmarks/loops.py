@@ -7,6 +7,7 @@ in all. Loaders never end, so that no start of worker processes is timed, in fav
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -55,8 +56,7 @@ def project(setting: Setting, precision: str = "") -> Run:
     return lambda steps: sum(next(epochs) for _ in range(max(1, steps // setting.epoch_steps)))
 
 
-def project_fp32(setting: Setting) -> Run:
-    return project(setting, "fp32")
+project_fp32 = partial(project, precision="fp32")
 
 
 def repeat(batches: Iterator[tuple[Tensor, Tensor]], step: Step, *, read_loss: bool = True) -> Run:

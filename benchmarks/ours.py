@@ -46,18 +46,15 @@ def score_rows(net: nn.Module, store: Store, rows: np.ndarray, **settings):
 
 
 class OneConvolution(models.Network):
-    """A network so cheap that training time is the time to read and move the frames.
-
-    Average over 8 × 8 px, one 3 × 3 convolution, back to the frame's size.
-    """
+    """A network so cheap that training time is the time to read and move the frames."""
 
     divisor = 8
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 1):
         super().__init__(in_channels, out_channels, width)
-        self.shrink, self.grow = nn.AvgPool2d(8), nn.Upsample(scale_factor=8)
-        self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.layers = nn.Sequential(nn.AvgPool2d(8), convolution, nn.Upsample(scale_factor=8))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
-        return self.grow(self.convolution(self.shrink(images)))
+        return self.layers(images)

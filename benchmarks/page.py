@@ -7,12 +7,12 @@ import importlib
 import importlib.metadata
 import json
 import operator
-import os
 import platform
 import re
 from datetime import date
 from pathlib import Path
 
+import psutil
 import torch
 
 from thyroid_lib.files.parallel import cores
@@ -20,6 +20,7 @@ from timing import figure
 
 SECTIONS = {  # name: its title
     "training": "Training",
+    "fullsize": "The full-size models",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",
@@ -48,28 +49,23 @@ which runs repeat to the bit. `latency.py` is a separate measurement.
 at its sizes, stored as JPEG. Things that are compared take turns in one process, and each repeat
 begins with another of them. A figure is the median over the repeats, in brackets the lowest and the
 highest. A ratio is taken within each repeat, so that a slow minute of the machine affects both
-sides. Where there was a choice, peers are run in their favour: caches are filled and worker
-processes started before the clock, and printing and logging are left out. As documented, they run
-in the layout and precision of their examples; at equal layout and precision, in this project's,
-with its loss and optimiser, so that only their way to the batch and their work per step differ.
-MONAI's example gets its CacheDataset, smp's is written without Lightning ([`peers.py`](peers.py)
-lists the rest), both to their advantage. Memory is anonymous memory: pages of files, memory maps
-among them, are not counted, because the system can drop them.
+sides. Peers are run in their favour ([`peers.py`](peers.py) says how). As documented, they run in
+the layout and precision of their examples; at equal layout and precision, in this project's, with
+its loss and optimiser. Memory is anonymous memory: pages of files, memory maps among them, are not
+counted, because the system can drop them.
 """
 
 
 def describe() -> dict:
     """This machine, without path, host or user, and a `slug` that names its file of results."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        processor = re.search(r"model name\s*:\s*(.+)", text).group(1).strip()
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, AttributeError, ValueError):
-        processor, memory = platform.processor() or platform.machine(), 0
+    file, names = Path("/proc/cpuinfo"), []
+    if file.exists():
+        names = re.findall(r"model name\s*:\s*(.*\S)", file.read_text(encoding="utf-8"))
+    processor = names[0] if names else platform.processor() or platform.machine()
     about = {
         "processor": processor, "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(), "threads": torch.get_num_threads(),
-        "memory_gib": round(memory / 2**30), "system": platform.system(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30), "system": platform.system(),
     }  # fmt: skip
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
@@ -92,9 +88,7 @@ def circumstances(command: str) -> dict:
 
 def render(folder: Path) -> str:
     """The page, from all JSON files of `folder`; the machine measured last comes first."""
-    results = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    ]
+    results = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
     results.sort(key=lambda r: max(part["date"] for part in r["sections"].values()), reverse=True)
     return "\n".join([TOP, *("\n".join(_machine(**result)) for result in results)])
 

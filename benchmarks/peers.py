@@ -8,6 +8,8 @@ TensorBoard, validation. Each comes twice: as documented, and `equal`: in this p
 precision, with its loss and optimiser, so that only batches and bookkeeping per step differ.
 """
 
+from functools import partial
+
 import torch
 
 from data import list_pairs
@@ -30,14 +32,9 @@ def monai_cache(setting: Setting):
             transforms.ScaleIntensityd(keys=keys),
             transforms.Resized(keys=keys, spatial_size=size, mode=("bilinear", "nearest")),
         ])  # fmt: skip
-        pairs = [
-            dict(zip(keys, map(str, pair), strict=True)) for pair in list_pairs(setting.frames)
-        ]
-
-        def fill() -> None:
-            filled["cache"] = CacheDataset(pairs, steps, progress=False)
-
-        filled["seconds"] = seconds_of(fill)
+        pairs = [{"image": str(a), "mask": str(b)} for a, b in list_pairs(setting.frames)]
+        make = partial(CacheDataset, pairs, steps, progress=False)
+        filled["seconds"] = seconds_of(lambda: filled.update(cache=make()))
     return filled["cache"]
 
 

@@ -75,9 +75,8 @@ def show(found: dict) -> str:
 
 def growth(found: dict) -> dict[str, float]:
     """The growth of memory from the fewest frames to the most, as a share."""
-    first, last = found["rows"][0], found["rows"][-1]
-    pairs = {name: (first[name]["peak_mib"], last[name]["peak_mib"]) for name in STEPS}
-    return {name: b / a - 1 for name, (a, b) in pairs.items() if a and b}
+    mib = {name: [row[name]["peak_mib"] for row in found["rows"]] for name in STEPS}
+    return {name: each[-1] / each[0] - 1 for name, each in mib.items() if all(each)}
 
 
 def goals(found: dict, on_gpu: bool):

@@ -11,6 +11,7 @@ thresholds) is timed by `score_rows` on a store, minus the time to predict.
 import importlib.util
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,36 +114,32 @@ def measure(args) -> dict:
     """Time all in turns; milliseconds per case."""
     count, repeats, size = (4, 2, 64) if args.quick else (45, 5, 256)
     pairs = make_pairs(args.frames, count)
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of its own calls
-            score, only_predict = whole_case(args.frames, Path(folder, "store"), count, size)
-            turns = {
-                "score_case": lambda: _ms(by_project, pairs),
-                "score_rows": lambda: 1e3 * (seconds_of(score) - seconds_of(only_predict)) / count,
-                "score_case, few": lambda: _ms(by_project, pairs[:FEW]),
-            }
-            if importlib.util.find_spec("monai"):
-                turns["monai"] = lambda: _ms(by_monai, pairs)
-            if importlib.util.find_spec("torchmetrics"):
-                turns["torchmetrics dice"] = lambda: _ms(by_torchmetrics, pairs, "dice_score")
-                turns["torchmetrics"] = lambda: _ms(
-                    by_torchmetrics, pairs[:FEW], "hausdorff_distance"
-                )
-            for turn in turns.values():  # first calls load and compile
-                turn()
-            found = take_turns(turns, repeats)
-    finally:
-        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of its own calls
+        score, only_predict = whole_case(args.frames, Path(folder, "store"), count, size)
+        turns = {
+            "score_case": lambda: _ms(by_project, pairs),
+            "score_rows": lambda: 1e3 * (seconds_of(score) - seconds_of(only_predict)) / count,
+            "score_case, few": lambda: _ms(by_project, pairs[:FEW]),
+        }
+        if importlib.util.find_spec("monai"):
+            turns["monai"] = lambda: _ms(by_monai, pairs)
+        if importlib.util.find_spec("torchmetrics"):
+            by_dice, by_hausdorff = (
+                partial(by_torchmetrics, name) for name in ("dice_score", "hausdorff_distance")
+            )
+            turns["torchmetrics dice"] = lambda: _ms(by_dice, pairs)
+            turns["torchmetrics"] = lambda: _ms(by_hausdorff, pairs[:FEW])
+        take_turns(turns, 1)  # first calls load and compile
+        found = take_turns(turns, repeats)
     shapes = [pair[0].shape for pair in pairs]
     about = {"cases": count, "few": FEW, "smallest": min(shapes), "largest": max(shapes)}
     return about | {"ms": found}
 
 
-def _ms(metric, pairs: list, *words: str) -> float:
-    return 1e3 * seconds_of(lambda: [metric(*words, *pair) for pair in pairs]) / len(pairs)
+def _ms(metric, pairs: list) -> float:
+    return 1e3 * seconds_of(lambda: [metric(*pair) for pair in pairs]) / len(pairs)
 
 
 def show(found: dict) -> str:

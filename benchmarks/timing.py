@@ -75,9 +75,8 @@ def wait(device: torch.device) -> None:
 def peaks(device: torch.device, quick: bool) -> dict[str, float]:
     """Operations a second of a large matrix product, by precision; on a GPU fp32 means TF32."""
     side, repeats = (8192, 200) if device.type == "cuda" else (2048, 3 if quick else 30)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    found = {}
+    found, matmul = {}, torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision in ("fp32", "bf16", *(["fp16"] if device.type == "cuda" else [])):
         a, b = (torch.randn(side, side, device=device).to(PRECISIONS[precision]) for _ in range(2))
 
@@ -86,7 +85,7 @@ def peaks(device: torch.device, quick: bool) -> dict[str, float]:
             wait(device)
 
         found[precision] = 2 * side**3 / min(seconds_of(multiply) for _ in range(repeats))
-    torch.backends.cuda.matmul.allow_tf32 = before
+    matmul.allow_tf32 = allowed
     return found
 
 

@@ -121,11 +121,8 @@ def show(found: dict) -> str:
         "",
         timing.table(columns, rows, texts=2),
     ]
-    if found["cache_seconds"]:
-        lines += [
-            "",
-            f"Filling MONAI's cache, once, took {timing.figure(found['cache_seconds'])} s more.",
-        ]
+    if seconds := found["cache_seconds"]:
+        lines += ["", f"Filling MONAI's cache, once, took {timing.figure(seconds)} s more."]
     if absent := [name for name in LOOPS if name not in found["rates"]]:
         lines += ["", f"Not installed, so not measured: {', '.join(absent)}."]
     return "\n".join(lines)
