@@ -14,7 +14,7 @@ import glob
 import json
 import lzma
 import os
-import shutil
+import re
 import sys
 import tempfile
 import zipfile
@@ -30,6 +30,7 @@ from thyroid_lib.files.writing import project_path
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import LEAKY, list_runs, read_study, show
 from thyroid_lib.study import checksums
+from thyroid_lib.study.second_copy import copy_whole
 
 TRAINED = (  # settings that change the weights of every run
     "size", "resize", "width", "epochs", "batch_size", "lr", "selection", "augment", "val_share",
@@ -49,12 +50,14 @@ class Found:
     name: str
     folder: Path
     steps: dict[str, list[str]] = field(default_factory=dict)  # finished steps and their files
-    epochs: dict[str, int] = field(default_factory=dict)  # of unfinished runs
-    keys: dict[str, str] = field(default_factory=dict)  # of the trainings of unfinished runs
+    begun: dict[str, tuple[int, str]] = field(default_factory=dict)  # run: epochs, training's key
     problems: list[str] = field(default_factory=list)
 
     def finished(self, run: str) -> bool:
         return f"3-train-{run}" in self.steps
+
+    def epochs(self, run: str) -> int:
+        return self.begun.get(run, (-1, ""))[0]
 
 
 def records_of(step: str, files: list[str]) -> list[str]:
@@ -78,10 +81,12 @@ def look(name: str, folder: Path, config: dict) -> Found:
         files = [line[2] for line in lines]
         if step == "1-preprocess" and not all((folder / file).is_file() for file in files):
             continue  # a notebook that was set to remove the prepared frames
-        wrong = [line[2] for line in lines if not _matches(folder / line[2], line[1])]
+        wrong = [
+            name for digest, name in (line.groups() for line in lines)
+            if not (folder / name).is_file() or file_digest(folder / name) != digest
+        ]  # fmt: skip
         if run in runs:
-            needed = {f"runs/{run}/{table}" for table in (*TABLES, "run.json")}
-            wrong += sorted(needed - {*files})
+            wrong += sorted({f"runs/{run}/{each}" for each in (*TABLES, "run.json")} - {*files})
         if wrong:
             found.problems.append(f"{step}: {wrong[0]} is missing or not the file that was written")
         elif run in runs and (other := differing(folder / "runs" / run, run, config)):
@@ -95,27 +100,20 @@ def look(name: str, folder: Path, config: dict) -> Found:
             except (ValueError, OSError) as error:
                 found.problems.append(str(error))
                 continue
-            if not found.finished(run) and state["epoch"] > found.epochs.get(run, -1):
-                found.epochs[run], found.keys[run] = state["epoch"], state.get("key", "")
+            if not found.finished(run) and state["epoch"] > found.epochs(run):
+                found.begun[run] = state["epoch"], state.get("key", "")
     return found
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and file_digest(path) == digest
 
 
 def differing(folder: Path, run: str, config: dict) -> str:
     """Return how a finished run's settings differ from the study's; "" if they do not.
 
-    Only settings that change the weights are compared, and those set to `auto` are not. A setting
-    that an older run.json lacks counts as equal.
+    Only settings that change the weights are compared, and those set to `auto` are not.
     """
     try:
         about = json.loads((folder / "run.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return ""  # unfinished, or damaged, which the checksums show
-    if not isinstance(about, dict):
-        return "run.json holds no settings"
     wanted = {key: config[key] for key in TRAINED} | list_runs(config)[run]
     wanted |= {key: config[key] for key in ("device", "precision") if config[key] != "auto"}
     if wanted["protocol"] == "reported":  # its frames are not mended
@@ -131,30 +129,29 @@ def differing(folder: Path, run: str, config: dict) -> str:
     )
 
 
-def contradictions(sources: list[Found], runs: list[str]) -> list[str]:
-    """List what differs between sources and must not: frames, or the results of one run."""
+def contradictions(sources: list[Found], runs: list[str]) -> Iterator[str]:
+    """Yield what differs between sources and must not: frames, or the results of one run."""
 
     def differ(name: str, among: list[Found]) -> str:
         """Name the sources, if one of them has another content of this file."""
-        digests = [file_digest(source.folder / name) for source in among]
-        return ", ".join(source.name for source in among) if len(set(digests)) > 1 else ""
+        digests = {file_digest(source.folder / name) for source in among}
+        return ", ".join(source.name for source in among) if len(digests) > 1 else ""
 
-    found = []
     for name in STORES:
         if names := differ(name, [s for s in sources if (s.folder / name).is_file()]):
-            found.append(
+            yield (
                 f"{name} differs between {names}: these trained on other frames, or with another "
                 "size or mending; gather each by itself"
             )
     for run in runs:
         finished = [source for source in sources if source.finished(run)]
-        tables = {table: differ(f"runs/{run}/{table}", finished) for table in TABLES}
-        found += [
-            f"{run}: finished in {names}, but its {table} differs: keep one and remove the other "
-            "(other GPUs and versions give other bits)"
-            for table, names in tables.items() if names
-        ][:1]  # fmt: skip
-    return found
+        for table in TABLES:
+            if names := differ(f"runs/{run}/{table}", finished):
+                yield (
+                    f"{run}: finished in {names}, but its {table} differs: keep one and remove the "
+                    "other (other GPUs and versions give other bits)"
+                )
+                break
 
 
 def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
@@ -175,15 +172,15 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
                     _copy(source.folder / name, here.folder, name)
             if run in runs:
                 checkpoint.forget(here.folder / "runs" / run)
-                here.epochs.pop(run, None)
+                here.begun.pop(run, None)
             here.steps[step] = files
             copied.append(f"{step} is done (from {source.name})")
     for run in runs:
-        best = max(others, key=lambda source: source.epochs.get(run, -1))
-        epochs = best.epochs.get(run, -1)
-        if here.finished(run) or epochs <= here.epochs.get(run, -1):
+        best = max(others, key=lambda source: source.epochs(run))
+        epochs = best.epochs(run)
+        if here.finished(run) or epochs <= here.epochs(run):
             continue
-        if run in here.epochs and here.keys[run] != best.keys[run]:
+        if run in here.begun and here.begun[run][1] != best.begun[run][1]:
             print(
                 f"note: {run}: {best.name} holds another training of it (other settings, frames, "
                 "torch, device or precision): the one here goes on",
@@ -192,37 +189,23 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             continue
         for path in sorted(best.folder.glob(f"runs/{run}/checkpoint*.pt"), reverse=True):
             _copy(path, here.folder, f"runs/{run}/{path.name}")
-        here.epochs[run] = epochs
+        here.begun[run] = best.begun[run]
         copied.append(f"{run} goes on after {epochs} epochs (from {best.name})")
     return copied
 
 
 def _copy(source: Path, study: Path, name: str) -> None:
-    """Copy a file whole or not at all to its name below the study's folder.
-
-    Raises:
-        ValueError: the name leads out of that folder, perhaps by a link.
-    """
+    """Copy a file to its name in the study's folder; ValueError if that leads out, as by a link."""
     target = study / name
     if not target.resolve().is_relative_to(study.resolve()):
         raise ValueError(f"{source}: {name} leads out of {study}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    copy_whole(source, target)
 
 
 def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[Path, Path]]:
     """Yield each folder of the study in a folder or a zip: its name for messages, and its path.
 
-    Args:
-        work: a temporary folder into which zips are unpacked.
-
-    Raises:
-        ValueError: the path is neither, or the zip is damaged.
+    Zips are unpacked into the folder `work`. ValueError: the path is neither, or a damaged zip.
     """
     top = path
     if path.is_file():
@@ -269,31 +252,23 @@ def gather(parameters: str | Path, sources: list[Path], overrides: dict | None =
         for source in (here, *others):
             for problem in source.problems:
                 print(f"note: {source.name}: {problem}: left out", file=sys.stderr)
-        if found := contradictions([here, *others], runs):
+        if found := list(contradictions([here, *others], runs)):
             raise ValueError("\n".join(found))
         copied = merge(here, others, runs)
-    given = " ".join(f"{key}={_word(value)}" for key, value in (overrides or {}).items())
-    words = f"PARAMETERS={parameters}" + (f' SET="{given}"' if given else "")
-    return report(here, runs, copied, words)
-
-
-def report(here: Found, runs: list[str], copied: list[str], words: str) -> str:
-    """Return what was copied, which runs are finished, and the next command."""
-    done = [run for run in runs if here.finished(run)]
-    lines = [*(copied or ["nothing new"]), f"{len(done)} of {len(runs)} runs are done"]
-    lines += [f"{r}: goes on after {here.epochs[r]} epochs" for r in runs if r in here.epochs]
-    lines += [f"{r}: not begun" for r in runs if r not in here.epochs and not here.finished(r)]
-    if len(done) == len(runs):
+    missing = [run for run in runs if not here.finished(run)]
+    lines = [*(copied or ["nothing new"])]
+    lines += [f"{len(runs) - len(missing)} of {len(runs)} runs are done"]
+    for run in missing:
+        begun = f"goes on after {here.epochs(run)} epochs" if run in here.begun else "not begun"
+        lines.append(f"{run}: {begun}")
+    # SET takes a setting as one word, without quotes
+    given = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    text = " ".join(re.sub('[ "]', "", word) for word in given)
+    words = f"PARAMETERS={parameters}" + (f' SET="{text}"' if text else "")
+    if not missing:
         return "\n".join([*lines, f"next: make study {words}    # compares the runs"])
     lines.append(f"next: make kaggle {words} OWNER=<your name>")
     return "\n".join([*lines, f"or, to finish here: make study {words}"])
-
-
-def _word(value) -> str:
-    """Return a setting as SET takes it: one word, without quotes."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_word, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def matching(words: list[str]) -> list[Path]:
@@ -301,12 +276,9 @@ def matching(words: list[str]) -> list[Path]:
 
     A word without a match is kept, so that it is named in an error.
     """
-    paths: list[Path] = []
-    for word in words:
-        path = Path(word).expanduser()
-        found = [] if path.exists() else sorted(glob.glob(str(path)))
-        paths += map(Path, found or [path])
-    return paths
+    paths = [Path(word).expanduser() for word in words]
+    found = {path: [] if path.exists() else sorted(glob.glob(str(path))) for path in paths}
+    return [Path(each) for path in paths for each in found[path] or [path]]
 
 
 def main() -> int:
@@ -323,9 +295,7 @@ def main() -> int:
             raise ValueError('nothing to gather: FROM="folder1 folder2.zip"')
         print(gather(args.parameters, matching(args.sources), parse_config(args.set)))
     except (ValueError, OSError) as error:
-        named = isinstance(error, OSError) and error.filename
-        text = f"{error.strerror}: {error.filename}" if named else error
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

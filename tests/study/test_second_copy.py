@@ -99,8 +99,8 @@ def test_one_file_that_cannot_be_copied_stops_no_other(project):
 
 def test_a_drive_that_hangs_stops_nothing(project, monkeypatch, capsys):
     go_on = threading.Event()
-    copy = second_copy._copy
-    monkeypatch.setattr(second_copy, "_copy", lambda *words: go_on.wait(30) and copy(*words))
+    copy = second_copy.copy_whole
+    monkeypatch.setattr(second_copy, "copy_whole", lambda *words: go_on.wait(30) and copy(*words))
     copies = keep_copies(project / "drive")
     write_file(project / "here/a.csv", "a")  # returns
     assert not copies.wait(0.1)
@@ -152,19 +152,19 @@ def test_an_earlier_session_is_brought_back_and_overwrites_nothing(project, caps
 def test_half_a_folder_is_not_brought_back(project, monkeypatch, capsys):
     for name in ("a.csv", "b.csv", "deep/c.csv"):
         write_file(project / "drive/results/study" / name, name)
-    copy = second_copy._copy
+    copy = second_copy.copy_whole
 
     def drop(path, target):
         if path.name == "b.csv":
             raise OSError(107, "Transport endpoint is not connected")
         copy(path, target)
 
-    monkeypatch.setattr(second_copy, "_copy", drop)
+    monkeypatch.setattr(second_copy, "copy_whole", drop)
     assert bring_back(project / "drive") == 1
     assert names(project / "here") == ["study/deep/c.csv"]
     assert "could not be brought back: Transport endpoint" in capsys.readouterr().err
     shutil.rmtree(project / "here")
-    monkeypatch.setattr(second_copy, "_copy", copy)
+    monkeypatch.setattr(second_copy, "copy_whole", copy)
     assert bring_back(project / "drive") == 3
     assert names(project / "here") == ["study/a.csv", "study/b.csv", "study/deep/c.csv"]
 

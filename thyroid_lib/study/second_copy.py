@@ -92,7 +92,7 @@ class Copies:
                 if self._copied.get(path) == state:
                     continue
                 if path in self._copied or not _equal(self.target(path), stat):
-                    _copy(path, self.target(path))
+                    copy_whole(path, self.target(path))
                 self._copied[path] = state
             except OSError as error:
                 if path.exists():  # otherwise it was replaced meanwhile, which requests a pass
@@ -180,7 +180,7 @@ def bring_back(folder: str | Path) -> int:
         whole = target.with_name(f"{target.name}.{os.getpid()}.partial")
         try:
             for name in names:
-                _copy(top / name, whole / name)
+                copy_whole(top / name, whole / name)
             if names:
                 whole.rename(target)
                 count += len(names)
@@ -201,7 +201,7 @@ def _equal(target: Path, stat: os.stat_result) -> bool:
     return there.st_size == stat.st_size and abs(there.st_mtime - stat.st_mtime) < 2
 
 
-def _copy(path: Path, target: Path) -> None:
+def copy_whole(path: Path, target: Path) -> None:
     """Copy a file whole or not at all, with its time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.copy.{os.getpid()}.partial")
