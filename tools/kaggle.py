@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -27,11 +28,14 @@ import nbformat
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 import gather
 from thyroid_lib.files.writing import project_path, write_file
 from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.settings import list_runs, read_study
+from thyroid_lib.study.second_copy import copy_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")
@@ -45,8 +49,6 @@ MARGIN = 1.2  # factor for validation and scoring
 FIXED_MINUTES = 2  # of a run of any size
 START_MINUTES = 10  # of a session, before and after its runs
 SESSION_HOURS, WEEK_HOURS = 12, 30  # Kaggle's limits: a session, and GPU time in a week
-FRAMES = {"tg3k": 3585}
-SLUG = re.compile(r"[a-z0-9][a-z0-9-]{2,49}")
 
 
 def build(
@@ -61,17 +63,14 @@ def build(
     out: str | Path = "kaggle",
     wheels: str | Path = "",
 ) -> list[list[str]]:
-    """Write the folders of a study; return the missing runs, kernel by kernel.
+    """Write the folders of a study below `out`; return the missing runs, kernel by kernel.
 
     Args:
-        parameters, overrides: the study's file, and settings that replace its own.
-        owner: the account on Kaggle.
-        data: the data set there, `owner/slug/version`; "" for phantoms.
+        data: the data set on Kaggle, `owner/slug/version`; "" for phantoms.
         hours: the limit of a session.
         gpus: 1 or 2, the number of runs that a session trains at a time.
         frames: number of frames in the data; 0 where source or store say it.
-        out: the folder in which <study>/ gets dataset/, kernel-*/ and <study>.yaml; other files
-            there stay.
+        overrides: settings that replace the study's own.
         wheels: a folder with requirements.txt and the wheels for it; "" to download them.
 
     Raises:
@@ -83,29 +82,24 @@ def build(
     config |= {"budget_minutes": 0, "deploy": False}
     study, slug = config["study"], f"thyroid-{config['study'].replace('_', '-')}"
     source = re.fullmatch(r"kaggle:([\w-]+/[\w-]+)/[1-9][0-9]*", config["data"])
-    for accepted, message in (
-        (0.5 <= hours <= SESSION_HOURS, f"hours: got {hours}, need 0.5 to {SESSION_HOURS}"),
-        (frames >= 0, f"frames: got {frames}, need their number, or 0 where it is known"),
-        (
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner),
-            f"owner: got {owner!r}, need the name in the address of your Kaggle profile",
-        ),
-        (
-            source or (config["data"] in ("", "auto") and not data),
+    problem = ""
+    if not 0.5 <= hours <= SESSION_HOURS:
+        problem = f"hours: got {hours}, need 0.5 to {SESSION_HOURS}"
+    elif frames < 0:
+        problem = f"frames: got {frames}, need their number, or 0 where it is known"
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
+        problem = f"owner: got {owner!r}, need the name in the address of your Kaggle profile"
+    elif not source and (config["data"] not in ("", "auto") or data):
+        problem = (
             f"data: got {data or config['data']!r}, which Kaggle cannot see: upload it as a data "
-            "set and give DATA=owner/slug/version, the version 1 or more",
-        ),
-        (
-            SLUG.fullmatch(f"{slug}-999"),
-            f"study: {study} is too long for a name on Kaggle, need 38 letters at most",
-        ),
-    ):
-        if not accepted:
-            raise ValueError(message)
-    results = project_path(f"results/{study}")
-    missing = [run for run in list_runs(config) if not _done(results, run, config)]
-    if not missing:
-        raise ValueError(f"{study}: no run is missing in {results}")
+            "set and give DATA=owner/slug/version, the version 1 or more"
+        )
+    elif len(slug) > 46:  # 50, with the number of a kernel
+        problem = f"study: {study} is too long for a name on Kaggle, need 38 letters at most"
+    results, name = project_path(f"results/{study}"), f"{owner}/{slug}"
+    missing = [] if problem else [r for r in list_runs(config) if not _done(results, r, config)]
+    if problem or not missing:
+        raise ValueError(problem or f"{study}: no run is missing in {results}")
     minutes = estimate(config, missing, frames or count_frames(config, results), results)
     room = (60 * hours - START_MINUTES) * gpus
     kernels = pack(minutes, room)
@@ -117,15 +111,14 @@ def build(
     new = top / ".new"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write_dataset(new / "dataset", config, f"{owner}/{slug}", results, missing, wheels)
+        _write_dataset(new / "dataset", config, name, results, missing, wheels)
         whole_store = (results / "store" / "images.npy").exists()
         for number, runs in enumerate(kernels, 1):
             _write_kernel(
-                new / f"kernel-{number}", f"{owner}/{slug}-{number}",
-                gpu=config["device"] != "cpu" and gpus,
-                datasets=[f"{owner}/{slug}", *([source[1]] if source else [])],
-                bundle=f"{owner}/{slug}", study=study, runs=runs,
-                minutes=60.0 * hours - START_MINUTES,
+                new / f"kernel-{number}", f"{name}-{number}",
+                gpus=gpus if config["device"] != "cpu" else 0,
+                datasets=[name, *([source[1]] if source else [])],
+                bundle=name, study=study, runs=runs, minutes=60.0 * hours - START_MINUTES,
                 keep_store=number == 1 and not whole_store,
             )  # fmt: skip
         write_file(top / f"{study}.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -135,7 +128,17 @@ def build(
             built.rename(top / built.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    _print_next(top, f"{owner}/{slug}", kernels, minutes, room, gpus, again, config)
+    total = 0.0
+    for number, runs in enumerate(kernels, 1):
+        took = min(sum(minutes[run] for run in runs), room) / gpus / 60
+        total += took + START_MINUTES / 60
+        print(f"kernel-{number}: about {took:.1f} h for {len(runs)} runs: {', '.join(runs)}")
+    for run in (run for run in minutes if minutes[run] > room / gpus):
+        print(f"{run} takes longer than a session: it stops in time, and continues in the next one")
+    unit = "GPU hours" if config["device"] != "cpu" else "hours"
+    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} {unit} in all"
+          f" (Kaggle gives about {WEEK_HOURS} GPU hours a week)")  # fmt: skip
+    print(_next_commands(top, name, len(kernels), again))
     return kernels
 
 
@@ -149,17 +152,13 @@ def _done(results: Path, run: str, config: dict) -> bool:
 
 
 def count_frames(config: dict, results: Path) -> int:
-    """Return the number of frames of a study.
-
-    Raises:
-        ValueError: neither its source nor its store tells the number.
-    """
+    """Return the number of frames of a study; ValueError if neither source nor store tells it."""
     if config["source"] == "phantom":
         return config["phantom_sweeps"] * config["phantom_frames"]
     if (results / "store" / "index.csv").is_file():
         return len((results / "store" / "index.csv").read_text("utf-8").splitlines()) - 1
-    if config["source"] in FRAMES:
-        return FRAMES[config["source"]]
+    if config["source"] == "tg3k":
+        return 3585
     raise ValueError("frames: their number is not known yet: give FRAMES=<number>")
 
 
@@ -169,30 +168,26 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
     From the seconds of finished runs of the same network, or else from its multiply-adds and the
     one time that the reported study gives.
     """
-    wide, size = config["width"] or None, config["size"]
     measured: dict[str, list[float]] = {}
     for path in results.glob("runs/*/run.json"):
-        try:
+        # the estimate does without a run that is unfinished or damaged
+        with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             about = json.loads(path.read_text("utf-8"))
             alike = all(about[key] == config[key] for key in ("width", "size"))
             if alike and (about["device"] == "cuda" or config["device"] == "cpu"):
                 seen = about["epochs"] * about["cases"]["train"]
                 measured.setdefault(about["model"], []).append(about["train_seconds"] / seen)
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # unfinished or damaged: the estimate does without
+    listed = {run: about for run, about in list_runs(config).items() if run in runs}
     usual = multiply_adds(build_model("resunet_reported"), EPOCH_SIZE)
-    minutes, work = {}, {}
-    for run in runs:
-        about = list_runs(config)[run]
-        if about["model"] in measured:
-            seconds = statistics.median(measured[about["model"]])
-        else:
-            if (model := about["model"]) not in work:
-                work[model] = multiply_adds(build_model(model, width=wide), size)
-            seconds = EPOCH_SECONDS / EPOCH_FRAMES * work[model] / usual
+    seconds = {model: statistics.median(each) for model, each in measured.items()}  # of a frame
+    for model in {about["model"] for about in listed.values()} - measured.keys():
+        work = multiply_adds(build_model(model, width=config["width"] or None), config["size"])
+        seconds[model] = EPOCH_SECONDS / EPOCH_FRAMES * work / usual
+    minutes = {}
+    for run, about in listed.items():
         grouped = about["protocol"] in ("grouped", "leave-one-group-out")
-        trained = frames * (1 - 1 / config["folds"] if grouped else 0.7)
-        minutes[run] = FIXED_MINUTES + MARGIN * seconds * trained * config["epochs"] / 60
+        trained = frames * (1 - 1 / config["folds"] if grouped else 0.7) * config["epochs"]
+        minutes[run] = FIXED_MINUTES + MARGIN * seconds[about["model"]] * trained / 60
     return minutes
 
 
@@ -214,23 +209,24 @@ def _write_dataset(
     folder: Path, config: dict, name: str, results: Path, missing: list[str], wheels: str | Path
 ) -> None:
     project = folder / "project"
-    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.partial")
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, project / part, ignore=unwanted)
-        elif (ROOT / part).exists():
-            shutil.copy2(ROOT / part, project / part)
+    _copy_project(PARTS, project)
     text = yaml.safe_dump(config, sort_keys=False)
     write_file(project / "parameters" / f"{config['study']}.yaml", text)
-    # checkpoints of unfinished runs
-    for run in missing:
-        for path in sorted((results / "runs" / run).glob("*.pt")):
-            target = folder / "results" / config["study"] / "runs" / run / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    for run in missing:  # checkpoints of unfinished runs
+        for path in (results / "runs" / run).glob("*.pt"):
+            copy_whole(path, folder / "results" / config["study"] / "runs" / run / path.name)
     shutil.copytree(wheels, folder / "wheels")
     about = {"title": name.split("/")[1], "id": name, "licenses": [{"name": "other"}]}
     write_file(folder / "dataset-metadata.json", json.dumps(about, indent=1) + "\n")
+
+
+def _copy_project(parts: tuple[str, ...], folder: Path) -> None:
+    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.partial")
+    for part in parts:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=unwanted)
+        elif (ROOT / part).exists():
+            copy_whole(ROOT / part, folder / part)
 
 
 def download_wheels(folder: Path) -> Path:
@@ -241,10 +237,10 @@ def download_wheels(folder: Path) -> Path:
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extra = needs["optional-dependencies"]["study"]
     roots = [*needs["dependencies"], *(need for need in extra if need.startswith("snakemake"))]
-    wanted = _closure(roots)
+    wanted = _closure(roots, set())
     entries = re.split(r"(?m)^(?=[a-z0-9])", (ROOT / "requirements.lock").read_text("utf-8"))
-    lock = "".join(entry for entry in entries if entry.split("==")[0] in wanted)
-    mark = folder / f"{hashlib.sha256(lock.encode()).hexdigest()[:16]}.lock"
+    entries = [entry for entry in entries if entry.split("==")[0] in wanted]
+    mark = folder / f"{hashlib.sha256(''.join(entries).encode()).hexdigest()[:16]}.lock"
     if mark.is_file():
         return folder
     print("downloading wheels: once, some minutes …", flush=True)
@@ -252,35 +248,27 @@ def download_wheels(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    target = ["--python-version", PYTHON, "--implementation", "cp", "--abi", "cp312"]
-    target += ["--abi", "abi3", "--abi", "none"]
-    target += [word for system in SYSTEMS for word in ("--platform", f"{system}_x86_64")]
+    make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    get = [*pip, "download", "-qq", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    get += ["--python-version", PYTHON, "--implementation", "cp"]
+    get += [word for abi in ("cp312", "abi3", "none") for word in ("--abi", abi)]
+    get += [word for system in SYSTEMS for word in ("--platform", f"{system}_x86_64")]
     with tempfile.TemporaryDirectory() as work:
-        for entry in filter(None, re.split(r"(?m)^(?=[a-z0-9])", lock)):
+        for entry in entries:
             marker = Requirement(entry.splitlines()[0].rstrip(" \\")).marker
             if marker and not marker.evaluate(KAGGLE):
                 continue
-            one = write_file(Path(work, "one.lock"), entry)
-            get = [*pip, "download", "-qq", "--no-deps", "--require-hashes", "-r", str(one)]
-            wheel = [*get, "--only-binary", ":all:", *target, "--dest", str(folder)]
-            if subprocess.run(wheel, capture_output=True).returncode == 0:
-                continue
-            # no wheel is published: one of pure Python is built here
-            make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "--require-hashes"]
-            subprocess.run([*make, "-r", str(one), "-w", str(folder)], check=True)
-    make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    with tempfile.TemporaryDirectory() as work:  # the build leaves folders behind
-        for part in ("thyroid_lib", "pyproject.toml", "README.md", "LICENSE"):
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-            copy(ROOT / part, Path(work, part))
-        subprocess.run([*make, work], check=True)
+            one = ["--require-hashes", "-r", str(write_file(Path(work, "one.lock"), entry))]
+            if subprocess.run([*get, *one], capture_output=True).returncode:
+                subprocess.run([*make, *one], check=True)  # no wheel is published: pure Python
+        _copy_project(("thyroid_lib", "pyproject.toml", "README.md", "LICENSE"), Path(work, "own"))
+        subprocess.run([*make, str(Path(work, "own"))], check=True)
     built = [path.name for path in folder.glob("*.whl") if "-any.whl" not in path.name]
     if odd := [name for name in built if not re.search(r"manylinux|musllinux", name)]:
         raise ValueError(f"{', '.join(odd)}: built for this machine only, no wheel for Kaggle")
-    versions = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^ \n]+)", lock))
-    text = "".join(f"{need}\n" for need in needs["dependencies"])
-    write_file(folder / "requirements.txt", f"{text}snakemake=={versions['snakemake']}\n")
-    write_file(folder / mark.name, lock)
+    snakemake = next(entry.split()[0] for entry in entries if entry.startswith("snakemake=="))
+    write_file(folder / "requirements.txt", "\n".join([*needs["dependencies"], snakemake, ""]))
+    write_file(folder / mark.name, "".join(entries))
     shutil.rmtree(whole, ignore_errors=True)
     return folder.rename(whole)
 
@@ -292,68 +280,39 @@ KAGGLE = {
 }  # fmt: skip
 
 
-def _closure(needs: list[str]) -> set[str]:
+def _closure(needs: list[str], seen: set[tuple[str, str]], extra: str = "") -> set[str]:
     """Return the names of all requirements on Kaggle, except those of its own packages."""
-    todo, seen = [(need, "") for need in needs], set()
-    names = set()
-    while todo:
-        text, extra = todo.pop()
-        need = Requirement(text)
+    for need in map(Requirement, needs):
         name = canonicalize_name(need.name)
-        if (text, extra) in seen or name in PLATFORM:
-            continue
-        seen.add((text, extra))
-        if need.marker and not need.marker.evaluate(KAGGLE | {"extra": extra}):
-            continue
-        names.add(name)
-        try:
-            inner = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # for another Python version only: the lock has it
-            continue
-        todo += [(line, one) for line in inner for one in ("", *need.extras)]
-    return names
+        marked = not need.marker or need.marker.evaluate(KAGGLE | {"extra": extra})
+        if marked and name not in PLATFORM:
+            for pair in {(name, each) for each in ("", *need.extras)} - seen:
+                seen.add(pair)
+                with suppress(metadata.PackageNotFoundError):  # for another Python only
+                    _closure(metadata.requires(name) or [], seen, pair[1])
+    return {name for name, _ in seen}
 
 
-def _write_kernel(folder: Path, name: str, *, gpu: int, datasets: list[str], **settings) -> None:
+def _write_kernel(folder: Path, name: str, *, gpus: int, datasets: list[str], **settings) -> None:
     """Write a folder for `kaggle kernels push`: a notebook with its settings, and its metadata."""
-    notebook = nbformat.read(ROOT / "tools" / "kernel.ipynb", as_version=4)
-    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    lines = []
-    for line in cell.source.splitlines():
-        key, comment = line.split(" = ")[0], line.split("  # ")[1]
-        value = (settings | {"gpu": bool(gpu)})[key]
-        lines.append(f"{key} = {json.dumps(value) if isinstance(value, str | list) else value}"
-                     f"  # {comment}")  # fmt: skip
-    cell.source = "\n".join(lines)
+    notebook = load_notebook_node(str(ROOT / "tools" / "kernel.ipynb"))
+    notebook = parameterize_notebook(notebook, settings | {"gpu": bool(gpus)})
     title = name.split("/")[1]
     write_file(folder / f"{title}.ipynb", nbformat.writes(notebook) + "\n")
     about = {
         "id": name, "title": title, "code_file": f"{title}.ipynb", "language": "python",
         "kernel_type": "notebook", "is_private": "true",
-        "enable_gpu": "true" if gpu else "false", "enable_internet": "false",
-        "machine_shape": {0: "", 1: "NvidiaTeslaT4", 2: "NvidiaTeslaT4Highmem"}[int(gpu)],
+        "enable_gpu": "true" if gpus else "false", "enable_internet": "false",
+        "machine_shape": ("", "NvidiaTeslaT4", "NvidiaTeslaT4Highmem")[gpus],
         "dataset_sources": datasets, "competition_sources": [], "kernel_sources": [],
         "model_sources": [],
     }  # fmt: skip
     write_file(folder / "kernel-metadata.json", json.dumps(about, indent=1) + "\n")
 
 
-def _print_next(
-    top: Path, name: str, kernels: list, minutes: dict, room: float, gpus: int, again: bool,
-    config: dict,
-) -> None:  # fmt: skip
-    """Print what was built, how long it may take, and the next commands, one a line."""
-    total = 0.0
-    for number, runs in enumerate(kernels, 1):
-        hours = min(sum(minutes[run] for run in runs), room) / gpus / 60
-        total += hours + START_MINUTES / 60
-        print(f"kernel-{number}: about {hours:.1f} h for {len(runs)} runs: {', '.join(runs)}")
-    for run in (run for run in minutes if minutes[run] > room / gpus):
-        print(f"{run} takes longer than a session: it stops in time, and continues in the next one")
-    unit = "GPU hours" if config["device"] != "cpu" else "hours"
-    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} {unit} in all"
-          f" (Kaggle gives about {WEEK_HOURS} GPU hours a week)")  # fmt: skip
-    numbers = range(1, len(kernels) + 1)
+def _next_commands(top: Path, name: str, kernels: int, again: bool) -> str:
+    """Return the next commands, one a line."""
+    numbers = range(1, kernels + 1)
     upload = "version -m again" if again else "create"
     lines = ["", "to upload:", f"kaggle datasets {upload} -p {top}/dataset --dir-mode zip"]
     lines += ["", "when the data set is ready, as the first of these says:"]
@@ -362,8 +321,8 @@ def _print_next(
     lines += ["", "when the kernels have ended, as the first of these say:"]
     lines += [f"kaggle kernels status {name}-{number}" for number in numbers]
     lines += [f"kaggle kernels output {name}-{n} -p {top}/output-{n}" for n in numbers]
-    lines += [f'make gather PARAMETERS={top}/{config["study"]}.yaml FROM="{top}/output-*"']
-    print("\n".join(lines))
+    lines += [f'make gather PARAMETERS={top}/{top.name}.yaml FROM="{top}/output-*"']
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -115,9 +115,7 @@ def test_the_folders_are_as_kaggle_needs_them(elsewhere, wheels, capsys):
         assert about["dataset_sources"] == ["me/thyroid-tg3k", "somebody/tg3k-data"]
         notebook = nbformat.read(folder / about["code_file"], as_version=4)
         nbformat.validate(notebook)
-        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-        values = {}
-        exec(cell.source, values)  # noqa: S102, written by the line above
+        values = settings_of(notebook)
         assert (values["runs"], values["bundle"]) == (runs, "me/thyroid-tg3k")
         assert (values["minutes"], values["keep_store"]) == (60 * 9 - 10, number == 1)
     printed = capsys.readouterr().out
@@ -145,6 +143,13 @@ def test_values_that_kaggle_does_not_accept_are_errors(elsewhere, wheels, how, m
     with pytest.raises(ValueError, match=re.escape(message)):
         kaggle.build(ROOT / "parameters" / "demo.yaml", **how)
     assert not (elsewhere / "kaggle").exists()
+
+
+def settings_of(notebook) -> dict:
+    (cell,) = (c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(cell.source, values)  # noqa: S102, written by papermill
+    return {name: value for name, value in values.items() if name != "__builtins__"}
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -260,7 +265,8 @@ def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: fl
     about = json.loads((folder / "kernel-metadata.json").read_text())
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("THYROID", "PYTHONPATH"))}
     command = [python, "-m", "papermill", "-k", "python3", folder / about["code_file"]]
-    command += [root / "out.ipynb", "-p", "minutes", str(minutes)]
+    settings = settings_of(nbformat.read(folder / about["code_file"], as_version=4))
+    command += [root / "out.ipynb", "-y", json.dumps(settings | {"minutes": minutes})]
     done = subprocess.run(
         command, cwd=root / "kaggle" / "working", capture_output=True, text=True, timeout=500,
         env=clean | {
