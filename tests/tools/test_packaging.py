@@ -1,6 +1,5 @@
 """Dependencies, locks, parameters, make targets, the order of the wings, and what is committed."""
 
-import ast
 import os
 import re
 import subprocess
@@ -21,12 +20,6 @@ CONDA = {
     "snakemake": "snakemake-minimal", "torch": "pytorch",
 }  # fmt: skip
 PARAMETERS = sorted((ROOT / "parameters").glob("*.yaml"))
-# A wing imports only from those below it, and deploy and study nothing of each other.
-WINGS = (
-    "files", "data", "models", "settings", "evaluate", "audit", "train", "compare", "plots",
-    "study", "deploy",
-)  # fmt: skip
-APART = {"deploy": {"study", "plots"}}
 LOCKS = ("requirements.lock", "requirements-tools.lock")
 ENTRY = (
     r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
@@ -35,8 +28,7 @@ ENTRY = (
 
 
 def split_need(need: str) -> tuple[str, str]:
-    name, limits = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", need).groups()
-    return name, limits
+    return re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", need).groups()
 
 
 def test_conda_has_the_same_dependencies():
@@ -96,7 +88,7 @@ def test_the_lock_is_complete():
         if not marker or Marker(marker).evaluate():
             assert name not in pins, f"two versions of {name} for one machine"
             pins[name] = version
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]
     todo, seen = [(need, "") for need in [*NEEDED, *build["requires"]]], set()
     while todo:
         text, extra = todo.pop()
@@ -115,27 +107,22 @@ def test_the_lock_is_complete():
     assert len(seen) > len(pins)
 
 
-def test_make_env_leaves_cuda_out_where_torch_has_none(tmp_path):
+def test_make_env_leaves_cuda_out_where_torch_has_none():
     """The Makefile's own command, run on the lock."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     script = re.search(r"awk -v cpu=.*?' requirements\.lock", text, re.S).group()
     script = script.replace("\\\n", "\n").replace("$$", "$")
-    names = {}
+    left = {}
     for torch in ("", "torch==2.13.0+cpu"):
-        done = subprocess.run(
-            ["sh", "-c", script], cwd=ROOT, env=os.environ | {"torch": torch},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        names[torch] = re.findall(r"(?m)^[a-z0-9-]+==[^ ]+", done.stdout)
-    everything = [f"{name}=={version}" for name, version, *_ in read_lock("requirements.lock")]
-    assert names[""] == everything
-    left_out = set(everything) - set(names["torch==2.13.0+cpu"]) - {"torch==2.13.0"}
-    assert set(names["torch==2.13.0+cpu"]) - set(everything) == {"torch==2.13.0+cpu"}
-    assert {name.split("==")[0] for name in left_out} == {
-        name for name, *_ in read_lock("requirements.lock")
-        if name.startswith(("cuda-", "nvidia-", "triton"))
-    }  # fmt: skip
-    assert len(left_out) > 10
+        done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=os.environ | {"torch": torch},
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        left[torch] = set(re.findall(r"(?m)^[a-z0-9-]+==[^ ]+", done.stdout))
+    everything = {f"{name}=={version}" for name, version, *_ in read_lock("requirements.lock")}
+    assert left[""] == everything
+    cuda = {pin for pin in everything if pin.startswith(("cuda-", "nvidia-", "triton"))}
+    assert len(cuda) > 10
+    cpu = everything - cuda - {"torch==2.13.0"} | {"torch==2.13.0+cpu"}
+    assert left["torch==2.13.0+cpu"] == cpu
 
 
 def test_snakemake_stays_an_extra_and_torch_wide():
@@ -198,29 +185,6 @@ def test_the_reduced_replication_differs_in_size_alone():
     }  # fmt: skip
 
 
-def imported_wings(path: Path) -> set[str]:
-    """The wings of the library that a file imports from, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
-            inside = node.module.split(".")[1:2]
-            found |= set(inside or [alias.name for alias in node.names])
-        elif isinstance(node, ast.Import):
-            names = (alias.name.split(".") for alias in node.names)
-            found |= {name[1] for name in names if name[0] == "thyroid_lib" and name[1:]}
-    return found
-
-
-def test_a_wing_imports_only_from_those_below():
-    for path in (ROOT / "thyroid_lib").rglob("*.py"):
-        wing = path.relative_to(ROOT / "thyroid_lib").parts[0].removesuffix(".py")
-        if wing == "__init__":
-            continue
-        below = set(WINGS[: WINGS.index(wing) + 1]) - APART.get(wing, set())
-        above = (imported_wings(path) & set(WINGS)) - below
-        assert not above, f"{path.relative_to(ROOT)} imports from {', '.join(above)}"
-
-
 def tracked_files() -> list[Path]:
     """All files that are committed, or would be."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -238,12 +202,10 @@ def test_no_file_names_paths_or_hosts_of_a_machine():
     own = re.compile(r"/(?:work|farm|root|home|Users)/(?!ing\b)|(?:pypi|pythonhosted)[.]org")
     found = []
     for path in tracked_files():
-        if "tests" in path.relative_to(ROOT).parts[:1]:  # they name such paths to look for them
-            continue
-        text = path.read_bytes().decode("utf-8", errors="ignore")
-        # a figure's base64 may hold any letters
-        text = re.sub(r'"image/png": "[^"]*"', "", text)
-        found += [f"{path.name}: {hit}" for hit in own.findall(text)]
+        if path.relative_to(ROOT).parts[0] != "tests":  # they name such paths to look for them
+            text = path.read_bytes().decode("utf-8", errors="ignore")
+            text = re.sub(r'"image/png": "[^"]*"', "", text)  # base64 may hold any letters
+            found += [f"{path.name}: {hit}" for hit in own.findall(text)]
     assert found == []
 
 
