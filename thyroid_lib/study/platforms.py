@@ -33,13 +33,11 @@ SURVIVAL = {
 
 
 def start() -> None:
-    """Prepare this session: on Colab and Kaggle install what is missing, and try the GPU.
-
-    Copies of results are kept as `second_copy.keep_chosen` says; the results of an earlier session
-    come back from there first.
+    """Install what is missing, check the notebook's parameters, keep copies, and try the GPU.
 
     Raises:
         RuntimeError: what is missing cannot be installed beside the installed packages.
+        ValueError: a parameter is wrong.
     """
     here = where()
     if here != "local":
@@ -63,14 +61,10 @@ def _installed() -> dict[str, str]:
 
 
 def install_missing() -> list[str]:
-    """Install the requirements that this Python lacks, and change no installed package.
+    """Install the requirements that this Python lacks, and change no installed package; list them.
 
-    The version of every installed package, torch and numpy among them, is a constraint for pip, and
-    is checked afterwards. Wheels in the folder of the library's own wheel are preferred, so that no
-    network is needed where they are all there.
-
-    Returns:
-        The installed requirements, as pip reads them.
+    The version of every installed package, torch and numpy among them, is a constraint for pip.
+    Wheels in the folder of the library's own wheel are used, so that no network is needed.
 
     Raises:
         RuntimeError: pip failed, or changed a package.

@@ -20,7 +20,6 @@ from thyroid_lib.files import writing
 from thyroid_lib.files.writing import print_note, project_path, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for the copies
-STALE = 3600  # seconds after which a half-written copy belongs to an earlier session
 REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied
 NOT_COPIED = (".partial", ".damaged", ".earlier")
 OLDER = "checkpoint-previous.pt"  # was copied when it was the newest one
@@ -68,10 +67,9 @@ class Copies:
             while not self._requests.empty():
                 requests.append(self._requests.get())
             before, self.problem = self.problem, self._copy_changed()
-            if self.problem not in ("", before):
-                print_note(f"no copy to {self.folder} ({self.problem}): it is tried again later")
-            elif before and not self.problem:
-                print_note(f"copies to {self.folder}: they succeed again")
+            if self.problem != before:
+                state = f"{self.problem}: it is tried again" if self.problem else "succeed again"
+                print_note(f"copies to {self.folder}: {state}")
             for done in requests:
                 done.set()
 
@@ -119,11 +117,8 @@ def keep_chosen() -> Copies | None:
     """Bring back the results of an earlier session, and copy all that is and will be in results/.
 
     The copies lie in `THYROID_COPY`, or on Colab in the folder thyroid of the mounted Drive. Other
-    weights that lie there under the same name are renamed to `….earlier`. A folder that cannot be
-    used gives a note.
-
-    Returns:
-        The copies; None if no folder is chosen, or results/ itself lies in it.
+    weights there of the same name are renamed to `….earlier`. Returns None if no folder is chosen,
+    if results/ itself lies in it, and, with a note, if it cannot be used.
     """
     global _copies
     drive = folder_of("content/drive/MyDrive")
@@ -153,7 +148,7 @@ def _tidy_up(copies: Copies) -> None:
     """Remove half-written copies, bring back results, rename the weights of other trainings."""
     for partial in list(copies.folder.rglob("*.partial")):
         with suppress(OSError):
-            if partial.stat().st_mtime < time.time() - STALE:
+            if partial.stat().st_mtime < time.time() - 3600:  # of an earlier session
                 partial.unlink()
     bring_back(copies.folder)
     for path in files_to_copy(copies.results):
@@ -167,14 +162,12 @@ def _tidy_up(copies: Copies) -> None:
 def bring_back(folder: str | Path) -> int:
     """Copy the folders of results that exist there and not here; return the number of files.
 
-    A folder is copied whole, and only where there is none: no file here is overwritten, and no file
-    that was deleted here returns to its folder. A folder that cannot be read gives a note.
+    No file here is overwritten, and none that was deleted here returns to its folder.
     """
     source, results, count = Path(folder, "results"), project_path("results"), 0
-    walked = [(Path(top), names) for top, _, names in os.walk(source) if names]
-    missing = [each for each in walked if not (results / each[0].relative_to(source)).exists()]
-    for top, names in missing:
-        target = results / top.relative_to(source)
+    walked = [(results / Path(top).relative_to(source), Path(top), names)
+              for top, _, names in os.walk(source)]  # fmt: skip
+    for target, top, names in [each for each in walked if not each[0].exists()]:
         names = [name for name in names if not name.endswith(NOT_COPIED)]
         # renamed at the end: a folder that was copied in part would be taken for a whole one
         whole = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import zipfile
+from collections import namedtuple
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -28,31 +29,24 @@ LEFT_OUT = re.compile(
     r"|compare/cost\.csv|report\.html|.*\.lock"
 )
 LINES, WIDTH = 12, 160  # shown of a difference
-
-
-class Difference(NamedTuple):
-    """A file that differs, is missing or was not expected."""
-
-    file: str  # relative to both folders
-    what: str  # one sentence; for a notebook, followed by the lines that nbdime shows
+Difference = namedtuple("Difference", ["file", "what"])  # its relative name, and a sentence
 
 
 class Comparison(NamedTuple):
-    """The result of `compare`."""
+    """The number of equal files, the others (notebooks first), and what was not compared."""
 
-    files: int  # number of equal files
-    differences: list[Difference]  # notebooks first, then by name
-    left_out: list[str]  # files and parts of files that were not compared
+    files: int
+    differences: list[Difference]
+    left_out: list[str]
 
     def report(self) -> str:
         """Return the text for the command line: the first difference, and the other files."""
         lines, count = [f"identical: {self.files} files"], len(self.differences)
         if count:
-            lines = [f"different: {count} of {self.files + count} files", ""]
-            lines.append("{}: {}".format(*self.differences[0]))
+            first = "{}: {}".format(*self.differences[0])
+            lines = [f"different: {count} of {self.files + count} files", "", first]
             lines += ["", "also different:"] * (count > 1)
-            lines += [f"  {each.file}" for each in self.differences[1:21]]
-            lines += [f"  and {count - 21} more"] * (count > 21)
+            lines += [f"  {each.file}" for each in self.differences[1:]]
         if self.left_out:
             lines.append(f"not compared, because it holds times: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -200,9 +194,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("expected", help="a committed set, as results/reference/demo, or a study")
     parser.add_argument("folder", help="the study to compare with it, as results/demo")
-    args = parser.parse_args()
     try:
-        result = compare(args.expected, args.folder)
+        result = compare(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
