@@ -63,8 +63,8 @@ def find_python(version: str) -> str | None:
     found = shutil.which(f"python{version}")
     managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     for python in filter(None, (found, *map(str, managed))):
-        done = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True)
-        if done.returncode == 0:  # a version manager's shim may lead nowhere
+        command = [python, "-c", "import ensurepip, venv"]
+        if subprocess.run(command, capture_output=True).returncode == 0:  # no empty shim
             return python
     return None
 
@@ -84,12 +84,7 @@ def make_wheel(folder: Path) -> Path:
 
 
 class Session:
-    """A session on an imitated platform, below a root of its own.
-
-    Args:
-        top: an empty folder.
-        python: an interpreter of the platform's version.
-    """
+    """A session on an imitated platform, with its Python, below the empty folder `top`."""
 
     def __init__(self, platform: Platform, top: Path, python: str):
         self.platform, self.top = platform, top

@@ -53,8 +53,7 @@ def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
     assert any(
         "image/png" in o.get("data", {}) for c in compared["cells"] for o in c.get("outputs", [])
     )
-    card = session.cwd / "results" / "alone" / "compare" / "model_card.md"
-    assert "unet" in card.read_text("utf-8")
+    assert "unet" in (session.cwd / "results/alone/compare/model_card.md").read_text("utf-8")
     check_untouched(session)
 
 
@@ -65,25 +64,19 @@ def test_quickstart_and_replication_run_there_as_well(platform, tmp_path, wheel)
     session.run(NOTEBOOKS["0"], "0.ipynb")
     stores = {"store": "results/r/store", "store_reported": "results/r/store-reported"}
     session.run(NOTEBOOKS["1"], "1.ipynb", stores)
-    runs = {}
+    sides = {"reported": [], "fair": []}
     for model in ("unet", "segnet_reported", "resunet_reported"):
         for protocol in ("reported", "random", "grouped"):
-            out = f"results/r/runs/{model}-{protocol}"
-            runs[out] = protocol
-            reported = protocol == "reported"
+            out, reported = f"results/r/runs/{model}-{protocol}", protocol == "reported"
+            sides["reported" if reported else "fair"].append(out)
             settings = SMALL | {
                 "store": stores["store_reported" if reported else "store"], "out": out,
                 "model": model, "protocol": protocol, "selection": "test" if reported else "val",
             }  # fmt: skip
             session.run(NOTEBOOKS["3"], "3.ipynb", settings)
-    sides = {
-        "reported": [run for run, protocol in runs.items() if protocol == "reported"],
-        "fair": [run for run, protocol in runs.items() if protocol != "reported"],
-    }
-    session.run(
-        NOTEBOOKS["5"], "5.ipynb", sides | {"out": "results/r/replication", "resamples": 200}
-    )
-    steps = (session.cwd / "results" / "r" / "replication" / "steps.md").read_text("utf-8")
+    settings = {"out": "results/r/replication", "resamples": 200} | sides
+    session.run(NOTEBOOKS["5"], "5.ipynb", settings)
+    steps = (session.cwd / "results/r/replication/steps.md").read_text("utf-8")
     assert "the report itself" in steps
     check_untouched(session)
 

@@ -242,7 +242,7 @@ def copy_study(source: Path, target: Path) -> None:
             os.utime(path, (time.time() - age,) * 2)
 
 
-def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: float) -> Path:
+def run_kernel(folder: Path, dataset: Path, root: Path, minutes: float) -> Path:
     """Execute a built notebook with `root` in place of Kaggle's disk; return its output."""
     mounted = root / "kaggle" / "input" / dataset.name
     shutil.copytree(dataset / "dataset", mounted)
@@ -250,7 +250,7 @@ def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: fl
     (root / "tmp").mkdir()
     about = json.loads((folder / "kernel-metadata.json").read_text())
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("THYROID", "PYTHONPATH"))}
-    command = [python, "-m", "papermill", "-k", "python3", folder / about["code_file"]]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", folder / about["code_file"]]
     settings = settings_of(nbformat.read(folder / about["code_file"], as_version=4))
     command += [root / "out.ipynb", "-y", json.dumps(settings | {"minutes": minutes})]
     done = subprocess.run(
@@ -264,7 +264,8 @@ def run_kernel(folder: Path, dataset: Path, root: Path, python: str, minutes: fl
     return root / "kaggle" / "working"
 
 
-def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs: str) -> None:
+@pytest.mark.study
+def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatch):
     """Begin on Kaggle, gather, continue on Colab, finish here; compare with an undisturbed run."""
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
@@ -291,7 +292,7 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     budget, top = (ended - took / 2) / 60, here / "results" / "tiny"
     for attempt in range(4):
         root = tmp_path / f"kaggle-{attempt}"
-        output = run_kernel(dataset / "kernel-1", dataset, root, kaggles, budget)
+        output = run_kernel(dataset / "kernel-1", dataset, root, budget)
         begun = {path.parent.name for path in output.glob("results/tiny/runs/*/checkpoint.pt")}
         if begun:
             break
@@ -309,7 +310,6 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     copy_study(here / "results", colab / "results")
     first = sorted(begun)[0]
     target = f"results/tiny/notebooks/3-train-{first}.ipynb"
-    monkeypatch.setattr(sys, "executable", colabs)
     done = snakemake(colab, "--cores", "2", target, THYROID_ROOT=str(colab))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1-preprocess: done" not in done.stdout + done.stderr
@@ -332,35 +332,5 @@ def move_a_study(tmp_path: Path, wheels: Path, monkeypatch, kaggles: str, colabs
     expected, found = results_of(undisturbed, Path("results/tiny")), results_of(last)
     assert expected.keys() == found.keys()
     different = [name for name in expected if expected[name] != found[name]]
-    # the card names the versions that runs were made with, torch's build among them
-    assert different == ([] if sys.executable == kaggles else ["compare/model_card.md"])
+    assert different == []
     assert json.loads((last / f"results/tiny/runs/{first}/run.json").read_text()) == about
-
-
-@pytest.mark.study
-def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatch):
-    move_a_study(tmp_path, wheels, monkeypatch, sys.executable, sys.executable)
-
-
-def other_python(name: str) -> str:
-    """An interpreter in place of a platform's, with its packages and this release of torch."""
-    import torch
-
-    python = os.environ.get(name, "")
-    if not python:
-        pytest.skip(f"no other Python: set {name} to one with torch {torch.__version__}")
-    ask = [python, "-c", "import torch; print(torch.__version__)"]
-    version = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    if version.split("+")[0] != torch.__version__.split("+")[0]:
-        pytest.skip(f"{name} has torch {version}, here it is {torch.__version__}: other bits")
-    return python
-
-
-@pytest.mark.study
-@pytest.mark.slow
-def test_a_study_moves_over_pythons(tmp_path, monkeypatch):
-    """With the wheels that a kernel gets, and no internet for it."""
-    python = other_python("THYROID_KAGGLE_PYTHON")
-    colabs = os.environ.get("THYROID_COLAB_PYTHON") or sys.executable
-    wheels = kaggle.download_wheels(tmp_path / "wheels")
-    move_a_study(tmp_path, wheels, monkeypatch, python, colabs)

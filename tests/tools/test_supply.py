@@ -159,17 +159,13 @@ FORMULAS = [
 ]  # fmt: skip
 
 
-def test_cells_that_look_like_formulas_are_text(small_folder):
-    names = sorted(path.stem for path in (small_folder / "images").iterdir())
-    groups = pd.DataFrame({"case_id": names, "group": FORMULAS[: len(names)]})
-    groups.to_csv(small_folder / "groups.csv", index=False)
+def test_cells_that_look_like_formulas_are_text(tmp_path):
+    data = write_folder(tmp_path / "data", groups=2, frames=4, height=40, width=50)
     before = set(os.listdir())
-    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
-    assert built.index["group"].tolist() == FORMULAS[: len(names)]
-    groups["group"] = (FORMULAS * 2)[len(names) : 2 * len(names)]
-    groups.to_csv(small_folder / "groups.csv", index=False)
-    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
-    assert built.index["group"].tolist() == groups["group"].tolist()
+    names = sorted(path.stem for path in (data / "images").iterdir())
+    pd.DataFrame({"case_id": names, "group": FORMULAS}).to_csv(data / "groups.csv", index=False)
+    built = build_store(folder.cases_in(data), tmp_path / "store", size=16)
+    assert built.index["group"].tolist() == FORMULAS
     assert set(os.listdir()) == before
 
 
