@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from papermill.iorw import load_notebook_node
@@ -42,6 +43,10 @@ PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.tom
 # Packages of the platform that Snakemake uses; these and their requirements are never replaced.
 PLATFORM = {"matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn", "statsmodels", "torch"}
 PYTHON = "3.12"  # on Kaggle
+KAGGLE = default_environment() | {
+    "python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_platform": "linux",
+    "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64", "extra": "",
+}  # fmt: skip
 SYSTEMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 # The reported study: seconds of a Residual U-Net's epoch on Kaggle, for so many frames of 256² px.
 EPOCH_SECONDS, EPOCH_FRAMES, EPOCH_SIZE = 208, 2509, 256
@@ -273,13 +278,6 @@ def download_wheels(folder: Path) -> Path:
     return folder.rename(whole)
 
 
-KAGGLE = {
-    "python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_platform": "linux",
-    "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64",
-    "platform_python_implementation": "CPython", "implementation_name": "cpython", "extra": "",
-}  # fmt: skip
-
-
 def _closure(needs: list[str], seen: set[tuple[str, str]], extra: str = "") -> set[str]:
     """Return the names of all requirements on Kaggle, except those of its own packages."""
     for need in map(Requirement, needs):
@@ -312,17 +310,17 @@ def _write_kernel(folder: Path, name: str, *, gpus: int, datasets: list[str], **
 
 def _next_commands(top: Path, name: str, kernels: int, again: bool) -> str:
     """Return the next commands, one a line."""
-    numbers = range(1, kernels + 1)
-    upload = "version -m again" if again else "create"
-    lines = ["", "to upload:", f"kaggle datasets {upload} -p {top}/dataset --dir-mode zip"]
-    lines += ["", "when the data set is ready, as the first of these says:"]
-    lines += [f"kaggle datasets status {name}"]
-    lines += [f"kaggle kernels push -p {top}/kernel-{number}" for number in numbers]
-    lines += ["", "when the kernels have ended, as the first of these say:"]
-    lines += [f"kaggle kernels status {name}-{number}" for number in numbers]
-    lines += [f"kaggle kernels output {name}-{n} -p {top}/output-{n}" for n in numbers]
-    lines += [f'make gather PARAMETERS={top}/{top.name}.yaml FROM="{top}/output-*"']
-    return "\n".join(lines)
+    upload, numbers = "version -m again" if again else "create", range(1, kernels + 1)
+    return "\n".join([
+        "", "to upload:", f"kaggle datasets {upload} -p {top}/dataset --dir-mode zip",
+        "", "when the data set is ready, as the first of these says:",
+        f"kaggle datasets status {name}",
+        *(f"kaggle kernels push -p {top}/kernel-{number}" for number in numbers),
+        "", "when the kernels have ended, as the first of these say:",
+        *(f"kaggle kernels status {name}-{number}" for number in numbers),
+        *(f"kaggle kernels output {name}-{n} -p {top}/output-{n}" for n in numbers),
+        f'make gather PARAMETERS={top}/{top.name}.yaml FROM="{top}/output-*"',
+    ])  # fmt: skip
 
 
 def main() -> int:
