@@ -1,4 +1,4 @@
-"""Files written whole or not at all, paths of the project, and notes to the terminal."""
+"""Files written whole or not at all, and notes to the terminal."""
 
 import errno
 import os
@@ -7,25 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-
-def project_path(path: str | Path) -> Path:
-    """Turn a path of the parameters into an absolute one, wherever the kernel was started.
-
-    A relative path hangs off the project's root: `THYROID_ROOT` if set, else the checkout that this
-    file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
-    to `THYROID_RESULTS` if that is set, which is how nbval keeps off the committed results.
-    """
-    path = Path(os.path.expanduser(path))  # leaves the name of a user who is not there as it is
-    moved = os.environ.get("THYROID_RESULTS")
-    if path.is_absolute():
-        return path
-    if moved and path.parts and path.parts[0] == "results":
-        return Path(moved).absolute().joinpath(*path.parts[1:])
-    checkout = Path(__file__).resolve().parents[2]
-    root = os.environ.get("THYROID_ROOT") or (
-        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    )
-    return Path(root).absolute() / path
+from thyroid_lib.files.paths import project_path as project_path  # until its callers are renamed
 
 
 written: list[Callable[[Path, bool], None]] = []  # told of each file, and whether it is gone

@@ -44,6 +44,7 @@ from thyroid_lib.files.writing import (
 )
 from thyroid_lib.settings import clashes, misfit, mistyped, read_parameters, read_study, unknown
 from thyroid_lib.study import second_copy
+from thyroid_lib.study.checksums import record
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
 STOPPED = (OUT_OF_TIME, 128 + 1, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # 1: SIGHUP
@@ -126,7 +127,7 @@ def run_notebook(
             the reason stands beside it, in `<log>.failed.txt`.
         pin: set the variables of `PINNED`.
         checksums: where to write down those of the files that the notebook `writes`, see
-            `checksums.record`.
+            `thyroid_lib.study.checksums.record`.
 
     Returns:
         The exit code that the module's docstring lists.
@@ -146,7 +147,7 @@ def run_notebook(
                 Path(old).unlink(missing_ok=True)
             code, message = _run(notebook, out, running, parameters, defaults, pin)
             if code == DONE and checksums:
-                checksums.record(checksums, writes)
+                record(checksums, writes)
         except OSError as error:
             told = write_error(error, error.filename or running)
             code, message = INCOMPLETE, f"{told.strerror}: {told.filename}"
