@@ -64,15 +64,14 @@ def look(name: str, folder: Path, config: dict) -> Found:
         step = record.stem
         if not (folder / "notebooks" / f"{step}.ipynb").is_file():
             continue  # it was to be done again
-        lines = [checksums.LINE.fullmatch(line) for line in _lines(record)]
-        if not lines or None in lines:
+        if (sums := checksums.read(record)) is None:
             found.problems.append(f"checksums/{record.name} is damaged")
             continue
-        names = [line[2] for line in lines]
+        names = list(sums)
         # a notebook that was told to leave the prepared frames out
         if step == "1-preprocess" and not all((folder / n).is_file() for n in names):
             continue
-        wrong = [line[2] for line in lines if not _is(folder / line[2], line[1])]
+        wrong = [name for name in names if not _is(folder / name, sums[name])]
         if (run := step.removeprefix("3-train-")) in runs:
             needed = [f"runs/{run}/{table}" for table in (*TABLES, "run.json")]
             wrong += sorted({*needed} - {*names})
@@ -123,10 +122,6 @@ def differing(folder: Path, run: str, config: dict) -> str:
     return "; ".join(texts)
 
 
-def _lines(record: Path) -> list[str]:
-    return record.read_text("utf-8", "replace").removesuffix("\n").split("\n")
-
-
 def _is(path: Path, digest: str) -> bool:
     return path.is_file() and file_digest(path) == digest
 
@@ -174,7 +169,8 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             run = step.removeprefix("3-train-")
             if step in here.steps or (step != "1-preprocess" and run not in runs):
                 continue  # what compares the runs is made of all of them, here
-            also = [f"provenance/{step}.json", f"checksums/{step}.sha256"]
+            also = [f"checksums/{step}.sha256"]
+            also += [checksums.snakemake_record(name).as_posix() for name in names]
             last = f"notebooks/{step}.ipynb"
             for name in [*sorted({*names} - {last}), *also, last]:
                 if (found.folder / name).is_file():

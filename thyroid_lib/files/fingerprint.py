@@ -1,4 +1,4 @@
-"""SHA-256 fingerprints: of a file, of a file's Python code, of the library code that a notebook uses."""
+"""SHA-256 fingerprints of files, of Python code, and of all library code that a notebook uses."""
 
 import ast
 import hashlib
@@ -40,7 +40,7 @@ def _outline(node) -> str:
 
 
 def code_digests(*paths: Path) -> list[str]:
-    """Return "name digest" of these notebooks and modules and of all library files they import.
+    """Return "folder/name digest" of notebooks and modules, and of all library files they import.
 
     Digests are of bytes, so that every edit counts. The cells tagged `setup`, which only prepare
     the platform, are left out of a notebook's imports.
@@ -49,7 +49,7 @@ def code_digests(*paths: Path) -> list[str]:
     while waiting:
         path = waiting.pop()
         if path not in found:
-            found[path] = f"{path.name} {file_digest(path)[:16]}"
+            found[path] = f"{path.parent.name}/{path.name} {file_digest(path)[:16]}"
             waiting += _imported_files(path)
     return sorted(found.values())
 

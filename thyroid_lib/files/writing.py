@@ -9,7 +9,6 @@ from pathlib import Path
 
 from thyroid_lib.files.paths import project_path as project_path  # until its callers are renamed
 
-
 written: list[Callable[[Path, bool], None]] = []  # told of each file, and whether it is gone
 
 

@@ -146,7 +146,7 @@ def _remove_unfinished(study: Path) -> None:
 
 
 def _run_again(study: Path, step: str) -> None:
-    """Remove a step's notebook, so that Snakemake runs the step: it misses declared outputs only."""
+    """Remove a step's notebook: Snakemake runs a step again for what the rule declares only."""
     with suppress(OSError):
         (study / "notebooks" / f"{step}.ipynb").unlink()
 

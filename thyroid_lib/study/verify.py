@@ -32,7 +32,7 @@ TIMES = (
     "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
 )  # fmt: skip
 LEFT_OUT = re.compile(
-    r"(logs/|checksums/|provenance/|runs/[^/]+/tensorboard/|compare/cost\.csv$|report\.html$|\.lock$)"
+    r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/|compare/cost\.csv$|report\.html$|\.lock$)"
 )
 PARTS = ("notebooks/", "compare/")  # of a study; a committed set is taken from them
 LINES = 3  # shown of either side
@@ -84,7 +84,7 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
     study's `notebooks/` and `compare/`. It is a selection: a table that it has not is no surplus
     of the study, a notebook is.
 
-    What holds times is left out: logs/, checksums/ and provenance/ (of such files, too),
+    What holds times is left out: logs/, checksums/ and .snakemake/ (of such files, too),
     compare/cost.csv, report.html, event files of TensorBoard, in run.json the keys of `TIMES`. Of a
     model.pt the weights are compared, since its other part holds times, too.
 
@@ -110,7 +110,7 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
             differences.append(Difference(name, what))
         else:
             same, size = same + 1, size + wanted[name].stat().st_size
-    folders = r"^(logs|checksums|provenance|runs/[^/]+/tensorboard)/.*"
+    folders = r"^(logs|checksums|\.snakemake|runs/[^/]+/tensorboard)/.*"
     parts = sorted({re.sub(folders, r"\1/", name) for name in left_out})
     for ending, part in _IN_PART.items():
         parts += [part] if any(Path(name).name == ending for name in names) else []

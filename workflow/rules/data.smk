@@ -1,20 +1,15 @@
 # Frames and masks: the prepared store, and the audit of what leaks between splits.
 
-STORE_FILES = (
-    "images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv", "store.json"
-)
-SOURCE = (
-    "source", "data", "phantom_sweeps", "phantom_frames", "phantom_seed", "phantom_text"
-)
+STORE = "images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv", "store.json"
+SOURCE = "source", "data", "phantom_sweeps", "phantom_frames", "phantom_seed", "phantom_text"
 
 
 rule preprocess:
     output:
         "notebooks/1-preprocess.ipynb",
-        multiext("store/", *STORE_FILES),
-        multiext("store-reported/", *STORE_FILES) if REPORTED else [],
-    log:
-        "logs/1-preprocess.ipynb",
+        multiext("store/", *STORE),
+        multiext("store-reported/", *STORE) if REPORTED else [],
+    log: "logs/1-preprocess.ipynb"
     params:
         *code("1-preprocess.ipynb"),
         data_files=DATA_FILES,
@@ -24,18 +19,15 @@ rule preprocess:
             store_reported=f"{STUDY}/store-reported" if REPORTED else "",
         ),
     threads: CORES
-    shell:
-        execute("1-preprocess.ipynb")
+    shell: execute("1-preprocess.ipynb")
 
 
 rule audit:
-    input:
-        "store/store.json",
+    input: "store/store.json"
     output:
         "notebooks/2-audit.ipynb",
         multiext("audit/", "leakage.csv", "labels.csv"),
-    log:
-        "logs/2-audit.ipynb",
+    log: "logs/2-audit.ipynb"
     params:
         *code("2-audit.ipynb"),
         json=lambda wildcards: settings(
@@ -44,5 +36,4 @@ rule audit:
             phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store", out=f"{STUDY}/audit",
         ),
     threads: CORES
-    shell:
-        execute("2-audit.ipynb")
+    shell: execute("2-audit.ipynb")

@@ -1,21 +1,18 @@
-# The release of the selected model; a quantised network is in it only if that costs no Dice.
+# The release of the selected model. A quantised network is no output: it is there if it costs no Dice.
 
-RELEASE = sorted({f"{RUNS[run]['model']}.onnx" for run in COMPARED}) + [
-    "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS",
-    "release.json",
-]
+TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
+RELEASE = *sorted({f"{RUNS[run]['model']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
 
 
 rule deploy:
     input:
         "store/store.json",
-        tables_of(COMPARED),
+        expand("runs/{run}/{file}", run=COMPARED, file=RUN_TABLES),
         multiext("compare/", "selected.json", "model_card.md"),
     output:
         "notebooks/6-deploy.ipynb",
         multiext("deploy/", *RELEASE),
-    log:
-        "logs/6-deploy.ipynb",
+    log: "logs/6-deploy.ipynb"
     params:
         *code("6-deploy.ipynb"),
         json=lambda wildcards: settings(
@@ -24,5 +21,4 @@ rule deploy:
             out=f"{STUDY}/deploy", figures=f"{STUDY}/deploy-figures",
         ),
     threads: THREADS
-    shell:
-        execute("6-deploy.ipynb", pin=True)
+    shell: execute("6-deploy.ipynb", pin=True)
