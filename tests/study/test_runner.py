@@ -612,8 +612,8 @@ def test_values_that_yaml_or_the_store_cannot_hold_are_refused(tmp_path, line, s
 
 TRAINING = """
 import time
-from thyroid_lib.files.stopping import Stopped, told_to_stop
-with told_to_stop() as why:
+from thyroid_lib.files.stopping import Stopped, stop_requests
+with stop_requests() as why:
     open(name, "w").write("at it")
     while not why():
         time.sleep(0.05)

@@ -33,5 +33,7 @@ def portable_path(path: str) -> str:
     for name, folder in (("results", "results"), ("", ""), ("~", "~")):
         below = project_path(folder)
         if os.path.isabs(path) and Path(path).is_relative_to(below):
-            return str(Path(name, Path(path).relative_to(below)))
+            portable = str(Path(name, Path(path).relative_to(below)))
+            if project_path(portable) == Path(path):
+                return portable
     return path

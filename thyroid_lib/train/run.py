@@ -37,7 +37,7 @@ from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
-from thyroid_lib.files.stopping import TOLD, Stopped, told_to_stop
+from thyroid_lib.files.stopping import STOP_REQUESTED, Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, count_parameters, multiply_adds, user_networks
 from thyroid_lib.train import live
@@ -167,11 +167,11 @@ def train_model(
         finished, trained_epochs, told = checkpoint.load(out / "model.pt", key=key), 0, False
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it would vouch for tables of older weights
-            with told_to_stop(budget_minutes) as why:
+            with stop_requests(budget_minutes) as why:
                 finished, trained_epochs = _train(
                     net, store, labels, asked, where, out, key, why, tensorboard
                 )
-                told = why() == TOLD
+                told = why() == STOP_REQUESTED
         # From the stored weights also where they were trained just now: one way to the scores.
         net = restore_model(model, width, finished["weights"])
         val_net = None
