@@ -1,16 +1,16 @@
-"""Faults injected on purpose: whatever happens to a study, a plain restart ends in the same bytes.
+"""Faults done on purpose: whatever happens to a study, a plain restart ends in the same bytes.
 
     python tests/torture.py                        # 24 kills and every fault: make torture
     python tests/torture.py --only kills --kills 3 --seed 1
     python tests/torture.py --write                # and renew the figures of docs/sturdy.md
 
-A small study is run once undisturbed. Then each fault is done to a study like it, what a user is
-told is read, the cause is removed, the study is started again with the same plain command, and
-every file that it made is held byte by byte against the undisturbed one. Moments are drawn from
-the seed; where a process is at that moment is the machine's choice, so no two runs are alike.
+A small study is run once undisturbed. Then each fault is done to a study like it, the messages to
+the user are checked, the cause is removed, the study is started again with the same plain command,
+and every file is compared byte by byte with the undisturbed one's. The seed draws the moments; where
+a process is at that moment is the machine's choice, so no two runs are alike.
 
-Disks that are full or read-only are small ones mounted for the purpose, as root or in a namespace
-of one's own (`unshare`); where neither is allowed these faults are skipped, and that is told.
+Full and read-only disks are small ones, mounted as root or in a namespace of one's own (`unshare`);
+where neither is allowed these faults are skipped, and the table says so.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MARKS = "<!-- figures: python tests/torture.py --write -->", "<!-- end of figure
 
 
 def attempt(bench: Bench, name: str) -> Outcome:
-    """Run one fault; whatever goes wrong is its verdict."""
+    """Run one fault; an error of any kind is its verdict."""
     outcome = bench.outcome = Outcome(name)
     began = time.monotonic()
     try:
@@ -48,8 +48,8 @@ def attempt(bench: Bench, name: str) -> Outcome:
         known = isinstance(error, AssertionError)
         outcome.detail = str(error) if known else traceback.format_exc()
     outcome.seconds = round(time.monotonic() - began, 1)
-    while bench.made:
-        bench.made.pop().remove()
+    while bench.copies:
+        bench.copies.pop().remove()
     return outcome
 
 
@@ -69,7 +69,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def summary(bench: Bench, outcomes: list[Outcome], command: str) -> str:
-    """What `--write` puts into the page: every number of it comes from this run."""
+    """Return what `--write` puts into the page; every number comes from this run."""
     done = [each for each in outcomes if each.verdict == "survived"]
     disk = {name: f"{size / MIB:.1f}" for name, size in bench.disk.items()}
     skipped = sum(each.verdict == "skipped" for each in outcomes)
@@ -80,8 +80,7 @@ def summary(bench: Bench, outcomes: list[Outcome], command: str) -> str:
             f"{len(done)} of {len(outcomes)} faults survived, {skipped} skipped;"
             f" {sum(each.kills for each in done)} random kills;"
             f" {sum(each.files for each in done):,} files"
-            f" ({sum(each.bytes for each in done):,} bytes) compared, none differs. The study"
-            f" undisturbed has {len(bench.reference)} such files.",
+            f" ({sum(each.bytes for each in done):,} bytes) compared, none differs.",
             "",
             table(outcomes),
             "",
@@ -92,7 +91,7 @@ def summary(bench: Bench, outcomes: list[Outcome], command: str) -> str:
 
 
 def write_page(text: str) -> None:
-    """Renew what stands between the marks."""
+    """Replace the text between the marks."""
     page = PAGE.read_text(encoding="utf-8")
     before, found, rest = page.partition(MARKS[0])
     _, closed, after = rest.partition(MARKS[1])
@@ -101,7 +100,7 @@ def write_page(text: str) -> None:
 
 
 def own_namespace() -> None:
-    """Not root? Start again where mounting is allowed, if the system has such a place."""
+    """Restart this program where it may mount disks, if it may not and the system allows it."""
     unshare = ["unshare", "--map-root-user", "--mount"]
     may = shutil.which("unshare") and not subprocess.run([*unshare, "true"]).returncode
     if os.geteuid() and may:
@@ -116,33 +115,33 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the faults")
     parser.add_argument("--write", action="store_true", help="renew the figures of docs/sturdy.md")
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "torture.json")
-    asked = parser.parse_args()
-    if asked.list:
+    args = parser.parse_args()
+    if args.list:
         print("\n".join(FAULTS))
         return 0
     own_namespace()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
     # begun in a shell's background, it would let all that it starts ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    outcomes, names = [], asked.only or list(FAULTS)
+    outcomes, names = [], args.only or list(FAULTS)
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder:
-        bench = Bench(Path(folder), count=asked.kills, seed=asked.seed)
+        bench = Bench(Path(folder), count=args.kills, seed=args.seed)
         try:
             bench.run_undisturbed()
             usual = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in bench.usual.items())
-            print(f"undisturbed: {len(bench.reference)} files; {usual}", flush=True)
+            print(f"undisturbed: {usual}", flush=True)
             for name in names:
                 outcomes.append(attempt(bench, name))
                 print(f"{name}: {outcomes[-1].verdict} {outcomes[-1].detail}", flush=True)
         finally:
-            for study in (bench.undisturbed, *bench.made):
+            for study in (bench.undisturbed, *bench.copies):
                 study.lose_power()
     print(f"\n{table(outcomes)}")
-    asked.json.parent.mkdir(exist_ok=True)
-    about = {"seed": asked.seed, "disk": bench.disk, "faults": [asdict(each) for each in outcomes]}
-    asked.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    if asked.write:
-        write_page(summary(bench, outcomes, f"python tests/torture.py --seed {asked.seed}"))
+    args.json.parent.mkdir(exist_ok=True)
+    about = {"seed": args.seed, "disk": bench.disk, "faults": [asdict(each) for each in outcomes]}
+    args.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    if args.write:
+        write_page(summary(bench, outcomes, f"python tests/torture.py --seed {args.seed}"))
     return int(any(each.verdict == "LOST" for each in outcomes))
 
 
