@@ -42,7 +42,7 @@ def fault(function):
 
 @fault
 def kills(bench: Bench) -> str:
-    done = kill_at_random(bench, bench.count, seed=bench.seed)
+    done = kill_at_random(bench, bench.kills, seed=bench.seed)
     steps = (re.sub("-train-.*", "-train", step) for step, _, _ in done)
     _, whom, where = zip(*done, strict=True)
     runs = _counts(each for each in where if each != "-")

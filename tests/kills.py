@@ -62,7 +62,7 @@ def kill_at_random(
                 kind, seconds = deck.kind(step), deck.moment(step) * bench.usual[step]
                 if where := _kill(study, step, kind, seconds):
                     kills.append((step, kind, where))
-                    bench.outcome.kills, killed = len(kills), True
+                    bench.killed, killed = len(kills), True
                 else:
                     deck.waiting.insert(0, kind)
             time.sleep(0.05)

@@ -208,28 +208,15 @@ def line_with(said: str, *words: str) -> str:
 
 
 @dataclass
-class Outcome:
-    """What one fault did, and what became of the study."""
-
-    name: str
-    injected: str = ""
-    kills: int = 0
-    seconds: float = 0
-    files: int = 0
-    bytes: int = 0
-    verdict: str = "survived"
-    detail: str = ""
-
-
-@dataclass
 class Bench:
     """The undisturbed study, and studies like it for the faults."""
 
     folder: Path
     settings: dict = field(default_factory=dict)
-    count: int = 24  # kills
+    kills: int = 24
     seed: int = 0
-    outcome: Outcome = field(default_factory=lambda: Outcome("undisturbed"))
+    killed: int = 0
+    compared: tuple[int, int] = (0, 0)  # files and bytes
     usual: dict[str, float] = field(default_factory=dict)  # seconds of each step
     disk: dict[str, int] = field(default_factory=dict)  # bytes
     copies: list[Study] = field(default_factory=list)
@@ -292,8 +279,7 @@ class Bench:
 
     def compare(self, study: Study) -> None:
         files, size = assert_same(study, self.undisturbed)
-        self.outcome.files += files
-        self.outcome.bytes += size
+        self.compared = self.compared[0] + files, self.compared[1] + size
 
 
 def disk_used(path: Path) -> int:

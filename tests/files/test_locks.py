@@ -91,7 +91,7 @@ def test_a_disk_without_locks_is_a_note(tmp_path, monkeypatch, capsys, code):
 
 def test_a_file_that_cannot_be_opened_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="File exists|Not a directory"):
+    with pytest.raises(OSError, match=r"File exists|Not a directory"):
         locks.take(tmp_path / "file" / "lock")
     assert locks.alive(os.getpid())
     assert not any(map(locks.alive, ("", "x", "-5", 2**22 + 1, 10**30)))
