@@ -15,9 +15,9 @@ rule compare:
         multiext("compare/", *TABLES),
     log: "logs/4-compare.ipynb"
     params:
-        *code("4-compare.ipynb"),
+        *code_digests(NOTEBOOKS / "4-compare.ipynb"),
         json=lambda wildcards: settings(
-            "delta", "resamples", store=f"{STUDY}/store", out=f"{STUDY}/compare",
+            "compare", "delta", "resamples", store=f"{STUDY}/store", out=f"{STUDY}/compare",
             runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
         ),
     threads: THREADS
@@ -31,10 +31,10 @@ rule replication:
         multiext("replication/", "steps.csv", "steps.md", "floors.csv", "reported_stability.csv"),
     log: "logs/5-replication.ipynb"
     params:
-        *code("5-replication.ipynb"),
+        *code_digests(NOTEBOOKS / "5-replication.ipynb"),
         curves=file_digest(PROJECT / "thyroid_lib" / "compare" / "reported_curves.csv"),
         json=lambda wildcards: settings(
-            "resamples", out=f"{STUDY}/replication",
+            "replication", "resamples", out=f"{STUDY}/replication",
             reported=[f"{STUDY}/runs/{run}" for run in REPORTED],
             fair=[f"{STUDY}/runs/{run}" for run in FAIR],
         ),

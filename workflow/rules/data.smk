@@ -11,10 +11,10 @@ rule preprocess:
         multiext("store-reported/", *STORE) if REPORTED else [],
     log: "logs/1-preprocess.ipynb"
     params:
-        *code("1-preprocess.ipynb"),
+        *code_digests(NOTEBOOKS / "1-preprocess.ipynb"),
         data_files=DATA_FILES,
         json=lambda wildcards: settings(
-            *SOURCE, "size", "resize", "mend",
+            "preprocess", *SOURCE, "size", "resize", "mend",
             phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
             store_reported=f"{STUDY}/store-reported" if REPORTED else "",
         ),
@@ -29,9 +29,9 @@ rule audit:
         multiext("audit/", "leakage.csv", "labels.csv"),
     log: "logs/2-audit.ipynb"
     params:
-        *code("2-audit.ipynb"),
+        *code_digests(NOTEBOOKS / "2-audit.ipynb"),
         json=lambda wildcards: settings(
-            *SOURCE, "folds", "val_share",
+            "audit", *SOURCE, "folds", "val_share",
             protocols=[name for name in config["protocols"] if name != "reported"],
             phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store", out=f"{STUDY}/audit",
         ),

@@ -14,9 +14,9 @@ rule deploy:
         multiext("deploy/", *RELEASE),
     log: "logs/6-deploy.ipynb"
     params:
-        *code("6-deploy.ipynb"),
+        *code_digests(NOTEBOOKS / "6-deploy.ipynb"),
         json=lambda wildcards: settings(
-            *SOURCE, "threads", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
+            "deploy", *SOURCE, "threads", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
             compare=f"{STUDY}/compare", runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
             out=f"{STUDY}/deploy", figures=f"{STUDY}/deploy-figures",
         ),

@@ -17,10 +17,10 @@ rule train:
         multiext("runs/{run}/", *RUN_TABLES),
     log: "logs/3-train-{run}.ipynb"
     params:
-        *code("3-train.ipynb"),
+        *code_digests(NOTEBOOKS / "3-train.ipynb"),
         own_network=own_network,
         json=lambda wildcards: settings(
-            "width", "folds", "val_share", "epochs", "batch_size", "lr", "threshold",
+            "train", "width", "folds", "val_share", "epochs", "batch_size", "lr", "threshold",
             "tolerance_px", "augment", "threads", "device", "precision", "tensorboard",
             selection="test" if wildcards.run in REPORTED else config["selection"],
             store=f"{STUDY}/{STORES[wildcards.run]}", out=f"{STUDY}/runs/{wildcards.run}", **RUNS[wildcards.run],
