@@ -353,46 +353,50 @@ def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int | None], N
         subprocess.run(["umount", "--lazy", study.results], check=True)
 
 
-def disk_full(study: Study, fill: Callable, leave: int = 0) -> str:
-    """Keep the disk full until the study ends, which must say so; return its output."""
-    while study.workflow.poll() is None:
-        if leave == 0:
-            fill(0)  # again: what a failed step removes would be room for the next
-        time.sleep(0.1)
-    code, said = study.end()
-    assert code == 1, f"ended with {code} on a full disk:\n{said[-3000:]}"
-    line_with(said, "error:", "full")
-    left = [path.name for path in study.results.rglob("*.partial")]
-    assert not left, f"partial files on a full disk: {left}"
-    return said
+def fill_disk(bench: Bench, study: Study, moments: list, *words: str, leave: int = 0) -> list[str]:
+    """Fill the disk at each moment until the study ends, which must say so; then give it room.
+
+    With `leave`, so many bytes stay free from the start on instead.
+
+    Returns:
+        The runs that had kept an epoch by then; they went on from it.
+    """
+    with small_disk(study) as fill:
+        for moment in moments:
+            if leave:
+                fill(leave)
+            study.start()
+            study.wait_for(moment)
+            while study.workflow.poll() is None:
+                if not leave:
+                    fill(0)  # again: what a failed step removes would be room for the next
+                time.sleep(0.1)
+            code, said = study.end()
+            assert code == 1, f"ended with {code} on a full disk:\n{said[-3000:]}"
+            line_with(said, "error:", "full", *words)
+            left = [path.name for path in study.results.rglob("*.partial")]
+            assert not left, f"partial files on a full disk: {left}"
+            kept = [run for run in bench.missing if epochs_kept(study, run) >= 1]
+            fill(None)
+        bench.restart(study)
+        for run in kept:
+            assert_resumed(study, run)
+    return kept
 
 
 @fault
 def disk_full_in_store(bench: Bench) -> str:
     study, results = bench.fresh(), bench.undisturbed.results
     leave = disk_used(results / "phantom") + disk_used(results / "store") // 2
-    with small_disk(study) as fill:
-        fill(leave)
-        study.start()
-        line_with(disk_full(study, fill, leave), "error:", "1-preprocess", "full")
-        fill(None)
-        bench.restart(study)
+    fill_disk(bench, study, [study.processes], "1-preprocess", leave=leave)
     return f"{leave / MIB:.0f} MiB free at the start: frames fit, the store does not"
 
 
 @fault
 def disk_full_in_checkpoint(bench: Bench) -> str:
     study = bench.prepared()
-    with small_disk(study) as fill:
-        study.start()
-        study.wait_for(study.training)
-        line_with(disk_full(study, fill), "error:", "3-train", "full")
-        kept = [run for run in bench.missing if epochs_kept(study, run) >= 1]
-        assert kept, "the last good checkpoint is gone"
-        fill(None)
-        bench.restart(study)
-        for run in kept:
-            assert_resumed(study, run)
+    kept = fill_disk(bench, study, [study.training], "3-train")
+    assert kept, "the last good checkpoint is gone"
     return f"full while runs train; good checkpoints kept ({len(kept)}), and gone on from"
 
 
@@ -407,13 +411,7 @@ def disk_full_in_tables(bench: Bench) -> str:
     def comparing() -> bool:
         return "4-compare" in study.steps_at_work()
 
-    with small_disk(study) as fill:
-        for moment in (scoring, comparing):
-            study.start()
-            study.wait_for(moment)
-            disk_full(study, fill)
-            fill(None)
-        bench.restart(study)
+    fill_disk(bench, study, [scoring, comparing])
     return "full while a run is scored; again while the runs are compared"
 
 

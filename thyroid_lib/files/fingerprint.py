@@ -57,13 +57,17 @@ def code_digests(*paths: Path) -> list[str]:
 @cache
 def _imported_files(path: Path) -> list[Path]:
     """Return the library files that a module or notebook imports itself."""
-    source = path.read_text("utf-8")
-    if path.suffix == ".ipynb":
-        cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
-        cells = [cell for cell in cells if "setup" not in cell["metadata"].get("tags", [])]
-        source = "\n".join("".join(cell["source"]) for cell in cells)
+    try:
+        source = path.read_text("utf-8-sig")
+        if path.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+            cells = [cell for cell in cells if "setup" not in cell["metadata"].get("tags", [])]
+            source = "\n".join("".join(cell["source"]) for cell in cells)
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, KeyError):
+        return []  # the step itself reports it
     files = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             files |= _files_of(node.module or "", [alias.name for alias in node.names])
         elif isinstance(node, ast.Import):
@@ -74,10 +78,10 @@ def _imported_files(path: Path) -> list[Path]:
 def _files_of(module: str, names: list[str]) -> set[Path]:
     """Return the library files of one import; a wing's own name may come from any of its files."""
     package, *parts = module.split(".")
-    place = LIBRARY.joinpath(*parts)
-    if package != "thyroid_lib" or not parts or place.with_suffix(".py") == LIBRARY / "settings.py":
-        return set()  # settings only checks what the workflow passes on, and records
-    if not place.is_dir():
-        return {place.with_suffix(".py")} if place.with_suffix(".py").is_file() else set()
-    modules = {place / f"{name}.py" for name in names}
-    return modules if all(map(Path.is_file, modules)) else set(place.glob("*.py"))
+    if package != "thyroid_lib" or parts in ([], ["settings"]):
+        return set()  # a setting that matters is among the step's parameters
+    path = LIBRARY.joinpath(*parts)
+    if not path.is_dir():
+        return {path.with_suffix(".py")} if path.with_suffix(".py").is_file() else set()
+    modules = {path / f"{name}.py" for name in names}
+    return modules if all(map(Path.is_file, modules)) else set(path.glob("*.py"))
