@@ -42,7 +42,7 @@ class Session:
             "PYTHONPATH": os.pathsep.join(library),
             "THYROID_NOTEBOOKS": str(project / "notebooks"),
             "THYROID_PYTHON": sys.executable,
-            "THYROID_RESULTS": str(project / os.environ.get("THYROID_RESULTS", "results")),
+            "THYROID_RESULTS": str(project / (os.environ.get("THYROID_RESULTS") or "results")),
             "THYROID_WORKFLOW_PID": str(os.getpid()),  # whose end ends the notebooks
         }
         logging.getLogger("snakemake.logging").addFilter(_is_news)
