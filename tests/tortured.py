@@ -284,8 +284,10 @@ class Bench:
 
 def disk_used(path: Path) -> int:
     """Return the bytes that a file, or a folder with all that is in it, takes on the disk."""
+    walked = os.walk(path)  # which passes over folders that are removed meanwhile
+    below = [Path(top, name) for top, folders, names in walked for name in (*folders, *names)]
     total = 0
-    for each in (path, *path.rglob("*")):
+    for each in (path, *below):
         with contextlib.suppress(OSError):  # it was there a moment ago
             total += each.stat().st_blocks * 512
     return total

@@ -126,10 +126,16 @@ def mend(study: str | Path) -> list[str]:
     return sorted(put_aside)
 
 
+def _below(folder: str | Path) -> list[Path]:
+    """List files and folders; os.walk passes over what another process removes meanwhile."""
+    walked = os.walk(folder)
+    return [Path(top, name) for top, folders, names in walked for name in (*folders, *names)]
+
+
 def _remove_unfinished(study: Path) -> None:
-    for partial in list(study.rglob("*.partial")):
-        if locks.alive(partial.stem.rpartition(".")[2]):  # the process that writes it
-            continue
+    for partial in _below(study):
+        if partial.suffix != ".partial" or locks.alive(partial.stem.rpartition(".")[2]):
+            continue  # else the number is of a process that has ended
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -157,7 +163,7 @@ def settle_times(study: str | Path) -> None:
     Snakemake would fail each step whose output is older than such an input.
     """
     now, count = time.time(), 0
-    for path in Path(study).rglob("*"):
+    for path in _below(study):
         with suppress(OSError):  # deleted meanwhile, or another user's
             if path.is_file() and path.stat().st_mtime > now:
                 os.utime(path, (now, now))
