@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             if step in here.steps or (step != "1-preprocess" and run not in runs):
                 continue  # what compares the runs is made of all of them, here
             also = [f"checksums/{step}.sha256"]
-            also += [checksums.snakemake_record(name).as_posix() for name in names]
+            also += [_snakemake_record(name) for name in names]
             last = f"notebooks/{step}.ipynb"
             for name in [*sorted({*names} - {last}), *also, last]:
                 if (found.folder / name).is_file():
@@ -197,6 +198,10 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
         here.begun[run] = reached
         brought.append(f"{run} goes on after {reached[0]} epochs (from {best.name})")
     return brought
+
+
+def _snakemake_record(name: str) -> str:
+    return f".snakemake/metadata/{urlsafe_b64encode(name.encode()).decode()}"
 
 
 def _bring(source: Path, study: Path, name: str) -> None:

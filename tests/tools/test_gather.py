@@ -75,7 +75,7 @@ def session(
         made.append(write(study / "runs" / run / "run.json", json.dumps(settings_of(run, about))))
         made.append(write(study / "notebooks" / f"3-train-{run}.ipynb", "{}"))
         write(study / "runs" / run / "model.pt", "weights")
-        write(study / checksums.snakemake_record(f"notebooks/3-train-{run}.ipynb"), "{}")
+        write(study / gather._snakemake_record(f"notebooks/3-train-{run}.ipynb"), "{}")
         checksums.record(study / "checksums" / f"3-train-{run}.sha256", made)
     for run, (epochs, steps) in (begun or {}).items():
         (study / "runs" / run).mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_two_sessions_become_one_study(settings, here, tmp_path):
     assert f"{B}: goes on after 3 epochs" in said
     assert f"next: make kaggle PARAMETERS={settings}" in said
     names = set(contents(here))
-    record = checksums.snakemake_record(f"notebooks/3-train-{A}.ipynb")
+    record = gather._snakemake_record(f"notebooks/3-train-{A}.ipynb")
     assert {f"notebooks/3-train-{A}.ipynb", str(record)} <= names
     assert {f"runs/{A}/model.pt", f"runs/{B}/checkpoint.pt", "store/images.npy"} <= names
     assert not any(name.startswith("logs/") for name in names)

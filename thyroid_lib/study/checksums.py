@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -76,16 +75,11 @@ def record(path: str | Path, files: Iterable[str | Path]) -> None:
     write_file(path, "".join(f"{file_digest(study / name)}  {name}\n" for name in names))
 
 
-def snakemake_record(name: str) -> Path:
-    """Return where, in a study's folder, Snakemake keeps how this output was made."""
-    return RECORDS / urlsafe_b64encode(name.encode()).decode()
-
-
 def mend(study: str | Path) -> list[str]:
     """Remove half-written files of killed steps, and put aside files that have changed since.
 
-    A changed file is renamed to `<name>.damaged`, and its step runs again. Only weights stay: they
-    carry checksums of their own, and training them again costs most.
+    A changed file is renamed to `<name>.damaged`, and its step runs again: its notebook goes, which
+    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most.
 
     Args:
         study: a claimed folder.
@@ -93,37 +87,42 @@ def mend(study: str | Path) -> list[str]:
     Returns:
         What was put aside, relative to the study's folder.
     """
-    study = Path(study)
+    study, aside = Path(study), []
     _remove_unfinished(study)
     known = {}
     for path in sorted(study.glob("checksums/*.sha256")):
         if (sums := read(path)) is None:
             print_note(f"checksums/{path.name} of {study.name} is damaged: the step is done again")
             path.unlink()
-            _run_again(study, path.stem)
+            with suppress(OSError):
+                (study / "notebooks" / f"{path.stem}.ipynb").unlink()
         else:
             known |= {name: (digest, path.stem) for name, digest in sums.items()}
-    present = [name for name in known if (study / name).is_file()]
-    gone = sorted(known.keys() - set(present))  # deleted, or replaced by something else
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(lambda name: file_digest(study / name), present))
-    changed = [name for name, sha in zip(present, sums, strict=True) if sha != known[name][0]]
-    put_aside = [name for name in gone if os.path.lexists(study / name)]
-    put_aside += [name for name in changed if Path(name).name != WEIGHTS]
-    for name in changed:
-        aside = f", and this one kept as {Path(name).name}.damaged" if name in put_aside else ""
-        print_note(
-            f"{name} of {study.name} is not the file that was written (damaged? edited?): it is "
-            f"made again{aside}"
-        )
-    for name in put_aside:
-        target = study / f"{name}.damaged"
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        os.replace(study / name, target)
-    for name in (*gone, *changed):
-        _run_again(study, known[name][1])
-    return sorted(put_aside)
+        found = list(pool.map(lambda name: _digest(study / name), known))
+    for (name, (expected, step)), digest in zip(known.items(), found, strict=True):
+        if digest == expected:
+            continue
+        path, target = study / name, study / f"{name}.damaged"
+        moved = os.path.lexists(path) and not (digest and path.name == WEIGHTS)
+        if digest:
+            print_note(
+                f"{name} of {study.name} is not the file that was written (damaged? edited?): it "
+                f"is made again{f', and this one kept as {target.name}' if moved else ''}"
+            )
+        if moved:
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            os.replace(path, target)
+            aside.append(name)
+        with suppress(OSError):  # gone already, or a folder, which is put aside as well
+            (study / "notebooks" / f"{step}.ipynb").unlink()
+    return sorted(aside)
+
+
+def _digest(path: Path) -> str:
+    """Return a file's digest; "" where none is: it was deleted, or replaced by something else."""
+    return file_digest(path) if path.is_file() else ""
 
 
 def _below(folder: str | Path) -> list[Path]:
@@ -149,12 +148,6 @@ def _remove_unfinished(study: Path) -> None:
                 path.unlink()
         except ValueError:
             path.unlink()
-
-
-def _run_again(study: Path, step: str) -> None:
-    """Remove a step's notebook: Snakemake runs a step again for what the rule declares only."""
-    with suppress(OSError):
-        (study / "notebooks" / f"{step}.ipynb").unlink()
 
 
 def settle_times(study: str | Path) -> None:
