@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from test_workflow import TINY, copy_project
+from tiny_study import TINY, copy_project
 
 from thyroid_lib.study.verify import compare
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import Cluster, Missing, wait_until
-from test_workflow import ROOT, TINY, copy_project, run_study
+from tiny_study import ROOT, TINY, copy_project, run_study
 
 from thyroid_lib.study.verify import compare
 

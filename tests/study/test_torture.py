@@ -4,6 +4,7 @@ First what finds losses is tested: a harness that sees none proves nothing.
 """
 
 import signal
+import subprocess
 import sys
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ if sys.platform != "linux":
 
 from faults import assert_resumed, epochs_kept, flip, second_start, steps_of, truncate
 from kills import Deck, kill_at_random
+from tiny_study import ROOT
 from tortured import Bench, assert_same, line_with
 
 pytestmark = pytest.mark.study
@@ -52,6 +54,13 @@ def test_every_loss_is_seen(loss, bench):
     LOSSES[loss](study.results)
     with pytest.raises(AssertionError):
         assert_same(study, bench.undisturbed)
+
+
+def test_the_long_form_starts():
+    command = [sys.executable, ROOT / "tests" / "torture.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--kills N" in done.stdout
 
 
 def test_a_deck_deals_every_kind_to_every_part_of_a_step():

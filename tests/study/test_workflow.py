@@ -13,20 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_study import RESULTS, ROOT, RUN, copy_project, results_of, run_study, snakemake, steps
 
 from thyroid_lib.study import checksums
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.study
-
-ROOT = Path(__file__).parents[2]
-RUN = "unet-grouped-fold0-seed0"
-TINY = {
-    "study": "tiny", "phantom_sweeps": 4, "phantom_frames": 3, "size": 32, "models": "[unet]",
-    "width": 4, "protocols": "[grouped]", "seeds": "[0]", "epochs": 1, "batch_size": 4,
-    "lr": "2.0e-3", "deploy": "false",
-}  # fmt: skip
-RESULTS = Path("results", "tiny")
 
 # The steps that depend on each step, itself among them.
 ALL = {"preprocess": 1, "audit": 1, "train": 1, "compare": 1, "report": 1}
@@ -34,54 +26,6 @@ AUDIT = {"audit": 1, "report": 1}
 TRAIN = {"train": 1, "compare": 1, "report": 1}
 COMPARE = {"compare": 1, "report": 1}
 REPORT = {"report": 1}
-
-
-def copy_project(target: Path, settings: dict = TINY) -> Path:
-    """Copy what the workflow needs; parameters/tiny.yaml is the demo's with these settings."""
-    for part in ("notebooks", "parameters", "thyroid_lib", "workflow", "pyproject.toml"):
-        if (ROOT / part).is_file():
-            shutil.copy2(ROOT / part, target / part)
-        else:
-            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-            shutil.copytree(ROOT / part, target / part, ignore=ignored)
-    text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
-    for key, value in settings.items():
-        text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
-        assert found == 1, key
-    (target / "parameters" / "tiny.yaml").write_text(text, encoding="utf-8")
-    return target
-
-
-def snakemake(project: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    command += ["--configfile", "parameters/tiny.yaml", *options]
-    clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
-    return subprocess.run(
-        command,
-        cwd=project,
-        env=clean | {"PYTHONPATH": str(project)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def steps(project: Path, *options: str) -> dict[str, int]:
-    """Return how often each rule would run now, by Snakemake's own table."""
-    done = snakemake(project, "-n", *options)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    if "Nothing to be done" in output:
-        return {}
-    table = output.split("Job stats:")[1].split("total")[0]
-    counts = {name: int(count) for name, count in re.findall(r"(?m)^(\w+) +(\d+)$", table)}
-    return {name: count for name, count in counts.items() if name != "all"}
-
-
-def run_study(project: Path, *options: str, **environment: str) -> str:
-    done = snakemake(project, *options, **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -258,14 +202,6 @@ def test_every_gpu_has_a_run(gpus, threads, tmp_path):
     train = (done.stdout + done.stderr).split("rule train:")[1].split("rule ")[0]
     assert f"threads: {threads}" in train
     assert f"gpu={int(gpus != '-1')}" in train
-
-
-def results_of(project: Path, results: Path = RESULTS) -> dict[str, bytes]:
-    """Return the content of every file without times and memory."""
-    top = project / results
-    files = [*top.glob("notebooks/*"), *top.glob("store/*"), *top.glob("runs/*/*.csv")]
-    files += [path for path in top.glob("compare/*") if path.name != "cost.csv"]
-    return {str(path.relative_to(top)): path.read_bytes() for path in files}
 
 
 def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from test_workflow import TINY, copy_project, results_of, snakemake, steps
+from tiny_study import TINY, copy_project, results_of, snakemake, steps
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
