@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from thyroid_lib.files.writing import print_note
 
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of some network disks
-# Newer versions of filelock else fall back to files that stay when their process is killed.
-OPTIONS = {"thread_local": False} | (
-    {"fallback_to_soft": False} if "fallback_to_soft" in inspect.signature(FileLock).parameters
-    else {}
-)  # fmt: skip
+OPTIONS = {"thread_local": False}
+if (
+    "fallback_to_soft" in inspect.signature(FileLock).parameters
+):  # to files that stay after a kill
+    OPTIONS["fallback_to_soft"] = False
 
 
 def take(path: str | Path, *, wait: bool = False) -> ExitStack | None:
@@ -50,13 +50,12 @@ def take(path: str | Path, *, wait: bool = False) -> ExitStack | None:
 
 
 def _lock_path(name: str) -> Path:
-    """Return the file of a lock by name, in the folder for temporary files."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir(), f"thyroid-{user}-{name}.lock".replace("/", "-"))
 
 
 def claim_path(path: str | Path, name: str) -> ExitStack:
-    """Lock an output file or folder against other processes; wait for it, with a note by `name`."""
+    """Lock an output file or folder; wait if necessary, with a note that begins with `name`."""
     digest = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()
     lock_path = _lock_path(f"out-{digest[:16]}")
     held = take(lock_path)

@@ -17,9 +17,8 @@ class Stopped(Exception):
 
 
 def deadline(budget_minutes: float = 0) -> float:
-    """Return when to stop, as Unix time: after so many minutes (0: no limit) or at the study's end.
-
-    The latter is THYROID_DEADLINE, Unix time, which the workflow sets for all of its runs.
+    """Return when to stop, as Unix time: after so many minutes (0: no limit), or at the time that
+    the workflow sets for all of its runs, THYROID_DEADLINE, if that is earlier.
 
     Raises:
         ValueError: THYROID_DEADLINE is no number.
@@ -37,12 +36,9 @@ def deadline(budget_minutes: float = 0) -> float:
 
 
 def signals() -> list[int]:
-    """Return the signals that ask for an end: SIGINT, SIGTERM and SIGHUP, unless ignored.
-
-    `nohup` makes a process ignore SIGHUP, and a shell makes its background jobs ignore SIGINT.
-    """
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
+    """Return the signals that ask for an end; not those ignored, as SIGHUP is after `nohup`."""
+    names = {"SIGINT", "SIGTERM", "SIGHUP"} & set(signal.Signals.__members__)  # Windows lacks one
+    numbers = [signal.Signals[name] for name in sorted(names)]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
