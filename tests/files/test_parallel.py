@@ -52,11 +52,6 @@ def test_few_wait_in_memory(workers):
     assert given == 100
 
 
-@linux
-def test_it_works_in_other_processes():
-    assert os.getpid() not in set(map_in_order(pid_and_wait, range(4), 2))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_work_raises_is_raised(workers):
     with pytest.raises(KeyError, match="item 7"):
@@ -64,7 +59,8 @@ def test_what_work_raises_is_raised(workers):
 
 
 @linux
-def test_a_killed_worker_is_named():
+def test_work_is_done_in_other_processes_of_which_a_killed_one_is_named():
+    assert os.getpid() not in set(map_in_order(pid_and_wait, range(4), 2))
     with pytest.raises(RuntimeError, match="a worker process was killed"):
         list(map_in_order(die, range(9), 2))
 

@@ -15,8 +15,6 @@ import pandas as pd
 import pytest
 from tiny_study import RESULTS, ROOT, RUN, copy_project, results_of, run_study, snakemake, steps
 
-from thyroid_lib.study import checksums
-
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.study
 
@@ -315,18 +313,6 @@ def test_what_was_damaged_or_deleted_is_named_and_made_again(name, project):
     about = json.loads((top / "runs" / RUN / "run.json").read_text())
     assert about["trained_epochs"] == epochs
     assert steps(project) == {}
-
-
-def test_a_second_start_is_refused_while_one_is_at_work(project):
-    lock = checksums.claim(project / RESULTS)
-    assert steps(project, "--config", "delta=0.01") == COMPARE  # a dry run needs no lock
-    done = snakemake(project, "--config", "delta=0.01")
-    assert done.returncode == 2
-    said = f"error: tiny: another start of this study is at work (process {os.getpid()})"
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    lock.close()
-    run_study(project, "--config", "delta=0.01")
 
 
 def test_a_study_stops_at_the_end_of_its_time_and_goes_on(project):
