@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import torch
 from kills import kill_at_random
-from tortured import MIB, Bench, Study, disk_used, line_with
+from tortured import MIB, Bench, Study, disk_used, line_with, traceback_in
 
 
 class Skip(Exception):
@@ -88,7 +88,7 @@ def _stopped(bench: Bench, send: Callable[[Study], None]) -> str:
     study, runs, seconds = stop_while_training(bench, send)
     code, said = study.end()
     assert code, f"a stopped study ended with 0:\n{said[-2000:]}"
-    assert "Traceback" not in said, said[-4000:]
+    assert not traceback_in(said), said[-4000:]
     bench.restart(study)
     for run in runs:
         assert_resumed(study, run)
