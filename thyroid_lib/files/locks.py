@@ -21,9 +21,7 @@ from thyroid_lib.files.writing import print_note
 
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of some network disks
 OPTIONS = {"thread_local": False}
-if (
-    "fallback_to_soft" in inspect.signature(FileLock).parameters
-):  # to files that stay after a kill
+if "fallback_to_soft" in inspect.signature(FileLock).parameters:  # to files that stay after a kill
     OPTIONS["fallback_to_soft"] = False
 
 
