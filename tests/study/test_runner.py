@@ -267,8 +267,8 @@ def test_importing_it_is_light():
 SLEEPS = "import os, time\nopen(name, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
 TRAINS = """
 import os, time
-from thyroid_lib.files.stopping import Stopped, told_to_stop
-with told_to_stop() as stop_reason:
+from thyroid_lib.files.stopping import Stopped, stop_requests
+with stop_requests() as stop_reason:
     open(name, "w").write(str(os.getpid()))
     while not stop_reason():
         time.sleep(0.05)
