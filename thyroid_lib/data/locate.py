@@ -10,8 +10,6 @@ from pathlib import Path
 
 from thyroid_lib.files.writing import print_note, project_path
 
-DATASET = re.compile(r"kaggle:([\w-]+)/([\w-]+)/(\d+)")
-
 
 def where() -> str:
     """Return "kaggle", "colab" or "local"; Kaggle first, whose image is made from Colab's."""
@@ -39,10 +37,8 @@ def find_data(data: str | Path) -> Path | None:
         RuntimeError: it cannot be fetched; says how to get it by hand.
     """
     data = str(data)
-    if data == "auto":
-        return _find_release()
-    if data.startswith("kaggle:"):
-        return _find_dataset(data)
+    if asks_network(data):
+        return _find_release() if data == "auto" else _find_dataset(data)
     return project_path(data) if data else None
 
 
@@ -63,14 +59,13 @@ def _find_release() -> Path:
             except ValueError:
                 continue
     drive = folder_of("content/drive/MyDrive")
-    names = os.listdir(drive) if os.path.isdir(drive) else []  # a Drive may have dropped
-    for path in (drive / name for name in sorted(names) if name.lower().startswith("tg3k")):
+    for path in sorted(drive.glob("[tT][gG]3[kK]*")):
         if path.is_dir():
             return path
         if path.suffix.lower() == ".zip":  # unpacked there, each of its files would be fetched
             target = project_path("results/data") / path.name
-            if not target.exists() or target.stat().st_size != path.stat().st_size:
-                target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
                 shutil.copyfile(path, target.with_suffix(".partial"))
                 os.replace(target.with_suffix(".partial"), target)
             return target
@@ -79,7 +74,7 @@ def _find_release() -> Path:
 
 
 def _find_dataset(data: str) -> Path:
-    if not (named := DATASET.fullmatch(data)):
+    if not (named := re.fullmatch(r"kaggle:([\w-]+)/([\w-]+)/(\d+)", data)):
         raise ValueError(
             f"data: got {data}, need kaggle:owner/slug/version with the version as a number, such "
             "as kaggle:somebody/tg3k/1: without it the data could change unnoticed"

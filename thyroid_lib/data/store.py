@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,11 +49,9 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
     "offset": int,  # into reference.npy, bytes
 }
-# Raise by one with every change that moves a byte of a store: of reading, mending, resizing or
-# packing. Stores of another version are built again. tests/train/test_versions.py fails where that
-# was forgotten.
+# Raise by one with every change that moves a byte of a store: such stores are built again.
+# tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
-SOURCE = ["image_path", "mask_path", "case_id", "group", "dataset", "official"]
 ALONE = "results/alone"  # where notebooks write that are run by themselves
 
 
@@ -85,7 +83,7 @@ class Store:
     @property
     def mended(self) -> dict[str, int]:
         """Number of masks that each rule of `frames.MENDS` changed."""
-        return {rule: int((self.index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
+        return _count_mended(self.index)
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
@@ -135,8 +133,7 @@ def build_store(
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
         mend: rules that mend the masks, see `frames.mend_mask`.
-        workers: processes; by default one per core, eight at most, and one if the cases are few.
-            The result does not depend on it.
+        workers: processes; the result does not depend on it.
 
     Raises:
         ValueError: not one usable case, or a folder that holds the store of another source.
@@ -146,10 +143,7 @@ def build_store(
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     cases = cases.assign(problem=case_table.find_problems(cases))
-    # in the same order on every machine; sources give it so, and a sorted copy would cost memory
-    keys = ["case_id", "image_path", "mask_path"]
-    if any(a > b for a, b in pairwise(cases[keys].itertuples(index=False, name=None))):
-        cases = cases.sort_values(keys)
+    cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -186,14 +180,14 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         if verify:
             sums = {"store.json": about.pop("checksum"), **about["files"]}
-            for name, digest in ({"store.json": _hash_json(about)} | _digest_files(folder)).items():
-                if digest != sums[name]:
-                    raise ValueError(f"{name} has changed")
+            found = {"store.json": _hash_json(about)} | _digest_files(folder)
+            if changed := [name for name, digest in found.items() if digest != sums[name]]:
+                raise ValueError(f"{changed[0]} has changed")
         images, masks, bits = (np.load(folder / name, mmap_mode="r") for name in FILES[:3])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = " ".join(str(error).split())
+        what = f"damaged ({' '.join(str(error).split())})"
         raise ValueError(
-            f"the store at {folder} is damaged ({what}): delete it and build it again"
+            f"the store at {folder} is {what}: delete it and build it again"
         ) from error
     index, quarantine = (
         pd.read_csv(folder / name, dtype=dtype, na_filter=False)
@@ -207,11 +201,8 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
     """Return the store of a notebook that is run by itself, and print what it is.
 
     That is `results/alone/store`, which 1-preprocess writes by default. Where it is missing it is
-    built, small: of `cases` or, without any, of the phantoms that 1-preprocess draws by default.
-    Where it holds another source than `cases`, it is left alone and another folder is used.
-
-    Raises:
-        ValueError: the store is damaged; as `build_store`.
+    built, small: of `cases` or, without any, of phantoms. Where it holds another source than
+    `cases`, another folder is used. Raises as `open_store` and `build_store`.
     """
     name = f"{ALONE}/store"
     try:
@@ -236,11 +227,7 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
 
 
 def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
-    """Return the fingerprint of the intact store in this folder, "" if there is none.
-
-    Raises:
-        ValueError: the folder holds the store of another source.
-    """
+    """Return the fingerprint of the intact store in this folder, "" if there is none."""
     try:
         store = open_store(folder)
     except FileNotFoundError:
@@ -259,11 +246,12 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    names = cases[["case_id", "group", "dataset", "official"]].itertuples(index=False, name=None)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
-        images, masks = (pool.map(_digest, cases[name]) for name in SOURCE[:2])
-        sources = cases[SOURCE].itertuples(index=False, name=None)
-        for (image, mask, *names), *digests in zip(sources, images, masks, strict=True):
-            line = [*names, Path(image).name, Path(mask).name, *digests]
+        digests = [pool.map(_digest, cases[name]) for name in ("image_path", "mask_path")]
+        paths = cases["image_path"], cases["mask_path"]
+        for name, *pair, image, mask in zip(names, *paths, *digests, strict=True):
+            line = [*name, *(Path(path).name for path in pair), image, mask]
             total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -274,7 +262,7 @@ def _hash_json(about: dict) -> str:
 
 def _digest(path: str | Path) -> str:
     """SHA-256 of a file; "" for a missing or unreadable one, which reading will report."""
-    try:  # opening a pipe would wait forever
+    try:
         return file_digest(path) if os.path.isfile(path) else ""
     except OSError:
         return ""
@@ -285,12 +273,14 @@ def _digest_files(folder: Path) -> dict[str, str]:
         return dict(zip(FILES, pool.map(lambda name: _digest(folder / name), FILES), strict=True))
 
 
-def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
-    """Prepare a case for the store.
+def _count_mended(index: pd.DataFrame) -> dict[str, int]:
+    return {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
 
-    Returns:
-        Its row, the columns of `INDEX` without offset, and its arrays: image, mask, packed native
-        mask. Of a case that cannot be used, its row of the quarantine and None.
+
+def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
+    """Return a case's row, columns of `INDEX` without offset, and its image, mask and packed mask.
+
+    Of a case that cannot be used, return its row of the quarantine and None.
     """
     if case.problem:
         return case.problem, None
@@ -314,12 +304,11 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still write theirs.
     partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:3]]
-    size, rows, quarantine, offset = settings["size"], [], [], 0
+    rows, quarantine, offset = [], [], 0
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
-        starts = _write_headers(files, 0, size, 0)
-        rows_of = cases.itertuples(index=False, name=None)
-        each = (SimpleNamespace(**dict(zip(cases, row, strict=True))) for row in rows_of)
+        _write_headers(files, 0, settings["size"], 0)
+        each = (SimpleNamespace(**case._asdict()) for case in cases.itertuples(index=False))
         work = map_in_order(partial(_prepare, settings=settings), each, workers)
         for row, arrays in stack.enter_context(closing(work)):
             if arrays is None:
@@ -329,27 +318,27 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
                 file.write(array)
             rows.append((*row, offset))
             offset += len(arrays[2])
+        quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
-            raise ValueError(_nothing_usable(quarantine))
+            counts = quarantine["reason"].value_counts()
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
+            first = "; the first: " + " ".join(quarantine.iloc[0, 1:]) if len(counts) else ""
+            raise ValueError(
+                f"no case can be used, of {len(quarantine)}: {reasons or 'none'}{first}"
+            )
         # the number of cases is known only now; NumPy leaves room for it in the header
-        if _write_headers(files, len(rows), size, offset) != starts:
-            raise RuntimeError("NumPy's .npy header grew with the count, the rows would shift")
+        _write_headers(files, len(rows), settings["size"], offset)
         for file in files:
             file.flush()
             os.fsync(file.fileno())
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
     index = pd.DataFrame(rows, columns=list(INDEX))
-    quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
-    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
-    about = {
-        "counts": {"cases": len(rows), "mended": mended, "quarantined": len(quarantine)},
-        "files": _digest_files(folder),
-        "fingerprint": fingerprint,
-        "settings": settings,
-    }
+    counts = {"cases": len(index), "mended": _count_mended(index), "quarantined": len(quarantine)}
+    about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
+    about |= {"files": _digest_files(folder)}
     about |= {"checksum": _hash_json(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 
@@ -361,10 +350,3 @@ def _write_headers(files: list, count: int, size: int, length: int) -> list[int]
         about = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, about)
     return [file.tell() for file in files]
-
-
-def _nothing_usable(quarantine: list) -> str:
-    reasons = pd.Series([row[2] for row in quarantine], dtype=object).value_counts()
-    counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-    first = f"; the first: {' '.join(sorted(quarantine)[0][1:])}" if quarantine else ""
-    return f"no case can be used, of {len(quarantine)}: {counts or 'none'}{first}"
