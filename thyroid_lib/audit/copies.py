@@ -41,17 +41,19 @@ class Maps(NamedTuple):
 
 
 def describe(images: Sequence[np.ndarray]) -> Maps:
-    """Make the maps of frames.
+    """Make the maps of frames, uint8 (N,S,S) or N times (H,W), which are stretched to squares.
 
-    Args:
-        images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares.
-            The border of a letterbox must be cut off: frames would resemble each other by it.
+    The border of a letterbox must be cut off: frames would resemble each other by it.
     """
     coarse = np.empty((len(images), COARSE, COARSE), np.float32)
     fine = np.empty((len(images), FINE, FINE), np.float32)
     for start in range(0, len(images), BLOCK):
         block = np.s_[start : start + BLOCK]
-        small = np.stack([_shrink(image) for image in images[block]])  # (B,64,64)
+        squares = (
+            Image.fromarray(image).resize((FINE, FINE), Image.Resampling.BOX)
+            for image in images[block]
+        )
+        small = np.stack([np.asarray(image, np.float32) for image in squares])  # (B,64,64)
         fine[block] = _normalise(ndimage.gaussian_filter(small, (0, 0.7, 0.7)), 4)
         coarse[block] = _normalise(_halve(small), 6)
     return Maps(coarse, fine)
@@ -83,14 +85,9 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
 
 
 def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
-    """Correlate each frame with the one `back` before it, small shifts allowed.
+    """Correlate each frame with the one `back` (1 or more) before it, small shifts allowed.
 
-    Args:
-        fine: maps of N frames in order, from `describe`.
-        back: how many places before, 1 or more.
-
-    Returns:
-        float32 (N,), at most 1; 0 for the first `back` frames.
+    `fine`: maps of N frames, from `describe`. Returns float32 (N,), 0 for the first `back` frames.
     """
     best = np.zeros(len(fine), np.float32)
     for start in range(back, len(fine), 4 * BLOCK):
@@ -99,11 +96,6 @@ def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
         each = _correlate(_template(fine[now]), fft.rfft2(before), _window_norm(before))
         best[now] = each.max(axis=(1, 2))
     return best
-
-
-def _shrink(image: np.ndarray) -> np.ndarray:
-    small = Image.fromarray(image).resize((FINE, FINE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)
 
 
 def _halve(maps: np.ndarray) -> np.ndarray:

@@ -62,11 +62,10 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     """
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     index = store.index.reset_index(drop=True)
-    missing = index["case_id"][~index["case_id"].isin(paths.index)]
-    if len(missing):
+    if missing := sorted(set(index["case_id"]) - set(paths.index)):
         raise ValueError(
-            f"{len(missing)} cases of the store are not in the case table, such as "
-            f"{missing.iloc[0]!r}: give the table that the store was built from"
+            f"{len(missing)} cases of the store are not in the case table, such as {missing[0]!r}: "
+            "give the table that the store was built from"
         )
     found = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
     table = index[["case_id", "group"]].join(pd.DataFrame(found))
@@ -79,20 +78,14 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
 
 
 def mask_defects(levels: np.ndarray) -> dict:
-    """Count the defects of a mask, given its gray levels as in the file, uint8 (H,W).
-
-    Returns:
-        text, text_pixels, specks, speck_pixels, holes, hole_pixels, midtones, gray_areas,
-        foreground; see `audit_masks`.
-    """
+    """Count a mask's defects, columns as of `audit_masks`; gray levels as filed, uint8 (H,W)."""
     mask, text, text_pixels = frames.mend_text(levels > 127)
     found = {"text": text, "text_pixels": text_pixels}
     for name, marked in (("specks", speck_map(mask)), ("holes", hole_map(mask))):
         found[name] = ndimage.label(marked, structure=np.ones((3, 3)))[1]
         found[PIXELS[name]] = int(marked.sum())
-    for name, marked in (("midtones", midtone_map(levels)), ("gray_areas", gray_area_map(levels))):
-        found[name] = int(marked.sum())
-    return found | {"foreground": float(mask.mean())}
+    gray = {"midtones": midtone_map(levels).sum(), "gray_areas": gray_area_map(levels).sum()}
+    return found | {name: int(n) for name, n in gray.items()} | {"foreground": float(mask.mean())}
 
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
@@ -123,12 +116,7 @@ def gray_area_map(levels: np.ndarray) -> np.ndarray:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per defect: how many cases have it, how many components and pixels, its rule.
-
-    Returns:
-        defect; cases; components and pixels, of masks, "" where the defect has none; rule; mend:
-        what is done about it, "none: look" where nothing is.
-    """
+    """Give one row per defect: cases, components and pixels ("" where it has none), rule, mend."""
     pixels = PIXELS | {"midtones": "midtones", "gray_areas": "gray_areas"}
     rows = [
         {
@@ -160,9 +148,8 @@ def masks_sentence(table: pd.DataFrame) -> str:
 def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:
     """Frames far from all of the two before and two after; a sweep's ends are not judged."""
     around = pd.DataFrame({k: share.groupby(group).shift(k) for k in (-2, -1, 1, 2)})
-    small = share < around.min(axis=1) / AREA_FACTOR
-    large = share > around.max(axis=1) * AREA_FACTOR
-    return ((small | large) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
+    low, high = around.min(axis=1) / AREA_FACTOR, around.max(axis=1) * AREA_FACTOR
+    return (~share.between(low, high) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
 
 
 def _sequence(fine: np.ndarray, group: np.ndarray) -> pd.DataFrame:

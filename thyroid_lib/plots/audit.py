@@ -34,12 +34,9 @@ APART, COPIED = "#8fb8de", "#12355b"
 
 
 def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
-    """Draw the side of every case: a row per group, its frames in order.
+    """Draw the side of every case: a row per group (so many at most), its frames in order.
 
-    Args:
-        index: N cases with column group.
-        splits: sides, (N,) of "train", "val" and "test", by the name to write above them.
-        groups: rows at most; of more groups, the first.
+    `splits`: sides, (N,) of "train", "val" and "test", by the name to write above them.
     """
     names = sorted(index["group"].unique())
     shown = names[:groups]
@@ -59,20 +56,16 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
         ax.tick_params(length=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
         sns.despine(ax=ax, left=True, bottom=True)
-    more = f" ({len(shown)} of {len(names)} groups)" if len(names) > len(shown) else ""
-    handles = [Patch(color=colour, label=side) for side, colour in SIDES.items()]
-    title = f"a row is a group{more}"
-    fig.legend(handles=handles, title=title, loc="outside lower center", ncols=3)
+    more = f" ({len(shown)} of {len(names)} groups)" * (len(names) > len(shown))
+    handles, title = [Patch(color=c, label=side) for side, c in SIDES.items()], "a row is a group"
+    fig.legend(handles=handles, title=title + more, loc="outside lower center", ncols=3)
     return fig
 
 
 def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
     """Draw how much each frame resembles each other one, and how often how much.
 
-    Args:
-        alike: (N,N) correlations, from `leakage.alikeness`.
-        groups: (N,) the frames' groups, in order.
-        threshold: from which on a frame counts as a near-copy.
+    `alike`: (N,N) correlations, from `leakage.alikeness`; `groups`: (N,), in order.
     """
     size = FIGURE_WIDTH, 3.9
     fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
@@ -98,9 +91,7 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
 def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure:
     """Draw how closely test frames copy a training frame: a histogram per protocol.
 
-    Args:
-        table: from `leakage.leakage_of`; the folds of a protocol are drawn together.
-        threshold: from which on a frame counts as a near-copy.
+    `table`: from `leakage.leakage_of`; the folds of a protocol are drawn together.
     """
     protocols = table["protocol"].unique()
     size = FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
@@ -121,15 +112,9 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
 def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     """Draw test frames beside the training frames that they copy, and the difference.
 
-    The shift is down and right, in px of the store's squares. The difference is taken after the
-    training frame was moved by it, and the test frame mirrored where the table says so; black is
-    none, white 64 gray levels or more.
-
-    Args:
-        store: the frames.
-        table: rows of `leakage.leakage`; drawn is the closest pair of each group with itself or
-            with another one, the closest of these first.
-        count: rows at most.
+    Drawn is the closest pair of each two groups in `table`, of `leakage.leakage`, closest first.
+    The shift is down and right, in px of the store's squares. The difference is taken after shift
+    and mirroring are undone; black is none, white 64 gray levels or more.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
     groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
@@ -150,13 +135,9 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
 def defect_gallery(
     cases: pd.DataFrame, store: Store, table: pd.DataFrame, *, count: int = 4
 ) -> Figure:
-    """Draw examples of each defect that occurs, a row for each; what is wrong is red.
+    """Draw examples of each defect in a table of `masks.audit_masks`, a row for each, in red.
 
-    Args:
-        cases: the case table, for the masks' files.
-        store: the frames.
-        table: from `masks.audit_masks`.
-        count: examples of each, the largest first and of different groups where there are any.
+    The largest come first, of different groups where there are any; `cases`: the case table.
     """
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
     fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
@@ -166,8 +147,8 @@ def defect_gallery(
             _draw_sequence(line, store, table, defect)
             continue
         size = {"area": "foreground", "nearly_black": "brightness"}.get(defect, defect)
-        order = [size, "case_id"], [size != defect, True]
-        some = table[table[defect] > 0].sort_values(order[0], ascending=order[1])
+        some = table[table[defect] > 0]
+        some = some.sort_values([size, "case_id"], ascending=[size != defect, True])
         some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
         for ax, row in zip(line, some.index[:count], strict=False):
             levels = frames.read_gray(paths[table["case_id"][row]])
@@ -188,8 +169,7 @@ def _mark_threshold(ax, threshold: float, text: str, side: str) -> None:
 def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
     """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
     image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
-    if pair.mirrored:  # the shift is that of the mirrored test frame
-        image = image[:, ::-1]
+    image = image[:, ::-1] if pair.mirrored else image  # the shift is that of the mirrored frame
     difference = np.abs(image - np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1)))
     for axis, shift in enumerate((pair.shift_y_px, pair.shift_x_px)):
         outside = np.s_[:shift] if shift >= 0 else np.s_[shift:]  # rolled in from the other side
@@ -230,10 +210,9 @@ def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None
     black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)
     row = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"]).index[0]
     group = table.index[table["group"] == table["group"][row]]
-    at = group.get_loc(row)
     names = {-2: "two before", -1: "before", 0: defect.replace("_", " "), 1: "after"}
-    for ax, step in zip(line, names, strict=False):
-        if 0 <= at + step < len(group):
-            other = group[at + step]
-            draw_frame(ax, native(store, other), f"{names[step]}: {table['case_id'][other]}")
-            outline(ax, store.reference(other), DEFECT if step == 0 else REFERENCE, 1.0)
+    for ax, (step, name) in zip(line, names.items(), strict=False):
+        if 0 <= (at := group.get_loc(row) + step) < len(group):
+            other = group[at]
+            draw_frame(ax, native(store, other), f"{name}: {table['case_id'][other]}")
+            outline(ax, store.reference(other), REFERENCE if step else DEFECT, 1.0)
