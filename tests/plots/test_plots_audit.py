@@ -43,11 +43,6 @@ def test_a_map_of_many_groups_is_cut_and_says_so():
     assert fig.legends[0].get_title().get_text() == "a row is a group (10 of 40 groups)"
 
 
-def test_the_sides_differ_in_lightness_too():
-    light = sorted(np.dot(to_rgb(c), (0.299, 0.587, 0.114)) for c in plots_audit.SIDES.values())
-    assert min(np.diff(light)) > 0.15
-
-
 def test_histograms_share_their_scale_and_count_every_frame():
     table = pd.DataFrame({"protocol": ["r"] * 3 + ["g"] * 2, "correlation": [0.9, 0.8, 0.3, 0, 1]})
     upper, lower = plots_audit.correlations(table).axes
