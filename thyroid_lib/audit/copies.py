@@ -21,11 +21,10 @@ COARSE, FINE = 32, 64  # px, sides of the maps that propose and that confirm
 SLACK = 4  # px of the fine map that a copy may be shifted: a sixteenth of the frame
 PROPOSED = 8  # candidates for each frame, and as many mirrored ones
 BLOCK = 64  # frames compared at a time: a few tens of MB, however many there are
-# Chosen on the 581 real frames (every fifth or so of 12 TG3K sweeps), every pair of them compared:
-# no pair of two sweeps, mirrored or not, correlates above 0.588, and 95 % of the pairs that follow
-# each other in a sweep do above 0.719; NEAR_COPY is the middle. Held out of that choice: phantom
-# sweeps stay below 0.50 against each other, copies shifted by up to 8 of 256 px, brightened,
-# mirrored and saved as JPEG of quality 20 above 0.88, on phantoms and on real frames.
+# Chosen on all pairs of 581 real frames (every fifth or so of 12 TG3K sweeps): no pair of two
+# sweeps correlates above 0.588, 95 % of neighbours in a sweep do above 0.719; NEAR_COPY is the
+# middle. Held out of that choice: phantom sweeps stay below 0.50 against each other, copies shifted
+# by up to 8 of 256 px, brightened, mirrored and saved as JPEG of quality 20 above 0.88.
 NEAR_COPY = 0.65
 
 
@@ -60,17 +59,14 @@ def describe(images: Sequence[np.ndarray]) -> Maps:
 
 
 def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
-    """Find for each query the frame of the pool that it copies best.
+    """Find for each of n queries the frame, of N in the pool, that it copies best.
 
-    Args:
-        queries, pool: maps of n and of N frames, one at least.
-        apart: a value for each query and for each frame of the pool, (n,) and (N,): frames of equal
-            value are not compared. To look for copies within one set, number its frames.
+    `apart`: values (n,) and (N,); frames of equal value are not compared.
 
     Returns:
-        One row per query, RangeIndex: row, in the pool, -1 if there is none to compare with;
-        correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
-        seen from that frame, positive is down and right; mirrored (bool), left and right.
+        One row per query: row, in the pool, -1 if there is none to compare with; correlation, at
+        most 1; shift_y and shift_x, as parts of the side: how far the query lies down and right of
+        that frame; mirrored (bool).
     """
     windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
     starts = range(0, len(pool.fine), BLOCK)
@@ -118,10 +114,7 @@ def _unit(maps: np.ndarray) -> np.ndarray:
 
 
 def _windows(coarse: np.ndarray) -> np.ndarray:
-    """Descriptors of nine windows of the coarse maps, a pixel apart: (9,N,196), each of length 1.
-
-    A pixel is a 32nd of the side, so a copy shifted by as much fits one of the nine.
-    """
+    """Descriptors of nine windows of the coarse maps, a pixel apart, of length 1: (9,N,196)."""
     spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
     side = COARSE - 4
     cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)

@@ -46,11 +46,7 @@ def leakage(
 ) -> pd.DataFrame:
     """Find for each test frame the training frame that it copies best.
 
-    Args:
-        store: N frames of any source.
-        sides: (N,) of "train", "val", "test", as from `splits.split_cases`.
-        threshold: correlation from which on a test frame is a near-copy.
-        maps: `describe_store(store)`, to make them only once for several splits.
+    `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made.
 
     Returns:
         One row per test frame, in the store's order: case_id, group, train_case_id, train_group,

@@ -44,11 +44,7 @@ MENDS = {  # what can be done about it, by a rule of the parameter `mend`
 
 
 def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """Look for every defect in every case of a store.
-
-    Args:
-        cases: the case table that the store was built from; its masks are read once more.
-        store: N cases; the order of its index is taken as the order of a group's frames.
+    """Look for every defect in every case of a store; `cases` is the table it was built from.
 
     Returns:
         N rows as in the store's index: case_id, group; text, specks, holes: how many; text_pixels,
@@ -90,11 +86,9 @@ def mask_defects(levels: np.ndarray) -> dict:
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
     """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
-    numbers, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count < 2:
-        return np.zeros_like(mask)
+    numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(numbers.ravel())
-    areas[0] = areas[1:].max()  # the background is no speck
+    areas[0] = areas[1:].max(initial=0)  # the background is no speck
     return ((areas < SPECK_PX) & (areas < areas[0]))[numbers]
 
 
@@ -119,17 +113,17 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Give one row per defect: cases, components and pixels ("" where it has none), rule, mend."""
     pixels = PIXELS | {"midtones": "midtones", "gray_areas": "gray_areas"}
     rows = [
-        {
-            "defect": defect.replace("_", " "),
-            "cases": int((table[defect] > 0).sum()),
-            "components": str(table[defect].sum()) if defect in PIXELS else "",
-            "pixels": str(table[pixels[defect]].sum()) if defect in pixels else "",
-            "rule": rule,
-            "mend": MENDS.get(defect, "none: look"),
-        }
+        (
+            defect.replace("_", " "),
+            int((table[defect] > 0).sum()),
+            str(table[defect].sum()) if defect in PIXELS else "",
+            str(table[pixels[defect]].sum()) if defect in pixels else "",
+            rule,
+            MENDS.get(defect, "none: look"),
+        )
         for defect, rule in DEFECTS.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns="defect cases components pixels rule mend".split())
 
 
 def masks_sentence(table: pd.DataFrame) -> str:

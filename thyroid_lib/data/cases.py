@@ -18,11 +18,7 @@ _NO_GROUP = "its sweep or patient is not known, name it in groups.csv"
 
 
 class BadCase(ValueError):
-    """A case that cannot be used: the reason in a few words, the detail in a sentence."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    """A case that cannot be used: args are the reason in a few words and the detail, a sentence."""
 
 
 def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:

@@ -28,15 +28,8 @@ def cases(
     """Pair the images of one folder with the masks of another; no file is opened but `groups`.
 
     Names are paired without regard to letter case. A missing partner is an empty path, a name that
-    occurs twice (a.png and a.jpg) is two rows, a case that `groups` does not name has group "".
-
-    Args:
-        images, masks: two folders.
-        groups: a CSV with columns case_id (the file's name without its ending) and group.
-        dataset: its name in the table.
-
-    Returns:
-        The case table, columns `cases.COLUMNS`.
+    occurs twice (a.png and a.jpg) is two rows, a case that `groups` (a CSV with columns case_id,
+    the file's name without its ending, and group) does not name has group "".
 
     Raises:
         ValueError: no folder, nothing in it, no name in common, or a wrong `groups`.
@@ -52,11 +45,8 @@ def cases(
     keys = image_of.keys() | mask_of.keys()
     group_of = groups and _read_groups(Path(groups), keys)
     if groups is None:
-        warnings.warn(
-            f"no groups.csv for {images.name}/: every image counts as a group of its own, which is "
-            "wrong if two of them show one gland",
-            stacklevel=2,
-        )
+        said = "every image counts as a group of its own, which is wrong if two show one gland"
+        warnings.warn(f"no groups.csv for {images.name}/: {said}", stacklevel=2)
     rows = []
     for key in keys:
         for image, mask in zip_longest(image_of.get(key, []), mask_of.get(key, []), fillvalue=""):
@@ -68,21 +58,15 @@ def cases(
 
 
 def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
-    """Make the case table of a folder that holds images/ and masks/, and perhaps groups.csv.
-
-    Raises:
-        ValueError: as `cases`, or if the two folders are missing.
-    """
+    """Make the case table of a folder that holds images/ and masks/, and perhaps groups.csv."""
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images/ and masks/")
     there = sorted(os.listdir(path))
     folders = [[n for n in (part, part[:-1]) if n in there] for part in ("images", "masks")]
     if not all(folders):
-        raise ValueError(
-            f"{path} must hold the folders images/ and masks/, it holds "
-            f"{', '.join(there[:8]) or 'nothing'}"
-        )
+        held = ", ".join(there[:8]) or "nothing"
+        raise ValueError(f"{path} must hold the folders images/ and masks/, it holds {held}")
     images, masks = (path / names[0] for names in folders)
     return cases(images, masks, path / "groups.csv" if "groups.csv" in there else None, dataset)
 
@@ -104,10 +88,8 @@ def _list_images(folder: Path) -> dict[str, list[str]]:
     if not found:
         raise ValueError(f"no image file ({needed}) in {folder}: it holds {shown}")
     if others:
-        warnings.warn(
-            f"{folder.name}/: skipped {len(others)} by the ending: {shown}; needed are {needed}",
-            stacklevel=3,
-        )
+        said = f"skipped {len(others)} by the ending: {shown}; needed are {needed}"
+        warnings.warn(f"{folder.name}/: {said}", stacklevel=3)
     return found
 
 
@@ -146,13 +128,11 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
             group_of[key] = group
     strangers = [key for key in group_of if key not in known]
     if len(strangers) == len(group_of):
+        needed = f"case_id must be a file's name without its ending, such as {min(known)!r}"
         raise ValueError(
-            f"{path.name} names no image that is there: it has {len(rows)} lines, case_id must be "
-            f"a file's name without its ending, such as {min(known)!r}"
+            f"{path.name} names no image that is there, in {len(rows)} lines: {needed}"
         )
     if strangers:
-        warnings.warn(
-            f"{path.name} names {len(strangers)} cases that are not there: {strangers[0]!r} …",
-            stacklevel=3,
-        )
+        said = f"names {len(strangers)} cases that are not there: {strangers[0]!r} …"
+        warnings.warn(f"{path.name} {said}", stacklevel=3)
     return group_of

@@ -68,10 +68,8 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
     colour = levels.ndim == 3 and levels.shape[2] == 3 and levels.dtype == np.uint8
     if not levels.size or not (gray or colour):
-        raise ValueError(
-            f"got {levels.dtype} {levels.shape}, need gray levels (H,W), uint8 or uint16, or RGB "
-            "(H,W,3), uint8"
-        )
+        need = "gray levels (H,W), uint8 or uint16, or RGB (H,W,3), uint8"
+        raise ValueError(f"got {levels.dtype} {levels.shape}, need {need}")
     if levels.shape[0] * levels.shape[1] > MAX_PIXELS:
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} megapixels")
     highest = 2 ** (bits or 8 * levels.itemsize) - 1
@@ -88,13 +86,10 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Remove burnt-in text from a mask.
+    """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
     20 % of the frame.
-
-    Args:
-        mask: bool (H,W) at native size.
 
     Returns:
         The mended mask, bool (H,W); the number of components removed; the number of pixels.
@@ -124,17 +119,10 @@ def mend_holes(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
 MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
 
 
-def mend_mask(
-    mask: np.ndarray, rules: Sequence[str] = ("text",)
-) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
-    """Mend a mask by these rules (keys of `MENDS`), in the order of `MENDS`.
+def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.ndarray, dict]:
+    """Mend a mask, bool (H,W), by these rules (keys of `MENDS`), in the order of `MENDS`.
 
-    Returns:
-        The mended mask, bool (H,W), and for every key of `MENDS` the number of components and of
-        pixels that it changed.
-
-    Raises:
-        ValueError: an unknown rule.
+    Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
     """
     if unknown := sorted(set(rules) - set(MENDS)):
         raise ValueError(f"mend: got {', '.join(unknown)}, need any of {', '.join(MENDS)}")

@@ -26,11 +26,10 @@ def folder_of(path: str) -> Path:
 def find_data(data: str | Path) -> Path | None:
     """Return the folder or zip of a study's data, fetched if `data` says so; None for "".
 
-    Args:
-        data: a path, relative to the project or absolute; `kaggle:owner/slug/version`, a data set
-            of Kaggle: the one attached to the notebook, whatever its version, else fetched;
-            `auto`, TG3K's release: attached on Kaggle, in data/ or results/data of the project, on
-            Colab's Drive (a folder or zip named tg3k…), else fetched from its public folder.
+    `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
+    set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
+    TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
+    folder or zip named tg3k…), else fetched.
 
     Raises:
         ValueError: not of these forms.

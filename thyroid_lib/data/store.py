@@ -39,11 +39,8 @@ from thyroid_lib.files.writing import print_note, project_path, write_error, wri
 SOURCES = {"phantom": phantom.cases, "tg3k": tg3k.cases, "folder": folder_source.cases_in}
 FILES = ("images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv")
 INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
-    "case_id": str,
-    "dataset": str,
-    "group": str,
-    "height": int,
-    "width": int,
+    **dict.fromkeys(("case_id", "dataset", "group"), str),
+    **dict.fromkeys(("height", "width"), int),
     "foreground": float,  # the native mask's share of the frame
     "official": str,  # side in the data's own split: "train", "test", or "" where it has none
     **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
@@ -83,7 +80,7 @@ class Store:
     @property
     def mended(self) -> dict[str, int]:
         """Number of masks that each rule of `frames.MENDS` changed."""
-        return _count_mended(self.index)
+        return {rule: int((self.index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
@@ -92,19 +89,13 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(
-    source: str, data: str | Path = "", *, folder: str | Path = "", **drawn
-) -> pd.DataFrame:
-    """Make the case table of a source.
+def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
+    """Make the case table of a source, a key of `SOURCES`.
 
     Args:
-        source: a key of `SOURCES`.
         data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
         folder: where "phantom" is written.
-        drawn: sweeps, frames, seed and text of "phantom", see `phantom.cases`.
-
-    Raises:
-        ValueError: unknown source, or the source's own complaint.
+        drawn: sweeps, frames, seed and text of "phantom".
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
@@ -125,11 +116,10 @@ def build_store(
 ) -> Store:
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
-    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine.
+    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine. Files
+    of other names in `folder` are left alone.
 
     Args:
-        cases: a case table.
-        folder: where the store is written; files of other names are left alone.
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
         mend: rules that mend the masks, see `frames.mend_mask`.
@@ -160,11 +150,7 @@ def build_store(
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
-    """Open a store; its arrays are memory maps, read when they are used.
-
-    Args:
-        folder: where `build_store` wrote it.
-        verify: compare every file's checksum, too; reads them whole, once.
+    """Open a store; its arrays are memory maps. `verify` compares every file's checksum, too.
 
     Raises:
         FileNotFoundError: no store there, or an incomplete one.
@@ -173,9 +159,8 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     folder = Path(folder)
     if missing := [name for name in ("store.json", *FILES) if not (folder / name).is_file()]:
         some = "an incomplete" if len(missing) <= len(FILES) else "no"
-        raise FileNotFoundError(
-            f"{some} store at {folder}: {', '.join(missing)} missing; build it (1-preprocess)"
-        )
+        problem = f"{some} store at {folder}: {', '.join(missing)} missing"
+        raise FileNotFoundError(f"{problem}; build it (1-preprocess)")
     try:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         if verify:
@@ -185,14 +170,11 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
                 raise ValueError(f"{changed[0]} has changed")
         images, masks, bits = (np.load(folder / name, mmap_mode="r") for name in FILES[:3])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"damaged ({' '.join(str(error).split())})"
-        raise ValueError(
-            f"the store at {folder} is {what}: delete it and build it again"
-        ) from error
-    index, quarantine = (
-        pd.read_csv(folder / name, dtype=dtype, na_filter=False)
-        for name, dtype in zip(FILES[3:], (INDEX, str), strict=True)
-    )
+        what = " ".join(str(error).split())
+        problem = f"the store at {folder} is damaged ({what}): delete it and build it again"
+        raise ValueError(problem) from error
+    tables = zip(FILES[3:], (INDEX, str), strict=True)
+    index, quarantine = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
     settings, fingerprint = about["settings"], about["fingerprint"]
     return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
 
@@ -273,10 +255,6 @@ def _digest_files(folder: Path) -> dict[str, str]:
         return dict(zip(FILES, pool.map(lambda name: _digest(folder / name), FILES), strict=True))
 
 
-def _count_mended(index: pd.DataFrame) -> dict[str, int]:
-    return {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
-
-
 def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     """Return a case's row, columns of `INDEX` without offset, and its image, mask and packed mask.
 
@@ -291,7 +269,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
             gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
             raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except case_table.BadCase as bad:
-        return case_table.problem_row(case, bad.reason, bad.detail), None
+        return case_table.problem_row(case, *bad.args), None
     foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
     names = case.case_id, case.dataset, case.group
     row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
@@ -320,12 +298,11 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
-            counts = quarantine["reason"].value_counts()
+            counts = quarantine["reason"].value_counts().to_dict()
             reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-            first = "; the first: " + " ".join(quarantine.iloc[0, 1:]) if len(counts) else ""
-            raise ValueError(
-                f"no case can be used, of {len(quarantine)}: {reasons or 'none'}{first}"
-            )
+            first = f"; the first: {' '.join(quarantine.iloc[0, 1:])}" if counts else ""
+            total = len(quarantine)
+            raise ValueError(f"no case can be used, of {total}: {reasons or 'none'}{first}")
         # the number of cases is known only now; NumPy leaves room for it in the header
         _write_headers(files, len(rows), settings["size"], offset)
         for file in files:
@@ -336,17 +313,17 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     index = pd.DataFrame(rows, columns=list(INDEX))
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
-    counts = {"cases": len(index), "mended": _count_mended(index), "quarantined": len(quarantine)}
+    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
+    counts = {"cases": len(index), "mended": mended, "quarantined": len(quarantine)}
     about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
     about |= {"files": _digest_files(folder)}
     about |= {"checksum": _hash_json(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _write_headers(files: list, count: int, size: int, length: int) -> list[int]:
-    """Write the .npy headers of the store's three arrays; return where they end, bytes."""
+def _write_headers(files: list, count: int, size: int, length: int) -> None:
+    """Write the .npy headers of the store's three arrays."""
     for file, shape in zip(files, (*[(count, size, size)] * 2, (length,)), strict=True):
         file.seek(0)
         about = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, about)
-    return [file.tell() for file in files]

@@ -49,18 +49,11 @@ def sweep_of(frame: int) -> str:
 
 
 def cases(path: str | Path) -> pd.DataFrame:
-    """Make the case table of TG3K, or of any part of it.
+    """Make the case table of TG3K, or of any part of it, in what `locate` finds at a path.
 
-    Args:
-        path: its folder, a folder above it, or its zip archive; see `locate`.
-
-    Returns:
-        The case table; case_id as in the release ("0007"), group run01 … run15, "" for a name that
-        the release does not have. One more column, `official`: the side in the release's own split,
-        "train" or "test", "" where the split's file is missing.
-
-    Raises:
-        ValueError: not there, or frames of other sizes than the release has.
+    case_id is as in the release ("0007"), group run01 … run15, "" for a name that the release does
+    not have. One more column, `official`: the side in the release's own split, "train" or "test",
+    "" where the split's file is missing. Raises ValueError for frames of other sizes.
     """
     folder = locate(path)
     with warnings.catch_warnings():
@@ -100,20 +93,15 @@ def locate(path: str | Path) -> Path:
 
 
 def _not_found(path: Path, names: list[str]) -> str:
-    found = ", ".join(names[:8]) or "nothing"
-    needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
-    return f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download"
+    found, needed = ", ".join(names[:8]) or "nothing", f"the folders {IMAGES}/ and {MASKS}/"
+    said = f"no TG3K in {path}: needed are {needed}, found was {found}"
+    return f"{said}; {BY_HAND}, or call tg3k.download"
 
 
 def official_split(path: str | Path) -> dict[str, list[str]]:
-    """Read the release's own split; it leaks, as run14 lies on both sides.
+    """Read the release's own split, {"train": case_ids, "test": case_ids}; it has no third part.
 
-    Returns:
-        {"train": case_ids, "test": case_ids} of the whole release, whichever frames are there; the
-        release calls its second part "val" and has no third.
-
-    Raises:
-        ValueError: no such file, or not in the release's form.
+    It leaks, as run14 lies on both sides. Raises ValueError for no file, or one of another form.
     """
     file = locate(path) / SPLIT
     if not os.path.lexists(file):
@@ -121,8 +109,7 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
     try:
         split = json.loads(file.read_text("utf-8"))
         parts = {"train": split["train"], "test": split["val"]}
-        frames = [frame for part in parts.values() for frame in part]
-        if sorted(frames) != list(range(LASTS[-1] + 1)):
+        if sorted([*parts["train"], *parts["test"]]) != list(range(LASTS[-1] + 1)):
             raise ValueError("not every frame once")
         return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -133,11 +120,7 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
 
 
 def download(folder: str | Path) -> Path:
-    """Download the release's archive with gdown, unpack TG3K, and return its folder.
-
-    Raises:
-        RuntimeError: no gdown, no network or Google's quota; says how to get it by hand.
-    """
+    """Download the release's archive with gdown, unpack TG3K, and return its folder."""
     archive = Path(folder) / "tg3k-release.zip"
     if not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
@@ -150,10 +133,8 @@ def download(folder: str | Path) -> Path:
             os.replace(partial, archive)
         except Exception as error:  # gdown passes on whatever its transport raises
             partial.unlink(missing_ok=True)
-            raise RuntimeError(
-                f"download failed ({short_reason(error)}): pip install gdown if it is missing, or "
-                f"{BY_HAND}"
-            ) from error
+            problem = f"download failed ({short_reason(error)}): pip install gdown if it is missing"
+            raise RuntimeError(f"{problem}, or {BY_HAND}") from error
     return locate(archive)
 
 

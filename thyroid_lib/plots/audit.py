@@ -11,22 +11,13 @@ import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy import ndimage
 
 from thyroid_lib.audit import masks
 from thyroid_lib.audit.copies import NEAR_COPY
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
-from thyroid_lib.plots.common import (
-    FIGURE_WIDTH,
-    INK,
-    REFERENCE,
-    draw_frame,
-    image_axes,
-    native,
-    outline,
-    outline_legend,
-    paint,
-)
+from thyroid_lib.plots import common
 
 SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
 DEFECT = "#ff3b30"
@@ -42,7 +33,11 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
     shown = names[:groups]
     longest = index["group"].value_counts()[shown].max()
     fig, axes = plt.subplots(
-        1, len(splits), figsize=(FIGURE_WIDTH, 1.0 + 0.24 * len(shown)), sharey=True, squeeze=False
+        1,
+        len(splits),
+        figsize=(common.FIGURE_WIDTH, 1.0 + 0.24 * len(shown)),
+        sharey=True,
+        squeeze=False,
     )
     for ax, (name, side_of) in zip(axes.flat, splits.items(), strict=True):
         picture = np.ones((len(shown), longest, 3))
@@ -67,7 +62,7 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
 
     `alike`: (N,N) correlations, from `leakage.alikeness`; `groups`: (N,), in order.
     """
-    size = FIGURE_WIDTH, 3.9
+    size = common.FIGURE_WIDTH, 3.9
     fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
     fig.colorbar(shown, ax=square, label="correlation", shrink=0.85).outline.set_visible(False)
@@ -94,7 +89,7 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
     `table`: from `leakage.leakage_of`; the folds of a protocol are drawn together.
     """
     protocols = table["protocol"].unique()
-    size = FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
+    size = common.FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
     fig, axes = plt.subplots(len(protocols), 1, sharex=True, squeeze=False, figsize=size)
     bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
     for ax, protocol in zip(axes.flat, protocols, strict=True):
@@ -120,15 +115,17 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
     pairs = order[~groups.duplicated()].head(count)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
-    _, axes = image_axes(3 * len(pairs), 3, 2.55)
+    _, axes = common.image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
         test, train = rows[pair.case_id], rows[pair.train_case_id]
         title = f"train: {pair.train_case_id} ({pair.train_group})"
-        draw_frame(line[0], native(store, train), title)
-        draw_frame(line[1], native(store, test), f"test: {pair.case_id} ({pair.group})")
+        common.draw_frame(line[0], common.native(store, train), title)
+        common.draw_frame(
+            line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
+        )
         shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
         title = f"correlation {pair.correlation:.3f}, shift {shift}"
-        draw_frame(line[2], _difference(store, test, train, pair), title)
+        common.draw_frame(line[2], _difference(store, test, train, pair), title)
     return axes[0, 0].figure
 
 
@@ -140,7 +137,7 @@ def defect_gallery(
     The largest come first, of different groups where there are any; `cases`: the case table.
     """
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
-    fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
+    fig, axes = common.image_axes(count * max(1, len(found)), count, 1.75)
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
@@ -154,8 +151,8 @@ def defect_gallery(
             levels = frames.read_gray(paths[table["case_id"][row]])
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
-        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=INK)
-    outline_legend(fig, mask=REFERENCE, defect=DEFECT)
+        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=common.INK)
+    common.outline_legend(fig, mask=common.REFERENCE, defect=DEFECT)
     return fig
 
 
@@ -170,10 +167,8 @@ def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
     """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
     image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
     image = image[:, ::-1] if pair.mirrored else image  # the shift is that of the mirrored frame
-    difference = np.abs(image - np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1)))
-    for axis, shift in enumerate((pair.shift_y_px, pair.shift_x_px)):
-        outside = np.s_[:shift] if shift >= 0 else np.s_[shift:]  # rolled in from the other side
-        np.moveaxis(difference, axis, 0)[outside] = 0
+    copied = ndimage.shift(copied, (pair.shift_y_px, pair.shift_x_px), order=0, cval=np.nan)
+    difference = np.nan_to_num(np.abs(image - copied))  # 0 where nothing is to compare with
     height, width = store.index.iloc[test][["height", "width"]].astype(int)
     shown = frames.restore_prob(difference, height, width, store.settings["resize"])
     return np.clip(shown * 255 / 64, 0, 1)
@@ -193,11 +188,13 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
         "area": (none, f"{100 * found.foreground:.1f} % of frame"),
         "nearly_black": (none, f"mean {found.brightness:.0f}"),
     }[defect]
-    draw_frame(ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}")
+    common.draw_frame(
+        ax, common.native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}"
+    )
     if defect != "midtones":  # which lie along the outline
-        outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
+        common.outline(ax, mask, DEFECT if defect == "area" else common.REFERENCE, 1.0)
     if marked.any():
-        paint(ax, marked, DEFECT, 1.0)
+        common.paint(ax, marked, DEFECT, 1.0)
         y, x = (places.mean() for places in np.nonzero(marked))
         height, width = np.array(marked.shape) / 2  # of the frame, half is shown
         left, top = np.clip((x - width / 2, y - height / 2), 0, (width, height))
@@ -214,5 +211,5 @@ def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None
     for ax, (step, name) in zip(line, names.items(), strict=False):
         if 0 <= (at := group.get_loc(row) + step) < len(group):
             other = group[at]
-            draw_frame(ax, native(store, other), f"{name}: {table['case_id'][other]}")
-            outline(ax, store.reference(other), REFERENCE if step else DEFECT, 1.0)
+            common.draw_frame(ax, common.native(store, other), f"{name}: {table['case_id'][other]}")
+            common.outline(ax, store.reference(other), common.REFERENCE if step else DEFECT, 1.0)
