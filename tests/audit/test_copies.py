@@ -80,12 +80,6 @@ def copies_within(images):
     return np.where(found["correlation"] >= NEAR_COPY, found["row"], -1).tolist()
 
 
-def test_frames_far_apart_in_one_sweep_are_no_copies():
-    far = squares(phantom.make_sweep(sweep=3, frames=97)["images"][[0, 96]])
-    assert copies_within(far) == [-1, -1]
-    assert copies_within(far[[0, 0]]) == [1, 0]
-
-
 def test_planted_copies_are_found_among_real_frames(shared_data):
     """Half of the runs are the pool; copies of it, and the other runs, are looked up in it."""
     from thyroid_lib.data import frames, tg3k

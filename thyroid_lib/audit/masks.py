@@ -123,7 +123,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         )
         for defect, rule in DEFECTS.items()
     ]
-    return pd.DataFrame(rows, columns="defect cases components pixels rule mend".split())
+    return pd.DataFrame(rows, columns=["defect", "cases", "components", "pixels", "rule", "mend"])
 
 
 def masks_sentence(table: pd.DataFrame) -> str:
