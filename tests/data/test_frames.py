@@ -218,17 +218,6 @@ def test_restore_undoes_fit(shape, resize):
     np.testing.assert_allclose(restored, map_, atol=0.03)
 
 
-@pytest.mark.parametrize("resize", frames.RESIZES)
-@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (97, 64)])
-def test_a_mask_survives_fit_and_restore(shape, resize):
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    mask = np.hypot((y - shape[0] / 2) / shape[0], (x - shape[1] / 2) / shape[1]) < 0.3
-    small = frames.fit_mask(mask, 128, resize)
-    assert set(np.unique(small)) == {0, 1}
-    back = frames.threshold_prob(frames.restore_prob(small.astype(np.float32), *shape, resize))
-    assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.98
-
-
 def test_a_small_mask_is_what_covers_more_than_half():
     # four rows become one; bilinear weights are 5, 7, 7 and 5 of 24
     assert frames.fit_mask(np.array([[0], [1], [1], [0]]) > 0, 1, "square").item() == 1

@@ -92,15 +92,14 @@ def test_impossible_splits_say_what_is_needed(wrong, said):
         split_cases(TWELVE, **wrong)
 
 
+def test_counts_by_group_and_side():
+    table = count_split(index_of({"a": 2, "b": 1}), np.array(["train", "train", "test"]))
+    assert table.loc[["a", "all"]].to_numpy().tolist() == [[2, 0, 0], [2, 0, 1]]
+
+
 def test_overlap_raises_and_names_the_group():
     sides = np.array(["train"] * 3 + ["test"] * 3)
     with pytest.raises(ValueError, match="more than one side of the split: a"):
         check_split(index_of({"a": 4, "b": 2}), sides, by_group=True)
     with pytest.raises(ValueError, match="the test set is empty"):
         check_split(index_of({"a": 6}), np.array(["train"] * 6), by_group=False)
-
-
-def test_counts_by_group_and_side():
-    table = count_split(index_of({"a": 2, "b": 1}), np.array(["train", "train", "test"]))
-    assert table.loc["a"].tolist() == [2, 0, 0]
-    assert table.loc["all"].tolist() == [2, 0, 1]

@@ -260,10 +260,9 @@ def test_sources_by_name(small_folder):
     assert drawn["group"].tolist() == ["sweep00", "sweep01"]
     with pytest.raises(ValueError, match="source: got 'tn3k', need one of phantom, tg3k, folder"):
         load_cases("tn3k", small_folder)
-    with pytest.raises(ValueError, match="source tg3k needs data"):
-        load_cases("tg3k")
-    with pytest.raises(ValueError, match="source phantom needs folder"):
-        load_cases("phantom")
+    for source, needed in (("tg3k", "data"), ("phantom", "folder")):
+        with pytest.raises(ValueError, match=f"source {source} needs {needed}"):
+            load_cases(source)
 
 
 def test_a_store_of_another_source_is_not_overwritten(cases, tmp_path):

@@ -1,12 +1,10 @@
 """Near-copies: which frames show nearly the same picture, shifted, brightened or mirrored or not.
 
-A cheap descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
-cross-correlation (64 px, small shifts allowed) confirms. Both use images from which the local mean
-and contrast are removed, so that brightness, gamma and what all necks have in common (bright skin
-above, dark depth below) do not count. NumPy and SciPy; memory grows by some 50 kB per frame.
+A descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
+cross-correlation (64 px, small shifts allowed) confirms. Local mean and contrast are removed from
+both, so that brightness, gamma and what all necks have in common do not count.
 
-Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995 (the template in the
-spectrum, the windows' energy from running sums).
+Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,8 @@ from thyroid_lib.audit.copies import NEAR_COPY, Maps, closest, describe, pair_co
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
-# That a frame continues the sweep before it is likely, so less is required than of a near-copy:
-# 95 % of the real frames that NEAR_COPY was chosen on find nothing above this in any other sweep.
+# Of a frame that continues a sweep less is required than of a near-copy: 95 % of the frames that
+# NEAR_COPY was chosen on find nothing above this in any other sweep.
 SAME_SWEEP = 0.5
 MEMORY = 5  # frames back that are compared: one that is out of place does not end a sweep
 
@@ -52,9 +52,6 @@ def leakage(
         One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
         correlation, shift_y_px and shift_x_px (px of the stored frames, in steps of a 64th of their
         side: how far it lies below and right of the training frame), mirrored, near_copy (bool).
-
-    Raises:
-        ValueError: no frame to train or to test on.
     """
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
@@ -130,17 +127,15 @@ def closest_sentence(table: pd.DataFrame) -> str:
         return "No test frame was compared."
     pair = table.loc[table["correlation"].idxmax()]
     groups = "one group" if pair["group"] == pair["train_group"] else "two groups"
-    names = f"{pair['train_case_id']} and {pair['case_id']}"
-    value = f"{pair['correlation']:.2f}"
-    return f"The closest pair, {names}, is of {groups}; its correlation is {value}."
+    names, value = f"{pair['train_case_id']} and {pair['case_id']}", pair["correlation"]
+    return f"The closest pair, {names}, is of {groups}; its correlation is {value:.2f}."
 
 
 def propose_groups(maps: Maps) -> np.ndarray:
     """Propose groups (sweeps), str (N,) "part001" …, for the maps of N frames in their order.
 
     A frame joins one of the five before it that it resembles, else it begins a new part; parts that
-    hold near-copies of each other are merged, as no split may separate them. Frames of one patient
-    that look different are in different parts.
+    hold near-copies of each other are merged. A patient may have several.
     """
     before = [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
     parts = np.cumsum(~np.any(before, axis=0)) - 1
@@ -151,8 +146,7 @@ def propose_groups(maps: Maps) -> np.ndarray:
         for row in copies:
             one, other = sorted((parts[row], parts[found["row"][row]]))
             parts[parts == other] = one
-    numbers, _ = pd.factorize(parts)
-    return np.array([f"part{number + 1:03d}" for number in numbers], dtype=str)
+    return np.array([f"part{number + 1:03d}" for number in pd.factorize(parts)[0]], dtype=str)
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:

@@ -3,9 +3,8 @@
     table = masks.audit_masks(cases, store)      one row per case, a column per defect
     masks.summary(table)                         one row per defect: its rule, how often
 
-Masks are read from their files, at native size and as they were published, whether or not the store
-mends them. A defect is a reason to look: sweeps begin and end with slivers of gland, and a second
-component is often the other lobe.
+Masks are read from their files, as they were published. A defect is a reason to look: sweeps begin
+and end with slivers of gland, and a second component is often the other lobe.
 """
 
 import numpy as np
@@ -59,10 +58,8 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     index = store.index.reset_index(drop=True)
     if missing := sorted(set(index["case_id"]) - set(paths.index)):
-        raise ValueError(
-            f"{len(missing)} cases of the store are not in the case table, such as {missing[0]!r}: "
-            "give the table that the store was built from"
-        )
+        lacking = f"{len(missing)} cases of the store are not in the case table"
+        raise ValueError(f"{lacking}, such as {missing[0]!r}: give the table it was built from")
     found = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
     table = index[["case_id", "group"]].join(pd.DataFrame(found))
     table["area"] = _area_outliers(table["foreground"], table["group"])
@@ -112,17 +109,12 @@ def gray_area_map(levels: np.ndarray) -> np.ndarray:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Give one row per defect: cases, components and pixels ("" where it has none), rule, mend."""
     pixels = PIXELS | {"midtones": "midtones", "gray_areas": "gray_areas"}
-    rows = [
-        (
-            defect.replace("_", " "),
-            int((table[defect] > 0).sum()),
-            str(table[defect].sum()) if defect in PIXELS else "",
-            str(table[pixels[defect]].sum()) if defect in pixels else "",
-            rule,
-            MENDS.get(defect, "none: look"),
-        )
-        for defect, rule in DEFECTS.items()
-    ]
+    rows = []
+    for defect, rule in DEFECTS.items():
+        cases, mend = int((table[defect] > 0).sum()), MENDS.get(defect, "none: look")
+        components = str(table[defect].sum()) if defect in PIXELS else ""
+        px = str(table[pixels[defect]].sum()) if defect in pixels else ""
+        rows.append((defect.replace("_", " "), cases, components, px, rule, mend))
     return pd.DataFrame(rows, columns=["defect", "cases", "components", "pixels", "rule", "mend"])
 
 

@@ -29,11 +29,7 @@ def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
 
 
 def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its mask: uint8 (H,W) and bool (H,W), both at native size.
-
-    Raises:
-        BadCase: they cannot be read, do not fit each other, or the mask cannot be right.
-    """
+    """Read an image and its mask, uint8 and bool (H,W) at native size; raises BadCase."""
     pair = []
     for kind, path in (("image", image_path), ("mask", mask_path)):
         try:
@@ -58,12 +54,9 @@ def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
-    """List what is wrong with each row of a case table without opening a file.
+    """Return each row's first problem, as a row of the quarantine, or None; opens no file.
 
     Names that differ in letter case only are equal, as they are on some disks.
-
-    Returns:
-        For each row None or its first problem, as a row of the quarantine.
     """
     keys = cases["case_id"].map(name_key)
     problems = []

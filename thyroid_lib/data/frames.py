@@ -1,7 +1,6 @@
 """Frames: reading image files, mending masks, resizing to the network's square and back.
 
-This is the only pre- and post-processing: notebooks, training, prediction and deployment use these
-functions. NumPy, Pillow and SciPy; no torch.
+This is the only pre- and post-processing, of notebooks, training and deployment; no torch.
 
 Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-in text as thyroid
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
@@ -91,8 +90,7 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
     20 % of the frame.
 
-    Returns:
-        The mended mask, bool (H,W); the number of components removed; the number of pixels.
+    Returns the mended mask, bool (H,W), and how many components and pixels were removed.
     """
     # One row and one column more than text may fill: what reaches these does not lie wholly inside.
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
@@ -167,11 +165,7 @@ def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.n
 def restore_mask(
     prob: np.ndarray, height: int, width: int, *, resize: str, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make a mask of a network's map; scoring, notebooks and deployment use this function.
-
-    Returns:
-        The probability as `restore_prob` gives it, and the mask, bool (height,width).
-    """
+    """Return `restore_prob` of a network's map, and its mask, bool (height,width)."""
     prob = restore_prob(prob, height, width, resize)
     return prob, threshold_prob(prob, threshold)
 

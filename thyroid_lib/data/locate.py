@@ -74,10 +74,8 @@ def _find_release() -> Path:
 
 def _find_dataset(data: str) -> Path:
     if not (named := re.fullmatch(r"kaggle:([\w-]+)/([\w-]+)/(\d+)", data)):
-        raise ValueError(
-            f"data: got {data}, need kaggle:owner/slug/version with the version as a number, such "
-            "as kaggle:somebody/tg3k/1: without it the data could change unnoticed"
-        )
+        needed = "kaggle:owner/slug/version with the version as a number, kaggle:somebody/tg3k/1"
+        raise ValueError(f"data: got {data}, need {needed}: else data could change unnoticed")
     owner, slug, version = named.groups()
     top = folder_of("kaggle/input")
     for folder in (top / "datasets" / owner / slug, top / slug):
@@ -89,11 +87,10 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        raise RuntimeError(
-            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
-            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
-            "it with a browser and set `data` to its folder"
-        ) from error
+        problem = f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it"
+        by_hand = f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it"
+        advice = f"is missing, or {by_hand} with a browser and set `data` to its folder"
+        raise RuntimeError(f"{problem} {advice}") from error
 
 
 def short_reason(error: Exception) -> str:

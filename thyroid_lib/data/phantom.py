@@ -1,9 +1,9 @@
 """Phantom: synthetic B-mode sweeps of the thyroid with masks, the study's embedded default data.
 
-The drawing follows a scanner: scatterers (many to a resolution cell, so complex Gaussian), weighted
-by the echogenicity of a drawn neck, are convolved with a pulse that is narrowest at the focus, then
-detected, smoothed, log-compressed and scan-converted. Along a sweep the anatomy moves and its
-speckle with it, so neighbouring frames are near-copies. Sweeps differ in person, setting and size.
+The drawing follows a scanner: scatterers, weighted by the echogenicity of a drawn neck, are
+convolved with a pulse that is narrowest at the focus, then detected, smoothed, log-compressed and
+scan-converted. Along a sweep the anatomy moves and its speckle with it, so neighbouring frames are
+near-copies. Sweeps differ in person, setting and size.
 
 Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
 Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.

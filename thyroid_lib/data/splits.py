@@ -1,10 +1,9 @@
 """Splits: the side of each case of a store, "train", "val" or "test", under a protocol.
 
 `random` cuts by frame, as the reported study did: frames of one sweep land on both sides, so its
-figures say how well a model remembers. `official` is the split that came with the data. `grouped`
-and `leave-one-group-out` cut by group (sweep or patient): their figures say how well a model does
-on a gland that it has not seen. `reported` is `random` again, for the runs that repeat the
-reported study's other flaws too: nothing mended, and the epoch picked on the test set.
+figures say how well a model remembers. `reported` is the same draw, for the runs that repeat the
+reported study's other flaws too. `official` is the split that came with the data. `grouped` and
+`leave-one-group-out` cut by group (sweep or patient).
 """
 
 import numpy as np
@@ -26,14 +25,11 @@ def split_cases(
         fold: which fold is the test set, 0 … folds − 1. Under `random` it numbers the draw.
         folds: number of test folds under `grouped`; every group is tested in exactly one. Under
             `leave-one-group-out` the number of groups.
-        val_share: wanted share of the training frames that are held back for validation, 0 for
-            none; whole groups, except under `random`, so the share is met as closely as they allow.
+        val_share: wanted share of the training frames that are held back for validation; whole
+            groups, except under `random`, so the share is met as closely as they allow.
 
     Returns:
         Array of str (len(index),), the same for all models and seeds.
-
-    Raises:
-        ValueError: unknown protocol, impossible fold, or too few groups or frames.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
@@ -56,10 +52,9 @@ def check_split(index: pd.DataFrame, sides: np.ndarray, *, by_group: bool) -> No
     """Raise ValueError if a side is empty, or if a group stands on two sides where none may."""
     for side in ("train", "test"):
         if not (sides == side).any():
-            raise ValueError(
-                f"the {side} set is empty ({len(index)} cases, {index.group.nunique()} groups): "
-                "use more cases, fewer folds or a smaller val_share"
-            )
+            held = f"{len(index)} cases, {index.group.nunique()} groups"
+            advice = "use more cases, fewer folds or a smaller val_share"
+            raise ValueError(f"the {side} set is empty ({held}): {advice}")
     counts = pd.Series(sides).groupby(index["group"].to_numpy()).nunique()
     if by_group and (shared := sorted(counts.index[counts > 1])):
         raise ValueError(f"groups on more than one side of the split: {', '.join(shared)}")
@@ -82,10 +77,8 @@ def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int
         if fold:
             raise ValueError(f"fold: got {fold}, the official split is one: need 0")
         if not (official == "test").any():
-            raise ValueError(
-                "this data has no official split (TG3K's stands in its tg3k-trainval.json): choose "
-                "random, grouped or leave-one-group-out"
-            )
+            problem = "this data has no official split (TG3K's stands in its tg3k-trainval.json)"
+            raise ValueError(f"{problem}: choose random, grouped or leave-one-group-out")
         return official == "test", official == "train"
     if protocol == "leave-one-group-out":
         if folds != count:

@@ -8,8 +8,7 @@
     quarantine.csv         one row per case that cannot be used, with its reason
     store.json             settings, counts, fingerprint, checksums; written last
 
-The same sources give the same bytes, on any number of processes and in any folder: no file holds a
-time or an absolute path.
+The same sources give the same bytes, on any number of processes and in any folder.
 """
 
 import hashlib
@@ -128,8 +127,7 @@ def build_store(
     Raises:
         ValueError: not one usable case, or a folder that holds the store of another source.
     """
-    workers = count_workers(len(cases)) if workers is None else workers
-    folder = Path(folder)
+    workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     cases = cases.assign(problem=case_table.find_problems(cases))
@@ -180,11 +178,10 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
 
 
 def default_store(cases: pd.DataFrame | None = None) -> Store:
-    """Return the store of a notebook that is run by itself, and print what it is.
+    """Return the store of a notebook that is run by itself, results/alone/store, and print it.
 
-    That is `results/alone/store`, which 1-preprocess writes by default. Where it is missing it is
-    built, small: of `cases` or, without any, of phantoms. Where it holds another source than
-    `cases`, another folder is used. Raises as `open_store` and `build_store`.
+    Where it is missing it is built, small: of `cases` or, without any, of phantoms. Where it holds
+    another source than `cases`, another folder is used.
     """
     name = f"{ALONE}/store"
     try:
@@ -218,9 +215,8 @@ def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
         print_note(f"{error.__cause__ or error} in {folder.name}: it is built again")
         return ""
     if len(cases) and _is_foreign(store, cases):
-        raise ValueError(
-            f"{folder} holds another store ({store}): write to another folder, or delete that one"
-        )
+        advice = "write to another folder, or delete that one"
+        raise ValueError(f"{folder} holds another store ({store}): {advice}")
     return store.fingerprint
 
 
@@ -256,10 +252,7 @@ def _digest_files(folder: Path) -> dict[str, str]:
 
 
 def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
-    """Return a case's row, columns of `INDEX` without offset, and its image, mask and packed mask.
-
-    Of a case that cannot be used, return its row of the quarantine and None.
-    """
+    """Return a case's row, and its arrays; or a row of the quarantine and None."""
     if case.problem:
         return case.problem, None
     try:

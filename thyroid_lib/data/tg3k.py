@@ -12,11 +12,12 @@ Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 import zipfile
 from bisect import bisect_left
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 from PIL import Image
@@ -71,13 +72,9 @@ def cases(path: str | Path) -> pd.DataFrame:
 def locate(path: str | Path) -> Path:
     """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
-    Args:
-        path: that folder, one up to four levels above it (the release unpacks to "Thyroid
-            Dataset/tg3k"), or a zip archive with it inside, which is unpacked beside itself, or
-            below results/data where that cannot be written.
-
-    Raises:
-        ValueError: not found; says what was found and how to get the release.
+    `path` is that folder, one up to four levels above it, or a zip archive with it inside, which is
+    unpacked beside itself, or below results/data where that cannot be written. Raises ValueError if
+    it is not found; says what was found and how to get the release.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
@@ -113,10 +110,8 @@ def official_split(path: str | Path) -> dict[str, list[str]]:
             raise ValueError("not every frame once")
         return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{SPLIT} is damaged: needed are two lists of frame numbers, train and val, with each "
-            f"of 0 to {LASTS[-1]} once; copy it again from the release"
-        ) from error
+        needed = f"two lists of frame numbers, train and val, with each of 0 to {LASTS[-1]} once"
+        raise ValueError(f"{SPLIT} is damaged: needed are {needed}; copy it again") from error
 
 
 def download(folder: str | Path) -> Path:
@@ -158,7 +153,12 @@ def _unpack(archive: Path) -> Path:
     """Unpack TG3K's part of a zip once, into a folder named by the archive's list of contents."""
     try:
         with zipfile.ZipFile(archive) as zipped:
-            wanted = [e for e in zipped.infolist() if _is_wanted(PurePosixPath(e.filename))]
+            wanted = [
+                entry
+                for entry in zipped.infolist()
+                if re.search(f"(^|/)({SPLIT}|({IMAGES}|{MASKS})/[^/]+)$", entry.filename)
+                and not re.search(r"(^|/)(\.(?!/)|__MACOSX)", entry.filename)
+            ]
             if not wanted:
                 raise Refused(_not_found(archive, zipped.namelist()))
             if sum(entry.file_size for entry in wanted) > MAX_BYTES:
@@ -179,8 +179,3 @@ def _unpack(archive: Path) -> Path:
     except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error
-
-
-def _is_wanted(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and (path.name == SPLIT or path.parent.name in (IMAGES, MASKS))

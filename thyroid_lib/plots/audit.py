@@ -32,13 +32,8 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
     names = sorted(index["group"].unique())
     shown = names[:groups]
     longest = index["group"].value_counts()[shown].max()
-    fig, axes = plt.subplots(
-        1,
-        len(splits),
-        figsize=(common.FIGURE_WIDTH, 1.0 + 0.24 * len(shown)),
-        sharey=True,
-        squeeze=False,
-    )
+    size = common.FIGURE_WIDTH, 1.0 + 0.24 * len(shown)
+    fig, axes = plt.subplots(1, len(splits), figsize=size, sharey=True, squeeze=False)
     for ax, (name, side_of) in zip(axes.flat, splits.items(), strict=True):
         picture = np.ones((len(shown), longest, 3))
         for row, group in enumerate(shown):
