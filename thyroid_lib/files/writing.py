@@ -101,3 +101,8 @@ def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
     """
     how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
     return write_file(path, table.to_csv(**how))
+
+
+def short_reason(error: Exception) -> str:
+    """Return an error's type and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
