@@ -32,17 +32,10 @@ from unittest.mock import patch
 
 import psutil
 
+from thyroid_lib.files import writing
 from thyroid_lib.files.locks import claim_gpu, claim_path
 from thyroid_lib.files.stopping import deadline, signals
-from thyroid_lib.files.writing import (
-    NOTE,
-    no_grammars,
-    print_note,
-    project_path,
-    remove_file,
-    write_error,
-    write_file,
-)
+from thyroid_lib.files.writing import print_note, project_path, write_file
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
@@ -118,14 +111,14 @@ def run_notebook(
                     notes = io.StringIO()
                     code, message = _execute(notebook, running, parameters, notes)
                 for line in notes.getvalue().splitlines():
-                    if line.startswith(NOTE):
-                        print_note(f"{out.stem}: {line.removeprefix(NOTE)}")
+                    if line.startswith(writing.NOTE):
+                        print_note(f"{out.stem}: {line.removeprefix(writing.NOTE)}")
             if code == DONE:
                 write_file(out, tidy_notebook(running, source=notebook))
                 if checksums:
                     record(checksums, writes)
         except OSError as error:
-            full = write_error(error, error.filename or running)
+            full = writing.write_error(error, error.filename or running)
             code, message = INCOMPLETE, f"{full.strerror}: {full.filename}"
         finally:
             with suppress(OSError, ValueError):  # it is not there, or a full disk cut it off
@@ -133,7 +126,7 @@ def run_notebook(
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
-            remove_file(running)
+            writing.remove_file(running)
     print(f"{out.stem}: done in {time.perf_counter() - began:.0f} s", flush=True)
     return DONE
 
@@ -148,7 +141,7 @@ def _execute(
     notebook: Path, running: Path, parameters: dict, stderr: io.StringIO
 ) -> tuple[int, str]:
     """Run papermill; return an exit code and, unless it is 0, what happened."""
-    with no_grammars():
+    with writing.no_grammars():
         import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors are printed here
