@@ -326,10 +326,9 @@ def test_data_are_known_by_names_and_sizes(tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_importing_settings_is_light():
-    code = (
-        "import sys, thyroid_lib.settings; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
-    )
+def test_importing_settings_and_runner_is_light():
+    heavy = {"torch", "pandas", "numpy", "papermill", "nbformat"}
+    code = f"import sys, thyroid_lib.study.runner; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
@@ -342,23 +341,21 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
 
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
     value = st.recursive(leaf, lambda x: st.lists(x, max_size=3) | st.dictionaries(leaf, x))
-    names = st.sampled_from([*settings.Study.model_fields, "epoch", "", "x" * 3000]) | leaf
+    names = st.sampled_from([*KEYS, "epoch", "", "x" * 3000]) | leaf
 
     @how(max_examples=100, derandomize=True, deadline=None, database=None)
-    @given(st.dictionaries(names, value, min_size=1, max_size=3), st.booleans())
-    def try_each(changes, by_command_line):
-        try:
-            if by_command_line:
-                config = settings.read_study([DEMO], changes)
+    @given(st.dictionaries(names, value, min_size=1, max_size=3))
+    def try_each(changes):
+        for files, values in (([DEMO], changes), ([], STUDY | changes)):
+            try:
+                config = settings.read_study(files, values)
+            except ValueError as error:
+                for line in str(error).split("\n"):
+                    assert line.isprintable()
+                    assert re.search(": (got|unknown|is|phantoms|Field)", line), line
             else:
-                config = settings.check_study(STUDY | changes)
-        except ValueError as error:
-            for line in str(error).split("\n"):
-                assert line.isprintable()
-                assert re.search(": (got|unknown|is|phantoms|Field)", line), line
-        else:
-            assert json.loads(json.dumps(config, allow_nan=False)) == config
-            assert [type(config[key]) for key in STUDY] == [type(each) for each in STUDY.values()]
+                assert json.loads(json.dumps(config, allow_nan=False)) == config
+                assert [type(config[key]) for key in STUDY] == list(map(type, STUDY.values()))
 
     try_each()
 

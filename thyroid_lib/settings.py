@@ -143,7 +143,7 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     """Return a study's settings as plain values, those with a default included.
 
     Raises:
-        ValueError: unknown, missing, mistyped or impossible settings; all of them, one per line.
+        ValueError: unknown, missing, mistyped or impossible settings; each on a line.
     """
     fields = model.model_fields
     problems = [unknown(name, fields) for name in config if name not in fields]

@@ -33,7 +33,6 @@ body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; 
 p, li { max-width: 52rem; }
 nav a { margin-right: 1.2em; }
 img { max-width: 100%; height: auto; background: #fff; }
-picture img { background: none; }
 table { border-collapse: collapse; display: block; font-size: .84rem; overflow-x: auto; }
 th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em;
   text-align: right; white-space: nowrap; }
@@ -153,20 +152,17 @@ def _verdict_section(study: Path) -> str:
     except (OSError, ValueError):  # the store or the weights are gone since: the chart alone
         frame = None
     matplotlib.use("agg")
-    images = {}
-    for theme in ("dark", "light"):
-        drawn = io.BytesIO()
-        front_figure(summary, frame, theme=theme).savefig(drawn, format="png", dpi=160)
-        matplotlib.pyplot.close()
-        images[theme] = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
+    drawn = io.BytesIO()
+    front_figure(summary, frame).savefig(drawn, format="png", dpi=160)
+    matplotlib.pyplot.close()
+    image = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
     caption = "Dice: mean of the frames of a group (a sweep or a patient), then of the groups."
     if frame:
         caption += f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those"
         caption += " that every network tested both ways, and each network's better seed."
     return f"""<h1>Verdict</h1>
 <p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}</p>
-<picture><source media="(prefers-color-scheme: dark)" srcset="{images["dark"]}"><img
-alt="Dice of each network on random frames and on unseen groups" src="{images["light"]}"></picture>
+<img alt="Dice of each network on random frames and on unseen groups" src="{image}">
 <p>{html.escape(caption)}</p>"""
 
 
@@ -214,9 +210,8 @@ def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
 
 
 def _body(notebook: Path) -> str:
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True
-    )
+    how = {"exclude_input": True, "exclude_output_prompt": True, "embed_images": True}
+    exporter = HTMLExporter(template_name="basic", **how)
     return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
 
 

@@ -73,16 +73,13 @@ def run_notebook(
     checksums: str | Path | None = None,
     writes: Iterable[str | Path] = (),
 ) -> int:
-    """Execute a notebook with these parameters; once all of it ran, write it, tidied, to `out`.
+    """Execute a notebook; once all of it ran, write it, tidied, to `out`; return an exit code.
 
     Args:
         log: file of the notebook while it runs, and afterwards with its times; if it fails, the
             reason is in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
         pin: set the variables of `PINNED`.
         checksums: file for the checksums of the files that the notebook `writes`.
-
-    Returns:
-        The exit code, see the top of this file.
     """
     reason = Path(log).with_suffix(".failed.txt") if log else None
     try:
@@ -190,8 +187,7 @@ def _execute(
     cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
     code = [x for x in cells if x["cell_type"] == "code" and "".join(x["source"]).strip()]
     ran = [x for x in code if x["execution_count"]]
-    stopped = any(each["output_type"] == "error" for cell in code for each in cell["outputs"])
-    if stopped or len(ran) < len(code):
+    if len(ran) < len(code) or any(y["output_type"] == "error" for x in code for y in x["outputs"]):
         said = f"only {len(ran)} of {len(code)} cells ran: is there an exit() in one?"
         return INCOMPLETE, said + up_to
     return DONE, ""
