@@ -239,11 +239,7 @@ def list_runs(config: dict) -> dict[str, dict]:
 
 
 def step_settings(config: dict, step: str, **others) -> dict:
-    """Return the parameters of a step's notebook: its keys of the study, and `others`, which win.
-
-    Args:
-        step: "preprocess", "audit", "train", "compare", "replication" or "deploy".
-    """
+    """Return the parameters of a step's notebook: its keys of the study, then `others`."""
     fields = Study.model_fields.items()
     names = [name for name, field in fields if step in field.json_schema_extra["steps"].split()]
     if not names:
@@ -252,10 +248,7 @@ def step_settings(config: dict, step: str, **others) -> dict:
 
 
 def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None = ()) -> dict:
-    """Read and check a study: YAML files, later ones win, then what a command line overrides.
-
-    Args:
-        overrides: key and value, as Snakemake's `--config` reads them.
+    """Read and check a study: YAML files, later ones win, then those of a `--config`.
 
     Raises:
         ValueError: a file is missing or no YAML mapping, or settings are wrong.

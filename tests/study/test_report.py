@@ -2,13 +2,10 @@
 
 import json
 import os
-import re
 
 import nbformat
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from thyroid_lib.study.report import build_report, main, missing_steps, verdict
 
@@ -156,30 +153,6 @@ VERDICTS = {
 def test_the_verdict_is_three_sentences_that_hold(case):
     table, selected, said = VERDICTS[case]
     assert " ".join(verdict(table, selected)) == said
-
-
-NAMES = st.lists(st.sampled_from(["unet", "segnet", "mine"]), min_size=1, unique=True)
-PROTOCOLS = st.lists(st.sampled_from(["random", "grouped", "official"]), min_size=1, unique=True)
-
-
-@given(st.data())
-def test_no_verdict_is_nonsense(data):
-    """Whatever was run and selected: three sentences, no difference of zero, no missing number."""
-    names, protocols = data.draw(NAMES), data.draw(PROTOCOLS)
-    dice = st.sampled_from([0.0, 0.5, 0.504, 0.506, 1.0])
-    table = summary(*((of, name, data.draw(dice)) for of in protocols for name in names))
-    if data.draw(st.booleans()):
-        table[["dice_low", "dice_high"]] = float("nan")
-    some = st.lists(st.sampled_from(names), unique=True)
-    keys = {"model": st.sampled_from(names), "provisional": st.booleans()}
-    chosen = data.draw(st.fixed_dictionaries({}, optional=keys | dict.fromkeys(FOUND, some)))
-    sentences = verdict(table, chosen)
-    assert len(sentences) == 3
-    assert all(re.fullmatch(r"[^;. ].*[^;. ]\.", sentence) for sentence in sentences)
-    assert not re.search(r"nan|None|0\.00 (more|less)|  ", " ".join(sentences))
-
-
-FOUND = ("not_separated", "dropped", "candidates")
 
 
 @pytest.mark.parametrize("case", ["both protocols", "one network, one group"])

@@ -1,4 +1,4 @@
-"""Every command in README, CONTRIBUTING and docs/ exists, takes its options, and does something."""
+"""Every command in README, CONTRIBUTING and docs/ exists and takes its options."""
 
 import ast
 import functools
@@ -7,15 +7,12 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from thyroid_lib.study.parameters import parameter_defaults
 
@@ -103,8 +100,6 @@ def test_commands_are_found():
         assert [" ".join((c.tool, *c.words)) for c in commands_of(text, "")] == found
     assert {command.tool for command in COMMANDS} >= {"make", "python", "papermill", "snakemake"}
     assert len(COMMANDS) > 40
-    assert SEGMENTING
-    assert COMPARING
 
 
 @pytest.mark.parametrize("command", by_tool("make"))
@@ -171,40 +166,3 @@ def test_snakemake_plans_the_study(command, tmp_path):
 @pytest.mark.parametrize("command", by_tool("pytest", "streamlit"))
 def test_files_given_to_other_programs_are_there(command):
     check_files(command.words)
-
-
-PYTHON = by_tool("python")
-SEGMENTING = [each for each in PYTHON if "--images" in each.values[0].words]
-COMPARING = [each for each in PYTHON if "thyroid_lib.study.verify" in each.values[0].words]
-
-
-@pytest.mark.study  # starts programs
-@pytest.mark.parametrize("command", SEGMENTING)
-def test_a_documented_segmentation_writes_masks(command, tmp_path):
-    pytest.importorskip("onnxruntime")
-    noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
-    (tmp_path / "given").mkdir()
-    Image.fromarray(noise).save(tmp_path / "given" / "one.png")
-    model = tmp_path / "model"
-    shutil.copytree(ROOT / "results" / "reference" / "demo-release", model)
-    words = list(command.words)
-    for option, value in (("--model", model), ("--images", "given"), ("--out", "made")):
-        words[words.index(option) + 1] = str(value)
-    done = run(sys.executable, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-    assert len(list((tmp_path / "made").glob("*.png"))) == 1
-
-
-@pytest.mark.study  # starts programs
-@pytest.mark.parametrize("command", COMPARING)
-def test_a_documented_comparison_answers(command, tmp_path):
-    demo = ROOT / "results" / "reference" / "demo"
-    other = tmp_path / "other"
-    shutil.copytree(demo, other)
-    program = (sys.executable, "-m", "thyroid_lib.study.verify", demo)
-    assert run(*program, other).returncode == 0
-    (other / "summary.csv").write_text("protocol\n")
-    done = run(*program, other)
-    assert done.returncode != 0
-    assert "summary.csv" in done.stdout + done.stderr

@@ -71,7 +71,6 @@ def front_figure(
         summary: what `compare.tables.summary` gives, or its CSV.
         frame: see `outlined_frame`; the first four networks are drawn.
         group: what a group is called: sweep, patient.
-        theme: light or dark.
     """
     ground, ink, faint = THEMES[theme]
     deciding = order_protocols(summary["protocol"])[0]

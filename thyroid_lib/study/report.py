@@ -109,8 +109,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     """Say in three sentences what a comparison found.
 
     Args:
-        summary: what `compare.tables.summary` gives, or its CSV.
-        selected: what `compare.selection.select` gives; {} if nothing was selected.
+        summary, selected: its summary.csv and selected.json; {} if nothing was selected.
         group: what a group is called: sweep, patient.
     """
     deciding = order_protocols(summary["protocol"])[0]
