@@ -156,6 +156,7 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
         for name, said in messages.items():
             field = fields[name]
             if name in known:
+                said = said.replace("Input should be", "need")
                 need = next((x for x in field.metadata if isinstance(x, str)), said)
                 meant = _meant(known[name], field)
                 hint = "" if meant is known[name] else f": write {show(meant)}"

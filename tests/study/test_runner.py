@@ -52,12 +52,10 @@ def wait_for(condition, seconds: float = 300) -> None:
 
 WRONG = {  # of a notebook with names of its own
     "coutn: unknown (did you mean count?); there are: name, count": {"coutn": 2},
-    "name: got 1, input should be a valid string": {"name": 1},
-    'rate: got "1e-3", input should be a valid number: write 0.001 (see its default)': {
-        "rate": "1e-3"
-    },
-    "flag: got 0, input should be a valid boolean": {"flag": 0},
-    "seeds: got 0, input should be a valid list": {"seeds": 0},
+    "name: got 1, need a valid string": {"name": 1},
+    'rate: got "1e-3", need a valid number: write 0.001 (see its default)': {"rate": "1e-3"},
+    "flag: got 0, need a valid boolean": {"flag": 0},
+    "seeds: got 0, need a valid list": {"seeds": 0},
 }
 
 
