@@ -1,28 +1,27 @@
 """A SLURM cluster of one node on this machine: real daemons on loopback, fake GPUs, no database.
 
-    python tests/cluster.py COMMAND …  # run a command on a cluster that ends with it
-
-All that it needs lies in one temporary folder. It has no cgroups, so it neither limits memory nor
-hides a GPU from a job; it hands out CPUs, memory and GPUs by number alone.
+All its files lie in one temporary folder. It has no cgroups, so it neither limits memory nor hides
+a GPU from a job; it only counts CPUs, memory and GPUs.
 """
 
 import getpass
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("setpriv", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 NODE = "n0"
-GUARD = ("setpriv", "--pdeathsig", "TERM")  # a daemon ends with who started it, if killed, too
+GUARD = ("setpriv", "--pdeathsig", "TERM")  # a daemon ends with its parent, however that ends
 CONF = """\
 ClusterName=thyroid
 SlurmctldHost={host}(127.0.0.1)
@@ -67,19 +66,8 @@ class Missing(Exception):
     """SLURM is not installed, or does not run here; says why."""
 
 
-def installed() -> None:
-    """Raise `Missing` with the names of the programs that are not there."""
-    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
-    if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
-        raise Missing(f"SLURM lacks {', '.join(missing)} (apt-get install slurm-wlm munge)")
-
-
 def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
-    """Return what a function gives, once it is true.
-
-    Raises:
-        TimeoutError: it is not in time.
-    """
+    """Return what a function gives, once it is true; TimeoutError if it is not in time."""
     end = time.monotonic() + seconds
     while not (found := what()):
         if time.monotonic() > end:
@@ -89,7 +77,7 @@ def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> obj
 
 
 def free_ports(number: int) -> list[int]:
-    """Numbers of ports of loopback that nobody uses now."""
+    """Return free ports of loopback."""
     taken = [socket.socket() for _ in range(number)]
     for one in taken:
         one.bind(("127.0.0.1", 0))
@@ -100,10 +88,12 @@ def free_ports(number: int) -> list[int]:
 
 
 class Cluster:
-    """The daemons; as a context they run until its end, whatever happens in it."""
+    """The daemons, which run within this context."""
 
     def __init__(self, cpus: int = 2, gpus: int = 2):
-        installed()
+        os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
+        if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
+            raise Missing(f"SLURM lacks {', '.join(missing)} (apt-get install slurm-wlm munge)")
         # munge's socket has a name of at most 107 bytes; pytest's folders are longer
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.running: dict[str, subprocess.Popen] = {}
@@ -125,7 +115,7 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        # in a job Snakemake's plugin takes SLURM_CONF away; a cluster has it in its own place
+        # in a job Snakemake's plugin removes SLURM_CONF; a real cluster has it in a usual place
         srun = self.folder / "bin" / "srun"
         srun.parent.mkdir()
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
@@ -174,38 +164,38 @@ class Cluster:
         return self.running[name]
 
     def kill(self, name: str) -> None:
-        """End a daemon as a power cut would; its jobs' processes go on."""
+        """Kill a daemon; the processes of its jobs go on."""
         self.running[name].kill()
         self.running[name].wait()
 
     def ask(self, *command: str) -> str:
-        """Run one of SLURM's commands; what it printed, "" if it failed."""
+        """Run one of SLURM's commands and return its output, "" if it failed."""
         done = subprocess.run(
             command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def state(self) -> str:
-        """State of the node, in sinfo's words."""
+        """Return the state of the node, in sinfo's words."""
         return self.ask("sinfo", "--noheader", "--format=%t").rstrip("*")
 
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Of every job that SLURM knows: state and comment, by its id."""
+        """Return state and comment of every job that SLURM knows, by its id."""
         lines = self.ask("squeue", "--states=all", "--noheader", "--format=%i|%T|%k").splitlines()
         return {line.split("|")[0]: tuple(line.split("|")[1:3]) for line in lines}
 
     def running_jobs(self, word: str = "") -> list[str]:
-        """Ids of the jobs that run and have this word in their comment."""
+        """Return the ids of running jobs with this word in their comment."""
         jobs = self.jobs().items()
         return [job for job, (state, comment) in jobs if state == "RUNNING" and word in comment]
 
     def show(self, job: str) -> dict[str, str]:
-        """What scontrol knows of a job."""
+        """Return what scontrol knows of a job."""
         words = self.ask("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def logs(self, last: int = 12) -> str:
-        """The last lines of every daemon."""
+        """Return the last lines of every daemon's log and output."""
         found = []
         for name in DAEMONS:
             for path in (self.folder / f"{name}.log", self.folder / f"{name}.out"):
@@ -213,47 +203,28 @@ class Cluster:
                     found += [f"{path.name}:", *lines[-last:]]
         return "\n".join(found)
 
-    def processes(self) -> list:
-        """Processes of jobs and daemons: they alone have this cluster in their environment."""
-        import psutil
-
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes of jobs and daemons: only they have this cluster's environment."""
         found = []
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 if process.environ().get("SLURM_CONF") == str(self.conf):
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
     def end(self) -> None:
-        """End the jobs and the daemons; nothing stays."""
+        """End the jobs and the daemons, and remove their folder."""
         if self.running.get("slurmctld") and self.running["slurmctld"].poll() is None:
             self.ask("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
             self.ask("scancel", "--user", getpass.getuser())
         for name in ("slurmd", "slurmctld", "munged"):
-            process = self.running.get(name)
-            if process and process.poll() is None:
+            if process := self.running.get(name):
                 process.terminate()
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-        for process in self.processes():
-            try:
                 process.kill()
-            except Exception:  # gone meanwhile
-                continue
+                process.wait()
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def main() -> int:
-    with Cluster() as cluster:
-        command = sys.argv[1:] or ["bash"]
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        return subprocess.run(command, env=os.environ | cluster.environment).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

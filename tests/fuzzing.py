@@ -1,8 +1,6 @@
 """What both fuzz tests use: a limit of time for each item, and counts of what became of it."""
 
-import faulthandler
 import signal
-import sys
 from contextlib import contextmanager
 
 LIMIT = 20  # seconds that one item may take, on a machine with other work
@@ -14,18 +12,16 @@ class Hang(BaseException):
 
 @contextmanager
 def limited():
-    """End what takes longer than it may: by a signal, or with the process if that is not heard."""
+    """End what takes longer than it may."""
 
     def stop(*_):
         raise Hang(f"took more than {LIMIT} s")
 
     usual = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    faulthandler.dump_traceback_later(3 * LIMIT, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
 

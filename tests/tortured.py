@@ -1,11 +1,9 @@
-"""A study in a folder of its own that can be watched, killed, restarted and held against another.
+"""A study in its own folder that can be watched, killed, restarted and compared with another.
 
-`torture` and `test_torture` do to it what machines and people do. All its processes, orphans too,
-are known by one variable of their environment.
+All its processes, orphans too, are found by one variable of their environment.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -18,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
-from test_workflow import TINY, copy_project
+from tiny_study import TINY, copy_project
 
-# Small, but complete: enough frames for two store workers, enough epochs to be killed in, and the
+from thyroid_lib.study.verify import compare
+
+# Small but complete: enough frames for two store workers, enough epochs to be killed in, and the
 # best weights so far, which `selection: val` keeps, in every checkpoint. Arithmetic as the demo's:
 # fp32, one thread, pinned instructions.
 SETTINGS = TINY | {
@@ -29,20 +28,13 @@ SETTINGS = TINY | {
     "width": 8, "protocols": "[random, grouped]", "epochs": 16, "batch_size": 16,
     "selection": "val", "resamples": 500,
 }  # fmt: skip
-# Of `run.json` and of `model.pt`: how long it took, and how often it was begun.
-VOLATILE = {
-    "train_seconds", "images_per_second", "peak_memory_mib", "scoring_seconds", "trained_epochs",
-}  # fmt: skip
-# Of other names each time, or with times in them: watched notebooks, checksums of such files.
-UNLIKE = re.compile(r"logs/|checksums/|provenance/|\.lock$|compare/cost\.")
 HALF_DONE = re.compile(r"\.partial|\.failed\.|(^|/)checkpoint[^/]*\.pt")
-SECONDS = 40  # that "within seconds" may take where two busy cores do everything
+SECONDS = 120  # for an end "within seconds" on a machine that other work keeps busy
 MIB = 2**20
-TRACEBACK = "Traceback (most recent call last)"
 
 
 class Step(NamedTuple):
-    """A step that is being made, by the pids of those who make it."""
+    """A step at work, by the pids of its processes."""
 
     runner: int
     kernel: int | None
@@ -53,20 +45,20 @@ class Study:
     """A copy of the project with its one study, in `folder`, which holds all that it leaves."""
 
     def __init__(self, folder: Path, *, like: "Study | None" = None, **changes):
-        self.folder, self.settings = folder, SETTINGS | changes
-        self.project = folder / "project"
+        self.settings = like.settings if like else SETTINGS | changes
+        self.folder, self.project = folder, folder / "project"
         self.results = self.project / "results" / self.settings["study"]
         self.temporary, self.output = folder / "tmp", folder / "output.txt"
         self.temporary.mkdir(parents=True)
         self.workflow = None
         if like:
-            self.settings = like.settings
             shutil.copytree(like.project, self.project)
         else:
             self.project.mkdir()
             copy_project(self.project, self.settings)
-        lists = (self.settings[key].strip("[]").split(", ") for key in ("models", "protocols"))
-        models, protocols = lists
+        models, protocols = (
+            self.settings[key].strip("[]").split(", ") for key in ("models", "protocols")
+        )
         self.runs = [f"{m}-{p}-fold0-seed0" for m in models for p in protocols]
         self.trains = [f"3-train-{run}" for run in self.runs]
         self.steps = ["1-preprocess", "2-audit", *self.trains, "4-compare", "report"]
@@ -77,65 +69,76 @@ class Study:
         """Start the workflow as a user does, as the leader of its own process group."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2"]
         command += ["--configfile", "parameters/tiny.yaml", *options]
-        kept = {name: value for name, value in os.environ.items() if "THYROID" not in name}
-        env = kept | {"PYTHONPATH": str(self.project), "TMPDIR": str(self.temporary)}
         with open(self.output, "w") as output:
             self.workflow = subprocess.Popen(
-                command, cwd=self.project, env=env, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                command, cwd=self.project, env=self.environment(), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def end(self, seconds: float = 300) -> tuple[int, str]:
-        """Wait for the workflow's end; return its exit code and all that it said."""
-        code = self.workflow.wait(seconds)
-        return code, self.said()
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if "THYROID" not in name}
+        return kept | {"PYTHONPATH": str(self.project), "TMPDIR": str(self.temporary)}
+
+    def end(self, seconds: float = 600) -> tuple[int, str]:
+        """Wait for the workflow's end; return its exit code and output."""
+        return self.workflow.wait(seconds), self.said()
 
     def run(self, *options: str) -> tuple[int, str]:
         self.start(*options)
         return self.end()
 
     def finish(self, *options: str) -> str:
-        """Start it and hold it to its success; return what it said."""
+        """Run the workflow, which must succeed; return its output."""
         code, said = self.run(*options)
         assert code == 0, f"a plain restart ended with {code}:\n{said[-3000:]}"
+        return said
+
+    def fail(self, *options: str, codes: tuple = (1,)) -> str:
+        """Run the workflow, which must fail; return its output."""
+        code, said = self.run(*options)
+        assert code in codes, f"ended with {code}, not {codes}:\n{said[-3000:]}"
         return said
 
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, condition, seconds: float = 120):
-        """Wait until it holds; return what it gave. The workflow must not end before."""
+    def wait_for(self, condition, seconds: float = 300):
+        """Wait until a function returns something true, and return it.
+
+        A workflow that ends before that is an error, told apart from the function's last look.
+        """
         end = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < end, f"waited in vain for {condition.__doc__ or 'it'}"
-            assert self.workflow.poll() is None, f"it ended meanwhile:\n{self.said()[-3000:]}"
+        while True:
+            ended = self.workflow.poll() is not None
+            if found := condition():
+                return found
+            assert not ended, f"it ended meanwhile:\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, f"waited in vain for {condition.__name__}"
             time.sleep(0.05)
-        return found
 
     def training(self) -> list[str]:
-        """Runs that are between two epochs, or in one that is not the first."""
-        running = self.making()
-        return [
-            run
-            for run in self.runs
-            if f"3-train-{run}" in running and (self.results / f"runs/{run}/checkpoint.pt").exists()
-        ]
+        """Return the runs at work that have kept an epoch."""
+        steps = self.steps_at_work()
+        kept = (run for run in self.runs if list(self.run_folder(run).glob("checkpoint*.pt")))
+        return [run for run in kept if f"3-train-{run}" in steps]
+
+    def run_folder(self, run: str) -> Path:
+        return self.results / "runs" / run
 
     # Its processes
 
     def processes(self) -> dict[int, tuple[int, list[str]]]:
-        """Every living process of this study: parent and arguments by pid."""
+        """Return parent and arguments of every living process of this study, by pid."""
         mark, found = f"PYTHONPATH={self.project}".encode(), {}
-        for place in Path("/proc").glob("[0-9]*"):
+        for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
-                if mark in place.joinpath("environ").read_bytes().split(b"\0"):
-                    state = place.joinpath("stat").read_text().rpartition(")")[2].split()
-                    arguments = place.joinpath("cmdline").read_bytes().decode().split("\0")
-                    found[int(place.name)] = int(state[1]), arguments
+                if mark in entry.joinpath("environ").read_bytes().split(b"\0"):
+                    state = entry.joinpath("stat").read_text().rpartition(")")[2].split()
+                    arguments = entry.joinpath("cmdline").read_bytes().decode().split("\0")
+                    found[int(entry.name)] = int(state[1]), arguments
         return found
 
-    def making(self) -> dict[str, Step]:
-        """The steps that are being made now."""
+    def steps_at_work(self) -> dict[str, Step]:
         processes, steps = self.processes(), {}
         kernels = [pid for pid, (_, args) in processes.items() if "ipykernel_launcher" in args]
         for pid, (_, args) in processes.items():
@@ -153,171 +156,117 @@ class Study:
                 os.kill(pid, signal.SIGKILL)
 
     def lose_power(self) -> None:
-        """Kill all of its processes at once, orphans too; after it none is left."""
+        """Kill all of its processes at once, orphans too, until none is left."""
         while processes := self.processes():
             self.kill(*processes)
             time.sleep(0.03)
         if self.workflow:
             self.workflow.wait()
 
-    def wait_until_alone(self, seconds: float) -> float:
-        """Wait until none of its processes is left, so long at most; return how long it took."""
+    def wait_until_alone(self) -> float:
+        """Wait until none of its processes is left; return the seconds that it took."""
         began = time.monotonic()
         while left := self.processes():
             if self.workflow:
                 self.workflow.poll()
-            took = time.monotonic() - began
-            assert took < seconds, f"still there after {took:.0f} s: {list(left.values())}"
+            seconds = time.monotonic() - began
+            assert seconds < SECONDS, f"still there after {seconds:.0f} s: {list(left.values())}"
             time.sleep(0.05)
         return time.monotonic() - began
-
-    # What it left
-
-    def content(self) -> dict[str, bytes]:
-        """What it made, file by file, without times: two studies that went well have the same."""
-        made = {}
-        for path in sorted(self.results.rglob("*")):
-            name = str(path.relative_to(self.results))
-            if not path.is_file() or UNLIKE.search(name):
-                continue
-            made[name] = READERS.get(path.name, Path.read_bytes)(path)
-        return made
-
-    def leftovers(self) -> list[str]:
-        """Of a finished study: files that only an unfinished one may have, and processes."""
-        names = [str(path.relative_to(self.results)) for path in self.results.rglob("*")]
-        left = [name for name in names if HALF_DONE.search(name)]
-        return left + [" ".join(arguments) for _, arguments in self.processes().values()]
 
     def remove(self) -> None:
         self.lose_power()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _report(path: Path) -> bytes:
-    """The page without the table of costs."""
-    cost = pd.read_csv(path.parent / "compare" / "cost.csv").to_html(index=False, border=0)
-    page = path.read_text(encoding="utf-8")
+def assert_same(study: Study, expected: Study) -> tuple[int, int]:
+    """Compare a finished study with the undisturbed one; return the files and bytes compared."""
+    found = compare(expected.results, study.results)
+    assert not found.differences, found.report()
+    pages = [_page(each.results) for each in (study, expected)]
+    assert pages[0] == pages[1], "report.html differs"
+    names = [path.relative_to(study.results).as_posix() for path in study.results.rglob("*")]
+    assert not (left := [name for name in names if HALF_DONE.search(name)]), f"left behind: {left}"
+    assert not (left := study.processes()), f"still running: {left}"
+    return found.files + 1, found.bytes + len(pages[0])
+
+
+def _page(results: Path) -> str:
+    """Return the report without its table of times and memory."""
+    cost = pd.read_csv(results / "compare" / "cost.csv").to_html(index=False, border=0)
+    page = (results / "report.html").read_text(encoding="utf-8")
     assert cost in page
-    return page.replace(cost, "").encode()
+    return page.replace(cost, "")
 
 
-def _run_json(path: Path) -> bytes:
-    return _without_times(json.loads(path.read_text(encoding="utf-8")))
+def traceback_in(said: str) -> bool:
+    """Return whether there is one; not of a kernel whose port was taken, which starts once more."""
+    port_taken = r"Traceback \(most recent call last\):\n(?: .*\n)+zmq.*Address already in use"
+    return "Traceback (most recent call last)" in re.sub(port_taken, "", said)
 
 
-def _weights(path: Path) -> bytes:
-    """Every tensor's bytes, the history and the settings; the file itself holds seconds as well."""
-    state = torch.load(path, weights_only=True)
-    parts = [_without_times(state["meta"]), json.dumps(state["history"]).encode()]
-    for name, tensor in sorted(state["weights"].items()):
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.numpy().tobytes()]
-    return b"\0".join(parts)
-
-
-def _without_times(about: dict) -> bytes:
-    return json.dumps({k: about[k] for k in about if k not in VOLATILE}, sort_keys=True).encode()
-
-
-READERS = {"report.html": _report, "run.json": _run_json, "model.pt": _weights}
-
-
-def assert_same(study: Study, reference: dict[str, bytes]) -> tuple[int, int]:
-    """Hold a finished study against the undisturbed one; return files and bytes compared."""
-    found = study.content()
-    missing, more = reference.keys() - found.keys(), found.keys() - reference.keys()
-    assert not missing, f"missing: {sorted(missing)}"
-    assert not more, f"more than the undisturbed study has: {sorted(more)}"
-    differ = [name for name in reference if reference[name] != found[name]]
-    assert not differ, f"other bytes than the undisturbed study's: {differ}"
-    assert not (left := study.leftovers()), f"left behind: {left}"
-    return len(found), sum(map(len, found.values()))
-
-
-def told(said: str, *words: str) -> str:
-    """Return the line that has all of these words; nobody should have to read a traceback."""
-    assert TRACEBACK not in said, f"a traceback:\n{said[-4000:]}"
+def line_with(said: str, *words: str) -> str:
+    """Return the line that has all of these words; a traceback anywhere is an error."""
+    assert not traceback_in(said), f"a traceback:\n{said[-4000:]}"
     lines = [line for line in said.splitlines() if all(word in line for word in words)]
     assert lines, f"no line has all of {words}:\n{said[-4000:]}"
     return lines[0]
 
 
 @dataclass
-class Outcome:
-    """What one fault did, and what became of the study."""
-
-    name: str
-    injected: str = ""
-    kills: int = 0
-    seconds: float = 0
-    files: int = 0
-    bytes: int = 0
-    verdict: str = "survived"
-    detail: str = ""
-
-
-@dataclass
 class Bench:
-    """The undisturbed study, and what faults need to make studies like it."""
+    """The undisturbed study, and studies like it for the faults."""
 
     folder: Path
     settings: dict = field(default_factory=dict)
-    count: int = 24  # kills
+    kills: int = 24
     seed: int = 0
-    outcome: Outcome = field(default_factory=lambda: Outcome("undisturbed"))
-    reference: dict[str, bytes] = field(default_factory=dict)
+    killed: int = 0
+    compared: tuple[int, int] = (0, 0)  # files and bytes
     usual: dict[str, float] = field(default_factory=dict)  # seconds of each step
     disk: dict[str, int] = field(default_factory=dict)  # bytes
-    made: list[Study] = field(default_factory=list)
+    copies: list[Study] = field(default_factory=list)
 
     def __post_init__(self):
         self.undisturbed = Study(self.folder / "undisturbed", **self.settings)
 
     def run_undisturbed(self) -> None:
-        """Run it once and watch: how long each step takes, and how much disk."""
+        """Run it once; measure the time of each step, and the disk."""
         study, seen, peak = self.undisturbed, {}, 0
         study.start()
         while study.workflow.poll() is None:
             now = time.monotonic()
-            for step in study.making():
+            for step in study.steps_at_work():
                 seen.setdefault(step, [now, now])[1] = now
             peak = max(peak, disk_used(study.results))
             time.sleep(0.05)
         code, said = study.end()
         assert code == 0, f"the undisturbed study failed:\n{said[-4000:]}"
-        self.reference = study.content()
         self.usual = {step: last - first for step, (first, last) in seen.items()}
-        weights = sum(disk_used(path) for path in study.results.glob("runs/*/model.pt"))
+        weights = [disk_used(path) for path in study.results.glob("runs/*/model.pt")]
         self.disk = {
-            "peak": peak,
-            "end": disk_used(study.results),
-            "store": disk_used(study.results / "store"),
-            "weights": weights,
-            "largest_weights": max(map(disk_used, study.results.glob("runs/*/model.pt"))),
-        }
-
-    def _study(self, **how) -> Study:
-        study = Study(self.folder / f"study-{len(self.made)}", **how)
-        self.made.append(study)
-        return study
-
-    def fresh(self) -> Study:
-        """A study of which nothing is done, of the very code that the undisturbed one ran."""
-        study = self.finished()
-        shutil.rmtree(study.results)
-        shutil.rmtree(study.project / ".snakemake")
-        return study
+            "peak": peak, "end": disk_used(study.results),
+            "store": disk_used(study.results / "store"), "weights": sum(weights),
+            "largest_weights": max(weights),
+        }  # fmt: skip
 
     def finished(self) -> Study:
-        """A copy of the undisturbed study."""
-        return self._study(like=self.undisturbed)
+        """Return a copy of the undisturbed study."""
+        self.copies.append(Study(self.folder / f"study-{len(self.copies)}", like=self.undisturbed))
+        return self.copies[-1]
+
+    def fresh(self) -> Study:
+        """Return a study of which nothing is done."""
+        study = self.finished()
+        shutil.rmtree(study.results)
+        return study
 
     def prepared(self) -> Study:
-        """A study whose store is made; its grouped runs, and what needs them, are still to come."""
+        """Return a study that still lacks its grouped runs and what needs them."""
         study = self.finished()
         shutil.rmtree(study.results / "compare")
         for run in self.missing:
-            shutil.rmtree(study.results / "runs" / run)
+            shutil.rmtree(study.run_folder(run))
             (study.results / "notebooks" / f"3-train-{run}.ipynb").unlink()
         for name in ("notebooks/4-compare.ipynb", "report.html"):
             (study.results / name).unlink()
@@ -325,25 +274,26 @@ class Bench:
 
     @property
     def missing(self) -> list[str]:
-        """Runs that a prepared study still has to make."""
+        """The runs that a prepared study lacks."""
         return [run for run in self.undisturbed.runs if "-grouped-" in run]
 
     def restart(self, study: Study, *options: str) -> str:
-        """Start it plainly, hold every byte against the undisturbed study's; what it said."""
+        """Start a study plainly, compare it with the undisturbed one, and return its output."""
         said = study.finish(*options)
         self.compare(study)
         return said
 
     def compare(self, study: Study) -> None:
-        files, size = assert_same(study, self.reference)
-        self.outcome.files += files
-        self.outcome.bytes += size
+        files, size = assert_same(study, self.undisturbed)
+        self.compared = self.compared[0] + files, self.compared[1] + size
 
 
 def disk_used(path: Path) -> int:
-    """Bytes that a file, or a folder with all that is in it, takes on the disk."""
+    """Return the bytes that a file, or a folder with all that is in it, takes on the disk."""
+    walked = os.walk(path)  # which passes over folders that are removed meanwhile
+    below = [Path(top, name) for top, folders, names in walked for name in (*folders, *names)]
     total = 0
-    for each in (path, *path.rglob("*")):
+    for each in (path, *below):
         with contextlib.suppress(OSError):  # it was there a moment ago
             total += each.stat().st_blocks * 512
     return total

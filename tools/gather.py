@@ -60,10 +60,10 @@ class Found:
         return self.begun.get(run, (-1, ""))[0]
 
 
-def records_of(step: str, files: list[str]) -> list[str]:
-    """Return where Snakemake's records of a step may lie, relative to the study's folder."""
+def records_of(files: list[str]) -> list[str]:
+    """Return where Snakemake's records of files lie, relative to the study's folder."""
     ids = (urlsafe_b64encode(name.encode()).decode() for name in files)
-    return [f"provenance/{step}.json", *(f".snakemake/metadata/{each}" for each in ids)]
+    return [f".snakemake/metadata/{each}" for each in ids]
 
 
 def look(name: str, folder: Path, config: dict) -> Found:
@@ -73,17 +73,15 @@ def look(name: str, folder: Path, config: dict) -> Found:
         step, run = record.stem, record.stem.removeprefix("3-train-")
         if not (folder / "notebooks" / f"{step}.ipynb").is_file():
             continue  # the step is to be done again
-        text = record.read_text("utf-8", "replace").removesuffix("\n")
-        lines = [checksums.LINE.fullmatch(line) for line in text.split("\n")]
-        if None in lines:
+        if (digests := checksums.read(record)) is None:
             found.problems.append(f"checksums/{record.name} is damaged")
             continue
-        files = [line[2] for line in lines]
+        files = list(digests)
         if step == "1-preprocess" and not all((folder / file).is_file() for file in files):
             continue  # a notebook that was set to remove the prepared frames
         wrong = [
-            name for digest, name in (line.groups() for line in lines)
-            if not (folder / name).is_file() or file_digest(folder / name) != digest
+            file for file, digest in digests.items()
+            if not (folder / file).is_file() or file_digest(folder / file) != digest
         ]  # fmt: skip
         if run in runs:
             wrong += sorted({f"runs/{run}/{each}" for each in (*TABLES, "run.json")} - {*files})
@@ -166,7 +164,7 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
             if step in here.steps or (step != "1-preprocess" and run not in runs):
                 continue  # the comparison needs all runs, and is made here
             last = f"notebooks/{step}.ipynb"
-            names = [*sorted({*files} - {last}), *records_of(step, files)]
+            names = [*sorted({*files} - {last}), *records_of(files)]
             for name in (*names, f"checksums/{step}.sha256", last):
                 if (source.folder / name).is_file():
                     _copy(source.folder / name, here.folder, name)

@@ -28,44 +28,31 @@ def counts(levels):
     return {name: found[name] for name in COUNTS if found[name]}
 
 
-def test_a_clean_mask_has_no_defect():
-    found = audit.mask_defects(CLEAN)
-    assert counts(CLEAN) == {}
-    assert found["foreground"] == pytest.approx(1800 / 12000)
+@pytest.mark.parametrize(
+    ("boxes", "found"),
+    [
+        ([], {}),
+        ([(2, 1, 5, 3, 255), (2, 6, 5, 3, 255)], {"text": 2}),  # in the corner
+        ([(80, 100, 3, 3, 255)], {"specks": 1}),
+        ([(80, 100, 3, 3, 255), (10, 60, 2, 2, 255)], {"specks": 2}),
+        ([(80, 100, 8, 10, 255)], {}),  # 80 px: a second lobe
+        ([(40, 30, 30, 60, 0), (50, 50, 3, 3, 255)], {}),  # the largest is the gland, always
+        ([(50, 50, 2, 4, 0)], {"holes": 1}),
+        ([(40, 50, 12, 4, 0)], {}),  # a bay, open above
+        ([(39, 30, 1, 60, 100), (70, 30, 1, 60, 100)], {"midtones": 120}),  # along an outline
+        ([(85, 20, 6, 6, 110)], {"midtones": 36, "gray_areas": 36}),
+        ([(50, 45, 10, 10, 160)], {"midtones": 100, "gray_areas": 100}),
+        ([(85, 20, 6, 6, 12)], {}),  # as good as black
+    ],
+)
+def test_what_is_drawn_is_counted(boxes, found):
+    assert counts(drawn(*boxes)) == found
 
 
-def test_text_is_what_lies_in_the_corner():
-    levels = drawn((2, 1, 5, 3, 255), (2, 6, 5, 3, 255))
-    assert counts(levels) == {"text": 2}
-    assert audit.mask_defects(levels)["text_pixels"] == 30
-    assert audit.mask_defects(levels)["foreground"] == pytest.approx(1800 / 12000)
-
-
-def test_a_speck_is_small_and_elsewhere():
-    assert counts(drawn((80, 100, 3, 3, 255))) == {"specks": 1}
-    assert counts(drawn((80, 100, 3, 3, 255), (10, 60, 2, 2, 255))) == {"specks": 2}
-    assert counts(drawn((80, 100, 8, 10, 255))) == {}  # 80 px: a second lobe
-    alone = np.zeros_like(CLEAN)
-    alone[50:53, 50:53] = 255
-    assert counts(alone) == {}  # the largest is the gland, however small
-    assert audit.speck_map(np.zeros((5, 5), bool)).sum() == 0
-
-
-def test_a_hole_is_enclosed():
-    assert counts(drawn((50, 50, 2, 4, 0))) == {"holes": 1}
-    assert audit.mask_defects(drawn((50, 50, 2, 4, 0)))["hole_pixels"] == 8
-    assert counts(drawn((40, 50, 12, 4, 0))) == {}  # a bay, open above
-    ring = np.zeros((9, 9), bool)
-    ring[::8, :] = ring[:, ::8] = True  # encloses all that the frame has left
-    assert audit.hole_map(ring).sum() == 49
-
-
-def test_midtones_along_an_outline_are_told_from_gray_areas():
-    rim = drawn((39, 30, 1, 60, 100), (70, 30, 1, 60, 100))
-    assert counts(rim) == {"midtones": 120}
-    assert counts(drawn((85, 20, 6, 6, 110))) == {"midtones": 36, "gray_areas": 36}
-    assert counts(drawn((50, 45, 10, 10, 160))) == {"midtones": 100, "gray_areas": 100}
-    assert counts(drawn((85, 20, 6, 6, 12))) == {}  # as good as black
+def test_pixels_of_defects_and_the_share_without_text():
+    found = audit.mask_defects(drawn((2, 1, 5, 3, 255), (50, 50, 2, 4, 0), (80, 100, 3, 3, 255)))
+    assert [found[f"{what}_pixels"] for what in ("text", "hole", "speck")] == [15, 8, 9]
+    assert found["foreground"] == pytest.approx((1800 - 8 + 9) / 12000)
 
 
 def write_cases(path, images, masks):
@@ -102,20 +89,16 @@ def test_a_clean_sweep_has_no_defect(sweep, tmp_path):
     assert audit.masks_sentence(table).endswith("No case has another defect.")
 
 
-def test_a_frame_out_of_place_is_found_and_its_neighbours_are_not(sweep, tmp_path):
-    images, masks = (part.copy() for part in sweep)
-    images[4] = np.roll(images[4][::-1], 60, axis=1)
-    table = audited(tmp_path, images, masks)
-    assert found_in(table, "out_of_sequence") == ["f04"]
-    assert found_in(table, "jump") == []
-
-
-def test_a_sequence_that_breaks_is_a_jump(sweep, tmp_path):
-    images, masks = (part.copy() for part in sweep)
-    images[5:] = np.roll(images[5:, ::-1], 60, axis=2)
-    table = audited(tmp_path, images, masks)
-    assert found_in(table, "jump") == ["f05"]
-    assert found_in(table, "out_of_sequence") == []
+def test_a_frame_out_of_place_and_a_sequence_that_breaks(sweep, tmp_path):
+    for frames, defect, other in (
+        (slice(4, 5), "out_of_sequence", "jump"),
+        (slice(5, 9), "jump", "out_of_sequence"),
+    ):
+        images = sweep[0].copy()
+        images[frames] = np.roll(images[frames, ::-1], 60, axis=2)
+        table = audited(tmp_path / defect, images, sweep[1])
+        assert found_in(table, defect) == [f"f0{frames.start}"]
+        assert found_in(table, other) == []
 
 
 @pytest.mark.parametrize("resize", ["square", "letterbox"])

@@ -1,8 +1,6 @@
 """Reading, mending, fitting and restoring frames, with answers that one can draw."""
 
-import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -18,64 +16,6 @@ def smooth(height, width):
     """A smooth map in [0,1], float32 (H,W)."""
     y, x = np.mgrid[:height, :width]
     return (0.5 + 0.4 * np.sin(2 * y / height) * np.cos(2 * x / width)).astype(np.float32)
-
-
-# kind of PNG: colour type, bits a sample, samples a pixel
-PNG_KINDS = [
-    *((0, bits, 1) for bits in (1, 2, 4, 8, 16)), *((3, bits, 1) for bits in (1, 2, 4, 8)),
-    (2, 8, 3), (2, 16, 3), (4, 8, 2), (4, 16, 2), (6, 8, 4), (6, 16, 4),
-]  # fmt: skip
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + check
-
-
-def png(samples, kind, bits, more=b"", *, interlaced=False) -> bytes:
-    """A PNG of samples (H,W,C), without any help of Pillow; `more` are chunks before the data."""
-    height, width, _ = samples.shape
-    steps = [(0, 0, 1, 1)]
-    if interlaced:  # Adam7: first row, first column, and how far it is to the next
-        steps = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
-                 (0, 1, 2, 2), (1, 0, 2, 1)]  # fmt: skip
-    lines = b""
-    for row, column, down, right in steps:
-        part = samples[row::down, column::right]
-        for line in part if part.size else ():
-            text = "".join(f"{value:0{bits}b}" for value in line.ravel())
-            text += "0" * (-len(text) % 8)
-            lines += b"\0" + int(text, 2).to_bytes(len(text) // 8, "big")
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, int(interlaced))
-    data = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + data
-
-
-def draw_png(rng, number):
-    """A PNG of any kind, and the gray levels (H,W) that it must be read as, to within 1."""
-    kind, bits, channels = PNG_KINDS[number % len(PNG_KINDS)]
-    height, width = (int(side) for side in rng.integers(1, 20, 2))
-    most = 2**bits - 1
-    samples = rng.integers(0, most + 1, (height, width, channels))
-    more, alpha = b"", np.ones((height, width))
-    if kind == 3:
-        palette = rng.integers(0, 256, (most + 1, 3))
-        more = chunk(b"PLTE", palette.astype(np.uint8).tobytes())
-        if number % 2:
-            clear = rng.integers(0, 256, most + 1)
-            more += chunk(b"tRNS", clear.astype(np.uint8).tobytes())
-            alpha = clear[samples[..., 0]] / 255
-        colour = palette[samples[..., 0]] / 255
-    else:
-        colour = samples / most
-        if kind in (4, 6):
-            alpha, colour = colour[..., -1], colour[..., :-1]
-        elif number % 2 and (kind, bits) != (2, 16):  # that one is refused
-            clear = samples[0, 0]
-            more = chunk(b"tRNS", struct.pack(f">{channels}H", *clear))
-            alpha = (samples != clear).any(axis=2)
-    luma = colour @ [0.299, 0.587, 0.114] if colour.shape[2] == 3 else colour[..., 0]
-    return png(samples, kind, bits, more, interlaced=bool(number // 2 % 2)), 255 * luma * alpha
 
 
 def tiff(width, height, content, **tags):
@@ -102,13 +42,14 @@ def test_colour_modes_become_gray(tmp_path, mode):
     np.testing.assert_allclose(frames.read_gray(tmp_path / "a.tif"), STEPS, atol=1)
 
 
-@pytest.mark.parametrize("number", range(4 * len(PNG_KINDS)))
-def test_a_png_of_any_kind_has_the_gray_levels_that_it_holds(tmp_path, number):
-    content, gray = draw_png(np.random.default_rng(number), number)
-    (tmp_path / "x.png").write_bytes(content)
-    read = frames.read_gray(tmp_path / "x.png")
-    np.testing.assert_allclose(read, gray, atol=2.1)
-    np.testing.assert_array_equal(frames.read_mask(tmp_path / "x.png"), read > 127)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
+def test_a_png_of_any_kind_has_the_gray_levels_that_it_holds(tmp_path, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 4), np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / "x.png")
+    *colour, alpha = np.moveaxis(np.asarray(image.convert("RGBA")) / 255, 2, 0)
+    gray = 255 * np.tensordot([0.299, 0.587, 0.114], colour, 1) * alpha
+    np.testing.assert_allclose(frames.read_gray(tmp_path / "x.png"), gray, atol=2.1)
 
 
 TURNS = {  # EXIF orientation: how the stored picture is turned to be seen upright
@@ -129,20 +70,6 @@ def test_every_rotation_is_applied_in_every_format(tmp_path, form, turn):
     np.testing.assert_allclose(gray, TURNS[turn](STEPS), atol=4 if form == "JPEG" else 0)
 
 
-@pytest.mark.parametrize(("form", "line"), [("BMP", 28), ("TIFF", 25)])  # bytes of a row
-def test_a_flipped_bit_of_a_raw_picture_is_one_pixel(tmp_path, form, line):
-    Image.fromarray(STEPS).save(tmp_path / "x", form)
-    content = bytearray((tmp_path / "x").read_bytes())
-    content[-3 * line - 7] ^= 4
-    (tmp_path / "x").write_bytes(content)
-    assert (frames.read_gray(tmp_path / "x") != STEPS).sum() <= 1
-
-
-def test_colour_is_luma(tmp_path):
-    Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "red.png")
-    assert (frames.read_gray(tmp_path / "red.png") == 76).all()  # 0.299 of 255
-
-
 def test_cmyk_jpeg(tmp_path):
     Image.new("RGB", (16, 16), (120, 120, 120)).convert("CMYK").save(tmp_path / "a.jpg")
     np.testing.assert_allclose(frames.read_gray(tmp_path / "a.jpg"), 120, atol=3)
@@ -154,55 +81,14 @@ def test_16_bits_are_scaled_to_8(tmp_path, dtype):
     np.testing.assert_array_equal(frames.read_gray(tmp_path / "a.tif"), STEPS)
 
 
-def test_tiff_whose_0_is_white(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([255, 55]), t262=0))
-    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 200]]
-    (tmp_path / "a.tif").write_bytes(tiff(2, 1, struct.pack("<HH", 65535, 0), t258=16, t262=0))
-    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[0, 255]]
-
-
-def test_tiff_of_12_bits_uses_the_whole_range(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(2, 1, bytes([0xFF, 0xF8, 0x00]), t258=12))
-    assert frames.read_gray(tmp_path / "a.tif").tolist() == [[255, 128]]
-
-
-def test_a_tiff_that_lacks_strips_is_damaged(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(10), t278=2))  # one strip of two
-    with pytest.raises(ValueError, match=r"'a\.tif' is damaged \(part of the picture is missing\)"):
-        frames.read_gray(tmp_path / "a.tif")
-    (tmp_path / "a.tif").write_bytes(tiff(5, 4, bytes(20)))
-    assert frames.read_gray(tmp_path / "a.tif").shape == (4, 5)
-
-
-def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
-    buffer = io.BytesIO()
-    Image.fromarray(STEPS).save(buffer, "JPEG", progressive=True)
-    *start, last = buffer.getvalue().split(b"\xff\xda")
-    for scans, fine in ((90, True), (101, False)):
-        content = [*start, *[last[:-2]] * (scans - len(start)), last]
-        (tmp_path / "a.jpg").write_bytes(b"\xff\xda".join(content))
-        if fine:
-            assert frames.read_gray(tmp_path / "a.jpg").shape == STEPS.shape
-            continue
-        with pytest.raises(ValueError, match=r"has more than 100 scans, save it without"):
-            frames.read_gray(tmp_path / "a.jpg")
-
-
-def test_mask_is_above_127(tmp_path):
-    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "a.png")
-    assert frames.read_mask(tmp_path / "a.png").tolist() == [[False, False, True, True]]
-
-
-def test_what_is_read_can_be_written_to(tmp_path):
-    Image.fromarray(STEPS).save(tmp_path / "a.png")
-    frames.read_gray(tmp_path / "a.png")[0, 0] = 1
-
-
-# --- mending
-
-
-def mask_of(drawing):
-    return np.array([[letter == "#" for letter in line] for line in drawing])
+def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
+    for content, tags, levels in (
+        (bytes([255, 55]), {}, [0, 200]),
+        (struct.pack("<HH", 65535, 0), {"t258": 16}, [0, 255]),
+        (bytes([0xFF, 0xF8, 0x00]), {"t258": 12, "t262": 1}, [255, 128]),
+    ):
+        (tmp_path / "a.tif").write_bytes(tiff(2, 1, content, **{"t262": 0} | tags))
+        assert frames.read_gray(tmp_path / "a.tif").tolist() == [levels]
 
 
 def test_text_goes_and_the_gland_stays():
@@ -235,21 +121,8 @@ def test_where_text_ends_and_gland_begins(box, dropped):
 
 def test_letters_that_touch_at_a_corner_are_one_component():
     mask = np.zeros((100, 100), bool)
-    mask[1:4, 1:6] = mask_of(["##...", "..#..", "...##"])
+    mask[1:4, 1:6] = [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
     assert frames.mend_text(mask)[1:] == (1, 5)
-
-
-def test_a_component_that_reaches_out_of_the_corner_is_kept_whole():
-    mask = np.zeros((100, 100), bool)
-    mask[5, 5:40] = True
-    np.testing.assert_array_equal(frames.mend_text(mask)[0], mask)
-
-
-def test_nothing_to_mend():
-    mask = np.zeros((20, 30), bool)
-    mended, *counts = frames.mend_text(mask)
-    assert counts == [0, 0]
-    assert not mended.any()
 
 
 def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data):
@@ -262,13 +135,9 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         assert 1 <= components == count, path.name
         assert pixels == (mask & ~mended).sum() < 100
         assert not (mended & ~mask).any()
-        # what is left holds every component of 300 px or more, and nothing small in the corner
         labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-        large = np.flatnonzero(np.bincount(labels.ravel()) >= 300)[1:]
-        gland = np.isin(labels, large)
-        assert mended.any()
+        gland = (np.bincount(labels.ravel()) >= 300)[labels] & mask
         assert mended[gland].all()
-        assert frames.mend_text(mended)[1] == 0
 
 
 def test_specks_go_wherever_they_lie():
@@ -331,12 +200,6 @@ def test_letterbox_is_centred_and_padded_with_0(height, width, box):
     np.testing.assert_array_equal(fitted, expected)
 
 
-def test_square_fills_the_square():
-    fitted = frames.fit_image(np.full((30, 70), 200, np.uint8), 64, "square")
-    assert fitted.shape == (64, 64)
-    assert (fitted == 200).all()
-
-
 def test_shrinking_averages_instead_of_skipping():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 200
@@ -345,7 +208,7 @@ def test_shrinking_averages_instead_of_skipping():
 
 
 @pytest.mark.parametrize("resize", frames.RESIZES)
-@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (64, 64), (33, 77), (300, 41), (16, 9)])
+@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (300, 41), (16, 9)])
 def test_restore_undoes_fit(shape, resize):
     map_ = smooth(*shape)
     fitted = frames.fit_image(np.rint(map_ * 255).astype(np.uint8), 128, resize)
@@ -355,47 +218,16 @@ def test_restore_undoes_fit(shape, resize):
     np.testing.assert_allclose(restored, map_, atol=0.03)
 
 
-@pytest.mark.parametrize("resize", frames.RESIZES)
-@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (97, 64)])
-def test_a_mask_survives_fit_and_restore(shape, resize):
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    mask = np.hypot((y - shape[0] / 2) / shape[0], (x - shape[1] / 2) / shape[1]) < 0.3
-    small = frames.fit_mask(mask, 128, resize)
-    assert set(np.unique(small)) == {0, 1}
-    back = frames.threshold_prob(frames.restore_prob(small.astype(np.float32), *shape, resize))
-    assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.98
-
-
-@pytest.mark.parametrize("resize", frames.RESIZES)
-def test_one_pixel(resize):
-    assert frames.fit_image(np.array([[7]], np.uint8), 8, resize).tolist() == [[7] * 8] * 8
-    assert frames.fit_mask(np.array([[True]]), 1, resize).tolist() == [[1]]
-    assert frames.restore_prob(np.array([[0.5]], np.float32), 3, 2, resize).shape == (3, 2)
-
-
 def test_a_small_mask_is_what_covers_more_than_half():
     # four rows become one; bilinear weights are 5, 7, 7 and 5 of 24
     assert frames.fit_mask(np.array([[0], [1], [1], [0]]) > 0, 1, "square").item() == 1
     assert frames.fit_mask(np.array([[1], [0], [0], [1]]) > 0, 1, "square").item() == 0
 
 
-def test_restored_probability_stays_in_0_to_1():
-    checkers = (np.indices((16, 16)).sum(0) % 2).astype(np.float32)
-    restored = frames.restore_prob(checkers, 50, 7, "square")
-    assert restored.min() >= 0
-    assert restored.max() <= 1
-
-
 def test_the_border_of_a_letterbox_does_not_bleed_into_the_frame():
     prob = np.zeros((64, 64), np.float32)
     prob[16:48] = 1  # the content of a frame twice as wide as high
     assert (frames.restore_prob(prob, 50, 100, "letterbox") == 1).all()
-
-
-def test_threshold_is_strict():
-    prob = np.array([0.4, 0.5, 0.6], np.float32)
-    assert frames.threshold_prob(prob).tolist() == [False, False, True]
-    assert frames.threshold_prob(prob, 0.3).all()
 
 
 def test_wrong_arguments_are_named():

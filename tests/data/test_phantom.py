@@ -1,12 +1,11 @@
 """The phantom: same bytes from the same seed, near-copies in a sweep, masks as TG3K has them."""
 
-import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,22 +49,16 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
 
 
-def test_same_arguments_give_the_same_bytes_and_a_second_process_too():
-    again = phantom.make_sweep(seed=3, sweep=1, frames=6, text=True)
-    np.testing.assert_array_equal(again["images"], drawn(1)["images"])
-    np.testing.assert_array_equal(again["masks"], drawn(1)["masks"])
+def test_same_arguments_give_the_same_bytes_in_another_process(tmp_path):
+    phantom_folder = tmp_path / "drawn"
     code = (
-        "import hashlib; from thyroid_lib.data import phantom;"
-        "s = phantom.make_sweep(seed=3, sweep=1, frames=6);"
-        "print(hashlib.sha256(s['images'].tobytes() + s['masks'].tobytes()).hexdigest())"
+        "import sys; from thyroid_lib.data import phantom;"
+        "phantom.cases(sys.argv[1], seed=3, sweeps=2, frames=2)"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    here = drawn(1)["images"].tobytes() + drawn(1)["masks"].tobytes()
-    assert other.stdout.strip() == hashlib.sha256(here).hexdigest()
-
-
-def test_a_frame_does_not_depend_on_how_many_are_drawn():
-    for part in ("images", "masks"):
+    subprocess.run([sys.executable, "-c", code, str(phantom_folder)], check=True)
+    phantom.cases(tmp_path / "here", seed=3, sweeps=2, frames=2)
+    assert folder_bytes(phantom_folder) == folder_bytes(tmp_path / "here")
+    for part in ("images", "masks"):  # nor does a frame depend on how many are drawn
         np.testing.assert_array_equal(drawn(2, frames=2)[part], drawn(2)[part][:2])
 
 
@@ -82,31 +75,8 @@ def test_neighbours_are_near_copies_and_never_the_same_frame():
         steps = [difference(a, b) for a, b in pairwise(series)]
         assert min(steps) > 0.3
         assert max(steps) < 4
-    ends = drawn(0, phantom.SLAB + 2)["images"][[0, -1]]
-    assert difference(*ends) > 10
-
-
-def test_frames_of_two_sweeps_lie_far_apart():
     firsts = [drawn(sweep)["images"][0] for sweep in SWEEPS]
-    far = [difference(a, b) for i, a in enumerate(firsts) for b in firsts[:i]]
-    assert min(far) > 15
-
-
-def test_types_shapes_and_grey_levels():
-    shapes = set()
-    for sweep in SWEEPS:
-        images, masks = drawn(sweep)["images"], drawn(sweep)["masks"]
-        assert images.dtype == np.uint8
-        assert masks.dtype == bool
-        assert images.shape == masks.shape
-        assert images.shape[0] == 6
-        assert 170 <= images.shape[1] <= 240
-        assert 210 <= images.shape[2] <= 330
-        assert 20 < images.mean() < 120
-        assert 0.03 < (images < 10).mean() < 0.65
-        assert np.ptp(images) > 150
-        shapes.add(images.shape)
-    assert len(shapes) == len(SWEEPS)
+    assert min(difference(a, b) for i, a in enumerate(firsts) for b in firsts[:i]) > 15
 
 
 def test_gland_is_brighter_than_its_surround_but_overlaps_it():
@@ -118,13 +88,6 @@ def test_gland_is_brighter_than_its_surround_but_overlaps_it():
         contrast.append(image[mask].mean() - image[near].mean())
         assert (image[near] > image[mask].mean()).mean() > 0.02  # no threshold finds the gland
     assert np.mean(contrast) > 15
-
-
-def test_gland_is_whole_and_of_a_plausible_size():
-    for sweep in SWEEPS:
-        for mask in drawn(sweep, text=False)["masks"]:
-            assert 0.02 < mask.mean() < 0.35
-            assert all(part.sum() >= 300 for part in components(mask))
 
 
 def test_text_is_all_that_the_mending_rule_takes_out():
@@ -146,26 +109,23 @@ def test_a_folder_is_drawn_once(tmp_path):
     phantom.cases(tmp_path, sweeps=2, frames=2, seed=3)
     before = times(tmp_path)
     names = [f"s0{sweep}f00{frame}" for sweep in (0, 1) for frame in (0, 1)]
+    assert sorted(path.stem for path in (tmp_path / "masks").iterdir()) == names
     lines = [f"{name},sweep{name[1:3]}" for name in names]
     assert (tmp_path / "groups.csv").read_text().split() == ["case_id,group", *lines]
-    for part in ("images", "masks"):
-        assert sorted(path.stem for path in (tmp_path / part).iterdir()) == names
-        with Image.open(tmp_path / part / "s01f001.png") as file:
-            pixels = np.asarray(file)
-        np.testing.assert_array_equal(
-            pixels > 127 if part == "masks" else pixels, drawn(1)[part][1]
-        )
+    with Image.open(tmp_path / "images" / "s01f001.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), drawn(1)["images"][1])
     phantom.cases(tmp_path, sweeps=2, frames=2, seed=3)
     assert times(tmp_path) == before
 
 
-@pytest.mark.parametrize("change", [{"sweeps": 1}, {"frames": 1}, {"seed": 4}, {"text": False}])
-def test_drawn_anew_when_a_setting_changes(tmp_path, change):
+def test_drawn_anew_when_a_setting_changes(tmp_path):
     first = {"sweeps": 2, "frames": 2, "seed": 3, "text": True}
-    phantom.cases(tmp_path / "a", **first)
-    phantom.cases(tmp_path / "a", **first | change)
-    phantom.cases(tmp_path / "b", **first | change)
-    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    for change in ({"sweeps": 1}, {"frames": 1}, {"seed": 4}, {"text": False}):
+        phantom.cases(tmp_path / "a", **first)
+        phantom.cases(tmp_path / "a", **first | change)
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        phantom.cases(tmp_path / "b", **first | change)
+        assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
 def test_drawn_anew_after_another_version_or_an_interruption(tmp_path):
@@ -177,7 +137,7 @@ def test_drawn_anew_after_another_version_or_an_interruption(tmp_path):
     assert about["phantom_version"] == phantom.PHANTOM_VERSION
     stale = json.dumps(about | {"phantom_version": 0})
     for leave in (lambda: record.write_text(stale), record.unlink, lambda: None):
-        (tmp_path / "images" / "s00f000.png").write_bytes(b"half a")
+        (tmp_path / "images" / "s00f000.png").unlink()
         leave()
         phantom.cases(tmp_path, **wanted)
         assert folder_bytes(tmp_path) == good
@@ -189,11 +149,3 @@ def test_the_files_of_others_are_spared(tmp_path):
     with pytest.raises(ValueError, match=r"patient\.png"):
         phantom.cases(tmp_path, sweeps=1, frames=1)
     assert (tmp_path / "images" / "patient.png").read_bytes() == b"precious"
-
-
-def test_cases_lists_what_was_written(tmp_path):
-    table = phantom.cases(tmp_path, sweeps=2, frames=2, seed=3, text=True)
-    assert list(table["case_id"]) == ["s00f000", "s00f001", "s01f000", "s01f001"]
-    assert list(table["group"]) == ["sweep00", "sweep00", "sweep01", "sweep01"]
-    assert set(table["dataset"]) == {"phantom"}
-    assert all(Path(path).is_file() for path in [*table["image_path"], *table["mask_path"]])

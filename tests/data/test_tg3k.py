@@ -5,7 +5,6 @@ import os
 import sys
 import types
 import zipfile
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ def write_release(path, frames=(0, 1, 272, 3584)):
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (path / part).mkdir(parents=True, exist_ok=True)
         for frame in frames:
-            levels = np.zeros(tg3k.SWEEPS[tg3k.sweep_of(frame)][:2], np.uint8)
+            levels = np.zeros(tg3k.SWEEPS[tg3k.sweep_of(frame)], np.uint8)
             Image.fromarray(levels).save(path / part / f"{frame:04d}.jpg")
     split = {"train": list(range(3226)), "val": list(range(3226, 3585))}
     (path / tg3k.SPLIT).write_text(json.dumps(split))
@@ -36,17 +35,17 @@ def zip_of(path, release, prefix=""):
     return path
 
 
-def test_sweeps_cover_the_release_without_gap_or_overlap():
-    assert list(tg3k.SWEEPS) == [f"run{i:02d}" for i in range(1, 16)]
-    sizes, firsts, lasts = zip(*((s[:2], s[2], s[3]) for s in tg3k.SWEEPS.values()), strict=True)
-    assert firsts == (0, *(last + 1 for last in lasts[:-1]))
-    assert lasts[-1] == tg3k.LAST == 3584
-    assert all(one != other for one, other in pairwise(sizes))
-
-
 @pytest.mark.parametrize(
     ("frame", "sweep"),
-    [(0, "run01"), (271, "run01"), (272, "run02"), (3584, "run15"), (3585, ""), (-1, "")],
+    [
+        (0, "run01"),
+        (271, "run01"),
+        (272, "run02"),
+        (3269, "run14"),
+        (3584, "run15"),
+        (3585, ""),
+        (-1, ""),
+    ],
 )
 def test_sweep_of_a_frame(frame, sweep):
     assert tg3k.sweep_of(frame) == sweep
@@ -60,16 +59,12 @@ def test_cases_have_the_release_s_names_sweeps_and_sides(tmp_path):
     assert cases["dataset"].unique().tolist() == ["tg3k"]
     assert find_problems(cases) == [None] * 4
     (tmp_path / tg3k.SPLIT).unlink()
-    assert tg3k.cases(tmp_path)["official"].tolist() == [""] * 4
-
-
-@pytest.mark.parametrize("name", ["9999", "extra", "00²", "٠٠٠١"])
-def test_a_name_that_is_no_frame_of_the_release_has_no_group(tmp_path, name):
-    write_release(tmp_path)
     for part in (tg3k.IMAGES, tg3k.MASKS):
-        (tmp_path / part / "0001.jpg").rename(tmp_path / part / f"{name}.jpg")
-    problems = [row for row in find_problems(tg3k.cases(tmp_path)) if row]
-    assert [(row[0], row[2]) for row in problems] == [(name, "no group")]
+        (tmp_path / part / "0001.jpg").rename(tmp_path / part / "00².jpg")  # no frame of it
+    (tmp_path / tg3k.IMAGES / "0272.jpg").write_bytes(b"")  # is left to the store
+    cases = tg3k.cases(tmp_path)
+    assert cases["official"].tolist() == [""] * 4
+    assert [(row[0], row[2]) for row in find_problems(cases) if row] == [("00²", "no group")]
 
 
 def test_frames_of_another_size_are_other_data(tmp_path):
@@ -80,29 +75,16 @@ def test_frames_of_another_size_are_other_data(tmp_path):
     assert 'use source "folder"' in str(error.value)
 
 
-def make_bomb(path):
-    Image.new("1", (30_000, 30_000)).save(path, "PNG")
-
-
-@pytest.mark.parametrize("make", [lambda path: path.touch(), os.mkfifo, make_bomb])
-def test_a_first_frame_that_cannot_be_read_is_left_to_the_store(tmp_path, make):
-    write_release(tmp_path)
-    (tmp_path / tg3k.IMAGES / "0272.jpg").unlink()
-    make(tmp_path / tg3k.IMAGES / "0272.jpg")
-    assert len(tg3k.cases(tmp_path)) == 4
-
-
 # --- where it lies
 
 
-@pytest.mark.parametrize("inner", [".", "Thyroid Dataset/tg3k", "a/b/c/d"])
-def test_found_in_folders_below(tmp_path, inner):
-    write_release(tmp_path / inner)
+def test_found_in_folders_below(tmp_path):
+    write_release(tmp_path / "a/b/c/d")
     (tmp_path / "Thyroid Dataset" / "tn3k" / "trainval-image").mkdir(parents=True)
-    assert tg3k.locate(tmp_path) == tmp_path / inner
+    assert tg3k.locate(tmp_path) == tmp_path / "a/b/c/d"
 
 
-@pytest.mark.parametrize("there", [[], ["tn3k", "readme.txt"], [tg3k.IMAGES], ["a/b/c/d/e/tg3k"]])
+@pytest.mark.parametrize("there", [[], ["tn3k", tg3k.IMAGES], ["a/b/c/d/e/tg3k"]])
 def test_not_there_says_what_was_found_and_how_to_get_it(tmp_path, there):
     for name in there:
         (tmp_path / name).mkdir(parents=True)
@@ -115,13 +97,7 @@ def test_not_there_says_what_was_found_and_how_to_get_it(tmp_path, there):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["none", "~nobody-of-this-name/tg3k"])
-def test_no_such_path(path):
-    with pytest.raises(ValueError, match=r"nothing is there.*file id"):
-        tg3k.locate(path)
-
-
-@pytest.mark.parametrize("prefix", ["", "Thyroid Dataset/tg3k/", "./tg3k/"])
+@pytest.mark.parametrize("prefix", ["", "Thyroid Dataset/tg3k/"])
 def test_a_zip_is_unpacked_once_beside_itself(tmp_path, prefix):
     archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"), prefix)
     found = tg3k.locate(archive)
@@ -133,15 +109,6 @@ def test_a_zip_is_unpacked_once_beside_itself(tmp_path, prefix):
     before = found.stat().st_ino
     assert tg3k.locate(archive).stat().st_ino == before
     assert sorted(path.name for path in tmp_path.iterdir()) == entries
-
-
-def test_another_archive_of_that_name_is_unpacked_anew(tmp_path):
-    first = tg3k.locate(zip_of(tmp_path / "set.zip", write_release(tmp_path / "one")))
-    other = zip_of(tmp_path / "set.zip", write_release(tmp_path / "two", frames=(5, 6)))
-    second = tg3k.locate(other)
-    assert first != second
-    names = sorted(path.name for path in (second / tg3k.IMAGES).iterdir())
-    assert names == ["0005.jpg", "0006.jpg"]
 
 
 def test_beside_a_zip_that_cannot_be_written_results_data_is_used(tmp_path, monkeypatch):
@@ -212,4 +179,4 @@ def test_the_real_sample(shared_data):
     for case in cases.groupby("group").sample(2, random_state=0).itertuples():
         for path in (case.image_path, case.mask_path):
             with Image.open(path) as image:
-                assert image.size == tg3k.SWEEPS[case.group][1::-1]
+                assert image.size == tg3k.SWEEPS[case.group][::-1]

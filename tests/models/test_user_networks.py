@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_workflow import copy_project, run_study, steps
+from tiny_study import copy_project, run_study, steps
 
 from thyroid_lib import models
 from thyroid_lib.deploy import predict_folder

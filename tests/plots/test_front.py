@@ -21,14 +21,13 @@ SUMMARY = pd.DataFrame(
 )
 
 
-def run(study, model: str, protocol: str, seed: int, dice: dict, *, weights: bool = True):
+def run(study, model: str, protocol: str, seed: int, dice: dict):
     folder = study / "runs" / f"{model}-{protocol}-fold0-seed{seed}"
     folder.mkdir(parents=True)
     about = {"model": model, "protocol": protocol, "seed": seed}
     (folder / "run.json").write_text(json.dumps(about))
     pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
-    if weights:
-        (folder / "model.pt").touch()
+    (folder / "model.pt").touch()
 
 
 @pytest.fixture
@@ -64,15 +63,12 @@ def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
 KINDS = {"random": "random", "unseen": "grouped"}
 
 
-@pytest.mark.parametrize("lacking", ["a protocol", "weights", "runs", "a network"])
-def test_without_such_a_frame_there_is_none(study, lacking):
-    if lacking == "a protocol":
-        assert front.outlined_frame(study, SUMMARY[:2]) is None
-    elif lacking == "a network":
-        more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
-        assert front.outlined_frame(study, more) is None
-    else:
-        for path in study.glob(f"runs/*/{'model.pt' if lacking == 'weights' else 'run.json'}"):
+def test_without_such_a_frame_there_is_none(study):
+    assert front.outlined_frame(study, SUMMARY[:2]) is None  # a protocol lacks
+    more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
+    assert front.outlined_frame(study, more) is None  # a network
+    for name in ("model.pt", "run.json"):  # weights, runs
+        for path in study.glob(f"runs/*/{name}"):
             path.unlink()
         assert front.outlined_frame(study, SUMMARY) is None
 
@@ -94,11 +90,9 @@ def test_it_is_drawn_of_any_protocols_and_networks(theme, part):
     fig.draw_without_rendering()
     assert len(fig.axes) == (3 if both else 1)
     names = [text.get_text() for text in fig.legends[0].get_texts()]
-    unseen = ["unseen patients"] * ("grouped" in set(table["protocol"]))
-    assert (
-        names
-        == ["random frames"] * ("random" in set(table["protocol"])) + unseen + ["reference"] * both
-    )
+    kinds = {"random": "random frames", "grouped": "unseen patients"}
+    there = [kinds[name] for name in kinds if name in set(table["protocol"])]
+    assert names == there + ["reference"] * both
     shown = {text.get_text() for text in fig.axes[0].texts}
     assert shown == {f"{dice:.2f}" for dice in table["dice"]}
     plt.close(fig)

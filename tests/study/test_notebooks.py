@@ -30,29 +30,23 @@ def prose_of(cells) -> list[str]:
     return [CODE.sub(" ", cell.source) for cell in cells if cell.cell_type == "markdown"]
 
 
-def code_of(cells) -> list:
-    return [cell for cell in cells if cell.cell_type == "code"]
-
-
-def tagged(cell, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
+def code_of(cells, *tags: str) -> list:
+    """The code cells with one of these tags; without arguments, those that have neither."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    of = [(cell, {"setup", "parameters"} & set(cell.metadata.get("tags", []))) for cell in code]
+    return [cell for cell, has in of if (has & set(tags) if tags else not has)]
 
 
 def test_cells_are_few_and_short(cells):
     assert len(cells) <= 24
     # the setup is the same everywhere, and a parameter more is no more to understand
-    own = [
-        c for c in code_of(cells) if not {"setup", "parameters"} & set(c.metadata.get("tags", []))
-    ]
-    assert statistics.median(map(lines_of, own)) <= 6
-    assert max(lines_of(cell) for cell in code_of(cells) if not tagged(cell, "parameters")) <= 20
-    assert all(lines_of(cell) <= 8 for cell in code_of(cells) if tagged(cell, "setup"))
+    assert statistics.median(map(lines_of, code_of(cells))) <= 6
+    assert max(map(lines_of, code_of(cells))) <= 20
+    assert all(lines_of(cell) <= 8 for cell in code_of(cells, "setup"))
 
 
 def test_code_is_plain_use_of_the_library(cells):
-    for cell in code_of(cells):
-        if tagged(cell, "setup"):  # has pip's magic
-            continue
+    for cell in code_of(cells) + code_of(cells, "parameters"):  # the setup has pip's magic
         kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
         assert not kinds & {ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef}, cell.source
 
@@ -66,28 +60,19 @@ def test_prose_holds_no_numbers(cells):
 
 def test_prose_keeps_up_with_code(cells):
     words = sum(len(re.findall(r"[A-Za-z][\w'’-]*", prose)) for prose in prose_of(cells))
-    # the parameters' own comments tell what they are; the setup is the same everywhere
-    code = sum(
-        lines_of(cell)
-        for cell in code_of(cells)
-        if not {"parameters", "setup"} & set(cell.metadata.get("tags", []))
-    )
-    assert words / code >= 5
+    assert words / sum(map(lines_of, code_of(cells))) >= 5
 
 
 def test_every_figure_and_table_answers_a_question(cells):
-    questions = [
-        cell.source.splitlines()[0]
-        for cell in cells
-        if cell.cell_type == "markdown" and cell.source.startswith("## ")
-    ]
+    firsts = [cell.source.splitlines()[0] for cell in cells if cell.cell_type == "markdown"]
+    questions = [first for first in firsts if first.startswith("## ")]
     assert len(questions) >= 4
     assert all(question.endswith("?") for question in questions)
 
 
 def test_they_are_stripped_and_have_one_parameters_cell(cells):
-    ids = [cell.id for cell in cells if tagged(cell, "parameters") or tagged(cell, "setup")]
+    ids = [cell.id for cell in code_of(cells, "parameters", "setup")]
     assert ids in (["parameters"], ["parameters", "setup"])  # which checks them
-    for cell in code_of(cells):
+    for cell in code_of(cells) + code_of(cells, "parameters", "setup"):
         assert cell.outputs == []
         assert cell.execution_count is None

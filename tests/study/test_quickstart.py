@@ -1,6 +1,5 @@
 """The quickstart, run as a newcomer runs it: anywhere, without a checkout, to the end, in words."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FIGURES = ("sweep", "alikeness", "curves", "frames_held_back", "sweeps_held_back", "exams")
 
 
-def run_quickstart(top: Path) -> tuple[Path, float]:
+def run_quickstart(top: Path) -> Path:
     """Run it in an empty folder, with the library as a package: no pyproject.toml beside it."""
     package = top / "site"
     shutil.copytree(
@@ -24,7 +23,6 @@ def run_quickstart(top: Path) -> tuple[Path, float]:
     )
     shutil.copy2(ROOT / "notebooks" / "0-quickstart.ipynb", top / "mine.ipynb")
     clean = {k: v for k, v in os.environ.items() if k not in ("THYROID_RESULTS", "THYROID_ROOT")}
-    began = os.times()
     done = subprocess.run(
         [sys.executable, "-m", "thyroid_lib.study.runner", "notebook", "mine.ipynb",
          "0-quickstart.ipynb", "--pin-instructions"],
@@ -33,20 +31,18 @@ def run_quickstart(top: Path) -> tuple[Path, float]:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stderr, done.stderr
-    ended = os.times()
-    busy = sum(ended[2:4]) - sum(began[2:4])  # seconds of the processor, in what was started
-    return top, busy
+    return top
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> tuple[Path, float]:
+def quickstart(tmp_path_factory) -> Path:
     return run_quickstart(tmp_path_factory.mktemp("quickstart"))
 
 
 @pytest.fixture(scope="module")
 def outputs(quickstart) -> dict[str, list]:
     """What each cell showed: the MIME types with their contents."""
-    cells = nbformat.read(quickstart[0] / "0-quickstart.ipynb", as_version=4).cells
+    cells = nbformat.read(quickstart / "0-quickstart.ipynb", as_version=4).cells
     return {cell.id: [o.get("data", o) for o in cell.get("outputs", [])] for cell in cells}
 
 
@@ -56,12 +52,10 @@ def readings(outputs) -> list[str]:
 
 
 def test_it_leaves_all_it_shows_below_the_working_folder(quickstart):
-    top, seconds = quickstart
-    assert seconds < 120  # of the processor: as promised on one that does nothing else
-    made = top / "results" / "quickstart"
+    made = quickstart / "results" / "quickstart"
     for name in FIGURES:
         assert (made / f"{name}.png").stat().st_size > 5_000, name
-    assert {path.name for path in top.iterdir()} == {
+    assert {path.name for path in quickstart.iterdir()} == {
         "site", "mine.ipynb", "0-quickstart.ipynb", "results",
     }  # fmt: skip
     assert not list(made.rglob("checkpoint*"))
@@ -78,7 +72,7 @@ def test_each_figure_has_its_reading_below(outputs):
 
 
 def test_readings_and_table_are_of_this_run(quickstart, outputs):
-    table = pd.read_csv(quickstart[0] / "results" / "quickstart" / "exams.csv")
+    table = pd.read_csv(quickstart / "results" / "quickstart" / "exams.csv")
     assert list(table.columns) == ["model", "exam", "dice", "nsd", "hd95_px"]
     assert len(table) == 4
     (shown,) = [data["text/html"] for data in outputs["table"]]
@@ -99,9 +93,6 @@ def test_readings_and_table_are_of_this_run(quickstart, outputs):
 
 @pytest.mark.slow
 def test_a_second_run_elsewhere_shows_the_same_bytes(quickstart, tmp_path):
-    other, _ = run_quickstart(tmp_path)
-    digests = [
-        hashlib.sha256((top / "0-quickstart.ipynb").read_bytes()).hexdigest()
-        for top in (quickstart[0], other)
-    ]
-    assert digests[0] == digests[1]
+    other = run_quickstart(tmp_path)
+    one, two = ((top / "0-quickstart.ipynb").read_bytes() for top in (quickstart, other))
+    assert one == two

@@ -1,6 +1,6 @@
 """Studies through SLURM: real daemons, which tests/cluster.py starts here and ends again.
 
-All files are compared with those of the same study run plainly, as `make verify` does it.
+All files are compared with those of the same study run without SLURM, as `make verify` does.
 """
 
 import json
@@ -9,17 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster import Cluster, Missing, wait_until
-from test_workflow import ROOT, TINY, copy_project, run_study
+from tiny_study import ROOT, TINY, copy_project, run_study
 
 from thyroid_lib.study.verify import compare
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs the extra [slurm]")
 
+pytestmark = pytest.mark.study
 # This cluster has no accounting, two CPUs, and a disk that does not lag.
 HERE = (
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
@@ -51,23 +53,25 @@ class Submitted:
             )  # fmt: skip
 
     def said(self) -> str:
-        """What it said so far, and the last lines of the jobs that failed or run."""
-        jobs = sorted((self.project / ".snakemake" / "slurm_logs").rglob("*.log"))
-        said = [f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in jobs]
+        """Return its output so far, and the last lines of the jobs that failed or run."""
+        logs = sorted(self.project.glob("results/*/.snakemake/slurm_logs/**/*.log"))
+        said = [f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in logs]
         return "\n".join([self.log.read_text("utf-8", "replace"), *said])
 
-    def wait_for(self, what, why: str, seconds: float = 180):
+    def wait_for(self, what, why: str, seconds: float = 300):
         def ended_or_found():
-            assert self.process.poll() is None, f"it ended before {why}:\n{self.said()}"
-            return what()
+            ended = self.process.poll() is not None
+            found = what()
+            assert found or not ended, f"it ended before {why}:\n{self.said()}"
+            return found
 
         try:
             return wait_until(ended_or_found, why, seconds)
         except TimeoutError as error:
             pytest.fail(f"{error}\n{self.said()}")
 
-    def end(self, seconds: float = 300) -> int:
-        """Wait for its end; its exit code."""
+    def end(self, seconds: float = 600) -> int:
+        """Wait for its end and return its exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -102,7 +106,7 @@ def requeue(cluster: Cluster, job: str) -> None:
 
 
 def identical(expected: Path, folder: Path) -> None:
-    """Both finished; damaged or half-written files would be a difference."""
+    """Compare two finished studies; damaged or half-written files would be a difference."""
     found = compare(expected, folder)
     different = [each for each in found.differences if each.file != "0-quickstart.ipynb"]
     assert not different, found.report()  # the quickstart is committed beside a study's notebooks
@@ -111,16 +115,22 @@ def identical(expected: Path, folder: Path) -> None:
 
 def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp_path):
     """Begun plainly; its training then gets Ctrl-C first, and its job is requeued after that."""
-    run = "unet-grouped-fold0-seed0"
-    settings = TINY | {"device": "auto", "epochs": 90, "resamples": 1000}
+    run, epochs = "unet-grouped-fold0-seed0", 90
+    settings = TINY | {"device": "auto", "epochs": epochs, "resamples": 1000}
     plain = copy_project(tmp_path / "plain", settings)
     run_study(plain, "--until", "audit")
     project = shutil.copytree(plain, tmp_path / "cluster")
-    study = project / "results" / "tiny"
+    folder = project / "results" / "tiny" / "runs" / run
 
-    def training() -> list[str]:
-        there = (study / "runs" / run / "checkpoint.pt").exists()
-        return cluster.running_jobs(f"rule_train_wildcards_{run}") if there else []
+    def kept() -> list[int]:
+        """Return the identity of each state on the disk; a new state is a new file."""
+        with suppress(FileNotFoundError):  # renamed between the two looks
+            return [path.stat().st_ino for path in folder.glob("checkpoint*.pt")]
+        return []
+
+    def training(before=()) -> list[str]:
+        newer = set(kept()) - set(before)
+        return cluster.running_jobs(f"rule_train_wildcards_{run}") if newer else []
 
     tiny = "--configfile", "parameters/tiny.yaml", "--until", "compare"
     workflow = submit(project, *tiny)
@@ -129,24 +139,19 @@ def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp
     assert "gres:gpu:1" in about.get("TresPerJob", ""), f"no GPU asked for: {about}"
     assert about["Requeue"] == "1"
     workflow.process.send_signal(signal.SIGINT)
-    assert workflow.end(60) != 0
+    assert workflow.end() != 0
     assert "start again and it goes on" in workflow.said()
-    wait_until(lambda: not cluster.running_jobs(), "its jobs end", 90)
-    assert not (study / "runs" / run / "scores.csv").exists()
-    kept = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns
-
-    def trained_on() -> list[str]:
-        newer = (study / "runs" / run / "checkpoint.pt").stat().st_mtime_ns > kept
-        return training() if newer else []
-
+    wait_until(lambda: not cluster.running_jobs(), "its jobs end", 300)
+    assert not (folder / "scores.csv").exists()
+    stopped = kept()
     workflow = submit(project, *tiny)
-    (job,) = workflow.wait_for(trained_on, "the run trains on")
+    (job,) = workflow.wait_for(lambda: training(stopped), "the run trains on")
     requeue(cluster, job)
     assert workflow.end() == 0, workflow.said()
-    trained = json.loads((study / "runs" / run / "run.json").read_text())["trained_epochs"]
-    assert trained < 90, "all epochs were trained again"
+    trained = json.loads((folder / "run.json").read_text())["trained_epochs"]
+    assert trained < epochs, "all epochs were trained again"
     run_study(plain, "--until", "compare")
-    identical(plain / "results" / "tiny", study)
+    identical(plain / "results" / "tiny", project / "results" / "tiny")
 
 
 @pytest.mark.slow
@@ -157,7 +162,7 @@ def test_the_demo_survives_a_killed_node_daemon_and_a_requeue(cluster, submit, t
     study = project / "results" / "demo"
 
     def training() -> list[str]:
-        there = {path.parent.name for path in study.glob("runs/*/checkpoint.pt")}
+        there = {path.parent.name for path in study.glob("runs/*/checkpoint*.pt")}
         return [job for run in there for job in cluster.running_jobs(f"wildcards_{run}")]
 
     workflow.wait_for(training, "runs train")
@@ -167,7 +172,7 @@ def test_the_demo_survives_a_killed_node_daemon_and_a_requeue(cluster, submit, t
     assert daemon.poll() is None
     job = workflow.wait_for(training, "runs train again")[0]
     requeue(cluster, job)
-    assert workflow.end(1200) == 0, workflow.said()
+    assert workflow.end(1800) == 0, workflow.said()
     identical(ROOT / "results" / "reference" / "demo", study)
 
 

@@ -1,10 +1,8 @@
-"""The workflow, tried with a study of one small run: what runs again, and what does not.
+"""The workflow, tried with a study of one small run: which steps run again, and which do not.
 
 The study is run once; each change is made to a copy of it, where Snakemake only lists its steps.
 """
 
-import ast
-import base64
 import json
 import os
 import re
@@ -15,19 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-from thyroid_lib.study import checksums
+from tiny_study import RESULTS, ROOT, RUN, copy_project, results_of, run_study, snakemake, steps
 
 pytest.importorskip("snakemake")
-
-ROOT = Path(__file__).parents[2]
-RUN = "unet-grouped-fold0-seed0"
-TINY = {
-    "study": "tiny", "phantom_sweeps": 4, "phantom_frames": 3, "size": 32, "models": "[unet]",
-    "width": 4, "protocols": "[grouped]", "seeds": "[0]", "epochs": 1, "batch_size": 4,
-    "lr": "2.0e-3", "deploy": "false",
-}  # fmt: skip
-RESULTS = Path("results", "tiny")
+pytestmark = pytest.mark.study
 
 # The steps that depend on each step, itself among them.
 ALL = {"preprocess": 1, "audit": 1, "train": 1, "compare": 1, "report": 1}
@@ -37,57 +26,9 @@ COMPARE = {"compare": 1, "report": 1}
 REPORT = {"report": 1}
 
 
-def copy_project(target: Path, settings: dict = TINY) -> Path:
-    """What the workflow needs, and the demo's parameters with these as parameters/tiny.yaml."""
-    for part in ("notebooks", "parameters", "thyroid_lib", "workflow", "pyproject.toml"):
-        if (ROOT / part).is_file():
-            shutil.copy2(ROOT / part, target / part)
-        else:
-            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-            shutil.copytree(ROOT / part, target / part, ignore=ignored)
-    text = (target / "parameters" / "demo.yaml").read_text(encoding="utf-8")
-    for key, value in settings.items():
-        text, found = re.subn(rf"(?m)^{key}:[^#\n]*", f"{key}: {value}  ", text)
-        assert found == 1, key
-    (target / "parameters" / "tiny.yaml").write_text(text, encoding="utf-8")
-    return target
-
-
-def snakemake(project: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    command += ["--configfile", "parameters/tiny.yaml", *options]
-    clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
-    return subprocess.run(
-        command,
-        cwd=project,
-        env=clean | {"PYTHONPATH": str(project)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def steps(project: Path, *options: str) -> dict[str, int]:
-    """How often each rule would run now, by Snakemake's own table."""
-    done = snakemake(project, "-n", *options)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    if "Nothing to be done" in output:
-        return {}
-    table = output.split("Job stats:")[1].split("total")[0]
-    counts = {name: int(count) for name, count in re.findall(r"(?m)^(\w+) +(\d+)$", table)}
-    return {name: count for name, count in counts.items() if name != "all"}
-
-
-def run_study(project: Path, *options: str, **environment: str) -> str:
-    done = snakemake(project, *options, **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A project whose study is done; not to be changed."""
+    """A project whose study is done; tests leave it as it is."""
     project = copy_project(tmp_path_factory.mktemp("finished") / "")
     output = run_study(project)
     for line in ("1-preprocess: done in", f"3-train-{RUN}: done in", "4-compare: done in"):
@@ -97,7 +38,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(finished, tmp_path) -> Path:
-    """A copy of the finished project, at another place, as one carries a study to Colab."""
+    """A copy of the finished project in another folder, as one moves a study to Colab."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
@@ -108,7 +49,7 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def change(*parts: str):
-    """A change of content that means nothing to a program."""
+    """Change the content of a file, but nothing that its program does."""
 
     def apply(project: Path) -> None:
         path = project.joinpath(*parts)
@@ -136,14 +77,18 @@ def delete(*parts: str):
 
 
 def touch_everything(project: Path) -> None:
-    """Every input newer than what was made from it."""
-    made = [RESULTS / name for name in ("report.html", "compare", "notebooks", "runs", "store")]
+    """Give every input a later time than what was made from it."""
+    outputs = [RESULTS / name for name in ("report.html", "compare", "notebooks", "runs", "store")]
     sources = [Path(name) for name in ("notebooks", "thyroid_lib", "parameters", "workflow")]
-    for age, part in enumerate([*made, *sources]):
+    for age, part in enumerate([*outputs, *sources]):
         top = project / part
         for path in [top, *top.rglob("*")]:
             if path.is_file():
                 os.utime(path, (4e9 + age, 4e9 + age))
+
+
+def library(name: str):
+    return change("thyroid_lib", *name.split("/"))
 
 
 CHANGES = {
@@ -151,13 +96,14 @@ CHANGES = {
     "every file touched": (touch_everything, {}),
     "comment in the YAML": (change("parameters", "tiny.yaml"), {}),
     "another study's YAML": (change("parameters", "demo.yaml"), {}),
-    "runner": (change("thyroid_lib", "runner.py"), {}),
-    "source code": (change("thyroid_lib", "tg3k.py"), ALL),
-    "model code": (change("thyroid_lib", "models.py"), TRAIN),
-    "metric code": (change("thyroid_lib", "metrics.py"), TRAIN),
-    "statistics code": (change("thyroid_lib", "statistics.py"), COMPARE),
-    "audit code": (change("thyroid_lib", "copies.py"), AUDIT),
-    "report code": (change("thyroid_lib", "report.py"), REPORT),
+    "runner": (library("study/runner.py"), {}),
+    "settings": (library("settings.py"), {}),
+    "source code": (library("data/tg3k.py"), ALL),
+    "a network": (library("models/segnet.py"), TRAIN),
+    "metric code": (library("evaluate/metrics.py"), TRAIN),
+    "statistics code": (library("compare/bootstrap.py"), COMPARE),
+    "a plot": (library("plots/audit.py"), AUDIT),
+    "report code": (library("study/report.py"), REPORT),
     "notebook 1": (change("notebooks", "1-preprocess.ipynb"), ALL),
     "notebook 2": (change("notebooks", "2-audit.ipynb"), AUDIT),
     "notebook 3": (change("notebooks", "3-train.ipynb"), TRAIN),
@@ -182,41 +128,36 @@ def test_what_depends_on_a_change_runs_again_and_nothing_else(name, project):
 
 
 def test_results_alone_are_the_study(finished, tmp_path):
-    """Carried to another project, with other times, and to another name of their folder."""
+    """Copied to another project, with other times, and to another folder of results."""
     moved = copy_project(tmp_path / "")
     shutil.copytree(finished / RESULTS, moved / RESULTS)
     for age, path in enumerate(sorted(moved.rglob("*"), reverse=True)):
         if path.is_file():
             os.utime(path, (1e9 + age, 1e9 + age))
     assert steps(moved) == {}
-    for record in (moved / RESULTS / "provenance").iterdir():
+    records = list((moved / RESULTS / ".snakemake" / "metadata").iterdir())
+    assert len(records) > 20
+    for record in records:  # they name no folder of the machine
         assert str(finished) not in record.read_text(encoding="utf-8")
-    # content decides also where the change is older than what was made before it
-    change("thyroid_lib", "statistics.py")(moved)
-    os.utime(moved / "thyroid_lib" / "statistics.py", (1e8, 1e8))
+    # content decides, also where a change is older than what was made before it
+    statistics = Path("thyroid_lib", "compare", "bootstrap.py")
+    change(*statistics.parts)(moved)
+    os.utime(moved / statistics, (1e8, 1e8))
     assert steps(moved) == COMPARE
-    shutil.copy2(finished / "thyroid_lib" / "statistics.py", moved / "thyroid_lib")
+    shutil.copy2(finished / statistics, moved / statistics)
     shutil.move(moved / RESULTS, tmp_path / "away" / "tiny")
     done = snakemake(moved, "-n", THYROID_RESULTS=str(tmp_path / "away"))
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_records_that_snakemake_kept_itself_are_taken_over(project):
-    folder, kept = project / RESULTS / "provenance", project / ".snakemake" / "metadata"
-    for path in sorted(folder.glob("*.json")):
-        step = json.loads(path.read_text(encoding="utf-8"))
-        for output in step["outputs"]:
-            text = json.dumps(step["record"]).replace("results/<study>/", f"{RESULTS}/")
-            name = output.replace("results/<study>/", f"{RESULTS}/").encode()
-            target = kept / base64.urlsafe_b64encode(name).decode()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-    before = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-    shutil.rmtree(folder)
-    assert steps(project) == {}
-    assert not folder.exists()  # who only looks writes nothing
-    run_study(project)
-    assert before == {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+def test_the_same_data_may_have_another_place(project, small_folder, monkeypatch):
+    """A path below the project or the home is recorded as every machine would write it."""
+    data = shutil.move(small_folder, project / "frames")
+    given = ("--until", "preprocess", "--config", "source=folder")
+    run_study(project, *given, f"data={data}")
+    assert steps(project, *given, "data=frames") == {}
+    shutil.move(data, project / "elsewhere")
+    assert steps(project, *given, "data=elsewhere") == {"preprocess": 1}
 
 
 def test_settings_of_the_command_line_are_those_of_the_file(project):
@@ -238,11 +179,12 @@ def test_settings_of_the_command_line_are_those_of_the_file(project):
         ("lr=fast", 'lr: got "fast", need'),
         ("models=unet", "models: got"),
         ("run_folds=[4]", "run_folds"),
+        ("source=tg3k data=results/data/none", "data: nothing is at results/data/none"),
     ],
 )
 def test_wrong_settings_stop_before_any_work(wrong, message, tmp_path):
     project = copy_project(tmp_path)
-    done = snakemake(project, "--config", wrong)
+    done = snakemake(project, "--config", *wrong.split())
     assert done.returncode == 2
     assert f"error in the parameters:\n{message}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -251,28 +193,13 @@ def test_wrong_settings_stop_before_any_work(wrong, message, tmp_path):
 
 @pytest.mark.parametrize(("gpus", "threads"), [("-1", 4), ("3,5", 2)])
 def test_every_gpu_has_a_run(gpus, threads, tmp_path):
-    """What is all threads on a CPU is a GPU's share of them: else the runs would queue."""
+    """All threads are shared by the GPUs' runs: else one run would wait for the other."""
     options = ["-n", "--quiet", "host", "--cores", "4", "--config", "threads=0", "device=auto"]
     done = snakemake(copy_project(tmp_path), *options, CUDA_VISIBLE_DEVICES=gpus)
     assert done.returncode == 0, done.stderr
     train = (done.stdout + done.stderr).split("rule train:")[1].split("rule ")[0]
     assert f"threads: {threads}" in train
     assert f"gpu={int(gpus != '-1')}" in train
-
-
-def test_a_source_is_looked_for_before_any_work(tmp_path):
-    project = copy_project(tmp_path)
-    done = snakemake(project, "--config", "source=tg3k", "data=results/data/none")
-    assert done.returncode == 2
-    assert "data: nothing is at results/data/none" in done.stderr
-
-
-def results_of(project: Path, results: Path = RESULTS) -> dict[str, bytes]:
-    """Every file that is compared byte by byte; times and memory stand in none of them."""
-    top = project / results
-    files = [*top.glob("notebooks/*"), *top.glob("store/*"), *top.glob("runs/*/*.csv")]
-    files += [path for path in top.glob("compare/*") if path.name != "cost.csv"]
-    return {str(path.relative_to(top)): path.read_bytes() for path in files}
 
 
 def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
@@ -288,7 +215,7 @@ def test_a_second_study_elsewhere_gives_the_same_bytes(finished, tmp_path):
 
 
 def apply_blocks(project: Path, page: str) -> list[str]:
-    """Make a how-to's changes, which it shows as differences; return its Python."""
+    """Apply the diffs that a how-to shows; return its Python blocks."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S)
     assert blocks
@@ -353,54 +280,39 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     assert steps(project, "--config", "size=48", "models=[unet]") == {}
 
 
-def test_what_has_changed_since_is_named_and_made_again(project):
-    scores = project / RESULTS / "runs" / RUN / "scores.csv"
-    before = results_of(project)
-    content = bytearray(scores.read_bytes())
-    content[-3] ^= 1
-    scores.write_bytes(content)
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {  # files flipped, files deleted, epochs that are trained again
+    "tables": ([f"runs/{RUN}/scores.csv"], ["compare/summary.csv", "compare/estimates.png"], 0),
+    "figure and weights": (["compare/frames.png", f"runs/{RUN}/model.pt"], [], 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_was_damaged_or_deleted_is_named_and_made_again(name, project):
+    flipped, deleted, epochs = DAMAGES[name]
+    top, before = project / RESULTS, results_of(project)
+    for file in flipped:
+        flip(top / file)
+    for file in deleted:
+        (top / file).unlink()
+    damaged = {file: (top / file).read_bytes() for file in flipped}
+    for record in (top / ".snakemake" / "metadata").glob("*"):  # cut off, as power loss does
+        record.write_bytes(record.read_bytes()[:100])
     output = run_study(project)
-    assert f"note: runs/{RUN}/scores.csv of tiny is not the file that was written" in output
-    assert scores.with_name("scores.csv.damaged").read_bytes() == content
+    for file in flipped:
+        assert f"note: {file} of tiny is not the file that was written" in output
+        if not file.endswith(".pt"):
+            assert (top / f"{file}.damaged").read_bytes() == damaged[file]
+            (top / f"{file}.damaged").unlink()
     assert results_of(project) == before
-    assert json.loads((scores.parent / "run.json").read_text())["trained_epochs"] == 0
-
-
-def test_a_figure_and_weights_that_have_changed_are_made_again(project):
-    before = {name: (project / RESULTS / name).read_bytes() for name in ("compare/frames.png",)}
-    run = project / RESULTS / "runs" / RUN
-    for path in (project / RESULTS / "compare" / "frames.png", run / "model.pt"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    output = run_study(project)
-    assert "note: compare/frames.png of tiny is not the file that was written" in output
-    assert f"note: runs/{RUN}/model.pt of tiny is not the file that was written" in output
-    assert f"model.pt of {RUN} is damaged" in output
-    for name, content in before.items():
-        assert (project / RESULTS / name).read_bytes() == content
+    about = json.loads((top / "runs" / RUN / "run.json").read_text())
+    assert about["trained_epochs"] == epochs
     assert steps(project) == {}
-
-
-def test_a_table_and_a_figure_that_were_deleted_are_made_again(project):
-    before = results_of(project)
-    for name in ("summary.csv", "estimates.png"):
-        (project / RESULTS / "compare" / name).unlink()
-    run_study(project)
-    assert results_of(project) == before
-    assert steps(project) == {}
-
-
-def test_a_second_start_is_refused_while_one_is_at_work(project):
-    lock = checksums.claim(project / RESULTS)
-    assert steps(project, "--config", "delta=0.01") == COMPARE  # looking is free
-    done = snakemake(project, "--config", "delta=0.01")
-    assert done.returncode == 2
-    said = f"error: tiny: another start of this study is at work (process {os.getpid()})"
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    lock.close()
-    run_study(project, "--config", "delta=0.01")
 
 
 def test_a_study_stops_at_the_end_of_its_time_and_goes_on(project):
@@ -412,7 +324,7 @@ def test_a_study_stops_at_the_end_of_its_time_and_goes_on(project):
     assert steps(project, "--config", "epochs=2") == {}
 
 
-def test_a_replication_is_told_step_by_step(tmp_path):
+def test_a_replication_is_taken_apart_step_by_step(tmp_path):
     project = copy_project(tmp_path)
     run_study(
         project, "--config", "protocols=[reported,random,grouped]", "selection=val", "folds=2",
@@ -430,45 +342,10 @@ def test_a_replication_is_told_step_by_step(tmp_path):
     assert "| as reported (epoch picked on test)" in steps
     assert "From the first step to the last: segnet_reported" in steps
     summary = (top / "compare" / "summary.md").read_text(encoding="utf-8")
-    assert "reported (" not in summary  # a protocol that is told in its own notebook alone
+    assert "reported (" not in summary  # which has its own notebook
     page = (top / "report.html").read_text(encoding="utf-8")
     assert "5. Replication" in page
     assert "2. Audit" in page
-
-
-def imports_of(source: str) -> set[str]:
-    """Modules of the library that this code imports, by name."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thyroid_lib"):
-            inside = node.module.partition(".")[2].replace(".", "/")
-            found |= {inside} if inside else {alias.name for alias in node.names}
-    return {name for name in found if (ROOT / "thyroid_lib" / f"{name}.py").exists()}
-
-
-def test_every_module_that_a_notebook_reaches_is_an_input():
-    text = (ROOT / "workflow" / "Snakefile").read_text(encoding="utf-8")
-    known: set[str] = set()  # what an earlier step lists makes this one run as well
-    rules = (
-        ("preprocess", 1), ("audit", 2), ("train", 3), ("compare", 4), ("replication", 5),
-        ("deploy", 6),
-    )  # fmt: skip
-    for rule, notebook in rules:
-        part = text.split(f"rule {rule}:")[1].split("output:")[0]
-        lists = re.findall(r"library\(([^)]*)\)", part)
-        listed = set(re.findall(r'"([\w/]+)"', " ".join(lists))) - {"__init__"}
-        (path,) = ROOT.glob(f"notebooks/{notebook}-*.ipynb")
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        cells = [cell for cell in cells if "setup" not in cell["metadata"].get("tags", [])]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        reached, todo = set(), imports_of("\n".join(code))
-        while todo - reached:
-            module = (todo - reached).pop()
-            reached.add(module)
-            todo |= imports_of((ROOT / "thyroid_lib" / f"{module}.py").read_text(encoding="utf-8"))
-        assert reached <= listed | known, f"{rule} lacks {reached - listed - known}"
-        assert listed <= reached, f"{rule} lists {listed - reached} without need"
-        known |= listed if rule in ("preprocess", "train") else set()
 
 
 def make_nbval(project: Path, *words: str) -> subprocess.CompletedProcess:

@@ -21,19 +21,16 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(r"(?:https?:)?//|mailto:|data:|javascript:")
 
 
-def copy_docs(target: Path, *parts: str) -> Path:
-    for part in ("docs", "mkdocs.yml", "tools/site.py", *parts):
-        (target / part).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, target / part)
-        else:
-            shutil.copy2(ROOT / part, target / part)
-    return target
-
-
-def build(project: Path) -> subprocess.CompletedProcess:
+def build(project: Path, *parts: str) -> subprocess.CompletedProcess:
+    """Build the site of a copy of the documents."""
     pytest.importorskip("mkdocs_jupyter")
     pytest.importorskip("material")
+    for part in ("docs", "mkdocs.yml", "tools/site.py", *parts):
+        (project / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, project / part)
+    with open(project / "docs" / "sturdy.md", "a", encoding="utf-8") as file:
+        file.write("" if parts else "\n[there](nowhere.md)\n[here](statistics.md#nothing-there)\n")
     return subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict"],  # with --quiet nothing is strict
         cwd=project, capture_output=True, text=True,
@@ -62,47 +59,34 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    shown = "results/reference/demo", "results/reference/front-page"
-    project = copy_docs(tmp_path_factory.mktemp("docs"), *shown)
-    done = build(project)
+    project = tmp_path_factory.mktemp("docs")
+    done = build(project, "results/reference/demo", "results/reference/front-page")
     assert done.returncode == 0, done.stdout + done.stderr
     return project / "site"
 
 
 @pytest.mark.study  # builds the site, as do those below that take it
-def test_every_link_and_anchor_of_the_site_is_there(site):
+def test_every_link_and_anchor_of_the_site_is_there_and_nothing_comes_from_elsewhere(site):
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 12
     broken, seen = [], 0
     for path, page in pages.items():
+        broken += [url for url in page.fetched if url and re.match("(https?:)?//", url)]
         for link in [*page.links, *page.fetched]:
             if not link or OUTSIDE.match(link):
                 continue
             parts = urlsplit(link)
-            target = path
-            if parts.path:
-                base = site if parts.path.startswith("/") else path.parent
-                target = (base / unquote(parts.path).lstrip("/")).resolve()
-                target = target / "index.html" if target.is_dir() else target
-            anchors = pages[target].anchors if target in pages else set()
-            fits = target.exists() and (
-                not parts.fragment or unquote(parts.fragment) in anchors | {"__comments"}
-            )
+            base = site if parts.path.startswith("/") else path.parent
+            target = (base / unquote(parts.path).lstrip("/")).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            anchors = {"", "__comments"} | (pages[target].anchors if target in pages else set())
             seen += 1
-            broken += [] if fits else [f"{path.name}: {link}"]
+            if not target.exists() or unquote(parts.fragment) not in anchors:
+                broken.append(f"{path.name}: {link}")
+    for path in site.rglob("*.css"):
+        broken += re.findall(r"url\(\s*[\"']?(?:https?:)?//", path.read_text(encoding="utf-8"))
     assert broken == []
     assert seen > 200
-
-
-@pytest.mark.study
-def test_a_page_fetches_nothing_from_elsewhere(site):
-    for path in site.rglob("*.html"):
-        assert not [url for url in Page(path).fetched if url and re.match("(https?:)?//", url)], (
-            path
-        )
-    for path in site.rglob("*.css"):
-        found = re.findall(r"url\(\s*[\"']?(?:https?:)?//", path.read_text(encoding="utf-8"))
-        assert not found, path
 
 
 @pytest.mark.study
@@ -114,63 +98,51 @@ def test_the_executed_demo_is_shown(site):
     index = (site / "index.html").read_text(encoding="utf-8")
     assert len(set(re.findall(r"demo/3-train-\w+", index))) == 3
     assert "3 train: segnet" in index  # and not three of one title
-
-
-@pytest.mark.study
-def test_a_notebook_shows_neither_its_setup_nor_a_script_from_elsewhere(site):
+    assert {"demo/0-quickstart.html", "demo/4-compare.html"} <= set(Page(site / "index.html").links)
     for path in (site / "demo").glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        assert "find_spec" not in text, path
+        assert "find_spec" not in text, path  # of the setup
         assert 'class="jp-Cell' in text, path
         assert not re.search(r"import\(\s*[\"']https?:", text), path
         assert re.search("md-sidebar--secondary[^>]* hidden", text), path  # width for the code
 
 
 @pytest.mark.study
-def test_the_first_page_has_a_figure_and_leads_to_what_was_executed(site):
-    start = Page(site / "index.html")
-    assert "front-page/light.png" in start.fetched
+def test_the_first_page_has_a_figure(site):
+    assert "front-page/light.png" in Page(site / "index.html").fetched
     for theme in ("light", "dark"):
         kept = ROOT / "results" / "reference" / "front-page" / f"{theme}.png"
         assert (site / "front-page" / f"{theme}.png").read_bytes() == kept.read_bytes()
-    assert {"demo/0-quickstart.html", "demo/4-compare.html"} <= set(start.links)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ('<script src="https://a/b.js"></script>', ""),
-        ("<script>one()</script>", "<script>one()</script>"),
-        ('<script type="module">\nawait import("https://a/b.mjs")\n</script>', ""),
-        (
-            "<script>one()</script><p><script>import('https://a/b')</script>",
-            "<script>one()</script><p>",
-        ),
-        (
-            '<a href="https://a"><img alt="Open in Colab" src="https://a/b.svg"/></a>',
-            '<a href="https://a">Open in Colab</a>',
-        ),
-        ('<img alt="chart" src="data:x"/>', '<img alt="chart" src="data:x"/>'),
-    ],
-)
-def test_what_a_page_would_fetch_from_elsewhere_is_taken_out(before, after):
+TAKEN_OUT = {
+    '<script src="https://a/b.js"></script>': "",
+    "<script>one()</script>": "<script>one()</script>",
+    '<script type="module">\nawait import("https://a/b.mjs")\n</script>': "",
+    "<script>one()</script><p><script>import('https://a/b')</script>": "<script>one()</script><p>",
+    '<a href="https://a"><img alt="Open in Colab" src="https://a/b.svg"/></a>': (
+        '<a href="https://a">Open in Colab</a>'
+    ),
+    '<img alt="chart" src="data:x"/>': '<img alt="chart" src="data:x"/>',
+}
+
+
+def test_what_a_page_would_fetch_from_elsewhere_is_taken_out():
     pytest.importorskip("mkdocs")
     spec = importlib.util.spec_from_file_location("site_hook", ROOT / "tools" / "site.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    assert hook.on_post_page(before, None, None) == after
+    for before, after in TAKEN_OUT.items():
+        assert hook.on_post_page(before, None, None) == after
 
 
 @pytest.mark.study
-@pytest.mark.parametrize("link", ["nowhere.md", "statistics.md#nothing-of-that-name"])
-def test_a_broken_link_would_be_found(link, tmp_path):
-    project = copy_docs(tmp_path)
-    with open(project / "docs" / "sturdy.md", "a", encoding="utf-8") as file:
-        file.write(f"\n[there]({link})\n")
-    done = build(project)
+def test_broken_links_would_be_found(tmp_path):
+    done = build(tmp_path)
     assert done.returncode != 0
     warnings = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
-    assert any("sturdy.md" in line and link.partition("#")[0] in line for line in warnings)
+    for link in ("nowhere.md", "statistics.md"):
+        assert any("sturdy.md" in line and link in line for line in warnings)
 
 
 def markdown_of(path: Path) -> str:
@@ -199,33 +171,24 @@ by_text = pytest.mark.parametrize(
 
 
 @by_text
-def test_links_and_pictures_of_texts_are_there(path):
-    text = without_code(markdown_of(path))
-    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", text)
+def test_what_texts_link_show_and_name_is_there(path):
+    """Files are named below the root or, if of the library, below `thyroid_lib`."""
+    text = markdown_of(path)
+    plain = without_code(text)
+    links = re.findall(r"\]\(([^)\s]+)\)", plain)
+    links += re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", plain)
     for link in links:
         if OUTSIDE.match(link):
             continue
         file, _, anchor = unquote(link).partition("#")
         target = path.parent / file if file else path
         assert target.exists(), link
-        if anchor:
-            assert anchor in anchors_of(markdown_of(target)), link
-
-
-@by_text
-def test_files_of_the_project_that_texts_name_are_there(path):
-    """Below the project's root or, for a file of the library, below `thyroid_lib`."""
-    named = re.findall(r"`([\w./-]+\.(?:py|ya?ml|ipynb|sh|toml|cff))`", markdown_of(path))
+        assert not anchor or anchor in anchors_of(markdown_of(target)), link
     own = re.compile(r"architectures/|(parameters/)?mine\.yaml|out\.ipynb|kaggle/")
     roots = ROOT, ROOT / "thyroid_lib", ROOT / "notebooks", path.parent
-    missing = [
-        name
-        for name in named
-        if not own.match(name)
-        and not any((root / name).exists() for root in roots)
-        and not list(ROOT.glob(f"thyroid_lib/*/{name}"))
-    ]
-    assert missing == []
+    for name in re.findall(r"`([\w./-]+\.(?:py|ya?ml|ipynb|sh|toml|cff))`", text):
+        there = any((root / name).exists() for root in roots)
+        assert own.match(name) or there or list(ROOT.glob(f"thyroid_lib/*/{name}")), name
 
 
 def test_every_page_is_reached_from_readme():

@@ -67,7 +67,7 @@ def session(folder: Path, *, done=(), begun=None, store="the store", scores="0.9
         files.append(write(study / "runs" / run / "run.json", text))
         files.append(write(study / "notebooks" / f"{step}.ipynb", "{}"))
         write(study / "runs" / run / "model.pt", "weights")
-        for name in gather.records_of(step, [f"notebooks/{step}.ipynb"]):
+        for name in gather.records_of([f"notebooks/{step}.ipynb"]):
             write(study / name, "{}")
         checksums.record(study / "checksums" / f"{step}.sha256", files)
     for run, state in (begun or {}).items():
@@ -98,7 +98,7 @@ def test_two_sessions_become_one_study(settings, here, tmp_path):
         f"or, to finish here: make study PARAMETERS={settings}",
     ]
     names = set(contents(here))
-    assert set(gather.records_of(f"3-train-{A}", [f"notebooks/3-train-{A}.ipynb"])) <= names
+    assert set(gather.records_of([f"notebooks/3-train-{A}.ipynb"])) <= names
     assert {f"notebooks/3-train-{A}.ipynb", f"runs/{A}/model.pt", "store/images.npy"} <= names
     assert not any(name.startswith("logs/") for name in names)
     assert checksums.mend(here) == []  # every file has its recorded checksum

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from test_workflow import TINY, copy_project, results_of, snakemake, steps
+from tiny_study import TINY, copy_project, results_of, snakemake, steps
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
@@ -309,7 +309,7 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
     copy_project(colab, SETTINGS)
     copy_study(here / "results", colab / "results")
     first = sorted(begun)[0]
-    target = f"results/tiny/notebooks/3-train-{first}.ipynb"
+    target = f"notebooks/3-train-{first}.ipynb"
     done = snakemake(colab, "--cores", "2", target, THYROID_ROOT=str(colab))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1-preprocess: done" not in done.stdout + done.stderr

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import write_folder
-from test_workflow import ROOT, RUN, copy_project
+from tiny_study import ROOT, RUN, copy_project
 
 from thyroid_lib.study.runner import hide_places
 

@@ -1,12 +1,10 @@
 """Near-copies: which frames show nearly the same picture, shifted, brightened or mirrored or not.
 
-A cheap descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
-cross-correlation (64 px, small shifts allowed) confirms. Both use images from which the local mean
-and contrast are removed, so that brightness, gamma and what all necks have in common (bright skin
-above, dark depth below) do not count. NumPy and SciPy; memory grows by some 50 kB per frame.
+A descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
+cross-correlation (64 px, small shifts allowed) confirms. Local mean and contrast are removed from
+both, so that brightness, gamma and what all necks have in common do not count.
 
-Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995 (the template in the
-spectrum, the windows' energy from running sums).
+Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995.
 """
 
 from collections.abc import Sequence
@@ -21,11 +19,10 @@ COARSE, FINE = 32, 64  # px, sides of the maps that propose and that confirm
 SLACK = 4  # px of the fine map that a copy may be shifted: a sixteenth of the frame
 PROPOSED = 8  # candidates for each frame, and as many mirrored ones
 BLOCK = 64  # frames compared at a time: a few tens of MB, however many there are
-# Chosen on the 581 real frames (every fifth or so of 12 TG3K sweeps), every pair of them compared:
-# no pair of two sweeps, mirrored or not, correlates above 0.588, and 95 % of the pairs that follow
-# each other in a sweep do above 0.719; NEAR_COPY is the middle. Held out of that choice: phantom
-# sweeps stay below 0.50 against each other, copies shifted by up to 8 of 256 px, brightened,
-# mirrored and saved as JPEG of quality 20 above 0.88, on phantoms and on real frames.
+# Chosen on all pairs of 581 real frames (every fifth or so of 12 TG3K sweeps): no pair of two
+# sweeps correlates above 0.588, 95 % of neighbours in a sweep do above 0.719; NEAR_COPY is the
+# middle. Held out of that choice: phantom sweeps stay below 0.50 against each other, copies shifted
+# by up to 8 of 256 px, brightened, mirrored and saved as JPEG of quality 20 above 0.88.
 NEAR_COPY = 0.65
 
 
@@ -41,34 +38,33 @@ class Maps(NamedTuple):
 
 
 def describe(images: Sequence[np.ndarray]) -> Maps:
-    """Make the maps of frames.
+    """Make the maps of frames, uint8 (N,S,S) or N times (H,W), which are stretched to squares.
 
-    Args:
-        images: uint8 (N,S,S), or N frames uint8 (H,W) of any sizes, which are stretched to squares.
-            The border of a letterbox must be cut off: frames would resemble each other by it.
+    The border of a letterbox must be cut off: frames would resemble each other by it.
     """
     coarse = np.empty((len(images), COARSE, COARSE), np.float32)
     fine = np.empty((len(images), FINE, FINE), np.float32)
     for start in range(0, len(images), BLOCK):
         block = np.s_[start : start + BLOCK]
-        small = np.stack([_shrink(image) for image in images[block]])  # (B,64,64)
+        squares = (
+            Image.fromarray(image).resize((FINE, FINE), Image.Resampling.BOX)
+            for image in images[block]
+        )
+        small = np.stack([np.asarray(image, np.float32) for image in squares])  # (B,64,64)
         fine[block] = _normalise(ndimage.gaussian_filter(small, (0, 0.7, 0.7)), 4)
         coarse[block] = _normalise(_halve(small), 6)
     return Maps(coarse, fine)
 
 
 def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
-    """Find for each query the frame of the pool that it copies best.
+    """Find for each of n queries the frame, of N in the pool, that it copies best.
 
-    Args:
-        queries, pool: maps of n and of N frames, one at least.
-        apart: a value for each query and for each frame of the pool, (n,) and (N,): frames of equal
-            value are not compared. To look for copies within one set, number its frames.
+    `apart`: values (n,) and (N,); frames of equal value are not compared.
 
     Returns:
-        One row per query, RangeIndex: row, in the pool, -1 if there is none to compare with;
-        correlation, at most 1; shift_y and shift_x, as parts of the side: where the query lies
-        seen from that frame, positive is down and right; mirrored (bool), left and right.
+        One row per query: row, in the pool, -1 if there is none to compare with; correlation, at
+        most 1; shift_y and shift_x, as parts of the side: how far the query lies down and right of
+        that frame; mirrored (bool).
     """
     windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
     starts = range(0, len(pool.fine), BLOCK)
@@ -83,14 +79,9 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
 
 
 def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
-    """Correlate each frame with the one `back` before it, small shifts allowed.
+    """Correlate each frame with the one `back` (1 or more) before it, small shifts allowed.
 
-    Args:
-        fine: maps of N frames in order, from `describe`.
-        back: how many places before, 1 or more.
-
-    Returns:
-        float32 (N,), at most 1; 0 for the first `back` frames.
+    `fine`: maps of N frames, from `describe`. Returns float32 (N,), 0 for the first `back` frames.
     """
     best = np.zeros(len(fine), np.float32)
     for start in range(back, len(fine), 4 * BLOCK):
@@ -99,11 +90,6 @@ def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
         each = _correlate(_template(fine[now]), fft.rfft2(before), _window_norm(before))
         best[now] = each.max(axis=(1, 2))
     return best
-
-
-def _shrink(image: np.ndarray) -> np.ndarray:
-    small = Image.fromarray(image).resize((FINE, FINE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)
 
 
 def _halve(maps: np.ndarray) -> np.ndarray:
@@ -126,10 +112,7 @@ def _unit(maps: np.ndarray) -> np.ndarray:
 
 
 def _windows(coarse: np.ndarray) -> np.ndarray:
-    """Descriptors of nine windows of the coarse maps, a pixel apart: (9,N,196), each of length 1.
-
-    A pixel is a 32nd of the side, so a copy shifted by as much fits one of the nine.
-    """
+    """Descriptors of nine windows of the coarse maps, a pixel apart, of length 1: (9,N,196)."""
     spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
     side = COARSE - 4
     cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)

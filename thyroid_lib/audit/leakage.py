@@ -15,8 +15,8 @@ from thyroid_lib.audit.copies import NEAR_COPY, Maps, closest, describe, pair_co
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
-# That a frame continues the sweep before it is likely, so less is required than of a near-copy:
-# 95 % of the real frames that NEAR_COPY was chosen on find nothing above this in any other sweep.
+# Of a frame that continues a sweep less is required than of a near-copy: 95 % of the frames that
+# NEAR_COPY was chosen on find nothing above this in any other sweep.
 SAME_SWEEP = 0.5
 MEMORY = 5  # frames back that are compared: one that is out of place does not end a sweep
 
@@ -25,45 +25,33 @@ def describe_store(store: Store) -> Maps:
     """Make the maps of a store's frames, without the border that a letterbox adds."""
     if store.settings["resize"] == "square":
         return describe(store.images)
-    heights, widths = content_sides(store)
-    tops, lefts = (store.size - heights) // 2, (store.size - widths) // 2
-    cut = zip(store.images, tops, heights, lefts, widths, strict=True)
-    return describe([image[y : y + h, x : x + w] for image, y, h, x, w in cut])
+    sides = np.stack(content_sides(store), axis=1)
+    corners = (store.size - sides) // 2
+    cut = zip(store.images, corners, sides, strict=True)
+    return describe([image[y : y + h, x : x + w] for image, (y, x), (h, w) in cut])
 
 
 def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
     """Return height and width, (N,) each, that every frame fills in its stored square, in px."""
     if store.settings["resize"] == "square":
         return (np.full(len(store.images), store.size),) * 2
-    sides = store.index[["height", "width"]]
-    # as `frames.fit_image` rounds them
-    filled = np.rint(sides.mul(store.size / sides.max(axis=1), axis=0)).clip(lower=1).astype(int)
-    return filled["height"].to_numpy(), filled["width"].to_numpy()
+    sides = store.index[["height", "width"]].to_numpy()
+    scale = store.size / sides.max(axis=1, keepdims=True)
+    height, width = np.rint(sides * scale).clip(min=1).astype(int).T  # as `frames.fit_image`
+    return height, width
 
 
 def leakage(
-    store: Store,
-    sides: np.ndarray,
-    *,
-    threshold: float = NEAR_COPY,
-    maps: Maps | None = None,
+    store: Store, sides: np.ndarray, *, threshold: float = NEAR_COPY, maps: Maps | None = None
 ) -> pd.DataFrame:
     """Find for each test frame the training frame that it copies best.
 
-    Args:
-        store: N frames of any source.
-        sides: (N,) of "train", "val", "test", as from `splits.split_cases`.
-        threshold: correlation from which on a test frame is a near-copy.
-        maps: `describe_store(store)`, to make them only once for several splits.
+    `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made.
 
     Returns:
         One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
         correlation, shift_y_px and shift_x_px (px of the stored frames, in steps of a 64th of their
-        side: how far the test frame lies below and right of the training frame), mirrored,
-        near_copy (bool). Validation frames are on neither side.
-
-    Raises:
-        ValueError: no frame to train or to test on.
+        side: how far it lies below and right of the training frame), mirrored, near_copy (bool).
     """
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
@@ -95,11 +83,7 @@ def leakage_of(
 
 
 def leak_share(table: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per protocol and fold of `leakage_of`: frames tested, near-copies, their share.
-
-    Returns:
-        protocol, fold, test_frames, near_copies, share (0 to 1), correlation_median and _highest.
-    """
+    """Give one row per protocol and fold of `leakage_of`; share of near-copies: 0 to 1."""
     folds = table.groupby(["protocol", "fold"], sort=False)
     return folds.agg(
         test_frames=("near_copy", "size"),
@@ -112,10 +96,9 @@ def leak_share(table: pd.DataFrame) -> pd.DataFrame:
 
 def alikeness(maps: Maps) -> np.ndarray:
     """Return the correlation of each frame with each other one, small shifts allowed, (N,N)."""
-    count = len(maps.fine)
-    alike = np.eye(count)
-    for back in range(1, count):
-        later = np.arange(back, count)
+    alike = np.eye(len(maps.fine))
+    for back in range(1, len(alike)):
+        later = np.arange(back, len(alike))
         alike[later, later - back] = pair_correlation(maps.fine, back)[back:]
     return np.maximum(alike, alike.T)
 
@@ -144,24 +127,15 @@ def closest_sentence(table: pd.DataFrame) -> str:
         return "No test frame was compared."
     pair = table.loc[table["correlation"].idxmax()]
     groups = "one group" if pair["group"] == pair["train_group"] else "two groups"
-    return (
-        f"The closest pair, {pair['train_case_id']} and {pair['case_id']}, is of {groups}; its "
-        f"correlation is {pair['correlation']:.2f}."
-    )
+    names, value = f"{pair['train_case_id']} and {pair['case_id']}", pair["correlation"]
+    return f"The closest pair, {names}, is of {groups}; its correlation is {value:.2f}."
 
 
 def propose_groups(maps: Maps) -> np.ndarray:
-    """Propose groups (sweeps) for frames that have none.
+    """Propose groups (sweeps), str (N,) "part001" …, for the maps of N frames in their order.
 
     A frame joins one of the five before it that it resembles, else it begins a new part; parts that
-    hold near-copies of each other are merged, as no split may separate them.
-
-    Args:
-        maps: of N frames in the order in which they were taken (or named).
-
-    Returns:
-        Array of str (N,): "part001", "part002", … in order of appearance. It is a proposal: frames
-        of one patient that look different are in different parts.
+    hold near-copies of each other are merged. A patient may have several.
     """
     before = [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
     parts = np.cumsum(~np.any(before, axis=0)) - 1
@@ -172,8 +146,7 @@ def propose_groups(maps: Maps) -> np.ndarray:
         for row in copies:
             one, other = sorted((parts[row], parts[found["row"][row]]))
             parts[parts == other] = one
-    numbers, _ = pd.factorize(parts)
-    return np.array([f"part{number + 1:03d}" for number in numbers], dtype=str)
+    return np.array([f"part{number + 1:03d}" for number in pd.factorize(parts)[0]], dtype=str)
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
@@ -190,12 +163,11 @@ def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
     """Say in words how far proposed groups agree with the known ones."""
     found, named = len(set(proposed)), len(set(known))
     agree = adjusted_rand_index(proposed, known)
+    said = f"From the frames alone: {found} group{'s' * (found != 1)}"
     if agree == 1:
-        return f"From the frames alone: {found} group{'s' * (found != 1)}, the same as by name."
-    return (
-        f"From the frames alone: {found} group{'s' * (found != 1)}, against {named} by name; "
-        f"adjusted Rand index {max(agree, 0):.2f} (1: the same groups, 0: chance)."
-    )
+        return f"{said}, the same as by name."
+    index = f"adjusted Rand index {max(agree, 0):.2f} (1: the same groups, 0: chance)"
+    return f"{said}, against {named} by name; {index}."
 
 
 def _percent(share: float) -> str:

@@ -3,9 +3,8 @@
     table = masks.audit_masks(cases, store)      one row per case, a column per defect
     masks.summary(table)                         one row per defect: its rule, how often
 
-Masks are read from their files, at native size and as they were published, whether or not the store
-mends them. A defect is a reason to look: sweeps begin and end with slivers of gland, and a second
-component is often the other lobe.
+Masks are read from their files, as they were published. A defect is a reason to look: sweeps begin
+and end with slivers of gland, and a second component is often the other lobe.
 """
 
 import numpy as np
@@ -44,11 +43,7 @@ MENDS = {  # what can be done about it, by a rule of the parameter `mend`
 
 
 def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """Look for every defect in every case of a store.
-
-    Args:
-        cases: the case table that the store was built from; its masks are read once more.
-        store: N cases; the order of its index is taken as the order of a group's frames.
+    """Look for every defect in every case of a store; `cases` is the table it was built from.
 
     Returns:
         N rows as in the store's index: case_id, group; text, specks, holes: how many; text_pixels,
@@ -62,12 +57,9 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     """
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     index = store.index.reset_index(drop=True)
-    missing = index["case_id"][~index["case_id"].isin(paths.index)]
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} cases of the store are not in the case table, such as "
-            f"{missing.iloc[0]!r}: give the table that the store was built from"
-        )
+    if missing := sorted(set(index["case_id"]) - set(paths.index)):
+        lacking = f"{len(missing)} cases of the store are not in the case table"
+        raise ValueError(f"{lacking}, such as {missing[0]!r}: give the table it was built from")
     found = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
     table = index[["case_id", "group"]].join(pd.DataFrame(found))
     table["area"] = _area_outliers(table["foreground"], table["group"])
@@ -79,29 +71,21 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
 
 
 def mask_defects(levels: np.ndarray) -> dict:
-    """Count the defects of a mask, given its gray levels as in the file, uint8 (H,W).
-
-    Returns:
-        text, text_pixels, specks, speck_pixels, holes, hole_pixels, midtones, gray_areas,
-        foreground; see `audit_masks`.
-    """
+    """Count a mask's defects, columns as of `audit_masks`; gray levels as filed, uint8 (H,W)."""
     mask, text, text_pixels = frames.mend_text(levels > 127)
     found = {"text": text, "text_pixels": text_pixels}
     for name, marked in (("specks", speck_map(mask)), ("holes", hole_map(mask))):
         found[name] = ndimage.label(marked, structure=np.ones((3, 3)))[1]
         found[PIXELS[name]] = int(marked.sum())
-    for name, marked in (("midtones", midtone_map(levels)), ("gray_areas", gray_area_map(levels))):
-        found[name] = int(marked.sum())
-    return found | {"foreground": float(mask.mean())}
+    gray = {"midtones": midtone_map(levels).sum(), "gray_areas": gray_area_map(levels).sum()}
+    return found | {name: int(n) for name, n in gray.items()} | {"foreground": float(mask.mean())}
 
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
     """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
-    numbers, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count < 2:
-        return np.zeros_like(mask)
+    numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(numbers.ravel())
-    areas[0] = areas[1:].max()  # the background is no speck
+    areas[0] = areas[1:].max(initial=0)  # the background is no speck
     return ((areas < SPECK_PX) & (areas < areas[0]))[numbers]
 
 
@@ -123,25 +107,15 @@ def gray_area_map(levels: np.ndarray) -> np.ndarray:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per defect: how many cases have it, how many components and pixels, its rule.
-
-    Returns:
-        defect; cases; components and pixels, of masks, "" where the defect has none; rule; mend:
-        what is done about it, "none: look" where nothing is.
-    """
+    """Give one row per defect: cases, components and pixels ("" where it has none), rule, mend."""
     pixels = PIXELS | {"midtones": "midtones", "gray_areas": "gray_areas"}
-    rows = [
-        {
-            "defect": defect.replace("_", " "),
-            "cases": int((table[defect] > 0).sum()),
-            "components": str(table[defect].sum()) if defect in PIXELS else "",
-            "pixels": str(table[pixels[defect]].sum()) if defect in pixels else "",
-            "rule": rule,
-            "mend": MENDS.get(defect, "none: look"),
-        }
-        for defect, rule in DEFECTS.items()
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for defect, rule in DEFECTS.items():
+        cases, mend = int((table[defect] > 0).sum()), MENDS.get(defect, "none: look")
+        components = str(table[defect].sum()) if defect in PIXELS else ""
+        px = str(table[pixels[defect]].sum()) if defect in pixels else ""
+        rows.append((defect.replace("_", " "), cases, components, px, rule, mend))
+    return pd.DataFrame(rows, columns=["defect", "cases", "components", "pixels", "rule", "mend"])
 
 
 def masks_sentence(table: pd.DataFrame) -> str:
@@ -160,9 +134,8 @@ def masks_sentence(table: pd.DataFrame) -> str:
 def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:
     """Frames far from all of the two before and two after; a sweep's ends are not judged."""
     around = pd.DataFrame({k: share.groupby(group).shift(k) for k in (-2, -1, 1, 2)})
-    small = share < around.min(axis=1) / AREA_FACTOR
-    large = share > around.max(axis=1) * AREA_FACTOR
-    return ((small | large) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
+    low, high = around.min(axis=1) / AREA_FACTOR, around.max(axis=1) * AREA_FACTOR
+    return (~share.between(low, high) & around[[-1, 1]].notna().all(axis=1)).to_numpy()
 
 
 def _sequence(fine: np.ndarray, group: np.ndarray) -> pd.DataFrame:

@@ -4,7 +4,6 @@ A source (phantom, tg3k, folder) makes the table without opening an image; the s
 once. A case that cannot be used has one of a few reasons, so that they can be counted.
 """
 
-import os
 import unicodedata
 from pathlib import Path
 
@@ -15,18 +14,11 @@ from thyroid_lib.data.frames import read_gray
 
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
 QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
-_MISSING = {
-    "image": "there is a mask and no image, add the image under the mask's name",
-    "mask": "there is an image and no mask, add the mask under the image's name",
-}
+_NO_GROUP = "its sweep or patient is not known, name it in groups.csv"
 
 
 class BadCase(ValueError):
-    """A case that cannot be used: the reason in a few words, the detail in a sentence."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    """A case that cannot be used: args are the reason in a few words and the detail, a sentence."""
 
 
 def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
@@ -37,70 +29,56 @@ def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
 
 
 def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its mask: uint8 (H,W) and bool (H,W), both at native size.
-
-    Raises:
-        BadCase: they cannot be read, do not fit each other, or the mask cannot be right.
-    """
+    """Read an image and its mask, uint8 and bool (H,W) at native size; raises BadCase."""
+    pair = []
     for kind, path in (("image", image_path), ("mask", mask_path)):
-        if not os.path.lexists(path):
-            raise BadCase(f"missing {kind}", _MISSING[kind])
-    image, levels = _read(image_path, "image"), _read(mask_path, "mask")
+        try:
+            pair.append(read_gray(path))
+        except ValueError as error:
+            raise BadCase(f"unreadable {kind}", str(error)) from error
+    image, levels = pair
     if image.shape != levels.shape:
         sizes = " and ".join(f"{height} x {width}" for height, width in (image.shape, levels.shape))
         detail = f"image and mask are {sizes} (height x width): they must be of one size"
         raise BadCase("size mismatch", detail)
     mask = levels > 127
     if not mask.any():
-        detail = (
-            f"no pixel is above 127, the brightest is {levels.max()}: save masks with 0 and 255"
-        )
-        raise BadCase("empty mask", detail)
+        detail = f"no pixel is above 127, the brightest is {levels.max()}"
+        raise BadCase("empty mask", f"{detail}: save masks with 0 and 255")
     if mask.all():
         raise BadCase("full mask", "every pixel is above 127: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
-        detail = (
-            "the frame's whole border is above 127: save masks with 255 on the thyroid, 0 around"
-        )
-        raise BadCase("inverted mask", detail)
+        detail = "the frame's whole border is above 127: save masks with 255 on the thyroid"
+        raise BadCase("inverted mask", f"{detail}, 0 around")
     return image, mask
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
-    """List what is wrong with each row of a case table without opening a file.
+    """Return each row's first problem, as a row of the quarantine, or None; opens no file.
 
-    Names are compared without regard to upper and lower case, so that what works on one machine
-    works on all.
-
-    Returns:
-        For each row None or its first problem, as a row of the quarantine.
+    Names that differ in letter case only are equal, as they are on some disks.
     """
     keys = cases["case_id"].map(name_key)
-    counts = keys.map(keys.value_counts())
     problems = []
-    for case, count in zip(cases.itertuples(index=False), counts, strict=True):
-        if count > 1:
-            problem = "duplicate name", f"{count} files have this name, keep one"
-        elif not is_one_line(case.case_id):
-            problem = "unusable name", "it holds a line break or what is no text, rename it"
-        elif not case.image_path:
-            problem = "missing image", _MISSING["image"]
-        elif not case.mask_path:
-            problem = "missing mask", _MISSING["mask"]
-        elif not case.group:
-            problem = "no group", "its sweep or patient is not known, name it in groups.csv"
-        else:
-            problem = ()
-        problems.append(problem_row(case, *problem) if problem else None)
+    for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
+        odd = not is_one_line(case.case_id)
+        checks = (
+            (count > 1, "duplicate name", f"{count} files have this name, keep one"),
+            (odd, "unusable name", "it holds a line break or what is no text, rename it"),
+            (not case.image_path, "missing image", "add the image under the mask's name"),
+            (not case.mask_path, "missing mask", "add the mask under the image's name"),
+            (not case.group, "no group", _NO_GROUP),
+        )
+        found = next(((reason, detail) for wrong, reason, detail in checks if wrong), None)
+        problems.append(found and problem_row(case, *found))
     return problems
 
 
 def problem_row(case, reason: str, detail: str) -> list[str]:
     """Return one row of a quarantine, in the order of `QUARANTINE`; plain text always."""
     about_mask = ("mask" in reason and case.mask_path) or not case.image_path
-    path = Path(case.mask_path if about_mask else case.image_path)
-    names = ("".join(map(_printable, name)) for name in (case.case_id, path.name))
-    return [*names, reason, detail]
+    names = case.case_id, Path(case.mask_path if about_mask else case.image_path).name
+    return [*(n if is_one_line(n) else repr(n)[1:-1] for n in names), reason, detail]
 
 
 def name_key(name: str) -> str:
@@ -110,15 +88,4 @@ def name_key(name: str) -> str:
 
 def is_one_line(text: str) -> bool:
     """Say whether a text holds no control character, such as a line break, and nothing but text."""
-    return all(_printable(letter) == letter for letter in text)
-
-
-def _printable(letter: str) -> str:
-    return repr(letter)[1:-1] if unicodedata.category(letter) in ("Cc", "Cs") else letter
-
-
-def _read(path: str | Path, kind: str) -> np.ndarray:
-    try:
-        return read_gray(path)
-    except ValueError as error:
-        raise BadCase(f"unreadable {kind}", str(error)) from error
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)

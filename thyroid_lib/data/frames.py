@@ -1,13 +1,11 @@
 """Frames: reading image files, mending masks, resizing to the network's square and back.
 
-This is the only pre- and post-processing: notebooks, training, prediction and deployment use these
-functions. NumPy, Pillow and SciPy; no torch.
+This is the only pre- and post-processing, of notebooks, training and deployment; no torch.
 
 Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-in text as thyroid
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +15,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 MAX_PIXELS = 64_000_000
-MAX_SCANS = 100  # of a progressive JPEG, each a pass over all of it; encoders make about ten
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of which run programs
-BITS, PHOTOMETRIC, WHITE_IS_0 = 258, 262, 0  # tags of TIFF, and a value of the second
 RESIZES = ("square", "letterbox")
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
@@ -32,13 +28,10 @@ class Refused(ValueError):
 
 
 def read_gray(path: str | Path) -> np.ndarray:
-    """Read an image file as gray levels; the file's content decides its format, not its ending.
+    """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
     black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen.
-
-    Returns:
-        uint8 (H,W).
 
     Raises:
         ValueError: not an image file, damaged, more than one picture, over 64 megapixels, or of
@@ -46,33 +39,26 @@ def read_gray(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait forever
-            link = "a broken link" if path.is_symlink() else "no file"
-            found = "a folder" if path.is_dir() else link
-            raise ValueError(f"is {found}, give a PNG, JPEG, BMP or TIFF file")
+        if not path.is_file():
+            raise ValueError("is no file, give a PNG, JPEG, BMP or TIFF file")
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            if path.stat().st_size == 0:
                 raise ValueError("is empty (0 bytes), copy it again from its source")
             return _decode(file)
     except ValueError as error:  # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {error}") from error
     except OSError as error:
-        what = error.strerror or error
-        raise ValueError(
-            f"{path.name!r} cannot be opened ({what}), check its permissions"
-        ) from error
+        problem = f"{path.name!r} cannot be opened ({error.strerror}), check its permissions"
+        raise ValueError(problem) from error
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
-    """Convert decoded pixels to gray levels; the one conversion for files, DICOM and arrays.
+    """Convert decoded pixels to gray levels, uint8 (H,W): of files, DICOM and arrays.
 
     Args:
         levels: gray (H,W), uint8 or uint16, or RGB, uint8 (H,W,3).
         bits: number of bits that are used; 0 for all bits of the type.
         inverted: whether 0 is white.
-
-    Returns:
-        uint8 (H,W).
 
     Raises:
         ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
@@ -81,10 +67,8 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
     colour = levels.ndim == 3 and levels.shape[2] == 3 and levels.dtype == np.uint8
     if not levels.size or not (gray or colour):
-        raise ValueError(
-            f"got {levels.dtype} {levels.shape}, need gray levels (H,W), uint8 or uint16, or RGB "
-            "(H,W,3), uint8"
-        )
+        need = "gray levels (H,W), uint8 or uint16, or RGB (H,W,3), uint8"
+        raise ValueError(f"got {levels.dtype} {levels.shape}, need {need}")
     if levels.shape[0] * levels.shape[1] > MAX_PIXELS:
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} megapixels")
     highest = 2 ** (bits or 8 * levels.itemsize) - 1
@@ -101,21 +85,16 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Remove burnt-in text from a mask.
+    """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
     20 % of the frame.
 
-    Args:
-        mask: bool (H,W) at native size.
-
-    Returns:
-        The mended mask, bool (H,W); the number of components removed; the number of pixels.
+    Returns the mended mask, bool (H,W), and how many components and pixels were removed.
     """
     # One row and one column more than text may fill: what reaches these does not lie wholly inside.
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
-    numbers, areas = _components(mask[: rows + 1, : columns + 1])
-    text = (areas > 0) & (areas < TEXT_PX)
+    numbers, areas, text = _components(mask[: rows + 1, : columns + 1], TEXT_PX)
     text[numbers[rows:].ravel()] = text[numbers[:, columns:].ravel()] = False
     mended = mask.copy()
     mended[: rows + 1, : columns + 1] &= ~text[numbers]
@@ -124,32 +103,24 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 def mend_specks(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove components (8-connected) under 40 px, wherever they lie; returns as `mend_text`."""
-    numbers, areas = _components(mask)
-    specks = (areas > 0) & (areas < SPECK_PX)
+    numbers, areas, specks = _components(mask, SPECK_PX)
     return mask & ~specks[numbers], int(specks.sum()), int(areas[specks].sum())
 
 
 def mend_holes(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Fill background under 40 px that foreground encloses; returns as `mend_text`."""
-    numbers, areas = _components(ndimage.binary_fill_holes(mask) & ~mask, diagonal=False)
-    holes = (areas > 0) & (areas < HOLE_PX)
+    enclosed = ndimage.binary_fill_holes(mask) & ~mask
+    numbers, areas, holes = _components(enclosed, HOLE_PX, diagonal=False)
     return mask | holes[numbers], int(holes.sum()), int(areas[holes].sum())
 
 
 MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
 
 
-def mend_mask(
-    mask: np.ndarray, rules: Sequence[str] = ("text",)
-) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
-    """Mend a mask by these rules (keys of `MENDS`), in the order of `MENDS`.
+def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.ndarray, dict]:
+    """Mend a mask, bool (H,W), by these rules (keys of `MENDS`), in the order of `MENDS`.
 
-    Returns:
-        The mended mask, bool (H,W), and for every key of `MENDS` the number of components and of
-        pixels that it changed.
-
-    Raises:
-        ValueError: an unknown rule.
+    Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
     """
     if unknown := sorted(set(rules) - set(MENDS)):
         raise ValueError(f"mend: got {', '.join(unknown)}, need any of {', '.join(MENDS)}")
@@ -162,16 +133,10 @@ def mend_mask(
 
 
 def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
-    """Resize a frame to a square, bilinear and antialiased.
+    """Resize a frame, uint8 (H,W), to a square, uint8 (size,size), bilinear and antialiased.
 
-    Args:
-        image: uint8 (H,W).
-        size: side of the square in pixels.
-        resize: "square" stretches the frame, as the reported study did; "letterbox" keeps its
-            aspect, centres it and pads with 0.
-
-    Returns:
-        uint8 (size,size).
+    `resize` "square" stretches the frame, as the reported study did; "letterbox" keeps its aspect,
+    centres it and pads with 0.
     """
     top, left, height, width = _content_box(*image.shape, size, resize)
     content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
@@ -186,15 +151,9 @@ def fit_mask(mask: np.ndarray, size: int, resize: str) -> np.ndarray:
 
 
 def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.ndarray:
-    """Resize a probability map to its frame's native size, bilinear: the inverse of `fit_image`.
+    """Resize a probability map, float32 (S,S) in [0,1], to its frame's native size in pixels.
 
-    Args:
-        prob: float32 (S,S) in [0,1].
-        height, width: the frame's native size in pixels.
-        resize: how the frame was fitted; a letterbox's border is cut off first.
-
-    Returns:
-        float32 (height,width) in [0,1], before any threshold.
+    Bilinear, the inverse of `fit_image`; a letterbox's border is cut off first.
     """
     if prob.ndim != 2 or prob.shape[0] != prob.shape[1]:
         raise ValueError(f"prob: got shape {prob.shape}, need one square map (S,S)")
@@ -206,13 +165,7 @@ def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.n
 def restore_mask(
     prob: np.ndarray, height: int, width: int, *, resize: str, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a network's map to the frame's native size, then threshold it; arguments as above.
-
-    Scoring, notebooks and deployment make every mask with this function.
-
-    Returns:
-        The probability, float32 (height,width), and the mask, bool (height,width).
-    """
+    """Return `restore_prob` of a network's map, and its mask, bool (height,width)."""
     prob = restore_prob(prob, height, width, resize)
     return prob, threshold_prob(prob, threshold)
 
@@ -245,23 +198,11 @@ def _decode(file: BinaryIO) -> np.ndarray:
             image.verify()
             file.seek(0)
             image = Image.open(file, formats=FORMATS)
-            _scale_transparency(image)
-        if image.format == "TIFF":  # a part without data would be black
-            boxes = {tile[1] for tile in image.tile}  # left, top, right, bottom; one per colour
-            covered = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes)
-            if covered < image.width * image.height:
-                raise ValueError("part of the picture is missing")
-        if image.info.get("progressive"):
-            file.seek(0)
-            if file.read().count(b"\xff\xda") > MAX_SCANS:
-                raise Refused(f'has more than {MAX_SCANS} scans, save it without "progressive"')
         tags = getattr(image, "tag_v2", {})
-        if image.format != "JPEG" or image.info.keys() & {"exif", "xmp"}:  # most JPEG have none
-            image = ImageOps.exif_transpose(image)
-        return _gray_levels(image, tags)
+        return _gray_levels(ImageOps.exif_transpose(image), tags)
     except Refused:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         most = MAX_PIXELS // 1_000_000
         raise ValueError(f"has more than {most} megapixels, save it smaller") from error
     except Image.UnidentifiedImageError as error:
@@ -271,25 +212,14 @@ def _decode(file: BinaryIO) -> np.ndarray:
         raise ValueError(f"is damaged ({what}), copy or export it again") from error
 
 
-def _scale_transparency(image: Image.Image) -> None:
-    """Scale the level that a gray PNG declares transparent to 8 bits, as Pillow does its pixels."""
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        packed = image.tile[0][3]  # Pillow scales pixels of 1, 2 and 4 bits, but not this level
-        scale = {"L;2": 85, "L;4": 17}.get(packed, 1)
-        image.info["transparency"] = 255 * bool(clear) if packed == "1" else clear * scale
-
-
 def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
-        if "transparency" in image.info:
-            levels = np.where(levels == image.info["transparency"], 0, levels)
-        tiff = image.mode == "I;16" and BITS in tags  # may have 12 bits, or 0 for white
-        bits = tags[BITS][0] if tiff else 16
-        inverted = tiff and tags.get(PHOTOMETRIC) == WHITE_IS_0
+        # a TIFF may have 12 bits (tag 258), or 0 for white (tag 262)
+        of_tiff = tags if image.mode == "I;16" else {}
+        bits, inverted = of_tiff.get(258, (16,))[0], of_tiff.get(262) == 0
         return to_gray(levels.astype(np.uint16), bits=bits, inverted=inverted)
     if image.mode == "F":
         raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
@@ -302,9 +232,9 @@ def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
     return to_gray(np.asarray(image if image.mode == "L" else image.convert("RGB")))
 
 
-def _components(mask: np.ndarray, *, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Number the components of a mask from 1; areas in px by number, 0 for the background."""
+def _components(mask: np.ndarray, limit: int, *, diagonal: bool = True) -> tuple:
+    """Number components from 1, (H,W); by number: areas in px, and whether that is below limit."""
     numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)) if diagonal else None)
     areas = np.bincount(numbers.ravel())
-    areas[0] = 0
-    return numbers, areas
+    areas[0] = 0  # the background
+    return numbers, areas, (areas > 0) & (areas < limit)

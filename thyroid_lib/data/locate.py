@@ -8,9 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-from thyroid_lib.files.writing import print_note, project_path
-
-DATASET = re.compile(r"kaggle:([\w-]+)/([\w-]+)/(\d+)")
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import print_note, short_reason
 
 
 def where() -> str:
@@ -28,21 +27,18 @@ def folder_of(path: str) -> Path:
 def find_data(data: str | Path) -> Path | None:
     """Return the folder or zip of a study's data, fetched if `data` says so; None for "".
 
-    Args:
-        data: a path, relative to the project or absolute; `kaggle:owner/slug/version`, a data set
-            of Kaggle: the one attached to the notebook, whatever its version, else fetched;
-            `auto`, TG3K's release: attached on Kaggle, in data/ or results/data of the project, on
-            Colab's Drive (a folder or zip named tg3k…), else fetched from its public folder.
+    `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
+    set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
+    TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
+    folder or zip named tg3k…), else fetched.
 
     Raises:
         ValueError: not of these forms.
         RuntimeError: it cannot be fetched; says how to get it by hand.
     """
     data = str(data)
-    if data == "auto":
-        return _find_release()
-    if data.startswith("kaggle:"):
-        return _find_dataset(data)
+    if asks_network(data):
+        return _find_release() if data == "auto" else _find_dataset(data)
     return project_path(data) if data else None
 
 
@@ -63,14 +59,13 @@ def _find_release() -> Path:
             except ValueError:
                 continue
     drive = folder_of("content/drive/MyDrive")
-    names = os.listdir(drive) if os.path.isdir(drive) else []  # a Drive may have dropped
-    for path in (drive / name for name in sorted(names) if name.lower().startswith("tg3k")):
+    for path in sorted(drive.glob("[tT][gG]3[kK]*")):
         if path.is_dir():
             return path
         if path.suffix.lower() == ".zip":  # unpacked there, each of its files would be fetched
             target = project_path("results/data") / path.name
-            if not target.exists() or target.stat().st_size != path.stat().st_size:
-                target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
                 shutil.copyfile(path, target.with_suffix(".partial"))
                 os.replace(target.with_suffix(".partial"), target)
             return target
@@ -79,11 +74,9 @@ def _find_release() -> Path:
 
 
 def _find_dataset(data: str) -> Path:
-    if not (named := DATASET.fullmatch(data)):
-        raise ValueError(
-            f"data: got {data}, need kaggle:owner/slug/version with the version as a number, such "
-            "as kaggle:somebody/tg3k/1: without it the data could change unnoticed"
-        )
+    if not (named := re.fullmatch(r"kaggle:([\w-]+)/([\w-]+)/(\d+)", data)):
+        needed = "kaggle:owner/slug/version with the version as a number, kaggle:somebody/tg3k/1"
+        raise ValueError(f"data: got {data}, need {needed}: else data could change unnoticed")
     owner, slug, version = named.groups()
     top = folder_of("kaggle/input")
     for folder in (top / "datasets" / owner / slug, top / slug):
@@ -95,13 +88,7 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        raise RuntimeError(
-            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
-            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
-            "it with a browser and set `data` to its folder"
-        ) from error
-
-
-def short_reason(error: Exception) -> str:
-    """Return an error's type and the first line of what it says."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        problem = f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it"
+        by_hand = f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it"
+        advice = f"is missing, or {by_hand} with a browser and set `data` to its folder"
+        raise RuntimeError(f"{problem} {advice}") from error

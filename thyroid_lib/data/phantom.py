@@ -1,15 +1,14 @@
 """Phantom: synthetic B-mode sweeps of the thyroid with masks, the study's embedded default data.
 
-The drawing follows a scanner: scatterers (many to a resolution cell, so complex Gaussian), weighted
-by the echogenicity of a drawn neck, are convolved with a pulse that is narrowest at the focus, then
-detected, smoothed, log-compressed and scan-converted. Along a sweep the anatomy moves and its
-speckle with it, so neighbouring frames are near-copies. Sweeps differ in person, setting and size.
+The drawing follows a scanner: scatterers, weighted by the echogenicity of a drawn neck, are
+convolved with a pulse that is narrowest at the focus, then detected, smoothed, log-compressed and
+scan-converted. Along a sweep the anatomy moves and its speckle with it, so neighbouring frames are
+near-copies. Sweeps differ in person, setting and size.
 
 Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
 Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -23,8 +22,8 @@ from scipy import fft, ndimage
 from thyroid_lib.data import folder as folder_source
 from thyroid_lib.files.writing import write_file
 
-# Raise by one with every change that moves a pixel of a drawn frame. Folders of another version are
-# drawn again. tests/train/test_versions.py fails where that was forgotten.
+# Raise by one with every change that moves a pixel: folders of another version are drawn again.
+# tests/train/test_versions.py fails where that was forgotten.
 PHANTOM_VERSION = 1
 DEPTHS, LINES = 208, 180  # samples along a scan line, scan lines
 SLAB = 24  # frames after which the beam has met other scatterers
@@ -48,16 +47,15 @@ RANGES = {  # what a sweep draws, uniformly: the scanner first, then the person
 
 
 def make_sweep(*, seed: int = 0, sweep: int = 0, frames: int = 12, text: bool = True) -> dict:
-    """Draw one sweep: images, uint8 (frames, H, W), and masks, bool of the same shape.
-
-    A frame does not depend on how many are drawn. `text` is burnt into image and mask, as in TG3K.
-    """
+    """Draw one sweep: images, uint8 (frames, H, W), and masks, bool; `text` is burnt into both."""
     p = _draw_sweep(seed, sweep)
     slabs = [_draw_slab([seed, sweep, 1, index]) for index in range((frames - 1) // SLAB + 2)]
     pairs = [_draw_frame(p, [seed, sweep, 2, frame], slabs) for frame in range(frames)]
-    for image, mask in pairs if text else []:
-        _burn_in(p, image, mask)
     images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+    for column, letter in enumerate("esDesc"[-p.letters :] if text else ""):  # as TG3K has it
+        glyph = (np.array(GLYPHS[letter])[:, None] >> np.arange(4, -1, -1)) & 1 > 0
+        window = np.s_[:, 0:7, 6 * column : 6 * column + 5]
+        images[window][:, glyph], masks[window][:, glyph] = 215, True
     return {"images": images, "masks": masks}
 
 
@@ -66,49 +64,39 @@ def cases(
 ) -> pd.DataFrame:
     """Draw the phantoms into a folder, unless they are there, and return their case table.
 
-    Files: images/s00f000.png …, masks/ of the same names, groups.csv (groups sweep00 …) and
-    phantom.json, which says what was drawn. Dataset "phantom".
-
-    Raises:
-        ValueError: the folder holds other files than frames.
+    Files: images/s00f000.png …, masks/, groups.csv (sweep00 …), phantom.json (what was drawn). A
+    folder that holds other files is refused.
     """
     folder = Path(folder)
     drawn = {"sweeps": sweeps, "frames": frames, "seed": seed, "text": text}
-    record = folder / "phantom.json"
-    if not record.is_file() or record.read_text("utf-8", "replace") != _record(folder, drawn):
+    record, count = folder / "phantom.json", len(list(folder.glob("*/*.png")))
+    wanted = json.dumps(drawn | {"phantom_version": PHANTOM_VERSION}, indent=1) + "\n"
+    whole = record.is_file() and count == 2 * sweeps * frames
+    if not whole or record.read_text("utf-8", "replace") != wanted:
         record.unlink(missing_ok=True)
         _draw_folder(folder, **drawn)
-        write_file(record, _record(folder, drawn))  # last: only a complete folder has it
+        write_file(record, wanted)  # last: only a complete folder has it
     parts = (folder / part for part in ("images", "masks", "groups.csv"))
     return folder_source.cases(*parts, dataset="phantom")
 
 
-def _draw_folder(folder: Path, *, sweeps: int, frames: int, seed: int, text: bool) -> None:
-    old = [path for part in ("images", "masks") for path in folder.glob(f"{part}/[!.]*")]
+def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
+    old = list(folder.glob("*/[!.]*"))
     if foreign := [p.name for p in old if not re.fullmatch(r"s\d+f\d+\.png", p.name)]:
         raise ValueError(f"{folder} holds {foreign[0]}, no phantom frame: give an empty folder")
     for path in old:
         path.unlink()
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     rows = "case_id,group\n"
     for sweep in range(sweeps):
-        drawn = make_sweep(seed=seed, sweep=sweep, frames=frames, text=text)
-        for frame, (image, mask) in enumerate(zip(drawn["images"], drawn["masks"], strict=True)):
-            name = f"s{sweep:02d}f{frame:03d}"
-            Image.fromarray(image).save(folder / "images" / f"{name}.png")
-            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
-            rows += f"{name},sweep{sweep:02d}\n"
+        drawn = make_sweep(sweep=sweep, **how)
+        for part, arrays in drawn.items():
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            for frame, array in enumerate(arrays):
+                levels = array.astype(np.uint8) * (255 if part == "masks" else 1)
+                Image.fromarray(levels).save(folder / part / f"s{sweep:02d}f{frame:03d}.png")
+        count = len(drawn["images"])
+        rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(count))
     write_file(folder / "groups.csv", rows)
-
-
-def _record(folder: Path, drawn: dict) -> str:
-    """Return what phantom.json says of a complete folder: what was drawn, a checksum of it all."""
-    total = hashlib.sha256()
-    for path in sorted([*folder.glob("*/*.png"), folder / "groups.csv"]):
-        total.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
-    about = drawn | {"phantom_version": PHANTOM_VERSION, "files": total.hexdigest()}
-    return json.dumps(about, indent=1) + "\n"
 
 
 def _draw_sweep(seed: int, sweep: int) -> SimpleNamespace:
@@ -288,11 +276,3 @@ def _scan_convert(p, drift: float, maps: list) -> list:
     line = (np.arctan2(x, y) * p.radius_mm / p.width_mm + 0.5) * LINES - 0.5
     sample = (np.hypot(x, y) - p.radius_mm) / p.depth_mm * DEPTHS - 0.5
     return [ndimage.map_coordinates(m, [sample, line], order=1, cval=v) for m, v in maps]
-
-
-def _burn_in(p, image: np.ndarray, mask: np.ndarray) -> None:
-    """Stamp the end of the label into the image's corner, and into the mask as TG3K has it."""
-    for column, letter in enumerate("esDesc"[-p.letters :]):
-        glyph = (np.array(GLYPHS[letter])[:, None] >> np.arange(4, -1, -1)) & 1 > 0
-        window = np.s_[0:7, 6 * column : 6 * column + 5]
-        image[window][glyph], mask[window][glyph] = 215, True

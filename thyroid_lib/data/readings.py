@@ -16,9 +16,8 @@ def sizes_sentence(index: pd.DataFrame) -> str:
     """Say how large frames are, and how much of them the thyroid covers; a store's index."""
     height, width = (_span(index[side]) for side in ("height", "width"))
     covered = _span((100 * index["foreground"]).round(1))
-    return (
-        f"Frames are {height} px high and {width} px wide. Thyroid covers {covered} % of a frame."
-    )
+    size = f"{height} px high and {width} px wide"
+    return f"Frames are {size}. Thyroid covers {covered} % of a frame."
 
 
 def groups_sentence(index: pd.DataFrame) -> str:

@@ -1,10 +1,9 @@
 """Splits: the side of each case of a store, "train", "val" or "test", under a protocol.
 
 `random` cuts by frame, as the reported study did: frames of one sweep land on both sides, so its
-figures say how well a model remembers. `official` is the split that came with the data. `grouped`
-and `leave-one-group-out` cut by group (sweep or patient): their figures say how well a model does
-on a gland that it has not seen. `reported` is `random` again, for the runs that repeat the
-reported study's other flaws too: nothing mended, and the epoch picked on the test set.
+figures say how well a model remembers. `reported` is the same draw, for the runs that repeat the
+reported study's other flaws too. `official` is the split that came with the data. `grouped` and
+`leave-one-group-out` cut by group (sweep or patient).
 """
 
 import numpy as np
@@ -16,38 +15,32 @@ LEAKY = ("random", "reported", "official")  # a group may stand on two sides
 
 
 def split_cases(
-    index: pd.DataFrame,
-    *,
-    protocol: str,
-    fold: int = 0,
-    folds: int = 5,
-    val_share: float = 0.15,
+    index: pd.DataFrame, *, protocol: str, fold: int = 0, folds: int = 5, val_share: float = 0.15
 ) -> np.ndarray:
     """Give each row of `index` its side: "train", "val", "test", or "" where it is left out.
 
     Args:
-        index: the store's cases with columns `case_id` and `group`, and `official` for the
-            protocol of that name.
+        index: the store's cases with columns `case_id`, `group`, and `official` for that protocol.
         protocol: one of `PROTOCOLS`.
         fold: which fold is the test set, 0 … folds − 1. Under `random` it numbers the draw.
         folds: number of test folds under `grouped`; every group is tested in exactly one. Under
             `leave-one-group-out` the number of groups.
-        val_share: wanted share of the training frames that are held back for validation, 0 for
-            none; whole groups, except under `random`, so the share is met as closely as they allow.
+        val_share: wanted share of the training frames that are held back for validation; whole
+            groups, except under `random`, so the share is met as closely as they allow.
 
     Returns:
-        Array of str (len(index),). It does not depend on the training seed, so all models and
-        seeds of a fold see the same cases.
-
-    Raises:
-        ValueError: unknown protocol, impossible fold, or too few groups or frames.
+        Array of str (len(index),), the same for all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
     if fold < 0 or (protocol not in LEAKY and fold >= folds):
         raise ValueError(f"fold: got {fold}, need 0 … {folds - 1} for {folds} folds")
     if protocol in ("random", "reported"):
-        sides = _random_sides(len(index), fold, val_share)
+        order = np.random.default_rng(fold).permutation(len(index))
+        tests = round(TEST_SHARE * len(order))
+        vals = round(val_share * (len(order) - tests))
+        sides = np.full(len(order), "train")
+        sides[order[:tests]], sides[order[tests : tests + vals]] = "test", "val"
     else:
         tested, trained = _test_and_training(index, protocol, fold, folds)
         sides = _hold_back(index["group"].to_numpy(), tested, trained, fold, val_share)
@@ -59,10 +52,9 @@ def check_split(index: pd.DataFrame, sides: np.ndarray, *, by_group: bool) -> No
     """Raise ValueError if a side is empty, or if a group stands on two sides where none may."""
     for side in ("train", "test"):
         if not (sides == side).any():
-            raise ValueError(
-                f"the {side} set is empty ({len(index)} cases, {index.group.nunique()} groups): "
-                "use more cases, fewer folds or a smaller val_share"
-            )
+            held = f"{len(index)} cases, {index.group.nunique()} groups"
+            advice = "use more cases, fewer folds or a smaller val_share"
+            raise ValueError(f"the {side} set is empty ({held}): {advice}")
     counts = pd.Series(sides).groupby(index["group"].to_numpy()).nunique()
     if by_group and (shared := sorted(counts.index[counts > 1])):
         raise ValueError(f"groups on more than one side of the split: {', '.join(shared)}")
@@ -76,70 +68,49 @@ def count_split(index: pd.DataFrame, sides: np.ndarray) -> pd.DataFrame:
     return counts.rename_axis(index="group", columns=None)
 
 
-def _random_sides(count: int, fold: int, val_share: float) -> np.ndarray:
-    order = np.random.default_rng(fold).permutation(count)
-    tests = round(TEST_SHARE * count)
-    vals = round(val_share * (count - tests))
-    sides = np.full(count, "train")
-    sides[order[:tests]] = "test"
-    sides[order[tests : tests + vals]] = "val"
-    return sides
-
-
 def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int) -> tuple:
     """Return which cases are tested and which may be trained on: bool (N,) each."""
     frames = index["group"].value_counts().sort_index()  # by group
+    count = len(frames)
     if protocol == "official":
         official = index["official"].to_numpy().astype(str)
         if fold:
             raise ValueError(f"fold: got {fold}, the official split is one: need 0")
         if not (official == "test").any():
-            raise ValueError(
-                "this data has no official split (TG3K's stands in its tg3k-trainval.json): choose "
-                "random, grouped or leave-one-group-out"
-            )
+            problem = "this data has no official split (TG3K's stands in its tg3k-trainval.json)"
+            raise ValueError(f"{problem}: choose random, grouped or leave-one-group-out")
         return official == "test", official == "train"
     if protocol == "leave-one-group-out":
-        if folds != len(frames):
-            raise ValueError(
-                f"folds: got {folds}, leave-one-group-out has one fold per group: set folds to "
-                f"{len(frames)}"
-            )
+        if folds != count:
+            problem = f"folds: got {folds}, {protocol} has one fold per group: set folds to {count}"
+            raise ValueError(problem)
         fold_of = dict(zip(frames.index, range(folds), strict=True))
     else:
-        if len(frames) < folds:
-            raise ValueError(
-                f"{folds} folds need as many groups, got {len(frames)}: lower `folds` to "
-                f"{len(frames)} or fewer"
-            )
+        if count < folds:
+            problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
+            raise ValueError(f"{problem} or fewer")
         # Largest group first into the lightest fold: folds of nearly equal size, the same always.
         loads, fold_of = np.zeros(folds, dtype=int), {}
-        for group, count in frames.sort_values(ascending=False, kind="stable").items():
+        for group, size in frames.sort_values(ascending=False, kind="stable").items():
             fold_of[group] = int(loads.argmin())
-            loads[fold_of[group]] += count
+            loads[fold_of[group]] += size
     tested = index["group"].map(fold_of).to_numpy() == fold
     return tested, ~tested
 
 
 def _hold_back(group: np.ndarray, tested, trained, fold: int, val_share: float) -> np.ndarray:
-    """Hold whole groups back for validation; what is neither trained nor tested on gets ""."""
-    frames = pd.Series(group[trained & ~np.isin(group, group[tested])]).value_counts().sort_index()
-    held_back = trained & np.isin(
-        group, _validation_groups(frames, fold, val_share * trained.sum())
-    )
-    return np.select([tested, held_back, trained], ["test", "val", "train"], "")
+    """Hold whole groups back for validation; what is neither trained nor tested on gets "".
 
-
-def _validation_groups(frames: pd.Series, fold: int, wanted: float) -> list[str]:
-    """Pick groups, in an order drawn by fold, that bring their number of frames nearer to wanted.
-
-    With few large groups every one overshoots: then the smallest is picked.
+    In an order drawn by fold, those that bring the number of frames nearer to the wanted share are
+    picked. With few large groups every one overshoots: then the smallest is picked.
     """
-    picked: list[str] = []
-    if wanted == 0 or len(frames) < 2:
-        return picked
-    for group in np.random.default_rng(fold).permutation(frames.index.to_numpy())[1:]:
-        have = frames[picked].sum()
-        if abs(have + frames[group] - wanted) < abs(have - wanted):
-            picked.append(group)
-    return picked or [frames.idxmin()]
+    frames = pd.Series(group[trained & ~np.isin(group, group[tested])]).value_counts().sort_index()
+    wanted, picked = val_share * trained.sum(), []
+    if wanted and len(frames) > 1:
+        for name in np.random.default_rng(fold).permutation(frames.index.to_numpy())[1:]:
+            have = frames[picked].sum()
+            if abs(have + frames[name] - wanted) < abs(have - wanted):
+                picked.append(name)
+        picked = picked or [frames.idxmin()]
+    held_back = trained & np.isin(group, picked)
+    return np.select([tested, held_back, trained], ["test", "val", "train"], "")

@@ -8,8 +8,7 @@
     quarantine.csv         one row per case that cannot be used, with its reason
     store.json             settings, counts, fingerprint, checksums; written last
 
-The same sources give the same bytes, on any number of processes and in any folder: no file holds a
-time or an absolute path.
+The same sources give the same bytes, on any number of processes and in any folder.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,21 +38,16 @@ from thyroid_lib.files.writing import print_note, project_path, write_error, wri
 SOURCES = {"phantom": phantom.cases, "tg3k": tg3k.cases, "folder": folder_source.cases_in}
 FILES = ("images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv")
 INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
-    "case_id": str,
-    "dataset": str,
-    "group": str,
-    "height": int,
-    "width": int,
+    **dict.fromkeys(("case_id", "dataset", "group"), str),
+    **dict.fromkeys(("height", "width"), int),
     "foreground": float,  # the native mask's share of the frame
     "official": str,  # side in the data's own split: "train", "test", or "" where it has none
     **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
     "offset": int,  # into reference.npy, bytes
 }
-# Raise by one with every change that moves a byte of a store: of reading, mending, resizing or
-# packing. Stores of another version are built again. tests/train/test_versions.py fails where that
-# was forgotten.
+# Raise by one with every change that moves a byte of a store: such stores are built again.
+# tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
-SOURCE = ["image_path", "mask_path", "case_id", "group", "dataset", "official"]
 ALONE = "results/alone"  # where notebooks write that are run by themselves
 
 
@@ -94,19 +88,13 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(
-    source: str, data: str | Path = "", *, folder: str | Path = "", **drawn
-) -> pd.DataFrame:
-    """Make the case table of a source.
+def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
+    """Make the case table of a source, a key of `SOURCES`.
 
     Args:
-        source: a key of `SOURCES`.
         data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
         folder: where "phantom" is written.
-        drawn: sweeps, frames, seed and text of "phantom", see `phantom.cases`.
-
-    Raises:
-        ValueError: unknown source, or the source's own complaint.
+        drawn: sweeps, frames, seed and text of "phantom".
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
@@ -127,29 +115,23 @@ def build_store(
 ) -> Store:
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
-    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine.
+    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine. Files
+    of other names in `folder` are left alone.
 
     Args:
-        cases: a case table.
-        folder: where the store is written; files of other names are left alone.
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
         mend: rules that mend the masks, see `frames.mend_mask`.
-        workers: processes; by default one per core, eight at most, and one if the cases are few.
-            The result does not depend on it.
+        workers: processes; the result does not depend on it.
 
     Raises:
         ValueError: not one usable case, or a folder that holds the store of another source.
     """
-    workers = count_workers(len(cases)) if workers is None else workers
-    folder = Path(folder)
+    workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     cases = cases.assign(problem=case_table.find_problems(cases))
-    # in the same order on every machine; sources give it so, and a sorted copy would cost memory
-    keys = ["case_id", "image_path", "mask_path"]
-    if any(a > b for a, b in pairwise(cases[keys].itertuples(index=False, name=None))):
-        cases = cases.sort_values(keys)
+    cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -166,11 +148,7 @@ def build_store(
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
-    """Open a store; its arrays are memory maps, read when they are used.
-
-    Args:
-        folder: where `build_store` wrote it.
-        verify: compare every file's checksum, too; reads them whole, once.
+    """Open a store; its arrays are memory maps. `verify` compares every file's checksum, too.
 
     Raises:
         FileNotFoundError: no store there, or an incomplete one.
@@ -179,39 +157,31 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     folder = Path(folder)
     if missing := [name for name in ("store.json", *FILES) if not (folder / name).is_file()]:
         some = "an incomplete" if len(missing) <= len(FILES) else "no"
-        raise FileNotFoundError(
-            f"{some} store at {folder}: {', '.join(missing)} missing; build it (1-preprocess)"
-        )
+        problem = f"{some} store at {folder}: {', '.join(missing)} missing"
+        raise FileNotFoundError(f"{problem}; build it (1-preprocess)")
     try:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         if verify:
             sums = {"store.json": about.pop("checksum"), **about["files"]}
-            for name, digest in ({"store.json": _hash_json(about)} | _digest_files(folder)).items():
-                if digest != sums[name]:
-                    raise ValueError(f"{name} has changed")
+            found = {"store.json": _hash_json(about)} | _digest_files(folder)
+            if changed := [name for name, digest in found.items() if digest != sums[name]]:
+                raise ValueError(f"{changed[0]} has changed")
         images, masks, bits = (np.load(folder / name, mmap_mode="r") for name in FILES[:3])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = " ".join(str(error).split())
-        raise ValueError(
-            f"the store at {folder} is damaged ({what}): delete it and build it again"
-        ) from error
-    index, quarantine = (
-        pd.read_csv(folder / name, dtype=dtype, na_filter=False)
-        for name, dtype in zip(FILES[3:], (INDEX, str), strict=True)
-    )
+        problem = f"the store at {folder} is damaged ({what}): delete it and build it again"
+        raise ValueError(problem) from error
+    tables = zip(FILES[3:], (INDEX, str), strict=True)
+    index, quarantine = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
     settings, fingerprint = about["settings"], about["fingerprint"]
     return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
 
 
 def default_store(cases: pd.DataFrame | None = None) -> Store:
-    """Return the store of a notebook that is run by itself, and print what it is.
+    """Return the store of a notebook that is run by itself, results/alone/store, and print it.
 
-    That is `results/alone/store`, which 1-preprocess writes by default. Where it is missing, or
-    holds another source than `cases`, a small store is built beside it: of `cases` or, without
-    any, of the phantoms that 1-preprocess draws by default.
-
-    Raises:
-        ValueError: the store is damaged; as `build_store`.
+    Where it is missing, or holds another source than `cases`, a small store is built beside it: of
+    `cases` or, without any, of phantoms.
     """
     name = f"{ALONE}/store"
     try:
@@ -237,11 +207,7 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
 
 
 def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
-    """Return the fingerprint of the intact store in this folder, "" if there is none.
-
-    Raises:
-        ValueError: the folder holds the store of another source.
-    """
+    """Return the fingerprint of the intact store in this folder, "" if there is none."""
     try:
         store = open_store(folder)
     except FileNotFoundError:
@@ -250,9 +216,8 @@ def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
         print_note(f"{error.__cause__ or error} in {folder.name}: it is built again")
         return ""
     if len(cases) and _is_foreign(store, cases):
-        raise ValueError(
-            f"{folder} holds another store ({store}): write to another folder, or delete that one"
-        )
+        advice = "write to another folder, or delete that one"
+        raise ValueError(f"{folder} holds another store ({store}): {advice}")
     return store.fingerprint
 
 
@@ -260,11 +225,12 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    names = cases[["case_id", "group", "dataset", "official"]].itertuples(index=False, name=None)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
-        images, masks = (pool.map(_digest, cases[name]) for name in SOURCE[:2])
-        sources = cases[SOURCE].itertuples(index=False, name=None)
-        for (image, mask, *names), *digests in zip(sources, images, masks, strict=True):
-            line = [*names, Path(image).name, Path(mask).name, *digests]
+        digests = [pool.map(_digest, cases[name]) for name in ("image_path", "mask_path")]
+        paths = cases["image_path"], cases["mask_path"]
+        for name, *pair, image, mask in zip(names, *paths, *digests, strict=True):
+            line = [*name, *(Path(path).name for path in pair), image, mask]
             total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -275,7 +241,7 @@ def _hash_json(about: dict) -> str:
 
 def _digest(path: str | Path) -> str:
     """SHA-256 of a file; "" for a missing or unreadable one, which reading will report."""
-    try:  # opening a pipe would wait forever
+    try:
         return file_digest(path) if os.path.isfile(path) else ""
     except OSError:
         return ""
@@ -287,12 +253,7 @@ def _digest_files(folder: Path) -> dict[str, str]:
 
 
 def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
-    """Prepare a case for the store.
-
-    Returns:
-        Its row, the columns of `INDEX` without offset, and its arrays: image, mask, packed native
-        mask. Of a case that cannot be used, its row of the quarantine and None.
-    """
+    """Return a case's row, and its arrays; or a row of the quarantine and None."""
     if case.problem:
         return case.problem, None
     try:
@@ -302,7 +263,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
             gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
             raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except case_table.BadCase as bad:
-        return case_table.problem_row(case, bad.reason, bad.detail), None
+        return case_table.problem_row(case, *bad.args), None
     foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
     names = case.case_id, case.dataset, case.group
     row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
@@ -315,12 +276,11 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still write theirs.
     partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:3]]
-    size, rows, quarantine, offset = settings["size"], [], [], 0
+    rows, quarantine, offset = [], [], 0
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
-        starts = _write_headers(files, 0, size, 0)
-        rows_of = cases.itertuples(index=False, name=None)
-        each = (SimpleNamespace(**dict(zip(cases, row, strict=True))) for row in rows_of)
+        _write_headers(files, 0, settings["size"], 0)
+        each = (SimpleNamespace(**case._asdict()) for case in cases.itertuples(index=False))
         work = map_in_order(partial(_prepare, settings=settings), each, workers)
         for row, arrays in stack.enter_context(closing(work)):
             if arrays is None:
@@ -330,42 +290,34 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
                 file.write(array)
             rows.append((*row, offset))
             offset += len(arrays[2])
+        quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
-            raise ValueError(_nothing_usable(quarantine))
+            counts = quarantine["reason"].value_counts().to_dict()
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
+            first = f"; the first: {' '.join(quarantine.iloc[0, 1:])}" if counts else ""
+            total = len(quarantine)
+            raise ValueError(f"no case can be used, of {total}: {reasons or 'none'}{first}")
         # the number of cases is known only now; NumPy leaves room for it in the header
-        if _write_headers(files, len(rows), size, offset) != starts:
-            raise RuntimeError("NumPy's .npy header grew with the count, the rows would shift")
+        _write_headers(files, len(rows), settings["size"], offset)
         for file in files:
             file.flush()
             os.fsync(file.fileno())
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
     index = pd.DataFrame(rows, columns=list(INDEX))
-    quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
     mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
-    about = {
-        "counts": {"cases": len(rows), "mended": mended, "quarantined": len(quarantine)},
-        "files": _digest_files(folder),
-        "fingerprint": fingerprint,
-        "settings": settings,
-    }
+    counts = {"cases": len(index), "mended": mended, "quarantined": len(quarantine)}
+    about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
+    about |= {"files": _digest_files(folder)}
     about |= {"checksum": _hash_json(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _write_headers(files: list, count: int, size: int, length: int) -> list[int]:
-    """Write the .npy headers of the store's three arrays; return where they end, bytes."""
+def _write_headers(files: list, count: int, size: int, length: int) -> None:
+    """Write the .npy headers of the store's three arrays."""
     for file, shape in zip(files, (*[(count, size, size)] * 2, (length,)), strict=True):
         file.seek(0)
         about = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, about)
-    return [file.tell() for file in files]
-
-
-def _nothing_usable(quarantine: list) -> str:
-    reasons = pd.Series([row[2] for row in quarantine], dtype=object).value_counts()
-    counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-    first = f"; the first: {' '.join(sorted(quarantine)[0][1:])}" if quarantine else ""
-    return f"no case can be used, of {len(quarantine)}: {counts or 'none'}{first}"

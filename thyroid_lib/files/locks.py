@@ -1,78 +1,81 @@
-"""Who is at it: locks that the system frees with the process that holds them, however that ends.
+"""Advisory file locks for study folders and GPUs; the system releases them when a process ends.
 
-So none is ever stale, and none has to be taken away by hand. They hold on one machine; on Windows,
-and on disks that know no locks (some of a network or a cloud), nothing is locked.
+So no lock is ever stale, and none has to be removed by hand. A lock holds on one machine, and on a
+shared disk as far as that disk supports locks; where it does not, a note says so.
 """
 
+import errno
 import glob
 import hashlib
+import inspect
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from thyroid_lib.files.writing import print_note
 
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of some network disks
+OPTIONS = {"thread_local": False}
+if "fallback_to_soft" in inspect.signature(FileLock).parameters:  # to files that stay after a kill
+    OPTIONS["fallback_to_soft"] = False
 
-def take(path: str | Path, *, wait: bool = False) -> TextIO | None:
-    """Lock a file, which is made if it is not there.
+
+def take(path: str | Path, *, wait: bool = False) -> ExitStack | None:
+    """Lock a file, which is created if it does not exist.
 
     Returns:
-        The open file, which holds the lock until it is closed; None if another process holds it
-        (and `wait` is false).
+        A context manager that holds the lock until it is closed or its process ends; None if
+        another process holds the lock (and `wait` is false).
 
     Raises:
         OSError: the file cannot be opened.
     """
-    lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    held = ExitStack()
     try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        lock.close()
+        held.enter_context(FileLock(path, **OPTIONS).acquire(timeout=-1 if wait else 0))
+    except Timeout:
         return None
-    except ImportError:  # Windows
-        pass
-    except OSError as error:
-        print_note(f"{lock.name} cannot be locked here ({error.strerror}): start nothing twice")
-    return lock
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
+            raise
+        print_note(f"{path} cannot be locked here ({error}): do not start the same study twice")
+    return held
 
 
-def _named(name: str) -> Path:
-    """Where the lock of this name lies, which leaves nothing behind in anybody's results."""
-    who = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir(), f"thyroid-{who}-{name}.lock".replace("/", "-"))
+def _lock_path(name: str) -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir(), f"thyroid-{user}-{name}.lock".replace("/", "-"))
 
 
-def claim_path(path: str | Path, name: str) -> TextIO:
-    """Wait until no other process makes this file or folder; `name` tells who waits."""
-    whole = str(Path(path).resolve())
-    place = _named(f"out-{hashlib.sha256(whole.encode()).hexdigest()[:16]}")
-    lock = take(place)
-    if lock is None:
+def claim_path(path: str | Path, name: str) -> ExitStack:
+    """Lock an output file or folder; wait if necessary, with a note that begins with `name`."""
+    digest = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()
+    lock_path = _lock_path(f"out-{digest[:16]}")
+    held = take(lock_path)
+    if held is None:
         print_note(f"{name}: another process is at it; waiting for its end …")
-        lock = take(place, wait=True)
-    return lock
+        held = take(lock_path, wait=True)
+    return held
 
 
 def alive(pid: str | int) -> bool:
-    """Say whether a process of this number is at work on this machine; not so for what is none."""
+    """Return whether a process with this number runs on this machine; False if it is no number."""
+    import psutil
+
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError, OverflowError):
+        return psutil.pid_exists(int(pid))
+    except (ValueError, OverflowError):
         return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """Keep other processes out of a folder, and take away what killed ones left half-written."""
+    """Lock a folder and remove the half-written files that killed processes left in it."""
     folder = Path(folder)
     with claim_path(folder, folder.name):
         for partial in folder.glob("*.partial"):
@@ -81,28 +84,28 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
 
 
 def visible_gpus() -> list[str]:
-    """Return the CUDA devices that this process may use; found without loading CUDA."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        return [name for name in asked.split(",") if name.strip() not in ("", "-1")]
+    """Return the CUDA devices that this process may use, without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def claim_gpu(name: str) -> TextIO | None:
-    """Take a GPU that no other run of this user holds, or wait for one; None where there is none.
+def claim_gpu(name: str) -> ExitStack | None:
+    """Lock a GPU that no other run of this user holds, or wait for one; None if there is no GPU.
 
-    Snakemake deals out as many runs as there are GPUs; a second study beside it knows nothing of
-    the first. Two runs on one GPU would take turns, or run out of its memory.
+    Snakemake starts as many runs as there are GPUs, but does not know of a second study. Two runs
+    on one GPU would take turns, or run out of its memory.
     """
-    gpus, told = visible_gpus(), False
-    job = os.environ.get("SLURM_JOB_ID", "")  # each job may see a GPU of its own as number 0
+    gpus, noted = visible_gpus(), False
+    job = os.environ.get("SLURM_JOB_ID", "")  # each job may see its own GPU as number 0
     while gpus:
         for gpu in gpus:
-            if lock := take(_named(f"gpu-{job}{gpu}")):
+            if (held := take(_lock_path(f"gpu-{job}{gpu}"))) is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-                return lock
-        if not told:
-            told = True
+                return held
+        if not noted:
+            noted = True
             print_note(f"{name}: other runs hold GPU {', '.join(gpus)}; waiting …")
         time.sleep(1)
     return None

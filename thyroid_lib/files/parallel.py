@@ -1,7 +1,7 @@
-"""Work over processes: results in order, few of them in memory, and none that outlives its parent.
+"""A map over processes that gives results in order and keeps few of them in memory.
 
-Processes and not threads: to read or to score one frame takes many short calls, and threads wait
-for Python's lock between them.
+Processes and not threads: to read or score one frame takes many short calls, and threads would wait
+for Python's global lock between them.
 """
 
 import gc
@@ -16,33 +16,34 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-AHEAD = 2  # results per worker that may wait
-MOST = 8  # workers, unless another limit is asked for
-FEWEST = 128  # items that a worker must have to be started
+AHEAD = 2  # finished results that may wait, per worker
+MAX_WORKERS = 8  # unless another limit is given
+MIN_ITEMS = 128  # for each worker; fewer are not worth its start
 
 
 def count_workers(items: int, limit: int = 0) -> int:
-    """Return how many workers serve so many items: one per core at most, or this limit."""
-    return max(1, min(limit or MOST, cores(), items // FEWEST))
+    """Return how many workers to start for so many items: one per core at most, or this limit."""
+    return max(1, min(limit or MAX_WORKERS, cores(), items // MIN_ITEMS))
 
 
 def cores() -> int:
-    """Number of cores that this process may use: a scheduler's, or OMP_NUM_THREADS if fewer.
+    """Return how many cores this process may use: the scheduler's, or OMP_NUM_THREADS if fewer.
 
     Snakemake sets that variable to a step's threads.
     """
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(there or 1, int(asked)) if asked.isdecimal() and int(asked) else there or 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    limit = int(threads) if threads.isdecimal() else 0
+    return min(available or 1, limit or sys.maxsize)
 
 
 def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
-    """Map over workers, in order; one worker is this process itself.
+    """Map over worker processes, results in order; one worker is this process itself.
 
-    Close the iterator, or take all of it: until then the workers stay.
+    Close the iterator or exhaust it: until then the workers stay.
 
     Args:
-        work: a function of a module, or a `partial` of one; what it takes and gives is pickled.
+        work: a function of a module, or a `partial` of one; arguments and results are pickled.
         items: taken one by one, as workers become free.
 
     Raises:
@@ -71,13 +72,13 @@ def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
 
 
 def _pool(workers: int) -> Executor:
-    if sys.platform != "linux":  # a new interpreter per worker would start by running the caller
+    if sys.platform != "linux":  # elsewhere a new interpreter would run the caller's script again
         return ThreadPoolExecutor(workers)
     return ProcessPoolExecutor(workers, get_context("fork"), _watch_parent, (os.getpid(),))
 
 
 def _watch_parent(parent: int) -> None:
-    """Let a worker end with its parent, however that ends, and leave Ctrl-C to it."""
+    """End this worker when its parent ends, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

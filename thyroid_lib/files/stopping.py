@@ -1,4 +1,4 @@
-"""When a training stops before its end: told by a signal, or because its time is used up."""
+"""Stopping a training early: at a signal, or at the end of its time budget."""
 
 import math
 import os
@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 GRACE = 3  # seconds
-TOLD = "it was told to"
+STOP_REQUESTED = "it was told to"
 
 
 class Stopped(Exception):
-    """It was asked to stop; what it reached is kept, and the next start goes on from there."""
+    """A training was asked to stop; its state is kept, and the next start goes on from there."""
 
 
 def deadline(budget_minutes: float = 0) -> float:
-    """Return when to stop, Unix time: after so many minutes (0: no limit) or at the study's end.
-
-    The latter is THYROID_DEADLINE, Unix time, which the workflow sets for all of its runs.
+    """Return when to stop, as Unix time: after so many minutes (0: no limit), or at the time that
+    the workflow sets for all of its runs, THYROID_DEADLINE, if that is earlier.
 
     Raises:
         ValueError: THYROID_DEADLINE is no number.
     """
-    end = time.time() + 60 * budget_minutes if budget_minutes else float("inf")
+    end = time.time() + 60 * budget_minutes if budget_minutes else math.inf
     given = os.environ.get("THYROID_DEADLINE") or "inf"
     try:
         if math.isnan(float(given)):
@@ -37,45 +36,42 @@ def deadline(budget_minutes: float = 0) -> float:
 
 
 def signals() -> list[int]:
-    """Return the signals that ask for an end: Ctrl-C, SIGTERM, a closed terminal's, if not ignored.
-
-    `nohup` lets SIGHUP be ignored, and a shell SIGINT of what runs in its background.
-    """
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
+    """Return the signals that ask for an end; not those ignored, as SIGHUP is after `nohup`."""
+    names = {"SIGINT", "SIGTERM", "SIGHUP"} & set(signal.Signals.__members__)  # Windows lacks one
+    numbers = [signal.Signals[name] for name in sorted(names)]
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
-def told_to_stop(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
-    """Within it, Ctrl-C, a notebook's stop button and SIGTERM are remembered instead of obeyed.
+def stop_requests(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
+    """Within this context, remember signals that ask for an end instead of obeying them.
 
-    Another one is obeyed as ever, at once, if it comes `GRACE` seconds later or more: a batch
-    system signals a process and whoever started it, who passes it on. Signals reach the main thread
-    alone.
+    A signal that comes `GRACE` seconds or more after the first one is obeyed at once. An earlier
+    one is not: a batch system signals a process and its parent, which passes the signal on.
+    Outside the main thread, which alone receives signals, only the deadline counts.
 
     Yields:
-        A function that says why to stop, "" as long as nobody asked.
+        A function that returns the reason to stop, "" if there is none yet.
     """
-    end, told, before = deadline(budget_minutes), [], {}
+    end, arrived, before = deadline(budget_minutes), [], {}
 
     def remember(number, frame):
-        now = time.monotonic()
-        told.append(now)
-        if now - told[0] >= GRACE:
+        arrived.append(time.monotonic())
+        if arrived[-1] - arrived[0] >= GRACE:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    def why() -> str:
-        late = time.time() >= end
-        return TOLD if told else "its time budget is used up" if late else ""
+    def stop_reason() -> str:
+        if arrived:
+            return STOP_REQUESTED
+        return "its time budget is used up" if time.time() >= end else ""
 
     if threading.current_thread() is threading.main_thread():
         for number in signals():
             before[number] = signal.getsignal(number) or signal.SIG_DFL
             signal.signal(number, remember)
     try:
-        yield why
+        yield stop_reason
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

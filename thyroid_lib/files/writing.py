@@ -1,4 +1,4 @@
-"""Files written whole or not at all, paths of the project, and notes to the terminal."""
+"""Files written whole or not at all, and notes to the terminal."""
 
 import errno
 import os
@@ -7,35 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from thyroid_lib.files.paths import project_path as project_path  # until its callers are renamed
 
-def project_path(path: str | Path) -> Path:
-    """Turn a path of the parameters into an absolute one, wherever the kernel was started.
-
-    A relative path hangs off the project's root: `THYROID_ROOT` if set, else the checkout that this
-    file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
-    to `THYROID_RESULTS` if that is set, which is how nbval keeps off the committed results.
-    """
-    path = Path(os.path.expanduser(path))  # leaves the name of a user who is not there as it is
-    moved = os.environ.get("THYROID_RESULTS")
-    if path.is_absolute():
-        return path
-    if moved and path.parts and path.parts[0] == "results":
-        return Path(moved).absolute().joinpath(*path.parts[1:])
-    checkout = Path(__file__).resolve().parents[2]
-    root = os.environ.get("THYROID_ROOT") or (
-        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    )
-    return Path(root).absolute() / path
-
-
-written: list[Callable[[Path, bool], None]] = []  # told of each file, and whether it is gone
+# Called with each file that was written or removed, and whether it is gone.
+written: list[Callable[[Path, bool], None]] = []
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Write a whole file or nothing: beside it first, on to the disk, then moved into its place.
+    """Write a whole file or nothing: to a `.partial` file beside it, synced, then renamed.
 
     Raises:
-        OSError: it cannot be written; names the file and what to do, and leaves nothing half done.
+        OSError: it cannot be written; names the file and what to do, and leaves nothing behind.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -52,20 +34,20 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         if isinstance(error, OSError):
             raise write_error(error, path) from error
         raise
-    for told in written:
-        told(path, False)
+    for listener in written:
+        listener(path, False)
     return path
 
 
 def remove_file(path: str | Path) -> None:
-    """Remove a file that `write_file` wrote, if it is there."""
+    """Remove a file that `write_file` wrote, if it exists."""
     Path(path).unlink(missing_ok=True)
-    for told in written:
-        told(Path(path), True)
+    for listener in written:
+        listener(Path(path), True)
 
 
 def write_error(error: OSError, path: str | Path) -> OSError:
-    """Return the error of a file that could not be written, with its name and what to do."""
+    """Return an error that names the file that could not be written and says what to do."""
     what_next = "; then start again and it goes on"
     if str(error.strerror).endswith(what_next):
         return error
@@ -87,19 +69,19 @@ NOTE = "note: "
 
 
 def print_note(text: str) -> None:
-    """Tell whoever is at the screen what was mended or waited for; no result depends on it.
+    """Print what was repaired or is waited for; no result depends on it.
 
-    The runner takes such lines out of the executed notebook, which is to be the same in any case.
+    The runner removes such lines from the executed notebook, which is the same with and without.
     """
     print(f"{NOTE}{text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def no_grammars() -> Iterator[None]:
-    """Import nbformat here: its schema checker would compile 38 grammars of addresses.
+    """Import nbformat within this context: it saves a second.
 
-    That takes a second, for formats that no notebook has; where the package of grammars is not
-    installed, the checker does without.
+    Its schema checker would compile 38 grammars of addresses, for formats that no notebook has.
+    Without the package of grammars the checker works all the same.
     """
     known = sys.modules.get("rfc3987_syntax")
     sys.modules["rfc3987_syntax"] = known
@@ -111,10 +93,16 @@ def no_grammars() -> Iterator[None]:
 
 
 def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
-    """Write a DataFrame as CSV, whole or not at all; fewer digits where machines differ.
+    """Write a DataFrame as CSV, whole or not at all.
 
     Args:
+        digits: after the decimal point; fewer hide the differences between machines.
         how: further arguments of `DataFrame.to_csv`; the index is left out by default.
     """
     how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
     return write_file(path, table.to_csv(**how))
+
+
+def short_reason(error: Exception) -> str:
+    """Return an error's type and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

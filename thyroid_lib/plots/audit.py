@@ -11,22 +11,13 @@ import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy import ndimage
 
 from thyroid_lib.audit import masks
 from thyroid_lib.audit.copies import NEAR_COPY
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
-from thyroid_lib.plots.common import (
-    FIGURE_WIDTH,
-    INK,
-    REFERENCE,
-    draw_frame,
-    image_axes,
-    native,
-    outline,
-    outline_legend,
-    paint,
-)
+from thyroid_lib.plots import common
 
 SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
 DEFECT = "#ff3b30"
@@ -34,19 +25,15 @@ APART, COPIED = "#8fb8de", "#12355b"
 
 
 def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
-    """Draw the side of every case: a row per group, its frames in order.
+    """Draw the side of every case: a row per group (so many at most), its frames in order.
 
-    Args:
-        index: N cases with column group.
-        splits: sides, (N,) of "train", "val" and "test", by the name to write above them.
-        groups: rows at most; of more groups, the first.
+    `splits`: sides, (N,) of "train", "val" and "test", by the name to write above them.
     """
     names = sorted(index["group"].unique())
     shown = names[:groups]
     longest = index["group"].value_counts()[shown].max()
-    fig, axes = plt.subplots(
-        1, len(splits), figsize=(FIGURE_WIDTH, 1.0 + 0.24 * len(shown)), sharey=True, squeeze=False
-    )
+    size = common.FIGURE_WIDTH, 1.0 + 0.24 * len(shown)
+    fig, axes = plt.subplots(1, len(splits), figsize=size, sharey=True, squeeze=False)
     for ax, (name, side_of) in zip(axes.flat, splits.items(), strict=True):
         picture = np.ones((len(shown), longest, 3))
         for row, group in enumerate(shown):
@@ -59,22 +46,18 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
         ax.tick_params(length=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
         sns.despine(ax=ax, left=True, bottom=True)
-    more = f" ({len(shown)} of {len(names)} groups)" if len(names) > len(shown) else ""
-    handles = [Patch(color=colour, label=side) for side, colour in SIDES.items()]
-    title = f"a row is a group{more}"
-    fig.legend(handles=handles, title=title, loc="outside lower center", ncols=3)
+    more = f" ({len(shown)} of {len(names)} groups)" * (len(names) > len(shown))
+    handles, title = [Patch(color=c, label=side) for side, c in SIDES.items()], "a row is a group"
+    fig.legend(handles=handles, title=title + more, loc="outside lower center", ncols=3)
     return fig
 
 
 def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
     """Draw how much each frame resembles each other one, and how often how much.
 
-    Args:
-        alike: (N,N) correlations, from `leakage.alikeness`.
-        groups: (N,) the frames' groups, in order.
-        threshold: from which on a frame counts as a near-copy.
+    `alike`: (N,N) correlations, from `leakage.alikeness`; `groups`: (N,), in order.
     """
-    size = FIGURE_WIDTH, 3.9
+    size = common.FIGURE_WIDTH, 3.9
     fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
     fig.colorbar(shown, ax=square, label="correlation", shrink=0.85).outline.set_visible(False)
@@ -98,12 +81,10 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
 def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure:
     """Draw how closely test frames copy a training frame: a histogram per protocol.
 
-    Args:
-        table: from `leakage.leakage_of`; the folds of a protocol are drawn together.
-        threshold: from which on a frame counts as a near-copy.
+    `table`: from `leakage.leakage_of`; the folds of a protocol are drawn together.
     """
     protocols = table["protocol"].unique()
-    size = FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
+    size = common.FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
     fig, axes = plt.subplots(len(protocols), 1, sharex=True, squeeze=False, figsize=size)
     bins = np.linspace(min(0.0, table["correlation"].min()), 1, 51)
     for ax, protocol in zip(axes.flat, protocols, strict=True):
@@ -121,60 +102,52 @@ def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure
 def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     """Draw test frames beside the training frames that they copy, and the difference.
 
-    The shift is down and right, in px of the store's squares. The difference is taken after the
-    training frame was moved by it, and the test frame mirrored where the table says so; black is
-    none, white 64 gray levels or more.
-
-    Args:
-        store: the frames.
-        table: rows of `leakage.leakage`; drawn is the closest pair of each group with itself or
-            with another one, the closest of these first.
-        count: rows at most.
+    Drawn is the closest pair of each two groups in `table`, of `leakage.leakage`, closest first.
+    The shift is down and right, in px of the store's squares. The difference is taken after shift
+    and mirroring are undone; black is none, white 64 gray levels or more.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
     groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
     pairs = order[~groups.duplicated()].head(count)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
-    _, axes = image_axes(3 * len(pairs), 3, 2.55)
+    _, axes = common.image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
         test, train = rows[pair.case_id], rows[pair.train_case_id]
         title = f"train: {pair.train_case_id} ({pair.train_group})"
-        draw_frame(line[0], native(store, train), title)
-        draw_frame(line[1], native(store, test), f"test: {pair.case_id} ({pair.group})")
+        common.draw_frame(line[0], common.native(store, train), title)
+        common.draw_frame(
+            line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
+        )
         shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
         title = f"correlation {pair.correlation:.3f}, shift {shift}"
-        draw_frame(line[2], _difference(store, test, train, pair), title)
+        common.draw_frame(line[2], _difference(store, test, train, pair), title)
     return axes[0, 0].figure
 
 
 def defect_gallery(
     cases: pd.DataFrame, store: Store, table: pd.DataFrame, *, count: int = 4
 ) -> Figure:
-    """Draw examples of each defect that occurs, a row for each; what is wrong is red.
+    """Draw examples of each defect in a table of `masks.audit_masks`, a row for each, in red.
 
-    Args:
-        cases: the case table, for the masks' files.
-        store: the frames.
-        table: from `masks.audit_masks`.
-        count: examples of each, the largest first and of different groups where there are any.
+    The largest come first, of different groups where there are any; `cases`: the case table.
     """
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
-    fig, axes = image_axes(count * max(1, len(found)), count, 1.75)
+    fig, axes = common.image_axes(count * max(1, len(found)), count, 1.75)
     paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
             _draw_sequence(line, store, table, defect)
             continue
         size = {"area": "foreground", "nearly_black": "brightness"}.get(defect, defect)
-        order = [size, "case_id"], [size != defect, True]
-        some = table[table[defect] > 0].sort_values(order[0], ascending=order[1])
+        some = table[table[defect] > 0]
+        some = some.sort_values([size, "case_id"], ascending=[size != defect, True])
         some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
         for ax, row in zip(line, some.index[:count], strict=False):
             levels = frames.read_gray(paths[table["case_id"][row]])
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
-        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=INK)
-    outline_legend(fig, mask=REFERENCE, defect=DEFECT)
+        axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=common.INK)
+    common.outline_legend(fig, mask=common.REFERENCE, defect=DEFECT)
     return fig
 
 
@@ -188,12 +161,9 @@ def _mark_threshold(ax, threshold: float, text: str, side: str) -> None:
 def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
     """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
     image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
-    if pair.mirrored:  # the shift is that of the mirrored test frame
-        image = image[:, ::-1]
-    difference = np.abs(image - np.roll(copied, (pair.shift_y_px, pair.shift_x_px), (0, 1)))
-    for axis, shift in enumerate((pair.shift_y_px, pair.shift_x_px)):
-        outside = np.s_[:shift] if shift >= 0 else np.s_[shift:]  # rolled in from the other side
-        np.moveaxis(difference, axis, 0)[outside] = 0
+    image = image[:, ::-1] if pair.mirrored else image  # the shift is that of the mirrored frame
+    copied = ndimage.shift(copied, (pair.shift_y_px, pair.shift_x_px), order=0, cval=np.nan)
+    difference = np.nan_to_num(np.abs(image - copied))  # 0 where nothing is to compare with
     height, width = store.index.iloc[test][["height", "width"]].astype(int)
     shown = frames.restore_prob(difference, height, width, store.settings["resize"])
     return np.clip(shown * 255 / 64, 0, 1)
@@ -213,11 +183,13 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
         "area": (none, f"{100 * found.foreground:.1f} % of frame"),
         "nearly_black": (none, f"mean {found.brightness:.0f}"),
     }[defect]
-    draw_frame(ax, native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}")
+    common.draw_frame(
+        ax, common.native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}"
+    )
     if defect != "midtones":  # which lie along the outline
-        outline(ax, mask, DEFECT if defect == "area" else REFERENCE, 1.0)
+        common.outline(ax, mask, DEFECT if defect == "area" else common.REFERENCE, 1.0)
     if marked.any():
-        paint(ax, marked, DEFECT, 1.0)
+        common.paint(ax, marked, DEFECT, 1.0)
         y, x = (places.mean() for places in np.nonzero(marked))
         height, width = np.array(marked.shape) / 2  # of the frame, half is shown
         left, top = np.clip((x - width / 2, y - height / 2), 0, (width, height))
@@ -230,10 +202,9 @@ def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None
     black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)
     row = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"]).index[0]
     group = table.index[table["group"] == table["group"][row]]
-    at = group.get_loc(row)
     names = {-2: "two before", -1: "before", 0: defect.replace("_", " "), 1: "after"}
-    for ax, step in zip(line, names, strict=False):
-        if 0 <= at + step < len(group):
-            other = group[at + step]
-            draw_frame(ax, native(store, other), f"{names[step]}: {table['case_id'][other]}")
-            outline(ax, store.reference(other), DEFECT if step == 0 else REFERENCE, 1.0)
+    for ax, (step, name) in zip(line, names.items(), strict=False):
+        if 0 <= (at := group.get_loc(row) + step) < len(group):
+            other = group[at]
+            common.draw_frame(ax, common.native(store, other), f"{name}: {table['case_id'][other]}")
+            common.outline(ax, store.reference(other), common.REFERENCE if step else DEFECT, 1.0)

@@ -26,24 +26,23 @@ THEMES = {"light": ("white", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3
 def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
     """Segment one frame with each network, trained on random frames and without the frame's group.
 
-    Among the frames that both trainings of every network tested, it has the highest Dice, averaged
-    over the networks; each network is shown with the seed that does better on it.
+    Of the frames that both trainings of every network tested, it has the highest mean Dice; each
+    network is shown with the seed that does better on it.
 
     Returns:
         case_id; image, float (H,W) in [0,1]; reference, bool (H,W); preds: per network its masks,
-        bool (H,W), by "random" and "unseen". None where a protocol, such a frame or weights lack.
+        bool (H,W), by "random" and "unseen". None if there is no such frame.
     """
     protocols = order_protocols(summary["protocol"])
-    kinds = {"random": "random", protocols[0]: "unseen"} if "random" in protocols else {}
+    kinds = {"random": "random", protocols[0]: "unseen"}
     models, scores = list(dict.fromkeys(summary["model"])), []
     for path in sorted(Path(study).glob("runs/*/run.json")):
-        run = json.loads(path.read_text("utf-8"))
-        kind = kinds.get(run["protocol"])
-        if run["model"] in models and kind and (path.parent / "model.pt").is_file():
-            table = pd.read_csv(path.parent / "scores.csv", dtype={"case_id": str})
-            about = {"model": run["model"], "seed": run["seed"], "kind": kind, "run": path.parent}
-            scores.append(table[["case_id", "dice"]].assign(**about))
-    if len(kinds) < 2 or not scores:
+        run, weights = json.loads(path.read_text("utf-8")), path.with_name("model.pt")
+        if run["model"] in models and run["protocol"] in kinds and weights.is_file():
+            table = pd.read_csv(path.with_name("scores.csv"), dtype={"case_id": str})
+            about = {"model": run["model"], "seed": run["seed"], "kind": kinds[run["protocol"]]}
+            scores.append(table[["case_id", "dice"]].assign(**about, run=path.parent))
+    if protocols[0] == "random" or "random" not in protocols or not scores:
         return None
     table = pd.concat(scores).set_index(["case_id", "model", "seed", "kind"]).sort_index()
     both = table["dice"].unstack("kind").reindex(columns=kinds.values()).dropna().mean(axis=1)
@@ -72,7 +71,6 @@ def front_figure(
         summary: what `compare.tables.summary` gives, or its CSV.
         frame: see `outlined_frame`; the first four networks are drawn.
         group: what a group is called: sweep, patient.
-        theme: light or dark.
     """
     ground, ink, faint = THEMES[theme]
     deciding = order_protocols(summary["protocol"])[0]
@@ -93,8 +91,8 @@ def front_figure(
                 at = order.index(row.model) + shift
                 chart.plot([row.dice_low, row.dice_high], [at, at], color=colour, linewidth=3)
                 chart.plot(row.dice, at, "o", color=colour, markersize=8)
-                above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-                chart.annotate(f"{row.dice:.2f}", (row.dice, at), fontsize=9, **above)
+                where = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                chart.annotate(f"{row.dice:.2f}", (row.dice, at), fontsize=9, **where)
         lowest = np.floor(10 * summary[["dice", "dice_low"]].min().min()) / 10
         chart.set_yticks(range(len(order)), [TITLES.get(model, model) for model in order])
         chart.set(xlim=(lowest, 1), ylim=(-0.6, len(order) - 0.2), xlabel="Dice, 95 % interval")

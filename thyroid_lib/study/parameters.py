@@ -7,15 +7,12 @@ browser, `platforms.start` in the set-up cell calls `check_cells`, which reads t
 import ast
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from thyroid_lib.settings import check_parameters, printable, show
+from thyroid_lib.settings import check_parameters, show
 from thyroid_lib.study.ready import check_networks
 
 HEAD = "# Parameters"  # papermill's first line of the cell that it injects; ours goes on with "of"
-
-ALL = "all"  # as `model` of 3-train: the three papers' networks
 
 
 def parameter_defaults(notebook: str | Path) -> dict:
@@ -26,21 +23,12 @@ def parameter_defaults(notebook: str | Path) -> dict:
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        tagged = [
-            "".join(cell["source"])
-            for cell in cells
-            if "parameters" in cell.get("metadata", {}).get("tags", [])
-        ]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         if len(tagged) != 1:
             raise ValueError(f"{len(tagged)} cells have that tag")
-        lines = ast.parse(tagged[0]).body
-        targets = [getattr(line, "target", None) or line.targets[0] for line in lines]  # x: T = …
-        values = [ast.literal_eval(line.value) for line in lines]
-        return dict(zip([target.id for target in targets], values, strict=True))
-    except OSError as error:
-        raise ValueError(f"{notebook}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError,
-            MemoryError) as error:  # fmt: skip
+        lines = ast.parse("".join(tagged[0]["source"])).body
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    except Exception as error:  # any file may be given
         need = "need a notebook with one cell tagged `parameters`, each line `name = value`"
         raise ValueError(f"{notebook}: {need}: {' '.join(str(error).split())[:200]}") from None
 
@@ -54,31 +42,22 @@ def read_parameters(given: str) -> dict:
     try:
         if not given.lstrip().startswith(("{", "[")):
             given = Path(given).read_text(encoding="utf-8-sig")
-        parameters = json.loads(given, object_pairs_hook=_each_once)
+        parameters = json.loads(given)
         if not isinstance(parameters, dict):
             raise ValueError("no object")
+        return parameters
     except (OSError, ValueError, RecursionError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        said = getattr(error, "strerror", None) or error
         need = 'need a JSON object such as {"seed": 1}, or a file that holds one'
         raise ValueError(f"--parameters: got {show(given)}: {said}; {need}") from None
-    return parameters
-
-
-def _each_once(pairs: list[tuple]) -> dict:
-    """Make a JSON object; of two equal names Python would keep the last in silence."""
-    content: dict = {}
-    for name, value in pairs:
-        if name in content:
-            raise ValueError(f"{printable(name)} twice")
-        content[name] = value
-    return content
 
 
 def check(given: dict, defaults: dict) -> None:
     """Check parameters, and that their networks exist; see `settings.check_parameters`."""
     values = check_parameters(given, defaults)
     check_networks(values.get("models", []))
-    check_networks([values["model"]] if values.get("model", ALL) != ALL else [], "model")
+    # all: the three papers' networks, in 3-train
+    check_networks([values["model"]] if values.get("model", "all") != "all" else [], "model")
 
 
 def check_cells() -> None:
@@ -94,15 +73,10 @@ def check_cells() -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     own, injected = [], []
     for source in shell.user_ns.get("In", []) if shell else ():
-        if source.startswith(f"{HEAD} of"):
-            own, injected = list(_assigned(shell.transform_cell(source))), []
-        elif source.startswith(f"{HEAD}\n"):
-            injected += _assigned(shell.transform_cell(source))
+        if not source.startswith((f"{HEAD} of", f"{HEAD}\n")):
+            continue
+        nodes = ast.walk(ast.parse(shell.transform_cell(source)))
+        names = [x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)]
+        own, injected = (own, injected + names) if source[len(HEAD)] == "\n" else (names, [])
     values = {name: shell.user_ns[name] for name in own + injected}
     check(values, {name: values[name] for name in own})
-
-
-def _assigned(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id

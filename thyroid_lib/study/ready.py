@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-from pathlib import Path
 
 from thyroid_lib.data.locate import asks_network
 from thyroid_lib.files.writing import project_path
@@ -36,10 +35,8 @@ def check_deploy(wanted: bool) -> None:
     """Raise ValueError if models are to be exported and a package for that is missing."""
     need = ("onnx", "onnxruntime", "onnxscript")
     if missing := [name for name in need if wanted and not importlib.util.find_spec(name)]:
-        raise ValueError(
-            f"deploy: {', '.join(missing)} not installed: `pip install {' '.join(missing)}`, or "
-            "set deploy to false"
-        )
+        advice = f"`pip install {' '.join(missing)}`, or set deploy to false"
+        raise ValueError(f"deploy: {', '.join(missing)} not installed: {advice}")
 
 
 def list_data(data: str) -> str:
@@ -52,14 +49,10 @@ def list_data(data: str) -> str:
     """
     if not data or asks_network(data):
         return ""
-    try:
-        top = project_path(data)
-    except RuntimeError:  # ~somebody whom this machine does not know
-        top = Path(data)
+    top = project_path(data)
     if not os.path.exists(top):  # unlike Path's it takes a name that is too long
-        raise ValueError(
-            f"data: nothing is at {printable(data)} (a relative path starts at the project)"
-        )
+        where = "(a relative path starts at the project)"
+        raise ValueError(f"data: nothing is at {printable(data)} {where}")
     files = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
     sizes = sorted(f"{file.relative_to(top)} {file.stat().st_size}" for file in files)
     # names may hold bytes that are no text

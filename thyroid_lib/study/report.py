@@ -2,9 +2,8 @@
 
     python -m thyroid_lib.study.report results/demo
 
-The page begins with the verdict in three sentences and one figure. The executed notebooks follow,
-without their code, the comparison first. For a study that did not finish, the page begins with the
-steps that are missing and the reason of each.
+The page begins with the verdict in three sentences and one figure, or with the steps that are
+missing and their reasons. The executed notebooks follow, without their code.
 """
 
 import argparse
@@ -29,24 +28,18 @@ with no_grammars():
     from nbconvert import HTMLExporter
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+:root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem; }
 p, li { max-width: 52rem; }
-nav { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
 nav a { margin-right: 1.2em; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-table { border: 0; border-collapse: collapse; font-size: .84rem; display: block;
-  margin: .8rem 0 1.4rem; overflow-x: auto; }
+img { max-width: 100%; height: auto; background: #fff; }
+table { border-collapse: collapse; display: block; font-size: .84rem; overflow-x: auto; }
 th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em;
   text-align: right; white-space: nowrap; }
-tr:nth-child(even) td { background: var(--soft); }
-pre { overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
-details { border: 1px solid var(--line); border-radius: 6px; margin: .7rem 0; padding: .2rem 1rem; }
+pre { font-size: .85rem; white-space: pre-wrap; }
+details { border: 1px solid var(--line); margin: .7rem 0; padding: .6rem 1rem; }
 .verdict { font-size: 1.15rem; }
-picture img { background: none; }
-.failed { border-left: 4px solid #c33; margin: 1rem 0; padding: .1rem 1rem; }
-.failed h2 { font-size: 1rem; }
-summary { cursor: pointer; padding: .4rem 0; }
+.failed { border-left: 4px solid #c33; padding: .1rem 1rem; }
 .anchor-link { display: none; }
 """
 
@@ -72,10 +65,9 @@ def build_report(
     """Write `report.html` into the study's folder.
 
     Args:
-        runs: run_ids of the runs to show; None for all that were executed.
+        runs: run_ids of the runs to show; all that were executed by default.
         steps: names of the notebooks of all steps, given if some of them failed. The report then
-            begins with the missing ones, each with its reason and log. Notebooks that compare runs
-            are left out if a run is missing, because they show an earlier state.
+            begins with the missing ones, see `missing_steps`.
 
     Raises:
         FileNotFoundError: the study has no executed comparison, and `steps` were not given.
@@ -87,9 +79,7 @@ def build_report(
     missing = missing_steps(study, steps or [])
     executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem} - set(missing)
     trained = {step.removeprefix("3-train-") for step in executed if step.startswith("3-train-")}
-    shown = trained if runs is None else set(runs)
-    if steps is not None:
-        shown = trained & (shown or trained)
+    shown = sorted(trained & set(runs or trained))
     sections = [] if steps is None else [_unfinished(missing, len(steps))]
     if "4-compare" in executed and (study / "compare" / "summary.csv").is_file():
         sections.append(("verdict", "Verdict", _verdict_section(study)))
@@ -100,13 +90,12 @@ def build_report(
                 body += pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
             sections.append((name, title, body))
     details = "".join(
-        f"<details><summary>{html.escape(run)}</summary>"
-        f"{_body(folder / f'3-train-{run}.ipynb')}</details>"
-        for run in sorted(shown)
+        f"<details><summary>{run}</summary>{_body(folder / f'3-train-{run}.ipynb')}</details>"
+        for run in shown
     )
     sections.append(("runs", f"The {len(shown)} runs", f"<h1>The runs</h1>{details}"))
     page = PAGE.format(
-        name=html.escape(study.name),
+        name=study.name,
         style=STYLE,
         links="".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
         sections="".join(f'<section id="{name}">{body}</section>' for name, _, body in sections),
@@ -120,8 +109,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     """Say in three sentences what a comparison found.
 
     Args:
-        summary: what `compare.tables.summary` gives, or its CSV.
-        selected: what `compare.selection.select` gives; {} if nothing was selected.
+        summary, selected: its summary.csv and selected.json; {} if nothing was selected.
         group: what a group is called: sweep, patient.
     """
     deciding = order_protocols(summary["protocol"])[0]
@@ -135,7 +123,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     tested = tested.get(deciding, f"{group}s that it was not trained on")
     status = "provisionally selected" if selected.get("provisional") else "selected"
     status = status if selected else "the best by its mean; nothing was selected"
-    first = f"{_title(name)} ({status}) has Dice {dice:.2f}{interval} on {tested}."
+    first = f"{TITLES.get(name, name)} ({status}) has Dice {dice:.2f}{interval} on {tested}."
 
     second = f"The gap between random frames and unseen {group}s was not measured."
     random = summary[summary["protocol"] == "random"].set_index("model")["dice"]
@@ -145,21 +133,13 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
         change = more if gap > 0.005 else f"{-gap:.2f} less" if gap < -0.005 else "the same"
         second = f"On frames drawn at random it has {random[name]:.2f}, which is {change}."
 
-    found = {"not separated from": "not_separated", "behind": "dropped"}
-    others = [
-        f"{', '.join(map(_title, selected[key]))} {'is' if len(selected[key]) == 1 else 'are'} "
-        f"{words} {_title(best)}"
-        for words, key in found.items()
-        if selected.get(key)
-    ]
+    others = []
+    for words, key in (("not separated from", "not_separated"), ("behind", "dropped")):
+        if names := [TITLES.get(each, each) for each in selected.get(key, [])]:
+            verb = "is" if len(names) == 1 else "are"
+            others.append(f"{', '.join(names)} {verb} {words} {TITLES.get(best, best)}")
     third = "; ".join(others) or "No other network is clearly behind it"
-    if len(table) == 1:
-        third = "No other network was compared"
-    return [first, second, f"{third}."]
-
-
-def _title(model: str) -> str:
-    return TITLES.get(model, model)
+    return [first, second, f"{third if len(table) > 1 else 'No other network was compared'}."]
 
 
 def _verdict_section(study: Path) -> str:
@@ -171,24 +151,18 @@ def _verdict_section(study: Path) -> str:
     except (OSError, ValueError):  # the store or the weights are gone since: the chart alone
         frame = None
     matplotlib.use("agg")
-    images = {}
-    for theme in ("dark", "light"):
-        drawn = io.BytesIO()
-        front_figure(summary, frame, theme=theme).savefig(drawn, format="png", dpi=160)
-        matplotlib.pyplot.close()
-        images[theme] = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
+    drawn = io.BytesIO()
+    front_figure(summary, frame).savefig(drawn, format="png", dpi=160)
+    matplotlib.pyplot.close()
+    image = "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
     caption = "Dice: mean of the frames of a group (a sweep or a patient), then of the groups."
     if frame:
-        caption += (
-            f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those "
-        )
-        caption += "that every network tested both ways, and each network's better seed."
-    return (
-        f'<h1>Verdict</h1><p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}'
-        f'</p><picture><source media="(prefers-color-scheme: dark)" srcset="{images["dark"]}">'
-        f'<img alt="Dice of each network on random frames and on unseen groups" '
-        f'src="{images["light"]}"></picture><p>{html.escape(caption)}</p>'
-    )
+        caption += f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those"
+        caption += " that every network tested both ways, and each network's better seed."
+    return f"""<h1>Verdict</h1>
+<p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}</p>
+<img alt="Dice of each network on random frames and on unseen groups" src="{image}">
+<p>{html.escape(caption)}</p>"""
 
 
 def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
@@ -197,17 +171,17 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
     Steps that compare runs count as not done if a run is missing: they show an earlier state.
     """
     study = Path(study)
-    done = {step: (study / "notebooks" / f"{step}.ipynb").is_file() for step in steps}
-    lacking = any(not done[step] and step.startswith(("1-", "3-")) for step in steps)
-    later = ("4-", "5-", "6-") if lacking else ()
-    reasons = {step: "" for step in steps if not done[step] or step.startswith(later)}
+    done = {step for step in steps if (study / "notebooks" / f"{step}.ipynb").is_file()}
+    if any(step.startswith(("1-", "3-")) for step in steps if step not in done):
+        done = {step for step in done if not step.startswith(("4-", "5-", "6-"))}
+    reasons = {step: "" for step in steps if step not in done}
     lock = study / ".lock"  # written at the start: an older log is of an earlier start
     began = lock.stat().st_mtime if lock.is_file() else 0
     for step in reasons:
         reason, log = study / f"logs/{step}.failed.txt", study / f"logs/{step}.ipynb"
         if reason.is_file():
             reasons[step] = reason.read_text("utf-8", "replace").strip()
-        elif log.is_file() and not done[step] and log.stat().st_mtime >= began:
+        elif log.is_file() and log.stat().st_mtime >= began:
             reasons[step] = f"error: {step}: ended without an error message (killed? no memory?)"
     return reasons
 
@@ -215,30 +189,28 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
 def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
     """Return the section of the missing steps: id, title, HTML."""
     failures = {step: reason for step, reason in missing.items() if reason}
-    waiting = [step for step in missing if step not in failures]
+    waiting = ", ".join(step for step in missing if step not in failures)
     stopped = sum(reason.startswith("stopped: ") for reason in failures.values())
     failed = len(failures) - stopped
-    rows = "".join(
-        f'<article class="failed"><h2>{html.escape(step)}</h2><pre>{html.escape(reason)}</pre>'
-        f'<p>Log: <a href="logs/{html.escape(step)}.ipynb">logs/{html.escape(step)}.ipynb</a></p>'
-        "</article>"
-        for step, reason in failures.items()
-    )
-    later = f"<p>Not done, because they need other steps: {', '.join(waiting)}.</p>" * bool(waiting)
-    return (
-        "unfinished",
-        "Not finished",
+    start = "Remove the cause and start" if failed else "Start"
+    body = (
         f"<h1>This study is not finished</h1><p>{failed} of {steps} steps failed, {stopped} were "
-        f"stopped, {steps - len(missing)} are done and shown below. "
-        f"{'Remove the cause and start' if failed else 'Start'} the study again: only the "
-        f"missing steps run.</p>{rows}{later}",
+        f"stopped, {steps - len(missing)} are done and shown below. {start} the study again: only "
+        "the missing steps run.</p>"
     )
+    for step, reason in failures.items():
+        body += (
+            f'<article class="failed"><h2>{step}</h2><pre>{html.escape(reason)}</pre>'
+            f'<p>Log: <a href="logs/{step}.ipynb">logs/{step}.ipynb</a></p></article>'
+        )
+    if waiting:
+        body += f"<p>Not done, because they need other steps: {waiting}.</p>"
+    return "unfinished", "Not finished", body
 
 
 def _body(notebook: Path) -> str:
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True
-    )
+    how = {"exclude_input": True, "exclude_output_prompt": True, "embed_images": True}
+    exporter = HTMLExporter(template_name="basic", **how)
     return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
 
 

@@ -4,8 +4,7 @@
     python -m thyroid_lib.study.runner notebook notebooks/3-train.ipynb out.ipynb --parameters JSON
     python -m thyroid_lib.study.runner env parameters/demo.yaml
 
-papermill takes a notebook that stopped half-way for a finished one; here that is an error. `env`
-prints arguments of the command env: the environment of a study's notebooks. Exit codes:
+Exit codes (papermill by itself takes a notebook that stopped half-way for a finished one):
 
     0  done                3  a cell raised an error
     2  wrong parameters    4  not every cell ran, the kernel died, or the disk took no more
@@ -16,6 +15,7 @@ Importing this module loads neither torch nor papermill: the workflow reads it a
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -25,26 +25,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from unittest.mock import patch
 
+import psutil
+
+from thyroid_lib.files import writing
 from thyroid_lib.files.locks import claim_gpu, claim_path
 from thyroid_lib.files.stopping import deadline, signals
-from thyroid_lib.files.writing import (
-    no_grammars,
-    print_note,
-    project_path,
-    remove_file,
-    write_error,
-    write_file,
-)
+from thyroid_lib.files.writing import print_note, project_path, write_file
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
 from thyroid_lib.study.parameters import check, parameter_defaults, read_parameters
 from thyroid_lib.study.ready import check_networks
-from thyroid_lib.study.tidy import hide_places, read_notes, tidy_notebook
+from thyroid_lib.study.tidy import hide_places, tidy_notebook
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
 STOPPED = (OUT_OF_TIME, 128 + 1, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # 1: SIGHUP
@@ -76,16 +73,13 @@ def run_notebook(
     checksums: str | Path | None = None,
     writes: Iterable[str | Path] = (),
 ) -> int:
-    """Execute a notebook with these parameters; once all of it ran, write it, tidied, to `out`.
+    """Execute a notebook; once all of it ran, write it, tidied, to `out`; return an exit code.
 
     Args:
         log: file of the notebook while it runs, and afterwards with its times; if it fails, the
             reason is in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
         pin: set the variables of `PINNED`.
         checksums: file for the checksums of the files that the notebook `writes`.
-
-    Returns:
-        The exit code, see the top of this file.
     """
     reason = Path(log).with_suffix(".failed.txt") if log else None
     try:
@@ -97,48 +91,41 @@ def run_notebook(
         deadline()  # refuses a THYROID_DEADLINE that is no number
     except ValueError as error:
         return _fail(BAD_PARAMETERS, f"{Path(notebook).name}: {error}", reason)
-    notebook, out = Path(notebook), Path(out)
+    notebook, out, values = Path(notebook), Path(out), defaults | parameters
     running = Path(log) if log else out.with_suffix(".failed.ipynb")
+    code, message = OUT_OF_TIME, "not begun, as the time budget is used up; start again"
     with claim_path(out, out.stem):
+        began = time.perf_counter()
         try:
+            for path in (running, out):
+                path.parent.mkdir(parents=True, exist_ok=True)
             for old in filter(None, (reason, checksums)):
                 Path(old).unlink(missing_ok=True)
-            began = time.perf_counter()
-            code, message = _run(notebook, out, running, parameters, defaults | parameters, pin)
-            if code == DONE and checksums:
-                record(checksums, writes)
+            if time.time() < deadline():
+                gpu = claim_gpu(out.stem) if values.get("device") in ("auto", "cuda") else None
+                with gpu or nullcontext(), patch.dict(os.environ):  # which it restores
+                    os.environ |= variables(values.get("threads", 0), pin)
+                    notes = io.StringIO()
+                    code, message = _execute(notebook, running, parameters, notes)
+                for line in notes.getvalue().splitlines():
+                    if line.startswith(writing.NOTE):
+                        print_note(f"{out.stem}: {line.removeprefix(writing.NOTE)}")
+            if code == DONE:
+                write_file(out, tidy_notebook(running, source=notebook))
+                if checksums:
+                    record(checksums, writes)
         except OSError as error:
-            full = write_error(error, error.filename or running)
+            full = writing.write_error(error, error.filename or running)
             code, message = INCOMPLETE, f"{full.strerror}: {full.filename}"
+        finally:
+            with suppress(OSError, ValueError):  # it is not there, or a full disk cut it off
+                write_file(running, hide_places(running.read_text(encoding="utf-8")))
         if code != DONE:
             return _fail(code, f"{out.stem}: {message}", reason)
         if not log:
-            remove_file(running)
+            writing.remove_file(running)
     print(f"{out.stem}: done in {time.perf_counter() - began:.0f} s", flush=True)
     return DONE
-
-
-def _run(
-    notebook: Path, out: Path, running: Path, given: dict, values: dict, pin: bool
-) -> tuple[int, str]:
-    """Execute and tidy a notebook; return an exit code and, unless it is 0, what happened."""
-    if time.time() >= deadline():
-        return OUT_OF_TIME, "not begun, as the time budget is used up; start again and it goes on"
-    for path in (running, out):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    gpu = claim_gpu(out.stem) if values.get("device") in ("auto", "cuda") else None
-    try:
-        with gpu or nullcontext(), _environment(variables(values.get("threads", 0), pin)):
-            code, message = _execute(notebook.absolute(), running.absolute(), given)
-        for line in read_notes(running):
-            print_note(f"{out.stem}: {line}")
-        if code != DONE:
-            return code, f"{message}\n  the notebook up to there: {running}"
-        write_file(out, tidy_notebook(running, source=notebook))
-    finally:
-        with suppress(OSError, ValueError):  # it is not there, or a full disk cut it off
-            write_file(running, hide_places(running.read_text(encoding="utf-8")))
-    return DONE, ""
 
 
 def variables(threads: int, pin: bool) -> dict[str, str]:
@@ -147,29 +134,18 @@ def variables(threads: int, pin: bool) -> dict[str, str]:
     return SET | (dict.fromkeys(names, str(threads)) if threads else {}) | (PINNED if pin else {})
 
 
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set what a kernel that is started within inherits, IPython's folder among it, and restore."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="ipython-", ignore_cleanup_errors=True) as folder:
-        for name in REMOVED:
-            os.environ.pop(name, None)
-        os.environ |= changes | {"IPYTHONDIR": folder}
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ |= before
-
-
-def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]:
+def _execute(
+    notebook: Path, running: Path, parameters: dict, stderr: io.StringIO
+) -> tuple[int, str]:
     """Run papermill; return an exit code and, unless it is 0, what happened."""
-    with no_grammars():
+    with writing.no_grammars():
         import papermill
-        from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors are printed here
-    source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, running))
+    for name in REMOVED:
+        os.environ.pop(name, None)
+    paths = [str(p.absolute()).replace("{", "{{").replace("}", "}}") for p in (notebook, running)]
+    up_to = f"\n  the notebook up to there: {running}"
     begun: list[bool] = []
 
     def begin(*_, **__) -> None:
@@ -178,41 +154,42 @@ def _execute(notebook: Path, running: Path, parameters: dict) -> tuple[int, str]
 
     for again in (True, False):
         try:
-            papermill.execute_notebook(
-                source,
-                target,
-                parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                cwd=project_path(""),
-                extra_arguments=["--log-level=CRITICAL"],  # of the kernel
-                on_cell_start=begin,
-            )
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                os.environ["IPYTHONDIR"] = folder
+                papermill.execute_notebook(
+                    *paths,
+                    parameters,
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    cwd=project_path(""),
+                    extra_arguments=["--log-level=CRITICAL"],  # of the kernel
+                    on_cell_start=begin,
+                    stderr_file=stderr,
+                )
             break
         except papermill.PapermillExecutionError as error:
             if error.ename in ("Stopped", "KeyboardInterrupt"):
                 code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
                 code = 128 + _signals[0] if _signals else code
-                return code, error.evalue or "stopped by a signal"
+                return code, (error.evalue or "stopped by a signal") + up_to
             lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-            where = "\n".join(f"  | {line}" for line in lines[-8:-1])
-            return CELL_RAISED, f"In [{error.exec_count}] {error.ename}: {error.evalue}\n{where}"
-        except (DeadKernelError, RuntimeError) as error:
+            where = "".join(f"\n  | {line}" for line in lines[-8:-1])
+            said = f"In [{error.exec_count}] {error.ename}: {error.evalue}"
+            return CELL_RAISED, said + where + up_to
+        except RuntimeError as error:  # the kernel's
             if _signals:
                 return 128 + _signals[0], "stopped by a signal"
             if begun or not again:
-                return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}"
+                return INCOMPLETE, f"the kernel died (out of memory? killed?): {error}{up_to}"
             # two kernels that start at once may have drawn the same port
             print_note(f"{notebook.stem}: its kernel did not start ({error}): once more")
     cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
-    code = [
-        cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()
-    ]
-    ran = [cell for cell in code if cell["execution_count"]]
-    stopped = any(each["output_type"] == "error" for cell in code for each in cell["outputs"])
-    if stopped or len(ran) < len(code):
-        return INCOMPLETE, f"only {len(ran)} of {len(code)} cells ran: is there an exit() in one?"
+    code = [x for x in cells if x["cell_type"] == "code" and "".join(x["source"]).strip()]
+    ran = [x for x in code if x["execution_count"]]
+    if len(ran) < len(code) or any(y["output_type"] == "error" for x in code for y in x["outputs"]):
+        said = f"only {len(ran)} of {len(code)} cells ran: is there an exit() in one?"
+        return INCOMPLETE, said + up_to
     return DONE, ""
 
 
@@ -223,8 +200,6 @@ def _on_signal(number: int, frame) -> None:
     """Interrupt the kernel, which keeps its state and ends; without a kernel, end at once."""
     if _signals:
         return
-    import psutil
-
     _signals.append(number)
     kernels = psutil.Process().children()
     for kernel in kernels:
@@ -242,33 +217,22 @@ def _end_if_signalled(*_, **__) -> None:
         raise SystemExit(128 + _signals[0])
 
 
-def _end_with_workflow() -> None:
-    """Stop when the workflow that started this process is gone, even if it was killed."""
-    import psutil
-
-    try:
-        workflow = psutil.Process(int(os.environ["THYROID_WORKFLOW_PID"]))
-    except (KeyError, ValueError):
-        return
-    except psutil.NoSuchProcess:
-        workflow = None
-
-    def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
-            while workflow and workflow.is_running() and workflow.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with(workflow: int) -> None:
+    """Stop once the workflow that started this process is gone, even if it was killed."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(workflow)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _fail(code: int, message: str, reason: Path | None = None) -> int:
     """Print what happened, and write it to the file `reason`, for the report."""
-    what = "stopped" if code in STOPPED else "error"
-    print(f"{what}: {message}", file=sys.stderr, flush=True)
+    message = f"{'stopped' if code in STOPPED else 'error'}: {message}"
+    print(message, file=sys.stderr, flush=True)
     if reason:
         with suppress(OSError):
-            write_file(reason, hide_places(f"{what}: {message}\n"))
+            write_file(reason, hide_places(f"{message}\n"))
     return code
 
 
@@ -283,38 +247,35 @@ def main() -> int:
     run.add_argument("out")
     run.add_argument("--parameters", default="{}", help="a JSON object, or a file that holds one")
     run.add_argument("--log", help="where the notebook can be watched, and stays, times and all")
-    run.add_argument("--pin-instructions", action="store_true", help="AVX2 on every x86-64")
+    run.add_argument("--pin-instructions", dest="pin", action="store_true", help="use AVX2")
     run.add_argument("--checksums", help="file for the checksums of what the notebook writes")
     run.add_argument("--writes", nargs="*", default=[], help="those files")
-    for name, help in (
-        ("check", "check the settings of a study"),
-        ("env", "print its environment"),
-    ):
+    helps = {"check": "check the settings of a study", "env": "print arguments of the command env"}
+    for name, help in helps.items():
         commands.add_parser(name, help=help).add_argument("files", nargs="+")
-    args = parser.parse_args()
+    args = vars(parser.parse_args())
+    command = args.pop("command")
     try:
-        if args.command == "notebook":
-            parameters = read_parameters(args.parameters)
+        if command == "notebook":
+            args["parameters"] = read_parameters(args["parameters"])
         else:
-            study = read_study(args.files)
+            study = read_study(args["files"])
             check_networks(study["models"])
     except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
-    if args.command == "check":
+    if command == "check":
         print(f"ok: study {study['study']}")
         return DONE
-    if args.command == "env":
+    if command == "env":
         values = variables(study["threads"], study["pin_instructions"]).items()
         print(*(f"-u {name}" for name in REMOVED), *(f"{name}={value}" for name, value in values))
         return DONE
     for number in signals():
         signal.signal(number, _on_signal)
-    _end_with_workflow()
+    if workflow := os.environ.get("THYROID_WORKFLOW_PID"):
+        threading.Thread(target=_end_with, args=[int(workflow)], daemon=True).start()
     second_copy.keep_chosen()
-    return run_notebook(
-        args.notebook, args.out, parameters, log=args.log, pin=args.pin_instructions,
-        checksums=args.checksums, writes=args.writes,
-    )  # fmt: skip
+    return run_notebook(**args)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ TIMES = (
     "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
 )  # fmt: skip
 LEFT_OUT = re.compile(
-    r"(logs/|checksums/|provenance/|\.snakemake/|runs/[^/]+/tensorboard/).*"
+    r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
 )
 LINES, WIDTH = 12, 160  # shown of a difference

@@ -34,7 +34,7 @@ from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
-from thyroid_lib.files.stopping import Stopped, told_to_stop
+from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import build_model, checkpoint, count_parameters, multiply_adds
 from thyroid_lib.models import user_networks as own_networks
@@ -139,7 +139,7 @@ def train_model(
         finished = checkpoint.load(out / "model.pt", key=key)
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
-            with told_to_stop(budget_minutes) as stop_reason:
+            with stop_requests(budget_minutes) as stop_reason:
                 finished, trained_epochs = _train(
                     net, store, sides, settings, where, out, key, stop_reason, tensorboard
                 )

@@ -1,0 +1,39 @@
+"""Paths of the project: from a study's parameters to this machine, and back."""
+
+import os
+from pathlib import Path
+
+
+def project_path(path: str | Path) -> Path:
+    """Turn a path of the parameters into an absolute one, wherever the process was started.
+
+    A relative path starts at the project's root: `THYROID_ROOT` if set, else the checkout that this
+    file belongs to, else (installed from a wheel) the working folder. A path below `results/` moves
+    to `THYROID_RESULTS` if that is set.
+    """
+    path = Path(os.path.expanduser(path))  # unlike Path's, it keeps the name of an unknown user
+    results = os.environ.get("THYROID_RESULTS")
+    if path.is_absolute():
+        return path
+    if results and path.parts and path.parts[0] == "results":
+        return Path(results).absolute().joinpath(*path.parts[1:])
+    checkout = Path(__file__).resolve().parents[2]
+    root = os.environ.get("THYROID_ROOT") or (
+        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    )
+    return Path(root).absolute() / path
+
+
+def portable_path(path: str) -> str:
+    """Return a path as another machine would write it, if it lies in a folder that each has.
+
+    These are the results, the project and the home: the inverse of `project_path`. Other texts,
+    names of data sets among them, stay as they are.
+    """
+    for name, folder in (("results", "results"), ("", ""), ("~", "~")):
+        below = project_path(folder)
+        if os.path.isabs(path) and Path(path).is_relative_to(below):
+            portable = str(Path(name, Path(path).relative_to(below)))
+            if project_path(portable) == Path(path):
+                return portable
+    return path

@@ -1,0 +1,51 @@
+# What reads all runs: the comparison, the replication and the report.
+
+TABLES = (
+    "summary.csv", "summary.md", "details.md", "groups.csv", "differences.csv", "mixed.csv",
+    "stability.csv", "ranks.csv", "selected.json", "model_card.md", "cost.csv",
+)
+
+
+rule compare:
+    input:
+        "store/store.json",
+        expand("runs/{run}/{file}", run=COMPARED, file=RUN_TABLES),
+    output:
+        "notebooks/4-compare.ipynb",
+        multiext("compare/", *TABLES),
+    log: "logs/4-compare.ipynb"
+    params:
+        *code_digests(NOTEBOOKS / "4-compare.ipynb"),
+        card=file_digest(PROJECT / "thyroid_lib" / "compare" / "model_card.md"),
+        json=lambda wildcards: settings(
+            "compare", store=f"{STUDY}/store", out=f"{STUDY}/compare",
+            runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
+        ),
+    threads: THREADS
+    shell: execute("4-compare.ipynb", pin=True)
+
+
+rule replication:
+    input: expand("runs/{run}/{file}", run=RUNS, file=RUN_TABLES)
+    output:
+        "notebooks/5-replication.ipynb",
+        multiext("replication/", "steps.csv", "steps.md", "floors.csv", "reported_stability.csv"),
+    log: "logs/5-replication.ipynb"
+    params:
+        *code_digests(NOTEBOOKS / "5-replication.ipynb"),
+        curves=file_digest(PROJECT / "thyroid_lib" / "compare" / "reported_curves.csv"),
+        json=lambda wildcards: settings(
+            "replication", out=f"{STUDY}/replication",
+            reported=[f"{STUDY}/runs/{run}" for run in REPORTED],
+            fair=[f"{STUDY}/runs/{run}" for run in FAIR],
+        ),
+    shell: execute("5-replication.ipynb")
+
+
+rule report:
+    input: expand("notebooks/{step}.ipynb", step=STEPS), "compare/cost.csv"
+    output: "report.html"
+    params:
+        *code_digests(PROJECT / "thyroid_lib" / "study" / "report.py"),
+        runs=list(RUNS),
+    shell: '"$THYROID_PYTHON" -m thyroid_lib.study.report "$PWD" --runs {params.runs}'

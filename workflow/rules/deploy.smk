@@ -1,0 +1,24 @@
+# The release of the selected model. A quantised network is no output: it is there if it costs no Dice.
+
+TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
+RELEASE = *sorted({f"{RUNS[run]['model']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
+
+
+rule deploy:
+    input:
+        "store/store.json",
+        expand("runs/{run}/{file}", run=COMPARED, file=RUN_TABLES),
+        multiext("compare/", "selected.json", "model_card.md"),
+    output:
+        "notebooks/6-deploy.ipynb",
+        multiext("deploy/", *RELEASE),
+    log: "logs/6-deploy.ipynb"
+    params:
+        *code_digests(NOTEBOOKS / "6-deploy.ipynb"),
+        json=lambda wildcards: settings(
+            "deploy", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
+            compare=f"{STUDY}/compare", runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
+            out=f"{STUDY}/deploy", figures=f"{STUDY}/deploy-figures",
+        ),
+    threads: THREADS
+    shell: execute("6-deploy.ipynb", pin=True)
