@@ -126,7 +126,7 @@ def test_the_folders_are_as_kaggle_needs_them(elsewhere, wheels, capsys):
         ({"hours": 13}, "need 0.5 to 12"),
         ({"frames": -1}, "frames: got -1, need their number"),
         ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/0"}, "which Kaggle cannot see"),
-        ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "need kaggle:owner/slug/vers"),
+        ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "which Kaggle cannot see"),
         ({"overrides": {"source": "tg3k", "data": "kaggle:me/x/0"}}, "which Kaggle cannot see"),
         ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
         ({"owner": ""}, "the name in the address of your Kaggle profile"),
