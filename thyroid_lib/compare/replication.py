@@ -64,7 +64,7 @@ def load_steps(
         raise ValueError("the first folders must be runs of protocol reported, and nothing else")
     folder_of = {Path(folder).name: Path(folder) for folder in reported}
     runs = flawed.runs[RUN].to_dict("records")
-    of_val = pd.concat([read_table(folder_of[r["run_id"]] / "scores_val.csv", r) for r in runs])
+    of_val = pd.concat([read_table(folder_of[r["run_id"]], r, "scores_val.csv") for r in runs])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
     if absent := [name for name in ("random", "grouped") if name not in by_protocol]:
         raise ValueError(f"no run of protocol {', '.join(absent)}: train them, or name them")
