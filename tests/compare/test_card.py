@@ -52,10 +52,8 @@ def test_limits_are_those_of_the_data_and_weights_picked_on_test_are_called_so()
 
 @pytest.mark.parametrize("column", ["cases", "versions", "temperature", "training_version"])
 def test_what_a_run_did_not_record_is_left_out(column):
-    for runs in (
-        compared()["runs"].drop(columns=column),
-        compared()["runs"].assign(**{column: np.nan}),
-    ):
-        card = card_of(runs=runs)
+    runs = compared()["runs"]
+    for bare in (runs.drop(columns=column), runs.assign(**{column: np.nan})):
+        card = card_of(runs=bare)
         assert "nan" not in card
         assert "\n- \n" not in card

@@ -11,38 +11,33 @@ import pytest
 from thyroid_lib.plots import front
 
 SUMMARY = pd.DataFrame(
-    {
-        "protocol": ["grouped", "grouped", "random", "random"],
-        "model": ["unet", "mine", "unet", "mine"],
-        "dice": [0.7, 0.5, 0.9, 0.8],
-        "dice_low": [0.6, 0.4, 0.8, 0.7],
-        "dice_high": [0.8, 0.6, 1.0, 0.9],
-    }
-)
-
-
-def run(study, model: str, protocol: str, seed: int, dice: dict, *, weights: bool = True):
-    folder = study / "runs" / f"{model}-{protocol}-fold0-seed{seed}"
-    folder.mkdir(parents=True)
-    about = {"model": model, "protocol": protocol, "seed": seed}
-    (folder / "run.json").write_text(json.dumps(about))
-    pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
-    if weights:
-        (folder / "model.pt").touch()
+    [("grouped", "unet", 0.7), ("grouped", "mine", 0.5), ("random", "unet", 0.9),
+     ("random", "mine", 0.8)], columns=["protocol", "model", "dice"],
+)  # fmt: skip
+SUMMARY = SUMMARY.assign(dice_low=SUMMARY["dice"] - 0.1, dice_high=SUMMARY["dice"] + 0.1)
+# Frame a is the best that all tested; b is better, but `mine` never tested it unseen.
+RUNS = {
+    "unet-random-fold0-seed0": {"a": 0.8, "b": 0.9, "c": 0.7},
+    "unet-grouped-fold0-seed0": {"a": 0.6, "b": 0.9, "c": 0.5},
+    "unet-random-fold0-seed1": {"a": 0.9, "c": 0.5},
+    "unet-grouped-fold0-seed1": {"a": 0.8, "c": 0.5},
+    "mine-random-fold0-seed0": {"a": 0.7, "b": 0.9, "c": 0.7},
+    "mine-grouped-fold0-seed0": {"a": 0.6, "c": 0.6},
+}
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """Frame a is the best that all tested; b is better, but `mine` never tested it unseen."""
-    run(tmp_path, "unet", "random", 0, {"a": 0.8, "b": 0.9, "c": 0.7})
-    run(tmp_path, "unet", "grouped", 0, {"a": 0.6, "b": 0.9, "c": 0.5})
-    run(tmp_path, "unet", "random", 1, {"a": 0.9, "c": 0.5})
-    run(tmp_path, "unet", "grouped", 1, {"a": 0.8, "c": 0.5})
-    run(tmp_path, "mine", "random", 0, {"a": 0.7, "b": 0.9, "c": 0.7})
-    run(tmp_path, "mine", "grouped", 0, {"a": 0.6, "c": 0.6})
-    index = pd.DataFrame({"case_id": ["b", "a"], "height": 20, "width": 30})
+    for run_id, dice in RUNS.items():
+        (folder := tmp_path / "runs" / run_id).mkdir(parents=True)
+        model, protocol, _, seed = run_id.split("-")
+        about = {"model": model, "protocol": protocol, "seed": int(seed[4:])}
+        (folder / "run.json").write_text(json.dumps(about))
+        pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
+        (folder / "model.pt").touch()
     store = SimpleNamespace(
-        index=index, images=np.full((2, 16, 16), 51, np.uint8), settings={"resize": "square"},
+        index=pd.DataFrame({"case_id": ["b", "a"], "height": 20, "width": 30}),
+        images=np.full((2, 16, 16), 51, np.uint8), settings={"resize": "square"},
         reference=lambda row: np.pad(np.ones((8, 10), bool), ((4, 8), (5, 15))),
     )  # fmt: skip
     monkeypatch.setattr(front, "open_store", lambda folder: store)
@@ -56,25 +51,20 @@ def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
     assert frame["image"].shape == frame["reference"].shape == (20, 30)
     assert np.allclose(frame["image"], 0.2)
     assert frame["preds"] == {  # of each network the seed that does better on it
-        "unet": {kind: (f"unet-{protocol}-fold0-seed1", "a") for kind, protocol in KINDS.items()},
-        "mine": {kind: (f"mine-{protocol}-fold0-seed0", "a") for kind, protocol in KINDS.items()},
-    }
+        model: {kind: (f"{model}-{protocol}-fold0-seed{seed}", "a")
+                for kind, protocol in (("random", "random"), ("unseen", "grouped"))}
+        for model, seed in (("unet", 1), ("mine", 0))
+    }  # fmt: skip
 
 
-KINDS = {"random": "random", "unseen": "grouped"}
-
-
-@pytest.mark.parametrize("lacking", ["a protocol", "weights", "runs", "a network"])
+@pytest.mark.parametrize("lacking", ["model.pt", "run.json"])
 def test_without_such_a_frame_there_is_none(study, lacking):
-    if lacking == "a protocol":
-        assert front.outlined_frame(study, SUMMARY[:2]) is None
-    elif lacking == "a network":
-        more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
-        assert front.outlined_frame(study, more) is None
-    else:
-        for path in study.glob(f"runs/*/{'model.pt' if lacking == 'weights' else 'run.json'}"):
-            path.unlink()
-        assert front.outlined_frame(study, SUMMARY) is None
+    more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
+    assert front.outlined_frame(study, more) is None  # no run of a network
+    assert front.outlined_frame(study, SUMMARY[:2]) is None  # one protocol
+    for path in study.glob(f"runs/*/{lacking}"):
+        path.unlink()
+    assert front.outlined_frame(study, SUMMARY) is None
 
 
 def mask(rows: int) -> np.ndarray:
@@ -94,11 +84,9 @@ def test_it_is_drawn_of_any_protocols_and_networks(theme, part):
     fig.draw_without_rendering()
     assert len(fig.axes) == (3 if both else 1)
     names = [text.get_text() for text in fig.legends[0].get_texts()]
-    unseen = ["unseen patients"] * ("grouped" in set(table["protocol"]))
-    assert (
-        names
-        == ["random frames"] * ("random" in set(table["protocol"])) + unseen + ["reference"] * both
-    )
+    titles = {"random": "random frames", "grouped": "unseen patients"}
+    kinds = [title for name, title in titles.items() if name in set(table["protocol"])]
+    assert names == kinds + ["reference"] * both
     shown = {text.get_text() for text in fig.axes[0].texts}
     assert shown == {f"{dice:.2f}" for dice in table["dice"]}
     plt.close(fig)
