@@ -7,7 +7,7 @@ often the intervals are right. Tables are sorted first: the order of rows change
 """
 
 import itertools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,7 @@ PROTOCOLS = ("grouped", "leave-one-group-out", "official", "random")
 SEEN = stats.norm.ppf(TAILS[1]) + stats.norm.ppf(0.8)
 
 
-@dataclass(frozen=True)
-class Cube:
+class Cube(NamedTuple):
     """One protocol's group means of one metric, (M,F,S,G), axes sorted; NaN where not tested."""
 
     protocol: str
@@ -46,8 +45,7 @@ class Cube:
         return counts | {"conditional": self.conditional}
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """Resamples: `groups` (B,G), how often each is drawn; `seeds` (B,F,S), drawn per fold."""
 
     groups: np.ndarray
@@ -62,8 +60,8 @@ def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def order_protocols(protocols) -> list[str]:
     """Sort protocols as `PROTOCOLS` has them, others after them by name; the first decides."""
-    known = {name: rank for rank, name in enumerate(PROTOCOLS)}
-    return sorted(set(protocols), key=lambda name: (known.get(name, len(known)), name))
+    order = [*PROTOCOLS, *sorted(set(protocols) - set(PROTOCOLS))]
+    return sorted(set(protocols), key=order.index)
 
 
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
@@ -167,9 +165,10 @@ def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) 
                  "smallest_gap": SEEN * gap.std(),
                  "reading": read_interval(low, high, delta, a, b), **of.size}
             )  # fmt: skip
-    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
-    sizes = ["groups", "folds", "seeds", "conditional"]
-    return pd.DataFrame(rows, columns=[*columns, "reading", *sizes])
+    names = (
+        "protocol a b difference low high se p smallest_gap reading groups folds seeds conditional"
+    )
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def read_interval(low: float, high: float, delta: float, a: str, b: str) -> str:

@@ -1,9 +1,8 @@
 """The replication of the reported study: its flaws are mended one by one, and each is measured.
 
 Runs of protocol "reported" repeat the study, flaws and all; those of "random" and "grouped" mend
-its flaws, one step after the other. Every step keeps the networks, seeds and recipe of the one
-before, so that a change belongs to its step; its interval comes from resampling groups, the same
-ones at both ends, and seeds. `reported_curves.csv` has the report's own curves, one run each.
+them step by step. A step keeps the networks, seeds and recipe of the one before, and both ends of a
+change resample the same groups. `reported_curves.csv` has the report's own curves, one run each.
 """
 
 from pathlib import Path
@@ -39,10 +38,7 @@ def reported_curves() -> pd.DataFrame:
 def load_steps(
     reported: list[str | Path], fair: list[str | Path]
 ) -> tuple[dict[str, pd.DataFrame], Results]:
-    """Load the runs of a replication, or refuse those that differ in more than their step.
-
-    Args:
-        reported, fair: folders of the runs of protocol "reported", and of "random" and "grouped".
+    """Load the runs of protocol "reported", and of "random" and "grouped", from their folders.
 
     Returns:
         For each of `STEPS` the scores, one row per run and test case; and the reported runs.

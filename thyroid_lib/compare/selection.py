@@ -1,7 +1,6 @@
 """Selection of the model to deploy, by the rule that was declared before training.
 
-The rule reads tables and nothing else. Test data never selects weights; it selects between models
-here, once, after all of them were trained.
+Test data selects between models here, once, after all were trained; it never selects weights.
 """
 
 import numpy as np

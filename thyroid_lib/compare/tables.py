@@ -16,7 +16,7 @@ from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.writing import project_path, write_file, write_table
 
-# What must agree between runs for their Dice to be comparable; the rest is what is compared.
+# What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds for runs whose run.json is older than these fields; 0: before versions were counted.
 BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0}

@@ -90,7 +90,7 @@ def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
 
 
 def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
-    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
+    row = [*store.index["case_id"]].index(case_id)
     draw_frame(ax, native(store, row), title)
     outline(ax, store.reference(row), REFERENCE)
     outline(ax, pred, PREDICTION)
@@ -221,9 +221,7 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
     return fig
 
 
-def mistakes(
-    cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
-) -> Figure:
+def mistakes(cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list) -> Figure:
     """Draw what `overlays` draws side by side: both outlines above, wrong pixels below."""
     widths = [pred.shape[1] / pred.shape[0] for pred in preds]
     height = FIGURE_WIDTH / sum(widths) + 0.2
