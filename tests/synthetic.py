@@ -79,11 +79,10 @@ def complete(scores: pd.DataFrame) -> pd.DataFrame:
 def thresholds_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Dice falls with the distance from one half, by 0.04 at the ends: that is threshold_range."""
     keys = [c for c in scores if c not in ("dice", "dataset")]
-    at = {
-        f"{t / 100:.2f}": (scores["dice"] - (t - 50) ** 2 / 1e4).clip(0, 1)
-        for t in range(30, 71, 5)
-    }
-    return scores[keys].assign(**at)
+    fall = {f"{t / 100:.2f}": (t - 50) ** 2 / 1e4 for t in range(30, 71, 5)}
+    return scores[keys].assign(
+        **{name: (scores["dice"] - x).clip(0, 1) for name, x in fall.items()}
+    )
 
 
 def calibration_of(scores: pd.DataFrame) -> pd.DataFrame:

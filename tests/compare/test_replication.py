@@ -16,53 +16,43 @@ def scores_of(protocol: str, dice: dict[str, float], *, folds: int = 1) -> pd.Da
 
     At the network's size a case of group d is small, so that a pooled batch all but hides it.
     """
-    rows = []
-    for model, value in dice.items():
-        for number, group in enumerate("abcd"):
-            for case in range(2):
-                total = 20 if group == "d" else 2000
-                right = 0.1 if group == "d" else value
-                rows.append(
-                    {"protocol": protocol, "model": model, "fold": number % folds, "seed": 0,
-                     "run_id": f"{model}-{protocol}", "group": group, "case_id": f"{group}{case}",
-                     "dice": right, "square_both": right * total / 2, "square_total": total}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def ladder(**last: float) -> dict[str, pd.DataFrame]:
-    flawed = scores_of("reported", {"unet": 0.9, "segnet_reported": 0.7, WITHOUT_RELU: 0.8})
-    both = {"unet": 0.9, "segnet_reported": 0.7}
-    tables = (flawed, flawed, scores_of("reported", both | {"unet": 0.86}))
-    grouped = scores_of("grouped", both | last, folds=2)
-    return dict(
-        zip(STEPS, [*tables, scores_of("random", both | {"unet": 0.88}), grouped], strict=True)
+    keys = pd.MultiIndex.from_product(
+        [[*dice], [*"abcd"], [*"01"]], names=["model", "group", "case_id"]
     )
+    rows, hard = keys.to_frame(index=False), keys.get_level_values("group") == "d"
+    rows["square_total"] = np.where(hard, 20, 2000)
+    rows["dice"] = np.where(hard, 0.1, rows["model"].map(dice))
+    rows["square_both"] = rows["dice"] * rows["square_total"] / 2
+    rows["fold"] = rows["group"].map("abcd".index) % folds
+    return rows.assign(protocol=protocol, seed=0, case_id=rows["group"] + rows["case_id"])
 
 
-def value(table, step, model="unet", column="dice"):
-    return table.set_index(["step", "model"]).loc[(step, model), column]
+def ladder() -> dict[str, pd.DataFrame]:
+    both = {"unet": 0.9, "segnet_reported": 0.7}
+    flawed = scores_of("reported", both | {WITHOUT_RELU: 0.8})
+    mended = (
+        scores_of(protocol, both | {"unet": dice}, folds=folds)
+        for protocol, dice, folds in (
+            ("reported", 0.86, 1),
+            ("random", 0.88, 1),
+            ("grouped", 0.6, 2),
+        )
+    )
+    return dict(zip(STEPS, (flawed, flawed, *mended), strict=True))
 
 
 def test_each_step_is_measured_and_its_change_beside_it():
-    table = measure_steps(ladder(unet=0.6), resamples=500)
+    table = measure_steps(ladder(), resamples=500)
     assert set(table.model) == {"unet", "segnet_reported"}  # at every step
     pooled = (3 * 2 * 2000 * 0.9 + 2 * 20 * 0.1) / (3 * 2 * 2000 + 2 * 20)
-    macro = {
-        step: (3 * dice + 0.1) / 4
-        for step, dice in zip(STEPS[1:], (0.9, 0.86, 0.88, 0.6), strict=True)
-    }
-    assert value(table, STEPS[0]) == pytest.approx(pooled)
-    assert np.isnan(value(table, STEPS[0], column="change"))
-    before = pooled
-    for step, dice in macro.items():
-        assert value(table, step) == pytest.approx(dice)
-        assert value(table, step, column="change") == pytest.approx(dice - before)
-        before = dice
+    means = [pooled, *((3 * dice + 0.1) / 4 for dice in (0.9, 0.86, 0.88, 0.6))]
+    part = table[table.model == "unet"]
+    assert part.dice.tolist() == pytest.approx(means)
+    assert part.change.tolist() == pytest.approx([np.nan, *np.diff(means)], nan_ok=True)
 
 
 def test_a_change_is_paired_so_what_never_changes_has_no_width():
-    table = measure_steps(ladder(unet=0.6), resamples=500)
+    table = measure_steps(ladder(), resamples=500)
     same = table[(table.model == "segnet_reported") & table.step.isin(STEPS[2:])]
     assert (same[["change", "change_low", "change_high"]].abs() < 1e-12).all(axis=None)
     assert (same.low < same.high).all()  # though Dice itself is uncertain: group d may be drawn
@@ -71,25 +61,26 @@ def test_a_change_is_paired_so_what_never_changes_has_no_width():
 
 
 def test_the_order_of_rows_changes_nothing():
-    steps = ladder(unet=0.6)
+    steps = ladder()
     shuffled = {name: part.sample(frac=1, random_state=1) for name, part in steps.items()}
     first, again = (measure_steps(each, resamples=200) for each in (steps, shuffled))
     pd.testing.assert_frame_equal(first, again)
 
 
 def test_only_groups_that_every_step_tested_are_compared():
-    steps = ladder(unet=0.6)
+    steps = ladder()
     steps[STEPS[-1]] = steps[STEPS[-1]].query("group != 'd'")
     table = measure_steps(steps, resamples=100)
     assert set(table.groups) == {3}
-    assert value(table, STEPS[1]) == pytest.approx(0.9)  # the hard group is gone at every step
+    easy = table[(table.model == "unet") & (table.step == STEPS[1])]
+    assert easy.dice.tolist() == pytest.approx([0.9])  # the hard group is gone at every step
     steps[STEPS[-1]] = steps[STEPS[-1]].assign(group="z")
     with pytest.raises(ValueError, match="the steps share no group"):
         measure_steps(steps, resamples=100)
 
 
 def test_the_table_shows_the_reports_own_figures_first():
-    shown = replication.show_steps(measure_steps(ladder(unet=0.6), resamples=500), CURVES)
+    shown = replication.show_steps(measure_steps(ladder(), resamples=500), CURVES)
     mark = " (epoch picked on test)"  # no table goes without it
     marked = ["the report itself" + mark, *(step + mark for step in STEPS[:2])]
     assert list(shown.index) == [*marked, *STEPS[2:]]
@@ -99,7 +90,7 @@ def test_the_table_shows_the_reports_own_figures_first():
 
 
 def test_the_sentence_names_what_moved_every_network():
-    table = measure_steps(ladder(unet=0.6), resamples=500)
+    table = measure_steps(ladder(), resamples=500)
     text = replication.steps_sentence(table)
     assert "unet 0.897 to 0.475" in text
     assert "whole sweeps held out (1 of 2); with one seed all intervals" in text
@@ -130,9 +121,8 @@ def test_the_floor_is_that_of_the_training_masks():
     assert "never fell below its floor of 0.520 and ended 0.010 above" in text
     assert "ended at 0.200, below it" in text
     above, under = (results(last=last, without=0.55) for last in (0.53, 0.51))
-    assert "not below it" in replication.floor_sentence(replication.floors(above))
-    said = replication.floor_sentence(replication.floors(under))
-    assert "fell below its floor of 0.520 and ended 0.010 below" in said
+    for changed, said in ((above, ", not below it."), (under, "fell below its floor of 0.520 and")):
+        assert said in replication.floor_sentence(replication.floors(changed))
     assert "not among these runs" in replication.floor_sentence(table[:0])
     assert replication.floor_sentence(table[:1]).endswith("0.010 above it.")
 

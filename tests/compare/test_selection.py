@@ -13,7 +13,8 @@ def table_of(dice: dict, *, seeds: int = 5, groups: int = 5, **multiply_adds) ->
     return pd.DataFrame(
         [
             {"protocol": "grouped", "model": model, "dice": value, "seeds": seeds,
-             "groups": groups, "multiply_adds": multiply_adds.get(model, 10), "parameters": 1000}
+             "groups": groups, "multiply_adds": multiply_adds.get(model, 10),
+             "parameters": {"segnet": 800, "unet": 900}.get(model, 1000)}
             for model, value in dice.items()
         ]
     )  # fmt: skip
@@ -56,8 +57,9 @@ FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
         (CLOSE, {"unet": 0.010, "segnet": 0.012, "resunet": 0.011}, {}, "unet resunet segnet"),
         # equal spreads, also those that differ by rounding alone, are ordered by worst decile
         (CLOSE, EVEN, {"decile": {"segnet": 0.6, "unet": 0.2}}, "segnet resunet unet"),
-        (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet resunet unet"),
+        (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet unet resunet"),
         (CLOSE, EVEN, {"unet": 9, "segnet": 7, "resunet": 8}, "segnet resunet unet"),  # by cost
+        (CLOSE, EVEN, {}, "segnet unet resunet"),  # equal multiply-adds are ordered by parameters
         # with few seeds or groups the best mean is selected, whatever the spread
         (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
         (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
@@ -85,13 +87,6 @@ def test_a_model_is_dropped_only_if_its_interval_lies_wholly_below_minus_delta()
         assert chosen["dropped"] == dropped, half
         assert chosen["not_separated"] == sorted({"segnet", "unet"} - set(dropped))
         assert (chosen["model"], chosen["best"]) == ("resunet", "resunet")
-
-
-def test_equal_multiply_adds_are_ordered_by_parameters():
-    table = table_of(CLOSE)
-    table.loc[table.model == "unet", "parameters"] = 900
-    chosen = select(table, pairs_of(CLOSE, half=0.5), stable(EVEN), delta=0.005)
-    assert chosen["model"] == "unet"
 
 
 share = st.floats(0, 1)
@@ -127,23 +122,6 @@ def test_no_mean_is_more_than_delta_above_that_of_the_selected_model(made, delta
     assert chosen["candidates"][0] == chosen["model"]
 
 
-@given(
-    st.integers(1, 4).flatmap(
-        lambda models: st.lists(
-            st.lists(st.tuples(share, share), min_size=models, max_size=models), min_size=1
-        )
-    ),
-    st.booleans(),
-)
-def test_the_same_holds_in_every_resample(drawn, provisional):
-    dice, spread = np.moveaxis(np.array(drawn), 2, 0)  # (B,M) each
-    cost = np.arange(dice.shape[1])
-    order, candidates = decide(dice, spread, spread[0], cost, delta=0.005, provisional=provisional)
-    chosen = np.take_along_axis(dice, order[:, :1], axis=1)
-    assert (dice.max(axis=1, keepdims=True) - chosen <= 0.005).all()
-    assert np.take_along_axis(candidates, order[:, :1], axis=1).all()
-
-
 def whole(results, *, delta=0.005, resamples=500):
     made = compare(results, resamples=resamples, delta=delta)
     return made["selected"], made["ranks"].set_index("model")
@@ -162,7 +140,7 @@ def test_a_clear_winner_wins(seeds):
 
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_a_single_group_selects_the_best_mean_and_claims_no_chance(seeds):
-    """Three real sweeps held out as one group once gave the worst: no interval, so all tied."""
+    """A rule once selected the worst here: without an interval all models tied."""
     dice = {"unet": 0.80, "segnet": 0.60, "resunet": 0.74}
     chosen, chance = whole(study(dice, groups=1, folds=1, seeds=seeds, model_group_sd=0))
     assert chosen["model"] == chosen["best"] == "unet"

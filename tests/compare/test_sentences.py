@@ -12,6 +12,7 @@ from whole import DELTA, compare, compared
 
 from thyroid_lib.compare import sentences
 from thyroid_lib.compare.card import model_card
+from thyroid_lib.compare.stability import MEASURES
 
 
 def all_of(made: dict) -> dict[str, str]:
@@ -115,30 +116,8 @@ def test_the_best_is_named_with_its_interval_and_doubts():
     assert said.startswith(f"Under grouped, {row.model} has the highest Dice, {row.dice:.3f} [")
     assert "† Under random the intervals are conditional on the trained runs" in said
     few = compared(groups=6)
-    assert (
-        "Intervals from 6 groups under grouped and 6 groups under random are"
-        in sentences.best_sentence(few["table"], few["ranks"])
-    )
-
-
-@pytest.mark.parametrize(
-    ("dice", "said"),
-    [
-        (
-            {"grouped": 0.7, "random": 0.9},
-            "unet 0.900 against 0.700. The random split changes Dice by +0.200.",
-        ),
-        ({"grouped": 0.9, "random": 0.7}, "changes Dice by −0.200."),
-        ({"grouped": 0.9}, "Protocols: grouped; random and grouped were not both run to compare."),
-        (
-            {"official": 0.9, "random": 0.9},
-            "Protocols: official and random; random and grouped were",
-        ),
-    ],
-)
-def test_the_random_split_is_set_against_the_groups(dice, said):
-    table = pd.DataFrame({"protocol": dice.keys(), "model": "unet", "dice": dice.values()})
-    assert said in sentences.protocol_sentence(table)
+    said = sentences.best_sentence(few["table"], few["ranks"])
+    assert "Intervals from 6 groups under grouped and 6 groups under random are" in said
 
 
 def pair(reading: str, **more) -> pd.DataFrame:
@@ -147,46 +126,75 @@ def pair(reading: str, **more) -> pd.DataFrame:
     return pd.DataFrame([row | {"seeds": 5, "conditional": False} | more])
 
 
-@pytest.mark.parametrize(
-    ("pairs", "said"),
-    [
-        (
-            pair("unet higher"),
-            "Differences of Dice under grouped: segnet − unet −0.100 (unet higher).",
-        ),
-        (pair("equivalent"), "segnet − unet −0.100 (equivalent, within ±0.005)."),
-        (pair("undecided", groups=2), "under grouped, as far as 2 groups can tell: segnet"),
-        (pair("undecided", conditional=True), "under grouped, in the trained runs: segnet"),
-        (pair("undecided", groups=1), "a single group gives no interval: all pairs are undecided."),
-        (pair("")[:0], "One model alone: there is no difference to read."),
-    ],
-)
-def test_pairs_are_read(pairs, said):
-    assert said in sentences.difference_sentence(pairs, delta=DELTA)
+def protocols(**dice) -> pd.DataFrame:
+    return pd.DataFrame({"protocol": dice.keys(), "model": "unet", "dice": dice.values()})
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({}, "With 12 groups, 3 folds and 5 seeds a gap of 0.050 Dice (by pair) could be seen"),
-        ({"conditional": True}, "The true figure is larger"),
-        ({"groups": 4}, "The true figure is larger"),
-        ({"groups": 1}, "no gap can be told"),
-        ({"smallest_gap": 0.0}, "The resamples do not differ"),
-    ],
-)
-def test_the_power_is_given_with_the_size_of_the_study(more, said):
-    assert said in sentences.power_sentence(pair("undecided", **more))
+def curves(**columns) -> pd.DataFrame:
+    history = pd.DataFrame({"epoch": [1, 2, 3], **columns, "model": "unet"})
+    return history.assign(protocol="grouped", run_id="r")
+
+
+def costs(dice: tuple, multiply_adds: tuple) -> pd.DataFrame:
+    table = pd.DataFrame({"model": ["unet", "segnet"][: len(dice)], "dice": dice})
+    return table.assign(protocol="grouped", multiply_adds=multiply_adds, parameters=1)
+
+
+NO_RISE = "At the last epoch validation loss is at its lowest."
+SAID = [
+    (sentences.protocol_sentence, protocols(grouped=0.7, random=0.9),
+     "unet 0.900 against 0.700. The random split changes Dice by +0.200."),
+    (sentences.protocol_sentence, protocols(grouped=0.9, random=0.7), "changes Dice by −0.200."),
+    (sentences.protocol_sentence, protocols(official=0.9, random=0.9),
+     "Protocols: official and random; random and grouped were not both run to compare."),
+    (sentences.difference_sentence, pair("unet higher"),
+     "Differences of Dice under grouped: segnet − unet −0.100 (unet higher)."),
+    (sentences.difference_sentence, pair("equivalent"),
+     "segnet − unet −0.100 (equivalent, within ±0.005)."),
+    (sentences.difference_sentence, pair("undecided", groups=2), "as far as 2 groups can tell:"),
+    (sentences.difference_sentence, pair("undecided", conditional=True), "in the trained runs:"),
+    (sentences.difference_sentence, pair("undecided", groups=1),
+     "a single group gives no interval: all pairs are undecided."),
+    (sentences.difference_sentence, pair("")[:0],
+     "One model alone: there is no difference to read."),
+    (sentences.power_sentence, pair(""),
+     "With 12 groups, 3 folds and 5 seeds a gap of 0.050 Dice (by pair) could be seen"),
+    (sentences.power_sentence, pair("", conditional=True), "The true figure is larger"),
+    (sentences.power_sentence, pair("", groups=4), "The true figure is larger"),
+    (sentences.power_sentence, pair("", groups=1), "no gap can be told"),
+    (sentences.power_sentence, pair("", smallest_gap=0.0), "The resamples do not differ"),
+    (sentences.curves_sentence, curves(val_loss=[0.5, 0.2, 0.3]),
+     "Validation loss rises from its lowest to the last epoch: unet 0.20 to 0.30."),
+    (sentences.curves_sentence, curves(val_loss=[0.5, 0.3, 0.2]), NO_RISE),
+    (sentences.curves_sentence, curves(val_loss=[0.1] * 3, val_dice=[np.nan] * 3), NO_RISE),
+    (sentences.curves_sentence, curves(val_dice=[0.59, 0.05, 0.7]),
+     "Validation Dice falls: unet from 0.59 to 0.05 (epochs 1 to 2 of r)."),
+    (sentences.curves_sentence, curves(val_dice=[0.5, 0.6, 0.55]),
+     "No curve of validation Dice falls by 0.1 or more."),
+    (sentences.curves_sentence, curves(),
+     "Nothing was held back to watch: only training loss is known."),
+    (sentences.cost_sentence, costs((0.8, 0.7), (30, 20)),
+     "unet asks for 1.50 times the multiply-adds of segnet, the cheapest, and its Dice is 0.100 "
+     "higher."),
+    (sentences.cost_sentence, costs((0.8, 0.8), (30, 20)),
+     "segnet is the cheapest, and no model has a higher Dice."),
+    (sentences.cost_sentence, costs((0.8,), (30,)),
+     "unet is the only model: there is no cost to compare."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentence", "table", "said"), SAID)
+def test_a_sentence_says_what_its_table_holds(sentence, table, said):
+    how = {"delta": DELTA} if sentence is sentences.difference_sentence else {}
+    assert said in sentence(table, **how)
 
 
 def test_agreement_with_the_mixed_model_is_counted():
-    mixed = pd.DataFrame(
-        [{"protocol": "grouped", "a": "segnet", "b": "unet", "low": 0.1, "high": 0.2, "note": "x"}]
-    )
-    said = sentences.mixed_sentence(pair("undecided"), mixed)
-    assert said == "The mixed model agrees on 0 of 1 pair (note: x)."
-    said = sentences.mixed_sentence(pair("segnet higher", low=0.1, high=0.3), mixed.assign(note=""))
-    assert said == "The mixed model agrees on 1 of 1 pair."
+    mixed = pair("").assign(low=0.1, high=0.2, note="x")[
+        ["protocol", "a", "b", "low", "high", "note"]
+    ]
+    for pairs, said in ((pair(""), "0 of 1 pair (note: x)."), (pair("", low=0.1), "1 of 1 pair (")):
+        assert f"The mixed model agrees on {said}" in sentences.mixed_sentence(pairs, mixed)
 
 
 def scores_of(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
@@ -218,73 +226,31 @@ def test_failures_name_model_and_group_and_share_ties():
     )
 
 
-NO_RISE = "At the last epoch validation loss is at its lowest."
-RISE = "Validation loss rises from its lowest to the last epoch: unet 0.20 to 0.30."
+SELECTED = {
+    "model": "b", "protocol": "grouped", "best": "a", "candidates": ["b", "a"], "groups": 9,
+    "not_separated": ["c"], "dropped": [], "provisional": False, "seeds": 5, "delta": 0.005,
+    "rule": "as declared",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("curves", "said"),
+    ("more", "said"),
     [
-        ({"val_loss": [0.5, 0.2, 0.3]}, RISE),
-        ({"val_loss": [0.5, 0.3, 0.2]}, NO_RISE),
-        ({"val_loss": [0.1] * 3, "val_dice": [np.nan] * 3}, NO_RISE),
-        (
-            {"val_dice": [0.59, 0.05, 0.7]},
-            "Validation Dice falls: unet from 0.59 to 0.05 (epochs 1 to 2 of r).",
-        ),
-        ({"val_dice": [0.5, 0.6, 0.55]}, "No curve of validation Dice falls by 0.1 or more."),
-        ({}, "Nothing was held back to watch: only training loss is known."),
-    ],
-)
-def test_curves_are_read_for_falls_of_dice_and_rises_of_loss(curves, said):
-    history = pd.DataFrame({"epoch": [1, 2, 3], **curves, "model": "unet"})
-    assert sentences.curves_sentence(history.assign(protocol="grouped", run_id="r")) == said
-
-
-@pytest.mark.parametrize(
-    ("dice", "multiply_adds", "said"),
-    [
-        ((0.8, 0.7), (30, 20), "unet asks for 1.50 times the multiply-adds of segnet, the "
-         "cheapest, and its Dice is 0.100 higher."),
-        ((0.8, 0.7), (20, 30), "unet is the cheapest, and no model has a higher Dice."),
-        ((0.8, 0.8), (30, 20), "segnet is the cheapest, and no model has a higher Dice."),
-        ((0.8,), (30,), "unet is the only model: there is no cost to compare."),
+        ({}, "Selected: b, the first of the candidates by the rule. Within 0.005 Dice of the best "
+         "mean: b, a. Not separated from a: c. The rule selects b in more than 99 % of the "
+         "resamples. Rule: as declared."),
+        ({"candidates": ["b"]}, "Selected: b, the only model within 0.005 Dice of the best mean. "
+         "Not separated"),
+        ({"provisional": True, "seeds": 3, "dropped": ["d"]}, "Selected, provisional: b; no model "
+         "has a higher mean Dice under grouped. Selecting by stability needs 5 groups and 5 seeds; "
+         "this study has 9 groups and 3 seeds. Within 0.005 Dice of the best mean: b, a. Not "
+         "separated from a: c. Dropped: d."),
     ],
 )  # fmt: skip
-def test_cost_is_set_against_the_cheapest(dice, multiply_adds, said):
-    models = ["unet", "segnet"][: len(dice)]
-    table = {"protocol": "grouped", "model": models, "dice": dice, "multiply_adds": multiply_adds}
-    assert sentences.cost_sentence(pd.DataFrame(table | {"parameters": 1})) == said
-
-
-def test_a_provisional_selection_is_called_so():
-    made = compared()
-    said = sentences.selection_sentence(made["selected"], made["ranks"])
-    assert said.startswith(
-        f"Selected, provisional: {made['selected']['best']}; no model has a higher mean Dice under "
-        "grouped. Selecting by stability needs 5 groups and 5 seeds; this study has 12 groups "
-        "and 3 seeds. "
-    )
-    assert "Dropped: segnet." in said
-    assert "of the resamples. Rule: candidates are" in said
-
-
-def test_a_selection_names_its_candidates_and_what_is_not_separated():
-    selected = {
-        "model": "b", "protocol": "grouped", "best": "a", "candidates": ["b", "a"],
-        "not_separated": ["c"], "dropped": [], "provisional": False, "seeds": 5, "groups": 9,
-        "delta": 0.005, "rule": "as declared",
-    }  # fmt: skip
-    ranks = pd.DataFrame(
-        {"protocol": "grouped", "model": list("abc"), "p_selected": [0.3, 0.999, 0]}
-    )
-    assert sentences.selection_sentence(selected, ranks) == (
-        "Selected: b, the first of the candidates by the rule. Within 0.005 Dice of the best mean: "
-        "b, a. Not separated from a: c. The rule selects b in more than 99 % of the resamples. "
-        "Rule: as declared."
-    )
-    said = sentences.selection_sentence(selected | {"candidates": ["b"]}, ranks)
-    assert said.startswith("Selected: b, the only model within 0.005 Dice of the best mean. Not")
+def test_a_selection_names_candidates_what_is_not_separated_and_doubts(more, said):
+    chances = {"protocol": "grouped", "model": list("abc"), "p_selected": [0.3, 0.999, 0]}
+    text = sentences.selection_sentence(SELECTED | more, pd.DataFrame(chances))
+    assert text.startswith(said)
 
 
 def test_a_threshold_that_wins_nothing_is_not_said_to_win():
@@ -300,13 +266,10 @@ def test_a_threshold_that_wins_nothing_is_not_said_to_win():
 
 
 def test_the_steadiest_are_named_ties_shared_and_gaps_passed_over():
-    measures = ["seed_sd", "epoch_change", "largest_fall", "worst_decile", "threshold_range"]
-    measures.append("best_minus_last")
-    gap = np.nan
-    values = {"unet": [gap, gap, 0, 0.4, gap, gap], "own": [gap, gap, 0, 0.5, gap, gap]}
-    table = pd.DataFrame(values, index=measures).rename_axis("measure").reset_index()
-    table = table.melt("measure", var_name="model").assign(protocol="grouped")
-    assert sentences.stability_sentence(table, seeds=1) == (
+    table = pd.DataFrame(np.nan, index=list(MEASURES), columns=["unet", "own"])
+    table.loc["largest_fall"], table.loc["worst_decile"] = 0, (0.4, 0.5)
+    table = table.rename_axis("measure").reset_index().melt("measure", var_name="model")
+    assert sentences.stability_sentence(table.assign(protocol="grouped"), seeds=1) == (
         "Steadiest in the trained runs: own and unet by largest_fall (0.000); own by worst_decile "
         "(0.500). Seeds: 1; below 5 no stability between seeds is claimed."
     )
@@ -318,19 +281,18 @@ def test_alike_frames_are_counted_within_and_between_sweeps():
         "Of 1 pair of frames within a sweep, 100 % are near-copies (median correlation 0.90). "
         "Of 2 pairs of frames between sweeps, 50 % are near-copies (median correlation 0.40)."
     )
-    single = sentences.alikeness_sentence(alike, np.array(["a", "b", "c"]), threshold=0.65)
-    assert single.startswith("Of 3 pairs of frames between sweeps")
 
 
 def test_the_exam_and_the_model_are_weighed_against_each_other():
-    table = pd.DataFrame({"near": [0.9, 0.8], "far": [0.6, 0.7]}, index=["x", "y"])
-    said = sentences.exams_sentence(table)
-    assert "x has 0.900 on near and 0.600 on far; y has 0.800 on near and 0.700 on far." in said
-    assert "The exam moves Dice by 0.200 on average over the models" in said
-    assert "the choice of the model by 0.100 on average over the exams" in said
-    mixed = sentences.exams_sentence(table.assign(far=[0.6, 0.95]))
-    assert "The exam does not move all models the same way" in mixed
-    assert "The exam moves no model's Dice" in sentences.exams_sentence(
-        table.assign(far=table.near)
+    near = pd.DataFrame({"near": [0.9, 0.8]}, index=["x", "y"])
+    said = sentences.exams_sentence(near.assign(far=[0.6, 0.7]))
+    assert said == (
+        "x has 0.900 on near and 0.600 on far; y has 0.800 on near and 0.700 on far. The exam "
+        "moves Dice by 0.200 on average over the models, the choice of the model by 0.100 on "
+        "average over the exams."
     )
-    assert "choice of the model" not in sentences.exams_sentence(table.head(1))
+    for far, verdict in (([0.6, 0.95], "does not move all models the same way"),
+                         ([0.9, 0.8], "moves no model's Dice")):  # fmt: skip
+        assert f"The exam {verdict}" in sentences.exams_sentence(near.assign(far=far))
+    alone = sentences.exams_sentence(near.assign(far=0.6)[:1])
+    assert alone.endswith("The exam moves Dice by 0.300.")

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,18 +32,14 @@ TWO_GROUPS = scores_of(
 )  # fmt: skip
 
 
-def test_means_are_taken_within_groups_first():
+def test_a_row_has_means_and_deviations_of_groups_and_seeds():
     row = summary_of(TWO_GROUPS).iloc[0]
-    # group a: (0.3 + 0.5) / 2 = 0.4, group b: 0.9; by frame it would be 0.567
-    assert row.dice == pytest.approx(0.65)
-    assert row.dice_sd_groups == pytest.approx(np.std([0.4, 0.9], ddof=1))
-    # seed 0: (0.3 + 0.9) / 2 = 0.6, seed 1: (0.5 + 0.9) / 2 = 0.7
-    assert row.dice_sd_seeds == pytest.approx(np.std([0.6, 0.7], ddof=1))
-    assert (row.groups, row.folds, row.seeds) == (2, 1, 2)
+    # group a: (0.3 + 0.5) / 2 = 0.4, group b: 0.9; seed 0: (0.3 + 0.9) / 2 = 0.6, seed 1: 0.7
+    values = row[["dice", "dice_sd_groups", "dice_sd_seeds"]].tolist()
+    assert values == pytest.approx([0.65, np.std([0.4, 0.9], ddof=1), np.std([0.6, 0.7], ddof=1)])
     # parts are missed below Dice 0.5: in group a both frames, then one of two; in b none
     assert row.missed_parts == pytest.approx(0.75 / 2)
-    assert row.dice_low <= row.dice <= row.dice_high
-    assert row.conditional
+    assert row[["groups", "folds", "seeds", "conditional"]].tolist() == [2, 1, 2, True]
     groups = tables.group_means(TWO_GROUPS)
     assert groups["dice"].tolist() == pytest.approx([0.4, 0.9])
     assert groups["frames"].tolist() == [2, 1]
@@ -58,20 +55,16 @@ def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_sam
 
 
 def test_the_best_comes_first_within_a_protocol_and_order_changes_nothing():
-    grouped, leaky = study(), study({"unet": 0.8, "segnet": 0.9}, protocol="random")
-    both = [pd.concat(parts, ignore_index=True) for parts in zip(leaky, grouped, strict=True)]
-    table = summary(both[2], both[0], both[4], resamples=50)
-    assert table["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 2
-    assert table["model"].tolist()[3:] == ["segnet", "unet"]
-    assert table["dice"][:3].is_monotonic_decreasing
-    again = summary(*(shuffled(both[i]) for i in (2, 0, 4)), resamples=50)
-    pd.testing.assert_frame_equal(table, again, check_exact=True)
+    table = compared()["table"]
+    assert table["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
+    assert all(part["dice"].is_monotonic_decreasing for _, part in table.groupby("protocol"))
+    mixed = (shuffled(compared()[name]) for name in ("scores", "runs", "calibration"))
+    pd.testing.assert_frame_equal(table, summary(*mixed, resamples=300), check_exact=True)
 
 
 def test_cost_is_the_median_of_a_models_runs_and_the_first_seed_has_each_case_once():
     runs = study({"unet": 0.7}, folds=1, seeds=3).runs.assign(train_seconds=[1.0, 5.0, 2.0])
-    row = tables.cost(runs).iloc[0]
-    assert (row.runs, row.train_seconds) == (3, 2.0)
+    assert tables.cost(runs).iloc[0][["runs", "train_seconds"]].tolist() == [3, 2.0]
     assert tables.first_seed(TWO_GROUPS, "grouped")["case_id"].tolist() == ["1", "2", "3"]
 
 
@@ -113,65 +106,64 @@ def test_runs_that_are_not_named_are_found(tmp_path):
     for name in (UNET, "unet-reported-fold0-seed0"):
         write_run(tmp_path / name)
     (tmp_path / SEGNET).mkdir()  # not finished
-    found = find_runs([], str(tmp_path), first="train")
-    assert [path.name for path in found] == [UNET, "unet-reported-fold0-seed0"]
-    (grouped,) = find_runs([], str(tmp_path), protocols=("random", "grouped"), first="train")
-    assert grouped.name == UNET
+    for protocols, found in (((), 2), (("random", "grouped"), 1)):
+        runs = find_runs([], str(tmp_path), protocols=protocols, first="train")
+        assert runs == [tmp_path / UNET, tmp_path / "unet-reported-fold0-seed0"][:found]
     assert find_runs(["/some/run"], str(tmp_path), first="")[0].name == "run"
     with pytest.raises(FileNotFoundError, match=r"no finished run of protocol official .*: train"):
         find_runs([], str(tmp_path), protocols=("official",), first="train first")
 
 
-def test_missing_runs_are_all_named(tmp_path):
-    there = write_run(tmp_path / UNET)
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 runs .*resunet-grouped.*segnet-grouped"):
-        load_runs([there, tmp_path / SEGNET, tmp_path / RESUNET])
-    (there / "calibration.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 runs .*calibration\.csv"):
-        load_runs([there])
+def edit(folder, *drop, **changed) -> None:
+    about = json.loads((folder / "run.json").read_text()) | changed
+    kept = {name: value for name, value in about.items() if name not in drop}
+    (folder / "run.json").write_text(json.dumps(kept))
+
+
+AGAIN = "run 3-train again"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "says"),
+    [
+        (lambda one, other: one.with_name(RESUNET), FileNotFoundError,
+         r"1 of 3 runs have no result: resunet-grouped-fold0-seed0"),
+        (lambda one, other: (one / "calibration.csv").unlink(), FileNotFoundError,
+         rf"1 of 2 runs .*: {UNET}; .*calibration\.csv"),
+        (lambda one, other: edit(one, files={"scores.csv": "0" * 64}), ValueError,
+         rf"{UNET}/scores\.csv is not the file that was .*{AGAIN}"),
+        (lambda one, other: (one / "run.json").write_text("{"), ValueError,
+         rf"run\.json is damaged .*{AGAIN}"),
+        (lambda one, other: edit(one, "training_version"), ValueError, "training_version differs"),
+        *((lambda one, other, field=field: edit(other, **{field: 2}), ValueError,
+           rf"{field} differs between runs: most have 1, but {SEGNET} has 2; train them again")
+          for field in ("lr", "data_fingerprint", "threads", "selection")),
+        (lambda one, other: one, ValueError, f"given twice: {UNET}"),
+    ],
+)  # fmt: skip
+def test_runs_that_cannot_be_compared_are_named(tmp_path, damage, error, says):
+    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+    more = damage(*folders)
+    with pytest.raises(error, match=says):
+        load_runs([*folders, *([more] if isinstance(more, Path) else [])])
+
+
+def test_no_run_other_cases_and_older_tables_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no run was named"):
         load_runs([])
-
-
-def test_damaged_and_older_files_are_named_with_what_to_do(tmp_path):
-    again = "run 3-train again"
-    older = write_run(tmp_path / UNET, drop=("brier", "missed_parts"))
-    with pytest.raises(ValueError, match=rf"scores\.csv lacks brier, missed_parts.*{again}"):
+    one, other = write_run(tmp_path / UNET), write_run(tmp_path / SEGNET, cases=("1", "3"))
+    with pytest.raises(ValueError, match="tested on different cases"):
+        load_runs([one, other])
+    older = write_run(tmp_path / RESUNET, drop=("brier", "missed_parts"))
+    with pytest.raises(ValueError, match=rf"scores\.csv lacks brier, missed_parts.*{AGAIN}"):
         load_runs([older])
-    edited = write_run(tmp_path / SEGNET, files={"scores.csv": "0" * 64})
-    with pytest.raises(ValueError, match=rf"scores\.csv is not the file that was .*{again}"):
-        load_runs([edited])
-    (edited / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=rf"run\.json is damaged .*{again}"):
-        load_runs([edited])
 
 
 def test_runs_older_than_a_field_are_compared_among_themselves(tmp_path):
     folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
-    for folder, others in zip(folders, ("training_version differs", None), strict=True):
-        about = json.loads((folder / "run.json").read_text())
-        del about["training_version"]
-        (folder / "run.json").write_text(json.dumps(about))
-        if others:
-            with pytest.raises(ValueError, match=others):
-                load_runs(folders)
+    for folder in folders:
+        edit(folder, "training_version")
     assert set(load_runs(folders).runs["training_version"]) == {0}
-
-
-@pytest.mark.parametrize("field", ["lr", "data_fingerprint", "threads", "selection"])
-def test_runs_of_other_settings_are_named(tmp_path, field):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
-    folders.append(write_run(tmp_path / RESUNET, **{field: 2}))
-    with pytest.raises(ValueError, match=f"{field} differs.*{RESUNET} has 2"):
-        load_runs(folders)
-
-
-def test_other_test_cases_and_doubled_runs_are_refused(tmp_path):
-    one, other = write_run(tmp_path / UNET), write_run(tmp_path / SEGNET, cases=("1", "3"))
-    with pytest.raises(ValueError, match="tested on different cases"):
-        load_runs([one, other])
-    with pytest.raises(ValueError, match=f"given twice: {UNET}"):
-        load_runs([one, one])
 
 
 def test_intervals_are_written_beside_their_estimate():
@@ -186,7 +178,6 @@ def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known()
     shown = tables.show_summary(table)
     dagger = shown["Dice [95 % interval]"].str.endswith("†")
     assert dagger.tolist() == [False] * 3 + [True] * 3  # three folds; one with three seeds
-    assert shown["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
     marked = tables.show_summary(table.assign(selection="test"))
     assert marked["protocol"].str.contains("picked on test").all()
     assert set(tables.show_summary(compared(seeds=1)["table"])["SD seeds"]) == {"–"}
@@ -200,7 +191,7 @@ def test_pairs_and_measures_are_shown():
     assert set(pairs["reading"]) & {"resunet higher", "unet higher"}
     assert not pairs["p"].isin(["0.00"]).any()
     measures = tables.show_stability(made["stability"])
-    assert measures.columns.tolist()[2:] == list(MEASURES)
+    assert list(measures) == ["protocol", "model", *MEASURES]
     assert measures["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
 
 

@@ -287,20 +287,6 @@ def test_what_is_no_finished_study_is_one_sentence(case, study, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_the_notebook_finds_what_the_others_wrote(study, tmp_path, monkeypatch):
-    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
-    top = tmp_path / "alone"
-    places = {"store": top / "store", "compare": top / "compare"}
-    for part, notebook in (("store", "1-pre"), ("runs", "3-train"), ("compare", "4-compare")):
-        with pytest.raises(FileNotFoundError, match=f"run {notebook}.* first"):
-            export.find_runs([], **places)
-        shutil.copytree(study / part, top / part)
-    (top / "runs" / "unfinished").mkdir()
-    found = export.find_runs([], **places)
-    assert [run.name for run in found] == sorted(path.name for path in (study / "runs").iterdir())
-    assert export.find_runs(["results/alone/runs/x"], **places) == [top / "runs" / "x"]
-
-
 def test_it_runs_with_nothing_but_what_it_requires(made, tmp_path):
     """In a folder of its own, with every other package of this environment out of reach."""
     out = shutil.copytree(made[0], tmp_path / "release")

@@ -20,11 +20,12 @@ def shown_images(fig):
     return [ax for ax in fig.axes if ax.images]
 
 
-def test_a_model_keeps_its_colour_in_every_study():
-    both = plots.looks(["unet", "segnet"])
-    alone = plots.looks(["segnet", "my_own"])
-    assert both["segnet"] == alone["segnet"]
-    assert len({str(look) for look in (*both.values(), *alone.values())}) == 3
+def test_a_model_keeps_its_look_in_every_study_and_differs_in_grey():
+    looks = plots.looks(["resunet", "unet", "segnet"])
+    assert list(looks) == ["unet", "segnet", "resunet"]
+    assert plots.looks(["segnet", "my_own"])["segnet"] == looks["segnet"]
+    for part in ("color", "marker", "linestyle"):
+        assert len({str(look[part]) for look in looks.values()}) == 3
 
 
 def test_best_median_and_worst_are_picked_in_order_even_of_one_case():
@@ -77,8 +78,7 @@ def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "display", shown.append)
     fig, _ = plt.subplots()
     plots.present(fig, tmp_path / "figure", "One sentence.")
-    assert shown[0] is fig
-    assert shown[1].data == "One sentence."
+    assert [shown[0], shown[1].data] == [fig, "One sentence."]
     assert not plt.fignum_exists(fig.number)  # or a notebook would show it twice
 
 
@@ -107,9 +107,6 @@ def test_every_figure_is_opaque_and_its_writing_stands_out(small_folder, tmp_pat
     for fig in [*drawn, plots.curves(history)]:
         ground = np.array(fig.get_facecolor())
         assert ground[3] == 1
-        texts = [ax.title for ax in fig.axes] + [
-            text for legend in fig.legends for text in legend.get_texts()
-        ]
-        for text in texts:
-            contrast = np.abs(np.array(to_rgb(text.get_color())) - ground[:3]).mean()
-            assert contrast > 0.5, text.get_text()
+        legends = [text for legend in fig.legends for text in legend.get_texts()]
+        for text in [*(ax.title for ax in fig.axes), *legends]:
+            assert np.abs(np.array(to_rgb(text.get_color())) - ground[:3]).mean() > 0.5

@@ -1,14 +1,13 @@
 """Confidence intervals, paired differences and power, from a bootstrap of groups and seeds.
 
-Frames of one sweep are near-copies, so a frame is never a unit: every mean is taken within groups
-first ("group-macro"). Another study of this kind would have other groups and other trainings, so
-both are resampled, crossed (Owen & Eckles, Ann. Appl. Stat. 6 (2012) 895), and all models meet the
-same ones in a resample. `docs/statistics.md` says how often the intervals are right. Tables are
-sorted before anything is drawn: the order of rows, runs and models changes nothing.
+Frames of one sweep are near-copies, so every mean is taken within groups first ("group-macro").
+Another study would have other groups and other trainings, so both are resampled, crossed (Owen &
+Eckles, Ann. Appl. Stat. 6 (2012) 895); all models meet the same ones. `docs/statistics.md` says how
+often the intervals are right. Tables are sorted first: the order of rows changes nothing.
 """
 
 import itertools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,21 +16,15 @@ from scipy import stats
 SEEDS_FOR_STABILITY = 5
 GROUPS_FOR_SELECTION = 5  # below, a selection is provisional
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
-LEVEL = 0.95
-TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
 # Ordered: the protocol that comes first among those run is the one that decides.
 PROTOCOLS = ("grouped", "leave-one-group-out", "official", "random")
 # A gap of this many standard errors is seen in 80 % of studies, by a two-sided test at 0.05.
 SEEN = stats.norm.ppf(TAILS[1]) + stats.norm.ppf(0.8)
 
 
-@dataclass(frozen=True)
-class Cube:
-    """One protocol's group means of one metric.
-
-    `values` is (M,F,S,G): model, fold, seed, group, each axis sorted; NaN where a fold does not
-    test a group.
-    """
+class Cube(NamedTuple):
+    """One protocol's group means of one metric, (M,F,S,G), axes sorted; NaN where not tested."""
 
     protocol: str
     models: tuple[str, ...]
@@ -42,21 +35,17 @@ class Cube:
 
     @property
     def conditional(self) -> bool:
-        """Whether intervals hold for the trained runs alone, not for trainings to come.
-
-        One seed leaves nothing to resample, and a single split says nothing of other splits.
-        """
+        """Whether one seed or a single split makes intervals hold for the trained runs alone."""
         return len(self.seeds) == 1 or len(self.folds) == 1
 
     @property
     def size(self) -> dict:
-        """The columns groups, folds, seeds and conditional of a table's row."""
+        """Columns of a table's row: groups, folds, seeds and conditional."""
         counts = {name: len(getattr(self, name)) for name in ("groups", "folds", "seeds")}
         return counts | {"conditional": self.conditional}
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """Resamples: `groups` (B,G), how often each is drawn; `seeds` (B,F,S), drawn per fold."""
 
     groups: np.ndarray
@@ -71,22 +60,22 @@ def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def order_protocols(protocols) -> list[str]:
     """Sort protocols as `PROTOCOLS` has them, others after them by name; the first decides."""
-    known = {name: rank for rank, name in enumerate(PROTOCOLS)}
-    return sorted(set(protocols), key=lambda name: (known.get(name, len(known)), name))
+    order = [*PROTOCOLS, *sorted(set(protocols) - set(PROTOCOLS))]
+    return sorted(set(protocols), key=order.index)
 
 
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
-    """Average a protocol's cases within groups: means by model, fold, seed and group.
+    """Average a protocol's cases within groups; `scores` has one row per run and case.
 
-    `scores` has one row per run and case: protocol, model, fold, seed, group and `metric`. A
-    ValueError names a missing column, or models that were not run with the same folds and seeds.
+    Raises:
+        ValueError: a column is missing, or models were not run with the same folds and seeds.
     """
-    missing = {"protocol", "model", "fold", "seed", "group", metric} - set(scores)
-    if missing:
+    names = ["model", "fold", "seed", "group"]
+    if missing := {"protocol", *names, metric} - set(scores):
         raise ValueError(f"the scores lack {', '.join(sorted(missing))}: score the runs again")
     part = sort_rows(scores[scores["protocol"] == protocol])
-    means = part.groupby(["model", "fold", "seed", "group"])[metric].mean()
-    axes = [sorted(part[name].unique()) for name in ("model", "fold", "seed", "group")]
+    means = part.groupby(names)[metric].mean()
+    axes = [sorted(part[name].unique()) for name in names]
     full = means.reindex(pd.MultiIndex.from_product(axes))
     values = full.to_numpy(float).reshape([len(axis) for axis in axes])  # (M,F,S,G)
     known = ~np.isnan(values)
@@ -104,11 +93,7 @@ def cubes(scores: pd.DataFrame) -> list[Cube]:
 
 
 def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
-    """Draw groups, and within each fold seeds, with replacement.
-
-    A training's luck is shared by the groups that its fold tests, and no other fold's training has
-    it: so each fold draws its own seeds. Where there is one seed the groups alone are drawn.
-    """
+    """Draw groups, and seeds by fold, as what a training adds is shared by its fold's groups."""
     _, folds, seeds, groups = of.values.shape
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
@@ -116,11 +101,7 @@ def draw(of: Cube, *, resamples: int = 10_000, seed: int = 0) -> Draws:
 
 
 def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
-    """Give the group-macro mean of every resample, (B,M).
-
-    `values` is (M,F,S,G) as in `Cube`; M may count models, or simulated studies. Any number of
-    seeds may be drawn.
-    """
+    """Return the group-macro mean of every resample, (B,M), of `values` (M,F,S,G)."""
     tested = ~np.isnan(values[0, :, 0])  # (F,G)
     fold, group = np.nonzero(tested)  # (P,)
     models, _, seeds, groups = values.shape
@@ -132,7 +113,7 @@ def macro_means(values: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 def macro_by_seed(values: np.ndarray, draws: Draws) -> np.ndarray:
-    """Give what `macro_means` gives for each drawn seed by itself: (B,M,S), their mean over S."""
+    """Return `macro_means` of each drawn seed by itself, (B,M,S)."""
     each = [Draws(draws.groups, seed[..., None]) for seed in np.moveaxis(draws.seeds, 2, 0)]
     return np.stack([macro_means(values, one) for one in each], axis=2)
 
@@ -150,27 +131,24 @@ def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
     """Take `interval`, or NaN where there is a single group: resampling it varies nothing."""
-    if len(of.groups) == 1:
-        return (np.full(samples.shape[1:], np.nan),) * 2
-    return interval(samples)
+    return interval(samples if len(of.groups) > 1 else np.full_like(samples, np.nan, float))
 
 
 def intervals(of: Cube, *, resamples: int = 10_000) -> pd.DataFrame:
-    """Give every model's group-macro mean with its 95 % interval: model, estimate, low, high."""
+    """Return every model's group-macro mean with its interval: model, estimate, low, high."""
     low, high = bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
-    columns = {"model": of.models, "estimate": macro_estimate(of.values), "low": low, "high": high}
-    return pd.DataFrame(columns)
+    values = {"estimate": macro_estimate(of.values), "low": low, "high": high}
+    return pd.DataFrame({"model": of.models, **values})
 
 
 def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
-    """Compare models in pairs; both have the same groups and seeds in a resample.
+    """Compare models in pairs, on the same groups and seeds in each resample.
 
     Returns:
-        One row per protocol and pair of models (a before b by name): difference (a − b), low, high
-        (95 %), se (the resamples' standard deviation), p (twice the share of resamples beyond
-        zero, at most 1), smallest_gap (which 80 % of such studies would see, from se), reading
-        ("equivalent": all of the interval within ±delta; "a higher", "b higher": zero outside;
-        else "undecided"), groups, folds, seeds, conditional.
+        One row per protocol and pair (a before b by name): difference (a − b), low, high (95 %),
+        se (of the resamples), p (twice the share of resamples beyond zero), smallest_gap (which
+        80 % of such studies would see), reading (see `read_interval`) and the columns of
+        `Cube.size`.
     """
     rows = []
     for of in cubes(scores):
@@ -187,13 +165,14 @@ def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) 
                  "smallest_gap": SEEN * gap.std(),
                  "reading": read_interval(low, high, delta, a, b), **of.size}
             )  # fmt: skip
-    columns = ["protocol", "a", "b", "difference", "low", "high", "se", "p", "smallest_gap"]
-    sizes = ["groups", "folds", "seeds", "conditional"]
-    return pd.DataFrame(rows, columns=[*columns, "reading", *sizes])
+    names = (
+        "protocol a b difference low high se p smallest_gap reading groups folds seeds conditional"
+    )
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def read_interval(low: float, high: float, delta: float, a: str, b: str) -> str:
-    """Read the interval of a − b against zero and ±delta: see `differences`."""
+    """Read the interval of a − b: equivalent (within ±delta), a or b higher, else undecided."""
     if low > -delta and high < delta:
         return "equivalent"
     if low > 0 or high < 0:

@@ -38,13 +38,19 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     name, protocol = selected["model"], selected["protocol"]
     of_model = table[table["model"] == name]
     row = of_model[of_model["protocol"] == protocol].iloc[0]
-    mine = runs[(runs["model"] == name) & (runs["protocol"] == protocol)]
+    mine, measured = (
+        part[(part["model"] == name) & (part["protocol"] == protocol)] for part in (runs, stability)
+    )
     run = mine.iloc[0].dropna().to_dict()  # without what these runs did not record
-    measured = stability[(stability["model"] == name) & (stability["protocol"] == protocol)]
     data = sorted(scores["dataset"].unique()) if "dataset" in scores else []
-    limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
     sizes = ((row["groups"], "group"), (row["folds"], "trained fold"), (row["seeds"], "seed"))
     versions = [" ".join(pair) for pair in sorted(run.get("versions", {}).items())]
+    counts = pd.DataFrame(list(mine["cases"].dropna()) if "cases" in mine else [])
+    cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
+    heat = mine["temperature"] if "temperature" in run else pd.Series(dtype=float)
+    fitted = f"Temperature fitted on validation, by run: {span(heat.min(), heat.max(), '{:.2f}')}."
+    own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
+    source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
     stable = {
         "measure": measured["measure"],
         "what it is": measured["measure"].map(MEASURES),
@@ -53,24 +59,26 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     fields = {
         "provisional": " **The selection is provisional**: seeds or groups are few."
         * selected["provisional"],
-        "about": ABOUT.get(name, f"architecture `{name}` of {_source(run)}"),
+        "about": ABOUT.get(name, f"architecture `{name}` of {source}"),
         "giga": row["multiply_adds"] / 1e9,
         "settings": ", ".join(
             f"{key} {run[key]}" for key in SHARED if key in run and key not in NO_SETTINGS
         ),
         "data": ", ".join(data) or "not named",
-        "cases": _cases(mine),
+        "cases": f"Frames per run: {', '.join(cases)}." if cases else "",
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(*size) for size in (*sizes, (len(mine), "run"))),
         "conditional": "; here † they hold for the trained runs alone: seeds or splits are few"
         * selected["conditional"],
         "power": sentences.power_sentence(differences),
-        "metrics": _markdown(show_summary(of_model)),
-        "stability": _markdown(pd.DataFrame(stable)),
+        "metrics": show_summary(of_model).to_markdown(index=False, disable_numparse=True),
+        "stability": pd.DataFrame(stable).to_markdown(index=False, disable_numparse=True),
         "calibration": sentences.calibration_sentence(table),
-        "temperature": _temperature(mine),
+        "temperature": fitted if len(heat) else "No temperature was fitted.",
         "failures": sentences.failures_sentence(scores),
-        "limits": "\n- ".join(limits),
+        "limits": "\n- ".join(
+            text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)
+        ),
         "selection": sentences.selection_sentence(selected, ranks),
         "difference": sentences.difference_sentence(differences, delta=selected["delta"]),
         "runs": ", ".join(mine["run_id"]),
@@ -109,26 +117,3 @@ def released(about: dict) -> str:
         f"{TOO_FAR:g} times that on.",
     )
     return "## What was released\n\n" + "".join(f"- {line}\n" for line in lines)
-
-
-def _source(run: dict) -> str:
-    if not run.get("architecture_fingerprint"):
-        return "`thyroid_lib/models`"
-    return f"`architectures/{run['model']}.py`, whose code is `{run['architecture_fingerprint']}`"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=False, disable_numparse=True)
-
-
-def _cases(runs: pd.DataFrame) -> str:
-    counts = pd.DataFrame(list(runs["cases"].dropna()) if "cases" in runs else [])
-    spans = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
-    return f"Frames per run: {', '.join(spans)}." if spans else ""
-
-
-def _temperature(runs: pd.DataFrame) -> str:
-    if "temperature" not in runs or runs["temperature"].isna().all():
-        return "No temperature was fitted."
-    fitted = span(runs["temperature"].min(), runs["temperature"].max(), "{:.2f}")
-    return f"Temperature fitted on validation, by run: {fitted}."

@@ -18,20 +18,17 @@ def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare models in pairs by a linear mixed model.
 
     `dice ~ model` with random effects of group, run and model × group, by restricted maximum
-    likelihood (statsmodels). An effect that the study cannot tell from the model or from the noise
-    is left out: runs where each model has one, or where each run tests one group; model × group
-    where there is one run per group.
+    likelihood. An effect that cannot be told from the model or from the noise is left out.
 
     Returns:
-        One row per protocol and pair: a, b, difference, low, high (95 %, Wald), note ("" or why
-        not to lean on it). NaN where no fit was possible; small studies never raise.
+        One row per protocol and pair: a, b, difference, low, high (95 %, Wald), note (a reason to
+        distrust it, or ""). NaN where no fit was possible; small studies never raise.
     """
     rows = []
     for of in cubes(scores):
         estimate, covariance, note = fit_mixed(of)
         for i, j in itertools.combinations(range(len(of.models)), 2):
-            contrast = np.zeros(len(of.models))
-            contrast[i], contrast[j] = 1, -1
+            contrast = np.eye(len(of.models))[i] - np.eye(len(of.models))[j]
             variance = max(0.0, contrast @ covariance @ contrast)
             half, value = stats.norm.ppf(TAILS[1]) * np.sqrt(variance), contrast @ estimate
             pair = of.protocol, of.models[i], of.models[j]
@@ -47,21 +44,17 @@ def fit_mixed(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:
     table["model_group"] = table["model"] + "-" + table["group"]
     table["value"] = of.values[tuple(cells.T)]
     count = len(of.models)
-    levels_needed = {"group": 2, "run": count + 1, "model_group": 2}
-    effects = {
-        name: f"0 + C({name})"
-        for name, needed in levels_needed.items()
-        if needed <= table[name].nunique() < len(table)
-    }
+    least = {"group": 2, "run": count + 1, "model_group": 2}  # levels
+    kept = [name for name in least if least[name] <= table[name].nunique() < len(table)]
     failed = np.full(count, np.nan), np.full((count, count), np.nan)
-    if not effects:
+    if not kept:
         return *failed, "no fit: a single group and run per model"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the note says it, by rules that repeat
             fit = MixedLM.from_formula(
                 "value ~ 0 + C(model)", table.assign(whole=1), groups="whole", re_formula="0",
-                vc_formula=effects,
+                vc_formula={name: f"0 + C({name})" for name in kept},
             ).fit(reml=True, method=["lbfgs", "powell"])  # fmt: skip
             estimate, covariance = fit.fe_params.to_numpy(), np.asarray(fit.cov_params())
     except (np.linalg.LinAlgError, ValueError, ZeroDivisionError) as error:

@@ -1,9 +1,8 @@
 """The replication of the reported study: its flaws are mended one by one, and each is measured.
 
 Runs of protocol "reported" repeat the study, flaws and all; those of "random" and "grouped" mend
-its flaws, one step after the other. Every step keeps the networks, seeds and recipe of the one
-before, so that a change belongs to its step; its interval comes from resampling groups, the same
-ones at both ends, and seeds. `reported_curves.csv` has the report's own curves, one run each.
+them step by step. A step keeps the networks, seeds and recipe of the one before, and both ends of a
+change resample the same groups. `reported_curves.csv` has the report's own curves, one run each.
 """
 
 from pathlib import Path
@@ -11,19 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.compare.bootstrap import (
-    Cube,
-    Draws,
-    bounds,
-    cube,
-    draw,
-    macro_estimate,
-    macro_means,
-    sort_rows,
-)
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import Cube, Draws
 from thyroid_lib.compare.sentences import SHOWN
 from thyroid_lib.compare.stability import MEASURES, OF_CURVES, measure_curve
-from thyroid_lib.compare.tables import RUN, SHARED, Results, load_runs, read_table
+from thyroid_lib.compare.tables import SHARED, Results, load_runs, read_table
 from thyroid_lib.evaluate.metrics import pooled_dice
 from thyroid_lib.files.writing import write_file, write_table
 
@@ -47,10 +38,7 @@ def reported_curves() -> pd.DataFrame:
 def load_steps(
     reported: list[str | Path], fair: list[str | Path]
 ) -> tuple[dict[str, pd.DataFrame], Results]:
-    """Load the runs of a replication, or refuse those that differ in more than their step.
-
-    Args:
-        reported, fair: folders of the runs of protocol "reported", and of "random" and "grouped".
+    """Load the runs of protocol "reported", and of "random" and "grouped", from their folders.
 
     Returns:
         For each of `STEPS` the scores, one row per run and test case; and the reported runs.
@@ -62,33 +50,27 @@ def load_steps(
     flawed, mended = load_runs(reported), load_runs(fair)
     if set(flawed.runs["protocol"]) != {"reported"}:
         raise ValueError("the first folders must be runs of protocol reported, and nothing else")
-    folder_of = {Path(folder).name: Path(folder) for folder in reported}
-    runs = flawed.runs[RUN].to_dict("records")
-    of_val = pd.concat([read_table(folder_of[r["run_id"]] / "scores_val.csv", r) for r in runs])
+    rows = {row["run_id"]: row for row in flawed.runs.to_dict("records")}
+    of_val = pd.concat([read_table(f, rows[f.name], "scores_val.csv") for f in map(Path, reported)])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
     if absent := [name for name in ("random", "grouped") if name not in by_protocol]:
         raise ValueError(f"no run of protocol {', '.join(absent)}: train them, or name them")
-    _check_alike(flawed, mended)
-    tables = flawed.scores, flawed.scores, of_val, by_protocol["random"], by_protocol["grouped"]
-    return dict(zip(STEPS, tables, strict=True)), flawed
-
-
-def _check_alike(flawed: Results, mended: Results) -> None:
     changed = {"data_fingerprint", "mend", "selection"}  # by the steps
-    for field in ("seed", *SHARED):
-        sides = [set(results.runs[field]) for results in (flawed, mended)]
-        if field not in changed and sides[0] != sides[1]:
+    for field in [name for name in ("seed", *SHARED) if name not in changed]:
+        has, other = (sorted(set(results.runs[field])) for results in (flawed, mended))
+        if has != other:
             raise ValueError(
-                f"{field} differs: the reported runs have {sorted(sides[0])}, the fair ones "
-                f"{sorted(sides[1])}; train them again with equal settings"
+                f"{field} differs: the reported runs have {has}, the fair ones {other}; train them "
+                "again with equal settings"
             )
-    drawn = mended.scores[mended.scores["protocol"] == "random"]
-    if other := sorted(set(flawed.scores["case_id"]) ^ set(drawn["case_id"])):
+    if other := sorted(set(flawed.scores["case_id"]) ^ set(by_protocol["random"]["case_id"])):
         raise ValueError(
             f"{len(other)} test cases, {other[0]} among them, are tested by the reported or the "
             "random runs alone: mending empties a mask, which changes the splits; take its case "
             "out of the source"
         )
+    tables = flawed.scores, flawed.scores, of_val, by_protocol["random"], by_protocol["grouped"]
+    return dict(zip(STEPS, tables, strict=True)), flawed
 
 
 def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -> pd.DataFrame:
@@ -100,56 +82,50 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
 
     Returns:
         One row per step and model: step, selection ("test" or "val"), model, dice, low, high,
-        change, change_low, change_high (against the step before; NaN at the first), groups, seeds.
+        groups, seeds, change, change_low, change_high (against the step before; NaN at the first).
         95 % intervals; those of one seed hold for the trained runs alone.
     """
     shared = {
-        name: sorted(set.intersection(*(set(table[name]) for table in scores.values())))
+        name: set.intersection(*(set(table[name]) for table in scores.values()))
         for name in ("model", "group")
     }
     if absent := [name for name, common in shared.items() if not common]:
         raise ValueError(f"the steps share no {' and no '.join(absent)}: nothing to compare")
     parts, before = [], None
     for step, table in scores.items():
-        (protocol,) = table["protocol"].unique()
         table = table[table["model"].isin(shared["model"]) & table["group"].isin(shared["group"])]
-        of = cube(table, protocol)
-        draws = draw(of, resamples=resamples)
+        of = bootstrap.cube(table, table["protocol"].iloc[0])
+        draws = bootstrap.draw(of, resamples=resamples)
+        dice = bootstrap.macro_estimate(of.values)
+        samples = bootstrap.macro_means(of.values, draws)
         if step == "as reported":
             dice, samples = _pooled(table, of, draws)
-        else:
-            dice, samples = macro_estimate(of.values), macro_means(of.values, draws)
+        low, high = bootstrap.bounds(samples, of)
         columns = {"step": step, "selection": "test" if step in ON_TEST else "val"}
-        columns |= {"model": of.models, "dice": dice, **_bounds("", samples, of)}
+        columns |= {"model": of.models, "dice": dice, "low": low, "high": high}
         columns |= {"groups": len(of.groups), "seeds": len(of.seeds)}
         if before:
-            columns |= {"change": dice - before[0], **_bounds("change_", samples - before[1], of)}
+            low, high = bootstrap.bounds(samples - before[1], of)
+            columns |= {"change": dice - before[0], "change_low": low, "change_high": high}
         parts.append(pd.DataFrame(columns))
         before = dice, samples
     return pd.concat(parts, ignore_index=True)
 
 
-def _bounds(name: str, samples: np.ndarray, of: Cube) -> dict:
-    return dict(zip((f"{name}low", f"{name}high"), bounds(samples, of), strict=True))
-
-
 def _pooled(table: pd.DataFrame, of: Cube, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
     """Reported Dice of each model (M,) and resample (B,M), frames drawn with their group."""
-    runs = {}  # (model, seed): group, intersection and total of each frame
-    for key, part in sort_rows(table).groupby(
-        ["model", "seed"]
-    ):  # order decides who shares a batch
+    runs = {}  # (model, seed): group, intersection and total of each frame, in the order of batches
+    for key, part in bootstrap.sort_rows(table).groupby(["model", "seed"]):
         columns = part["square_both"].to_numpy(), part["square_total"].to_numpy()
         runs[key] = np.searchsorted(of.groups, part["group"]), *columns
     samples = np.empty((len(draws.groups), len(of.models)))
-    for b, (counts, seeds) in enumerate(zip(draws.groups, draws.seeds[:, 0], strict=True)):
-        for i, model in enumerate(of.models):
-            drawn = []
-            for seed in seeds:
-                group, both, total = runs[model, of.seeds[seed]]
-                frames = np.repeat(np.arange(len(group)), counts[group])
-                drawn.append(pooled_dice(both[frames], total[frames]))
-            samples[b, i] = np.mean(drawn)
+    for b, i in np.ndindex(samples.shape):
+        drawn = []
+        for seed in draws.seeds[b, 0]:
+            group, both, total = runs[of.models[i], of.seeds[seed]]
+            frames = np.repeat(np.arange(len(group)), draws.groups[b][group])
+            drawn.append(pooled_dice(both[frames], total[frames]))
+        samples[b, i] = np.mean(drawn)
     values = [[pooled_dice(*runs[model, seed][1:]) for seed in of.seeds] for model in of.models]
     return np.mean(values, axis=1), samples
 
@@ -161,19 +137,20 @@ def best_reported(curves: pd.DataFrame) -> pd.Series:
 
 def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Turn `measure_steps` into the table for people; the first row has the report's own Dice."""
-    models = [m for m in NAMES.values() if m in set(table["model"])]
-    models += sorted(set(table["model"]) - set(models))
-    best = best_reported(curves)
-    mark = " (epoch picked on test)"
+    known, order = list(NAMES.values()), set(table["model"])
+    models = [m for m in known if m in order] + sorted(order - set(known))
+    best, mark = best_reported(curves), " (epoch picked on test)"
     rows = {f"the report itself{mark}": [f"{best[m]:.3f}" if m in best else "–" for m in models]}
     for step, part in table.groupby("step", sort=False):
-        each = part.set_index("model").loc[models]
-        cells = each["dice"].map("{:.3f}".format)
-        if each["change"].notna().all():
-            cells += [
-                f" ({row.change:+z.3f}: {row.change_low:+z.3f} to {row.change_high:+z.3f})"
-                for row in each.itertuples()
-            ]
+        cells = [
+            f"{row.dice:.3f}"
+            + (
+                ""
+                if np.isnan(row.change)
+                else f" ({row.change:+z.3f}: {row.change_low:+z.3f} to {row.change_high:+z.3f})"
+            )
+            for row in part.set_index("model").loc[models].itertuples()
+        ]
         rows[step + mark * (step in ON_TEST)] = [cell.replace("-", "−") for cell in cells]
     return pd.DataFrame.from_dict(rows, orient="index", columns=models).rename_axis("step")
 
@@ -182,22 +159,21 @@ def steps_sentence(table: pd.DataFrame) -> str:
     """Say what changed from the first step to the last, and by how much."""
     dice = table.pivot(index="model", columns="step", values="dice")[list(table["step"].unique())]
     each = [f"{row.name} {row.iloc[0]:.3f} to {row.iloc[-1]:.3f}" for _, row in dice.iterrows()]
-    steps = table.dropna(subset="change").groupby("step", sort=False)
+    apart = (table["change_low"] > 0) | (table["change_high"] < 0)
+    steps = table.assign(apart=apart).dropna(subset="change").groupby("step", sort=False)
     changes = steps["change"].mean().sort_values(key=abs, ascending=False, kind="stable")
     worth = [f"{step} {change:+z.3f}" for step, change in changes.items()]
-    apart = table.assign(apart=(table["change_low"] > 0) | (table["change_high"] < 0))
-    counts = apart.groupby("step", sort=False)["apart"].sum()
-    sure = [f"{step} ({count} of {len(dice)})" for step, count in counts.items() if count]
+    counts = steps["apart"].sum().items()
+    sure = [f"{step} ({count} of {len(dice)})" for step, count in counts if count]
     sure = f"Zero lies outside the interval of: {', '.join(sure) or 'no step'}"
     if table["change_low"].isna().all():
         sure = "A single group gives no interval"
     elif table["seeds"].min() == 1:
         sure += "; with one seed all intervals hold for the trained runs alone"
-    text = (
+    return (
         f"From the first step to the last: {', '.join(each)}. What each step was worth on average "
         f"over the networks: {', '.join(worth)}. {sure}."
-    )
-    return text.replace(" -", " −")
+    ).replace(" -", " −")
 
 
 def floors(flawed: Results) -> pd.DataFrame:
@@ -211,11 +187,9 @@ def floors(flawed: Results) -> pd.DataFrame:
         and last training loss, below (whether the lowest is under the floor).
     """
     runs = flawed.runs[flawed.runs["model"].isin(["segnet_reported", WITHOUT_RELU])]
-    loss = flawed.histories.groupby("run_id")["train_loss"]
+    loss = flawed.histories.groupby("run_id")["train_loss"].agg(["min", "last"]).loc[runs["run_id"]]
     table = runs[["model", "seed"]].assign(floor=(1 - runs["train_foreground"]) * np.log(2))
-    table = table.assign(
-        lowest=runs["run_id"].map(loss.min()), last=runs["run_id"].map(loss.last())
-    )
+    table = table.assign(lowest=loss["min"].to_numpy(), last=loss["last"].to_numpy())
     return table.assign(below=table["lowest"] < table["floor"]).reset_index(drop=True)
 
 
@@ -227,43 +201,33 @@ def floor_sentence(table: pd.DataFrame) -> str:
         return "The reported SegNet is not among these runs."
     fell = "fell" if with_relu["below"].any() else "never fell"
     gap = (with_relu["last"] - with_relu["floor"]).max()
-    end = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} it"
     text = (
         f"With its last ReLU the reported SegNet {fell} below its floor of "
-        f"{with_relu['floor'].mean():.3f} and ended {end}"
+        f"{with_relu['floor'].mean():.3f} and ended {abs(gap):.3f} "
+        f"{'above' if gap > 0 else 'below'} it"
     )
-    if without.empty:
-        return f"{text}."
-    side = "below" if without["below"].all() else "not below"
-    return f"{text}; without that ReLU, and nothing else changed, it ended at " + (
-        f"{without['last'].mean():.3f}, {side} it."
-    )
+    if len(without):
+        side = "below" if without["below"].all() else "not below"
+        text += "; without that ReLU, and nothing else changed, it ended at "
+        text += f"{without['last'].mean():.3f}, {side} it"
+    return f"{text}."
 
 
 def reported_stability(curves: pd.DataFrame) -> pd.DataFrame:
-    """Measure stability on the report's own curves of test Dice, as far as one run each allows.
-
-    One row per model, one column per key of `stability.MEASURES`; NaN where seeds, cases or
-    probabilities are needed, which were not reported.
-    """
-    rows = {
-        model: measure_curve(run.sort_values("epoch")["test_dice"].to_numpy())
-        for model, run in curves.groupby("model", sort=False)
-    }
+    """Measure `stability.MEASURES` on the report's curves; NaN where seeds or cases are needed."""
+    runs = curves.sort_values("epoch").groupby("model", sort=False)["test_dice"]
+    rows = {model: measure_curve(run.to_numpy()) for model, run in runs}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=OF_CURVES)
-    return table.reindex(columns=list(MEASURES)).rename_axis("model")
+    return table.loc[curves["model"].unique(), :].reindex(columns=[*MEASURES]).rename_axis("model")
 
 
 def curves_sentence(stability: pd.DataFrame) -> str:
     """Say what the report's own curves show of stability."""
     falls, changes = stability["largest_fall"], stability["epoch_change"]
     largest = f"The largest fall is {falls.idxmax()}'s, by {falls.max():.3f}"
-    if falls.max() < SHOWN:
-        largest = "No curve falls"
-    return (
-        f"{largest}; the calmest curve is {changes.idxmin()}'s. One run of each network says "
-        "nothing of another run of the same."
-    )
+    largest = "No curve falls" if falls.max() < SHOWN else largest
+    text = f"{largest}; the calmest curve is {changes.idxmin()}'s."
+    return f"{text} One run of each network says nothing of another run of the same."
 
 
 def save_tables(out: Path, *, shown: pd.DataFrame, sentence: str, **tables: pd.DataFrame) -> None:

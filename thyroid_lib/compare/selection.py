@@ -1,21 +1,13 @@
 """Selection of the model to deploy, by the rule that was declared before training.
 
-The rule reads tables and nothing else. Test data never selects weights; it selects between models
-here, once, after all of them were trained.
+Test data selects between models here, once, after all were trained; it never selects weights.
 """
 
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.compare.bootstrap import (
-    GROUPS_FOR_SELECTION,
-    SEEDS_FOR_STABILITY,
-    cubes,
-    draw,
-    interval,
-    macro_by_seed,
-    order_protocols,
-)
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import GROUPS_FOR_SELECTION, SEEDS_FOR_STABILITY
 from thyroid_lib.compare.stability import worst_decile
 
 
@@ -35,8 +27,7 @@ def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> t
     return np.lexsort(keys, axis=1), candidates
 
 
-def is_provisional(*, seeds: int, groups: int) -> bool:
-    """Tell whether seeds or groups are too few to select by stability."""
+def _is_provisional(seeds: int, groups: int) -> bool:
     return seeds < SEEDS_FOR_STABILITY or groups < GROUPS_FOR_SELECTION
 
 
@@ -50,21 +41,19 @@ def select(table, differences, stability, *, delta: float) -> dict:
     """Select the model to deploy; the first of `bootstrap.PROTOCOLS` that was run decides.
 
     A model that is no candidate (see `decide`) is dropped if the 95 % interval of (model − best)
-    lies wholly below −delta; otherwise it is not separated from the best.
-
-    `table` is what `tables.summary` gives.
+    lies wholly below −delta; otherwise it is not separated. `table` is that of `tables.summary`.
 
     Returns:
         model, protocol, best (highest mean Dice), candidates (in order), not_separated, dropped,
         provisional, seeds, groups, conditional, delta, rule (in words).
     """
-    protocol = order_protocols(table["protocol"])[0]
+    protocol = bootstrap.order_protocols(table["protocol"])[0]
     rivals = table[table["protocol"] == protocol].set_index("model").sort_index()
     models, cost = _by_cost(rivals.reset_index())
     measured = stability[stability["protocol"] == protocol].pivot(index="model", columns="measure")
     spread, decile = (measured["value"][name].to_numpy() for name in ("seed_sd", "worst_decile"))
     size = {name: int(rivals[name].min()) for name in ("seeds", "groups")}
-    dice, provisional = rivals["dice"].to_numpy(float), is_provisional(**size)
+    dice, provisional = rivals["dice"].to_numpy(float), _is_provisional(**size)
     order, candidates = decide(
         dice[None], spread[None], decile, cost, delta=delta, provisional=provisional
     )
@@ -101,22 +90,22 @@ def ranks(
         p_selected; NaN for a single group, as resampling it varies nothing.
     """
     parts = []
-    for of in cubes(scores):
+    for of in bootstrap.cubes(scores):
         models, cost = _by_cost(runs[runs["model"].isin(of.models)])
-        each = macro_by_seed(of.values, draw(of, resamples=resamples))  # (B,M,S)
-        dice, size = each.mean(axis=2), {"seeds": len(of.seeds), "groups": len(of.groups)}
-        spread = each.std(axis=2, ddof=1) if size["seeds"] > 1 else np.zeros_like(dice)
+        draws, size = bootstrap.draw(of, resamples=resamples), (len(of.seeds), len(of.groups))
+        each = bootstrap.macro_by_seed(of.values, draws)  # (B,M,S)
+        dice, provisional = each.mean(axis=2), _is_provisional(*size)
+        spread = each.std(axis=2, ddof=1) if size[0] > 1 else np.zeros_like(dice)
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
-        decile, provisional = cases.agg(worst_decile)[models], is_provisional(**size)
+        decile = cases.agg(worst_decile)[models]
         order, _ = decide(dice, spread, decile, cost, delta=delta, provisional=provisional)
         leads = dice == dice.max(axis=1, keepdims=True)
         rank = 1 + (dice[:, :, None] < dice[:, None]).sum(axis=2)  # (B,M)
-        columns = {
-            "rank": rank.mean(axis=0), **dict(zip(("low", "high"), interval(rank), strict=True)),
-            "p_best": (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0),
-            "p_selected": np.bincount(order[:, 0], minlength=len(models)) / len(order),
-        }  # fmt: skip
-        if size["groups"] == 1:
+        low, high = bootstrap.interval(rank)
+        columns = {"rank": rank.mean(axis=0), "low": low, "high": high}
+        columns["p_best"] = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)  # ties shared
+        columns["p_selected"] = np.bincount(order[:, 0], minlength=len(models)) / len(order)
+        if size[1] == 1:
             columns = dict.fromkeys(columns, np.nan)
         parts.append(pd.DataFrame({"protocol": of.protocol, "model": models} | columns))
     return pd.concat(parts, ignore_index=True)

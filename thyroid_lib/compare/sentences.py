@@ -51,13 +51,10 @@ def _leaders(values: pd.Series, digits: int = 3) -> list[str]:
 
 def runs_sentence(runs: pd.DataFrame, *, origin: str, store: str) -> str:
     """Say which runs are compared, from where, and on which store."""
-    models, protocols, folds, seeds = (
-        _join(sorted(runs[name].unique())) for name in ("model", "protocol", "fold", "seed")
-    )
-    return (
-        f"{count_of(len(runs), 'run')} from {origin}: {models} under {protocols}; folds: {folds}; "
-        f"seeds: {seeds}. Store: {store}."
-    )
+    names = ("model", "protocol", "fold", "seed")
+    models, protocols, folds, seeds = (_join(sorted(runs[name].unique())) for name in names)
+    text = f"{count_of(len(runs), 'run')} from {origin}: {models} under {protocols}"
+    return f"{text}; folds: {folds}; seeds: {seeds}. Store: {store}."
 
 
 def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
@@ -74,23 +71,17 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
         text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
         if len(leaders) == 1 and np.isfinite(chance):
             text += f", and leads in {_percent(chance)} of the resamples"
-    single = " (a single group: no interval)" * bool(best["groups"] == 1)
-    return f"Under {best['protocol']}, {text}{single}.{conditional_sentence(table)}"
-
-
-def conditional_sentence(table: pd.DataFrame) -> str:
-    """Say, after a blank, which intervals are too narrow and why; or ""."""
-    text, once = "", table[table["groups"] > 1].drop_duplicates("protocol")
+    text = f"Under {best['protocol']}, {text}"
+    text += " (a single group: no interval)." if best["groups"] == 1 else "."
+    once = table[table["groups"] > 1].drop_duplicates("protocol")
     if marked := list(once.loc[once["conditional"].astype(bool), "protocol"]):
         text += (
             f" † Under {_join(marked)} the intervals are conditional on the trained runs: other "
             "seeds could move the figures further than they show."
         )
     few = once[once["groups"] < bootstrap.FEW_GROUPS]
-    if len(few):
-        each = _join(f"{row.groups} groups under {row.protocol}" for row in few.itertuples())
-        text += f" Intervals from {each} are too narrow."
-    return text
+    each = [f"{row.groups} groups under {row.protocol}" for row in few.itertuples()]
+    return text + (f" Intervals from {_join(each)} are too narrow." if each else "")
 
 
 def protocol_sentence(table: pd.DataFrame) -> str:
@@ -136,12 +127,12 @@ def power_sentence(differences: pd.DataFrame) -> str:
         return "The resamples do not differ: they do not say which gap could be seen."
     counts = [count_of(size[f"{name}s"], name) for name in ("group", "fold", "seed")]
     narrow = size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS
-    text = (
+    return (
         f"With {_join(counts)} a gap of {span(max(gaps.min(), 0.001), gaps.max())} Dice (by pair) "
         "could be seen in 80 % of such studies; smaller ones would mostly be missed."
+        + " The true figure is larger, as these intervals are too narrow."
+        * bool(narrow)
     )
-    larger = "The true figure is larger, as these intervals are too narrow."
-    return f"{text} {larger}" if narrow else text
 
 
 def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
@@ -154,11 +145,11 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     if not len(both):
         return ""
     text = "No pair has an interval by both the bootstrap and the mixed model"
-    if len(fitted):
-        pairs = count_of(len(fitted), "pair")
-        text = f"The mixed model agrees on {(side == side_mixed).sum()} of {pairs}"
-    notes = sorted(set(both["note"]) - {""})
-    return text + (f" (note: {'; '.join(notes)})." if notes else ".")
+    if pairs := len(fitted):
+        agree = (side == side_mixed).sum()
+        text = f"The mixed model agrees on {agree} of {count_of(pairs, 'pair')}"
+    notes = "; ".join(sorted(set(both["note"]) - {""}))
+    return f"{text} (note: {notes})." if notes else f"{text}."
 
 
 def groups_sentence(scores: pd.DataFrame) -> str:
@@ -176,14 +167,13 @@ def groups_sentence(scores: pd.DataFrame) -> str:
 
 def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
     """Say what there is to learn from and what is put aside; the indices of two stores."""
-    each = [
+    learn, aside = (
         f"{count_of(len(index), 'frame')} of {count_of(index['group'].nunique(), 'sweep')}"
         for index in (known, unseen)
-    ]
-    return (
-        f"To learn from: {each[0]}; put aside: {each[1]}. On average the thyroid covers "
-        f"{_percent(known['foreground'].mean())} of a frame."
     )
+    share = _percent(known["foreground"].mean())
+    thyroid = f"On average the thyroid covers {share} of a frame."
+    return f"To learn from: {learn}; put aside: {aside}. {thyroid}"
 
 
 def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: float) -> str:
@@ -207,47 +197,43 @@ def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
 
 def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
-    (first, second), gaps = table.columns, table.iloc[:, 0] - table.iloc[:, 1]
-    each = [
-        f"{name} has {a:.3f} on {first} and {b:.3f} on {second}"
-        for name, a, b in table.itertuples()
-    ]
+    (first, second), gaps, several = table.columns, -table.diff(axis=1).iloc[:, 1], len(table) > 1
+    rows = table.itertuples()
+    each = [f"{name} has {a:.3f} on {first} and {b:.3f} on {second}" for name, a, b in rows]
     verdict = "The exam does not move all models the same way"
     if gaps.abs().max() < SHOWN:
         verdict = "The exam moves no model's Dice"
     elif len(set(np.sign(gaps))) == 1:
-        verdict = f"The exam moves Dice by {gaps.abs().mean():.3f}"
-        verdict += " on average over the models" * (len(table) > 1)
+        average = " on average over the models" * several
+        verdict = f"The exam moves Dice by {gaps.abs().mean():.3f}{average}"
     apart = float((table.max() - table.min()).mean())
-    beside = f", the choice of the model by {apart:.3f} on average over the exams"
-    return f"{'; '.join(each)}. {verdict}{beside * (len(table) > 1)}."
+    beside = f", the choice of the model by {apart:.3f} on average over the exams" * several
+    return f"{'; '.join(each)}. {verdict}{beside}."
 
 
 def curves_sentence(histories: pd.DataFrame) -> str:
     """Read the curves: deep falls of validation Dice, and how far validation loss rose again."""
     part = _deciding(histories).sort_values(["model", "run_id", "epoch"])
-    part, text = part.reindex(columns=[*part, *({"val_loss", "val_dice"} - set(part))]), ""
-    dice, loss = part.dropna(subset="val_dice"), part.dropna(subset="val_loss")
-    if dice.empty and loss.empty:
-        return "Nothing was held back to watch: only training loss is known."
-    falls = []
-    for model, runs in dice.groupby("model"):
-        size, what = max(_deepest_fall(run) for _, run in runs.groupby("run_id"))
-        if size >= DEEP_FALL:
-            falls.append(f"{model} {what}")
-    if falls:
-        text = f"Validation Dice falls: {_join(falls)}. "
-    elif len(dice):
-        text = f"No curve of validation Dice falls by {DEEP_FALL} or more. "
-    if loss.empty:
-        return text.strip()
-    runs = loss.groupby(["model", "run_id"])["val_loss"].agg(["min", "last"])
-    means = runs.groupby("model").mean()
-    risen = means[means["last"] - means["min"] >= 0.005]
-    each = [f"{model} {low:.2f} to {last:.2f}" for model, low, last in risen.itertuples()]
-    if each:
-        return f"{text}Validation loss rises from its lowest to the last epoch: {_join(each)}."
-    return f"{text}At the last epoch validation loss is at its lowest."
+    part = part.reindex(columns=[*part, *({"val_loss", "val_dice"} - set(part))])
+    dice, loss, said = part.dropna(subset="val_dice"), part.dropna(subset="val_loss"), []
+    if len(dice):
+        by_model = dice.groupby("model")
+        deepest = {
+            m: max(_deepest_fall(r) for _, r in runs.groupby("run_id")) for m, runs in by_model
+        }
+        falls = [f"{m} {what}" for m, (size, what) in deepest.items() if size >= DEEP_FALL]
+        no_fall = f"No curve of validation Dice falls by {DEEP_FALL} or more."
+        said.append(f"Validation Dice falls: {_join(falls)}." if falls else no_fall)
+    if len(loss):
+        runs = loss.groupby(["model", "run_id"])["val_loss"].agg(["min", "last"])
+        means = runs.groupby("model").mean()
+        risen = means[means["last"] - means["min"] >= 0.005].itertuples()
+        rises = [f"{model} {low:.2f} to {last:.2f}" for model, low, last in risen]
+        text = "At the last epoch validation loss is at its lowest."
+        if rises:
+            text = f"Validation loss rises from its lowest to the last epoch: {_join(rises)}."
+        said.append(text)
+    return " ".join(said) or "Nothing was held back to watch: only training loss is known."
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
@@ -263,19 +249,18 @@ def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
 def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
     """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so."""
     wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
-    steadiest, few = {}, seeds < bootstrap.SEEDS_FOR_STABILITY
+    steadiest, least = {}, bootstrap.SEEDS_FOR_STABILITY
     for name in MEASURES:
         values = wide[name].dropna() if name in MORE_IS_BETTER else -wide[name].dropna()
         if len(values):
             measures = steadiest.setdefault(_join(_leaders(values)), [])
             measures.append(f"{name} ({abs(values.max()):.3f})")
-    text = f"Steadiest{' in the trained runs' * few}: "
-    text += "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
+    each = "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
+    text = f"Steadiest{' in the trained runs' * (seeds < least)}: {each}."
     if len(wide) == 1:
-        text = f"Of {wide.index[0]}, the only model: {_join(steadiest[wide.index[0]])}"
-    least = bootstrap.SEEDS_FOR_STABILITY
-    claim = f" Seeds: {seeds}; below {least} no stability between seeds is claimed." * few
-    return f"{text}.{claim}"
+        text = f"Of {wide.index[0]}, the only model: {_join(steadiest[wide.index[0]])}."
+    claim = f" Seeds: {seeds}; below {least} no stability between seeds is claimed."
+    return text + claim * (seeds < least)
 
 
 def threshold_sentence(thresholds: pd.DataFrame) -> str:
@@ -351,6 +336,9 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     part = ranks[ranks["protocol"] == protocol].set_index("model")
     chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
     size = f"{count_of(selected['groups'], 'group')} and {count_of(selected['seeds'], 'seed')}"
+    only = f"the only model within {delta} Dice of the best mean"
+    first = only if len(candidates) == 1 else "the first of the candidates by the rule"
+    text = f"Selected: {name}, {first}."
     if len(part) == 1:
         return f"Selected: {name}, the only model ({size})."
     if selected["provisional"]:
@@ -359,10 +347,6 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
             f"Selecting by stability needs {bootstrap.GROUPS_FOR_SELECTION} groups and "
             f"{bootstrap.SEEDS_FOR_STABILITY} seeds; this study has {size}."
         )
-    else:
-        only = f"the only model within {delta} Dice of the best mean"
-        first = only if len(candidates) == 1 else "the first of the candidates by the rule"
-        text = f"Selected: {name}, {first}."
     for title, models in (
         (f"Within {delta} Dice of the best mean", candidates * (len(candidates) > 1)),
         (f"Not separated from {selected['best']}", selected["not_separated"]),

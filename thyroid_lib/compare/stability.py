@@ -11,18 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thyroid_lib.compare.bootstrap import (
-    TAILS,
-    Cube,
-    Draws,
-    bounds,
-    cube,
-    cubes,
-    draw,
-    macro_estimate,
-    macro_means,
-    sort_rows,
-)
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import TAILS, Cube, Draws, bounds, cube, macro_estimate
 
 MEASURES = {
     "seed_sd": "SD of test Dice between seeds",
@@ -34,16 +24,13 @@ MEASURES = {
 }
 OF_CURVES = ("epoch_change", "largest_fall", "best_minus_last")
 MORE_IS_BETTER = ("worst_decile",)  # of the others less is better
-LAST_EPOCHS = 10
-WARM_UP = 0.2  # share of the epochs that no fall is counted in
 
 
 def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.DataFrame:
     """Measure the stability of every model, with 95 % intervals.
 
-    `seed_sd` takes its interval from chi-square (resampling five seeds would cover far too rarely),
-    the measures of curves from Student's t over the runs, `worst_decile` and `threshold_range` from
-    the crossed bootstrap of groups and seeds.
+    `seed_sd` takes its interval from chi-square (resampling five seeds covers too rarely), the
+    measures of curves from Student's t over the runs, the others from the crossed bootstrap.
 
     Args:
         scores: one row per run and test case, see `bootstrap.cube`.
@@ -55,40 +42,33 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
         there is nothing to measure (one seed, no validation); conditional (see `Cube`).
     """
     rows = []
-    for of in cubes(scores):
-        draws = draw(of, resamples=resamples)
+    for of in bootstrap.cubes(scores):
+        draws = bootstrap.draw(of, resamples=resamples)
         ranges = np.transpose(threshold_range(thresholds, of.protocol, draws))  # (M,3)
         for i, model in enumerate(of.models):
             cases, epochs = (
                 table[(table["protocol"] == of.protocol) & (table["model"] == model)]
                 for table in (scores, histories)
             )
-            measured = {
+            measured = measure_curves(epochs) | {
                 "seed_sd": seed_deviation(of.values[i]),
-                **measure_curves(epochs),
                 "worst_decile": worst_decile_interval(cases, of, draws),
                 "threshold_range": ranges[i],
             }
-            rows += [
-                (of.protocol, model, name, *measured[name], of.conditional) for name in MEASURES
-            ]
+            row = of.protocol, model
+            rows += [(*row, name, *measured[name], of.conditional) for name in MEASURES]
     columns = ["protocol", "model", "measure", "value", "low", "high", "conditional"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def seed_deviation(values: np.ndarray) -> tuple[float, float, float]:
-    """`seed_sd` of one model's (F,S,G) with its chi-square interval: value, low, high."""
+    """Return `seed_sd` of one model's (F,S,G) with its chi-square interval: value, low, high."""
     seeds = values.shape[1]
     if seeds == 1:
-        return np.nan, np.nan, np.nan
+        return (np.nan,) * 3
     deviation = np.nanmean(values, axis=0).mean(axis=1).std(ddof=1)  # of (S,)
-    low, high = np.minimum(1, deviation * chi_factors(seeds))  # Dice reaches no further
-    return deviation, low, high
-
-
-def chi_factors(seeds: int) -> np.ndarray:
-    """Return what a standard deviation of so many normal values is multiplied by: low, high."""
-    return np.sqrt((seeds - 1) / stats.chi2.ppf(TAILS[::-1], seeds - 1))
+    factors = np.sqrt((seeds - 1) / stats.chi2.ppf(TAILS[::-1], seeds - 1))
+    return deviation, *np.minimum(1, deviation * factors)  # Dice reaches no further
 
 
 def measure_curves(histories: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
@@ -102,8 +82,8 @@ def measure_curves(histories: pd.DataFrame) -> dict[str, tuple[float, float, flo
 
 def measure_curve(val_dice: np.ndarray) -> tuple[float, float, float]:
     """Return the measures of `OF_CURVES` of one run's validation Dice, (epochs,) in order."""
-    changes = np.diff(val_dice[-LAST_EPOCHS - 1 :])
-    after = val_dice[int(WARM_UP * len(val_dice)) :]
+    changes = np.diff(val_dice[-11:])  # of the last ten epochs
+    after = val_dice[int(0.2 * len(val_dice)) :]  # the first fifth is warm-up
     fall = (np.maximum.accumulate(after) - after).max()
     change = changes.std(ddof=1) if len(changes) > 1 else np.nan
     return change, fall, val_dice.max() - val_dice[-1]
@@ -118,16 +98,13 @@ def _t_interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def worst_decile(values: np.ndarray) -> float:
-    """Mean of the lowest tenth of the values (CVaR10), of at least one."""
-    lowest = np.sort(np.asarray(values))[: max(1, len(values) // 10)]
-    return float(lowest.mean())
+    """Average the lowest tenth of the values (CVaR10), at least one."""
+    return float(np.sort(values)[: max(1, len(values) // 10)].mean())
 
 
-def worst_decile_interval(
-    scores: pd.DataFrame, of: Cube, draws: Draws
-) -> tuple[float, float, float]:
-    """`worst_decile` of one model's cases, each counted as often as its group and run are drawn."""
-    rows = sort_rows(scores).sort_values("dice", kind="stable")
+def worst_decile_interval(scores: pd.DataFrame, of: Cube, draws: Draws) -> tuple:
+    """Resample `worst_decile` of one model's cases by their groups and runs: value, low, high."""
+    rows = bootstrap.sort_rows(scores).sort_values("dice", kind="stable")
     axes = {"fold": of.folds, "seed": of.seeds, "group": of.groups}
     shape = of.values.shape[1:]  # (F,S,G)
     cell = np.ravel_multi_index([np.searchsorted(axes[a], rows[a]) for a in axes], shape)  # (N,)
@@ -144,24 +121,22 @@ def worst_decile_interval(
     return worst_decile(dice), *map(float, bounds(np.concatenate(samples), of))
 
 
-def threshold_columns(thresholds: pd.DataFrame) -> list[str]:
-    """Return the columns that hold Dice at a threshold, in order."""
-    return sorted(name for name in thresholds if re.fullmatch(r"0\.\d+", str(name)))
+def threshold_cubes(thresholds: pd.DataFrame, protocol: str) -> dict[float, Cube]:
+    """Return a protocol's cube of Dice at each threshold, in order."""
+    names = sorted(name for name in thresholds if re.fullmatch(r"0\.\d+", str(name)))
+    return {float(name): cube(thresholds, protocol, name) for name in names}
 
 
 def threshold_curves(thresholds: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Give group-macro Dice under a protocol: one row per threshold, one column per model."""
-    each = {name: cube(thresholds, protocol, name) for name in threshold_columns(thresholds)}
-    curves = {float(name): macro_estimate(of.values) for name, of in each.items()}
-    models = next(iter(each.values())).models
-    return pd.DataFrame.from_dict(curves, orient="index", columns=models)
+    """Return group-macro Dice under a protocol: one row per threshold, one column per model."""
+    each = threshold_cubes(thresholds, protocol)
+    rows = [macro_estimate(of.values) for of in each.values()]
+    return pd.DataFrame(rows, index=[*each], columns=each[0.5].models)
 
 
-def threshold_range(
-    thresholds: pd.DataFrame, protocol: str, draws: Draws
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`threshold_range` of every model: value, low, high, (M,) each."""
-    each = [cube(thresholds, protocol, name) for name in threshold_columns(thresholds)]
-    samples = np.stack([macro_means(of.values, draws) for of in each])  # (T,B,M)
-    value = np.ptp(threshold_curves(thresholds, protocol).to_numpy(), axis=0)
-    return value, *bounds(np.ptp(samples, axis=0), each[0])
+def threshold_range(thresholds: pd.DataFrame, protocol: str, draws: Draws) -> tuple:
+    """Return `threshold_range` of every model: value, low, high, (M,) each."""
+    each = threshold_cubes(thresholds, protocol).values()
+    samples = np.stack([bootstrap.macro_means(of.values, draws) for of in each])  # (T,B,M)
+    value = np.ptp([macro_estimate(of.values) for of in each], axis=0)
+    return value, *bounds(np.ptp(samples, axis=0), next(iter(each)))

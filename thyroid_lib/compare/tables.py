@@ -10,17 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from thyroid_lib import settings
 from thyroid_lib.compare.bootstrap import cube, cubes, intervals, macro_estimate, sort_rows
 from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.writing import project_path, write_file, write_table
 
-# What must agree between runs for their Dice to be comparable; the rest is what is compared.
-SHARED = (
-    "data_fingerprint", "size", "resize", "mend", "width", "epochs", "batch_size", "lr",
-    "selection", "augment", "threshold", "tolerance_px", "folds", "val_share", "threads", "device",
-    "precision", "training_version",
-)  # fmt: skip
+# What must agree between runs for their Dice to be comparable.
+SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds for runs whose run.json is older than these fields; 0: before versions were counted.
 BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
@@ -48,8 +45,8 @@ class Results(NamedTuple):
 def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str) -> list[Path]:
     """Return the folders of the named runs or, if none is named, of the finished ones in `below`.
 
-    Only runs of `protocols` are taken from there, if given. Where there are none, a
-    FileNotFoundError says so and what to do `first`.
+    Of these only runs of `protocols` are returned, if given. Without any, a FileNotFoundError says
+    what to do `first`.
     """
     if runs:
         return [project_path(run) for run in runs]
@@ -63,10 +60,7 @@ def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str)
 
 
 def load_runs(folders: list[Path]) -> Results:
-    """Load finished runs, or refuse and name what is missing or does not belong.
-
-    Args:
-        folders: one folder per run, each with `run.json` and the tables of `NEEDED`.
+    """Load finished runs from their folders, each with `run.json` and the tables of `NEEDED`.
 
     Returns:
         runs: one row per run, the fields of `run.json`; the others: the tables of the same names
@@ -77,10 +71,9 @@ def load_runs(folders: list[Path]) -> Results:
         ValueError: no run at all, a table that is not the one that was written, columns missing,
             settings that differ, or other test cases for other models.
     """
-    folders = sorted(Path(folder) for folder in folders)
+    folders, files = sorted(map(Path, folders)), ("run.json", *NEEDED)
     if not folders:
         raise ValueError("no run was named: give the folders of at least one finished run")
-    files = ("run.json", *NEEDED)
     missing = [f.name for f in folders if not all((f / name).is_file() for name in files)]
     if missing:
         raise FileNotFoundError(
@@ -88,12 +81,12 @@ def load_runs(folders: list[Path]) -> Results:
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
     about = [BEFORE | _read_json(folder / "run.json") for folder in folders]
-    parts = [
-        [_read_part(*pair, name) for pair in zip(folders, about, strict=True)] for name in NEEDED
-    ]
     runs = pd.DataFrame(about).sort_values(RUN[1:], ignore_index=True)
-    loaded = [sort_rows(pd.concat(part, ignore_index=True)) for part in parts]
-    results = Results(runs, *loaded)
+    loaded = (
+        pd.concat([read_table(*pair, name) for pair in zip(folders, about, strict=True)])
+        for name in NEEDED
+    )
+    results = Results(runs, *map(sort_rows, loaded))
     _check_comparable(results.runs, results.scores)
     return results
 
@@ -106,27 +99,22 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{name} is damaged ({error}): {SCORE_AGAIN}") from error
 
 
-def _read_part(folder: Path, run: dict, name: str) -> pd.DataFrame:
-    """Read one of the `NEEDED` tables of a run and check that it is the one that was written."""
-    digests = run.get("files", {})  # older runs recorded none
-    if name in digests and file_digest(folder / name) != digests[name]:
-        raise ValueError(
-            f"{folder.name}/{name} is not the file that was written (damaged? edited?): "
-            + SCORE_AGAIN
-        )
-    table = read_table(folder / name, {column: run[column] for column in RUN})
-    if absent := [column for column in NEEDED[name] if column not in table]:
-        raise ValueError(
-            f"{folder.name}/{name} lacks {', '.join(absent)}: it was made by an older version; "
-            + SCORE_AGAIN
-        )
-    return table
+def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
+    """Read a table of a run, the columns of `RUN` first; names of cases and groups stay text.
 
-
-def read_table(path: Path, run: dict) -> pd.DataFrame:
-    """Read a run's table; each row has the run's columns before its own. Names stay text."""
+    Raises:
+        ValueError: it is not the file that `run`, the content of run.json, has the digest of, or
+            columns of `NEEDED` are missing.
+    """
+    path, kept = folder / name, run.get("files", {})  # older runs recorded no digests
+    problem = name in kept and file_digest(path) != kept[name]
+    problem = "is not the file that was written (damaged? edited?)" if problem else ""
     table = pd.read_csv(path, dtype={"case_id": str, "group": str})
-    return pd.DataFrame(run, index=table.index).join(table)
+    if not problem and (absent := [c for c in NEEDED.get(name, ()) if c not in table]):
+        problem = f"lacks {', '.join(absent)}: it was made by an older version"
+    if problem:
+        raise ValueError(f"{folder.name}/{name} {problem}; {SCORE_AGAIN}")
+    return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
@@ -137,10 +125,10 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
         usual = runs[field].mode()[0]
         other = runs[runs[field] != usual]
         if len(other):
+            each = other["run_id"] + " has " + other[field].astype(str)
             raise ValueError(
-                f"{field} differs between runs: most have {usual}, but "
-                + ", ".join(f"{row.run_id} has {getattr(row, field)}" for row in other.itertuples())
-                + "; train them again with equal settings (`auto` is not the same on all machines)"
+                f"{field} differs between runs: most have {usual}, but {', '.join(each)}; train "
+                "them again with equal settings (`auto` is not the same on all machines)"
             )
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
     for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):
@@ -160,16 +148,15 @@ def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 
 
 def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
-    """Give ECE per run and group: the mean gap of probability and truth, weighed by pixels."""
+    """Return ECE per run and group: the mean gap of probability and truth, weighed by pixels."""
     table = calibration.dropna(subset=["mean_prob", "share"])
     gap = table["pixels"] * (table["mean_prob"] - table["share"]).abs()
-    keys = ["protocol", "model", "fold", "seed", "group"]
-    sums = table.assign(gap=gap).groupby(keys)[["gap", "pixels"]].sum()
+    sums = table.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
     return (sums["gap"] / sums["pixels"]).rename("ece").reset_index()
 
 
 def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFrame:
-    """Give one row per protocol and model, best Dice first within a protocol.
+    """Summarise each protocol and model in a row, best Dice first within a protocol.
 
     Returns:
         protocol, model; selection: which epoch's weights were kept; dice, its 95 % interval
@@ -184,7 +171,8 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
         known, models = intervals(of, resamples=resamples), list(of.models)
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
         first = runs[runs["protocol"] == of.protocol].drop_duplicates("model").set_index("model")
-        means = {name: (scores, name) for name in METRICS} | {"ece": (errors, "ece")}
+        each = {name: cube(scores, of.protocol, name) for name in METRICS}
+        each["ece"] = cube(errors, of.protocol, "ece")
         columns = {
             "protocol": of.protocol, "model": models, "selection": first["selection"][models],
             "dice": known["estimate"], "dice_low": known["low"], "dice_high": known["high"],
@@ -192,14 +180,10 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
             "dice_sd_groups": pd.DataFrame(np.nanmean(of.values, axis=(1, 2))).std(axis=1),
             "dice_sd_seeds": pd.DataFrame(np.nanmean(of.values, axis=1).mean(axis=2)).std(axis=1),
             "dice_worst_decile": cases.agg(worst_decile)[models],
-            **{
-                name: macro_estimate(cube(table, of.protocol, metric).values)
-                for name, (table, metric) in means.items()
-            },
+            **{name: macro_estimate(metric.values) for name, metric in each.items()},
             "missed": cases.agg(lambda dice: int((dice == 0).sum()))[models],
             **{name: of.size[name] for name in ("groups", "folds", "seeds")},
-            "parameters": first["parameters"][models],
-            "multiply_adds": first["multiply_adds"][models],
+            **{name: first[name][models] for name in ("parameters", "multiply_adds")},
         }  # fmt: skip
         plain = {name: np.asarray(value) for name, value in columns.items()}
         part = pd.DataFrame(plain, index=range(len(models)))
@@ -208,7 +192,7 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give one row per model: training time and memory of its runs (medians), and its size."""
+    """Return one row per model: training time and memory of its runs (medians), and its size."""
     medians = ("train_seconds", "images_per_second", "peak_memory_mib")
     how = {"run_id": "size", "precision": "first", **dict.fromkeys(medians, "median")}
     table = runs.groupby("model").agg(how | {"parameters": "first", "multiply_adds": "first"})
@@ -227,11 +211,11 @@ def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int 
     A † follows where the table has a column `conditional` that says so, see `Cube.conditional`.
     """
     marks = table["conditional"] if "conditional" in table else [False] * len(table)
-    rows = table[list(names)].itertuples(index=False)
+    rows = zip(*(table[name] for name in names), marks, strict=True)
     return [
         _number(value, digits)
         + (f" [{low:z.{digits}f}, {high:z.{digits}f}]{' †' * bool(mark)}" if low == low else "")
-        for (value, low, high), mark in zip(rows, marks, strict=True)
+        for value, low, high, mark in rows
     ]
 
 
@@ -250,10 +234,9 @@ def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     # Only the replication picks epochs on the test set, and no table of it goes without a mark.
     mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
     dice = with_interval(table, ("dice", "dice_low", "dice_high"))
-    shown = table[["model"]].assign(**{"Dice [95 % interval]": dice})
-    shown.insert(0, "protocol", table["protocol"] + mark)
+    shown = pd.DataFrame({"protocol": table["protocol"] + mark, "model": table["model"]})
     return _with_numbers(
-        shown, table,
+        shown.assign(**{"Dice [95 % interval]": dice}), table,
         ("SD groups", "dice_sd_groups", 3), ("SD seeds", "dice_sd_seeds", 3),
         ("worst decile", "dice_worst_decile", 3), ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1),
         ("missed", "missed", 0), ("ECE", "ece", 3), ("Brier", "brier", 3),
@@ -275,12 +258,12 @@ def show_details(table: pd.DataFrame) -> pd.DataFrame:
 def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
     """Put the bootstrap's differences and the mixed model's side by side, for people."""
     both = differences.merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
-    return pd.DataFrame(
-        {
-            "protocol": both["protocol"],
+    mixed_names = ("difference_mixed", "low_mixed", "high_mixed")
+    return both[["protocol"]].assign(
+        **{
             "a − b": both["a"] + " − " + both["b"],
             "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
-            "mixed model": with_interval(both, ("difference_mixed", "low_mixed", "high_mixed"), 2),
+            "mixed model": with_interval(both, mixed_names, 2),
             "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
             "reading": both["reading"],
             "80 % see": both["smallest_gap"].map("{:.3f}".format),
@@ -291,21 +274,14 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
 def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
     """Turn `stability.stability` into a table for people: one column per measure."""
     text = stability.assign(text=with_interval(stability, ("value", "low", "high")))
-    rows = text.groupby(["protocol", "model"], sort=False)
-    shown = [[*key, *row.set_index("measure")["text"][list(MEASURES)]] for key, row in rows]
-    return pd.DataFrame(shown, columns=["protocol", "model", *MEASURES])
+    wide = text.pivot(index=["protocol", "model"], columns="measure", values="text")
+    return wide[list(MEASURES)].reset_index().rename_axis(columns=None)
 
 
 def save_tables(out: Path, *, scores, runs, table, selected: dict, card: str, **more) -> None:
-    """Write the comparison's tables into the folder `out`.
-
-    `table` (see `summary`) gives summary.csv, summary.md and details.md, `scores` groups.csv,
-    `runs` cost.csv, `selected` selected.json, `card` model_card.md; of `more`, `differences=…`
-    gives differences.csv.
-    """
+    """Write the comparison's tables into the folder `out`; of `more`, `x=…` gives x.csv."""
     for name, shown in (("summary", show_summary(table)), ("details", show_details(table))):
-        text = shown.to_markdown(index=False, disable_numparse=True)
-        write_file(out / f"{name}.md", text + "\n")
+        write_file(out / f"{name}.md", shown.to_markdown(index=False, disable_numparse=True) + "\n")
     # Fewer digits: the mixed model's optimiser stops at slightly other points on other machines.
     digits = {"cost": 1, "mixed": 3, "summary": 6, "groups": 6}
     tables = {"summary": table, "groups": group_means(scores), "cost": cost(runs), **more}

@@ -45,7 +45,7 @@ from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.predict import load_model
-from thyroid_lib.files.writing import project_path, remove_file, write_file
+from thyroid_lib.files.writing import remove_file, write_file
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
@@ -151,25 +151,6 @@ def release(
     files["README.md"] = README.format(**about, notice=NOTICE)
     write_release(out, files, about)
     return Release(about, val, groups)
-
-
-def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
-    """Return the folders of the runs; [] means all finished ones under results/alone/runs.
-
-    Raises:
-        FileNotFoundError: an earlier notebook has not been run; says which.
-    """
-    folder = project_path("results/alone/runs")
-    found = [project_path(run) for run in runs]
-    found = found or [path.parent for path in sorted(folder.glob("*/run.json"))]
-    for there, where, notebook in (
-        ((store / "store.json").is_file(), store, "1-preprocess"),
-        (found, folder, "3-train"),
-        ((compare / "selected.json").is_file(), compare, "4-compare"),
-    ):
-        if not there:
-            raise FileNotFoundError(f"nothing in {where} yet: run {notebook} first")
-    return found
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:

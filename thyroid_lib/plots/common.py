@@ -1,9 +1,8 @@
 """Figures of data and of one run, and what all figures share: style, colours and saving.
 
-Each function draws one figure and returns it; `save` and `present` write and show it. Colours are
-seaborn's colour-blind palette. A model keeps its colour in every figure, the reference outline is
-always yellow, the prediction blue, and what belongs to no model is grey. Charts have a white
-ground, frames a dark one; both are opaque, so a figure looks alike on a white page and a dark one.
+Each function draws one figure and returns it; `save` and `present` write and show it. A model keeps
+its colour in every figure, the reference outline is yellow, the prediction blue, and what belongs
+to no model is grey. Grounds are opaque, so a figure looks alike on a white page and on a dark one.
 """
 
 import io
@@ -56,15 +55,11 @@ def looks(models) -> dict[str, dict]:
     }
 
 
-def image_axes(
-    count: int, columns: int, height: float, *, widths: list[float] | None = None
-) -> tuple[Figure, np.ndarray]:
-    """Make axes for frames on the dark ground; `widths` are the columns', all alike by default."""
+def image_axes(count: int, columns: int, height: float, **ratios) -> tuple[Figure, np.ndarray]:
+    """Make axes for so many frames, in rows of this height, on the dark ground."""
     rows = -(-count // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(FIGURE_WIDTH, height * rows), squeeze=False, facecolor=GROUND,
-        gridspec_kw={"width_ratios": widths},
-    )  # fmt: skip
+    size = FIGURE_WIDTH, height * rows
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, facecolor=GROUND, **ratios)
     for ax in axes.flat:
         ax.set_axis_off()
     return fig, axes
@@ -85,10 +80,8 @@ def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
 def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
     if mask.any() and not mask.all():
         # A border of background lets the outline close where the mask touches the frame's edge.
-        ax.contour(
-            np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=width,
-            extent=(-1, mask.shape[1], -1, mask.shape[0]),
-        )  # fmt: skip
+        lines = {"levels": [0.5], "colors": colour, "linewidths": width}
+        ax.contour(np.pad(mask, 1), extent=(-1, mask.shape[1], -1, mask.shape[0]), **lines)
 
 
 def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
@@ -97,7 +90,7 @@ def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
 
 
 def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
-    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
+    row = [*store.index["case_id"]].index(case_id)
     draw_frame(ax, native(store, row), title)
     outline(ax, store.reference(row), REFERENCE)
     outline(ax, pred, PREDICTION)
@@ -105,9 +98,9 @@ def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> N
 
 def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
     """Say below a figure how each model is drawn, see `looks`; `extra` handles come after."""
+    bare = {} if lines else {"linestyle": ""}
     handles = [
-        Line2D([], [], label=name, markersize=5, **(look if lines else look | {"linestyle": ""}))
-        for name, look in styles.items()
+        Line2D([], [], label=name, markersize=5, **look | bare) for name, look in styles.items()
     ]
     fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
 
@@ -125,13 +118,17 @@ def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Fig
     middles = [int(rows[len(rows) // 2]) for _, rows in sorted(rows_of.items())][:groups]
     columns = min(4, len(middles))
     fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
-    for number, row in enumerate(middles):
-        line, column = 2 * (number // columns), number % columns
-        image = source_image(cases, store.index["case_id"].iloc[row])
-        draw_frame(axes[line, column], image, store.index["group"].iloc[row])
-        draw_frame(axes[line + 1, column], image)
-        outline(axes[line + 1, column], store.reference(row), REFERENCE)
+    pairs = axes.reshape(-1, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    for row, pair in zip(middles, pairs, strict=False):
+        _draw_pair(pair, cases, store, row, store.index["group"].iloc[row])
     return fig
+
+
+def _draw_pair(pair, cases: pd.DataFrame, store: Store, row: int, title: str) -> None:
+    """Draw a case's source image on two axes, the second one with the reference outlined."""
+    for ax, text in zip(pair, (title, ""), strict=True):
+        draw_frame(ax, source_image(cases, store.index["case_id"].iloc[row]), text)
+    outline(pair[1], store.reference(row), REFERENCE)
 
 
 def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> Figure:
@@ -141,11 +138,8 @@ def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> F
     shape = store.reference(rows[0]).shape
     height = FIGURE_WIDTH / len(rows) * shape[0] / shape[1] + 0.15
     fig, axes = image_axes(2 * len(rows), len(rows), height)
-    for row, bare, outlined in zip(rows, *axes, strict=True):
-        case_id = store.index["case_id"].iloc[row]
-        draw_frame(bare, source_image(cases, case_id), case_id)
-        draw_frame(outlined, source_image(cases, case_id))
-        outline(outlined, store.reference(row), REFERENCE)
+    for row, pair in zip(rows, axes.T, strict=True):
+        _draw_pair(pair, cases, store, row, store.index["case_id"].iloc[row])
     outline_legend(fig, thyroid=REFERENCE)
     return fig
 
@@ -227,17 +221,11 @@ def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Fig
     return fig
 
 
-def mistakes(
-    cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list[np.ndarray]
-) -> Figure:
-    """Draw what `pick_cases` gives, side by side: both outlines above, wrong pixels below.
-
-    `cases` has the images, `store` the references; `preds` are bool (H,W) masks at native size, one
-    per row of `picked`.
-    """
+def mistakes(cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: list) -> Figure:
+    """Draw what `overlays` draws side by side: both outlines above, wrong pixels below."""
     widths = [pred.shape[1] / pred.shape[0] for pred in preds]
     height = FIGURE_WIDTH / sum(widths) + 0.2
-    fig, axes = image_axes(2 * len(preds), len(preds), height, widths=widths)
+    fig, axes = image_axes(2 * len(preds), len(preds), height, width_ratios=widths)
     rows = pd.Series(range(len(store)), index=store.index["case_id"])
     for case, pred, above, below in zip(picked.itertuples(), preds, *axes, strict=True):
         ref, image = store.reference(rows[case.case_id]), source_image(cases, case.case_id)
@@ -261,14 +249,10 @@ def paint(ax, mask: np.ndarray, colour: str, strength: float = 0.75) -> None:
 
 
 def save(fig: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, and as PDF for print.
-
-    The same figure gives the same bytes: no date is written, and the axes' positions are rounded,
-    because the layout's solver does not always give the same last bits.
-    """
+    """Write a figure as PNG, and as PDF for print; the same figure gives the same bytes."""
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
-    for ax in fig.axes:
+    for ax in fig.axes:  # as the layout's solver does not always give the same last bits
         ax.set_position([round(edge, 6) for edge in ax.get_position().bounds])
     for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
         drawn = io.BytesIO()

@@ -1,7 +1,6 @@
 """Figures of the comparison: each function draws one from tables and returns it.
 
-Every model has one colour, one marker and one line in all figures, so that they can be told apart
-in grey print and by colour-blind readers. Intervals are those of the tables.
+A model has one colour, marker and line in all figures, and is recognised in grey print, too.
 """
 
 import textwrap
@@ -17,41 +16,29 @@ from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.data.store import Store
-from thyroid_lib.plots.common import (
-    FIGURE_WIDTH,
-    draw_case,
-    image_axes,
-    looks,
-    model_legend,
-    outline_legend,
-)
+from thyroid_lib.plots import common
+from thyroid_lib.plots.common import FIGURE_WIDTH, looks, model_legend
 
-BAND, FAINT = "0.75", "0.6"
+FAINT = "0.6"
 
 
 def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
-    """One column of axes per protocol: the figure, the axes (rows, P) and the protocols' names."""
-    protocols = order_protocols(table["protocol"])
-    fig, axes = plt.subplots(
-        rows, len(protocols), figsize=(FIGURE_WIDTH, height), squeeze=False, **sharing
-    )
-    for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.set_title(protocol + _dagger(table[table["protocol"] == protocol]))
-    return fig, axes, protocols
-
-
-def _dagger(part: pd.DataFrame) -> str:
-    return " †" if "conditional" in part and part["conditional"].any() else ""
+    """Make a column of axes per protocol: figure, axes (rows, P), and (column, part)."""
+    parts = {name: table[table["protocol"] == name] for name in order_protocols(table["protocol"])}
+    size = FIGURE_WIDTH, height
+    fig, axes = plt.subplots(rows, len(parts), figsize=size, squeeze=False, **sharing)
+    for ax, (protocol, part) in zip(axes[0], parts.items(), strict=True):
+        ax.set_title(protocol + " †" * bool("conditional" in part and part["conditional"].any()))
+    columns = axes.T if rows > 1 else axes[0]
+    return fig, axes, list(zip(columns, parts.values(), strict=True))
 
 
 def _bar(ax, row, look: dict, y: float, *, names=("value", "low", "high"), pale: bool = False):
     """Draw an estimate and its interval at height y; a pale one has a hollow mark."""
     value, low, high = (getattr(row, name) for name in names)
     if np.isfinite(low):
-        ax.plot(
-            [low, high], [y, y], color=look["color"], linewidth=1 if pale else 2.2,
-            solid_capstyle="butt",
-        )  # fmt: skip
+        line = {"linewidth": 1 if pale else 2.2, "solid_capstyle": "butt"}
+        ax.plot([low, high], [y, y], color=look["color"], **line)
     ring = {"markerfacecolor": "white", "markersize": 5} if pale else {"markeredgecolor": "white"}
     ax.plot(value, y, **{"linestyle": "", "markersize": 7} | _mark(look) | ring)
 
@@ -72,12 +59,11 @@ def _name_rows(ax, names: list[str]) -> None:
 def estimates(table: pd.DataFrame) -> Figure:
     """Draw each model's Dice with its interval, one column per protocol, from `summary`."""
     styles = looks(table["model"])
-    fig, axes, protocols = _columns(table, 0.9 + 0.42 * len(styles), sharex=True, sharey=True)
-    for ax, protocol in zip(axes[0], protocols, strict=True):
-        part = table[table["protocol"] == protocol].set_index("model")
-        for y, (model, look) in enumerate(styles.items()):
-            if model in part.index:
-                _bar(ax, part.loc[model], look, y, names=("dice", "dice_low", "dice_high"))
+    fig, _, columns = _columns(table, 0.9 + 0.42 * len(styles), sharex=True, sharey=True)
+    for ax, part in columns:
+        for row in part.sort_values("model", key=lambda m: m.map([*styles].index)).itertuples():
+            y, names = [*styles].index(row.model), ("dice", "dice_low", "dice_high")
+            _bar(ax, row, styles[row.model], y, names=names)
         _name_rows(ax, list(styles))
         ax.set_xlabel("Dice, mean of groups, with 95 % interval")
     return fig
@@ -91,14 +77,12 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
         ax.set_axis_off()
         ax.text(0.5, 0.5, "one model alone: no pair to compare", ha="center", va="center")
         return fig
-    height = 1.1 + 0.42 * len(pairs)
-    fig, axes, protocols = _columns(differences, height, sharex=True, sharey=True)
-    plain = {"color": "black", "marker": "o"}
-    for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.axvspan(-delta, delta, color=BAND, linewidth=1)
+    height, plain = 1.1 + 0.42 * len(pairs), {"color": "black", "marker": "o"}
+    fig, _, columns = _columns(differences, height, sharex=True, sharey=True)
+    for ax, part in columns:
+        ax.axvspan(-delta, delta, color="0.75", linewidth=1)
         ax.axvline(0, color="black", linewidth=0.5)
-        for row in differences[differences["protocol"] == protocol].itertuples():
-            y = pairs.index((row.a, row.b))
+        for y, row in ((pairs.index((row.a, row.b)), row) for row in part.itertuples()):
             _bar(ax, row, plain, y, names=("difference", "low", "high"))
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
@@ -109,18 +93,15 @@ def groups(scores: pd.DataFrame) -> Figure:
     """Draw each group's mean Dice under each model, one group joined by a line, and the means."""
     each = group_means(scores)
     styles = looks(each["model"])
-    fig, axes, protocols = _columns(each, 3.6, sharey=True)
-    for ax, protocol in zip(axes[0], protocols, strict=True):
-        wide = each[each["protocol"] == protocol].pivot(
-            index="group", columns="model", values="dice"
-        )
+    fig, axes, columns = _columns(each, 3.6, sharey=True)
+    point = {"linestyle": "", "markersize": 5, "alpha": 0.85}
+    point |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
+    for ax, part in columns:
+        wide = part.pivot(index="group", columns="model", values="dice")
         wide = wide[[model for model in styles if model in wide]]
         ax.plot(range(wide.shape[1]), wide.T, color="0.75", linewidth=0.8, zorder=1)
         for x, model in enumerate(wide):
-            ax.plot(
-                np.full(len(wide), x), wide[model], linestyle="", markersize=5, alpha=0.85,
-                markeredgecolor="white", markeredgewidth=0.5, **_mark(styles[model]),
-            )  # fmt: skip
+            ax.plot(np.full(len(wide), x), wide[model], **point, **_mark(styles[model]))
             ax.hlines(wide[model].mean(), x - 0.25, x + 0.25, color="black", linewidth=2)
         ax.set_xticks(range(wide.shape[1]), wide.columns)
         ax.set_xlim(-0.5, wide.shape[1] - 0.5)
@@ -139,10 +120,8 @@ def exams(scores: pd.DataFrame) -> Figure:
         look = {"linestyle": "", **_mark(styles[model])}
         ax.plot(dice, np.full(len(dice), y), markersize=5, alpha=0.45, markeredgewidth=0, **look)
         ax.plot(dice.mean(), y, markersize=10, markeredgecolor="white", **look)
-        ax.annotate(
-            f"{dice.mean():.2f}", (dice.mean(), y), xytext=(0, 8), ha="center",
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+        above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        ax.annotate(f"{dice.mean():.2f}", (dice.mean(), y), **above)
     for model, look in styles.items():
         path = means[means["model"] == model].groupby("exam", sort=False)["dice"].mean()[kinds]
         ys = [rows.index((model, exam)) for exam in kinds]
@@ -155,21 +134,18 @@ def exams(scores: pd.DataFrame) -> Figure:
 def learning_curves(histories: pd.DataFrame) -> Figure:
     """Draw loss and validation Dice by epoch: the mean of the runs, and their range as a band."""
     styles = looks(histories["model"])
-    fig, axes, protocols = _columns(histories, 5.0, rows=2, sharex=True, sharey="row")
-    for (upper, lower), protocol in zip(axes.T, protocols, strict=True):
-        part = histories[histories["protocol"] == protocol]
+    fig, axes, columns = _columns(histories, 5.0, rows=2, sharex=True, sharey="row")
+    for (upper, lower), part in columns:
         for model, runs in part.groupby("model"):
             look = {name: styles[model][name] for name in ("color", "linestyle")}
-            for name, ax in (("train_loss", upper), ("val_loss", upper), ("val_dice", lower)):
-                if name not in part:
-                    continue
-                seen = runs.groupby("epoch")[name].agg(["mean", "min", "max"]).dropna()
-                if name == "train_loss":
-                    ax.plot(seen["mean"], linewidth=0.9, alpha=0.7, **look)
-                    continue
-                ax.plot(seen["mean"], linewidth=1.8, **look)
-                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                ax.fill_between(seen.index, seen["min"], seen["max"], **band)
+            band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+            train = runs.groupby("epoch")["train_loss"].mean()
+            upper.plot(train, linewidth=0.9, alpha=0.7, **look)
+            for name, ax in (("val_loss", upper), ("val_dice", lower)):
+                if name in runs:
+                    seen = runs.groupby("epoch")[name].agg(["mean", "min", "max"]).dropna()
+                    ax.plot(seen["mean"], linewidth=1.8, **look)
+                    ax.fill_between(seen.index, seen["min"], seen["max"], **band)
         lower.set_xlabel("epoch")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("loss (thin: training)")
@@ -181,9 +157,8 @@ def learning_curves(histories: pd.DataFrame) -> Figure:
 def stability_panel(stability: pd.DataFrame) -> Figure:
     """Draw the measures of stability with their intervals; filled for the deciding protocol."""
     styles, protocols = looks(stability["model"]), order_protocols(stability["protocol"])
-    fig, axes = plt.subplots(
-        2, 3, figsize=(FIGURE_WIDTH, 1.8 + 0.75 * len(styles) * len(protocols) ** 0.5), sharey=True
-    )
+    size = FIGURE_WIDTH, 1.8 + 0.75 * len(styles) * len(protocols) ** 0.5
+    fig, axes = plt.subplots(2, 3, figsize=size, sharey=True)
     for ax, (measure, meaning) in zip(axes.flat, MEASURES.items(), strict=True):
         rows = stability[stability["measure"] == measure]
         for row in rows.dropna(subset="value").itertuples():
@@ -205,10 +180,10 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
 def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
     """Draw Dice, mean of groups, against the threshold."""
     styles = looks(thresholds["model"])
-    fig, axes, protocols = _columns(thresholds, 3.0, sharey=True)
-    for ax, protocol in zip(axes[0], protocols, strict=True):
+    fig, axes, columns = _columns(thresholds, 3.0, sharey=True)
+    for ax, part in columns:
         ax.axvline(0.5, color=FAINT, linewidth=0.8, zorder=0)
-        for model, curve in threshold_curves(thresholds, protocol).items():
+        for model, curve in threshold_curves(part, part["protocol"].iloc[0]).items():
             ax.plot(curve, markersize=5, **styles[model])
         ax.set_xlabel("threshold")
     axes[0, 0].set_ylabel("Dice, mean of groups")
@@ -219,22 +194,19 @@ def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
 def reliability(calibration: pd.DataFrame) -> Figure:
     """Draw the share of thyroid against the probability, by bin, and how many pixels a bin has."""
     styles = looks(calibration["model"])
-    fig, axes, protocols = _columns(
-        calibration, 4.4, rows=2, sharex=True, sharey="row", height_ratios=(3, 1)
-    )
     known = calibration.dropna(subset=["mean_prob", "share"])
-    known = known.assign(
-        prob=known["pixels"] * known["mean_prob"], thyroid=known["pixels"] * known["share"]
-    )
-    sums = known.groupby(["protocol", "model", "bin"])[["pixels", "prob", "thyroid"]].sum()
-    for (upper, lower), protocol in zip(axes.T, protocols, strict=True):
+    pixels = known["pixels"]
+    known = known.assign(prob=pixels * known["mean_prob"], thyroid=pixels * known["share"])
+    sharing = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
+    fig, axes, columns = _columns(known, 4.4, rows=2, **sharing)
+    for (upper, lower), part in columns:
         upper.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-        for model in sums.loc[protocol].index.unique("model"):
-            bins = sums.loc[(protocol, model)]
+        for model, rows in part.groupby("model"):
+            bins = rows.groupby("bin")[["pixels", "prob", "thyroid"]].sum()
             prob, share = bins["prob"] / bins["pixels"], bins["thyroid"] / bins["pixels"]
             upper.plot(prob, share, markersize=5, **styles[model])
-            part = 100 * bins["pixels"] / bins["pixels"].sum()
-            lower.plot(prob, part, markersize=4, **styles[model] | {"linewidth": 1})
+            percent = 100 * bins["pixels"] / bins["pixels"].sum()
+            lower.plot(prob, percent, markersize=4, **styles[model] | {"linewidth": 1})
         upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         lower.set(yscale="log", xlabel="probability of thyroid")
         lower.yaxis.set_major_formatter("{x:g}")
@@ -256,20 +228,19 @@ def failures(scores: pd.DataFrame) -> Figure:
     styles = looks(part["model"])
     order = list(group_means(part).groupby("group")["dice"].mean().sort_values(kind="stable").index)
     fig, axes = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 4.4), sharex=True)
-    for ax, (column, name) in zip(
-        axes, (("missed_parts", "parts missed"), ("false_parts", "parts invented")), strict=True
-    ):
+    names = {"missed_parts": "parts missed", "false_parts": "parts invented"}
+    for ax, (column, name) in zip(axes, names.items(), strict=True):
         wide = group_means(part, column).pivot(index="group", columns="model", values=column)
         for i, (model, look) in enumerate(styles.items()):
             x = np.arange(len(order)) + 0.22 * (i - (len(styles) - 1) / 2)
             heights = wide.loc[order, model]
             ax.vlines(x, 0, heights, color=look["color"], linewidth=1.5)
             ax.plot(x, heights, linestyle="", markersize=5, clip_on=False, **_mark(look))
-        ax.set_title(name + ": none" * bool(wide.to_numpy().max() == 0), loc="left")
-        ax.set(ylabel="per frame", ylim=(0, max(0.1, 1.05 * wide.to_numpy().max())))
+        most = wide.max(axis=None)
+        ax.set_title(name + ": none" * bool(most == 0), loc="left")
+        ax.set(ylabel="per frame", ylim=(0, max(0.1, 1.05 * most)))
         ax.grid(axis="y", color="0.9")
-    turned = 90 if len(order) > 12 else 0
-    axes[1].set_xticks(range(len(order)), order, rotation=turned)
+    axes[1].set_xticks(range(len(order)), order, rotation=90 if len(order) > 12 else 0)
     axes[1].set_xlabel(f"group, lowest Dice first ({part['protocol'].iloc[0]})")
     model_legend(fig, styles)
     return fig
@@ -280,29 +251,28 @@ def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndar
 
     `preds` has per model the masks, bool (H,W) at native size, in the order of `case_ids`.
     """
-    fig, axes = image_axes(len(case_ids) * len(preds), len(preds), 2.2)
+    fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), 2.2)
     for column, (model, masks) in enumerate(preds.items()):
         for line, (case_id, pred) in enumerate(zip(case_ids, masks, strict=True)):
-            draw_case(axes[line, column], store, case_id, pred, f"{model}, {case_id}")
-    outline_legend(fig)
+            common.draw_case(axes[line, column], store, case_id, pred, f"{model}, {case_id}")
+    common.outline_legend(fig)
     return fig
 
 
 def cost(table: pd.DataFrame) -> Figure:
     """Draw Dice with its interval against multiply-adds; the mark's area is the parameters'."""
     styles = looks(table["model"])
-    fig, axes, protocols = _columns(table, 3.2, sharex=True, sharey=True)
-    for ax, protocol in zip(axes[0], protocols, strict=True):
-        for row in table[table["protocol"] == protocol].itertuples():
+    fig, axes, columns = _columns(table, 3.2, sharex=True, sharey=True)
+    beside = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+    for ax, part in columns:
+        for row in part.itertuples():
             look, giga = styles[row.model], row.multiply_adds / 1e9
             if np.isfinite(row.dice_low):
                 ax.vlines(giga, row.dice_low, row.dice_high, color=look["color"], linewidth=1.5)
             area = 30 + 170 * row.parameters / table["parameters"].max()
             ax.scatter(giga, row.dice, s=area, edgecolor="white", zorder=2, **_mark(look))
-            ax.annotate(
-                f"{row.model}\n{row.parameters / 1e6:.2f} M", (giga, row.dice), xytext=(11, 0),
-                textcoords="offset points", va="center", fontsize="small",
-            )  # fmt: skip
+            text = f"{row.model}\n{row.parameters / 1e6:.2f} M"
+            ax.annotate(text, (giga, row.dice), xytext=(11, 0), **beside)
         ax.set_xlabel("multiply-adds per image (G)")
         ax.margins(x=0.3)
     axes[0, 0].set_ylabel("Dice, mean of groups")

@@ -13,10 +13,7 @@ from thyroid_lib.plots.common import FIGURE_WIDTH, GREY, looks
 
 
 def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Draw Dice with its interval from step to step, from `measure_steps`.
-
-    The best Dice of the report's own `curves` stand to the left as hollow marks.
-    """
+    """Draw Dice by step, from `measure_steps`; hollow marks: the report's own best Dice."""
     names, styles = list(table["step"].unique()), looks(table["model"])
     best = best_reported(curves)
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 4.2))
@@ -25,10 +22,8 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         part = table[table["model"] == model].set_index("step").loc[names]
         x = np.arange(len(names)) + 1 + shift
         ends = np.stack([part["dice"] - part["low"], part["high"] - part["dice"]]).clip(0)
-        ax.errorbar(
-            x, part["dice"], yerr=ends, **look, markersize=5, linewidth=1.4, elinewidth=1,
-            capsize=2.5, label=model,
-        )  # fmt: skip
+        sizes = {"markersize": 5, "linewidth": 1.4, "elinewidth": 1, "capsize": 2.5}
+        ax.errorbar(x, part["dice"], yerr=ends, **look, **sizes, label=model)
         if model in best:
             ax.plot(shift, best[model], **look, markerfacecolor="white", markersize=7)
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
@@ -42,10 +37,7 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
 def floor(
     histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFrame, curves: pd.DataFrame
 ) -> Figure:
-    """Draw the loss of the reported SegNet against its floor, and where its probabilities lie.
-
-    Histories and calibration are those of protocol "reported", `curves` the report's own.
-    """
+    """Draw the loss of the reported SegNet against its floor, and where its probabilities lie."""
     colour = looks(["segnet_reported"])["segnet_reported"]["color"]
     kinds = {
         "segnet_reported": {"label": "as reported", "color": colour, "linestyle": "-"},
@@ -53,8 +45,7 @@ def floor(
     }
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.4))
     for model, look in kinds.items():
-        runs = histories[histories["model"] == model].groupby("seed")
-        for number, (_, run) in enumerate(runs):
+        for number, (_, run) in enumerate(histories[histories["model"] == model].groupby("seed")):
             once = look if number == 0 else look | {"label": None}
             left.plot(run["epoch"], run["train_loss"], linewidth=1.6, **once)
         part = calibration[calibration["model"] == model].groupby("bin")["pixels"].sum()
@@ -63,10 +54,9 @@ def floor(
     own = curves[curves["model"].map(NAMES) == "segnet_reported"]
     left.plot(own["epoch"], own["train_loss"], color=GREY, linewidth=1, label="the report itself")
     left.axhline(floors["floor"].mean(), color="black", linewidth=1)
-    left.annotate(
-        "floor of our masks: (1 − f)·ln 2", (0.98, floors["floor"].mean()), ha="right", va="top",
-        xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
-    )  # fmt: skip
+    at = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
+    where = 0.98, floors["floor"].mean()
+    left.annotate("floor of our masks: (1 − f)·ln 2", where, ha="right", va="top", **at)
     left.set(xlabel="epoch", ylabel="training loss (BCE)", ylim=(0, None))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="lower left")

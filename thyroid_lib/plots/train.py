@@ -35,8 +35,8 @@ def stages(net: Network, size: int) -> pd.DataFrame:
     def add_row(stage: str, module: nn.Module, output) -> None:
         features = output[0] if isinstance(output, tuple) else output  # without pooling indices
         seen = stage in [row["stage"] for row in rows]
-        parameters = 0 if seen else count_parameters(module)
         shape = "×".join(str(side) for side in features.shape[1:])
+        parameters = 0 if seen else count_parameters(module)
         rows.append({"stage": stage, "output": shape, "parameters": parameters})
 
     for stage, module in net.named_modules():
