@@ -121,15 +121,15 @@ def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
                 queue.put(queue.write(name, b""))
             with pytest.raises(ValueError, match="another node has the queue"):
                 Queue(tmp_path / "queue")
-        current = next(path for path in queue.waiting if queue.name(path) == "a")
+        current = next(path for path in queue.waiting.queue if queue.name(path) == "a")
         assert current.name.endswith(f"-a.{deaths}.dcm")
-        assert not deaths or queue.waiting[0] != current  # others come first
+        assert not deaths or queue.waiting.queue[0] != current  # others come first
         current.replace(current.with_suffix(".working"))
         (queue.folder / f"{1:020}-c.0.new").write_bytes(b"half")
         (queue.folder / "a plan.new").write_bytes(b"of somebody's own")
         queue.lock.close()
     queue = Queue(tmp_path / "queue")
-    assert [queue.name(path) for path in queue.waiting] == ["b"]
+    assert [queue.name(path) for path in queue.waiting.queue] == ["b"]
     [reason] = (queue.folder / "failed").glob("*-a.5.txt")
     assert "5 times" in reason.read_text()
     assert [file.name for file in queue.folder.glob("*.new")] == ["a plan.new"]

@@ -1,6 +1,5 @@
 """DICOMweb client of a PACS: store objects until it confirms them, find the objects of a study."""
 
-import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,13 +7,12 @@ from io import BytesIO
 
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import Dataset, validate_file_meta
+from pydicom.dataset import Dataset
 
 from thyroid_lib.data.dicom import TOO_LARGE, Refused
 
 SOP_CLASS, SERIES, INSTANCE = "00080016", "0020000E", "00080018"  # tags in QIDO-RS answers
 REFUSING = (400, 406, 409, 413, 415, 422)  # HTTP statuses that another try does not change
-log = logging.getLogger("thyroid_lib.node")
 
 
 class NotConfirmed(requests.RequestException):
@@ -36,9 +34,9 @@ def tag_value(found: dict, tag: str) -> str:
     return (found.get(tag, {}).get("Value") or [""])[0]
 
 
-def http_status(error: requests.RequestException) -> str:
+def http_status(error: Exception) -> str:
     """Return the HTTP status as a sentence; "" if the PACS did not answer."""
-    status = getattr(error.response, "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     return f"the PACS answers HTTP {status}" if status else ""
 
 
@@ -53,10 +51,8 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
         requests.RequestException: it does not answer, or not now.
     """
     for each in objects:
-        each.preamble = bytes(128)
-        each.file_meta.FileMetaInformationGroupLength = 0  # set when it is written
-        validate_file_meta(each.file_meta, enforce_standard=True)  # adds missing elements
-        each.save_as(BytesIO())  # so that an error of the object is not taken for the PACS's
+        # so that an error of the object is not taken for the PACS's
+        each.save_as(BytesIO(), enforce_file_format=True)
         result, problem, own = Dataset(), "", each.SOPInstanceUID
         try:
             result = client.store_instances([each])
@@ -68,8 +64,8 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
                 result = Dataset.from_json(error.response.text)
         except requests.RequestException:
             raise
-        except Exception:
-            log.debug("the PACS's answer is no DICOM")
+        except Exception:  # the answer is no DICOM
+            result = Dataset()
         named = result.get("ReferencedSOPSequence") or []
         stored = own in [one.get("ReferencedSOPInstanceUID") for one in named]
         for one in result.get("FailedSOPSequence") or []:
