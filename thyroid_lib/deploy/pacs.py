@@ -7,7 +7,7 @@ from io import BytesIO
 
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, validate_file_meta
 
 from thyroid_lib.data.dicom import TOO_LARGE, Refused
 
@@ -51,8 +51,10 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
         requests.RequestException: it does not answer, or not now.
     """
     for each in objects:
-        # so that an error of the object is not taken for the PACS's
-        each.save_as(BytesIO(), enforce_file_format=True)
+        each.preamble = bytes(128)
+        each.file_meta.FileMetaInformationGroupLength = 0  # set when it is written
+        validate_file_meta(each.file_meta, enforce_standard=True)  # adds missing elements
+        each.save_as(BytesIO())  # so that an error of the object is not taken for the PACS's
         result, problem, own = Dataset(), "", each.SOPInstanceUID
         try:
             result = client.store_instances([each])
