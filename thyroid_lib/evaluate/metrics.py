@@ -34,12 +34,7 @@ def pooled_dice(both: np.ndarray, total: np.ndarray, *, batch: int = 16) -> floa
     """Dice as in the reported study: pooled over batches of frames, averaged over batches.
 
     For the replication alone: a pooled batch hides its worst frames. The frames are shuffled into
-    batches in the same order for every model.
-
-    Args:
-        both, total: pixels (N,) of pred ∩ ref and of |pred| + |ref| of every frame, at the
-            network's size.
-        batch: frames in a batch; the last may have fewer, and an empty batch counts 1.
+    batches in the same order for every model; both, total: as of `dice_of_areas`, per frame.
     """
     order = np.random.default_rng(0).permutation(len(both))
     starts = np.arange(0, len(order), batch)
@@ -59,15 +54,11 @@ def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
     """
     check_masks(pred, ref)
     box = bounding_box(pred | ref)
-    pred, ref = pred[box], ref[box]
-    return {"missed_parts": _untouched(ref, pred), "false_parts": _untouched(pred, ref)}
-
-
-def _untouched(mask: np.ndarray, other: np.ndarray) -> int:
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    touched = np.zeros(count + 1, bool)
-    touched[parts[other]] = True
-    return count - np.count_nonzero(touched[1:])
+    errors = {}
+    for name, mask, other in (("missed_parts", ref, pred), ("false_parts", pred, ref)):
+        parts, count = ndimage.label(mask[box], structure=np.ones((3, 3)))
+        errors[name] = count - np.count_nonzero(np.unique(parts[other[box]]))
+    return errors
 
 
 def score_case(
@@ -98,8 +89,7 @@ def score_case(
     check_masks(pred, ref)
     if pred.ndim != 2:
         raise ValueError(f"masks must be (H, W), got {pred.shape}; score one case at a time")
-    spacing_mm = check_units(tolerance_px, spacing_mm, tolerance_mm)
-
+    check_units(tolerance_px, spacing_mm, tolerance_mm)
     both, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (pred & ref, pred, ref))
     either = n_pred + n_ref - both
     agreed = 1.0 if either == 0 else 0.0  # a share whose denominator is 0
@@ -110,7 +100,6 @@ def score_case(
         "recall": both / n_ref if n_ref else agreed,
         "nsd": agreed,
     }
-
     units = {"px": ((1.0, 1.0), tolerance_px)}
     if spacing_mm is not None:
         units["mm"] = (spacing_mm, tolerance_mm)
@@ -166,31 +155,24 @@ def check_masks(pred: np.ndarray, ref: np.ndarray) -> None:
     """Raise unless both are bool arrays of one shape."""
     for name, mask in (("pred", pred), ("ref", ref)):
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-            got = f"{mask.dtype} array" if isinstance(mask, np.ndarray) else type(mask).__name__
+            got = getattr(mask, "dtype", type(mask).__name__)
             raise TypeError(
                 f"{name} must be a bool array, got {got}: use `prob > threshold` for "
                 "probabilities, `mask > 0` for a mask of 0 and 1"
             )
     if pred.shape != ref.shape:
-        raise ValueError(
-            f"pred and ref must have one shape, got {pred.shape} and {ref.shape}: resize the "
-            "prediction to the frame's native size"
-        )
+        more = "resize the prediction to the frame's native size"
+        raise ValueError(f"pred and ref need one shape, got {pred.shape} and {ref.shape}: {more}")
 
 
-def check_units(
-    tolerance_px: float, spacing_mm: Sequence[float] | None, tolerance_mm: float | None
-) -> tuple[float, float] | None:
-    """Return the spacing as two floats, or None; ValueError for an impossible length."""
+def check_units(tolerance_px, spacing_mm, tolerance_mm) -> None:
+    """Raise ValueError for an impossible length."""
     for name, tolerance in (("tolerance_px", tolerance_px), ("tolerance_mm", tolerance_mm)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, got {tolerance!r}")
     if spacing_mm is None:
         if tolerance_mm is not None:
             raise ValueError(f"tolerance_mm={tolerance_mm} needs spacing_mm=(row, column)")
-        return None
-    if np.shape(spacing_mm) != (2,) or not all(0 < step < math.inf for step in spacing_mm):
-        raise ValueError(
-            f"spacing_mm must be two positive numbers (row, column), got {spacing_mm!r}"
-        )
-    return float(spacing_mm[0]), float(spacing_mm[1])
+    elif np.shape(spacing_mm) != (2,) or not all(0 < step < math.inf for step in spacing_mm):
+        need = "must be two positive numbers (row, column)"
+        raise ValueError(f"spacing_mm {need}, got {spacing_mm!r}")

@@ -17,18 +17,17 @@ SIDES = ("train", "val", "test")
 def released_table(about: dict) -> pd.DataFrame:
     """Return one row per model: the released run, and whether its ONNX agrees with torch.
 
-    Args:
-        about: the contents of release.json.
+    `about` is the contents of release.json.
     """
-    rows = [
-        {
-            "model": name, "run": run["run_id"], "frames compared": run["agreement"]["frames"],
+    rows = {
+        name: {
+            "run": run["run_id"], "frames compared": run["agreement"]["frames"],
             "agrees with torch": "yes" if run["agreement"]["agrees"] else "no",
             "files": ", ".join(about["models"][name].values()),
         }
         for name, run in about["runs"].items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("model")
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("model")
 
 
 def released_sentence(about: dict) -> str:
@@ -61,21 +60,15 @@ def int8_sentence(about: dict) -> str:
 
 
 def confidence(val: pd.DataFrame) -> Figure:
-    """Draw measured against expected Dice of each validation frame, before and after the fit.
-
-    Args:
-        val: see `export.Release`.
-    """
+    """Draw measured against expected Dice of each frame of `Release.val`, and after the fit."""
     styles = common.looks(val["model"])
     fig, axes = plt.subplots(1, 2, figsize=(common.FIGURE_WIDTH, 4.2), sharey=True, sharex=True)
-    names = ("expected", "confidence")
-    for ax, name in zip(axes, names, strict=True):
+    for ax, name in zip(axes, ("expected", "confidence"), strict=True):
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
         for model, part in val.groupby("model"):
             look = {key: styles[model][key] for key in ("color", "marker")}
             ax.plot(part[name], part["dice"], linestyle="", markersize=4, alpha=0.6, **look)
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        ax.set_aspect("equal")
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes[0].set(xlabel="expected Dice, from the probabilities", ylabel="Dice on validation")
     axes[1].set(xlabel="confidence, fitted")
     equal = Line2D([], [], color=FAINT, linewidth=0.8, label="equal")
@@ -96,11 +89,7 @@ def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
 
 
 def distances(found: pd.DataFrame) -> Figure:
-    """Draw the distance of each frame from the training frames, by group.
-
-    Args:
-        found: see `export.distances`.
-    """
+    """Draw the distance of each frame from the training frames, see `export.distances`."""
     sides = pd.Categorical(found["side"], SIDES)
     parts = found.groupby([sides, "group"], observed=True)["distance"]
     colours = dict(zip(SIDES, sns.color_palette("colorblind"), strict=False))
@@ -116,12 +105,11 @@ def distances(found: pd.DataFrame) -> Figure:
         )  # fmt: skip
     ax.set_yticks(range(len(parts)), [group for _, group in parts.groups])
     ax.invert_yaxis()
-    ax.set(xlim=(0, max(1.1 * TOO_FAR, 1.05 * found["distance"].max())))
-    ax.set(xlabel="distance from the training frames")
+    right = max(1.1 * TOO_FAR, 1.05 * found["distance"].max())
+    ax.set(xlim=(0, right), xlabel="distance from the training frames")
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=colours[side], label=side)
-        for side in SIDES
-        if side in set(found["side"])
+        for side in sides.remove_unused_categories().categories
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
@@ -141,9 +129,8 @@ def distances_sentence(found: pd.DataFrame) -> str:
 
 def answer(image: np.ndarray, found, *, title: str) -> Figure:
     """Draw a frame, uint8 (H,W), with the probability map, mask and doubts of its `Prediction`."""
-    fig, axes = common.image_axes(
-        3, 3, common.FIGURE_WIDTH / 3 * image.shape[0] / image.shape[1] + 0.6
-    )
+    height = common.FIGURE_WIDTH / 3 * image.shape[0] / image.shape[1] + 0.6
+    fig, axes = common.image_axes(3, 3, height)
     levels = image / 255
     common.draw_frame(axes[0, 0], levels, title)
     common.draw_frame(axes[0, 1], found.prob, "probability of thyroid")
