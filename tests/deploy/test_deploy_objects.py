@@ -233,6 +233,6 @@ def test_the_example_of_the_docs_runs(release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
     shutil.copytree(release, "results/demo/deploy")
-    exec(code, {})
+    exec(code, {})  # noqa: S102
     assert pydicom.dcmread("seg.dcm").NumberOfFrames == 2
     assert pydicom.dcmread("sr.dcm").Modality == "SR"
