@@ -86,6 +86,7 @@ class Pacs:
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.session, self.process = requests.Session(), None
         self.session.auth = (USER, PASSWORD)
+        self.session.headers["Connection"] = "close"  # Orthanc closes an idle one at any moment
         self.environment = {
             "PACS_FOLDER": f"{folder}/db", "PACS_ROUTE": str(DEPLOY / "route.lua"),
             "PACS_USER": USER, "PACS_PASSWORD": PASSWORD, "NODE_HOST": "127.0.0.1",

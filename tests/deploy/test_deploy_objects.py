@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import textwrap
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -208,22 +207,6 @@ def test_elements_of_the_source_are_used_only_where_they_are_valid(predictor):
     planar = make_us(drawn(1)[0], photometric="RGB", PlanarConfiguration=None)
     with pytest.raises(dicom.Refused, match=r"cannot be decoded|PlanarConfiguration"):
         answered(planar, predictor)
-
-
-@pytest.mark.study
-def test_no_message_holds_patient_data(predictor, capfd, caplog):
-    dataset = make_us(drawn(2), PatientName="Geheim^Erna", PatientID="GEHEIM-7")
-    data, texts = to_bytes(dataset), []
-    with warnings.catch_warnings(record=True) as warned:
-        for start in range(200, len(data) - 9000, 7):
-            try:
-                broken = data[:start] + b"\xff" + data[start + 1 :]
-                answer(dicom.read_file(broken), predictor)
-            except dicom.Refused as refused:
-                texts.append(str(refused))
-    texts += [caplog.text, *capfd.readouterr(), *(str(each.message) for each in warned)]
-    assert len(texts) > 20
-    assert not any("geheim" in each.lower() for each in texts)
 
 
 @pytest.mark.study

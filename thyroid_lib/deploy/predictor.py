@@ -237,15 +237,13 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
 
 def _release_file(folder: Path, model: str, precision: str) -> Path:
     """Return the path of a release's .onnx, after a check of its digest."""
+    if not (folder / "release.json").is_file():
+        need = "release.json is missing; make one with 6-deploy"
+        raise FileNotFoundError(f"no release in {folder}: {need}")
     try:
         release = json.loads((folder / "release.json").read_text("utf-8"))
-        digests, selected = dict(release["files"]), str(release["selected"])
-        files = {name: dict(of) for name, of in release["models"].items()}
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no release in {folder}: release.json is missing; make one with 6-deploy"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        digests, selected, files = (release[key] for key in ("files", "selected", "models"))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
     model = model or selected
     for name, got, choices in (("model", model, files), ("precision", precision, files.get(model))):
@@ -295,7 +293,3 @@ def _open_torch(path: Path) -> tuple:
         return np.concatenate([logits[:, 0].numpy() for _, logits in batches])
 
     return network, about
-
-
-if __name__ == "__main__":
-    raise SystemExit("this module is no command; use python -m thyroid_lib.deploy.predict_folder")

@@ -138,7 +138,3 @@ def score_rows(
         resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
         workers=workers,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    raise SystemExit("this module is no command; use python -m thyroid_lib.deploy.predict_folder")
