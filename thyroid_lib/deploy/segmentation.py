@@ -89,8 +89,10 @@ def derive_object(
             new.ContentDate, new.ContentTime = date, "000000"
             if re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", time):
                 new.ContentTime = time
-    new.file_meta = FileMetaDataset()  # class and instance are added where it is written
+    new.file_meta = FileMetaDataset()
     new.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    new.file_meta.MediaStorageSOPClassUID = sop_class
+    new.file_meta.MediaStorageSOPInstanceUID = own_uid
     return new
 
 
