@@ -307,13 +307,18 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     return onnx.load(out)
 
 
+def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
+    """Choose about `CALIBRATION` training frames, bool (N,): alike many of each group, spread."""
+    parts = [part.index for _, part in store.index[train].groupby("group")]
+    each = max(1, CALIBRATION // len(parts))
+    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
+    return np.unique(np.concatenate(rows))
+
+
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
     sides = split_cases(store.index, **{key: run[key] for key in SPLIT})
-    parts = [part.index for _, part in store.index[sides == "train"].groupby("group")]
-    each = max(1, CALIBRATION // len(parts))
-    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
-    images = store.images[np.unique(np.concatenate(rows))]
+    images = store.images[calibration_rows(store, sides == "train")]
     network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
     about = json.loads({each.key: each.value for each in network.metadata_props}[METADATA])
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
