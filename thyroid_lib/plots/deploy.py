@@ -19,34 +19,31 @@ def released_table(about: dict) -> pd.DataFrame:
 
     `about` is the contents of release.json.
     """
-    rows = {
-        name: {
-            "run": run["run_id"], "frames compared": run["agreement"]["frames"],
-            "agrees with torch": "yes" if run["agreement"]["agrees"] else "no",
-            "files": ", ".join(about["models"][name].values()),
-        }
-        for name, run in about["runs"].items()
-    }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("model")
+    table = pd.DataFrame({"model": list(about["runs"])}).set_index("model")
+    runs = about["runs"].values()
+    table["run"] = [run["run_id"] for run in runs]
+    table["frames compared"] = [run["agreement"]["frames"] for run in runs]
+    table["agrees with torch"] = ["yes" if run["agreement"]["agrees"] else "no" for run in runs]
+    table["files"] = [", ".join(about["models"][name].values()) for name in table.index]
+    return table
 
 
 def released_sentence(about: dict) -> str:
     """State how many exports agree with torch, and which model is the default."""
     runs = about["runs"].values()
     agree = sum(run["agreement"]["agrees"] for run in runs)
+    how = "provisionally selected" if about.get("provisional") else "selected"
     return (
         f"{agree} of {len(runs)} exports agree with torch; the default model is "
-        f"{about['selected']}, which the comparison selected"
-        f"{' provisionally' * about.get('provisional', False)}."
+        f"{about['selected']}, which the comparison {how}."
     )
 
 
 def int8_table(groups: pd.DataFrame) -> pd.DataFrame:
     """Return the Dice of each group, and its change by int8; see `export.Release`."""
     change = (groups["int8"] - groups["fp32"]).round(3) + 0.0  # + 0.0 turns -0 into 0
-    return pd.DataFrame({"fp32": groups["fp32"].round(2), "change by int8": change}).set_axis(
-        pd.Index(groups["group"], name="group")
-    )
+    table = {"group": groups["group"], "fp32": groups["fp32"].round(2), "change by int8": change}
+    return pd.DataFrame(table).set_index("group")
 
 
 def int8_sentence(about: dict) -> str:
@@ -99,18 +96,15 @@ def distances(found: pd.DataFrame) -> Figure:
         ax.plot(part, row + shifts, "o", markersize=3, alpha=0.6, color=colours[side])
     for limit, word in ((FAR, "warning"), (TOO_FAR, "refused")):
         ax.axvline(limit, color=FAINT, linewidth=0.9, linestyle="--")
-        ax.annotate(
-            word, (limit, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), fontsize=8,
-            textcoords="offset points", va="top", color="0.4",
-        )  # fmt: skip
+        at = {"transform": ax.get_xaxis_transform(), "va": "top"}
+        ax.text(limit, 0.99, f" {word}", fontsize=8, color="0.4", **at)
     ax.set_yticks(range(len(parts)), [group for _, group in parts.groups])
     ax.invert_yaxis()
     right = max(1.1 * TOO_FAR, 1.05 * found["distance"].max())
     ax.set(xlim=(0, right), xlabel="distance from the training frames")
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=colours[side], label=side)
-        for side in sides.remove_unused_categories().categories
-    ]
+    mark = {"linestyle": "", "marker": "o", "markersize": 5}
+    shown = sides.remove_unused_categories().categories
+    handles = [Line2D([], [], color=colours[side], label=side, **mark) for side in shown]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
