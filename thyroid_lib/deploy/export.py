@@ -106,11 +106,8 @@ def release(
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
-    Args:
-        runs: folders of the runs that were compared.
-        store, compare: the study's folders of these names.
-        named: run_ids to release in place of the best ones.
-        threads: CPU threads, 0 for all.
+    `runs`, `store` and `compare` are folders of the study, `named` run_ids to release in place of
+    the best ones, `threads` of the CPU, 0 for all.
 
     Raises:
         OSError, ValueError: no finished study; `out` holds other files, or cannot be written.
@@ -172,11 +169,7 @@ def find_runs(runs: list[str], *, store: Path, compare: Path) -> list[Path]:
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`.
-
-    Raises:
-        FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
-    """
+    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`."""
     best, ids = {}, []
     for folder in sorted(map(Path, runs)):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
@@ -199,11 +192,7 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
-    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary.
-
-    Raises:
-        ValueError, RuntimeError: trained on other data; does not agree with torch.
-    """
+    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary."""
     model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:

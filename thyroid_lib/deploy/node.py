@@ -38,7 +38,6 @@ from thyroid_lib.deploy.predictor import ROW, Predictor
 from thyroid_lib.deploy.structured_report import answer
 from thyroid_lib.files.writing import write_file
 
-VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
 SILENCE = 10  # seconds until a first request, and between bytes of a PDU
@@ -126,7 +125,7 @@ def serve(arguments, predictor: Predictor):
     ae.require_called_aet, ae.require_calling_aet = True, arguments.caller
     ae.maximum_associations, ae.maximum_pdu_size = arguments.associations, PDU
     ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = SILENCE, 60, 60
-    ae.add_supported_context(VERIFICATION)
+    ae.add_supported_context("1.2.840.10008.1.1")  # Verification
     for sop_class in SOP_CLASSES:
         ae.add_supported_context(sop_class, list(dicom.SYNTAXES))
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
@@ -154,11 +153,7 @@ def serve(arguments, predictor: Predictor):
 
 
 def read_finished(table: Path) -> dict[tuple, list[dict]]:
-    """Return the rows of objects that were measured whole, by instance and model.
-
-    Raises:
-        ValueError: the table has other columns.
-    """
+    """Return the rows of objects that were measured whole, by instance and model."""
     rows, text = {}, table.read_text("utf-8") if table.is_file() else ""
     if text and text.partition("\n")[0] != ",".join(COLUMNS):
         raise ValueError(f"{table} is another table than this command writes: give another --out")

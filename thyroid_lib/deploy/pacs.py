@@ -44,11 +44,7 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
     """Store objects by STOW-RS, one by one.
 
     An object counts as stored if the answer names it, or if a search finds it: a proxy's page has
-    status 200, too.
-
-    Raises:
-        Refused: the PACS refuses an object for good.
-        requests.RequestException: it does not answer, or not now.
+    status 200, too. Refused: the PACS refuses an object for good; RequestException: for now.
     """
     for each in objects:
         each.preamble = bytes(128)

@@ -41,10 +41,8 @@ def open_model(arguments: argparse.Namespace) -> Predictor:
 def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
     """Segment every image of a folder; return a row of COLUMNS per image, as in `areas.csv`.
 
-    An image that cannot be used is skipped; its row has a `problem`.
-
-    Raises:
-        ValueError: no images, or `out` has masks that this function has not written.
+    An image that cannot be used is skipped; its row has a `problem`. ValueError: no images, or
+    `out` has masks that this function has not written.
     """
     images, out = Path(images), Path(out)
     if not images.is_dir():
