@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from urllib3.util import Retry
 
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 SHIM = r"""
@@ -86,7 +87,9 @@ class Pacs:
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.session, self.process = requests.Session(), None
         self.session.auth = (USER, PASSWORD)
-        self.session.headers["Connection"] = "close"  # Orthanc closes an idle one at any moment
+        # Orthanc closes idle connections at any moment, perhaps as a request comes
+        again = Retry(total=8, backoff_factor=0.1, allowed_methods=None)
+        self.session.mount("http://", requests.adapters.HTTPAdapter(max_retries=again))
         self.environment = {
             "PACS_FOLDER": f"{folder}/db", "PACS_ROUTE": str(DEPLOY / "route.lua"),
             "PACS_USER": USER, "PACS_PASSWORD": PASSWORD, "NODE_HOST": "127.0.0.1",
