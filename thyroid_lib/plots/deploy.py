@@ -15,10 +15,7 @@ SIDES = ("train", "val", "test")
 
 
 def released_table(about: dict) -> pd.DataFrame:
-    """Return one row per model: the released run, and whether its ONNX agrees with torch.
-
-    `about` is the contents of release.json.
-    """
+    """Return one row per model of release.json: its run, and whether its ONNX agrees with torch."""
     table = pd.DataFrame({"model": list(about["runs"])}).set_index("model")
     runs = about["runs"].values()
     table["run"] = [run["run_id"] for run in runs]
