@@ -1,10 +1,8 @@
 """A real Orthanc on 127.0.0.1 for tests: started, killed and started again.
 
-Orthanc binds every address of the machine, and has no setting against it: RemoteAccessAllowed only
-answers others with 403. A shim of C, loaded before its libraries, turns each bind into one of
-127.0.0.1; `Pacs.start` looks at the system's table of sockets whether it did. Its DICOM server is
-off: objects come by HTTP, and it forwards them by C-STORE as a client. Settings and route are those
-of deploy/.
+Orthanc binds every address of the machine and has no setting against it. A shim of C, loaded before
+its libraries, turns each bind into one of 127.0.0.1; `Pacs.start` checks that. Its DICOM server is
+off: objects come by HTTP, and it forwards them by C-STORE. Settings and route are those of deploy/.
 """
 
 import json
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from urllib3.util import Retry
 
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 SHIM = r"""
@@ -46,18 +45,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def listening(pid: int) -> set[str]:
-    """Addresses, as /proc/net has them, on which a process listens."""
-    inodes = set()
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        inodes.add(each.readlink().name if each.is_symlink() else "")
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                found.add(fields[1].partition(":")[0])
-    return found
+def listening(port: int) -> set[str]:
+    """Addresses, as /proc/net has them, at which somebody listens on a port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [fields[1].partition(":") for fields in lines if fields[3] == "0A"]
+    return {address for address, _, number in ends if int(number, 16) == port}
 
 
 def wait_for(ready, seconds: float = 240, pause: float = 0.02):
@@ -95,6 +87,9 @@ class Pacs:
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.session, self.process = requests.Session(), None
         self.session.auth = (USER, PASSWORD)
+        # Orthanc closes idle connections at any moment, perhaps as a request comes
+        again = Retry(total=8, backoff_factor=0.1, allowed_methods=None)
+        self.session.mount("http://", requests.adapters.HTTPAdapter(max_retries=again))
         self.environment = {
             "PACS_FOLDER": f"{folder}/db", "PACS_ROUTE": str(DEPLOY / "route.lua"),
             "PACS_USER": USER, "PACS_PASSWORD": PASSWORD, "NODE_HOST": "127.0.0.1",
@@ -107,7 +102,7 @@ class Pacs:
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         log.close()
         wait_for(self.up, 240)
-        assert listening(self.process.pid) == {"0100007F"}
+        assert listening(self.port) == {"0100007F"}
         return self
 
     def up(self) -> bool:
@@ -126,8 +121,7 @@ class Pacs:
             self.process.terminate()
             self.process.wait(60)
 
-    def __enter__(self):
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_):
         self.stop()

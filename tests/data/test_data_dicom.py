@@ -70,32 +70,13 @@ def test_frames_are_read_as_they_were_drawn(syntax, photometric, bits):
         assert off.mean() < 3
 
 
-@pytest.mark.parametrize("syntax", ["explicit", "rle", "lossless"])
-def test_planar_colours_are_read_as_they_were_drawn(syntax):
-    image = painted(drawn(1)[0])
-    assert (read(make_us(image, syntax=syntax, photometric="RGB", planar=1))[0] == image).all()
-
-
-@pytest.mark.parametrize("how", ["adobe RGB", "adobe YBR", "plain RGB", "plain YBR", "ids RGB"])
-def test_colours_of_a_jpeg_are_converted_once(how):
-    """Markers in the stream decide, and without one the header."""
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("keep_rgb", [True, False])
+def test_colours_of_a_jpeg_are_converted_once(photometric, keep_rgb):
+    """Markers in the stream decide, not the header."""
     rows, columns = np.mgrid[:64, :80]
     image = np.stack([2 * columns, 3 * rows, 200 - columns], axis=-1).astype(np.uint8)
-    code = jpeg(image, quality=95, subsampling=0, keep_rgb="RGB" in how)
-    jfif = code.find(b"JFIF")
-    if jfif > 0:  # without APP0
-        code = code[:2] + code[jfif - 2 + int.from_bytes(code[jfif - 2 : jfif]) :]
-    if how == "plain RGB":  # the components are numbered, as of YBR
-        for kind in (b"\xff\xc0", b"\xff\xda"):
-            start = code.find(kind)
-            part = code[start : start + 24]
-            for number, letter in enumerate(b"RGB", 1):
-                part = part.replace(bytes([letter]), bytes([number]), 1)
-            code = code[:start] + part + code[start + 24 :]
-    if how.startswith("adobe"):
-        marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-        code = code[:2] + marker + bytes([how == "adobe YBR"]) + code[2:]
-    photometric = "RGB" if "RGB" in how else "YBR_FULL"
+    code = jpeg(image, quality=95, subsampling=0, keep_rgb=keep_rgb)
     dataset = with_codes(make_us(image, syntax="jpeg", photometric=photometric), code)
     assert np.abs(read(dataset)[0].astype(int) - image).max() <= 8
 
@@ -110,11 +91,15 @@ def test_frames_in_fragments_are_joined(syntax, table):
     assert (np.stack(read(dataset)) == expected).all()
 
 
-@pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xda", b"\xff\xc3"])
-def test_garbage_in_a_lossless_stream_is_refused(marker):
-    """gdcm would end the process."""
-    dataset = make_us(drawn(1)[0], syntax="lossless")
+@pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xda", b"\xff\xc3", b""])
+def test_lossless_streams_that_end_gdcm_are_refused_and_comments_are_not(marker):
+    image = painted(drawn(1)[0])
+    dataset = make_us(image, syntax="lossless", photometric="RGB")
     [code] = codes_of(dataset)
+    if not marker:
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # says YBR
+        assert (read(with_codes(dataset, code[:2] + adobe + code[2:]))[0] == image).all()
+        return
     start = code.index(marker)
     code = code[:start] + b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e" + code[start:]
     with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
@@ -129,23 +114,6 @@ def test_a_lossless_scan_that_gdcm_never_ends_is_refused(wrong):
     data[end - 3 : end] = bytes(wrong)
     with pytest.raises(dicom.Refused, match="damaged"):
         list(dicom.read_frames(dicom.read_file(bytes(data))))
-
-
-def test_comments_in_a_lossless_stream_change_nothing():
-    image = painted(drawn(1)[0])
-    dataset = make_us(image, syntax="lossless", photometric="RGB")
-    [code] = codes_of(dataset)
-    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # says YBR
-    comments = adobe + b"\xff\xfe\x00\x06none\xff\xe0\x00\x04ab"
-    assert (read(with_codes(dataset, code[:2] + comments + code[2:]))[0] == image).all()
-
-
-def test_a_black_frame_is_not_taken_for_a_bomb():
-    black = np.zeros((1080, 1920, 3), np.uint8)
-    dataset = make_us(black, syntax="jpeg", photometric="YBR_FULL_422")
-    with_codes(dataset, jpeg(black, optimize=True, subsampling=2))
-    assert black.size > 490 * len(dataset.PixelData)
-    assert not read(dataset)[0].any()
 
 
 def test_frames_are_decoded_one_by_one():
@@ -171,15 +139,12 @@ def test_a_damaged_later_frame_is_refused_when_it_is_reached():
 FLOW = {"RegionSpatialFormat": 3, "RegionDataType": 3}
 A, B, C, ANISOTROPIC = (0.1, 0.1), (0.1, 0.12), (0.2, 0.1), (0.08, 0.05)
 SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
-    "as it is": ([(ANISOTROPIC, {})], None, ANISOTROPIC),
     "reversed": ([(ANISOTROPIC, {"PhysicalDeltaY": -0.008})], None, ANISOTROPIC),
     "no length": ([(A, {"PhysicalUnitsXDirection": 4})], None, None),
     "zero": ([(A, {"PhysicalDeltaX": 0.0})], None, None),
     "no number": ([(A, {"PhysicalDeltaX": float("nan")})], None, None),
-    "infinite": ([(A, {"PhysicalDeltaX": float("inf")})], None, None),
     "absurd": ([(A, {"PhysicalDeltaX": 50.0})], None, None),
     "flow": ([(A, {"RegionDataType": 2})], None, None),
-    "a spectrum": ([(A, {"RegionSpatialFormat": 3})], None, None),
     "nothing": ([], None, None),
     "two that agree": ([(A, {}), (A, {})], None, A),
     "two that differ": ([(A, {}), (B, {})], None, None),
@@ -187,7 +152,6 @@ SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
     "flow and PixelSpacing": ([(C, FLOW)], A, None),
     "PixelSpacing alone": ([], C, C),
     "PixelSpacing that contradicts": ([(A, {})], C, None),
-    "PixelSpacing that agrees": ([(C, {})], C, C),
 }
 
 
@@ -206,18 +170,6 @@ def changed(**attributes):
     return lambda: to_bytes(make_us(drawn(2), **attributes))
 
 
-def packed_bomb() -> bytes:
-    dataset = make_us(drawn(2), syntax="rle")
-    dataset.Rows = dataset.Columns = 7_000
-    return to_bytes(dataset)
-
-
-def endless_rle() -> bytes:
-    """A frame of RLE that would unpack to 64 MiB where 4.5 KB are needed."""
-    head = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
-    return to_bytes(with_codes(make_us(drawn(1), syntax="rle"), head + b"\x81\0" * 2**19))
-
-
 def inserted(content: bytes):
     """Elements in front of the SOP class."""
     data = to_bytes(make_us(drawn(1)[0]))
@@ -225,46 +177,38 @@ def inserted(content: bytes):
     return lambda: data[:start] + content + data[start:]
 
 
-def deflated() -> bytes:
-    dataset = make_us(drawn(1)[0])
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
-    return to_bytes(dataset)
-
-
-def wrong_charset() -> bytes:
-    """Latin 1 in what is declared as UTF-8."""
-    dataset = make_us(drawn(2), SpecificCharacterSet="ISO_IR 192", PatientID="M@ID")
-    return to_bytes(dataset).replace(b"M@ID", b"M\xfcID")
-
-
 SEQUENCE = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff"
 ITEMS = SEQUENCE + 2_400_000 * b"\xfe\xff\x00\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
 NESTED = 20_000 * (SEQUENCE + b"\xfe\xff\x00\xe0\xff\xff\xff\xff")
+RLE_HEAD = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+UTF8 = {"SpecificCharacterSet": "ISO_IR 192", "PatientID": "M@ID"}
+BOMB = {"Rows": 65535, "Columns": 65535}
 REFUSED = {
-    "nothing": (lambda: b"", 0xC000, "no DICOM file"),
     "no DICOM": (lambda: b"\x89PNG" + bytes(500), 0xC000, "no DICOM file"),
     "a preamble alone": (lambda: bytes(128) + b"DICM", 0xC000, "no DICOM file"),
     "CT": (changed(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), 0x0122, "no ultrasound image"),
     "a class for one": (changed(SOPClassUID=uid.UltrasoundImageStorage), 0xA900, "for one"),
     "no UID": (changed(StudyInstanceUID=None), 0xA900, "StudyInstanceUID is missing"),
-    "no rows": (changed(Rows=None), 0xA900, "Rows is missing"),
     "0 columns": (changed(Columns=0), 0xA900, "Columns is missing, or no number from 1"),
     "no pixels": (changed(PixelData=None), 0xA900, "no PixelData"),
     "too few pixels": (changed(NumberOfFrames=3), 0xC000, "got 9028 bytes of PixelData"),
-    "too many pixels": (changed(NumberOfFrames=1), 0xC000, "got 9028 bytes of PixelData"),
     "too many frames": (changed(NumberOfFrames=2001), 0xA700, "need at most 2000 frames"),
-    "a bomb": (changed(Rows=65535, Columns=65535), 0xA700, "64,000,000 pixels each"),
-    "a packed bomb": (packed_bomb, 0xC000, "unpacked"),
-    "wrong character set": (wrong_charset, 0xC000, "PatientID does not fit SpecificCharacterSet"),
-    "endless RLE": (endless_rle, 0xA700, "RLE is in pieces, or longer"),
-    "signed": (changed(PixelRepresentation=1), 0xA900, "sign 1, need all of 8"),
+    "a bomb": (changed(**BOMB), 0xA700, "64,000,000 pixels each"),
+    "a packed bomb": (changed(syntax="rle", Rows=7000, Columns=7000), 0xC000, "unpacked"),
+    "signed": (changed(PixelRepresentation=1), 0xA900, "need all of 8"),
     "upper bits": (changed(HighBit=6), 0xA900, "need all of 8"),
     "32 bits": (changed(BitsAllocated=32), 0xA900, "need all of 8"),
     "unknown colours": (changed(PhotometricInterpretation="HSV"), 0xA900, "need one of MONO"),
-    "deflated": (deflated, 0xA900, r"1\.2\.840\.10008\.1\.2\.1\.99 is not read"),
+    # Latin 1 in what is declared as UTF-8
+    "charset": (lambda: changed(**UTF8)().replace(b"M@", b"M\xfc"), 0xC000, "PatientID does not"),
+    # a frame of RLE that would unpack to 64 MiB where 4.5 KB are needed
+    "endless RLE": (
+        lambda: to_bytes(with_codes(make_us(drawn(1), syntax="rle"), RLE_HEAD + b"\x81\0" * 2**19)),
+        0xA700, "RLE is in pieces, or longer",
+    ),
     "millions of items": (inserted(ITEMS), 0xA700, "too many elements"),
     "nested": (inserted(NESTED), 0xC000, "no DICOM file, or a broken one"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)

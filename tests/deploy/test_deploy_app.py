@@ -8,15 +8,11 @@ import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import tomllib
 import urllib.parse
-import zipfile
-import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +30,7 @@ import pydicom
 from pacs import free_port, wait_for
 from streamlit.testing.v1 import AppTest
 
-from thyroid_lib.data import dicom, frames, phantom
+from thyroid_lib.data import dicom, phantom
 from thyroid_lib.deploy import NOTICE, app
 from thyroid_lib.deploy.predictor import Predictor
 
@@ -61,54 +57,22 @@ NOISE = np.random.default_rng(0).integers(0, 256, (60, 80)).astype(np.uint8)
 PNG = image_bytes(picture())
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is so large, with hardly anything in it."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def zip_bomb() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("frame.png", bytes(10_000_000))
-    return file.getvalue()
-
-
 def us(image=None, **attributes) -> bytes:
     return dicoms.to_bytes(dicoms.make_us(picture() if image is None else image, **attributes))
 
 
 BROKEN = {
     "empty.png": b"",
-    "empty.dcm": b"",
     "cut.png": PNG[: len(PNG) // 2],
-    "cut.jpg": image_bytes(picture(), "JPEG")[:900],
-    "flipped.png": PNG[:300] + bytes([PNG[300] ^ 255]) + PNG[301:],
     "text.png": b"just a text",
-    "bomb.png": png_header(60_000, 60_000),
-    "wide.png": png_header(20_000_000, 1),
-    "zip.png": zip_bomb(),
-    "animated.png": image_bytes(CINE[0], "GIF", CINE[1:]),
     "pages.tif": image_bytes(CINE[0], "TIFF", CINE[1:]),
-    "nan.tif": image_bytes(np.full((30, 40), np.nan, np.float32), "TIFF"),
-    "deep.tif": image_bytes(np.full((30, 40), 2**30, np.int32), "TIFF"),
     "one-pixel.png": image_bytes(np.zeros((1, 1), np.uint8)),
-    "web.webp": image_bytes(picture(), "WEBP"),
     "<img src=x onerror=alert(1)>.png": b"<html><script>alert(1)</script></html>",
     "![x](http:,,192.0.2.1,x.png) :red[x] $x$ `x`.png": b"<svg onload='alert(1)'/>",
-    "page.pdf": b"%PDF-1.7\n1 0 obj\n",
-    "no-pixels.dcm": us(PixelData=None),
+    "empty.dcm": b"",
     "ct.dcm": us(SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT"),
     "cut.dcm": us()[:2000],
     "huge.dcm": us(Rows=65535, Columns=65535),
-    "many.dcm": us(NumberOfFrames=2_000_000_000),
-    "noise.dcm": bytes(128) + b"DICM" + NOISE.tobytes(),
     "picture.dcm": PNG,
 }
 
@@ -174,35 +138,45 @@ def test_every_example_is_a_phantom_already_segmented(page, release, example):
     assert any(f'role="note">{NOTICE}<' in element.proto.body for element in page.html)
     page = page.selectbox(key="example").select(example).run()
     sweep, count = app.EXAMPLES[example]
-    image = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"][-1]
-    if count > 1:
-        slider = labelled(page.slider, "Frame")
-        assert (slider.min, slider.max) == (1, count)
-        page = slider.set_value(count).run()
+    image = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"][0]
     found = Predictor.open(release).predict(image)
     assert found.area_px > 0
-    assert len(page.image) == 1
     if found.refused:
         page = labelled(page.toggle, "Show the refused result").set_value(True).run()
     assert metrics(page) == expected(found)
 
 
+def test_doubts_are_shown_and_a_refused_result_on_request_alone(page, release):
+    page = upload(page, ("dark.png", image_bytes(picture() // 5)))
+    assert "The frame is very dark" in (page.error or page.warning)[0].value
+    page = upload(page, ("noise.png", image_bytes(NOISE)))
+    found = Predictor.open(release).predict(NOISE)
+    assert page.error[0].value == "**Refused.** " + " ".join(doubt.text for doubt in found.doubts)
+    assert set(metrics(page).values()) == {"–"}
+    assert not page.get("download_button")
+    hidden = page.image[0].value[0]
+    page = labelled(page.toggle, "Show the refused result").set_value(True).run()
+    assert metrics(page) == expected(found)
+    assert page.error  # still marked
+    assert page.image[0].value[0] != hidden
+
+
 def test_an_uploads_numbers_are_the_predictors(page, release):
     predictor = Predictor.open(release)
-    page = upload(page, ("frame.png", PNG))
+    a, b = ("a.png", PNG), ("b.png", image_bytes(picture(1)))
+    page = upload(page, a)
     assert predictor.predict(picture()).area_px > 500
     assert page.success[0].value == "Quality checks passed."
     assert labels_of(page.get("download_button")) == ["Mask, PNG", "Overlay, PNG"]
-    number, threshold = page.number_input[0], page.slider(key="threshold")
-    for widget, value, how in (
-        (None, None, {}),
-        (number, 0.125, {"spacing_mm": (0.125, 0.125)}),
-        (number, 0.0, {}),  # no scale
-        (threshold, 0.8, {"threshold": 0.8}),
-    ):
-        page = widget.set_value(value).run() if widget else page
-        assert metrics(page) == expected(predictor.predict(picture(), **how))
-        assert ("mm²" in metrics(page)["Area"]) == ("spacing_mm" in how)
+    assert metrics(page) == expected(predictor.predict(picture()))
+    page = page.number_input[0].set_value(0.125).run()
+    assert metrics(page) == expected(predictor.predict(picture(), spacing_mm=(0.125, 0.125)))
+    page = upload(page, b)  # a scale counts for the files that it was typed for
+    assert " px" in metrics(page)["Area"]
+    page = page.slider(key="threshold").set_value(0.8).run()
+    assert metrics(page) == expected(predictor.predict(picture(1), threshold=0.8))
+    page = upload(page, a, b).number_input[0].set_value(0.1).run()
+    assert page.dataframe[0].value["area_mm2"].notna().all()
 
 
 def test_models_stand_side_by_side_each_by_its_own_threshold(page, release):
@@ -239,28 +213,8 @@ def test_settings_of_the_view_run_no_network(release, tmp_path, monkeypatch):
     assert len(runs) == 3
 
 
-def test_doubts_are_shown_and_a_refused_result_on_request_alone(page, release):
-    predictor = Predictor.open(release)
-    page = upload(page, ("dark.png", image_bytes(picture() // 5)))
-    text = (page.error or page.warning)[0].value
-    assert all(doubt.text in text for doubt in predictor.predict(picture() // 5).doubts)
-    assert "The frame is very dark" in text
-    page, found = upload(page, ("noise.png", image_bytes(NOISE))), predictor.predict(NOISE)
-    assert found.refused
-    assert page.error[0].value.startswith("**Refused.** ")
-    assert all(doubt.text in page.error[0].value for doubt in found.doubts)
-    assert set(metrics(page).values()) == {"–"}
-    assert not page.get("download_button")
-    hidden = page.image[0].value[0]
-    page = labelled(page.toggle, "Show the refused result").set_value(True).run()
-    assert metrics(page) == expected(found)
-    assert page.error  # still marked
-    assert page.image[0].value[0] != hidden
-    assert len(page.get("download_button")) == 2
-
-
 def test_a_batch_is_a_table_and_a_csv_that_no_spreadsheet_runs(page, release, tables):
-    names = ["a.png", "=cmd|' -C calc'!A0.png", "+b.png", "-c.png", "@d.png", "\t=e.png", "f,g.png"]
+    names = ["a.png", "=cmd|' -C calc'!A0.png", "f,g.png"]
     files = [(name, image_bytes(picture(seed))) for seed, name in enumerate(names)]
     files += [("text.png", b"text"), ("noise.png", image_bytes(NOISE)), ("cine.dcm", us(CINE))]
     page = upload(page, *files)
@@ -283,19 +237,6 @@ def test_a_batch_is_a_table_and_a_csv_that_no_spreadsheet_runs(page, release, ta
     assert list(page.dataframe[0].value["file"]) == [row["file"] for row in rows]
     page = page.selectbox(key="which").select_index(2).run()
     assert metrics(page) == expected(predictor.predict(picture(2)))
-    page = labelled(page.toggle, "Measure all 10 files").set_value(False).run()
-    assert not page.dataframe
-
-
-def test_a_scale_counts_for_the_files_it_was_typed_for(page):
-    a, b = ("a.png", PNG), ("b.png", image_bytes(picture(1)))
-    page = upload(page, a).number_input[0].set_value(0.1).run()
-    assert "mm²" in metrics(page)["Area"]
-    page = upload(page, b)
-    assert " px" in metrics(page)["Area"]
-    page = upload(page, a, b).number_input[0].set_value(0.1).run()
-    assert "For all files that have no scale of their own." in [each.value for each in page.caption]
-    assert page.dataframe[0].value["area_mm2"].notna().all()
 
 
 def test_another_release_at_the_same_place_measures_anew(tmp_path, monkeypatch):
@@ -312,26 +253,22 @@ def test_another_release_at_the_same_place_measures_anew(tmp_path, monkeypatch):
 def test_limits_of_frames_files_and_pixels(page, tables, monkeypatch):
     cine = np.stack([picture(seed) for seed in range(app.AT_ONCE + 1)])
     page = upload(page, ("cine.dcm", us(cine)))
-    assert not tables
+    assert not tables  # until it is requested
     page = labelled(page.toggle, "Measure all 13 frames").set_value(True).run()
-    assert len(tables[0].splitlines()) == len(page.dataframe[0].value) + 1 == 14
+    assert len(tables[0].splitlines()) == 14
     monkeypatch.setattr(app, "MAX_FILES", 2)
     page = upload(page, *((f"{seed}.png", image_bytes(picture(seed))) for seed in range(3)))
     assert page.warning[0].value == "Of 3 files the first 2 are used."
-    assert len(page.selectbox(key="which").options) == 2
     large = np.zeros((4001, 4001), np.uint8)
     several = us(np.zeros((65, 1000, 1000), np.uint8), syntax="rle")
     for content, suffix in ((image_bytes(large), ".png"), (us(large), ".dcm"), (several, ".dcm")):
         found = app.read_upload(content, suffix)
-        assert not found.frames
-        limit = r"has \d+ megapixels, give at most 8 a frame and 64 in all"
-        assert re.fullmatch(limit, found.problem)
+        assert re.fullmatch(r"has \d+ megapixels, give at most 8 .* 64 in all", found.problem)
     monkeypatch.setattr(app, "MAX_MB", 0)
-    page = upload(page, ("frame.png", image_bytes(picture(77))))
-    assert page.error[0].value == "`frame.png` has more than 0 MB, save it smaller."
+    assert app.read_upload(PNG, ".png").problem == "has more than 0 MB, save it smaller"
 
 
-@pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
+@pytest.mark.parametrize("syntax", ["explicit", "jpeg"])
 def test_a_cine_by_its_slider_and_its_segmentation(page, release, syntax):
     content = us(CINE, syntax=syntax, spacing_mm=(0.1, 0.2))
     page, predictor = upload(page, ("cine.dcm", content)), Predictor.open(release)
@@ -353,23 +290,6 @@ def test_a_cine_by_its_slider_and_its_segmentation(page, release, syntax):
     assert len(uids) == 2  # another mask is another object
 
 
-def test_the_apps_mask_is_the_predictors(page, release, tmp_path, monkeypatch):
-    """Whatever kind of file brings the frame."""
-    written, write = [], app.mask_png
-    monkeypatch.setattr(app, "mask_png", lambda mask: written.append(mask) or write(mask))
-    kinds = {f"a.{end}": image_bytes(picture(), kind) for end, kind in (
-        ("png", "PNG"), ("bmp", "BMP"), ("tif", "TIFF"), ("jpg", "JPEG"))}  # fmt: skip
-    kinds |= {"a.dcm": us(), "without-ending": us(syntax="rle")}
-    predictor = Predictor.open(release)
-    for name, content in kinds.items():
-        page, image = upload(page, (name, content)), picture()
-        if content[128:132] != b"DICM":
-            (tmp_path / name).write_bytes(content)
-            image = frames.read_gray(tmp_path / name)
-        assert np.array_equal(written[-1], predictor.predict(image).mask)
-    assert len(written) == len(kinds)
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_upload_is_answered_by_a_sentence(
     used_page, name, tmp_path, monkeypatch, capfd, caplog
@@ -387,16 +307,6 @@ def test_a_broken_upload_is_answered_by_a_sentence(
     printed = "".join(capfd.readouterr()) + caplog.text
     assert name not in printed
     assert not re.search(r"Traceback|Phantom\^Anna", printed + error.value)
-
-
-def test_a_names_letters_have_no_meaning():
-    assert app.escaped("<b>`x`</b>\n.png") == "`<b>'x'</b>�.png`"
-    assert app.escaped("") == "`The file`"
-    assert app.escaped("a\u202egnp.exe") == "`a�gnp.exe`"
-    for start in "=+-@＝＠":
-        assert app.safe_cell(f"{start}x") == f"'{start}x"
-        assert app.safe_cell(f" {start}x").startswith("' ")
-    assert app.safe_cell("x=1.png") == "x=1.png"
 
 
 def test_an_overlay_by_hand():
@@ -417,33 +327,32 @@ def test_an_overlay_by_hand():
         assert Image.open(io.BytesIO(large)).size == shape[::-1]
 
 
-UNUSABLE = {
-    "nothing": (lambda path: path / "nothing", "no model at"),
-    "missing": (lambda path: (path / "release.json").unlink() or path, "release.json is missing"),
-    "damaged": (lambda path: (path / "release.json").write_text("{") and path, "is damaged"),
-    "changed": (lambda path: (path / "unet.onnx").write_bytes(b"x") and path, "has changed"),
-    "torch": (lambda path: (path / "unet.onnx").rename(path / "x.pt"), "x.pt needs torch"),
-    "none": (lambda path: "", "make demo"),
-}
-
-
-@pytest.mark.parametrize("case", UNUSABLE)
+@pytest.mark.parametrize("case", ["x.pt needs torch", "has changed", "make demo"])
 def test_a_model_that_cannot_be_opened_is_a_sentence(release, tmp_path, monkeypatch, case):
-    spoil, text = UNUSABLE[case]
     monkeypatch.setattr(app, "RELEASES", (str(tmp_path / "one"), str(tmp_path / "other")))
-    page = open_app(monkeypatch, spoil(shutil.copytree(release, tmp_path / "release")))
+    copy = shutil.copytree(release, tmp_path / "release")
+    (copy / "unet.onnx").write_bytes(b"x")
+    paths = {"x.pt needs torch": (copy / "unet.onnx").with_name("x.pt"), "has changed": copy}
+    page = open_app(monkeypatch, paths.get(case, ""))
     [error] = page.error
-    assert text in error.value
+    assert case in error.value
     assert not page.file_uploader
 
 
 def test_the_model_is_named_on_the_command_line_or_in_the_environment(release, monkeypatch):
-    page = open_app(monkeypatch, release / "segnet.onnx")  # one file will do
-    assert list(page.pills(key="models").options) == ["segnet"]
     monkeypatch.setenv("THYROID_RELEASE", "from/environment")
     assert app.find_release().parts[-2:] == ("from", "environment")
     monkeypatch.setattr(sys, "argv", ["streamlit_app.py", "--model", str(release)])
     assert app.find_release() == release
+    assert list(app.open_models(release / "segnet.onnx", 0)) == ["segnet"]  # one file will do
+
+
+def test_names_of_uploads_have_no_effect():
+    assert app.escaped("<b>`x`</b>\n.png") == "`<b>'x'</b>�.png`"
+    assert app.escaped("a\u202egnp.exe") == "`a�gnp.exe`"
+    for start in ("=", "+", "-", "@", " =", "＝"):
+        assert app.safe_cell(f"{start}x") == f"'{start}x"
+    assert app.safe_cell("x=1.png") == "x=1.png"
 
 
 def test_it_runs_with_what_hosting_installs(release):
@@ -452,9 +361,7 @@ def test_it_runs_with_what_hosting_installs(release):
         "'yaml', 'tqdm', 'papermill', 'nbformat', 'highdicom', 'onnx', 'pynetdicom'))\n"
         "from streamlit.testing.v1 import AppTest\n"
         f"page = AppTest.from_file({str(ENTRY)!r}, default_timeout=120).run()\n"
-        "assert not page.exception, page.exception\n"
-        "page = page.slider(key='threshold').set_value(0.4).run()\n"
-        "assert len(page.image) == 1 and not page.exception"
+        "assert len(page.image) == 1 and not page.exception, page.exception"
     )
     env = os.environ | {"THYROID_RELEASE": str(release)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
@@ -464,9 +371,6 @@ def test_it_runs_with_what_hosting_installs(release):
     needs = sorted([*needs, *(base[name] for name in ("numpy", "pandas", "pillow", "scipy"))])
     lines = (ENTRY.parent / "requirements.txt").read_text("utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == needs
-    # hosting would take one of these before it
-    others = {path.name for path in ENTRY.parent.iterdir()}
-    assert not others & {"uv.lock", "Pipfile", "environment.yml"}
 
 
 def test_the_committed_release_is_the_demos_selected_model(monkeypatch):
@@ -501,9 +405,8 @@ def test_settings_of_the_page():
     for of in (CONFIG["theme"]["light"], CONFIG["theme"]["dark"]):
         for part in (of, of["sidebar"]):
             for ground in (part["backgroundColor"], part["secondaryBackgroundColor"]):
-                assert contrast(of["textColor"], ground) >= 7
-                assert contrast(of["primaryColor"], ground) >= 4.5
-                assert contrast(of["grayColor"], ground) >= 4.5
+                for colour, least in (("textColor", 7), ("primaryColor", 4.5), ("grayColor", 4.5)):
+                    assert contrast(of[colour], ground) >= least
 
 
 @pytest.fixture(scope="module")
@@ -593,22 +496,13 @@ def test_in_a_browser_from_upload_to_download(browser, server, release):
     blue = overlay[4::8, 4::8, 2].astype(int) - overlay[4::8, 4::8, 0] > 20  # the pixels' middles
     assert np.array_equal(blue, found.mask)
 
-    content = us(CINE, syntax="jpeg")
-    images = dicom.read_frames(dicom.read_file(content))
-    cine = [predictor.predict(image, spacing_mm=(0.08, 0.08)) for image in images]
-    give(page, ("cine.dcm", content))
-    slider = page.get_by_role("slider", name="Frame")
-    for number, each in enumerate(cine[:3], 1):
-        if number > 1:
-            slider.press("ArrowRight")
-        alt = f"Ultrasound frame {number}, thyroid by unet: {each.area_px} px"
-        page.locator(f"img[alt='{alt}']").wait_for()
-    area = page.get_by_test_id("stMetricValue").first.inner_text()
-    assert area == f"{cine[2].area_mm2:,.1f} mm²"
-    read = pydicom.dcmread(io.BytesIO(fetch(page, "DICOM SEG, all frames")))
-    assert np.array_equal(read.pixel_array, np.stack([each.mask for each in cine]))
+    give(page, ("cine.dcm", us(CINE, syntax="jpeg")))
+    page.get_by_role("slider", name="Frame").press("ArrowRight")
+    page.locator("img[alt^='Ultrasound frame 2, thyroid by unet']").wait_for()
+    seg = pydicom.dcmread(io.BytesIO(fetch(page, "DICOM SEG, all frames")))
+    assert seg.pixel_array.shape == CINE.shape
     table = csv.DictReader(io.StringIO(fetch(page, "Table, CSV").decode()))
-    assert [int(row["area_px"]) for row in table] == [each.area_px for each in cine]
+    assert [int(row["area_px"]) for row in table] == seg.pixel_array.sum(axis=(1, 2)).tolist()
     hosts = {urllib.parse.urlsplit(url).netloc for url in page.asked if url.startswith("http")}
     assert hosts == {urllib.parse.urlsplit(address).netloc}
     assert not re.search(r"frame\.png|cine\.dcm|Anna|Traceback", log.read_text("utf-8"))
@@ -616,90 +510,49 @@ def test_in_a_browser_from_upload_to_download(browser, server, release):
     page.close()
 
 
-def test_in_a_browser_each_broken_upload_is_answered(browser, server):
-    """All in one batch, then each by itself."""
+def test_in_a_browser_names_and_contents_of_uploads_have_no_effect(browser, server):
     address, log, _ = server
     page, alarms = open_page(browser, address), []
     page.on("dialog", lambda dialog: alarms.append(dialog.message) or dialog.dismiss())
-    give(page, *BROKEN.items())
-    for number, name in enumerate(BROKEN):
-        if number:
-            page.get_by_role("combobox", name="File").click()
-            page.get_by_role("option", name=name, exact=True).click()
-        text = "Refused." if name == "one-pixel.png" else f"{name.replace('`', chr(39))[-80:]} "
-        answer = page.get_by_test_id("stAlert").filter(has_text=text)
+    for name in [each for each in BROKEN if "(" in each]:
+        give(page, (name, BROKEN[name]))
+        answer = page.get_by_test_id("stAlert").filter(has_text=name.replace("`", "'")[-80:])
         answer.wait_for()
-        assert answer.count() == 1
-        assert page.get_by_test_id("stException").count() == 0
-        assert "Traceback" not in page.inner_text("body")
+        assert page.locator("img[onerror]").count() == answer.locator("img, a").count() == 0
+        assert name not in log.read_text("utf-8")
     assert not alarms
-    alive = "img[onerror], [data-testid=stAlert] img, [data-testid=stAlert] a"
-    assert page.locator(alive).count() == 0
-    assert not [name for name in BROKEN if name in log.read_text("utf-8")]
     page.close()
-
-
-@contextmanager
-def settings(page, look):
-    """Where the page is narrow, open its settings and close them again."""
-    if look:
-        page.get_by_test_id("stExpandSidebarButton").click()
-        page.get_by_test_id("stSidebarContent").wait_for()
-        look("settings")
-    yield
-    if look:
-        page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1440, 900)])
 def test_in_a_browser_of_any_size_and_theme(browser, server, tmp_path, width, height, theme):
-    """Nothing is cut off or unnamed; the pictures in the test's folder are for looking at."""
+    """Nothing is cut off or unnamed; the picture in the test's folder is for looking at."""
     page = open_page(browser, server[0], width=width, height=height, theme=theme)
-
-    def look(name: str) -> None:
-        page.locator("[data-test-script-state=notRunning]").wait_for()
-        page.wait_for_timeout(400)  # what slides in
-        page.screenshot(path=tmp_path / f"{name}-{theme}-{width}.png")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        notice = page.get_by_text(NOTICE).bounding_box()
-        assert notice["y"] + notice["height"] <= height
-        top = page.evaluate("y => document.elementFromPoint(20, y).className", notice["y"] + 5)
-        assert top == "notice"  # nothing lies over it
-        boxes = [each.bounding_box() for each in page.get_by_test_id("stMetric").all()]
-        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-
-    look("start")
+    page.locator("[data-test-script-state=notRunning]").wait_for()
+    page.screenshot(path=tmp_path / f"{theme}-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    notice = page.get_by_text(NOTICE).bounding_box()
+    assert notice["y"] + notice["height"] <= height
+    top = page.evaluate("y => document.elementFromPoint(20, y).className", notice["y"] + 5)
+    assert top == "notice"  # nothing lies over it
     image = page.locator("[data-testid=stImage] img").bounding_box()
     assert image["width"] > (0.8 * width if width < 1100 else 0.45 * width)
     ground = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 380) == (theme == "light")
-    with settings(page, look if width < 1000 else None):
-        give(page, ("frame.png", PNG))
-        page.get_by_role("button", name="segnet").click()
-    page.locator("img[alt*='thyroid by segnet']").wait_for()
-    look("side-by-side")
-    with settings(page, look if width < 1000 else None):
-        give(page, ("noise.png", image_bytes(NOISE)))
-    page.get_by_text("Refused.").first.wait_for()
-    look("refused")
     unnamed = page.evaluate(
         """[...document.querySelectorAll("button, input, img, [role=slider]")].filter(each =>
         each.offsetParent && each.getAttribute("alt") !== "" && !(each.ariaLabel || each.alt ||
         each.innerText || each.labels?.length || each.getAttribute("aria-labelledby"))).length"""
     )
     assert unnamed == 0
-    page.close()
-
-
-@pytest.mark.slow
-def test_in_a_browser_by_keyboard_alone(browser, server):
-    page, seen = open_page(browser, server[0]), []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        focused = "document.activeElement.ariaLabel || document.activeElement.innerText"
-        seen.append(page.evaluate(focused) or "")
-    for name in ("Threshold", "Opacity", "Outline", "mm per pixel", "unet", "Or an example"):
-        assert name in " ".join(seen)
+    if width > 1000:  # all settings are reached by keyboard
+        seen = []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            focused = "document.activeElement.ariaLabel || document.activeElement.innerText"
+            seen.append(page.evaluate(focused) or "")
+        for name in ("Threshold", "Opacity", "Outline", "mm per pixel", "unet", "Or an example"):
+            assert name in " ".join(seen)
     page.close()

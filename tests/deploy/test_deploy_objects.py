@@ -1,13 +1,10 @@
 """DICOM segmentation and report: the predictor's masks and numbers, in valid objects."""
 
 import io
-import os
 import re
 import shutil
 import subprocess
-import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +13,12 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("gdcm")
 hd = pytest.importorskip("highdicom")
-from dicoms import EVERY, drawn, make_us, mutate, to_bytes  # noqa: E402
+from dicoms import drawn, make_us, to_bytes  # noqa: E402
 
 from thyroid_lib.data import dicom  # noqa: E402
 from thyroid_lib.deploy import NOTICE  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
 from thyroid_lib.deploy.structured_report import answer  # noqa: E402
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +46,8 @@ def predicted(predictor, dataset, **how) -> list:
     return [predictor.predict(each, **how) for each in frames]
 
 
-@pytest.mark.parametrize("shape", [(61, 74), (64, 80), (33, 31), (1, 1), (7, 300)])
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(61, 74), (64, 80), (1, 1)])
+@pytest.mark.parametrize("count", [1, 5])
 def test_masks_are_the_predictors_to_the_pixel(predictor, shape, count):
     dataset = make_us(drawn(count, *shape))
     seg, _ = answered(dataset, predictor)
@@ -75,10 +70,6 @@ def test_highdicom_reads_the_same_masks(predictor):
     segment = read.get_segment_description(1)
     assert segment.segmented_property_type.value == "69748006"
     assert segment.algorithm_type.value == "AUTOMATIC"
-    single = make_us(images[0])
-    read = hd.seg.segread(io.BytesIO(to_bytes(answered(single, predictor)[0])))
-    got = read.get_pixels_by_source_instance([single.SOPInstanceUID])
-    assert (got[0, ..., 0].astype(bool) == masks[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -107,8 +98,6 @@ def test_highdicom_reads_the_numbers_of_the_report(trusting, spacing, units):
     [summary] = content.get_image_measurement_groups()
     [largest] = summary.get_measurements()
     assert largest.value == pytest.approx(max(areas))
-    alone = hd.sr.srread(io.BytesIO(to_bytes(answered(make_us(drawn(1)[0]), trusting)[1])))
-    assert not alone.content.get_image_measurement_groups()
 
 
 def test_a_refused_frame_is_marked_and_has_no_numbers(trusting):
@@ -132,8 +121,11 @@ def test_a_refused_frame_is_marked_and_has_no_numbers(trusting):
     assert not [each for each in sr.iterall() if each.keyword == "NumericValue"]
 
 
-VALIDATED = {f"{s} {p}": {"syntax": s, "photometric": p} for s, p, bits in EVERY if bits == 8}
-VALIDATED |= {"no spacing": {"spacing_mm": None}, "16 bit": {"bits": 16}, "empty": {}, "60": {}}
+VALIDATED = {
+    "explicit": {}, "jpeg": {"syntax": "jpeg", "photometric": "YBR_FULL_422"},
+    "rle": {"syntax": "rle", "photometric": "RGB"}, "no spacing": {"spacing_mm": None},
+    "16 bit": {"bits": 16, "syntax": "lossless"}, "empty": {},
+}  # fmt: skip
 
 
 @pytest.mark.study
@@ -141,8 +133,7 @@ VALIDATED |= {"no spacing": {"spacing_mm": None}, "16 bit": {"bits": 16}, "empty
 def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
     if not shutil.which("dciodvfy"):
         pytest.skip("dciodvfy is not installed: apt install dicom3tools")
-    images = drawn(60 if case == "60" else 3, 60, 72)
-    images[:] = 0 if case == "empty" else images
+    images = drawn(3, 60, 72) * (case != "empty")
     for frames in (images, images[0], images[:1]):  # a cine, one frame, a cine of one frame
         for number, made in enumerate(answered(make_us(frames, **VALIDATED[case]), predictor)):
             (tmp_path / "object.dcm").write_bytes(to_bytes(made))
@@ -153,53 +144,41 @@ def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
 
 
 def test_equal_objects_have_equal_bytes_and_others_have_other_uids(predictor, release):
-    dataset = make_us(drawn(3))
-    first, again = answered(dataset, predictor), answered(dataset, Predictor.open(release))
-    assert [to_bytes(each) for each in first] == [to_bytes(each) for each in again]
-    other = answered(dataset, Predictor.open(release, model="segnet"))
-    third = answered(make_us(drawn(3), uid="1.2.3.4"), predictor)
-    made = [*first, *other, *third]
-    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
-        assert len({each[keyword].value for each in made}) == 6
-    assert all(each.SOPInstanceUID.is_valid for each in made)
-    # a series of frames makes one series of each kind
-    same = answered(make_us(drawn(3), SOPInstanceUID="1.2.3.9"), predictor)
-    for one, two in zip(first, same, strict=True):
-        assert one.SeriesInstanceUID == two.SeriesInstanceUID
-        assert one.SOPInstanceUID != two.SOPInstanceUID
+    def made(image, predictor=predictor, **attributes):
+        return answered(make_us(image, uid="1.2.826.7.1", **attributes), predictor)
 
-
-def test_uids_follow_from_what_the_object_says(predictor):
-    def uids(image, **attributes):
-        dataset = make_us(image, uid="1.2.826.7.1", **attributes)
-        return {each.SOPInstanceUID for each in answered(dataset, predictor)}
+    def uids(*how, **attributes):
+        return {each.SOPInstanceUID for each in made(*how, **attributes)}
 
     one, other = drawn(2)
+    first, again = made(one), made(one, Predictor.open(release))
+    assert [to_bytes(each) for each in first] == [to_bytes(each) for each in again]
+    assert all(each.SOPInstanceUID.is_valid for each in first)
     assert uids(one) == uids(one, syntax="rle") == uids(one, syntax="lossless")
     assert not uids(one) & uids(other)
+    assert not uids(one) & uids(one, Predictor.open(release, model="segnet"))
     assert not uids(one) & uids(one, PatientID="corrected")
     assert len(uids(one) & uids(one, spacing_mm=(0.5, 0.5))) == 1  # the same mask
+    # a series of frames makes one series of each kind
+    for each, same in zip(first, made(one, SOPInstanceUID="1.2.3.9"), strict=True):
+        assert each.SeriesInstanceUID == same.SeriesInstanceUID
+        assert each.SOPInstanceUID != same.SOPInstanceUID
 
 
 ODD = {
-    "no id": {"PatientID": None},
-    "nobody": {"PatientName": None, "PatientBirthDate": None, "PatientSex": None},
+    "nobody": dict.fromkeys(("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
     "no dates": dict.fromkeys(("StudyDate", "StudyTime", "ContentDate", "ContentTime")),
     "odd dates": {"ContentDate": "2024.02.29", "ContentTime": "99", "StudyDate": "20241399"},
     "latin": {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jürgen"},
     "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
-    "chinese": {"SpecificCharacterSet": "GB18030", "PatientName": "Wang^XiaoDong=王^小东"},
     "japanese": {
         "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
         "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
     },
     "no charset known": {"SpecificCharacterSet": "ISO_IR 999"},
-    "long uid": {"SOPInstanceUID": "1." + "2" * 62, "StudyInstanceUID": "1." + "3" * 62},
-    "long values": {"PatientID": "x" * 300, "AccessionNumber": "y" * 90, "StudyID": "z" * 60},
+    "long values": {"PatientID": "x" * 300, "StudyInstanceUID": "1." + "3" * 62},
     "several ids": {"PatientID": ["a", "b"]},
     "no number": {"InstanceNumber": None},
-    "negative": {"InstanceNumber": -3},
-    "number of frames in a single one": {"NumberOfFrames": 1},
 }
 
 
@@ -231,44 +210,12 @@ def test_elements_of_the_source_are_used_only_where_they_are_valid(predictor):
 
 
 @pytest.mark.study
-def test_no_message_holds_patient_data(predictor, capfd, caplog):
-    dataset = make_us(drawn(2), PatientName="Geheim^Erna", PatientID="GEHEIM-7")
-    data, texts = to_bytes(dataset), []
-    with warnings.catch_warnings(record=True) as warned:
-        for start in range(200, len(data) - 9000, 7):
-            try:
-                broken = data[:start] + b"\xff" + data[start + 1 :]
-                answer(dicom.read_file(broken), predictor)
-            except dicom.Refused as refused:
-                texts.append(str(refused))
-    texts += [caplog.text, *capfd.readouterr(), *(str(each.message) for each in warned)]
-    assert len(texts) > 20
-    assert not any("geheim" in each.lower() for each in texts)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_mutated_files_are_answered_with_the_predictors_masks(predictor):
-    data, accepted = to_bytes(make_us(drawn(2, 40, 48))), 0
-    for seed in range(60):
-        try:
-            source = dicom.read_file(mutate(data, np.random.default_rng(seed)))
-            seg, sr = answer(source, predictor)
-        except dicom.Refused:
-            continue
-        accepted += 1
-        masks = [predictor.predict(each).mask for each in dicom.read_frames(source)]
-        assert (reread(seg).pixel_array.reshape(np.shape(masks)) == masks).all(), seed
-        assert reread(sr).ContentSequence
-    assert accepted > 5
-
-
-@pytest.mark.study
-def test_the_example_of_the_docs_runs(release, tmp_path):
-    text = (ROOT / "docs" / "dicom.md").read_text("utf-8")
+def test_the_example_of_the_docs_runs(release, tmp_path, monkeypatch):
+    text = Path(__file__).parents[2].joinpath("docs", "dicom.md").read_text("utf-8")
     code = textwrap.dedent(re.search(r"\n\n((?:    .*\n|\n)+)", text).group(1))
-    (tmp_path / "cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
-    shutil.copytree(release, tmp_path / "results" / "demo" / "deploy")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames == 2
-    assert pydicom.dcmread(tmp_path / "sr.dcm").Modality == "SR"
+    monkeypatch.chdir(tmp_path)
+    Path("cine.dcm").write_bytes(to_bytes(make_us(drawn(2))))
+    shutil.copytree(release, "results/demo/deploy")
+    exec(code, {})  # noqa: S102
+    assert pydicom.dcmread("seg.dcm").NumberOfFrames == 2
+    assert pydicom.dcmread("sr.dcm").Modality == "SR"

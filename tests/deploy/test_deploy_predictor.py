@@ -1,6 +1,5 @@
 """The predictor, and the command that segments a folder, of a release that takes no training."""
 
-import json
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ellipse_pair
 from PIL import Image
@@ -16,7 +16,6 @@ from PIL import Image
 from thyroid_lib.data import folder, frames
 from thyroid_lib.deploy import predict_folder
 from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
-from thyroid_lib.evaluate.familiarity import features
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]
@@ -95,14 +94,6 @@ def test_a_low_confidence_is_a_doubt(predictor, expected, low, unsure):
     assert [doubt.code for doubt in doubts].count("unsure") == unsure
 
 
-def test_distance_grows_with_the_change(predictor):
-    image = picture(64, 64)
-    brighter = [np.minimum(image.astype(int) + up, 255).astype(np.uint8) for up in (0, 40, 80)]
-    distances = [predictor.distance(each) for each in brighter]
-    assert distances == sorted(distances)
-    assert features(image).shape == (8,)
-
-
 def test_diameters_of_shapes_drawn_by_hand():
     mask = np.zeros((40, 60), bool)
     assert diameters(mask) == (0, 0)
@@ -131,17 +122,6 @@ def test_diameters_of_shapes_drawn_by_hand():
 def test_impossible_arguments_are_refused(predictor, image, how, text):
     with pytest.raises(ValueError, match=text):
         predictor.predict(image, **how)
-
-
-def test_gray_levels_of_arrays_are_those_of_files(tmp_path):
-    gray = frames.to_gray
-    for levels in (random_levels(20, 30, 3), random_levels(9, 9, highest=65536, dtype=np.uint16)):
-        Image.fromarray(levels).save(tmp_path / "a.png")
-        assert np.array_equal(gray(levels), frames.read_gray(tmp_path / "a.png"))
-    deep = np.array([[0, 4095]], np.uint16)
-    assert gray(deep, bits=12).tolist() == [[0, 255]]
-    assert gray(deep, bits=12, inverted=True).tolist() == [[255, 0]]
-    assert gray(np.array([[0, 255]], np.uint8), inverted=True).tolist() == [[255, 0]]
 
 
 def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
@@ -177,9 +157,7 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
     ):
         with pytest.raises(error, match=text):
             Predictor.open(path, **how)
-    whole = json.loads((release / "release.json").read_text("utf-8"))
-    odd = [whole | part for part in ({"models": 3}, {"models": {"unet": 3}}, {"files": 3})]
-    for content in ("{", "[]", json.dumps({"models": {}}), *map(json.dumps, odd)):
+    for content in ("{", "[]", '{"models": {}}'):
         (copy / "release.json").write_text(content)
         with pytest.raises(ValueError, match="is damaged"):
             Predictor.open(copy)
@@ -199,23 +177,19 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
     assert "skipped broken.jpg" in done.stderr
     assert "skipped twice.png: 2 images have this name, keep one" in done.stderr
     assert "2 of 5 images" in done.stdout
-    lines = (out / "areas.csv").read_text("utf-8").splitlines()
-    assert lines[0] == (
-        "file,height,width,area_px,area_mm2,longest_px,across_px,longest_mm,across_mm,confidence,"
-        "distance,doubts,refused,problem"
-    )
-    rows = {line.split(",")[0]: line.split(",") for line in lines[1:]}
+    rows = pd.read_csv(out / "areas.csv").set_index("file")
+    assert list(rows) == [
+        "height", "width", "area_px", "area_mm2", "longest_px", "across_px", "longest_mm",
+        "across_mm", "confidence", "distance", "doubts", "refused", "problem",
+    ]  # fmt: skip
     with pytest.warns(UserWarning, match="passed over|no groups"):
         cases = folder.cases_in(out).set_index("case_id")
-    assert sorted(path.name for path in (out / "masks").iterdir()) == [
-        "frame 37.png",
-        "frame 52.png",
-    ]
+    assert {path.name for path in (out / "masks").iterdir()} == {"frame 37.png", "frame 52.png"}
     for width in (37, 52):
         case = cases.loc[f"frame {width}"]
         mask = frames.read_mask(case.mask_path)
         assert mask.shape == frames.read_gray(case.image_path).shape == (41, width)
-        assert mask.sum() == int(rows[f"frame {width}.jpg"][3]) > 0
+        assert mask.sum() == rows.area_px[f"frame {width}.jpg"] > 0
     assert run(release, images, out).returncode == 1  # once more, over its own masks
 
 
@@ -251,12 +225,8 @@ def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):
 
 def test_every_documented_command_is_one():
     """`python -m` of a module without a command ends with 0 and does nothing."""
-    pages = [
-        ROOT / "README.md",
-        *(ROOT / "docs").glob("*.md"),
-        *(ROOT / "thyroid_lib").rglob("*.py"),
-    ]
-    pages += [ROOT / "Makefile", *(ROOT / "notebooks").glob("*.ipynb")]
+    pages = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
+    pages += [*(ROOT / "thyroid_lib").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     text = "\n".join(page.read_text("utf-8") for page in pages)
     modules = set(re.findall(r"python -m (thyroid_lib[\w.]*)", text))
     assert MODULE in modules
@@ -264,9 +234,3 @@ def test_every_documented_command_is_one():
         path = ROOT / f"{module.replace('.', '/')}.py"
         path = path if path.is_file() else path.with_suffix("") / "__main__.py"
         assert '__name__ == "__main__"' in path.read_text("utf-8"), module
-    for module in (
-        "thyroid_lib.evaluate.predict",
-        "thyroid_lib.deploy.predictor",
-    ):  # former commands
-        done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True)
-        assert (done.returncode, MODULE in done.stderr) == (1, True)

@@ -54,7 +54,7 @@ def from_the_node(release, content: bytes, folder) -> np.ndarray:
     answer = partial(reports.answer, predictor=Predictor.open(release))
     worker = queues.Worker(queue, pacs, answer)
     queue.put(queue.write("one", content))
-    worker.serve(queue.waiting.popleft())
+    worker.serve(queue.waiting.get())
     seg, sr = pacs.objects
     assert (seg.Modality, sr.Modality) == ("SEG", "SR")
     return mask_of(seg)

@@ -48,24 +48,6 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
             assert sweep[f"{threshold:.2f}"] == dice(threshold_prob(prob, threshold), ref)
 
 
-def test_calibration_counts_every_pixel_in_its_bin(run, tiny_store):
-    rows = np.array([0, 1, 20])
-    table = predict.score_rows(run.model, tiny_store, rows).calibration
-    probs = [restored(run.model, tiny_store, row) for row in rows]
-    assert table.pixels.sum() == sum(prob.size for prob in probs)
-    assert set(table.group) == {"a", "d"}
-    part = table[table.group == "d"]
-    prob, ref = probs[2], tiny_store.reference(20)
-    last = part.iloc[-1]
-    inside = (prob >= last.bin / 15) & (prob < (last.bin + 1) / 15)
-    assert last.pixels == inside.sum()
-    assert last.mean_prob == pytest.approx(prob[inside].mean(), abs=1e-5)
-    assert last.share == pytest.approx(ref[inside].mean(), abs=1e-5)
-    assert (
-        (part.mean_prob >= part.bin / 15 - 1e-6) & (part.mean_prob <= (part.bin + 1) / 15)
-    ).all()
-
-
 def test_segment_case_is_what_was_scored(run, tiny_store):
     scores = score_run(run, tiny_store)
     first = scores.iloc[0]

@@ -34,12 +34,6 @@ def test_counted_logits_fit_as_the_pixels_themselves():
     assert fit_temperature(count_logits(prob, ref)) == pytest.approx(best, abs=2e-3)
 
 
-def test_certainty_is_counted_too():
-    counts = count_logits(np.float32([0, 1, 0, 1, 0.5]), np.array([True, False, False, True, True]))
-    assert counts.sum() == 5
-    assert counts[-50:].sum() == counts[:50].sum() == 2
-
-
 def test_bins_count_every_pixel_once():
     prob, ref = drawn_case(0, (16, 16))
     _, _, (pixels, sums, thyroid) = score_map(prob, ref, **HOW)

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pydicom import config, uid
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -97,9 +96,7 @@ class _LimitedReader(io.BytesIO):
 def read_file(source: bytes | str | Path) -> Dataset:
     """Read the elements `READ` of a DICOM file, given as bytes or path.
 
-    Raises:
-        Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
-        OSError, MemoryError: a fault of this machine.
+    Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
     """
     in_memory = isinstance(source, bytes)
     if (len(source) if in_memory else os.stat(source).st_size) > MAX_BYTES:
@@ -110,7 +107,7 @@ def read_file(source: bytes | str | Path) -> Dataset:
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         syntax = uid.UID(meta.TransferSyntaxUID)
         if syntax not in SYNTAXES:  # the size of a deflated one is unknown
-            raise Refused(f"transfer syntax {_printable_uid(syntax)} is not read", NOT_FITTING)
+            raise Refused("its transfer syntax is not read: send it as another one", NOT_FITTING)
         little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
         dataset = read_dataset(file, implicit, little, specific_tags=READ)
         for tag in list(dataset.keys()):
@@ -134,21 +131,15 @@ def read_file(source: bytes | str | Path) -> Dataset:
 
 
 def check(dataset: Dataset) -> None:
-    """Check the header: ultrasound, complete, supported, not too large.
-
-    Raises:
-        Refused: says what the header has and what is needed.
-    """
+    """Raise Refused unless the header is of ultrasound, complete, supported, not too large."""
     if (sop := dataset.get("SOPClassUID")) not in SINGLE + SEVERAL:
-        raise Refused(f"SOP class {_printable_uid(sop)} is no ultrasound image", NO_SUCH_CLASS)
+        raise Refused("its SOP class is no ultrasound image", NO_SUCH_CLASS)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not re.fullmatch(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)+", str(dataset.get(keyword, ""))):
             raise Refused(f"{keyword} is missing or no UID", NOT_FITTING)
     for keyword in COPIED + COPIED_IF_PRESENT:  # the answer must name the same patient
         if "\ufffd" in str(dataset.get(keyword, "")):
             raise Refused(f"{keyword} does not fit SpecificCharacterSet")
-    if (syntax := dataset.file_meta.TransferSyntaxUID) not in SYNTAXES:
-        raise Refused(f"transfer syntax {_printable_uid(syntax)} is not read", NOT_FITTING)
     if not isinstance(dataset.get("PixelData"), bytes):
         raise Refused("there is no PixelData", NOT_FITTING)
     rows, columns, count = (_number(dataset, of) for of in ("Rows", "Columns", "NumberOfFrames"))
@@ -162,16 +153,16 @@ def check(dataset: Dataset) -> None:
     if SAMPLES.get(str(colour)) != samples:
         raise Refused(f"got {samples} samples, need one of {', '.join(SAMPLES)}", NOT_FITTING)
     allocated, stored = _number(dataset, "BitsAllocated"), _number(dataset, "BitsStored")
-    highest, signed = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
+    layout = _number(dataset, "HighBit", 0), _number(dataset, "PixelRepresentation", 0)
     fits = allocated in (8, 16) if samples == 1 else allocated == stored == 8
-    if not fits or stored > allocated or highest != stored - 1 or signed:
-        got = f"{stored} bits in {allocated}, bit {highest} the highest, sign {signed}"
-        needed = "all of 8, or for gray the lower of 8 or 16, unsigned"
-        raise Refused(f"got {got}, need {needed}", NOT_FITTING)
+    if not fits or stored > allocated or layout != (stored - 1, 0):
+        needed = "need all of 8, or for gray the lower of 8 or 16, unsigned"
+        raise Refused(f"got {stored} bits in {allocated}, {needed}", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
-    if colour == "YBR_FULL_422" and not syntax.is_encapsulated:
+    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if colour == "YBR_FULL_422" and not packed:
         size = size // 3 * 2 if columns % 2 == 0 else -1
-    if size > MAX_RATIO * got if syntax.is_encapsulated else got not in (size, size + size % 2):
+    if size > MAX_RATIO * got if packed else got not in (size, size + size % 2):
         raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
 
 
@@ -184,22 +175,16 @@ def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
     return int(value)
 
 
-def _printable_uid(value) -> str:
-    """Return a UID for a message; "(none)" if it is not one, as it might hold patient data."""
-    return value if re.fullmatch(r"[0-9.]{1,64}", str(value)) else "(none)"
-
-
 def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
     """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3).
 
-    Raises:
-        Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
+    Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
     """
     check(dataset)
     return _decode(dataset, _number(dataset, "NumberOfFrames"))
 
 
-def _decode(dataset, count):
+def _decode(dataset: Dataset, count: int) -> Iterator[np.ndarray]:
     colour, bits, done = dataset.PhotometricInterpretation, dataset.BitsStored, 0
     try:
         for done, levels in enumerate(_levels(dataset, colour, count), 1):
@@ -220,7 +205,7 @@ def _decode(dataset, count):
         raise Refused(f"PixelData has {done} frames, but its header makes them {count}")
 
 
-def _levels(dataset, colour, count):
+def _levels(dataset: Dataset, colour: str, count: int) -> Iterator[np.ndarray]:
     """Yield the decoded frames; YBR is converted to RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
@@ -228,30 +213,18 @@ def _levels(dataset, colour, count):
         for index in range(count):
             yield decoder.as_array(dataset, index=index, raw=raw)[0]
         return
-    about = {
-        "number_of_frames": 1, "rows": dataset.Rows, "columns": dataset.Columns,
-        "bits_allocated": dataset.BitsAllocated, "bits_stored": dataset.BitsStored,
-        "samples_per_pixel": dataset.SamplesPerPixel, "pixel_representation": 0,
-        "photometric_interpretation": colour, "planar_configuration": 0,
-    }  # fmt: skip
+    one = dataset.group_dataset(0x0028)
+    one.file_meta, how = dataset.file_meta, {"number_of_frames": 1, "planar_configuration": 0}
     size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
     for code in generate_frames(dataset.PixelData, number_of_frames=count):
         if syntax == uid.RLELossless and (len(code) > 1024 + 9 * size // 8 or size > MAX_RLE):
             raise Refused("a frame's RLE is in pieces, or longer than it may be", TOO_LARGE)
-        plain = code if syntax == uid.RLELossless else _plain_jpeg(code, dataset)
-        if syntax != uid.JPEGBaseline8Bit:
-            yield decoder.as_array(encapsulate([plain]), index=0, raw=raw, **about)[0]
-            continue
-        image = Image.open(io.BytesIO(code), formats=("JPEG",))
-        # libjpeg converts YBR, and components without a name, to RGB
-        named = "jfif" in image.info or "adobe" in image.info or image.layer[0][0] == ord("R")
-        if colour == "RGB" and not named:
-            image.draft("YCbCr", image.size)  # which keeps the samples as they are
-        yield np.array(image)
+        one.PixelData = encapsulate([code if syntax == uid.RLELossless else _plain_jpeg(code, one)])
+        yield decoder.as_array(one, index=0, raw=raw, **how)[0]
 
 
 def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
-    """Check a JPEG stream against the DICOM header; return it without comment segments.
+    """Check a JPEG stream against the header; return it, a lossless one without comment segments.
 
     Decoders allocate memory by the stream's own header, and gdcm may end the process on damage.
     """
@@ -272,7 +245,7 @@ def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
                 fits &= segment[-1] < 16
         if not fits or start != 0xFF or len(segment) != length + 2:
             raise Refused("a frame's JPEG stream is damaged, or does not fit the header")
-        kept += [] if marker >= 0xE0 else [segment]
+        kept += [] if lossless and marker >= 0xE0 else [segment]
         offset += len(segment)
     rest = code[offset:].rstrip(b"\0\xff")
     if size is None or not rest.endswith(b"\xff\xd9"):
@@ -286,13 +259,12 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
     All regions of 2D tissue must be in cm and agree within 1 %. PixelSpacing counts where there
     are no regions, and must not contradict them.
     """
-    regions, found = dataset.get("SequenceOfUltrasoundRegions") or [], []
+    regions = dataset.get("SequenceOfUltrasoundRegions") or []
     try:
-        for region in regions:
-            if (region.get("RegionSpatialFormat"), region.get("RegionDataType")) == (1, 1):
-                if (region.PhysicalUnitsYDirection, region.PhysicalUnitsXDirection) != (3, 3):
-                    return None
-                found.append((10 * region.PhysicalDeltaY, 10 * region.PhysicalDeltaX))
+        tissue = [of for of in regions if (of.RegionSpatialFormat, of.RegionDataType) == (1, 1)]
+        if any((of.PhysicalUnitsYDirection, of.PhysicalUnitsXDirection) != (3, 3) for of in tissue):
+            return None
+        found = [(10 * of.PhysicalDeltaY, 10 * of.PhysicalDeltaX) for of in tissue]
         if dataset.get("PixelSpacing") and (found or not regions):
             found.append([float(each) for each in dataset.PixelSpacing])
         pairs = np.abs(np.array(found, np.float64).reshape(-1, 2))  # (N,2)

@@ -12,8 +12,8 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -57,8 +57,7 @@ class Source(NamedTuple):
     content: bytes | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Upload:
+class Upload(NamedTuple):
     """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem in words.
 
     A DICOM file has a dataset and perhaps a spacing, of rows and columns.
@@ -72,31 +71,30 @@ class Upload:
 
 def read_upload(content: bytes, suffix: str) -> Upload:
     """Read a picture or a DICOM file; `problem` says why it cannot be used."""
+    dataset = None
     try:
         if len(content) > MAX_MB * 2**20:
             raise ValueError(f"has more than {MAX_MB} MB, save it smaller")
         if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
-            _check_size(dataset.Rows * dataset.Columns, int(dataset.get("NumberOfFrames") or 1))
-            images = tuple(dicom.read_frames(dataset))
-            return Upload(images, dicom.spacing_of(dataset), dataset)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "upload"  # the file's own name may hold anything
-            path.write_bytes(content)
-            image = read_picture(path)
-        _check_size(image.shape[0] * image.shape[1], 1)
-        return Upload((image,))
+            size = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
+        else:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "upload"  # the file's own name may hold anything
+                path.write_bytes(content)
+                image = read_picture(path)
+            size = *image.shape[:2], 1
+        if size[0] * size[1] > MAX_FRAME * 10**6 or prod(size) > MAX_ALL * 10**6:
+            most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
+            raise ValueError(f"has {prod(size) / 1e6:.0f} megapixels, {most}")
+        if dataset is None:
+            return Upload((image,))
+        return Upload(tuple(dicom.read_frames(dataset)), dicom.spacing_of(dataset), dataset)
     except dicom.Refused as error:
         return Upload(problem=f"is not accepted: {error}")
     except ValueError as error:
         return Upload(problem=str(error).removeprefix("'upload' "))
-
-
-def _check_size(pixels: int, count: int) -> None:
-    if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
-        most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
-        raise ValueError(f"has {pixels * count / 1e6:.0f} megapixels, {most}")
 
 
 BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
@@ -107,13 +105,11 @@ BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
 )
 def load(source: Source) -> Upload:
     """Read a file, or draw an example, a phantom."""
-    name, _, content = source
-    if content is not None:
-        return read_upload(content, Path(name).suffix)
-    sweep, count = EXAMPLES[name]
-    return Upload(
-        tuple(phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)["images"])
-    )
+    if source.content is not None:
+        return read_upload(source.content, Path(source.name).suffix)
+    sweep, count = EXAMPLES[source.name]
+    drawn = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)
+    return Upload(tuple(drawn["images"]))
 
 
 def find_release() -> Path:
@@ -135,27 +131,25 @@ def open_models(path: Path, changed: int) -> dict[str, Predictor]:
     """Open a release's models, the selected one first; `changed` is its modification time."""
     if path.suffix == ".pt":
         raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx of 6-deploy")
-    first = Predictor.open(path)
-    if not path.is_dir():
-        return {first.about["model"]: _with_cache(first)}
-    models = json.loads((path / "release.json").read_text("utf-8"))["models"]
-    names = sorted(models, key=lambda name: name != first.about["model"])
-    return {
-        name: _with_cache(Predictor.open(path, model=name, precision=min(models[name])))
-        for name in names  # "fp32" comes before "int8"
-    }
+    selected = Predictor.open(path)
+    found = {selected.about["model"]: selected}
+    if path.is_dir():
+        models = json.loads((path / "release.json").read_text("utf-8"))["models"]
+        for name in sorted(set(models) - set(found)):  # "fp32" comes before "int8"
+            found[name] = Predictor.open(path, model=name, precision=min(models[name]))
+    for predictor in found.values():
+        predictor.network = _cached(predictor.network)
+    return found
 
 
-def _with_cache(predictor: Predictor) -> Predictor:
-    """Keep the network's last outputs: opacity, threshold and spacing must not run it again."""
-    network = predictor.network
+def _cached(network):
+    """Keep a network's last outputs: opacity, threshold and spacing must not run it again."""
 
     @lru_cache(maxsize=128)  # of 256² px, 0.3 MB each
     def logits(content: bytes, shape: tuple) -> np.ndarray:
         return network(np.frombuffer(content, np.uint8).reshape(shape))
 
-    predictor.network = lambda squares: logits(squares.tobytes(), squares.shape)
-    return predictor
+    return lambda squares: logits(squares.tobytes(), squares.shape)
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
@@ -196,6 +190,10 @@ def measure(
     return rows or [blank | {"problem": upload.problem}]
 
 
+def printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "�" for letter in name)
+
+
 def safe_cell(name: str) -> str:
     """Return a name as a cell that no spreadsheet takes for a formula."""
     return "'" * (name.strip()[:1] in tuple("=+-@＝＋－＠")) + printable(name)
@@ -204,10 +202,6 @@ def safe_cell(name: str) -> str:
 def escaped(name: str) -> str:
     """Return a name as code for Markdown, in which no letter has a meaning."""
     return f"`{printable(name)[-80:].replace('`', chr(39)) or 'The file'}`"
-
-
-def printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "�" for letter in name)
 
 
 def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | None) -> bytes:
@@ -224,10 +218,15 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
     picture, doubts, numbers, downloads = places
     frame, model = upload.frames[index], predictor.about["model"]
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
+    texts, shown = " ".join(doubt.text for doubt in found.doubts), True
     with doubts:
-        show_doubts(found)
-        key = f"show {source.key} {index} {model}"
-        shown = not found.refused or st.toggle("Show the refused result", key=key)
+        if found.refused:
+            st.error(f"**Refused.** {texts}", icon=":material/block:")
+            shown = st.toggle("Show the refused result", key=f"show {source.key} {index} {model}")
+        elif texts:
+            st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
+        else:
+            st.success("Quality checks passed.", icon=":material/check_circle:")
     with numbers:
         show_numbers(found, shown)
     overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
@@ -237,29 +236,20 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
         width="stretch", alt=f"Ultrasound frame {index + 1}, {summary}",
     )  # fmt: skip
     stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
-    at = f"{stem}-{index + 1}" if len(upload.frames) > 1 else stem
+    several = len(upload.frames) > 1
+    at = stem + f"-{index + 1}" * several
     files = {
         "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
         "Overlay, PNG": (overlay, f"{at}-overlay.png", "image/png"),
     }
     if upload.dataset:
         seg = lambda: make_segmentation(upload, predictor, threshold)  # noqa: E731
-        files["DICOM SEG" + ", all frames" * (at != stem)] = seg, f"{stem}.dcm", "application/dicom"
+        files["DICOM SEG" + ", all frames" * several] = seg, f"{stem}.dcm", "application/dicom"
     for label, content in files.items() if shown else ():
         downloads.download_button(
             label, *content, icon=":material/download:", on_click="ignore", width="stretch",
             key=f"{label} {model}",
         )  # fmt: skip
-
-
-def show_doubts(found: Prediction) -> None:
-    texts = " ".join(doubt.text for doubt in found.doubts)
-    if found.refused:
-        st.error(f"**Refused.** {texts}", icon=":material/block:")
-    elif texts:
-        st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
-    else:
-        st.success("Quality checks passed.", icon=":material/check_circle:")
 
 
 def show_numbers(found: Prediction, shown: bool) -> None:
@@ -282,16 +272,18 @@ def show_numbers(found: Prediction, shown: bool) -> None:
 
 def make_places(chosen: list[str]) -> list[tuple]:
     """Return containers for each model's picture, doubts, numbers and downloads."""
-    if alone := len(chosen) == 1:
-        pairs = [st.container(key="alone").columns([2.8, 1], gap="medium")]
-    else:
-        pairs = [(column, column) for column in st.columns(len(chosen))]
-        for name, (column, _) in zip(chosen, pairs, strict=True):
-            column.subheader(name, anchor=False)
-    return [
-        (left.container(), right.container(), *(right.container(horizontal=alone) for _ in "12"))
-        for left, right in pairs
-    ]
+    if len(chosen) == 1:
+        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
+        below = (
+            right.container(),
+            right.container(horizontal=True),
+            right.container(horizontal=True),
+        )
+        return [(left.container(), *below)]
+    columns = st.columns(len(chosen))
+    for name, column in zip(chosen, columns, strict=True):
+        column.subheader(name, anchor=False)
+    return [tuple(column.container() for _ in range(4)) for column in columns]
 
 
 def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
@@ -370,10 +362,11 @@ def main() -> None:
             st.caption("For all files that have no scale of their own.")
         if upload.spacing_mm:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
-    spacing, index = (mm, mm) if mm else None, 0
+    spacing = (mm, mm) if mm else None
     if upload.problem:
         st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
     else:
+        index = 0
         if len(upload.frames) > 1:
             index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {which}") - 1
         how = source, upload, index, upload.spacing_mm or spacing, threshold

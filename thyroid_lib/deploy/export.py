@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -105,19 +106,14 @@ def release(
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
-    Args:
-        runs: folders of the runs that were compared.
-        store, compare: the study's folders of these names.
-        named: run_ids to release in place of the best ones.
-        threads: CPU threads, 0 for all.
+    `runs`, `store` and `compare` are folders of the study, `named` run_ids to release in place of
+    the best ones, `threads` of the CPU, 0 for all.
 
     Raises:
         OSError, ValueError: no finished study; `out` holds other files, or cannot be written.
         RuntimeError: an export does not agree with torch.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
-    if out.is_file():
-        raise ValueError(f"{out} is a file: give a folder for the release alone")
     if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
     try:
@@ -154,11 +150,7 @@ def release(
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`.
-
-    Raises:
-        FileNotFoundError, ValueError: no run of the selected model, or none of a given name.
-    """
+    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`."""
     best, ids = {}, []
     for folder in sorted(map(Path, runs)):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
@@ -181,11 +173,7 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
-    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary.
-
-    Raises:
-        ValueError, RuntimeError: trained on other data; does not agree with torch.
-    """
+    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary."""
     model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:
@@ -243,17 +231,18 @@ def write_onnx(path: Path, proto: onnx.ModelProto, about: dict) -> None:
 def agree(one: Predictor, other: Predictor, store: Store) -> dict:
     """Compare two predictors on up to `COMPARED` frames, evenly spaced over a store."""
     rows = np.unique(np.linspace(0, len(store) - 1, min(COMPARED, len(store))).round().astype(int))
-    prob, pixels, differing = [], 0, 0
+    largest, means, pixels, differing = 0.0, [], 0, 0
     for row in rows:
-        a, b = (_segment(each, store, row) for each in (one, other))
-        prob.append(np.abs(a[0] - b[0]))
-        pixels, differing = pixels + a[1].size, differing + np.count_nonzero(a[1] != b[1])
-    worst = max(float(each.mean()) for each in prob)
-    return {
-        "frames": len(rows), "max_prob": _two_digits(max(each.max() for each in prob)),
-        "mean_prob": _two_digits(worst), "pixels": _two_digits(differing / pixels),
-        "agrees": bool(worst <= PROB_OFF and differing / pixels <= PIXELS_OFF),
-    }  # fmt: skip
+        (prob, mask, _), (prob2, mask2, _) = (_segment(each, store, row) for each in (one, other))
+        off = np.abs(prob - prob2)
+        largest, pixels = max(largest, off.max()), pixels + mask.size
+        means.append(float(off.mean()))
+        differing += np.count_nonzero(mask != mask2)
+    share = differing / pixels
+    found = {"max_prob": largest, "mean_prob": max(means), "pixels": share}
+    found = {key: float(f"{value:.2g}") for key, value in found.items()}
+    agrees = max(means) <= PROB_OFF and share <= PIXELS_OFF
+    return {"frames": len(rows), **found, "agrees": bool(agrees)}
 
 
 def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFrame:
@@ -273,24 +262,17 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     eight, as on processors without VNNI sums of two products would overflow. The images, uint8
     (N,S,S), set the ranges.
     """
-
-    class Frames(quantization.CalibrationDataReader):
-        inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
-
-        def get_next(self) -> dict | None:
-            return next(self.inputs, None)
-
+    inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
+    frames = SimpleNamespace(get_next=lambda: next(inputs, None))
     graph = onnx.load(network).graph
-    shape = {each.name: tuple(each.dims) for each in graph.initializer}
+    kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
     first = convs[0][1].partition(".")[0]  # weights are named as in torch: down1.residual.0.weight
+    chosen = [name for name, of in convs if kernel[of] == (3, 3) and of.partition(".")[0] != first]
     quantization.quantize_static(
-        network, out, Frames(), per_channel=True, reduce_range=True,
+        network, out, frames, per_channel=True, reduce_range=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        nodes_to_quantize=[
-            name for name, weight in convs
-            if shape[weight][2:] == (3, 3) and weight.partition(".")[0] != first
-        ],
+        nodes_to_quantize=chosen,
     )  # fmt: skip
     return onnx.load(out)
 
@@ -351,6 +333,7 @@ def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
+    """Return prob, mask and confidence of a frame of a store."""
     shape = tuple(store.index.iloc[row][["height", "width"]].astype(int))
     return predictor.segment(store.images[row], shape, predictor.about["threshold"])
 
@@ -361,11 +344,9 @@ def _quiet() -> Iterator[None]:
     usual = logging.root.manager.disable
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(usual)
+    with warnings.catch_warnings(action="ignore"):
+        yield
+    logging.disable(usual)
 
 
 def _is_own(file: Path) -> bool:
@@ -385,10 +366,6 @@ def _read(path: Path) -> str:
 
 def _json(value) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
 
 
 def main() -> int:

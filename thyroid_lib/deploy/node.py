@@ -17,10 +17,8 @@ import hashlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -40,10 +38,9 @@ from thyroid_lib.deploy.predictor import ROW, Predictor
 from thyroid_lib.deploy.structured_report import answer
 from thyroid_lib.files.writing import write_file
 
-VERIFICATION = "1.2.840.10008.1.1"
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
-SILENCE = 10  # seconds until a first request, and for one PDU
+SILENCE = 10  # seconds until a first request, and between bytes of a PDU
 GRACE = 8.0  # seconds for the current object at SIGTERM
 COLUMNS = (
     "study", "instance", "model", "frame", "frames", "height", "width", *ROW, "stored", "problem",
@@ -58,36 +55,25 @@ class Discard(BytesIO):
         return len(data)
 
 
-def limit_connection(event, max_bytes: int) -> None:
-    """Add limits that pynetdicom lacks: size of PDU, command and object, time, connections."""
-    assoc, connection = event.assoc, event.assoc.dul.socket.socket
-    connection.settimeout(SILENCE)
-    if len(assoc.ae.active_associations) > 4 * assoc.ae.maximum_associations:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-    current, start, received = None, 0.0, 0  # the current message, its start and bytes
+def limit_connection(event) -> None:
+    """Add limits that pynetdicom lacks: on silence, and on the length of a PDU."""
+    connection = event.assoc.dul.socket
+    usual = connection.recv
 
     def recv(count: int) -> bytearray:
-        nonlocal current, start, received
-        message, data, now = assoc.dimse.message, bytearray(), time.monotonic()
-        if message is not current:
-            current, start, received = message, now, 0
-        if message and now - start > SILENCE * (2 + received / PDU):
-            raise OSError("slower than one PDU's bytes in that time")
-        received, deadline = received + count, now + SILENCE
-        if count > PDU or (message and message.encoded_command_set.tell() > PDU):
-            raise OSError("a longer PDU or command than was agreed on")
-        if message and message.data_set.tell() > max_bytes:
-            message.data_set = Discard()
-        while len(data) < count:  # all within SILENCE, also if single bytes arrive
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            if not (part := connection.recv(count - len(data))):
-                break
-            data += part
-        connection.settimeout(SILENCE)  # for what is sent
-        return data
+        if count > PDU:
+            raise OSError("a longer PDU than was agreed on")
+        return usual(count)
 
-    event.assoc.dul.socket.recv = recv
+    connection.socket.settimeout(SILENCE)
+    connection.recv = recv
+
+
+def limit_object(event, max_bytes: int) -> None:
+    """Keep no more of an object than its limit, after each PDU."""
+    message = event.assoc.dimse.message
+    if message and message.data_set.tell() > max_bytes:
+        message.data_set = Discard()
 
 
 def receive(event, queue: Queue, decoder: Decoder) -> int:
@@ -139,42 +125,35 @@ def serve(arguments, predictor: Predictor):
     ae.require_called_aet, ae.require_calling_aet = True, arguments.caller
     ae.maximum_associations, ae.maximum_pdu_size = arguments.associations, PDU
     ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = SILENCE, 60, 60
-    ae.add_supported_context(VERIFICATION)
+    ae.add_supported_context("1.2.840.10008.1.1")  # Verification
     for sop_class in SOP_CLASSES:
         ae.add_supported_context(sop_class, list(dicom.SYNTAXES))
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     handlers = [
-        (evt.EVT_CONN_OPEN, limit_connection, [arguments.max_mib << 20]),
+        (evt.EVT_CONN_OPEN, limit_connection),
+        (evt.EVT_PDU_RECV, limit_object, [arguments.max_mib << 20]),
         (evt.EVT_REJECTED, lambda event: log.warning("association rejected: caller or called AET")),
         (evt.EVT_C_STORE, receive, [queue, decoder]),
     ]
-    address = arguments.host, arguments.port
-    where = "{}:{}".format(*address)
+    where = f"{arguments.host}:{arguments.port}"
     try:
-        ae.start_server(address, block=False, evt_handlers=handlers)
+        ae.start_server((arguments.host, arguments.port), block=False, evt_handlers=handlers)
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
-    log.info("%s listens on %s, %d objects wait", arguments.aet, where, len(queue.waiting))
+    log.info("%s listens on %s, %d objects wait", arguments.aet, where, queue.waiting.qsize())
     worker.start()
     stop.wait()
-    closing = threading.Thread(target=ae.shutdown, daemon=True)  # it may wait for silent callers
-    closing.start()
     worker.stop()
     worker.join(GRACE)
-    closing.join(1)
     for path in queue.files("working"):  # answered at the next start, and not counted as a death
         with suppress(FileNotFoundError):
             path.replace(path.with_suffix(".dcm"))
     log.info("stopped, %d objects wait", len(queue.files("dcm")))
-    os._exit(0)  # threads of pynetdicom would wait for silent callers
+    os._exit(0)  # ends pynetdicom's threads, which would wait for silent callers
 
 
 def read_finished(table: Path) -> dict[tuple, list[dict]]:
-    """Return the rows of objects that were measured whole, by instance and model.
-
-    Raises:
-        ValueError: the table has other columns.
-    """
+    """Return the rows of objects that were measured whole, by instance and model."""
     rows, text = {}, table.read_text("utf-8") if table.is_file() else ""
     if text and text.partition("\n")[0] != ",".join(COLUMNS):
         raise ValueError(f"{table} is another table than this command writes: give another --out")
@@ -189,7 +168,7 @@ def study(arguments, predictor: Predictor) -> int:
     Returns 1 if a study has no ultrasound or an object could not be measured: see `problem`.
     """
     client, decoder, out = pacs.pacs_client(arguments.pacs), Decoder(), Path(arguments.out)
-    uids, failed = [uid for each in arguments.study_uid if (uid := each.strip())], 0
+    uids, failed = {uid for each in arguments.study_uid if (uid := each.strip())}, 0
     model = predictor.about.get("run_id", predictor.about["model"])
     model += "" if arguments.precision == "fp32" else f" {arguments.precision}"
     done = {
@@ -199,18 +178,17 @@ def study(arguments, predictor: Predictor) -> int:
     }  # fmt: skip
     lines = [table_csv(own).partition("\n")[2] for own in done.values()]
     write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # without half-written objects
-    for uid in uids:
+    for uid in sorted(uids):
+        found, problem = [], f"no ultrasound in study {uid}"
         try:
             found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
             if error.response.status_code not in (400, 404):
                 raise
-            failed += 1
-            print(f"{pacs.http_status(error)} when asked for study {uid}", file=sys.stderr)
-            continue
+            problem = f"{pacs.http_status(error)} when asked for study {uid}"
         if not found:
             failed += 1
-            print(f"no ultrasound in study {uid}", file=sys.stderr)
+            print(problem, file=sys.stderr)
         for _, series, instance in found:
             if (instance, model) in done:
                 continue
@@ -226,10 +204,9 @@ def study(arguments, predictor: Predictor) -> int:
                     pacs.store(client, answers)
             except dicom.Refused as error:
                 problem = str(error)
-            except requests.HTTPError as error:
-                problem = pacs.http_status(error)
-            except requests.RequestException:
-                raise
+            except requests.RequestException as error:
+                if not (problem := pacs.http_status(error)):
+                    raise
             except Exception as error:  # whose text might quote the object
                 problem = f"{type(error).__name__} while it was being measured"
             failed += bool(problem)
@@ -238,7 +215,6 @@ def study(arguments, predictor: Predictor) -> int:
             rows = [dict.fromkeys(COLUMNS, "") | row | same | {"frames": len(rows)} for row in rows]
             with open(out, "a", encoding="utf-8") as file:
                 file.write(table_csv(rows).partition("\n")[2])
-            done[instance, model] = rows
     print(f"areas are in {out}" + (f", {failed} problems" if failed else ""))
     return int(failed > 0)
 
@@ -278,7 +254,6 @@ def main() -> int:
     log.addHandler(handler := logging.StreamHandler())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
-    log.propagate = False
     threading.excepthook = lambda of: log.error("a thread ended by %s", of.exc_type.__name__)
     try:
         return arguments.run(arguments, open_model(arguments))

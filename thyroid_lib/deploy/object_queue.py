@@ -6,14 +6,12 @@ the queue when the PACS has confirmed segmentation and report.
 
 import logging
 import os
+import queue
 import re
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
-
-import requests
 
 from thyroid_lib.data import dicom
 from thyroid_lib.deploy import pacs
@@ -33,7 +31,7 @@ class Queue:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self.changed = Path(folder), threading.Condition()
+        self.folder, self.waiting = Path(folder), queue.Queue()
         (self.folder / "failed").mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self.lock = locks.take(self.folder / "lock")
@@ -42,11 +40,12 @@ class Queue:
         for path in self.files("new", r"new\.\d+\.partial"):
             path.unlink()  # whose sender got no success, and sends it again
         for path in self.files("working"):  # the node ended over it: others come first now
-            name, deaths = self.name(path), int(path.stem.rpartition(".")[2]) + 1
-            path = path.replace(self._path(name, deaths))
+            deaths = int(path.stem.rpartition(".")[2]) + 1
+            path = path.replace(self._path(self.name(path), deaths))
             if deaths >= MAX_DEATHS:
                 self.give_up(path, f"the node ended {deaths} times while it answered this object")
-        self.waiting = deque(self.files("dcm"))
+        for path in self.files("dcm"):
+            self.waiting.put(path)
 
     def files(self, *endings: str) -> list[Path]:
         """Return the queue's files with these endings, oldest first."""
@@ -72,9 +71,7 @@ class Queue:
             folder = os.open(self.folder, os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
-        with self.changed:
-            self.waiting.append(path)
-            self.changed.notify()
+        self.waiting.put(path)
 
     def give_up(self, path: Path, reason: str) -> None:
         """Move an object to failed/, with the reason beside it."""
@@ -93,27 +90,20 @@ class Worker(threading.Thread):
         self.stopping, self.failures = threading.Event(), 0
 
     def run(self):
-        while not self.stopping.is_set():
-            with self.queue.changed:
-                while not (self.queue.waiting or self.stopping.is_set()):
-                    self.queue.changed.wait()
-                path = self.queue.waiting.popleft() if self.queue.waiting else None
-            if path and not self.stopping.is_set():
-                try:
-                    self.serve(path)
-                except OSError as error:  # of the queue's own disk
-                    self.retry_later(path, type(error).__name__)
+        while (path := self.queue.waiting.get()) and not self.stopping.is_set():
+            try:
+                self.serve(path)
+            except OSError as error:  # of the queue's own disk
+                self.retry_later(path, type(error).__name__)
 
     def stop(self):
         """Finish the current object, then end."""
         self.stopping.set()
-        with self.queue.changed:
-            self.queue.changed.notify()
+        self.queue.waiting.put(None)
 
     def serve(self, path: Path) -> None:
         """Answer one object and remove it; if that is not possible now, put it back and pause."""
-        name, start, problem = self.queue.name(path), time.monotonic(), ""
-        working = path.with_suffix(".working")
+        start, working = time.monotonic(), path.with_suffix(".working")
         try:
             if not working.exists():
                 path.replace(working)
@@ -121,20 +111,17 @@ class Worker(threading.Thread):
             computed = time.monotonic()
             pacs.store(self.client, answers)
             working.unlink()
-        except requests.RequestException as error:
-            problem = pacs.http_status(error) or type(error).__name__
+        except (OSError, MemoryError) as error:  # the PACS does not answer, or this machine fails
+            self.retry_later(path, pacs.http_status(error) or type(error).__name__)
         except dicom.Refused as error:
             self.queue.give_up(working, str(error))
-        except (OSError, MemoryError) as error:  # a fault of this machine
-            problem = type(error).__name__
         except Exception as error:  # whose text might quote the object
             self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
         else:
             self.failures = 0
             seconds = computed - start, time.monotonic() - computed
-            log.info("object %s: answered, computed in %.3f s, stored in %.3f s", name, *seconds)
-        if problem:
-            self.retry_later(path, problem)
+            text = "object %s: answered, computed in %.3f s, stored in %.3f s"
+            log.info(text, self.queue.name(path), *seconds)
 
     def retry_later(self, path: Path, problem: str) -> None:
         """Put an object at the end, and pause, longer after each failure in a row."""
@@ -142,9 +129,9 @@ class Worker(threading.Thread):
         with suppress(OSError):  # else it stays .working, and `serve` finds it so
             working.replace(path)
         if path.exists() or working.exists():
-            self.queue.waiting.append(path)
+            self.queue.waiting.put(path)
         pause = min(0.5 * 2 ** min(self.failures, 10), LONGEST_PAUSE)
         self.failures += 1
-        name = self.queue.name(path)
-        log.warning("object %s: not answered yet: %s; next try in %.1f s", name, problem, pause)
+        text = "object %s: not answered yet: %s; next try in %.1f s"
+        log.warning(text, self.queue.name(path), problem, pause)
         self.stopping.wait(pause)

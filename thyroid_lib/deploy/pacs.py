@@ -1,6 +1,5 @@
 """DICOMweb client of a PACS: store objects until it confirms them, find the objects of a study."""
 
-import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +13,6 @@ from thyroid_lib.data.dicom import TOO_LARGE, Refused
 
 SOP_CLASS, SERIES, INSTANCE = "00080016", "0020000E", "00080018"  # tags in QIDO-RS answers
 REFUSING = (400, 406, 409, 413, 415, 422)  # HTTP statuses that another try does not change
-log = logging.getLogger("thyroid_lib.node")
 
 
 class NotConfirmed(requests.RequestException):
@@ -36,9 +34,9 @@ def tag_value(found: dict, tag: str) -> str:
     return (found.get(tag, {}).get("Value") or [""])[0]
 
 
-def http_status(error: requests.RequestException) -> str:
+def http_status(error: Exception) -> str:
     """Return the HTTP status as a sentence; "" if the PACS did not answer."""
-    status = getattr(error.response, "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     return f"the PACS answers HTTP {status}" if status else ""
 
 
@@ -46,11 +44,7 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
     """Store objects by STOW-RS, one by one.
 
     An object counts as stored if the answer names it, or if a search finds it: a proxy's page has
-    status 200, too.
-
-    Raises:
-        Refused: the PACS refuses an object for good.
-        requests.RequestException: it does not answer, or not now.
+    status 200, too. Refused: the PACS refuses an object for good; RequestException: for now.
     """
     for each in objects:
         each.preamble = bytes(128)
@@ -68,8 +62,8 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
                 result = Dataset.from_json(error.response.text)
         except requests.RequestException:
             raise
-        except Exception:
-            log.debug("the PACS's answer is no DICOM")
+        except Exception:  # the answer is no DICOM
+            result = Dataset()
         named = result.get("ReferencedSOPSequence") or []
         stored = own in [one.get("ReferencedSOPInstanceUID") for one in named]
         for one in result.get("FailedSOPSequence") or []:

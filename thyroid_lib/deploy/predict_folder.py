@@ -10,7 +10,6 @@ name (a.png and a.jpg, or A.png) are not used.
 
 import argparse
 import csv
-import errno
 import io
 import sys
 import unicodedata
@@ -42,10 +41,8 @@ def open_model(arguments: argparse.Namespace) -> Predictor:
 def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
     """Segment every image of a folder; return a row of COLUMNS per image, as in `areas.csv`.
 
-    An image that cannot be used is skipped; its row has a `problem`.
-
-    Raises:
-        ValueError: no images, or `out` has masks that this function has not written.
+    An image that cannot be used is skipped; its row has a `problem`. ValueError: no images, or
+    `out` has masks that this function has not written.
     """
     images, out = Path(images), Path(out)
     if not images.is_dir():
@@ -64,13 +61,11 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         row = dict.fromkeys(COLUMNS) | {"file": file.name}
         rows.append(row)
         try:
-            if (count := counts[key]) > 1:
-                raise ValueError(f"{count} images have this name, keep one")
+            if counts[key] > 1:
+                raise ValueError(f"{counts[key]} images have this name, keep one")
             found = predictor.predict(read_picture(file))
             write_file(masks / f"{file.stem}.png", mask_png(found.mask))
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
-                raise
+        except ValueError as error:
             row["problem"] = str(error)
             continue
         row["height"], row["width"] = found.mask.shape

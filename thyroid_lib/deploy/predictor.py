@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,8 +36,7 @@ ROW = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Doubt:
+class Doubt(NamedTuple):
     """Evidence against a mask; a grave one is a reason to refuse the frame."""
 
     code: str
@@ -79,12 +79,10 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network with its pre- and post-processing.
+    """A trained network, uint8 (N,S,S) to logits, float32 (N,S,S), with pre- and post-processing.
 
-    Args:
-        network: uint8 (N,S,S) to logits, float32 (N,S,S).
-        about: the metadata that `export` writes into an .onnx: model, size, resize, threshold, and,
-            if known, temperature, confidence, confidence_low and quality.
+    `about` is the metadata that `export` writes into an .onnx: model, size, resize, threshold, and,
+    if known, temperature, confidence, confidence_low and quality.
     """
 
     def __init__(self, network: Callable[[np.ndarray], np.ndarray], about: dict):
@@ -140,16 +138,14 @@ class Predictor:
         gray = to_gray(image)
         fitted = frames.fit_image(gray, self.about["size"], self.about["resize"])  # (S,S)
         prob, mask, confidence = self.segment(fitted, gray.shape, threshold)
-        distance = self.distance(fitted)
-        spacing = spacing_mm or (1.0, 1.0)
-        area = int(mask.sum())
-        return Prediction(
-            prob, mask, area, diameters(mask),
-            area_mm2=float(area * spacing[0] * spacing[1]) if spacing_mm else None,
-            diameters_mm=diameters(mask, spacing) if spacing_mm else None,
-            confidence=confidence, distance=distance,
-            doubts=self._doubts(image, gray, mask, confidence, distance),
-        )  # fmt: skip
+        area, distance = int(mask.sum()), self.distance(fitted)
+        area_mm2 = diameters_mm = None
+        if spacing_mm is not None:
+            area_mm2 = float(area * spacing_mm[0] * spacing_mm[1])
+            diameters_mm = diameters(mask, spacing_mm)
+        doubts = self._doubts(image, gray, mask, confidence, distance)
+        sizes = area, diameters(mask), area_mm2, diameters_mm
+        return Prediction(prob, mask, *sizes, confidence, distance, doubts)
 
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
@@ -241,15 +237,13 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
 
 def _release_file(folder: Path, model: str, precision: str) -> Path:
     """Return the path of a release's .onnx, after a check of its digest."""
+    if not (folder / "release.json").is_file():
+        need = "release.json is missing; make one with 6-deploy"
+        raise FileNotFoundError(f"no release in {folder}: {need}")
     try:
         release = json.loads((folder / "release.json").read_text("utf-8"))
-        digests, selected = dict(release["files"]), str(release["selected"])
-        files = {name: dict(of) for name, of in release["models"].items()}
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no release in {folder}: release.json is missing; make one with 6-deploy"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        digests, selected, files = (release[key] for key in ("files", "selected", "models"))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
     model = model or selected
     for name, got, choices in (("model", model, files), ("precision", precision, files.get(model))):
@@ -262,10 +256,7 @@ def _release_file(folder: Path, model: str, precision: str) -> Path:
 
 
 def _open_onnx(path: Path, threads: int) -> tuple:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("ONNX Runtime is not installed: pip install onnxruntime") from error
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -302,7 +293,3 @@ def _open_torch(path: Path) -> tuple:
         return np.concatenate([logits[:, 0].numpy() for _, logits in batches])
 
     return network, about
-
-
-if __name__ == "__main__":
-    raise SystemExit("this module is no command; use python -m thyroid_lib.deploy.predict_folder")

@@ -104,23 +104,15 @@ def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict
     """Return a BINARY segmentation whose frame i lies over frame i of the source, empty or not.
 
     It holds the masks of refused frames too; its label says how many those are. Arguments as of
-    `derive_object`; predictions are taken one by one, so that few are in memory.
-
-    Raises:
-        ValueError: the masks differ from the source's frames in number or size.
+    `derive_object`; predictions, one per frame, are taken one by one, so that few are in memory.
     """
     rows, columns, count = source.Rows, source.Columns, int(source.get("NumberOfFrames") or 1)
     packed, rest, refused = [], np.zeros(0, bool), 0
     for prediction in predictions:
-        if prediction.mask.shape != (rows, columns) or len(packed) == count:
-            got = prediction.mask.shape
-            raise ValueError(f"got {got}, need {count} masks of {rows} x {columns}")
         refused += prediction.refused
         bits = np.concatenate([rest, prediction.mask.ravel()])  # frames are not padded to bytes
         packed.append(np.packbits(bits[: len(bits) // 8 * 8], bitorder="little").tobytes())
         rest = bits[len(bits) // 8 * 8 :]
-    if len(packed) != count:
-        raise ValueError(f"got {len(packed)} masks, need {count}")
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
     seg = derive_object(source, about, uid.SegmentationStorage, "SEG", 9101, data)
     space, name = name_uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName

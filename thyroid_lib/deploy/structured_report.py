@@ -147,5 +147,5 @@ def _measurement(name: Code, number: tuple, **more) -> sr.Measurement:
 
 
 def _comment(text: str) -> sr.TextContentItem:
-    """Return a comment, which TID 1500 allows and highdicom's templates have no argument for."""
+    """Return a comment: TID 1500 allows it, highdicom's templates have no argument for it."""
     return sr.TextContentItem(codes.DCM.Comment, text, sr.RelationshipTypeValues.CONTAINS)

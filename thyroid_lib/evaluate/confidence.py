@@ -27,11 +27,8 @@ def calibrated(expected, line: dict | None):
 def fit_confidence(expected: np.ndarray, dice: np.ndarray, group: np.ndarray) -> dict:
     """Fit the line from expected to measured Dice, with slope ≥ 0 and equal weight per group.
 
-    With one group only the offset is fitted: one gland does not show how the error varies.
-
-    Args:
-        expected, dice: float (N,) of validation frames.
-        group: (N,).
+    With one group only the offset is fitted: one gland does not show how the error varies. All
+    arguments are (N,), of validation frames.
 
     Returns:
         slope, offset; groups and frames, their numbers; error, the mean absolute error of each

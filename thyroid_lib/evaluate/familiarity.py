@@ -16,14 +16,10 @@ def distance(known: dict, fitted: np.ndarray) -> float:
 
 
 def features(fitted: np.ndarray) -> np.ndarray:
-    """Return eight features of a frame: gray levels, their position and texture.
+    """Return eight features, float64 (8,), of a frame, uint8 (S,S).
 
-    Args:
-        fitted: uint8 (S,S).
-
-    Returns:
-        float64 (8,): mean and spread of the levels, shares of black and of bright pixels, where the
-        brightness lies by depth, and speckle: mean differences down and across, spread of both.
+    Mean and spread of the levels, shares of black and of bright pixels, where the brightness lies
+    by depth, and speckle: mean differences down and across, spread of both.
     """
     levels = fitted.astype(np.float64) / 255
     down, across = np.abs(np.diff(levels, axis=0)), np.abs(np.diff(levels, axis=1))
@@ -35,10 +31,9 @@ def features(fitted: np.ndarray) -> np.ndarray:
 
 
 def describe_frames(train: np.ndarray, val: np.ndarray) -> dict:
-    """Return mean, inverse covariance and reach for `distance`.
+    """Return mean, inverse covariance and reach for `distance`, of fitted frames, uint8 (N,S,S).
 
-    Args:
-        train, val: uint8 (N,S,S), fitted; without validation frames the reach is the training's.
+    Without validation frames the reach is that of the training frames.
     """
     known = np.stack([features(frame) for frame in train])  # (N,8)
     covariance = np.cov(known, rowvar=False) if len(known) > 1 else np.zeros((8, 8))

@@ -34,12 +34,7 @@ def pooled_dice(both: np.ndarray, total: np.ndarray, *, batch: int = 16) -> floa
     """Dice as in the reported study: pooled over batches of frames, averaged over batches.
 
     For the replication alone: a pooled batch hides its worst frames. The frames are shuffled into
-    batches in the same order for every model.
-
-    Args:
-        both, total: pixels (N,) of pred ∩ ref and of |pred| + |ref| of every frame, at the
-            network's size.
-        batch: frames in a batch; the last may have fewer, and an empty batch counts 1.
+    batches in the same order for every model; both, total: as of `dice_of_areas`, per frame.
     """
     order = np.random.default_rng(0).permutation(len(both))
     starts = np.arange(0, len(order), batch)
@@ -59,15 +54,11 @@ def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
     """
     check_masks(pred, ref)
     box = bounding_box(pred | ref)
-    pred, ref = pred[box], ref[box]
-    return {"missed_parts": _untouched(ref, pred), "false_parts": _untouched(pred, ref)}
-
-
-def _untouched(mask: np.ndarray, other: np.ndarray) -> int:
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    touched = np.zeros(count + 1, bool)
-    touched[parts[other]] = True
-    return count - np.count_nonzero(touched[1:])
+    errors = {}
+    for name, mask, other in (("missed_parts", ref, pred), ("false_parts", pred, ref)):
+        parts, count = ndimage.label(mask[box], structure=np.ones((3, 3)))
+        errors[name] = count - np.count_nonzero(np.bincount(parts[other[box]])[1:])
+    return errors
 
 
 def score_case(
@@ -98,8 +89,7 @@ def score_case(
     check_masks(pred, ref)
     if pred.ndim != 2:
         raise ValueError(f"masks must be (H, W), got {pred.shape}; score one case at a time")
-    spacing_mm = check_units(tolerance_px, spacing_mm, tolerance_mm)
-
+    check_units(tolerance_px, spacing_mm, tolerance_mm)
     both, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (pred & ref, pred, ref))
     either = n_pred + n_ref - both
     agreed = 1.0 if either == 0 else 0.0  # a share whose denominator is 0
@@ -110,17 +100,20 @@ def score_case(
         "recall": both / n_ref if n_ref else agreed,
         "nsd": agreed,
     }
-
     units = {"px": ((1.0, 1.0), tolerance_px)}
     if spacing_mm is not None:
         units["mm"] = (spacing_mm, tolerance_mm)
-    edges = boundaries(pred, ref) if n_pred and n_ref else None
+    box = bounding_box(pred | ref)
+    edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (pred[box], ref[box])]
     for unit, (spacing, tolerance) in units.items():
-        if edges is None:
+        if not (n_pred and n_ref):
             miss = math.hypot(pred.shape[0] * spacing[0], pred.shape[1] * spacing[1])
             scores[f"hd95_{unit}"] = scores[f"assd_{unit}"] = 0.0 if agreed else miss
             continue
-        to_ref, to_pred = boundary_distances(*edges, spacing)
+        pred_edge, ref_edge = (edge * spacing for edge in edges)
+        # float32 as in MONAI; in float64, 3 x 0.1 mm would exceed a tolerance of 0.3 mm
+        to_ref = KDTree(ref_edge).query(pred_edge)[0].astype(np.float32)
+        to_pred = KDTree(pred_edge).query(ref_edge)[0].astype(np.float32)
         distances = np.concatenate([to_ref, to_pred])
         share = np.float32(0.95)
         scores[f"hd95_{unit}"] = float(max(np.quantile(to_ref, share), np.quantile(to_pred, share)))
@@ -130,67 +123,34 @@ def score_case(
     return scores
 
 
-def boundaries(pred: np.ndarray, ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boundary pixels of two masks, int (n,2) and (m,2), from the corner of the box around both."""
-    box = bounding_box(pred | ref)
-    return np.argwhere(_edge(pred[box])), np.argwhere(_edge(ref[box]))
-
-
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of the rectangle around a mask, bool (H,W); empty if it is."""
     lines = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return tuple(slice(at[0], at[-1] + 1) if len(at) else slice(0) for at in lines)
 
 
-def _edge(mask: np.ndarray) -> np.ndarray:
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    return mask & ~inner
-
-
-def boundary_distances(
-    pred_edge: np.ndarray, ref_edge: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each pixel of a non-empty boundary, (n,2) and (m,2), to the other boundary.
-
-    Returns float32 (n,) for pred_edge and (m,) for ref_edge, in the unit of spacing (row, column).
-    """
-    pred_edge, ref_edge = pred_edge * spacing, ref_edge * spacing
-    to_ref, _ = KDTree(ref_edge).query(pred_edge)
-    to_pred, _ = KDTree(pred_edge).query(ref_edge)
-    # float32 as in MONAI; in float64, 3 x 0.1 mm would exceed a tolerance of 0.3 mm
-    return to_ref.astype(np.float32), to_pred.astype(np.float32)
-
-
 def check_masks(pred: np.ndarray, ref: np.ndarray) -> None:
     """Raise unless both are bool arrays of one shape."""
     for name, mask in (("pred", pred), ("ref", ref)):
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-            got = f"{mask.dtype} array" if isinstance(mask, np.ndarray) else type(mask).__name__
+            got = getattr(mask, "dtype", type(mask).__name__)
             raise TypeError(
                 f"{name} must be a bool array, got {got}: use `prob > threshold` for "
                 "probabilities, `mask > 0` for a mask of 0 and 1"
             )
     if pred.shape != ref.shape:
-        raise ValueError(
-            f"pred and ref must have one shape, got {pred.shape} and {ref.shape}: resize the "
-            "prediction to the frame's native size"
-        )
+        more = "resize the prediction to the frame's native size"
+        raise ValueError(f"pred and ref need one shape, got {pred.shape} and {ref.shape}: {more}")
 
 
-def check_units(
-    tolerance_px: float, spacing_mm: Sequence[float] | None, tolerance_mm: float | None
-) -> tuple[float, float] | None:
-    """Return the spacing as two floats, or None; ValueError for an impossible length."""
+def check_units(tolerance_px, spacing_mm, tolerance_mm) -> None:
+    """Raise ValueError for an impossible length."""
     for name, tolerance in (("tolerance_px", tolerance_px), ("tolerance_mm", tolerance_mm)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, got {tolerance!r}")
     if spacing_mm is None:
         if tolerance_mm is not None:
             raise ValueError(f"tolerance_mm={tolerance_mm} needs spacing_mm=(row, column)")
-        return None
-    if np.shape(spacing_mm) != (2,) or not all(0 < step < math.inf for step in spacing_mm):
-        raise ValueError(
-            f"spacing_mm must be two positive numbers (row, column), got {spacing_mm!r}"
-        )
-    return float(spacing_mm[0]), float(spacing_mm[1])
+    elif np.shape(spacing_mm) != (2,) or not all(0 < step < math.inf for step in spacing_mm):
+        need = "must be two positive numbers (row, column)"
+        raise ValueError(f"spacing_mm {need}, got {spacing_mm!r}")

@@ -29,7 +29,6 @@ def predict_logits(
     """Run the network batch by batch; only one batch is in memory.
 
     Args:
-        model: gives logits (N,1,S,S).
         images: uint8 (N,S,S), as the store holds them.
         rows: which of them, in order; None for all.
 
@@ -73,11 +72,7 @@ def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, dict]:
-    """Read a finished run's `model.pt`.
-
-    Returns:
-        The model in evaluation mode, and its metadata (model, width, size, resize, threshold,
-        run_id, …).
+    """Read a finished run's `model.pt`: the model in evaluation mode, and its metadata.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, not a model of this project, or its file in
@@ -94,10 +89,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError("its weights are no finite numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path.name} is not a model of this project ({error}): give the model.pt of a "
-            "finished run"
-        ) from error
+        need = "give the model.pt of a finished run"
+        raise ValueError(f"{path.name} is not a model of this project ({error}): {need}") from error
     name, trained = meta["model"], meta.get("architecture_fingerprint", "")
     if trained and user_networks.fingerprint(name) not in (trained, ""):
         raise ValueError(
@@ -145,7 +138,3 @@ def score_rows(
         resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
         workers=workers,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    raise SystemExit("this module is no command; use python -m thyroid_lib.deploy.predict_folder")

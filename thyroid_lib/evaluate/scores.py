@@ -53,8 +53,7 @@ def score_maps(
         names: case_id, dataset and group of every case.
         batches: probability maps, float32 (B,S,S), and references at native size, a list of B bool
             (H,W), in the order of `names`.
-        resize: how the frames were fitted, see `frames.fit_image`.
-        threshold, tolerance_px: see `frames.threshold_prob` and `metrics.score_case`.
+        resize, threshold, tolerance_px: see `score_map`.
         workers: processes; the result does not depend on it.
     """
     how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
@@ -62,10 +61,9 @@ def score_maps(
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
         for name, (case, dices, counts) in zip(names, each, strict=True):
-            group = name["group"]
             cases.append(name | case)
-            sweeps.append({"case_id": name["case_id"], "group": group} | dices)
-            bins[group] = bins.get(group, 0) + counts
+            sweeps.append({key: name[key] for key in ("case_id", "group")} | dices)
+            bins[name["group"]] = bins.get(name["group"], 0) + counts
     table = [
         {"group": group, "bin": bin_, "pixels": int(n), "mean_prob": p / n, "share": t / n}
         for group, counts in sorted(bins.items())
@@ -116,11 +114,8 @@ def count_logits(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:
 def fit_temperature(counts: np.ndarray) -> float:
     """Fit the temperature that calibrates a network: logits are divided by it.
 
-    Args:
-        counts: by `count_logits`, of validation cases, never of test cases.
-
-    Returns:
-        The temperature of least cross-entropy, in [0.1, 10]; above 1: the network is overconfident.
+    That of least cross-entropy in [0.1, 10]; above 1 the network is overconfident. `counts` is by
+    `count_logits`, of validation cases, never of test cases.
 
     Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
     """

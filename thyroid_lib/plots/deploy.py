@@ -15,39 +15,32 @@ SIDES = ("train", "val", "test")
 
 
 def released_table(about: dict) -> pd.DataFrame:
-    """Return one row per model: the released run, and whether its ONNX agrees with torch.
-
-    Args:
-        about: the contents of release.json.
-    """
-    rows = [
-        {
-            "model": name, "run": run["run_id"], "frames compared": run["agreement"]["frames"],
-            "agrees with torch": "yes" if run["agreement"]["agrees"] else "no",
-            "files": ", ".join(about["models"][name].values()),
-        }
-        for name, run in about["runs"].items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("model")
+    """Return one row per model of release.json: its run, and whether its ONNX agrees with torch."""
+    table = pd.DataFrame({"model": list(about["runs"])}).set_index("model")
+    runs = about["runs"].values()
+    table["run"] = [run["run_id"] for run in runs]
+    table["frames compared"] = [run["agreement"]["frames"] for run in runs]
+    table["agrees with torch"] = ["yes" if run["agreement"]["agrees"] else "no" for run in runs]
+    table["files"] = [", ".join(about["models"][name].values()) for name in table.index]
+    return table
 
 
 def released_sentence(about: dict) -> str:
     """State how many exports agree with torch, and which model is the default."""
     runs = about["runs"].values()
     agree = sum(run["agreement"]["agrees"] for run in runs)
+    how = "provisionally selected" if about.get("provisional") else "selected"
     return (
         f"{agree} of {len(runs)} exports agree with torch; the default model is "
-        f"{about['selected']}, which the comparison selected"
-        f"{' provisionally' * about.get('provisional', False)}."
+        f"{about['selected']}, which the comparison {how}."
     )
 
 
 def int8_table(groups: pd.DataFrame) -> pd.DataFrame:
     """Return the Dice of each group, and its change by int8; see `export.Release`."""
     change = (groups["int8"] - groups["fp32"]).round(3) + 0.0  # + 0.0 turns -0 into 0
-    return pd.DataFrame({"fp32": groups["fp32"].round(2), "change by int8": change}).set_axis(
-        pd.Index(groups["group"], name="group")
-    )
+    table = {"group": groups["group"], "fp32": groups["fp32"].round(2), "change by int8": change}
+    return pd.DataFrame(table).set_index("group")
 
 
 def int8_sentence(about: dict) -> str:
@@ -61,21 +54,15 @@ def int8_sentence(about: dict) -> str:
 
 
 def confidence(val: pd.DataFrame) -> Figure:
-    """Draw measured against expected Dice of each validation frame, before and after the fit.
-
-    Args:
-        val: see `export.Release`.
-    """
+    """Draw measured against expected Dice of each frame of `Release.val`, and after the fit."""
     styles = common.looks(val["model"])
     fig, axes = plt.subplots(1, 2, figsize=(common.FIGURE_WIDTH, 4.2), sharey=True, sharex=True)
-    names = ("expected", "confidence")
-    for ax, name in zip(axes, names, strict=True):
+    for ax, name in zip(axes, ("expected", "confidence"), strict=True):
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
         for model, part in val.groupby("model"):
             look = {key: styles[model][key] for key in ("color", "marker")}
             ax.plot(part[name], part["dice"], linestyle="", markersize=4, alpha=0.6, **look)
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        ax.set_aspect("equal")
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes[0].set(xlabel="expected Dice, from the probabilities", ylabel="Dice on validation")
     axes[1].set(xlabel="confidence, fitted")
     equal = Line2D([], [], color=FAINT, linewidth=0.8, label="equal")
@@ -96,11 +83,7 @@ def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
 
 
 def distances(found: pd.DataFrame) -> Figure:
-    """Draw the distance of each frame from the training frames, by group.
-
-    Args:
-        found: see `export.distances`.
-    """
+    """Draw the distance of each frame from the training frames, see `export.distances`."""
     sides = pd.Categorical(found["side"], SIDES)
     parts = found.groupby([sides, "group"], observed=True)["distance"]
     colours = dict(zip(SIDES, sns.color_palette("colorblind"), strict=False))
@@ -110,19 +93,15 @@ def distances(found: pd.DataFrame) -> Figure:
         ax.plot(part, row + shifts, "o", markersize=3, alpha=0.6, color=colours[side])
     for limit, word in ((FAR, "warning"), (TOO_FAR, "refused")):
         ax.axvline(limit, color=FAINT, linewidth=0.9, linestyle="--")
-        ax.annotate(
-            word, (limit, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), fontsize=8,
-            textcoords="offset points", va="top", color="0.4",
-        )  # fmt: skip
+        at = {"transform": ax.get_xaxis_transform(), "va": "top"}
+        ax.text(limit, 0.99, f" {word}", fontsize=8, color="0.4", **at)
     ax.set_yticks(range(len(parts)), [group for _, group in parts.groups])
     ax.invert_yaxis()
-    ax.set(xlim=(0, max(1.1 * TOO_FAR, 1.05 * found["distance"].max())))
-    ax.set(xlabel="distance from the training frames")
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=colours[side], label=side)
-        for side in SIDES
-        if side in set(found["side"])
-    ]
+    right = max(1.1 * TOO_FAR, 1.05 * found["distance"].max())
+    ax.set(xlim=(0, right), xlabel="distance from the training frames")
+    mark = {"linestyle": "", "marker": "o", "markersize": 5}
+    shown = sides.remove_unused_categories().categories
+    handles = [Line2D([], [], color=colours[side], label=side, **mark) for side in shown]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
@@ -141,9 +120,8 @@ def distances_sentence(found: pd.DataFrame) -> str:
 
 def answer(image: np.ndarray, found, *, title: str) -> Figure:
     """Draw a frame, uint8 (H,W), with the probability map, mask and doubts of its `Prediction`."""
-    fig, axes = common.image_axes(
-        3, 3, common.FIGURE_WIDTH / 3 * image.shape[0] / image.shape[1] + 0.6
-    )
+    height = common.FIGURE_WIDTH / 3 * image.shape[0] / image.shape[1] + 0.6
+    fig, axes = common.image_axes(3, 3, height)
     levels = image / 255
     common.draw_frame(axes[0, 0], levels, title)
     common.draw_frame(axes[0, 1], found.prob, "probability of thyroid")
