@@ -56,9 +56,9 @@ def batch(store: Store, rows: np.ndarray, *, seed: int = 0, count: int = 3) -> F
     mask = torch.from_numpy(store.masks[picked]).unsqueeze(1).float()
     changed = augment(image, mask, generator=generator)
     fig, axes = image_axes(2 * len(picked), len(picked), FIGURE_WIDTH / len(picked) + 0.1)
-    fig.set_size_inches(0.5 * fig.get_size_inches())  # small in bytes, as are pixels of 32 grays
+    fig.set_size_inches(0.5 * fig.get_size_inches())  # small in bytes, as are pixels of 16 grays
     for line, pair in zip(axes, ((image, mask), changed), strict=True):
         for ax, frame, ref in zip(line, *(part[:, 0].numpy() for part in pair), strict=True):
-            ax.imshow((31 * frame).round(), cmap="gray", vmin=0, vmax=31, interpolation="nearest")
+            ax.imshow((15 * frame).round(), cmap="gray", vmin=0, vmax=15, interpolation="nearest")
             outline(ax, ref > 0, REFERENCE)
     return fig
