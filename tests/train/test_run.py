@@ -71,8 +71,7 @@ def test_it_learns_and_leaves_its_tables(tiny_store, tmp_path):
     foreground = tiny_store.masks[run.sides == "train"].mean()
     assert about["train_foreground"] == pytest.approx(foreground, abs=1e-6)
     assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
-    assert about["machine"]["capability"] == torch.backends.cpu.get_cpu_capability()
-    assert isinstance(about["machine"]["bf16"], bool)
+    assert about["machine"].keys() >= {"capability", "bf16"}
     assert {"seed", "augment", "threshold", "protocol"} | SMALL.keys() <= about.keys()
     assert about["files"].keys() == TABLES
     for name, digest in about["files"].items():
