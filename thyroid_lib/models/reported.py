@@ -9,9 +9,8 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_con
 class SegNetReported(Network):
     """The reported study's "SegNet": 3 + 3 convolutions, 740,355 parameters.
 
-    Its last block ends in a ReLU, so no logit is below 0 and no probability below 0.5, which it is
-    exactly wherever the ReLU cuts. A prediction is therefore `prob > 0.5`, strictly, and BCE cannot
-    fall below (1 - f)·ln 2, f the masks' share of foreground.
+    Its last block ends in a ReLU, so no probability is below 0.5. A prediction is therefore
+    `prob > 0.5`, strictly, and BCE cannot fall below (1 - f)·ln 2, f the share of foreground.
     """
 
     divisor = 8
