@@ -2,8 +2,7 @@
 
 A training that goes on from a state ends in the same bits as one that never stopped (on a CPU with
 as many threads): all random numbers depend on seed, epoch and step alone. Within an epoch nothing
-waits for the device. Fused Adam takes exact square roots; those of the other one differ between
-processors.
+waits for the device. Fused Adam has exact square roots; the other one's differ between processors.
 """
 
 import time
