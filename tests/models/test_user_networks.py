@@ -1,6 +1,5 @@
 """A network of one's own: the how-to's example in a study, and what a wrong file is told."""
 
-import json
 import os
 import re
 import subprocess
@@ -71,14 +70,8 @@ def test_the_example_is_in_the_comparison(tmp_path):
     # by hand, width 4: 3x3 of 1-4 and 4-8, four of 8-8, 8-4, 1x1 of 4-1, biases, three norms
     convs = (9 + 1) * 4 + (36 + 1) * 8 + 4 * (72 + 1) * 8 + (72 + 1) * 4 + (4 + 1)
     assert summary.set_index("model").loc["dilated", "parameters"] == convs + 2 * (4 + 8 + 4)
-    assert "| dilated " in (top / "compare" / "summary.md").read_text("utf-8")
-    for name in ("cost", "stability", "ranks", "groups"):
-        assert "dilated" in set(pd.read_csv(top / "compare" / f"{name}.csv")["model"]), name
+    assert "dilated" in set(pd.read_csv(top / "compare" / "groups.csv")["model"])
     assert "dilated" in (top / "report.html").read_text("utf-8")
-    run = json.loads((top / "runs" / "dilated-grouped-fold0-seed0" / "run.json").read_text())
-    other = json.loads((top / "runs" / "unet-grouped-fold0-seed0" / "run.json").read_text())
-    assert run["training_version"] == other["training_version"]
-    assert "architecture_fingerprint" not in other
     assert steps(project, *both) == {}
     file.write_text(changed("(1, 2, 4, 8)", "(1, 2, 4)"), encoding="utf-8")
     assert steps(project, *both) == {"train": 1, "compare": 1, "report": 1}
@@ -158,9 +151,6 @@ def test_names_that_would_be_mistaken_are_refused(name, said, own):
     with pytest.raises(ValueError, match=said):
         models.build_model(name, width=4)
     check_networks(["segnet", "dilated"])  # which do not name it
-
-
-def test_an_unknown_name_lists_the_choices_and_how_to_add_one(own):
     with pytest.raises(ValueError, match=r"models: dilatet: unknown .*: unet, segnet") as told:
         check_networks(["dilatet"])
     assert "did you mean dilated?" in str(told.value)
@@ -176,11 +166,6 @@ def test_names_are_read_without_torch(own):
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
 
 
-def test_the_library_builds_as_before(own):
-    assert isinstance(models.build_model("unet", width=2), models.UNet)
-    assert user_networks.fingerprint("unet") == ""
-
-
 def test_the_file_is_read_anew_each_time(own):
     """Not from bytecode, which a quick edit of the same length would leave as it is."""
     path = own("quick")
@@ -190,12 +175,6 @@ def test_the_file_is_read_anew_each_time(own):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert len(models.build_model("quick", width=2).far) == 3
     assert not (path.parent / "__pycache__").exists()
-
-
-def test_the_packages_of_a_file_are_recorded(own):
-    assert user_networks.packages("dilated") == {}
-    own("dilated", changed("import torch\n", "import numpy, torch\n"))
-    assert user_networks.packages("dilated") == {"numpy": np.__version__}
 
 
 SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "lr": 2e-3, "threads": 1, "device": "cpu",
@@ -210,10 +189,14 @@ def test_a_run_is_trained_anew_when_its_file_changes(own, tiny_store, tmp_path):
 
     assert [train("dilated"), train("unet")] == [2, 2]
     assert [train("dilated"), train("unet")] == [0, 0]
+    assert user_networks.packages("dilated") == {}
     own("dilated", EXAMPLE + "# seen\n")
     assert [train("dilated"), train("unet")] == [0, 0]
     own("dilated", changed("(1, 2, 4, 8)", "(1, 2, 4)"))
     assert [train("dilated"), train("unet")] == [2, 0]
+    own("dilated", changed("import torch\n", "import numpy, torch\n"))
+    assert user_networks.packages("dilated") == {"numpy": np.__version__}
+    assert user_networks.fingerprint("unet") == ""
 
 
 def test_a_network_that_draws_goes_on_to_the_same_bytes(own, tiny_store, tmp_path, monkeypatch):

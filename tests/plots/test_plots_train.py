@@ -40,7 +40,7 @@ def test_source_and_batch(tiny_store):
     assert text.startswith("```python\ndef check(")
     assert text.endswith("\n```")
     fig = batch(tiny_store, np.arange(10))
-    assert len(fig.axes) == 10
-    above, below = fig.axes[0].images[0].get_array(), fig.axes[5].images[0].get_array()
+    assert len(fig.axes) == 6
+    above, below = fig.axes[0].images[0].get_array(), fig.axes[3].images[0].get_array()
     assert not np.array_equal(above, below)
-    assert len(batch(tiny_store, np.arange(3)).axes) == 6
+    assert len(batch(tiny_store, np.arange(2)).axes) == 4

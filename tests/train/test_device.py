@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from thyroid_lib.models import PRECISIONS, arithmetic
+from thyroid_lib.models import PRECISIONS
 from thyroid_lib.study.runner import PINNED
 from thyroid_lib.train import device
 from thyroid_lib.train.device import choose_device, choose_precision, fits
@@ -38,12 +38,6 @@ def test_a_cpu_gets_bf16_if_it_has_instructions_for_it(monkeypatch, has, wanted)
     assert choose_precision("auto", torch.device("mps")) == "fp32"
     for name in PRECISIONS:
         assert choose_precision(name, CPU) == name
-
-
-@pytest.mark.parametrize("choose", [choose_precision, arithmetic])
-def test_an_unknown_precision_is_refused(choose):
-    with pytest.raises(ValueError, match=r"precision: got 'half', need .*fp32, bf16, fp16"):
-        choose("half", CPU)
 
 
 def test_pinned_instructions_have_no_bf16():
@@ -89,7 +83,7 @@ def test_a_gpu_that_torch_has_no_code_for_is_said_and_passed_over(gpu, capsys):
     """As on Kaggle's P100: it is listed, and fails at the first operation."""
     gpu(RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore"))
     problem = device.gpu_problem()
-    assert "Tesla P100-PCIE-16GB (sm_60) is here, but torch" in problem
+    assert "Tesla P100-PCIE-16GB is here, but torch" in problem
     assert "it has code for sm_75, sm_80 alone" in problem
     assert "on Kaggle the T4" in problem
     assert choose_device("auto").type != "cuda"

@@ -11,24 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_versions import TRAIN
 
 from thyroid_lib.study.runner import PINNED
-
-TRAIN = """
-import hashlib, torch
-from thyroid_lib.models import build_model
-from thyroid_lib.train.recipe import fit
-torch.set_num_threads(1)
-draw = torch.Generator().manual_seed(0)
-images = torch.randint(0, 256, (10, 64, 64), generator=draw).byte()
-masks = (torch.nn.functional.avg_pool2d(images[:, None].float(), 9, 1, 4)[:, 0] > 128).byte()
-for name in ("unet", "segnet", "resunet"):
-    net = build_model(name, width=8).to(memory_format=torch.channels_last)
-    for state in fit(net, images, masks, seed=0, epochs=2, batch_size=5, lr=6e-3):
-        pass
-    weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
-    print(name, hashlib.sha256(weights).hexdigest(), state["loss"])
-"""
 
 
 @pytest.mark.slow
@@ -47,5 +32,4 @@ def test_another_processor_trains_to_the_same_bits():
         ).stdout
         for emulator in ([], [qemu, "-cpu", "Haswell"])
     ]  # fmt: skip
-    assert printed[0].count("\n") == 3
-    assert printed[0] == printed[1]
+    assert printed[0] == printed[1] != ""

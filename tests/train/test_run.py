@@ -71,8 +71,7 @@ def test_it_learns_and_leaves_its_tables(tiny_store, tmp_path):
     foreground = tiny_store.masks[run.sides == "train"].mean()
     assert about["train_foreground"] == pytest.approx(foreground, abs=1e-6)
     assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
-    assert about["machine"]["capability"] == torch.backends.cpu.get_cpu_capability()
-    assert isinstance(about["machine"]["bf16"], bool)
+    assert about["machine"].keys() >= {"capability", "bf16"}
     assert {"seed", "augment", "threshold", "protocol"} | SMALL.keys() <= about.keys()
     assert about["files"].keys() == TABLES
     for name, digest in about["files"].items():
@@ -317,29 +316,25 @@ def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"selection": "best"}, "need one of last, val, test"),
-        ({"selection": "val", "val_share": 0.0}, "raise val_share above 0"),
-        ({"selection": "test"}, "protocol 'reported' chooses on the test set"),
-        ({"protocol": "reported"}, "set both or neither"),
+        ({"selection": "best"}, "selection: got .*, need one of last, val, test"),
+        (
+            {"selection": "val", "val_share": 0.01, "protocol": "random"},
+            "needs validation cases: raise val_share",
+        ),
+        ({"selection": "test"}, "selection: got .*, but protocol grouped needs last or val"),
         ({"model": "vnet"}, "unet, segnet, resunet"),
-        ({"model": "segnet", "width": -1}, "width must be a whole number"),
-        ({"augment": "blur"}, "augment: got 'blur', need one of none, standard"),
-        ({"precision": "half"}, "precision: got 'half', need auto, fp32"),
-        ({"device": "tpu"}, "device: got 'tpu'"),
-        ({"protocol": "sweep"}, "need one of random, reported, official, grouped"),
-        ({"epoch": 3}, "no settings of the recipe: epoch"),
+        ({"width": -1}, "width: got -1"),
+        ({"precision": "half"}, "precision: got .*, need one of auto, fp32"),
+        ({"device": "tpu"}, "device: got .*, need one of auto, cpu"),
+        ({"epoch": 3}, "epoch: unknown .did you mean epochs"),
+        ({"size": 40}, "multiples of 16, got 40x40"),
     ],
 )
 def test_settings_that_do_not_fit_stop_before_any_work(tiny_store, tmp_path, wrong, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        train_model(tiny_store, out=tmp_path / "run", **SMALL | wrong)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_size_that_does_not_fit_stops_before_any_work(tiny_store, tmp_path):
-    wrong = replace(tiny_store, settings=tiny_store.settings | {"size": 40})
-    with pytest.raises(ValueError, match="multiples of 16, got 40x40"):
-        train_model(wrong, out=tmp_path / "run", **SMALL)
+    how = SMALL | wrong
+    store = replace(tiny_store, settings=tiny_store.settings | {"size": how.pop("size", 32)})
+    with pytest.raises(ValueError, match=message):
+        train_model(store, out=tmp_path / "run", **how)
     assert not (tmp_path / "run").exists()
 
 

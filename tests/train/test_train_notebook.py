@@ -40,22 +40,22 @@ def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
 
 
 @pytest.mark.parametrize(
-    ("model", "out", "folders"),
+    ("model", "out", "folder"),
     [
-        ("all", None, [f"results/alone/runs/{name}-grouped-fold0-seed0" for name in
-                       ("unet", "segnet", "resunet")]),
-        ("all", "results/x", [f"results/x/{name}-grouped-fold0-seed0" for name in
-                              ("unet", "segnet", "resunet")]),
-        ("unet", None, ["results/alone/runs/unet-grouped-fold0-seed0"]),
-        ("unet", "results/x/mine", ["results/x/mine"]),
+        ("all", None, "results/alone/runs/{}-grouped-fold0-seed0"),
+        ("all", "results/x", "results/x/{}-grouped-fold0-seed0"),
+        ("unet", None, "results/alone/runs/{}-grouped-fold0-seed0"),
+        ("unet", "results/x/mine", "results/x/mine"),
     ],
-)  # fmt: skip
-def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, folders):
+)
+def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, folder):
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path))
     given = {"model": model, "store": str(tiny_store.folder), "width": 2}
     space = run_cells("data", "network", "split", "batch", **given | ({"out": out} if out else {}))
-    assert list(space["outs"].values()) == [project_path(folder) for folder in folders]
-    assert (project_path(folders[0]) / "batch.png").exists()
+    names = ["unet", "segnet", "resunet"] if model == "all" else [model]
+    folders = [project_path(folder.format(name)) for name in names]
+    assert list(space["outs"].values()) == folders
+    assert (folders[0] / "batch.png").exists()
 
 
 def test_every_setting_of_a_training_is_a_parameter():

@@ -4,8 +4,6 @@ Shapes are written for the papers' width w = 64, images (N, 1, H, W). Every netw
 (in_channels, out_channels, width), returns logits (N, out_channels, H, W) and has a bias in every
 convolution. All networks draw their initial weights by the same scheme (`initialise`).
 
-    from thyroid_lib.models import Network, build_model, initialise
-
 torch is imported with the first of these names, not with the package: the workflow reads the names
 of user networks at every start.
 """

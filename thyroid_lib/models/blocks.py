@@ -24,9 +24,7 @@ def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
 class Network(nn.Module):
     """Base class of all networks: their arguments, and a check of the images they get.
 
-    Args:
-        in_channels, out_channels, width: whole numbers of at least 1. `width` is the number of
-            channels of the first stage, 64 in every paper; all other counts scale with it.
+    `width` is the number of channels of the first stage; all other counts scale with it.
     """
 
     divisor: int  # H and W must be multiples of it: 2 to the number of halvings

@@ -1,8 +1,5 @@
 """Checkpoints: files with checksums, used only under the key that they were saved under.
 
-    checkpoint.pt  checkpoint-previous.pt  while a run trains: its last two states
-    model.pt                               the finished run
-
 The key covers all that decides the weights: data, split, training settings, versions, and the code
 of a user's own network. Changes of metrics, plots or file names do not change it.
 """
@@ -28,8 +25,8 @@ def run_key(
 ) -> str:
     """Return a SHA-256 over all that decides the weights of a run.
 
-    data is the store's fingerprint, sides the side of every case (str, (N,)), parameters the
-    training settings, and architecture the code and packages of a user's own network, if it is one.
+    data: the store's fingerprint; sides: str (N,), of the split; parameters: the settings of the
+    training; architecture: code and packages of a user's network, else {}.
     """
     content = {
         "training_version": training_version,
@@ -51,13 +48,12 @@ def save(path: str | Path, state: dict) -> Path:
 def read(path: str | Path) -> dict:
     """Read a file of `save` on to the CPU: data, never code (`weights_only=True`).
 
-    ValueError: it is damaged (torch does not look at the checksums), or of another kind. OSError,
-    MemoryError: it cannot be read now, for a reason outside the file.
+    ValueError: damaged, or of another kind. OSError, MemoryError: it cannot be read now.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as records:
-            if damaged := records.testzip():
+            if damaged := records.testzip():  # torch does not look at the checksums
                 raise ValueError(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -76,14 +72,11 @@ def read(path: str | Path) -> dict:
 def load(path: str | Path, *, key: str) -> dict | None:
     """Read a state saved under this key; None if there is none, or one of another training.
 
-    A damaged file is reported and removed. A file that cannot be read now stays, and OSError or
-    MemoryError is raised.
+    A damaged file is reported and removed. OSError, MemoryError: it cannot be read now, and stays.
     """
     path = Path(path)
-    if not path.exists():
-        return None
     try:
-        state = read(path)
+        state = read(path) if path.exists() else {}
     except ValueError as error:
         print_note(f"{error}: it is passed over and removed")
         path.unlink()

@@ -1,9 +1,4 @@
-"""Networks by name; their initial weights, input, precision and cost.
-
-model = build_model("unet", width=16)
-initialise(model, seed=0)
-logits = model(image)  # (N,1,H,W) in [0,1] → (N,1,H,W)
-"""
+"""Networks by name; their initial weights, input, precision and cost."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -35,22 +30,22 @@ def build_model(
 ) -> Network:
     """Build a network of the library or of a user by name; `initialise` then sets its weights.
 
-    A width (base channels) of None or 0 is the papers' 64. ValueError: unknown or ambiguous name, a
-    user's file that does not fit, or a count below 1.
+    A width of None or 0 is the papers' 64. ValueError: unknown or ambiguous name, a user's file
+    that does not fit, or a count below 1.
     """
-    own, width = user_networks.files(), width or PAPER_WIDTH
-    if name in MODELS and name in own:
+    own, counts = user_networks.files(), (in_channels, out_channels, width or PAPER_WIDTH)
+    if name in own and name not in MODELS:
+        return user_networks.build(name, *counts)
+    if name in own:
         raise ValueError(
             f"architectures/{name}.py has the name of a network of the library: rename the file"
         )
-    if name not in MODELS and name not in own:
+    if name not in MODELS:
         raise ValueError(
             f"unknown model {name!r}; choose one of {', '.join([*MODELS, *own])}, or write "
             f"{user_networks.FOLDER}/{name}.py ({user_networks.HELP})"
         )
-    if name in own:
-        return user_networks.build(name, in_channels, out_channels, width)
-    return MODELS[name](in_channels, out_channels, width)
+    return MODELS[name](*counts)
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager:
@@ -71,7 +66,6 @@ def to_input(images: Tensor) -> Tensor:
 def initialise(model: nn.Module, seed: int) -> None:
     """Set all weights, in place, by PyTorch's default scheme, which the reported study used.
 
-    Convolutions and their biases are uniform within ±1/sqrt(fan_in), batch norm starts at 1 and 0.
     The same seed gives the same weights on any device; the global random state is left alone.
     """
     device = next(model.parameters()).device
@@ -92,10 +86,9 @@ def count_parameters(model: nn.Module) -> int:
 def multiply_adds(model: Network, size: int) -> int:
     """Multiply-adds for one image (1, in_channels, size, size), biases not counted.
 
-    torch's FlopCounterMode counts two operations for each. It runs on the "meta" device, which has
-    shapes and no values, so nothing is computed and the model is untouched.
+    Counted on the "meta" device, which has shapes and no values: the model is untouched.
     """
     shapes = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes(torch.empty(1, model.in_channels, size, size, device="meta"))
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2  # it counts two operations for each

@@ -9,13 +9,11 @@ from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_con
 class SegNetReported(Network):
     """The reported study's "SegNet": 3 + 3 convolutions, 740,355 parameters.
 
-    Its last block ends in a ReLU, so no logit is below 0 and no probability below 0.5, which it is
-    exactly wherever the ReLU cuts. A prediction is therefore `prob > 0.5`, strictly, and BCE cannot
-    fall below (1 - f)·ln 2, f the masks' share of foreground.
+    Its last block ends in a ReLU, so no probability is below 0.5. A prediction is therefore
+    `prob > 0.5`, strictly, and BCE cannot fall below (1 - f)·ln 2, f the share of foreground.
     """
 
     divisor = 8
-
     last_relu = True
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = PAPER_WIDTH):
@@ -54,13 +52,7 @@ class ReportedResidualUnit(nn.Module):
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(before, after, 3, padding=1),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1),
-            nn.BatchNorm2d(after),
-        )
+        self.residual = conv_bn_relu(before, after, after)[:-1]
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,10 +61,7 @@ class ReportedResidualUnit(nn.Module):
 
 
 class ResUNetReported(Network):
-    """The reported study's "Residual U-Net": 8,047,361 parameters.
-
-    A U-Net of three levels: post-activation residual units, max-pooling, transposed convolutions.
-    """
+    """A U-Net of three levels with post-activation residual units; 8,047,361 parameters."""
 
     divisor = 8
 

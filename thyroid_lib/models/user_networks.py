@@ -20,7 +20,6 @@ from thyroid_lib.files.writing import project_path
 
 FOLDER = "architectures"
 HELP = "docs/new-model.md has an example"
-NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SEEDS = 5  # initial weights that are tried before outputs within 0 to 1 count as probabilities
 
 
@@ -39,22 +38,26 @@ def fingerprint(name: str) -> str:
 def problem(name: str) -> str:
     """Say in one line what is wrong with a network's name or file, without running it; else ""."""
     where = f"{FOLDER}/{name[:50]}.py"
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
         return f"{where}: a name needs a-z first, then a-z, 0-9 and _, 40 at most"
     if "_reported" in name:
         return f"{where}: _reported marks networks of the replication: need another name"
     try:
-        tree = ast.parse(files()[name].read_text(encoding="utf-8-sig"))
         packages(name)
+        body = _parse(name).body
     except SyntaxError as error:
         return f"{where}, line {error.lineno}: {error.msg}: need Python; {HELP}"
     except UnicodeDecodeError as error:
         return f"{where}: need a text: {error}"
     except (OSError, ValueError) as error:
         return str(error)
-    if not any(isinstance(node, ast.ClassDef) for node in tree.body):
+    if not any(isinstance(node, ast.ClassDef) for node in body):
         return f"{where}: no class in it, need one derived from Network; {HELP}"
     return ""
+
+
+def _parse(name: str) -> ast.Module:
+    return ast.parse(files()[name].read_text(encoding="utf-8-sig"))
 
 
 def packages(name: str) -> dict[str, str]:
@@ -64,7 +67,7 @@ def packages(name: str) -> dict[str, str]:
     is not installed. An edit there would not retrain its runs.
     """
     lines, versions = {}, {}
-    for node in ast.walk(ast.parse(files()[name].read_text(encoding="utf-8-sig"))):
+    for node in ast.walk(_parse(name)):
         if isinstance(node, ast.Import):
             lines |= {alias.name: node.lineno for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -87,17 +90,10 @@ def packages(name: str) -> dict[str, str]:
 
 
 def build(name: str, in_channels: int, out_channels: int, width: int):
-    """Build a user's network; ValueError names file, line and what is needed."""
-    network = load(name)
-    try:
-        return network(in_channels, out_channels, width)
-    except (Exception, SystemExit) as error:
-        need = f"{network.__name__}(in_channels, out_channels, width)"
-        raise _located(error, name, need) from error
+    """Run a network's file and build the one class in it that is derived from `models.Network`.
 
-
-def load(name: str) -> type:
-    """Run a network's file; return the one class in it that is derived from `models.Network`."""
+    ValueError: names the file, its line where there is one, and what is needed.
+    """
     from thyroid_lib.models import Network
 
     if wrong := problem(name):
@@ -107,27 +103,30 @@ def load(name: str) -> type:
     sys.modules[spec.name] = module  # dataclasses look for it there
     # Cached bytecode would outlive an edit within a second that keeps the file's length.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    need = "a file that can be imported"
     try:
         spec.loader.exec_module(module)
+        classes = {each for each in vars(module).values() if isinstance(each, type)}
+        own = [each for each in classes if issubclass(each, Network)]
+        own = [each for each in own if each.__module__ == spec.name]
+        if len(own) == 1:
+            need = f"{own[0].__name__}(in_channels, out_channels, width)"
+            return own[0](in_channels, out_channels, width)
     except (Exception, SystemExit) as error:
-        raise _located(error, name, "a file that can be imported") from error
+        raise _located(error, name, need) from error
     finally:
         sys.dont_write_bytecode = before
-    classes = {each for each in vars(module).values() if isinstance(each, type)}
-    found = [each for each in classes if issubclass(each, Network) and each.__module__ == spec.name]
-    if len(found) != 1:
-        names = ", ".join(sorted(each.__name__ for each in found)) or "none"
-        raise ValueError(
-            f"{FOLDER}/{name}.py: classes derived from thyroid_lib.models.Network: {names}; need "
-            f"one (its parts derive from torch's nn.Module); {HELP}"
-        )
-    return found[0]
+    names = ", ".join(sorted(each.__name__ for each in own)) or "none"
+    raise ValueError(
+        f"{FOLDER}/{name}.py: classes derived from thyroid_lib.models.Network: {names}; need one "
+        f"(its parts derive from torch's nn.Module); {HELP}"
+    )
 
 
 def check(net, name: str, size: int) -> None:
     """Check a user's network for images of this size (px) before any training; resets its weights.
 
-    ValueError: names the file, its line where there is one, and what is needed.
+    ValueError: as `build`.
     """
     try:
         wrong = _misfit(net, size)
@@ -144,9 +143,8 @@ def _misfit(net, size: int) -> str:
 
     at_least_one("divisor", getattr(net, "divisor", None))
     net.check(torch.empty(1, net.in_channels, size, size, device="meta"))
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(float("nan"))
+    for parameter in net.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
     initialise(net, seed=0)
     if unset := [key for key, value in net.named_parameters() if not value.isfinite().all()]:
         return (

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 AUGMENTS = ("none", "standard")  # "none": `augment` is not called
-
 MIRRORED = 0.5  # share of the frames
 SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
 RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
@@ -31,22 +30,15 @@ RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
 
 
 def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return frames and masks changed by "standard", in float32 even under autocast.
+    """Return frames in [0,1] and masks in {0,1}, float32 (B,1,S,S), changed by "standard".
 
-    Args:
-        images: float32 (B,1,S,S) in [0,1].
-        masks: float32 (B,1,S,S) in {0,1}, moved as their images are.
-        generator: on the images' device; all draws come from it.
-
-    Returns:
-        New images and masks of the same shapes, memory layouts and ranges.
+    All draws come from the generator, which is on their device. Memory layouts stay.
     """
     with torch.autocast(images.device.type, enabled=False):
         moved, new_masks = _move(images, masks, generator)
-        gamma = _draw("gamma", images, generator, log=True)
-        gain = _draw("gain", images, generator)
-        lit = gain.view(-1, 1, 1, 1) * moved ** gamma.view(-1, 1, 1, 1)
-        new_images = (lit * _speckle(images, generator)).clamp_(0, 1)
+        gamma = _draw("gamma", images, generator, log=True).view(-1, 1, 1, 1)
+        gain = _draw("gain", images, generator).view(-1, 1, 1, 1)
+        new_images = (gain * moved**gamma * _speckle(images, generator)).clamp_(0, 1)
     # in the memory layout of the arguments
     return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
 
@@ -69,16 +61,15 @@ def _move(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Te
     rows = (mirror * across, mirror * along, right), (-along, across, down)
     window = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B,2,3)
     grid = functional.affine_grid(window, images.shape, align_corners=False)  # (B,S,S,2)
-    both = torch.cat([images, masks], 1)  # (B,2,S,S)
-    both = functional.grid_sample(both, grid, align_corners=False)  # bilinear, zeros outside
+    both = functional.grid_sample(torch.cat([images, masks], 1), grid, align_corners=False)
     return both[:, :1], (both[:, 1:] > 0.5).float()
 
 
 def _speckle(images: Tensor, generator: torch.Generator) -> Tensor:
     """Factors around 1, (B,1,S,S), of the drawn spread and the grain of speckle."""
-    count, _, height, width = images.shape
     spread = _draw("speckle", images, generator).view(-1, 1, 1, 1)
-    more = SPECKLE_PX - 1  # so that the border has as much noise as the rest
-    noise = images.new_empty(count, 1, height + more, width + more).normal_(generator=generator)
+    count, _, *sides = images.shape
+    sides = [side + SPECKLE_PX - 1 for side in sides]  # the border has as much noise as the rest
+    noise = images.new_empty(count, 1, *sides).normal_(generator=generator)
     # a mean of n² pixels has 1/n of their spread
     return 1 + spread * SPECKLE_PX * functional.avg_pool2d(noise, SPECKLE_PX, stride=1)

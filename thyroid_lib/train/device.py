@@ -1,4 +1,4 @@
-"""Device and precision of training: what this machine has, or what was asked for."""
+"""Device, precision and memory of a training."""
 
 import platform
 from collections.abc import Iterator
@@ -9,31 +9,25 @@ import torch
 
 from thyroid_lib.files.locks import visible_gpus
 from thyroid_lib.files.writing import print_note
-from thyroid_lib.models import PRECISIONS
 
 
 def choose_device(device: str = "auto") -> torch.device:
     """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there and works.
 
-    ValueError: the device asked for is not there, or torch cannot use it.
+    ValueError: the named device is not there, or torch cannot use it.
     """
     problem = gpu_problem() if device in ("auto", "cuda") else ""
-    usable = {
-        "cuda": torch.cuda.is_available() and not problem,
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    names = [name for name, works in usable.items() if works]
-    if device == "auto":
-        if problem:
-            print_note(f"{problem}; {names[0]} is used instead")
-        return torch.device(names[0])
-    if device not in names:
+    names = ["cuda"] if torch.cuda.is_available() and not problem else []
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    names += ["cpu"]
+    if device == "auto" and problem:
+        print_note(f"{problem}; {names[0]} is used instead")
+    if device not in ("auto", *names):
         reason = problem and f": {problem}"
         raise ValueError(
             f"device: got {device!r}, this machine has {', '.join(names)}; or say auto{reason}"
         )
-    return torch.device(device)
+    return torch.device(names[0] if device == "auto" else device)
 
 
 @cache
@@ -41,45 +35,38 @@ def gpu_problem() -> str:
     """Say why torch cannot use this machine's GPU; "" if it can, or if there is none.
 
     torch lists GPUs that it has no code for, and fails at the first operation: one is tried here.
-
-    Raises:
-        RuntimeError: the operation fails for another reason, which may pass (memory in use).
+    RuntimeError: it fails for another reason, which may pass (memory in use).
     """
     version = torch.__version__
     if not torch.cuda.is_available():
         lacks = "has no CUDA in it" if torch.version.cuda is None else "cannot reach its driver"
         return f"a GPU is here, but torch {version} {lacks}" if visible_gpus() else ""
-    name = torch.cuda.get_device_name()
+    here = f"{torch.cuda.get_device_name()} is here, but torch {version} cannot"
     try:
         ones = torch.ones(1, 4, 8, 8, device="cuda")
         torch.nn.functional.conv2d(ones, ones[:, :, :3, :3]).sum().item()  # waits for the result
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        if "no kernel image" not in reason:
-            raise RuntimeError(
-                f"{name} is here, but torch {version} cannot compute on it ({reason}): end what "
-                "else uses it, or set device to cpu"
-            ) from error
-        major, minor = torch.cuda.get_device_capability()
-        return (
-            f"{name} (sm_{major}{minor}) is here, but torch {version} cannot use it (it has code "
-            f"for {', '.join(torch.cuda.get_arch_list())} alone): take another GPU, on Kaggle the "
-            "T4 under Settings, Accelerator"
-        )
+        if "no kernel image" in reason:
+            return (
+                f"{here} use it (it has code for {', '.join(torch.cuda.get_arch_list())} alone): "
+                "take another GPU, on Kaggle the T4 under Settings, Accelerator"
+            )
+        raise RuntimeError(
+            f"{here} compute on it ({reason}): end what else uses it, or set device to cpu"
+        ) from error
     return ""
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into the precision that this device is fast at; ValueError for an unknown one.
+    """Turn "auto" into the precision that this device is fast at; another one stays.
 
     "bf16" on CUDA of compute capability 8 (A100, L4) and up and on a CPU with instructions for it;
     "fp16", with a scaled loss, on CUDA of capability 7 (V100, T4); else "fp32". Weights, loss and
     optimiser are float32 always.
     """
-    if precision in PRECISIONS:
-        return precision
     if precision != "auto":
-        raise ValueError(f"precision: got {precision!r}, need auto, {', '.join(PRECISIONS)}")
+        return precision
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
@@ -89,9 +76,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
 def cpu_has_bf16() -> bool:
     """Whether torch may use this CPU's bf16 instructions; without them bf16 is slower than fp32."""
     # The capability in use: environment variables, such as those of a pinned study, may lower it.
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return allowed and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -122,19 +108,26 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
     """Turn a lack of memory into a RuntimeError that says which of the settings to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        texts = "CUDA error: out of memory", "backend out of memory", "ALLOC_FAILED"
-        texts += "can't allocate memory", "not enough memory"
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(text in str(error) for text in texts):
+    except (RuntimeError, MemoryError) as error:
+        known = "out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory"
+        exact = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not exact and not any(text in str(error) for text in known):
             raise
-        free = ""
-        if device.type == "cuda" and torch.cuda.is_available():
-            free = f" ({torch.cuda.mem_get_info(device)[0] / 2**30:.1f} GiB are free now)"
         lower = [name for name in ("batch_size", "width", "size") if name in settings]
         raise RuntimeError(
-            f"device {device.type} has too little memory{free} for "
+            f"device {device.type} has too little memory for "
             f"{', '.join(f'{name} {value}' for name, value in settings.items())}: lower "
             f"{', or else '.join(lower)}; precision bf16 or fp16 takes less than fp32; or end what "
             "else uses the device, or set device to cpu"
         ) from error
+
+
+@contextmanager
+def fast_kernels() -> Iterator[None]:
+    """Within it, cuDNN finds the fastest kernels by trial; scores are made with its default ones."""
+    usual = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = usual

@@ -42,19 +42,18 @@ def check_tensorboard(wanted: bool) -> None:
 
 
 @contextmanager
-def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict, float], None]]:
-    """Open the event file of a run that has trained `done` epochs; close it at any end.
+def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], None]]:
+    """Open the event file of a run that has trained `done` epochs; later points are taken back.
 
-    Later points, of an attempt that was killed, are taken back. Yields a function that writes an
-    epoch's record (as in `history.csv`) and the images per second; if it fails, the curves end with
-    a note and the training goes on. OSError: the folder cannot be written.
+    Yields a function that writes an epoch's numbers, by name; if it fails, the curves end with a
+    note and the training goes on. OSError: the folder cannot be written.
     """
     if not wanted:
-        yield lambda record, images_per_second: None
+        yield lambda numbers: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    folder, failed = Path(run) / FOLDER, []
+    folder, failed = run / FOLDER, []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*") if not done else ():
@@ -65,23 +64,19 @@ def curves(run: str | Path, *, wanted: bool, done: int) -> Iterator[Callable[[di
     except OSError as error:
         raise write_error(error, folder) from error
 
-    def attempt(write: Callable[[], None]) -> None:
+    def show(numbers: dict, finish: Callable[[], None] = writer.flush) -> None:
         try:
-            if not failed:
-                write()
+            for name in numbers.keys() - {"epoch"} if not failed else ():
+                side, _, measure = name.partition("_")  # train_loss -> loss/train
+                tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
+                writer.add_scalar(tag, numbers[name], numbers["epoch"])
+            finish()
         except OSError as error:
+            if not failed:
+                print_note(f"{run.name}: no more live curves ({error}); the training goes on")
             failed.append(error)
-            print_note(f"{Path(run).name}: no more live curves ({error}); the training goes on")
-
-    def show(record: dict, images_per_second: float) -> None:
-        points = record | {"images_per_second": images_per_second}
-        for name in points.keys() - {"epoch"}:
-            side, _, measure = name.partition("_")  # train_loss -> loss/train
-            tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
-            writer.add_scalar(tag, points[name], record["epoch"])
-        writer.flush()
 
     try:
-        yield lambda record, speed: attempt(lambda: show(record, speed))
+        yield show
     finally:
-        attempt(writer.close)
+        show({}, writer.close)

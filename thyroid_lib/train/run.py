@@ -8,9 +8,8 @@
     run.json       all settings, key, versions, machine, time, memory, checksums of the tables
     tensorboard/   on request, see `live`
 
-Weights are trained again only if their key has changed (see `models.checkpoint`); scores and tables
-are made at every call. A training that was stopped (Ctrl-C, a notebook's stop button, SIGTERM, a
-time budget) or killed goes on from its last whole epoch.
+Weights are trained again only if their key has changed (see `models.checkpoint`). A training that
+was stopped (by a signal or a time budget) or killed goes on from its last whole epoch.
 """
 
 import json
@@ -26,7 +25,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from thyroid_lib import __version__
+from thyroid_lib import __version__, models
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
@@ -36,14 +35,12 @@ from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
-from thyroid_lib.models import build_model, checkpoint, count_parameters, multiply_adds
-from thyroid_lib.models import user_networks as own_networks
+from thyroid_lib.models import checkpoint, user_networks
+from thyroid_lib.settings import check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
-from thyroid_lib.train.augment import AUGMENTS
 from thyroid_lib.train.validate import validate
 
-UNRECORDED = {"store", "out", "recipe_settings", "budget_minutes", "tensorboard"}
 NOT_IN_KEY = {"protocol", "fold", "folds", "val_share", "threshold"}  # the first four: in the split
 
 
@@ -80,37 +77,22 @@ def train_model(
 ) -> Run:
     """Train, go on, or find the run finished; leave `model.pt` and `history.csv` in `out`.
 
-    Args:
-        model, width: see `models.build_model`.
-        protocol, fold, folds, val_share: see `data.splits.split_cases`.
-        selection: which epoch's weights are kept: "last", the one of best Dice on "val", or, under
-            protocol "reported" alone, of best pooled Dice on "test".
-        threads: CPU threads, 0 for all; another number gives other last bits.
-        device, precision: of training, see `device`; scores are made in fp32.
-        budget_minutes: stop after so many, 0 for no limit; THYROID_DEADLINE (Unix time) stops, too.
-        recipe_settings: seed, epochs, batch_size, lr, augment: see `recipe.RECIPE`.
+    `settings.Parameters` and `recipe.RECIPE` describe the settings. selection: the kept weights are
+    the last, those of best Dice on "val" or, under protocol "reported" alone, of best pooled Dice
+    on "test". device, precision: of training; scores are made in fp32.
 
     Raises:
-        TypeError, ValueError: unknown or impossible settings, before any work.
+        ValueError: unknown or impossible settings, before any work.
         FloatingPointError, RuntimeError: the loss is no finite number; too little memory.
         Stopped: it was stopped; the next call goes on.
     """
-    settings = {name: value for name, value in locals().items() if name not in UNRECORDED}
-    if unknown := recipe_settings.keys() - recipe.RECIPE.keys():
-        raise TypeError(f"no settings of the recipe: {', '.join(sorted(unknown))}")
-    settings = recipe.RECIPE | recipe_settings | settings
-    for name, choices in (("selection", recipe.SELECTIONS), ("augment", AUGMENTS)):
-        if settings[name] not in choices:
-            raise ValueError(f"{name}: got {settings[name]!r}, need one of {', '.join(choices)}")
-    if (selection == "test") != (protocol == "reported"):
-        raise ValueError(
-            f"got selection {selection!r} and protocol {protocol!r}: protocol 'reported' chooses "
-            "on the test set, and no other does; set both or neither"
-        )
+    settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
+    settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
+    del settings["budget_minutes"], settings["tensorboard"]  # no result depends on them
     split = {name: settings[name] for name in ("protocol", "fold", "folds", "val_share")}
     sides = split_cases(store.index, **split)
     if selection != "last" and not (sides == "val").any():
-        raise ValueError(f"selection {selection!r} needs validation cases: raise val_share above 0")
+        raise ValueError(f"selection {selection!r} needs validation cases: raise val_share")
     live.check_tensorboard(tensorboard)
     where = devices.choose_device(device)
     if threads:
@@ -120,12 +102,12 @@ def train_model(
         "precision": devices.choose_precision(precision, where),
         "threads": torch.get_num_threads() if where.type == "cpu" else 0,  # decide no bit of a GPU
     }
-    net = build_model(model, width=width)
+    net = models.build_model(model, width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
     own = {}
-    if code := own_networks.fingerprint(model):
-        own_networks.check(net, model, store.size)
-        own = {"code": code, "packages": own_networks.packages(model)}
+    if code := user_networks.fingerprint(model):
+        user_networks.check(net, model, store.size)
+        own = {"code": code, "packages": user_networks.packages(model)}
     key = checkpoint.run_key(
         data=store.fingerprint,
         sides=sides,
@@ -139,11 +121,9 @@ def train_model(
         finished = checkpoint.load(out / "model.pt", key=key)
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
-            with stop_requests(budget_minutes) as stop_reason:
-                finished, trained_epochs = _train(
-                    net, store, sides, settings, where, out, key, stop_reason, tensorboard
-                )
-                stopped = stop_reason()
+            finished, trained_epochs, stopped = _train(
+                net, store, sides, settings, where, out, key, budget_minutes, tensorboard
+            )
         meta = finished["meta"] | settings | {
             "run_id": out.name, "size": store.size, "resize": store.settings["resize"],
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
@@ -157,42 +137,37 @@ def train_model(
         history = pd.DataFrame(finished["history"])
         write_table(out / "history.csv", history)
     # Weights trained just now are restored like stored ones: both give the same bits of scores.
-    net, val_net = (
-        restore_model(model, width, finished[name]) if name in finished else None
-        for name in ("weights", "val_weights")
-    )
+    names = [name for name in ("weights", "val_weights") if name in finished]
+    net, val_net, *_ = *(restore_model(model, width, finished[x]) for x in names), None
     return Run(out, net, val_net, sides, history, meta | {"trained_epochs": trained_epochs})
 
 
-def _train(net, store, sides, settings, where, out, key, stop_reason, tensorboard):
-    """Train the epochs that are missing; return what `model.pt` holds, and how many they were."""
-    epochs, selection = settings["epochs"], settings["selection"]
+def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorboard):
+    """Train the missing epochs; return what `model.pt` holds, their number, the reason to stop."""
+    epochs, selection, lr = (settings[name] for name in ("epochs", "selection", "lr"))
     choosing = {"last": [], "val": ["val"], "test": ["test", "val"]}[selection]
     rows = torch.from_numpy(np.flatnonzero(sides == "train"))
     watched = sorted(side for side in {"val", selection} if (sides == side).any())
     state = checkpoint.resume(out, key=key) or {"epoch": 0, "history": [], "best": {}}
     history, best, begun = state["history"], state["best"], state["epoch"]
-    steps = len(recipe.cut_batches(rows, settings["batch_size"]))
+    steps = len(recipe.cut_batches(rows, settings["batch_size"]))  # in an epoch
     sizes = {name: settings[name] for name in ("model", "width", "batch_size", "precision")}
 
-    def stop_if_asked() -> None:
+    def after_step(steps: int = 1) -> None:
+        bar.update(steps)
         if reason := stop_reason():
             raise Stopped(
                 f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}; the "
                 "epochs before it are kept, start it again and it goes on"
             )
 
-    def after_step() -> None:
-        bar.update()
-        stop_if_asked()
-
-    stop_if_asked()
     with (
+        stop_requests(budget_minutes) as stop_reason,
         devices.out_of_memory(where, size=store.size, **sizes),
         live.curves(out, wanted=tensorboard, done=begun) as show,
         live.progress(out.name, steps=epochs * steps, done=begun * steps) as bar,
+        devices.fast_kernels(),
     ):
-        torch.backends.cudnn.benchmark = True  # finds the fastest kernels by trial
         net.to(where, memory_format=torch.channels_last)
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
@@ -202,13 +177,13 @@ def _train(net, store, sides, settings, where, out, key, stop_reason, tensorboar
             if not math.isfinite(state["loss"]):
                 raise FloatingPointError(
                     f"{out.name}: the loss became {state['loss']} in epoch {state['epoch']}, at lr "
-                    f"{settings['lr']:g} in {settings['precision']}: lower lr (to a tenth, say), "
-                    "train in fp32, or look at the frames; the last good checkpoint is kept"
+                    f"{lr:g} in {settings['precision']}: lower lr (to a tenth, say), train in "
+                    "fp32, or look at the frames; the last good checkpoint is kept"
                 )
-            record = {"epoch": state["epoch"], "lr": settings["lr"], "train_loss": state["loss"]}
+            record = {"epoch": state["epoch"], "lr": lr, "train_loss": state["loss"]}
             for side in watched:
-                cases = np.flatnonzero(sides == side)
-                seen = validate(net, store, cases, where, settings["precision"], stop_if_asked)
+                cases, how = np.flatnonzero(sides == side), (where, settings["precision"])
+                seen = validate(net, store, cases, *how, after_batch=lambda: after_step(0))
                 record |= seen.summary(side)
             for side in choosing:  # on "test" the reported study's Dice, as the choice was its own
                 score = record["test_dice_pooled" if side == "test" else "val_dice"]
@@ -217,24 +192,22 @@ def _train(net, store, sides, settings, where, out, key, stop_reason, tensorboar
                     best[side] = {"epoch": state["epoch"], "score": score, "weights": copied}
             history = [*history, record]
             checkpoint.keep(out, state | {"history": history, "best": best, "key": key})
-            show(record, len(rows) * state["epoch"] / state["seconds"])
-            if state["epoch"] < epochs:
-                stop_if_asked()
+            show(record | {"images_per_second": len(rows) * state["epoch"] / state["seconds"]})
     net.cpu()
-    last = {"epoch": epochs, "weights": net.state_dict()}
-    weights = {"weights": best.get(selection, last)["weights"]}
+    chosen = best.get(selection, {"epoch": epochs, "weights": net.state_dict()})
+    weights = {"weights": chosen["weights"]}
     if selection == "test":
         weights["val_weights"] = best["val"]["weights"]
     meta = {
-        "parameters": count_parameters(net),
-        "multiply_adds": multiply_adds(net, store.size),
-        "selected_epoch": best.get(selection, last)["epoch"],
+        "parameters": models.count_parameters(net),
+        "multiply_adds": models.multiply_adds(net, store.size),
+        "selected_epoch": chosen["epoch"],
         "train_foreground": sum(float(store.masks[row].mean()) for row in rows) / len(rows),
         "train_seconds": round(state["seconds"], 3),
         "images_per_second": round(len(rows) * epochs / state["seconds"], 2),
         "peak_memory_mib": round(devices.peak_memory(where) / 2**20),
     }
-    return weights | {"history": history, "meta": meta}, epochs - begun
+    return weights | {"history": history, "meta": meta}, epochs - begun, stop_reason()
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,9 +215,8 @@ def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torc
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written
         pair = torch.from_numpy(store.images), torch.from_numpy(store.masks)
-    if not devices.fits(device, 2 * store.images.nbytes):
-        return pair
-    return tuple(part.to(device) for part in pair)
+    keep_there = devices.fits(device, 2 * store.images.nbytes)
+    return tuple(part.to(device) for part in pair) if keep_there else pair
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
@@ -255,46 +227,31 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
     torch.backends.cudnn.benchmark = False  # the same kernels at each call
     device = devices.choose_device(run.meta["device"])
-    how = {
-        "threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device,
-        "workers": count_workers(len(rows), run.meta["threads"]),
-    }  # fmt: skip
-    tables = {"history": run.history}
+    how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
+    how["workers"] = count_workers(len(rows), run.meta["threads"])
     with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
-        scores = score_rows(run.model, store, rows, **how)
-        cases = scores.cases
+        tables = {"history": run.history, **vars(score_rows(run.model, store, rows, **how))}
+        cases = tables.pop("cases")
         if run.val_model:
             square = validate(run.model, store, rows, device)
             cases = cases.assign(square_both=square.both, square_total=square.total)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
-        temperature = _temperature(run, store, device)
-    tables |= {
-        "scores": cases, "thresholds": scores.thresholds, "calibration": scores.calibration
-    }  # fmt: skip
+        tables["scores"] = cases
+        temperature, held_back = None, np.flatnonzero(run.sides == "val")
+        if len(held_back) and not run.val_model:
+            predicted = predict_logits(run.model, store.images, rows=held_back, device=device)
+            counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
+            temperature = round(fit_temperature(sum(counts)), 4)
+    versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about = run.meta | {
         "tolerance_px": tolerance_px,
         "temperature": temperature,
         "scoring_seconds": round(time.perf_counter() - began, 3),
-        "versions": {
-            "thyroid_lib": __version__, "python": platform.python_version(),
-            "torch": torch.__version__, "numpy": np.__version__, "pandas": pd.__version__,
-        },
+        "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": devices.describe_machine(device),
-    }  # fmt: skip
+    }
     with folder_lock(run.out):
         paths = [write_table(run.out / f"{name}.csv", each) for name, each in tables.items()]
         about["files"] = {path.name: file_digest(path) for path in paths}
         write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return cases
-
-
-def _temperature(run: Run, store: Store, device: torch.device) -> float | None:
-    """Calibrate on the validation cases; None without any, and under protocol "reported"."""
-    rows = np.flatnonzero(run.sides == "val")
-    if not len(rows) or run.val_model:
-        return None
-    counts = sum(
-        count_logits(to_prob(logits), store.masks[part] > 0)
-        for part, logits in predict_logits(run.model, store.images, rows=rows, device=device)
-    )
-    return round(fit_temperature(counts), 4)
