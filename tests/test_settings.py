@@ -171,6 +171,7 @@ PAPERMILL = [
 
 
 @pytest.mark.parametrize(("given", "words"), PAPERMILL)
+@pytest.mark.study
 def test_plain_papermill_refuses_before_any_work(given, words, tmp_path):
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", NOTEBOOKS["3-train"], out, *given]

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.writing import project_path
+from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import LEAKY, list_runs, read_study, show
 from thyroid_lib.study import checksums

@@ -33,7 +33,8 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import gather
-from thyroid_lib.files.writing import project_path, write_file
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.settings import list_runs, read_study
 from thyroid_lib.study.second_copy import copy_whole

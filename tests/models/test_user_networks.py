@@ -55,6 +55,7 @@ def test_the_example_is_short_and_in_style():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.study
 def test_the_example_is_in_the_comparison(tmp_path):
     """By one file and one word of the parameters; an edit trains its runs anew and no others."""
     project = copy_project(tmp_path)

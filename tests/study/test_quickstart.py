@@ -11,6 +11,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.study
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ("sweep", "alikeness", "curves", "frames_held_back", "sweeps_held_back", "exams")
 

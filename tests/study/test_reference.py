@@ -115,6 +115,7 @@ def test_nothing_of_the_real_frames_is_committed():
         (None, "", ""),
     ],
 )
+@pytest.mark.study
 def test_one_character_of_arithmetic_makes_nbval_fail(tmp_path, module, old, new):
     """And the same copy without a change passes, so that it fails for that reason."""
     for name in ("thyroid_lib", "results/reference/demo"):

@@ -16,6 +16,8 @@ import pytest
 from thyroid_lib.files import locks
 from thyroid_lib.study import parameters, runner
 
+pytestmark = pytest.mark.study
+
 ROOT = Path(__file__).parents[2]
 PARAMETERS = 'name = "a"  # a text\ncount = 1\nrate = 0.5\nflag = True\nseeds = [0]'
 

@@ -213,7 +213,8 @@ def test_the_files_of_runner_and_kernel_are_copied(project):
         )
     ]
     cells += map(nbformat.v4.new_code_cell, (
-        "from thyroid_lib.files.writing import project_path, write_file\n"
+        "from thyroid_lib.files.paths import project_path\n"
+        "from thyroid_lib.files.writing import write_file\n"
         "from thyroid_lib.study import platforms",
         "platforms.start()\nwrite_file(project_path(out) / 'a.csv', 'a');",
     ))  # fmt: skip

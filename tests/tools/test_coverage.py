@@ -31,6 +31,7 @@ def name_of(design) -> tuple:
     return design.name, design.groups, design.folds, design.seeds, design.run
 
 
+@pytest.mark.study
 def test_coverage_and_rejections_are_as_stated():
     table = stated()
     assert list(table.index) == [name_of(design) for design in coverage.DESIGNS]

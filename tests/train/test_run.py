@@ -357,6 +357,7 @@ def train_plainly(net, store, rows, *, seed, epochs, batch_size, lr):
 
 # SegNet's seeds lie farther apart
 @pytest.mark.parametrize(("model", "within"), [("unet", 0.02), ("segnet", 0.06), ("resunet", 0.02)])
+@pytest.mark.study
 def test_fast_training_ends_at_the_dice_of_a_plain_loop(tiny_store, tmp_path, model, within):
     settings = {"epochs": 40, "batch_size": 5, "lr": 5e-3}
     fast, plain = [], []

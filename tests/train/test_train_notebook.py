@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from thyroid_lib.files.writing import project_path
+from thyroid_lib.files.paths import project_path
 from thyroid_lib.train import recipe
 from thyroid_lib.train.run import train_model
 

@@ -14,7 +14,8 @@ from thyroid_lib import settings
 from thyroid_lib.compare.bootstrap import cube, cubes, intervals, macro_estimate, sort_rows
 from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.writing import project_path, write_file, write_table
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")

@@ -33,7 +33,8 @@ from thyroid_lib.data.locate import find_data
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers, map_in_order
-from thyroid_lib.files.writing import print_note, project_path, write_error, write_file, write_table
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import print_note, write_error, write_file, write_table
 
 SOURCES = {"phantom": phantom.cases, "tg3k": tg3k.cases, "folder": folder_source.cases_in}
 FILES = ("images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv")

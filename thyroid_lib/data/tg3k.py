@@ -26,7 +26,8 @@ from thyroid_lib.data import folder as folder_source
 from thyroid_lib.data.cases import make_table
 from thyroid_lib.data.frames import FORMATS, Refused
 from thyroid_lib.files.locks import claim_path
-from thyroid_lib.files.writing import project_path, short_reason
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import short_reason
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive

@@ -30,7 +30,7 @@ from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predict_folder import mask_png, table_csv
 from thyroid_lib.deploy.predictor import ROW, Prediction, Predictor, read_picture
 from thyroid_lib.deploy.segmentation import segmentation
-from thyroid_lib.files.writing import project_path
+from thyroid_lib.files.paths import project_path
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # the default: the first found
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from thyroid_lib.files.paths import project_path as project_path  # until its callers are renamed
-
 # Called with each file that was written or removed, and whether it is gone.
 written: list[Callable[[Path, bool], None]] = []
 

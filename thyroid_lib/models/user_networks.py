@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import code_fingerprint
-from thyroid_lib.files.writing import project_path
+from thyroid_lib.files.paths import project_path
 
 FOLDER = "architectures"
 HELP = "docs/new-model.md has an example"

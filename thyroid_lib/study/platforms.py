@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from thyroid_lib.data.locate import where
-from thyroid_lib.files.writing import print_note, project_path
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import print_note
 from thyroid_lib.study import second_copy
 
 GPU_MENU = {

@@ -5,7 +5,7 @@ import importlib.util
 import os
 
 from thyroid_lib.data.locate import asks_network
-from thyroid_lib.files.writing import project_path
+from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import user_networks
 from thyroid_lib.settings import NETWORKS, printable, unknown
 

@@ -34,8 +34,9 @@ import psutil
 
 from thyroid_lib.files import writing
 from thyroid_lib.files.locks import claim_gpu, claim_path
+from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.stopping import deadline, signals
-from thyroid_lib.files.writing import print_note, project_path, write_file
+from thyroid_lib.files.writing import print_note, write_file
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record

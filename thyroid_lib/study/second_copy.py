@@ -17,7 +17,8 @@ from queue import SimpleQueue
 
 from thyroid_lib.data.locate import folder_of, where
 from thyroid_lib.files import writing
-from thyroid_lib.files.writing import print_note, project_path, write_error
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import print_note, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for the copies
 REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied

@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from thyroid_lib.files.writing import NOTE, no_grammars, project_path
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import NOTE, no_grammars
 
 
 def tidy_notebook(path: Path, *, source: Path) -> str:

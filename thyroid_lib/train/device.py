@@ -124,7 +124,7 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
-    """Within it, cuDNN finds the fastest kernels by trial; scores are made with its default ones."""
+    """Within it, cuDNN finds the fastest kernels by trial; scores come from its default ones."""
     usual = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
