@@ -28,13 +28,13 @@ from pathlib import Path
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
-from thyroid_lib.settings import LEAKY, list_runs, read_study, show
+from thyroid_lib.settings import LEAKY, TRAINING, list_runs, read_study, show
 from thyroid_lib.study import checksums
 from thyroid_lib.study.second_copy import copy_whole
 
-TRAINED = (  # settings that change the weights of every run
-    "size", "resize", "width", "epochs", "batch_size", "lr", "selection", "augment", "val_share",
-)  # fmt: skip
+# Settings that change the weights of every run; those of the machine are compared if not `auto`.
+MACHINE = "threads", "device", "precision"
+TRAINED = ("size", "resize", "val_share", *(key for key in TRAINING if key not in MACHINE))
 STORES = "store/store.json", "store-reported/store.json"
 # What zipfile raises for a zip that is truncated, altered, encrypted or compressed in another way.
 DAMAGED = (
