@@ -188,7 +188,8 @@ def assert_same(study: Study, expected: Study) -> tuple[int, int]:
     names = [path.relative_to(study.results).as_posix() for path in study.results.rglob("*")]
     assert not (left := [name for name in names if HALF_DONE.search(name)]), f"left behind: {left}"
     assert not (left := study.processes()), f"still running: {left}"
-    return found.files + 1, found.bytes + len(pages[0])
+    files = [path for path in study.results.rglob("*") if path.is_file()]
+    return found.files + 1, sum(path.stat().st_size for path in files)
 
 
 def _page(results: Path) -> str:

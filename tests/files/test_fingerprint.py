@@ -54,7 +54,7 @@ def names(*paths: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("from thyroid_lib.files import locks", {"files/locks.py", "files/paths.py"}),
+        ("from thyroid_lib.files import locks", {"files/locks.py", "files/writing.py"}),
         ("def later():\n    from thyroid_lib.files.paths import project_path", {"files/paths.py"}),
         ("import thyroid_lib.files.paths", {"files/paths.py"}),
         ("from thyroid_lib.models import build_model", {"models/registry.py", "models/segnet.py"}),

@@ -270,7 +270,7 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     assert "1 of 5 steps failed, 0 were stopped, 3 are done" in page
     assert f"3-train-{failed}: In [" in page
     assert f'href="logs/3-train-{failed}.ipynb"' in page
-    assert "Not done, as they need others: 4-compare." in page
+    assert "Not done, because they need other steps: 4-compare." in page
     assert "1. Preprocess" in page
     assert steps(project, "--config", "size=48", "models=[segnet,unet]") == TRAIN
     # mended: only what is missing is done, and the report tells of failures no more

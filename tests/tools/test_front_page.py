@@ -21,6 +21,7 @@ def test_the_pages_are_those_of_the_committed_tables():
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_figure_is_that_of_the_committed_tables(theme, tmp_path):
+    plt.rcdefaults()  # as in the tool's own process, whatever style other tests have set
     summary = pd.read_csv(ROOT / page.STUDY / "compare" / "summary.csv")
     figure = front_figure(summary, page.read_frame(page.FRAME), group="sweep", theme=theme)
     figure.savefig(tmp_path / "drawn.png", dpi=180)

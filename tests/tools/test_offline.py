@@ -166,7 +166,7 @@ def test_results_hold_nothing_of_their_user(jane):
 def test_logs_show_folders_by_short_names(jane):
     logs = jane.project / "results" / "tiny" / "logs"
     log = (logs / "1-preprocess.ipynb").read_text("utf-8")
-    assert '"output_path": "./results/tiny/logs/1-preprocess.ipynb"' in log
+    assert '"output_path": "results/tiny/logs/1-preprocess.ipynb"' in log
     assert '"data": "~/data"' in log
     executed = (logs.parent / "notebooks" / "1-preprocess.ipynb").read_text("utf-8")
     assert 'data = \\"~/data\\"' in executed  # `project_path` expands it

@@ -188,13 +188,6 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
     return " ".join(each) or "One frame alone: there is no pair to compare."
 
 
-def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
-    """Read the best, the median and the worst of the cases that were scored."""
-    each = _join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
-    groups = count_of(scores["group"].nunique(), "sweep")
-    return f"Dice of {count_of(scores['case_id'].nunique(), 'frame')} of {groups}: {each}."
-
-
 def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
     (first, second), gaps, several = table.columns, -table.diff(axis=1).iloc[:, 1], len(table) > 1

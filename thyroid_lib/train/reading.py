@@ -24,6 +24,14 @@ def batch_reading(augment: str) -> str:
     )
 
 
+def cases_reading(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
+    """Say the Dice of the picked ones (best, median, worst) of the cases that were scored."""
+    frames, groups = scores["case_id"].nunique(), scores["group"].nunique()
+    each = ", ".join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
+    of = f"{frames} frame{'s' * (frames != 1)} of {groups} group{'s' * (groups != 1)}"
+    return f"Dice of {of}: {each}."
+
+
 def curve_reading(name: str, history: pd.DataFrame) -> str:
     """Say where validation Dice is best, how it ends and how often it falls.
 
