@@ -76,8 +76,8 @@ session.open("results/demo")
 if sys.argv[2] == "running":
     session.on_start()
     step = subprocess.Popen(["sleep", "600"])
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     step.wait()
