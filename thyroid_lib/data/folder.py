@@ -67,8 +67,8 @@ def cases_in(path: str | Path, dataset: str = "folder") -> pd.DataFrame:
     if not all(folders):
         held = ", ".join(there[:8]) or "nothing"
         raise ValueError(f"{path} must hold the folders images/ and masks/, it holds {held}")
-    images, masks = (path / names[0] for names in folders)
-    return cases(images, masks, path / "groups.csv" if "groups.csv" in there else None, dataset)
+    groups = path / "groups.csv" if "groups.csv" in there else None
+    return cases(*(path / names[0] for names in folders), groups, dataset)
 
 
 def _list_images(folder: Path) -> dict[str, list[str]]:
@@ -129,9 +129,8 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
     strangers = [key for key in group_of if key not in known]
     if len(strangers) == len(group_of):
         needed = f"case_id must be a file's name without its ending, such as {min(known)!r}"
-        raise ValueError(
-            f"{path.name} names no image that is there, in {len(rows)} lines: {needed}"
-        )
+        said = f"names no image that is there, in {len(rows)} lines: {needed}"
+        raise ValueError(f"{path.name} {said}")
     if strangers:
         said = f"names {len(strangers)} cases that are not there: {strangers[0]!r} …"
         warnings.warn(f"{path.name} {said}", stacklevel=3)

@@ -8,7 +8,6 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -40,28 +39,42 @@ def read_gray(path: str | Path) -> np.ndarray:
     path = Path(path)
     try:
         if not path.is_file():
-            raise ValueError("is no file, give a PNG, JPEG, BMP or TIFF file")
+            raise Refused("is no file, give a PNG, JPEG, BMP or TIFF file")
         with open(path, "rb") as file:
             if path.stat().st_size == 0:
-                raise ValueError("is empty (0 bytes), copy it again from its source")
-            return _decode(file)
-    except ValueError as error:  # the name's repr stays on one line whatever is in it
-        raise ValueError(f"{path.name!r} {error}") from error
-    except OSError as error:
-        problem = f"{path.name!r} cannot be opened ({error.strerror}), check its permissions"
-        raise ValueError(problem) from error
+                raise Refused("is empty (0 bytes), copy it again from its source")
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if getattr(image, "n_frames", 1) > 1:
+                raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
+            if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
+                image.verify()
+                file.seek(0)
+                image = Image.open(file, formats=FORMATS)
+            tags = getattr(image, "tag_v2", {})
+            return _gray_levels(ImageOps.exif_transpose(image), tags)
+    except Exception as error:  # decoders raise a dozen kinds on a damaged file
+        if isinstance(error, Refused):
+            what = str(error)
+        elif isinstance(error, Image.DecompressionBombError):
+            what = f"has more than {MAX_PIXELS // 1_000_000} megapixels, save it smaller"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            what = "is no PNG, JPEG, BMP or TIFF image, convert it to one"
+        elif isinstance(error, OSError) and error.errno:
+            what = f"cannot be opened ({error.strerror}), check its permissions"
+        else:
+            what = (str(error) or type(error).__name__).splitlines()[0]
+            what = f"is damaged ({what}), copy or export it again"
+        # the name's repr stays on one line whatever is in it
+        raise ValueError(f"{path.name!r} {what}") from error
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
     """Convert decoded pixels to gray levels, uint8 (H,W): of files, DICOM and arrays.
 
-    Args:
-        levels: gray (H,W), uint8 or uint16, or RGB, uint8 (H,W,3).
-        bits: number of bits that are used; 0 for all bits of the type.
-        inverted: whether 0 is white.
-
-    Raises:
-        ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
+    levels: gray (H,W), uint8 or uint16, or RGB (H,W,3), uint8. bits: how many are used, 0 for all.
+    inverted: 0 is white. ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
     """
     levels = np.asarray(levels)
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
@@ -88,9 +101,8 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
-    20 % of the frame.
-
-    Returns the mended mask, bool (H,W), and how many components and pixels were removed.
+    20 % of the frame. Returns the mended mask, bool (H,W), and how many components and pixels were
+    removed.
     """
     # One row and one column more than text may fill: what reaches these does not lie wholly inside.
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
@@ -184,32 +196,6 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
     longer = max(height, width)
     rows, columns = max(1, round(height * size / longer)), max(1, round(width * size / longer))
     return (size - rows) // 2, (size - columns) // 2, rows, columns
-
-
-def _decode(file: BinaryIO) -> np.ndarray:
-    """Decode an opened image file to uint8 (H,W); errors read on from the file's name."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1:
-            raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
-        if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
-            image.verify()
-            file.seek(0)
-            image = Image.open(file, formats=FORMATS)
-        tags = getattr(image, "tag_v2", {})
-        return _gray_levels(ImageOps.exif_transpose(image), tags)
-    except Refused:
-        raise
-    except Image.DecompressionBombError as error:
-        most = MAX_PIXELS // 1_000_000
-        raise ValueError(f"has more than {most} megapixels, save it smaller") from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError("is no PNG, JPEG, BMP or TIFF image, convert it to one") from error
-    except Exception as error:  # decoders raise a dozen kinds on a damaged file
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"is damaged ({what}), copy or export it again") from error
 
 
 def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:

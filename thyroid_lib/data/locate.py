@@ -30,15 +30,14 @@ def find_data(data: str | Path) -> Path | None:
     `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
     set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
     TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
-    folder or zip named tg3k…), else fetched.
-
-    Raises:
-        ValueError: not of these forms.
-        RuntimeError: it cannot be fetched; says how to get it by hand.
+    folder or zip named tg3k…), else fetched. ValueError: not of these forms. RuntimeError: it
+    cannot be fetched; says how to get it by hand.
     """
     data = str(data)
-    if asks_network(data):
-        return _find_release() if data == "auto" else _find_dataset(data)
+    if data == "auto":
+        return _find_release()
+    if data.startswith("kaggle:"):
+        return _find_dataset(data)
     return project_path(data) if data else None
 
 
@@ -88,7 +87,8 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        problem = f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it"
-        by_hand = f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it"
-        advice = f"is missing, or {by_hand} with a browser and set `data` to its folder"
-        raise RuntimeError(f"{problem} {advice}") from error
+        raise RuntimeError(
+            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
+            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
+            "it with a browser and set `data` to its folder"
+        ) from error

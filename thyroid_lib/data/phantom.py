@@ -76,8 +76,7 @@ def cases(
         record.unlink(missing_ok=True)
         _draw_folder(folder, **drawn)
         write_file(record, wanted)  # last: only a complete folder has it
-    parts = (folder / part for part in ("images", "masks", "groups.csv"))
-    return folder_source.cases(*parts, dataset="phantom")
+    return folder_source.cases_in(folder, "phantom")
 
 
 def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
@@ -94,8 +93,7 @@ def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
             for frame, array in enumerate(arrays):
                 levels = array.astype(np.uint8) * (255 if part == "masks" else 1)
                 Image.fromarray(levels).save(folder / part / f"s{sweep:02d}f{frame:03d}.png")
-        count = len(drawn["images"])
-        rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(count))
+        rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(how["frames"]))
     write_file(folder / "groups.csv", rows)
 
 

@@ -9,9 +9,9 @@ reported study's other flaws too. `official` is the split that came with the dat
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.settings import LEAKY, PROTOCOLS
+
 TEST_SHARE = 0.3  # of the frames under `random`, as reported
-PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out")
-LEAKY = ("random", "reported", "official")  # a group may stand on two sides
 
 
 def split_cases(
@@ -21,15 +21,13 @@ def split_cases(
 
     Args:
         index: the store's cases with columns `case_id`, `group`, and `official` for that protocol.
-        protocol: one of `PROTOCOLS`.
         fold: which fold is the test set, 0 … folds − 1. Under `random` it numbers the draw.
-        folds: number of test folds under `grouped`; every group is tested in exactly one. Under
-            `leave-one-group-out` the number of groups.
+        folds: under `grouped` every group is tested in exactly one of them; under
+            `leave-one-group-out` their number is that of the groups.
         val_share: wanted share of the training frames that are held back for validation; whole
             groups, except under `random`, so the share is met as closely as they allow.
 
-    Returns:
-        Array of str (len(index),), the same for all models and seeds.
+    Returns an array of str (len(index),), the same for all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
@@ -84,16 +82,16 @@ def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int
         if folds != count:
             problem = f"folds: got {folds}, {protocol} has one fold per group: set folds to {count}"
             raise ValueError(problem)
-        fold_of = dict(zip(frames.index, range(folds), strict=True))
-    else:
-        if count < folds:
-            problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
-            raise ValueError(f"{problem} or fewer")
-        # Largest group first into the lightest fold: folds of nearly equal size, the same always.
-        loads, fold_of = np.zeros(folds, dtype=int), {}
-        for group, size in frames.sort_values(ascending=False, kind="stable").items():
-            fold_of[group] = int(loads.argmin())
-            loads[fold_of[group]] += size
+        tested = index["group"].to_numpy() == frames.index[fold]
+        return tested, ~tested
+    if count < folds:
+        problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
+        raise ValueError(f"{problem} or fewer")
+    # Largest group first into the lightest fold: folds of nearly equal size, the same always.
+    loads, fold_of = np.zeros(folds, dtype=int), {}
+    for group, size in frames.sort_values(ascending=False, kind="stable").items():
+        fold_of[group] = int(loads.argmin())
+        loads[fold_of[group]] += size
     tested = index["group"].map(fold_of).to_numpy() == fold
     return tested, ~tested
 

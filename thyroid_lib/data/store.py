@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -80,7 +80,7 @@ class Store:
     @property
     def mended(self) -> dict[str, int]:
         """Number of masks that each rule of `frames.MENDS` changed."""
-        return {rule: int((self.index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
+        return _mended(self.index)
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
@@ -92,10 +92,8 @@ class Store:
 def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
     """Make the case table of a source, a key of `SOURCES`.
 
-    Args:
-        data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
-        folder: where "phantom" is written.
-        drawn: sweeps, frames, seed and text of "phantom".
+    `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
+    "phantom" is written to `folder`, drawn by the sweeps, frames, seed and text.
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
@@ -117,16 +115,14 @@ def build_store(
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
     Each row of `cases` ends up in the store's index or, with its reason, in its quarantine. Files
-    of other names in `folder` are left alone.
+    of other names in `folder` are left alone. ValueError: not one usable case, or a folder that
+    holds the store of another source.
 
     Args:
         size: side of the stored squares in pixels.
         resize: "square" or "letterbox", see `frames.fit_image`.
         mend: rules that mend the masks, see `frames.mend_mask`.
         workers: processes; the result does not depend on it.
-
-    Raises:
-        ValueError: not one usable case, or a folder that holds the store of another source.
     """
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
@@ -151,9 +147,7 @@ def build_store(
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     """Open a store; its arrays are memory maps. `verify` compares every file's checksum, too.
 
-    Raises:
-        FileNotFoundError: no store there, or an incomplete one.
-        ValueError: its files are damaged or do not belong together.
+    FileNotFoundError: none there, or an incomplete one. ValueError: damaged, or of several stores.
     """
     folder = Path(folder)
     if missing := [name for name in ("store.json", *FILES) if not (folder / name).is_file()]:
@@ -184,11 +178,9 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
     Where it is missing, or holds another source than `cases`, a small store is built beside it: of
     `cases` or, without any, of phantoms.
     """
-    name = f"{ALONE}/store"
-    try:
+    name, store = f"{ALONE}/store", None
+    with suppress(FileNotFoundError):
         store = open_store(project_path(name))
-    except FileNotFoundError:
-        store = None
     if store and cases is not None and _is_foreign(store, cases):
         print(f"{name} is not used: it holds {store}")
         store = None
@@ -199,6 +191,10 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
         store = build_store(cases, project_path(name), size=64)
     print(f"{name}: {store}")
     return store
+
+
+def _mended(index: pd.DataFrame) -> dict[str, int]:
+    return {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
 
 
 def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
@@ -226,12 +222,12 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    names = cases[["case_id", "group", "dataset", "official"]].itertuples(index=False, name=None)
+    columns = [cases[name] for name in ("case_id", "group", "dataset", "official")]
+    paths = cases["image_path"], cases["mask_path"]
+    columns += [[Path(path).name for path in column] for column in paths]
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
-        digests = [pool.map(_digest, cases[name]) for name in ("image_path", "mask_path")]
-        paths = cases["image_path"], cases["mask_path"]
-        for name, *pair, image, mask in zip(names, *paths, *digests, strict=True):
-            line = [*name, *(Path(path).name for path in pair), image, mask]
+        columns += [pool.map(_digest, column) for column in paths]
+        for line in zip(*columns, strict=True):
             total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -293,11 +289,12 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
-            counts = quarantine["reason"].value_counts().to_dict()
-            reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-            first = f"; the first: {' '.join(quarantine.iloc[0, 1:])}" if counts else ""
-            total = len(quarantine)
-            raise ValueError(f"no case can be used, of {total}: {reasons or 'none'}{first}")
+            counts = quarantine["reason"].value_counts().items()
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts)
+            first = "".join(f"; the first: {' '.join(row[1:])}" for row in quarantine.values[:1])
+            raise ValueError(
+                f"no case can be used, of {len(quarantine)}: {reasons or 'none'}{first}"
+            )
         # the number of cases is known only now; NumPy leaves room for it in the header
         _write_headers(files, len(rows), settings["size"], offset)
         for file in files:
@@ -308,8 +305,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     index = pd.DataFrame(rows, columns=list(INDEX))
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
-    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
-    counts = {"cases": len(index), "mended": mended, "quarantined": len(quarantine)}
+    counts = {"cases": len(index), "mended": _mended(index), "quarantined": len(quarantine)}
     about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
     about |= {"files": _digest_files(folder)}
     about |= {"checksum": _hash_json(about)}
