@@ -144,7 +144,7 @@ CHANGES = {
     "name": lambda cases, settings: cases.__setitem__("case_id", [*"ABCDE", "b02"]),
     "image": draw_over("image_path"),
     "mask": draw_over("mask_path"),
-    "a case less": lambda cases, settings: cases.drop(index=0, inplace=True),
+    "a case less": lambda cases, settings: cases.loc.__setitem__((0, "mask_path"), ""),
 }
 
 
