@@ -19,8 +19,7 @@ from thyroid_lib.files import stopping
 from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.models import build_model, checkpoint
 from thyroid_lib.train import recipe
-from thyroid_lib.train.run import score_run, train_model
-from thyroid_lib.train.validate import validate
+from thyroid_lib.train.run import score_run, train_model, validate
 
 SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,

@@ -29,10 +29,8 @@ def cases(
 
     Names are paired without regard to letter case. A missing partner is an empty path, a name that
     occurs twice (a.png and a.jpg) is two rows, a case that `groups` (a CSV with columns case_id,
-    the file's name without its ending, and group) does not name has group "".
-
-    Raises:
-        ValueError: no folder, nothing in it, no name in common, or a wrong `groups`.
+    the file's name without its ending, and group) does not name has group "". ValueError: no
+    folder, nothing in it, no name in common, or a wrong `groups`.
     """
     images, masks = Path(images), Path(masks)
     image_of, mask_of = _list_images(images), _list_images(masks)
@@ -105,10 +103,8 @@ def _read_groups(path: Path, known: set[str]) -> dict[str, str]:
         raise ValueError(problem) from error
     for column in ("case_id", "group"):
         if columns.count(column) != 1:
-            raise ValueError(
-                f"{path.name} needs one column {column}, its columns are {columns[:8]}; write "
-                "case_id,group, separated by a comma"
-            )
+            said = f"needs one column {column}, its columns are {columns[:8]}"
+            raise ValueError(f"{path.name} {said}; write case_id,group, separated by a comma")
     group_of: dict[str, str] = {}
     for row in rows:
         name, group = row["case_id"].strip(), row["group"].strip()

@@ -30,11 +30,9 @@ def read_gray(path: str | Path) -> np.ndarray:
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
-    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen.
-
-    Raises:
-        ValueError: not an image file, damaged, more than one picture, over 64 megapixels, or of
-            gray levels that 8 bits cannot hold. One sentence with the file's name.
+    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen. ValueError, with the
+    file's name: no image file, damaged, several pictures, over 64 megapixels, levels that 8 bits
+    cannot hold.
     """
     path = Path(path)
     try:

@@ -261,9 +261,8 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
             raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except case_table.BadCase as bad:
         return case_table.problem_row(case, *bad.args), None
-    foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
-    names = case.case_id, case.dataset, case.group
-    row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
+    row = [case.case_id, case.dataset, case.group, *mask.shape, f"{mask.mean():.6f}"]
+    row += [case.official, *chain.from_iterable(changed.values())]
     fit = settings["size"], settings["resize"]
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
 
@@ -277,7 +276,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
         _write_headers(files, 0, settings["size"], 0)
-        each = (SimpleNamespace(**case._asdict()) for case in cases.itertuples(index=False))
+        each = (SimpleNamespace(**case) for case in cases.to_dict("records"))
         work = map_in_order(partial(_prepare, settings=settings), each, workers)
         for row, arrays in stack.enter_context(closing(work)):
             if arrays is None:

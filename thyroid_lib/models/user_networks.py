@@ -80,10 +80,9 @@ def packages(name: str) -> dict[str, str]:
         if top in {"torch", "thyroid_lib"} | sys.stdlib_module_names:
             continue
         if not (found := metadata.packages_distributions().get(top)):
-            raise ValueError(
-                f"{where} {top or 'a file beside it'}, which is no installed package: install it, "
-                "or write what is needed into this one file"
-            )
+            problem = f"{top or 'a file beside it'}, which is no installed package"
+            advice = "install it, or write what is needed into this one file"
+            raise ValueError(f"{where} {problem}: {advice}")
         versions[top] = metadata.version(found[0])
     return dict(sorted(versions.items()))
 
@@ -123,10 +122,7 @@ def build(name: str, in_channels: int, out_channels: int, width: int):
 
 
 def check(net, name: str, size: int) -> None:
-    """Check a user's network for images of this size (px) before any training; resets its weights.
-
-    ValueError: as `build`.
-    """
+    """Check a user's network at this size (px) of images; reset its weights. Raises as `build`."""
     try:
         wrong = _misfit(net, size)
     except Exception as error:

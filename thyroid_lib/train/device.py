@@ -105,8 +105,7 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         known = "out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory"
-        exact = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not exact and not any(text in str(error) for text in known):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in known):
             raise
         given = ", ".join(f"{name} {value}" for name, value in settings.items())
         lower = ", or else ".join(n for n in ("batch_size", "width", "size") if n in settings)
