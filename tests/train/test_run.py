@@ -291,15 +291,12 @@ def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"selection": "best"}, "selection: got .*, need 'last', 'val' or 'test'"),
         (
             {"selection": "val", "val_share": 0.01, "protocol": "random"},
             "needs validation cases: raise val_share",
         ),
         ({"selection": "test"}, "selection: got .*, but protocol grouped needs last or val"),
         ({"model": "vnet"}, "unet, segnet, resunet"),
-        ({"width": -1}, "width: got -1"),
-        ({"precision": "half"}, "precision: got .*, need 'auto', 'fp32'"),
         ({"device": "tpu"}, "device: got .*, need 'auto', 'cpu'"),
         ({"epoch": 3}, "epoch: unknown .did you mean epochs"),
         ({"size": 40}, "multiples of 16, got 40x40"),
