@@ -17,7 +17,6 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -269,12 +268,7 @@ class Seen(NamedTuple):
 
 
 def validate(
-    net: nn.Module,
-    store: Store,
-    rows: np.ndarray,
-    device: str | torch.device,
-    precision: str = "fp32",
-    after_batch: Callable[[], None] = lambda: None,
+    net: nn.Module, store: Store, rows: np.ndarray, device, precision="fp32", after_batch=None
 ) -> Seen:
     """Compare the network's predictions for these rows of the store with their masks."""
     # Filled in place: small tensors made per batch would fragment the device's memory.
@@ -289,5 +283,6 @@ def validate(
         seen.loss[here] = loss.mean((1, 2, 3))
         seen.both[here] = (pred & ref).sum((1, 2, 3))
         seen.total[here] = pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
-        after_batch()
+        if after_batch:
+            after_batch()
     return Seen(*(each.cpu().numpy() for each in seen))
