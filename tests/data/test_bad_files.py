@@ -124,73 +124,70 @@ def test_a_picture_that_may_not_be_read(tmp_path, monkeypatch):
         frames.read_gray(put(tmp_path / "x", PNG))
 
 
-# kind: (image, mask, reason, words); None is no file
-BAD_PAIRS = {
-    "image cut": (PNG[:-12], encode(MASK), "unreadable image", "'image cut.png' is damaged"),
-    "mask empty": (PNG, b"", "unreadable mask", "'mask empty.png' is empty (0 bytes)"),
-    "mask of another size": (PNG, encode(MASK[:, 1:]), "size mismatch", "and 191 x 264 (height"),
-    "image turned by exif, mask not": (
-        encode(IMAGE, exif=TURNED), encode(MASK), "size mismatch", "265 x 191 and 191",
+GOOD = encode(MASK)
+# name of the image: (image, mask, reason, words); None is no file; without a reason both are read
+# as IMAGE and MASK
+PAIRS = {
+    "image cut.png": (PNG[:-12], GOOD, "unreadable image", "'image cut.png' is damaged"),
+    "mask empty.png": (PNG, b"", "unreadable mask", "'mask empty.png' is empty (0 bytes)"),
+    "other size.png": (PNG, encode(MASK[:, 1:]), "size mismatch", "and 191 x 264 (height"),
+    "image turned.png": (
+        encode(IMAGE, exif=TURNED), GOOD, "size mismatch", "265 x 191 and 191 x 265",
     ),
-    "image missing": (None, encode(MASK), "missing image", "add the image under the mask's"),
-    "mask missing": (PNG, None, "missing mask", "add the mask under the image's name"),
-    "mask of 0 and 1": (PNG, encode(MASK // 255), "empty mask", "brightest is 1: save masks with"),
-    "mask just too dark": (PNG, encode(MASK // 255 * 127), "empty mask", "the brightest is 127"),
-    "mask wholly transparent": (
+    "no image.png": (None, GOOD, "missing image", "add the image under the mask's"),
+    "no mask.png": (PNG, None, "missing mask", "add the mask under the image's name"),
+    "0 and 1.png": (PNG, encode(MASK // 255), "empty mask", "brightest is 1: save masks with"),
+    "just too dark.png": (PNG, encode(MASK // 255 * 127), "empty mask", "the brightest is 127"),
+    "transparent.png": (
         PNG, encode(np.dstack([MASK] * 3 + [MASK * 0])), "empty mask", "brightest is 0",
     ),
-    "mask of text alone": (
+    "text alone.png": (
         PNG, encode(np.pad(MASK[60:63, 60:63], ((0, 188), (0, 262)))), "empty mask",
         "nothing is left of it after mending: 9 px of text",
     ),
-    "mask just bright enough": (PNG, encode(MASK * 0 + 128), "full mask", "every pixel is above"),
-    "mask inverted": (PNG, encode(255 - MASK), "inverted mask", "whole border is above 127"),
-}  # fmt: skip
-BAD_NAMES = {  # kind: (name, other file of that name, reason, words)
-    "line break": ("x\ny.png", None, "unusable name", "rename it"),
-    "no text": (os.fsdecode(b"x\xff.png"), None, "unusable name", "no text"),
-    "two types": ("twin.png", "twin.jpg", "duplicate name", "2 files have this name, keep one"),
-    "letter case": ("Case.png", "case.png", "duplicate name", "2 files have this name"),
-    "accents": ("\u00e9.png", "e\u0301.png", "duplicate name", "2 files have this name"),
-    "not in groups.csv": ("stranger.png", None, "no group", "name it in groups.csv"),
-}
-# kind: (name, image, mask); all are the same picture and mask
-ODD_AND_GOOD = {
-    "16 bits, palette": ("16.png", encode(IMAGE * np.uint16(257)), encode(MASK, mode="P")),
-    "rgba": ("a.png", encode(colour(IMAGE), mode="RGBA"), encode(colour(MASK), mode="RGBA")),
-    "bmp, one bit": ("bmp.bmp", BMP, encode(MASK > 0)),
-    "tiff": ("tiff.tiff", TIFF, encode(MASK, "TIFF")),
-    "gif named jpg": ("named.jpg", encode(IMAGE, "GIF"), encode(MASK)),
-    "turned by exif, both": (
-        "exif.png", encode(np.rot90(IMAGE), exif=TURNED), encode(np.rot90(MASK), exif=TURNED),
+    "just bright enough.png": (PNG, encode(MASK * 0 + 128), "full mask", "every pixel is above"),
+    "inverted.png": (PNG, encode(255 - MASK), "inverted mask", "whole border is above 127"),
+    "x\ny.png": (PNG, GOOD, "unusable name", "rename it"),
+    os.fsdecode(b"x\xff.png"): (PNG, GOOD, "unusable name", "no text"),
+    "twin.png": (PNG, GOOD, "duplicate name", "2 files have this name, keep one"),
+    "twin.jpg": (PNG, None, "duplicate name", "2 files have this name, keep one"),
+    "Case.png": (PNG, GOOD, "duplicate name", "2 files have this name"),
+    "case.png": (PNG, None, "duplicate name", "2 files have this name"),
+    "\u00e9.png": (PNG, GOOD, "duplicate name", "2 files have this name"),
+    "e\u0301.png": (PNG, None, "duplicate name", "2 files have this name"),
+    "stranger.png": (PNG, GOOD, "no group", "name it in groups.csv"),
+    "16 bits.png": (encode(IMAGE * np.uint16(257)), encode(MASK, mode="P"), "", ""),
+    "rgba.png": (
+        encode(colour(IMAGE), mode="RGBA"), encode(colour(MASK), mode="RGBA"), "", "",
     ),
-    "levels near 127": ("127.png", PNG, encode(np.where(MASK > 0, 128, 127).astype(np.uint8))),
-    "spaces, accents, signs": ("x é (2).y 甲状腺 #1%,;'=.png", PNG, encode(MASK)),
-    "a name like a number": ("1e5.png", PNG, encode(MASK)),
+    "one bit.bmp": (BMP, encode(MASK > 0), "", ""),
+    "tiff.tiff": (TIFF, encode(MASK, "TIFF"), "", ""),
+    "gif named.jpg": (encode(IMAGE, "GIF"), GOOD, "", ""),
+    "turned.png": (
+        encode(np.rot90(IMAGE), exif=TURNED), encode(np.rot90(MASK), exif=TURNED), "", "",
+    ),
+    "near 127.png": (PNG, encode(np.where(MASK > 0, 128, 127).astype(np.uint8)), "", ""),
+    "x é (2).y 甲状腺 #1%,;'=.png": (PNG, GOOD, "", ""),
+    "1e5.png": (PNG, GOOD, "", ""),
 }  # fmt: skip
 
 
 def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
-    expected, good, grouped = {}, [], []
-    for kind, (image, mask, *row) in BAD_PAIRS.items():
-        for part, content in (("images", image), ("masks", mask)):
+    expected, good, lines = {}, [], ["case_id,group"]
+    for name, (image, mask, reason, words) in PAIRS.items():
+        stem = name.rpartition(".")[0]
+        if (tmp_path / "images" / name).exists():  # a disk that does not tell them apart
+            continue
+        for part, file, content in (("images", name, image), ("masks", f"{stem}.png", mask)):
             if content is not None:
-                put(tmp_path / part / f"{kind}.png", content)
-        expected[f"{kind}.png"] = row
-        grouped.append(kind)
-    for name, other, *row in BAD_NAMES.values():
-        put(tmp_path / "images" / name, PNG)
-        put(tmp_path / "masks" / name, encode(MASK))
-        expected[repr(name)[1:-1]] = row
-        if other and not (tmp_path / "images" / other).exists():  # a disk that tells them apart
-            put(tmp_path / "images" / other, PNG)
-            expected[other] = row
-    for name, image, mask in ODD_AND_GOOD.values():
-        put(tmp_path / "images" / name, image)
-        put(tmp_path / "masks" / f"{name.rpartition('.')[0]}.png", mask)
-        good.append(name.rpartition(".")[0])
-    lines = [f'"{stem}",g' for stem in (*grouped, *good)]
-    (tmp_path / "groups.csv").write_text("\n".join(["case_id,group", *lines]), "utf-8")
+                put(tmp_path / part / file, content)
+        if reason:
+            expected[repr(name)[1:-1]] = reason, words
+        else:
+            good.append(stem)
+        if "name" not in reason and stem != "stranger":
+            lines.append(f'"{stem}",g')
+    (tmp_path / "groups.csv").write_text("\n".join(lines), "utf-8")
     for other in ("images/Thumbs.db", "images/.hidden.png", "masks/notes.txt"):
         put(tmp_path / other, b"x")
     with limited():
