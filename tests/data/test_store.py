@@ -17,7 +17,6 @@ from fuzzing import attempt, damaged
 from PIL import Image
 
 from thyroid_lib.data import folder, frames, store
-from thyroid_lib.data.cases import make_table
 from thyroid_lib.data.store import FILES, build_store, default_store, load_cases, open_store
 
 
@@ -51,21 +50,6 @@ def test_rows_are_the_cases_in_order_and_identifiers_stay_text(cases, tmp_path, 
         assert row.foreground == pytest.approx(mask.mean(), abs=5e-7)
 
 
-def test_odd_sizes_are_packed_end_to_end(tmp_path):
-    rows, masks = [], []
-    for i, shape in enumerate([(7, 9), (1, 3), (8, 8), (5, 13)]):
-        mask = np.random.default_rng(i).random(shape) > 0.5
-        mask.flat[:2] = True, False
-        path = str(tmp_path / f"{i}.png")
-        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-        rows.append((f"{i:04d}", path, path, "g", "d"))
-        masks.append(mask)
-    built = build_store(make_table(rows), tmp_path / "s", size=8, mend=[])
-    assert built.index["offset"].tolist() == [0, 8, 9, 17]
-    for i, mask in enumerate(masks):
-        np.testing.assert_array_equal(built.reference(i), mask)
-
-
 def test_text_is_taken_out_and_counted_unless_it_is_to_stay(small_folder, cases, tmp_path):
     for path in (small_folder / "masks").glob("a*.png"):
         mask = np.array(Image.open(path))
@@ -82,14 +66,16 @@ def test_text_is_taken_out_and_counted_unless_it_is_to_stay(small_folder, cases,
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_unusable_cases_leave_no_gap(tmp_path, workers):
-    gone, mask = {3, 4, 33, 64}, np.zeros((8, 8), np.uint8)
-    mask[4:, 4:] = 255
+def test_odd_sizes_are_packed_end_to_end_and_unusable_cases_leave_no_gap(tmp_path, workers):
+    gone, masks, rng = {3, 4, 33, 64}, [], np.random.default_rng(0)
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
     for i in range(70):
-        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"images/{i:02d}.png")
-        Image.fromarray(np.roll(mask, i % 4, 0)).save(tmp_path / f"masks/{i:02d}.png")
+        mask = rng.random((rng.integers(1, 14), rng.integers(3, 16))) > 0.5
+        mask.flat[:2] = True, False
+        Image.fromarray(np.full(mask.shape, i, np.uint8)).save(tmp_path / f"images/{i:02d}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"masks/{i:02d}.png")
+        masks.append(mask)
         if i in gone:
             (tmp_path / f"masks/{i:02d}.png").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match=r"no groups\.csv"):
@@ -100,8 +86,9 @@ def test_unusable_cases_leave_no_gap(tmp_path, workers):
     assert built.quarantine.case_id.tolist() == [f"{i:02d}" for i in sorted(gone)]
     assert built.images[:, 0, 0].tolist() == kept
     for row, i in enumerate(kept):
-        assert np.array_equal(built.masks[row], np.roll(mask, i % 4, 0) // 255)
-        assert np.array_equal(built.reference(row), built.masks[row] > 0)
+        assert np.array_equal(built.masks[row], frames.fit_mask(masks[i], 8, "square"))
+        assert np.array_equal(built.reference(row), masks[i])
+    assert len(built.bits) == sum(-(-masks[i].size // 8) for i in kept)
 
 
 # --- the same bytes every time

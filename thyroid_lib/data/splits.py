@@ -19,13 +19,10 @@ def split_cases(
 ) -> np.ndarray:
     """Give each row of `index` its side: "train", "val", "test", or "" where it is left out.
 
-    Args:
-        index: the store's cases with columns `case_id`, `group`, and `official` for that protocol.
-        fold: which fold is the test set, 0 … folds − 1. Under `random` it numbers the draw.
-        folds: under `grouped` every group is tested in exactly one of them; under
-            `leave-one-group-out` their number is that of the groups.
-        val_share: wanted share of the training frames that are held back for validation; whole
-            groups, except under `random`, so the share is met as closely as they allow.
+    `index` has the store's columns `case_id`, `group` and, for that protocol, `official`. Part
+    `fold` of `folds` is tested: under `grouped` every group once, under `leave-one-group-out` each
+    group by itself; under `random` it numbers the draw. `val_share` of the training frames is held
+    back for validation; whole groups, except under `random`, so it is met as closely as they allow.
 
     Returns an array of str (len(index),), the same for all models and seeds.
     """

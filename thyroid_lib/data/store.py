@@ -118,11 +118,8 @@ def build_store(
     of other names in `folder` are left alone. ValueError: not one usable case, or a folder that
     holds the store of another source.
 
-    Args:
-        size: side of the stored squares in pixels.
-        resize: "square" or "letterbox", see `frames.fit_image`.
-        mend: rules that mend the masks, see `frames.mend_mask`.
-        workers: processes; the result does not depend on it.
+    size: side of the stored squares in pixels. resize, mend: see `frames.fit_image` and
+    `frames.mend_mask`. workers: processes; the result does not depend on it.
     """
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
