@@ -75,32 +75,32 @@ def test_the_example_is_in_the_comparison(tmp_path):
     assert steps(project) == {"compare": 1, "report": 1}  # without it: two in one table before
 
 
-FAULTS = {
-    "divides wrongly": (changed("scale_factor=4", "scale_factor=2"), "forward gives", "need logit"),
-    "probabilities": (changed("self.head(self.up(x))", "self.head(self.up(x)).sigmoid()"),
-                      "in 0 to 1 alone", "need logits, not probabilities"),
-    "channels": (changed("conv_bn_relu(2 * w, w)", "conv_bn_relu(3 * w, w)"),
-                 "line 24: RuntimeError", "new-model.md"),
-    "no divisor": (changed("divisor = 4", "nothing = 4"), "divisor must be a whole number", "got"),
-    "unseeded": (changed("half = width, ", "self.s, half = width, nn.Parameter(torch.ones(1)), "),
-                 "the seed does not set s:", "reset_parameters"),
-    "looks into numbers": (changed("x = self.down(images)", "x = images.sum().item()"),
-                           "line 21: RuntimeError", "meta"),
-    "name unknown": (changed("nn.MaxPool2d(2)", "maxpool"), "line 12: NameError", "(in_channels,"),
-    "cannot be imported": (changed("from torch import nn", "from torch import n"),
-                           "line 2: ImportError", "need a file that can be imported"),
-    "ends Python": (EXAMPLE + "raise SystemExit(0)\n", "SystemExit: 0", "can be imported"),
-    "other arguments": (changed("in_channels=1, out_channels=1, width=64", "width"),
-                        "TypeError", "need Dilated(in_channels, out_channels, width)"),
-    "not derived": (changed("(Network)", "(nn.Module)"), "Network: none", "need one"),
-    "two": (EXAMPLE + "\n\nclass Two(Dilated):\n    pass\n", "Network: Dilated, Two", "need one"),
+FAULTS = {  # kind: (what stands in the example, what stands there instead, words of the message)
+    "divides wrongly": ("factor=4", "factor=2", "forward gives", "need logit"),
+    "probabilities": ("up(x))", "up(x)).sigmoid()", "in 0 to 1 alone", "need logits, not prob"),
+    "channels": ("(2 * w, w)", "(3 * w, w)", "line 24: RuntimeError", "new-model.md"),
+    "no divisor": ("divisor =", "nothing =", "divisor must be a whole number", "got"),
+    "unseeded": (
+        "half = width, ", "self.s, half = width, nn.Parameter(torch.ones(1)), ",
+        "the seed does not set s:", "reset_parameters",
+    ),
+    "looks into numbers": ("self.down(images)", "images.sum().item()", "line 21: Runtime", "meta"),
+    "name unknown": ("nn.MaxPool2d(2)", "maxpool", "line 12: NameError", "(in_channels,"),
+    "cannot be imported": ("import nn", "import n", "line 2: ImportError", "can be imported"),
+    "ends Python": ("import torch\n", "raise SystemExit(0)\n", "SystemExit: 0", "can be imported"),
+    "other arguments": (
+        "in_channels=1, out_channels=1, width=64", "width",
+        "TypeError", "need Dilated(in_channels, out_channels, width)",
+    ),
+    "not derived": ("(Network)", "(nn.Module)", "Network: none", "need one"),
+    "two": ("class D", "class A(Network):\n    pass\nclass D", "Network: A, Dilated", "need one"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_network_that_does_not_fit_is_refused_with_line_and_need(fault, own, capsys):
-    text, *said = FAULTS[fault]
-    own("faulty", text)
+    old, new, *said = FAULTS[fault]
+    own("faulty", changed(old, new))
     assert user_networks.main(["faulty", "--width", "4", "--size", "32"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: architectures/faulty.py")

@@ -5,10 +5,11 @@ import os
 import sys
 
 import pytest
-from test_run import SMALL, TABLES, happen_at, same_weights
+from test_run import SMALL, TABLES, happen_at, happen_once_kept, same_weights
 
+from thyroid_lib.models import checkpoint
 from thyroid_lib.study import verify
-from thyroid_lib.train import live, run
+from thyroid_lib.train import live
 from thyroid_lib.train.run import score_run, train_model
 
 SETTINGS = SMALL | {"epochs": 4, "val_share": 0.3}
@@ -67,17 +68,14 @@ def test_the_curves_are_those_of_the_history_and_change_nothing(plain, tiny_stor
 @pytest.mark.parametrize("how", ["in an epoch", "before it is kept", "in a write"])
 def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, how):
     """Killed in epoch 3; or with its points written and its state not; or with half a point."""
-    keep, folder = run.checkpoint.keep, tmp_path / "run"
+    folder = tmp_path / "run"
 
-    def kill():
+    def kill(*_):
         raise KeyboardInterrupt
-
-    def killed_before_it_is_kept(out, state):
-        return kill() if state["epoch"] == 3 else keep(out, state)
 
     with monkeypatch.context() as patch:
         if how == "before it is kept":
-            patch.setattr(run.checkpoint, "keep", killed_before_it_is_kept)
+            happen_once_kept(2, lambda: patch.setattr(checkpoint, "keep", kill), patch)
         else:
             happen_at(3 * 2 + 2, kill, patch)  # three steps an epoch
         with pytest.raises(KeyboardInterrupt):

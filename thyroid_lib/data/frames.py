@@ -128,7 +128,7 @@ MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
 
 
 def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.ndarray, dict]:
-    """Mend a mask, bool (H,W), by these rules (keys of `MENDS`), in the order of `MENDS`.
+    """Mend a mask, bool (H,W), by these rules, in the order of `MENDS`.
 
     Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
     """

@@ -6,6 +6,7 @@ A study names its data by one text, `data`, which can be the same on every machi
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from thyroid_lib.files.paths import project_path
@@ -52,11 +53,9 @@ def _find_release() -> Path:
     top = folder_of("kaggle/input")  # data sets are mounted in either of two ways
     attached = sorted({*top.glob("*"), *top.glob("datasets/*/*")} - {top / "datasets"})
     for folder in (*attached, project_path("data"), project_path("results/data")):
-        if folder.is_dir():
-            try:
+        with suppress(ValueError):
+            if folder.is_dir():
                 return tg3k.locate(folder)
-            except ValueError:
-                continue
     drive = folder_of("content/drive/MyDrive")
     for path in sorted(drive.glob("[tT][gG]3[kK]*")):
         if path.is_dir():
@@ -65,8 +64,7 @@ def _find_release() -> Path:
             target = project_path("results/data") / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
-                shutil.copyfile(path, target.with_suffix(".partial"))
-                os.replace(target.with_suffix(".partial"), target)
+                os.replace(shutil.copyfile(path, target.with_suffix(".partial")), target)
             return target
     print_note("no TG3K here: it is fetched from its public folder, about 395 MB")
     return tg3k.download(project_path("results/data"))

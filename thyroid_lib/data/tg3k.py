@@ -73,8 +73,8 @@ def locate(path: str | Path) -> Path:
     """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
     `path` is that folder, one up to four levels above it, or a zip archive with it inside, which is
-    unpacked beside itself, or below results/data where that cannot be written. Raises ValueError if
-    it is not found; says what was found and how to get the release.
+    unpacked beside itself, or below results/data where that cannot be written. ValueError: it is
+    not found; says what was found and how to get the release.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():

@@ -151,9 +151,9 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
     def after_step(steps: int = 1) -> None:
         bar.update(steps)
         if reason := stop_reason():
+            stopped = f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}"
             raise Stopped(
-                f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}; the "
-                "epochs before it are kept, start it again and it goes on"
+                f"{stopped}; the epochs before it are kept, start it again and it goes on"
             )
 
     with (
