@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import shuffled, study
+from synthetic import study
 
 from thyroid_lib.compare.bootstrap import differences
 from thyroid_lib.compare.mixed import mixed_model
@@ -14,7 +14,6 @@ def test_the_mixed_model_agrees_with_the_bootstrap():
     ratio = (mixed.high - mixed.low) / (boot.high - boot.low)
     assert ratio.between(0.6, 1.6).all()
     assert set(mixed.note) == {""}
-    pd.testing.assert_frame_equal(mixed, mixed_model(shuffled(scores)), check_exact=True)
 
 
 @pytest.mark.parametrize(

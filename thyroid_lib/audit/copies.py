@@ -59,12 +59,10 @@ def describe(images: Sequence[np.ndarray]) -> Maps:
 def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
     """Find for each of n queries the frame, of N in the pool, that it copies best.
 
-    `apart`: values (n,) and (N,); frames of equal value are not compared.
-
-    Returns:
-        One row per query: row, in the pool, -1 if there is none to compare with; correlation, at
-        most 1; shift_y and shift_x, as parts of the side: how far the query lies down and right of
-        that frame; mirrored (bool).
+    `apart`: values (n,) and (N,); frames of equal value are not compared. Returns one row per
+    query: row, in the pool, -1 if there is none to compare with; correlation, at most 1; shift_y
+    and shift_x, as parts of the side: how far the query lies down and right of that frame;
+    mirrored (bool).
     """
     windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
     starts = range(0, len(pool.fine), BLOCK)
@@ -113,8 +111,7 @@ def _unit(maps: np.ndarray) -> np.ndarray:
 
 def _windows(coarse: np.ndarray) -> np.ndarray:
     """Descriptors of nine windows of the coarse maps, a pixel apart, of length 1: (9,N,196)."""
-    spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
-    side = COARSE - 4
+    side, spots = COARSE - 4, [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
     cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)
     return np.stack(cut).reshape(len(spots), len(coarse), -1)
 

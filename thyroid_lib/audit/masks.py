@@ -49,8 +49,7 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
         N rows as in the store's index: case_id, group; text, specks, holes: how many; text_pixels,
         speck_pixels, hole_pixels, midtones, gray_areas: px at native size; foreground: the mask's
         share of the frame, without text; area, out_of_sequence, jump, nearly_black: bool;
-        brightness: mean gray level, 0 to 255; correlation: with the frame before in the group, NaN
-        for its first.
+        brightness: mean gray level, 0 to 255; correlation: with the group's frame before, or NaN.
 
     Raises:
         ValueError: a case of the store that `cases` lacks, or a mask that can no longer be read.
@@ -124,11 +123,10 @@ def masks_sentence(table: pd.DataFrame) -> str:
     said = f"{text} of {count} masks hold" if text else f"None of {count} masks holds"
     odd = table[[defect for defect in DEFECTS if defect not in HARMLESS]] > 0
     look = int(odd.any(axis=1).sum())
-    if not look:
-        return f"{said} burnt-in text. No case has another defect."
     each = ", ".join(f"{d.replace('_', ' ')} {n}" for d, n in odd.sum().items() if n)
     verb = "case deserves" if look == 1 else "cases deserve"
-    return f"{said} burnt-in text. {look} {verb} a look for another reason: {each}."
+    other = f"{look} {verb} a look for another reason: {each}."
+    return f"{said} burnt-in text. {other if look else 'No case has another defect.'}"
 
 
 def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:

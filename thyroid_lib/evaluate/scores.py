@@ -49,12 +49,9 @@ def score_maps(
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
-    Args:
-        names: case_id, dataset and group of every case.
-        batches: probability maps, float32 (B,S,S), and references at native size, a list of B bool
-            (H,W), in the order of `names`.
-        resize, threshold, tolerance_px: see `score_map`.
-        workers: processes; the result does not depend on it.
+    `names`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
+    float32 (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes,
+    which do not change the result.
     """
     how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
     cases, sweeps, bins = [], [], {}
@@ -82,9 +79,8 @@ def score_map(
 ) -> tuple[dict, dict, np.ndarray]:
     """Score one map, float32 (S,S), against its reference at native size, bool (H,W).
 
-    Returns:
-        The metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability and
-        pixels of thyroid per bin of probability, float64 (3,BINS).
+    Returns the metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability
+    and pixels of thyroid per bin of probability, float64 (3,BINS).
     """
     prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)  # (H,W)
     case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
@@ -92,11 +88,8 @@ def score_map(
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
     dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
     bins = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
-    counts = [
-        np.bincount(bins.ravel(), minlength=BINS),
-        np.bincount(bins.ravel(), prob.ravel(), BINS),
-        np.bincount(bins[ref], minlength=BINS),
-    ]
+    each = (None, prob, ref)  # weights
+    counts = [np.bincount(bins.ravel(), w if w is None else w.ravel(), BINS) for w in each]
     return case, dices, np.stack(counts).astype(np.float64)
 
 
@@ -115,9 +108,8 @@ def fit_temperature(counts: np.ndarray) -> float:
     """Fit the temperature that calibrates a network: logits are divided by it.
 
     That of least cross-entropy in [0.1, 10]; above 1 the network is overconfident. `counts` is by
-    `count_logits`, of validation cases, never of test cases.
-
-    Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
+    `count_logits`, of validation cases, never of test cases. Source: Guo, Pleiss, Sun & Weinberger,
+    ICML 2017 (arXiv 1706.04599).
     """
     wrong = (np.arange(len(counts)) + 0.5) * LOGIT_STEP - LOGITS
 

@@ -1,7 +1,4 @@
-"""Figures of the comparison: each function draws one from tables and returns it.
-
-A model has one colour, marker and line in all figures, and is recognised in grey print, too.
-"""
+"""Figures of the comparison: each function draws one from tables and returns it."""
 
 import textwrap
 
@@ -17,9 +14,7 @@ from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_cu
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
-from thyroid_lib.plots.common import FIGURE_WIDTH, looks, model_legend
-
-FAINT = "0.6"
+from thyroid_lib.plots.common import FAINT, FIGURE_WIDTH, looks, model_legend
 
 
 def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
@@ -82,8 +77,8 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     for ax, part in columns:
         ax.axvspan(-delta, delta, color="0.75", linewidth=1)
         ax.axvline(0, color="black", linewidth=0.5)
-        for y, row in ((pairs.index((row.a, row.b)), row) for row in part.itertuples()):
-            _bar(ax, row, plain, y, names=("difference", "low", "high"))
+        for row in part.itertuples():
+            _bar(ax, row, plain, pairs.index((row.a, row.b)), names=("difference", "low", "high"))
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
     return fig
@@ -122,10 +117,10 @@ def exams(scores: pd.DataFrame) -> Figure:
         ax.plot(dice.mean(), y, markersize=10, markeredgecolor="white", **look)
         above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         ax.annotate(f"{dice.mean():.2f}", (dice.mean(), y), **above)
-    for model, look in styles.items():
-        path = means[means["model"] == model].groupby("exam", sort=False)["dice"].mean()[kinds]
-        ys = [rows.index((model, exam)) for exam in kinds]
-        ax.plot(path, ys, color=look["color"], linewidth=1.2, zorder=1)
+    paths = means.pivot_table("dice", "exam", "model").loc[kinds, [*styles]]
+    for i, (model, path) in enumerate(paths.items()):
+        ys = len(kinds) * i + np.arange(len(kinds))
+        ax.plot(path, ys, color=styles[model]["color"], linewidth=1.2, zorder=1)
     _name_rows(ax, [f"{model}, {exam}" for model, exam in rows])
     ax.set_xlabel("Dice: groups (small), their mean (large)")
     return fig
@@ -219,11 +214,7 @@ def reliability(calibration: pd.DataFrame) -> Figure:
 
 
 def failures(scores: pd.DataFrame) -> Figure:
-    """Draw the parts missed and invented per frame, group by group, the hardest group first.
-
-    A part is a connected piece of the reference without a predicted pixel, or the reverse. Of the
-    deciding protocol.
-    """
+    """Draw the parts missed and invented (see `part_errors`) per frame and group, hardest first."""
     part = scores[scores["protocol"] == order_protocols(scores["protocol"])[0]]
     styles = looks(part["model"])
     order = list(group_means(part).groupby("group")["dice"].mean().sort_values(kind="stable").index)
@@ -247,14 +238,11 @@ def failures(scores: pd.DataFrame) -> Figure:
 
 
 def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the same frames of a store (rows) as segmented by every model (columns).
-
-    `preds` has per model the masks, bool (H,W) at native size, in the order of `case_ids`.
-    """
+    """Draw frames of a store (rows) as every model (columns) segments them: bool (H,W) each."""
     fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), 2.2)
-    for column, (model, masks) in enumerate(preds.items()):
-        for line, (case_id, pred) in enumerate(zip(case_ids, masks, strict=True)):
-            common.draw_case(axes[line, column], store, case_id, pred, f"{model}, {case_id}")
+    for column, (model, masks) in zip(axes.T, preds.items(), strict=True):
+        for ax, case_id, pred in zip(column, case_ids, masks, strict=True):
+            common.draw_case(ax, store, case_id, pred, f"{model}, {case_id}")
     common.outline_legend(fig)
     return fig
 
