@@ -136,11 +136,10 @@ def test_a_clear_winner_wins(seeds):
     assert chance.loc["unet", ["rank", "low", "high"]].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_a_single_group_selects_the_best_mean_and_claims_no_chance(seeds):
+def test_a_single_group_selects_the_best_mean_and_claims_no_chance():
     """A rule once selected the worst here: without an interval all models tied."""
     dice = {"unet": 0.80, "segnet": 0.60, "resunet": 0.74}
-    chosen, chance = whole(study(dice, groups=1, folds=1, seeds=seeds, model_group_sd=0))
+    chosen, chance = whole(study(dice, groups=1, folds=1, seeds=5, model_group_sd=0))
     assert chosen["model"] == chosen["best"] == "unet"
     assert (chosen["provisional"], chosen["groups"]) == (True, 1)
     assert chosen["not_separated"] == ["resunet", "segnet"]
@@ -148,21 +147,18 @@ def test_a_single_group_selects_the_best_mean_and_claims_no_chance(seeds):
 
 
 def test_a_clearly_steadier_model_wins_among_equals():
-    results = study(
-        {"unet": 0.75, "segnet": 0.75, "resunet": 0.75}, seeds=12, folds=1,
-        seed_sd={"unet": 0.001, "segnet": 0.04, "resunet": 0.04}, model_group_sd=0.005, frames=40,
-    )  # fmt: skip
+    means, spread = dict.fromkeys(DICE, 0.75), {"unet": 0.001, "segnet": 0.04, "resunet": 0.04}
+    how = {"seeds": 12, "folds": 1, "model_group_sd": 0.005, "frames": 40}
+    results = study(means, seed_sd=spread, **how)
     chosen, chance = whole(results, delta=0.03)
     assert chosen["dropped"] == []
     assert chosen["candidates"][0] == "unet"
     assert chance["p_selected"].idxmax() == "unet"
 
 
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_twins_share_the_lead_and_the_cheaper_is_selected(seeds):
-    one = study({"unet": 0.75}, seeds=seeds)
-    parts = [pd.concat([part, part.assign(model="segnet")], ignore_index=True) for part in one]
-    twins = type(one)(*parts)
+def test_twins_share_the_lead_and_the_cheaper_is_selected():
+    one = study({"unet": 0.75}, seeds=5)
+    twins = one._make(pd.concat([part, part.assign(model="segnet")]) for part in one)
     cost = twins.runs["model"].map({"unet": 20, "segnet": 10})
     chosen, chance = whole(twins._replace(runs=twins.runs.assign(multiply_adds=cost)))
     assert chosen["candidates"] == ["segnet", "unet"]

@@ -82,12 +82,15 @@ def write_run(folder, *, cases=("1", "2"), drop=()):
 UNET, SEGNET, RESUNET = (f"{name}-grouped-fold0-seed0" for name in ("unet", "segnet", "resunet"))
 
 
-def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+@pytest.fixture
+def folders(tmp_path):
+    return [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+
+
+def test_runs_are_gathered_with_their_names_whatever_their_order(folders):
     results = load_runs(folders)
     assert list(results.runs.model) == ["segnet", "unet"]
-    assert len(results.scores) == len(results.thresholds) == len(results.calibration) == 4
-    assert len(results.histories) == 2
+    assert [len(table) for table in results] == [2, 2, 4, 4, 4]
     assert set(results.scores.group) == {"07"}  # as text: a group called 07 is not 7
     assert set(results.scores.case_id) == set(results.thresholds.case_id) == {"1", "2"}
     for one, other in zip(results, load_runs(folders[::-1]), strict=True):
@@ -95,12 +98,10 @@ def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
 
 
 def test_runs_that_are_not_named_are_found(tmp_path):
-    for name in (UNET, "unet-reported-fold0-seed0"):
-        write_run(tmp_path / name)
+    runs = [write_run(tmp_path / name) for name in (UNET, "unet-reported-fold0-seed0")]
     (tmp_path / SEGNET).mkdir()  # not finished
     for protocols, found in (((), 2), (("random", "grouped"), 1)):
-        runs = find_runs([], str(tmp_path), protocols=protocols, first="train")
-        assert runs == [tmp_path / UNET, tmp_path / "unet-reported-fold0-seed0"][:found]
+        assert find_runs([], str(tmp_path), protocols=protocols, first="train") == runs[:found]
     assert find_runs(["/some/run"], str(tmp_path), first="")[0].name == "run"
     with pytest.raises(FileNotFoundError, match=r"no finished run of protocol official .*: train"):
         find_runs([], str(tmp_path), protocols=("official",), first="train first")
@@ -133,8 +134,7 @@ AGAIN = "run 3-train again"
         (lambda one, other: one, ValueError, f"given twice: {UNET}"),
     ],
 )  # fmt: skip
-def test_runs_that_cannot_be_compared_are_named(tmp_path, damage, error, says):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+def test_runs_that_cannot_be_compared_are_named(folders, damage, error, says):
     more = damage(*folders)
     with pytest.raises(error, match=says):
         load_runs([*folders, *([more] if isinstance(more, Path) else [])])
@@ -160,8 +160,8 @@ def test_intervals_are_written_beside_their_estimate():
     assert tables.with_interval(tiny, ("x", "l", "h")) == ["0.000 [-0.100, 0.100]"]
 
 
-def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known():
-    table = compared()["table"]
+def test_the_tables_shown_mark_what_is_conditional_picked_on_test_or_not_known():
+    made, table = compared(), compared()["table"]
     shown = tables.show_summary(table)
     dagger = shown["Dice [95 % interval]"].str.endswith("†")
     assert dagger.tolist() == [False] * 3 + [True] * 3  # three folds; one with three seeds
@@ -169,10 +169,6 @@ def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known()
     assert marked["protocol"].str.contains("picked on test").all()
     assert set(tables.show_summary(compared(seeds=1)["table"])["SD seeds"]) == {"–"}
     assert len(shown.to_markdown(index=False).splitlines()[0]) < 160  # fits on a page
-
-
-def test_pairs_and_measures_are_shown():
-    made = compared()
     pairs = tables.show_pairs(made["differences"], made["mixed"])
     assert len(pairs) == 6
     assert set(pairs["reading"]) & {"resunet higher", "unet higher"}
@@ -187,11 +183,12 @@ def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
     parts = {name: compared()[name] for name in names}
     for folder in ("first", "second"):
         tables.save_tables(tmp_path / folder, card="# Model card\n", **parts)
-    written = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert written == [
-        "cost.csv", "details.md", "differences.csv", "groups.csv", "mixed.csv", "model_card.md",
-        "ranks.csv", "selected.json", "stability.csv", "summary.csv", "summary.md",
-    ]  # fmt: skip
-    for name in written:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert "| unet" in (tmp_path / "first" / "summary.md").read_text()
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("first", "second")
+    )
+    assert first == second
+    tables_of = ("cost", "differences", "groups", "mixed", "ranks", "stability", "summary")
+    more = {"details.md", "model_card.md", "selected.json", "summary.md"}
+    assert first.keys() == {f"{name}.csv" for name in tables_of} | more
+    assert b"| unet" in first["summary.md"]

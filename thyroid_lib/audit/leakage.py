@@ -1,10 +1,4 @@
-"""Leakage audit: are test frames near-copies of training frames? By content, whatever the names.
-
-    table = leakage.leakage_of(store, ["random", "grouped"], folds=3)
-    print(leakage.leakage_sentence(table))
-
-Source: Hubert & Arabie, Journal of Classification 2 (1985) 193, the adjusted Rand index.
-"""
+"""Leakage audit: are test frames near-copies of training frames? By content, whatever the names."""
 
 from collections.abc import Iterable
 
@@ -98,7 +92,7 @@ def leakage_sentence(table: pd.DataFrame) -> str:
     shares = table.groupby("protocol", sort=False)["near_copy"].mean()
     if not len(shares):
         return "No protocol was audited."
-    each = "; ".join(f"{name}: {_percent(share)}" for name, share in shares.items())
+    each = "; ".join(f"{name}: {percent(share)}" for name, share in shares.items())
     return f"Test frames with a near-copy among the training frames. {each}."
 
 
@@ -140,7 +134,10 @@ def propose_groups(maps: Maps) -> np.ndarray:
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two groupings, (N,) names of any kind, agree: 1 in full, about 0 by chance."""
+    """How far two groupings, (N,) names, agree: 1 in full, about 0 by chance.
+
+    Source: Hubert & Arabie, Journal of Classification 2 (1985) 193.
+    """
     table = pd.crosstab(np.asarray(one), np.asarray(other)).to_numpy()
     counts = table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)])
     both, first, second, every = (float((n * (n - 1.0) / 2).sum()) for n in counts)  # pairs
@@ -158,7 +155,8 @@ def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
     return f"{said}, {'the same as by name' if agree == 1 else other}."
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.01:
+def percent(share: float) -> str:
+    """Write a share, 0 % and 100 % only where it is none or all."""
+    if 0 < share < 0.005:
         return "less than 1 %"
-    return "more than 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"

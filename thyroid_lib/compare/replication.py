@@ -69,15 +69,13 @@ def load_steps(
 
 
 def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -> pd.DataFrame:
-    """Measure Dice at every step, and what the step changed.
+    """Measure Dice at every step, and what the step changed, with 95 % intervals.
 
     "as reported" pools frames into batches at the network's size (`metrics.pooled_dice`); the other
     steps average cases at native size within groups, then groups. Models and groups that some step
-    lacks are left out; ValueError if none is left.
-
-    Returns one row per step and model: step, selection ("test" or "val"), model, dice, low, high,
-    groups, seeds, change, change_low, change_high (against the step before; NaN at the first).
-    95 % intervals; those of one seed hold for the trained runs alone.
+    lacks are left out; ValueError if none is left. Returns one row per step and model: step,
+    selection ("test" or "val"), model, dice, low, high, groups, seeds, change, change_low,
+    change_high (against the step before; NaN at the first).
     """
     models, groups = (
         set.intersection(*(set(table[name]) for table in scores.values()))

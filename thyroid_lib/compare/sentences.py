@@ -1,7 +1,6 @@
-"""Readings of the comparison's figures: a sentence or two each, written from the figures' tables.
+"""Readings of the comparison's figures: a sentence or two each, from the figures' tables.
 
-Where several protocols were run, a sentence is about the one that decides (`order_protocols`).
-Numbers count as equal when the digits that are shown are equal.
+Each is about the protocol that decides; numbers are equal if the digits that are shown are.
 """
 
 from collections import Counter
@@ -9,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.audit.leakage import percent
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
@@ -37,13 +37,6 @@ def _join(parts) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _percent(share: float) -> str:
-    """Write a share, 0 % and 100 % only where it is none or all."""
-    if 0 < share < 0.005:
-        return "less than 1 %"
-    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
-
-
 def _leaders(values: pd.Series, digits: int = 3) -> list[str]:
     """Return the names of the highest values; several if they are equal in the digits shown."""
     return list(values.index[values.round(digits) == values.round(digits).max()])
@@ -65,7 +58,7 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     sure, dice = bool(best["groups"] > 1 and len(leaders) == 1), f"{best['dice']:.3f}"
     dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]" * sure
     text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
-    text += f", and leads in {_percent(chance)} of the resamples" if sure else ""
+    text += f", and leads in {percent(chance)} of the resamples" if sure else ""
     if len(part) == 1:
         text = f"{best['model']}, the only model, has Dice {dice}"
     text = f"Under {best['protocol']}, {text}"
@@ -163,7 +156,7 @@ def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
         f"{count_of(len(index), 'frame')} of {count_of(index['group'].nunique(), 'sweep')}"
         for index in (known, unseen)
     )
-    thyroid = f"On average the thyroid covers {_percent(known['foreground'].mean())} of a frame."
+    thyroid = f"On average the thyroid covers {percent(known['foreground'].mean())} of a frame."
     return f"To learn from: {learn}; put aside: {aside}. {thyroid}"
 
 
@@ -173,7 +166,7 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
     same, each = (groups[:, None] == groups)[pairs], []
     for where, kind in (("within a sweep", same), ("between sweeps", ~same)):
         if len(part := alike[pairs][kind]):
-            copies = f"{_percent((part >= threshold).mean())} are near-copies"
+            copies = f"{percent((part >= threshold).mean())} are near-copies"
             middle = f"median correlation {np.median(part):.2f}"
             each.append(f"Of {count_of(len(part), 'pair')} of frames {where}, {copies} ({middle}).")
     return " ".join(each) or "One frame alone: there is no pair to compare."
@@ -269,10 +262,8 @@ def failures_sentence(scores: pd.DataFrame) -> str:
         means = _deciding(group_means(scores, column))
         wide = means.pivot(index="group", columns="model", values=column)
         rate, most = wide.mean().max(), _leaders(wide.mean(), 2)
-        worst, kind = (
-            _leaders(wide[most[0]], 2),
-            "Most parts" if wide.shape[1] > len(most) else "Parts",
-        )
+        worst = _leaders(wide[most[0]], 2)
+        kind = "Most parts" if wide.shape[1] > len(most) else "Parts"
         where = f", in group {worst[0]} {wide.loc[worst[0], most[0]]:.2f}"
         where *= len(most) == len(worst) == 1 < len(wide)
         said = f"{kind} are {verb} by {_join(most)}: {rate:.2f} per frame{where}."
@@ -329,5 +320,5 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     text += "".join(f" {title}: {', '.join(each)}." for title, each in named.items() if each)
     often = "A single group cannot be resampled: P(selected) is not known."
     if np.isfinite(chance):
-        often = f"The rule selects {name} in {_percent(chance)} of the resamples."
+        often = f"The rule selects {name} in {percent(chance)} of the resamples."
     return f"{text} {often} Rule: {selected['rule']}."

@@ -31,10 +31,9 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
 
     `seed_sd` takes its interval from chi-square (resampling five seeds covers too rarely), the
     measures of curves from Student's t over the runs, the others from the crossed bootstrap.
-
-    The arguments are the tables of `tables.load_runs`; histories may lack val_dice. Returns one row
-    per protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where there is nothing
-    to measure (one seed, no validation); conditional (see `Cube`).
+    Arguments are tables of `tables.load_runs`; histories may lack val_dice. Returns one row per
+    protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where there is nothing to
+    measure (one seed, no validation); conditional (see `Cube`).
     """
     rows = []
     for of in bootstrap.cubes(scores):

@@ -1,7 +1,4 @@
-"""Tables of the comparison: runs loaded from their folders, summarised, shown and saved.
-
-Tables for people are rounded: digits beyond these differ between machines and mean nothing.
-"""
+"""Tables of the comparison: runs loaded from their folders, summarised, shown and saved."""
 
 import json
 from pathlib import Path
@@ -60,15 +57,11 @@ def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str)
 
 
 def load_runs(folders: list[Path]) -> Results:
-    """Load finished runs from their folders, each with `run.json` and the tables of `NEEDED`.
+    """Load finished runs from their folders: `run.json`, a row of `runs` each, and their tables.
 
-    Returns:
-        runs: one row per run, the fields of `run.json`; the others: the tables of the same names
-        (histories of `history.csv`), each row with the columns of `RUN` first. Rows are sorted.
-
-    Raises:
-        FileNotFoundError, ValueError: no run, runs without a result, tables that were changed or
-            lack columns, settings or test cases that differ.
+    Rows are sorted; those of tables begin with the columns of `RUN`. Raises FileNotFoundError or
+    ValueError for no run, runs without a result, tables that were changed or lack columns, and
+    settings or test cases that differ.
     """
     folders, files = sorted(map(Path, folders)), ("run.json", *NEEDED)
     if not folders:

@@ -5,7 +5,6 @@
 A boundary pixel is a foreground pixel with a background pixel above, below, left or right of it;
 outside the image is background. So are boundaries in MONAI (`monai.metrics`, compared by a test).
 surface-distance, which weighs by contour length, gives other numbers: never mix the two.
-
 Empty masks: if both are empty, shares are 1 and distances 0; if one is, shares are 0 and distances
 the image's diagonal. No score is NaN or infinite, which would drop it from a mean.
 
@@ -68,10 +67,9 @@ def score_case(
     spacing_mm: Sequence[float] | None = None,
     tolerance_mm: float | None = None,
 ) -> dict[str, float]:
-    """Score one predicted mask against its reference.
+    """Score one predicted mask against its reference; both are bool (H, W), at native size.
 
     Args:
-        pred, ref: bool (H, W), at the frame's native size.
         tolerance_px: NSD counts a boundary pixel as correct if the other boundary is no farther.
         spacing_mm: (row, column) in mm per pixel.
         tolerance_mm: replaces `tolerance_px` in `nsd`; needs `spacing_mm`.

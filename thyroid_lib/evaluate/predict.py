@@ -1,7 +1,4 @@
-"""Run a trained network over the frames of a store: logits, probabilities, masks, scores.
-
-Images outside a store: `python -m thyroid_lib.deploy.predict_folder`.
-"""
+"""Run a trained network over the frames of a store: logits, probabilities, masks, scores."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,24 +102,13 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
 
 
 def score_rows(
-    model: torch.nn.Module,
-    store: Store,
-    rows: np.ndarray,
-    *,
-    threshold: float = 0.5,
-    tolerance_px: float = 2.0,
-    device: str = "cpu",
-    batch_size: int = 16,
-    workers: int = 1,
+    model, store: Store, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16, **how
 ) -> Scores:
-    """Predict these rows of a store and score them, see `scores.score_maps`."""
-    how = {"rows": rows, "device": device, "batch_size": batch_size}
+    """Predict these rows of a store and score them; `how`: see `scores.score_maps`."""
+    running = {"rows": rows, "device": device, "batch_size": batch_size}
     batches = (
         (to_prob(logits), [store.reference(row) for row in part])
-        for part, logits in predict_logits(model, store.images, **how)
+        for part, logits in predict_logits(model, store.images, **running)
     )
-    return score_maps(
-        store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records"), batches,
-        resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
-        workers=workers,
-    )  # fmt: skip
+    names = store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records")
+    return score_maps(names, batches, resize=store.settings["resize"], **how)

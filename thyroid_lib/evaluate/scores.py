@@ -1,7 +1,4 @@
-"""Score tables of a run's test cases, from the network's probability maps; and its temperature.
-
-No torch: processes that score need NumPy and SciPy alone.
-"""
+"""Score tables of test cases, from the network's probability maps, without torch; temperature."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -42,18 +39,15 @@ def score_maps(
     names: list[dict],
     batches: Iterable[tuple[np.ndarray, list[np.ndarray]]],
     *,
-    resize: str,
-    threshold: float,
-    tolerance_px: float,
     workers: int = 1,
+    **how,
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
     `names`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
     float32 (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes,
-    which do not change the result.
+    which do not change the result; `how`: see `score_map`.
     """
-    how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
     cases, sweeps, bins = [], [], {}
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
@@ -75,7 +69,7 @@ def _score_batch(batch: tuple[np.ndarray, list[np.ndarray]], **how) -> list[tupl
 
 
 def score_map(
-    prob: np.ndarray, ref: np.ndarray, *, resize: str, threshold: float, tolerance_px: float
+    prob: np.ndarray, ref: np.ndarray, *, resize: str, threshold=0.5, tolerance_px=2.0
 ) -> tuple[dict, dict, np.ndarray]:
     """Score one map, float32 (S,S), against its reference at native size, bool (H,W).
 

@@ -112,12 +112,12 @@ def outline_legend(fig: Figure, **colours: str) -> None:
 def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
     """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
     rows_of = store.index.reset_index(drop=True).groupby("group").indices
-    middles = [int(rows[len(rows) // 2]) for _, rows in sorted(rows_of.items())][:groups]
-    columns = min(4, len(middles))
-    fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
+    shown = sorted(rows_of)[:groups]
+    columns = min(4, len(shown))
+    fig, axes = image_axes(2 * columns * -(-len(shown) // columns), columns, 1.75)
     pairs = axes.reshape(-1, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-    for row, pair in zip(middles, pairs, strict=False):
-        _draw_pair(pair, cases, store, row, store.index["group"].iloc[row])
+    for group, pair in zip(shown, pairs, strict=False):
+        _draw_pair(pair, cases, store, rows_of[group][len(rows_of[group]) // 2], group)
     return fig
 
 
@@ -196,7 +196,7 @@ def curves(history: pd.DataFrame) -> Figure:
 
 def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
     """Choose the best, median and worst cases of a run by Dice; column `rank` says which."""
-    order = scores.sort_values(["dice", "case_id"], ascending=[False, True]).reset_index(drop=True)
+    order = scores.sort_values(["dice", "case_id"], ascending=[False, True])
     starts = {"best": 0, "median": (len(order) - each) // 2, "worst": len(order) - each}
     parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in starts.items()]
     return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,4 @@
-"""The figure that opens README and `report.html`: Dice on random frames against unseen groups.
-
-Beside the chart stands one frame as both trainings of each network outline it.
-"""
+"""The figure that opens README and `report.html`: Dice on random frames against unseen groups."""
 
 import json
 from pathlib import Path
