@@ -103,12 +103,9 @@ def test_shift_and_mirroring_are_found(necks):
 def test_correlation_is_that_of_the_definition(necks):
     """Beside the sums taken one by one: best correlation of the middle over all small shifts."""
     fine = describe(necks[:2]).fine
-    (one, other), best = fine.astype(np.float64), -1.0
-    middle = one[4:-4, 4:-4].ravel()
-    for y in range(9):
-        for x in range(9):
-            window = other[y : y + 56, x : x + 56].ravel()
-            best = max(best, np.corrcoef(middle, window)[0, 1])
+    one, other = fine.astype(np.float64)
+    windows = [other[y : y + 56, x : x + 56] for y, x in np.ndindex(9, 9)]
+    best = max(np.corrcoef(one[4:-4, 4:-4].ravel(), each.ravel())[0, 1] for each in windows)
     found = closest(describe(necks[:1]), describe(necks[1:2]))
     plain = pair_correlation(fine[::-1], 1)[1]
     assert plain == pytest.approx(best, abs=1e-4)

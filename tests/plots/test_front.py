@@ -51,8 +51,8 @@ def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
     assert frame["image"].shape == frame["reference"].shape == (20, 30)
     assert np.allclose(frame["image"], 0.2)
     assert frame["preds"] == {  # of each network the seed that does better on it
-        "unet": {kind: (f"unet-{protocol}-fold0-seed1", "a") for kind, protocol in KINDS.items()},
-        "mine": {kind: (f"mine-{protocol}-fold0-seed0", "a") for kind, protocol in KINDS.items()},
+        model: {kind: (f"{model}-{name}-fold0-seed{seed}", "a") for kind, name in KINDS.items()}
+        for model, seed in (("unet", 1), ("mine", 0))
     }
 
 

@@ -39,21 +39,20 @@ def test_outlines_lie_on_the_mask(tiny_store):
     assert "Dice 1.000" in ax.get_title()
     drawn = {to_hex(c.get_edgecolor()[0]) for c in ax.collections}
     assert drawn == {plots.REFERENCE, plots.PREDICTION}
-    rows, columns = np.nonzero(ref)
+    places = np.argwhere(ref)[:, ::-1]  # x, y
     (path,) = ax.collections[0].get_paths()
-    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
-    np.testing.assert_allclose(low, [columns.min() - 0.5, rows.min() - 0.5], atol=0.01)
-    np.testing.assert_allclose(high, [columns.max() + 0.5, rows.max() + 0.5], atol=0.01)
+    np.testing.assert_allclose(path.vertices.min(axis=0), places.min(axis=0) - 0.5, atol=0.01)
+    np.testing.assert_allclose(path.vertices.max(axis=0), places.max(axis=0) + 0.5, atol=0.01)
 
 
 def test_figures_are_saved_whole_and_repeat_to_the_byte(tmp_path):
-    for folder in ("first", "second"):
+    for name in ("first", "second"):
         fig, ax = plt.subplots()
         ax.plot([0, 1], label="Dice − †")
         ax.legend()
-        plots.save(fig, tmp_path / folder / "figure")
-    for name, start in (("figure.png", b"\x89PNG"), ("figure.pdf", b"%PDF")):
-        first, second = ((tmp_path / f / name).read_bytes() for f in ("first", "second"))
+        plots.save(fig, tmp_path / name)
+    for kind, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        first, second = ((tmp_path / f"{name}{kind}").read_bytes() for name in ("first", "second"))
         assert first == second
         assert first.startswith(start)
 
@@ -93,8 +92,8 @@ def test_every_figure_is_opaque_and_its_writing_stands_out(built):
     curves = plots.curves(history)
     assert [line.get_label() for ax in curves.axes for line in ax.lines] == ["train", "val"]
     for fig in plots.sweep(*built, "a"), plots.contact_sheet(*built), curves:
-        ground = np.array(fig.get_facecolor())
-        assert ground[3] == 1
+        *ground, alpha = fig.get_facecolor()
         legends = [text for legend in fig.legends for text in legend.get_texts()]
-        for text in [*(ax.title for ax in fig.axes), *legends]:
-            assert np.abs(np.array(to_rgb(text.get_color())) - ground[:3]).mean() > 0.5
+        inks = [to_rgb(text.get_color()) for text in [*(ax.title for ax in fig.axes), *legends]]
+        assert (np.abs(np.subtract(inks, ground)).mean(axis=1) > 0.5).all()
+        assert alpha == 1

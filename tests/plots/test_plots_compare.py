@@ -33,11 +33,10 @@ def test_estimates_and_their_intervals_are_drawn_where_they_are():
     table = made["table"].query("protocol == 'grouped'").set_index("model")
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names == ["unet", "segnet", "resunet"]
-    bars, points = left.lines[::2], left.lines[1::2]
-    for y, (model, bar, point) in enumerate(zip(names, bars, points, strict=True)):
-        assert point.get_xydata().tolist() == [[table.loc[model, "dice"], y]]
-        low, high = table.loc[model, ["dice_low", "dice_high"]]
-        assert bar.get_xydata().tolist() == [[low, y], [high, y]]
+    drawn = iter(line.get_xydata().tolist() for line in left.lines)
+    for y, model in enumerate(names):
+        dice, low, high = table.loc[model, ["dice", "dice_low", "dice_high"]]
+        assert [next(drawn), next(drawn)] == [[[low, y], [high, y]], [[dice, y]]]
 
 
 def test_differences_lie_over_the_band_of_delta():
