@@ -113,7 +113,7 @@ def used_page(release):
 def tables(monkeypatch) -> list:
     """Every table that the page offers as CSV."""
     texts, write = [], app.table_csv
-    monkeypatch.setattr(app, "table_csv", lambda rows: texts.append(write(rows)) or texts[-1])
+    monkeypatch.setattr(app, "table_csv", lambda *of: texts.append(write(*of)) or texts[-1])
     return texts
 
 

@@ -64,7 +64,7 @@ def serve_all(queue, objects, outcomes, there=()):
 
     worker = Worker(queue, Client(), answer)
     for each in objects:
-        queue.put(queue.write(each.PatientID, to_bytes(each)))
+        queue.put(each.PatientID, to_bytes(each))
     worker.start()
     assert done.wait(120)
     wait_for(lambda: not list(queue.folder.glob("*-*")))
@@ -118,21 +118,21 @@ def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
         queue = Queue(tmp_path / "queue")
         if not deaths:
             for name in "ab":
-                queue.put(queue.write(name, b""))
+                queue.put(name, b"")
             with pytest.raises(ValueError, match="another node has the queue"):
                 Queue(tmp_path / "queue")
         current = next(path for path in queue.waiting.queue if queue.name(path) == "a")
         assert current.name.endswith(f"-a.{deaths}.dcm")
         assert not deaths or queue.waiting.queue[0] != current  # others come first
         current.replace(current.with_suffix(".working"))
-        (queue.folder / f"{1:020}-c.0.new").write_bytes(b"half")
-        (queue.folder / "a plan.new").write_bytes(b"of somebody's own")
+        (queue.folder / f"{1:020}-c.0.dcm.7.partial").write_bytes(b"half")
+        (queue.folder / "a plan.partial").write_bytes(b"of somebody's own")
         queue.lock.close()
     queue = Queue(tmp_path / "queue")
     assert [queue.name(path) for path in queue.waiting.queue] == ["b"]
     [reason] = (queue.folder / "failed").glob("*-a.5.txt")
     assert "5 times" in reason.read_text()
-    assert [file.name for file in queue.folder.glob("*.new")] == ["a plan.new"]
+    assert [file.name for file in queue.folder.glob("*.partial")] == ["a plan.partial"]
 
 
 class Call:

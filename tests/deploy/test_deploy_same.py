@@ -53,7 +53,7 @@ def from_the_node(release, content: bytes, folder) -> np.ndarray:
     pacs, queue = Pacs(), queues.Queue(folder)
     answer = partial(reports.answer, predictor=Predictor.open(release))
     worker = queues.Worker(queue, pacs, answer)
-    queue.put(queue.write("one", content))
+    queue.put("one", content)
     worker.serve(queue.waiting.get())
     seg, sr = pacs.objects
     assert (seg.Modality, sr.Modality) == ("SEG", "SR")

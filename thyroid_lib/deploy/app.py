@@ -13,7 +13,6 @@ import json
 import os
 import re
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -58,10 +57,7 @@ class Source(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem in words.
-
-    A DICOM file has a dataset and perhaps a spacing, of rows and columns.
-    """
+    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem; of DICOM also the dataset."""
 
     frames: tuple = ()
     spacing_mm: tuple[float, float] | None = None
@@ -78,19 +74,18 @@ def read_upload(content: bytes, suffix: str) -> Upload:
         if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
-            size = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
+            frames, count = dicom.read_frames(dataset), int(dataset.get("NumberOfFrames") or 1)
+            pixels, spacing = dataset.Rows * dataset.Columns, dicom.spacing_of(dataset)
         else:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "upload"  # the file's own name may hold anything
                 path.write_bytes(content)
-                image = read_picture(path)
-            size = *image.shape[:2], 1
-        if size[0] * size[1] > MAX_FRAME * 10**6 or prod(size) > MAX_ALL * 10**6:
+                frames, count, spacing = [read_picture(path)], 1, None
+            pixels = frames[0].shape[0] * frames[0].shape[1]
+        if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
             most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
-            raise ValueError(f"has {prod(size) / 1e6:.0f} megapixels, {most}")
-        if dataset is None:
-            return Upload((image,))
-        return Upload(tuple(dicom.read_frames(dataset)), dicom.spacing_of(dataset), dataset)
+            raise ValueError(f"has {pixels * count / 1e6:.0f} megapixels, {most}")
+        return Upload(tuple(frames), spacing, dataset)
     except dicom.Refused as error:
         return Upload(problem=f"is not accepted: {error}")
     except ValueError as error:
@@ -117,13 +112,13 @@ def find_release() -> Path:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
-    for path in map(project_path, [given] if given else RELEASES):
-        if given or path.is_dir():
-            return path
-    raise FileNotFoundError(
-        "There is no model yet: “make demo” trains and exports one in minutes; or give a release, "
-        "streamlit run app/streamlit_app.py -- --model FOLDER."
-    )
+    found = [path for path in map(project_path, RELEASES) if path.is_dir()]
+    if not given and not found:
+        raise FileNotFoundError(
+            "There is no model yet: “make demo” trains and exports one in minutes; or give a "
+            "release, streamlit run app/streamlit_app.py -- --model FOLDER."
+        )
+    return project_path(given) if given else found[0]
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the models …")
@@ -153,10 +148,9 @@ def _cached(network):
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG.
+    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG; enlarge small ones.
 
-    Small frames are enlarged by a whole number. `opacity` of the area is in [0,1], `line` the width
-    of the outline: 1 is thin, 0 none.
+    `opacity` of the area is in [0,1], `line` the width of the outline: 1 is thin, 0 none.
     """
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
@@ -184,9 +178,8 @@ def measure(
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(frame, **how)
-        rows.append(blank | found.row() | {"frame": number})
-        if found.refused:
-            rows[-1] |= dict.fromkeys(ROW[:-2])
+        hidden = dict.fromkeys(ROW[:-2]) if found.refused else {}
+        rows.append(blank | found.row() | hidden | {"frame": number})
     return rows or [blank | {"problem": upload.problem}]
 
 
@@ -214,12 +207,12 @@ def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | N
 
 
 def show_result(predictor, source, upload, index, spacing, threshold, view, places) -> None:
-    """Show one model's result for one frame: picture, doubts, numbers, downloads."""
-    picture, doubts, numbers, downloads = places
+    """Show one model's result for one frame: a picture; beside it doubts, numbers, downloads."""
+    picture, side = places
     frame, model = upload.frames[index], predictor.about["model"]
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     texts, shown = " ".join(doubt.text for doubt in found.doubts), True
-    with doubts:
+    with side:
         if found.refused:
             st.error(f"**Refused.** {texts}", icon=":material/block:")
             shown = st.toggle("Show the refused result", key=f"show {source.key} {index} {model}")
@@ -227,7 +220,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
             st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
         else:
             st.success("Quality checks passed.", icon=":material/check_circle:")
-    with numbers:
+    with side.container(horizontal=True):
         show_numbers(found, shown)
     overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
     summary = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
@@ -238,13 +231,12 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
     stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
     several = len(upload.frames) > 1
     at = stem + f"-{index + 1}" * several
-    files = {
-        "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
-        "Overlay, PNG": (overlay, f"{at}-overlay.png", "image/png"),
-    }
+    files = {"Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png")}
+    files["Overlay, PNG"] = overlay, f"{at}-overlay.png", "image/png"
     if upload.dataset:
         seg = lambda: make_segmentation(upload, predictor, threshold)  # noqa: E731
         files["DICOM SEG" + ", all frames" * several] = seg, f"{stem}.dcm", "application/dicom"
+    downloads = side.container(horizontal=True)
     for label, content in files.items() if shown else ():
         downloads.download_button(
             label, *content, icon=":material/download:", on_click="ignore", width="stretch",
@@ -270,20 +262,14 @@ def show_numbers(found: Prediction, shown: bool) -> None:
         st.metric(label, value if shown else "–", below if shown else None, **how)
 
 
-def make_places(chosen: list[str]) -> list[tuple]:
-    """Return containers for each model's picture, doubts, numbers and downloads."""
+def make_places(chosen: list[str]) -> list:
+    """Return two containers for each model: for its picture, and for all else."""
     if len(chosen) == 1:
-        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
-        below = (
-            right.container(),
-            right.container(horizontal=True),
-            right.container(horizontal=True),
-        )
-        return [(left.container(), *below)]
+        return [st.container(key="alone").columns([2.8, 1], gap="medium")]
     columns = st.columns(len(chosen))
     for name, column in zip(chosen, columns, strict=True):
         column.subheader(name, anchor=False)
-    return [tuple(column.container() for _ in range(4)) for column in columns]
+    return [(column.container(), column.container()) for column in columns]
 
 
 def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
@@ -300,8 +286,8 @@ def show_table(sources: list, release, predictors: dict, spacing, threshold, cou
     filled = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
     st.dataframe(rows, hide_index=True, column_order=filled, placeholder="", alt="Measurements")
     st.download_button(
-        "Table, CSV", table_csv(rows), "areas.csv", "text/csv", icon=":material/download:",
-        on_click="ignore",
+        "Table, CSV", table_csv(rows, COLUMNS), "areas.csv", "text/csv",
+        icon=":material/download:", on_click="ignore",
     )  # fmt: skip
 
 
@@ -347,8 +333,9 @@ def main() -> None:
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
     if len(sources) > 1:
-        names = {key: name for key, (name, _, _) in sources.items()}
-        which = st.selectbox("File", names, format_func=names.__getitem__, key="which")
+        which = st.selectbox(
+            "File", sources, format_func=lambda key: sources[key].name, key="which"
+        )
     source = sources[which]
     upload = load(source)
     with st.sidebar:
@@ -375,12 +362,7 @@ def main() -> None:
             show_result(predictors[name], *how, view, places)
     count = len(sources) if len(sources) > 1 else len(upload.frames)
     if count > 1:
-        several = {name: predictors[name] for name in chosen}
-        release = f"{path} {changed}"
+        several, release = {name: predictors[name] for name in chosen}, f"{path} {changed}"
         show_table(list(sources.values()), release, several, spacing, threshold, count)
     if (card := path / "model_card.md").is_file():
         st.expander("Model card").markdown(card.read_text("utf-8"))
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,7 @@ class Queue:
         self.lock = locks.take(self.folder / "lock")
         if self.lock is None:
             raise ValueError(f"another node has the queue {folder}: stop it or give another folder")
-        for path in self.files("new", r"new\.\d+\.partial"):
+        for path in self.files(r"dcm\.\d+\.partial"):
             path.unlink()  # whose sender got no success, and sends it again
         for path in self.files("working"):  # the node ended over it: others come first now
             deaths = int(path.stem.rpartition(".")[2]) + 1
@@ -47,9 +47,9 @@ class Queue:
         for path in self.files("dcm"):
             self.waiting.put(path)
 
-    def files(self, *endings: str) -> list[Path]:
-        """Return the queue's files with these endings, oldest first."""
-        own = re.compile(rf"\d{{20}}-[^.]+\.\d+\.({'|'.join(endings)})")
+    def files(self, ending: str) -> list[Path]:
+        """Return the queue's files with this ending, a pattern, oldest first."""
+        own = re.compile(rf"\d{{20}}-[^.]+\.\d+\.{ending}")
         return sorted(path for path in self.folder.iterdir() if own.fullmatch(path.name))
 
     def _path(self, name: str, deaths: int = 0) -> Path:
@@ -60,13 +60,9 @@ class Queue:
         """Return the name that the log uses for the object in this file."""
         return path.stem.partition("-")[2].partition(".")[0]
 
-    def write(self, name: str, content: bytes) -> Path:
-        """Write an object, which is not yet in the queue. OSError: the disk has no room."""
-        return write_file(self._path(name).with_suffix(".new"), content)
-
-    def put(self, path: Path) -> None:
-        """Add a file of `write`; when this returns, it survives a loss of power."""
-        path = path.replace(path.with_suffix(".dcm"))
+    def put(self, name: str, content: bytes) -> None:
+        """Add an object, which then survives a loss of power. OSError: the disk has no room."""
+        path = write_file(self._path(name), content)
         if hasattr(os, "O_DIRECTORY"):
             folder = os.open(self.folder, os.O_DIRECTORY)
             os.fsync(folder)
@@ -113,10 +109,8 @@ class Worker(threading.Thread):
             working.unlink()
         except (OSError, MemoryError) as error:  # the PACS does not answer, or this machine fails
             self.retry_later(path, pacs.http_status(error) or type(error).__name__)
-        except dicom.Refused as error:
-            self.queue.give_up(working, str(error))
-        except Exception as error:  # whose text might quote the object
-            self.queue.give_up(working, f"{type(error).__name__} while it was being answered")
+        except Exception as error:
+            self.queue.give_up(working, str(dicom.as_refusal(error)))
         else:
             self.failures = 0
             seconds = computed - start, time.monotonic() - computed

@@ -18,7 +18,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from thyroid_lib import __version__
-from thyroid_lib.data.dicom import SINGLE, read_frames, spacing_of
+from thyroid_lib.data.dicom import SINGLE, check, read_frames, spacing_of
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy import segmentation as objects
 from thyroid_lib.deploy.predictor import Prediction, Predictor
@@ -35,11 +35,11 @@ def answer(
     The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
     with the predictions, without prob and mask, as a cine has hundreds.
     """
-    images, spacing = read_frames(source), spacing_of(source)
-    measured = [] if measured is None else measured
+    check(source)
+    measured, spacing = [] if measured is None else measured, spacing_of(source)
 
     def predictions():
-        for image in images:
+        for image in read_frames(source):
             prediction = predictor.predict(image, spacing_mm=spacing)
             measured.append(replace(prediction, prob=NO_PIXELS, mask=NO_PIXELS))
             yield prediction
@@ -91,18 +91,18 @@ def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
         comments.insert(0, "Refused: not measured.")
     else:
         names = codes.SCT.Area, codes.SCT.LongAxis, codes.SCT.ShortAxis
-        measurements = [_measurement(*each) for each in zip(names, _sizes(found), strict=True)]
+        sizes = zip(names, _sizes(found), strict=True)
+        measurements = [_measurement(name, *size) for name, size in sizes]
         if found.confidence is not None:
             percent = 100 * found.confidence, codes.UCUM.Percent
-            measurements.append(_measurement(codes.DCM.CertaintyOfFinding, percent))
+            measurements.append(_measurement(codes.DCM.CertaintyOfFinding, *percent))
     numbers = None if source.SOPClassUID in SINGLE else [number]
     image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
     frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
     del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
+    named = _identity(seg, number, f"Thyroid, frame {number}")
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        **_identity(seg, number, f"Thyroid, frame {number}"),
-        referenced_segment=frame,
-        measurements=measurements,
+        **named, referenced_segment=frame, measurements=measurements
     )
     group[0].ContentSequence.extend(map(_comment, comments))
     return group
@@ -115,8 +115,8 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
     if with_thyroid:
         largest = max(with_thyroid, key=lambda each: each.area_px)
         text += f" Largest in frame {predictions.index(largest) + 1}."
-        area = codes.SCT.Area, _sizes(largest)[0]
-        measurements = [_measurement(*area, derivation=codes.SCT.Maximum)]
+        area = _sizes(largest)[0]
+        measurements = [_measurement(codes.SCT.Area, *area, derivation=codes.SCT.Maximum)]
     group = sr.MeasurementsAndQualitativeEvaluations(
         **_identity(seg, 0, "Thyroid, all frames"), measurements=measurements
     )
@@ -140,8 +140,7 @@ def _sizes(found: Prediction) -> tuple:
     return (found.area_mm2, codes.UCUM.SquareMillimeter), *mm
 
 
-def _measurement(name: Code, number: tuple, **more) -> sr.Measurement:
-    value, unit = number
+def _measurement(name: Code, value: float, unit: Code, **more) -> sr.Measurement:
     value = value if isinstance(value, int) else float(f"{value:.8g}")
     return sr.Measurement(name, value, unit, **more)
 
