@@ -187,6 +187,7 @@ def _encode(ds: Dataset, stack: np.ndarray, syntax, order: str) -> None:
     elif syntax.is_compressed:
         ds.add_new("PixelData", "OB", _lossless(ds, syntax))
     ds.file_meta.TransferSyntaxUID = syntax
+    ds["PixelData"].is_undefined_length = syntax.is_compressed
 
 
 def _lossless(ds: Dataset, syntax) -> bytes:

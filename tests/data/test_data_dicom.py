@@ -7,11 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from fuzzing import limited
-
-pytest.importorskip("pydicom")
-pytest.importorskip("gdcm")
 from dicoms import EVERY, drawn, make_region, make_us, mutate, painted, to_bytes
+from fuzzing import limited
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames

@@ -15,19 +15,14 @@ import tomllib
 import urllib.parse
 from pathlib import Path
 
-import numpy as np
-import pytest
-from conftest import ellipse_pair, write_release
-from PIL import Image
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("streamlit")
-pytest.importorskip("gdcm")
-
 import dicoms
+import numpy as np
 import onnxruntime
 import pydicom
+import pytest
+from conftest import ellipse_pair, write_release
 from pacs import free_port, wait_for
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from thyroid_lib.data import dicom, phantom

@@ -9,7 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import dicoms
 import numpy as np
+import onnx
+import onnxruntime
+import pydicom
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +23,7 @@ from test_run import SMALL
 from thyroid_lib.data import frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import build_store, load_cases, open_store
+from thyroid_lib.deploy import app, export, object_queue, structured_report
 from thyroid_lib.deploy.predictor import METADATA, Predictor, read_picture
 from thyroid_lib.evaluate import confidence
 from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
@@ -27,10 +32,6 @@ from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input
 from thyroid_lib.study.ready import check_deploy
 from thyroid_lib.train.run import score_run, train_model
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-export = pytest.importorskip("thyroid_lib.deploy.export")
 
 pytestmark = pytest.mark.study  # networks are trained and exported
 ROOT = Path(__file__).parents[2]
@@ -239,8 +240,6 @@ def test_what_cannot_be_released_is_one_sentence(
 
 def by_its_own_words(path, image: np.ndarray) -> np.ndarray:
     """The mask as the metadata of an .onnx describe it, in ONNX Runtime, Pillow and NumPy alone."""
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     assert about["resize"] == "square"
@@ -258,8 +257,6 @@ def mask_of(seg) -> np.ndarray:
 
 def from_the_node(predictor: Predictor, content: bytes, folder: Path) -> np.ndarray:
     """The mask in what the node stores for an object that it received."""
-    from thyroid_lib.deploy import object_queue, structured_report
-
     objects, queue = [], object_queue.Queue(folder)
 
     def store_instances(each) -> dict:
@@ -287,8 +284,6 @@ def from_the_command(model: Path, images: Path, out: Path, *absent: str) -> None
 def test_notebook_export_command_page_and_node_give_the_same_mask(
     study, made, tiny_store, tmp_path
 ):
-    pydicom, dicoms = pytest.importorskip("pydicom"), pytest.importorskip("dicoms")
-    app = pytest.importorskip("thyroid_lib.deploy.app")
     chosen = study / "runs" / made[1].about["runs"]["resunet"]["run_id"]
     release, on_page = made[0], app.open_models(made[0], 0)["resunet"]
     images = tiny_store.folder.parent / "data" / "images"

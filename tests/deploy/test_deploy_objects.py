@@ -7,18 +7,16 @@ import subprocess
 import textwrap
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
+from dicoms import drawn, make_us, to_bytes
 
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("gdcm")
-hd = pytest.importorskip("highdicom")
-from dicoms import drawn, make_us, to_bytes  # noqa: E402
-
-from thyroid_lib.data import dicom  # noqa: E402
-from thyroid_lib.deploy import NOTICE  # noqa: E402
-from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
-from thyroid_lib.deploy.structured_report import answer  # noqa: E402
+from thyroid_lib.data import dicom
+from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy.predictor import Predictor
+from thyroid_lib.deploy.structured_report import answer
 
 
 @pytest.fixture(scope="module")

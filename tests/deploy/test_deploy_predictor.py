@@ -17,7 +17,6 @@ from thyroid_lib.data import folder, frames
 from thyroid_lib.deploy import predict_folder
 from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
 
-pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[2]
 MODULE = "thyroid_lib.deploy.predict_folder"
 
