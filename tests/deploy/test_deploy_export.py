@@ -266,7 +266,8 @@ def from_the_node(predictor: Predictor, content: bytes, folder: Path) -> np.ndar
     pacs = SimpleNamespace(store_instances=store_instances)
     answer = partial(structured_report.answer, predictor=predictor)
     queue.put("one", content)
-    object_queue.Worker(queue, pacs, answer).serve(queue.waiting.get())
+    queue.client, queue.answer = pacs, answer
+    queue.serve(queue.waiting.get())
     assert [each.Modality for each in objects] == ["SEG", "SR"]
     return mask_of(objects[0])
 

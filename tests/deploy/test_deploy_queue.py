@@ -18,7 +18,7 @@ from dicoms import make_us, to_bytes
 
 from thyroid_lib.data import dicom
 from thyroid_lib.deploy import decoder, object_queue, pacs
-from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, Worker
+from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, object_name
 
 
 def one(index: int, **how):
@@ -57,11 +57,11 @@ def serve_all(tmp_path, monkeypatch):
             return [dataset]
 
         client = {"store_instances": store_instances, "search_for_instances": search_for_instances}
-        worker = Worker(queue, SimpleNamespace(**client), answer)
+        queue.client, queue.answer = SimpleNamespace(**client), answer
         for each in objects:
             queue.put(each.PatientID, to_bytes(each))
         while not queue.waiting.empty():
-            worker.serve(queue.waiting.get())
+            queue.serve(queue.waiting.get())
         assert not list(queue.folder.glob("*-*"))
         return seen
 
@@ -114,7 +114,7 @@ def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
                 queue.put(name, b"")
             with pytest.raises(ValueError, match="another node has the queue"):
                 Queue(tmp_path / "queue")
-        current = next(path for path in queue.waiting.queue if queue.name(path) == "a")
+        current = next(path for path in queue.waiting.queue if object_name(path) == "a")
         assert current.name.endswith(f"-a.{deaths}.dcm")
         assert not deaths or queue.waiting.queue[0] != current  # others come first
         current.replace(current.with_suffix(".working"))
@@ -122,7 +122,7 @@ def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
         (queue.folder / "a plan.partial").write_bytes(b"of somebody's own")
         queue.lock.close()
     queue = Queue(tmp_path / "queue")
-    assert [queue.name(path) for path in queue.waiting.queue] == ["b"]
+    assert [object_name(path) for path in queue.waiting.queue] == ["b"]
     [reason] = (queue.folder / "failed").glob("*-a.5.txt")
     assert "5 times" in reason.read_text()
     assert [file.name for file in queue.folder.glob("*.partial")] == ["a plan.partial"]

@@ -20,7 +20,6 @@ import signal
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +31,7 @@ from pynetdicom import evt
 from thyroid_lib.data import dicom
 from thyroid_lib.deploy import pacs
 from thyroid_lib.deploy.decoder import Decoder
-from thyroid_lib.deploy.object_queue import Queue, Worker
+from thyroid_lib.deploy.object_queue import Queue
 from thyroid_lib.deploy.predict_folder import OPTIONS, open_model, table_csv
 from thyroid_lib.deploy.predictor import ROW, Predictor
 from thyroid_lib.deploy.structured_report import answer
@@ -108,8 +107,8 @@ def serve(arguments, predictor: Predictor):
         signal.signal(each, lambda *_: stop.set())
     if arguments.max_mib < 1 or arguments.associations < 1:
         raise ValueError("--max-mib and --associations: need 1 or more")
-    queue, decoder = Queue(arguments.queue), Decoder()
-    worker = Worker(queue, pacs.pacs_client(arguments.pacs), partial(answer, predictor=predictor))
+    client, answering = pacs.pacs_client(arguments.pacs), partial(answer, predictor=predictor)
+    queue, decoder = Queue(arguments.queue, client, answering), Decoder()
     ae = pynetdicom.AE(ae_title=arguments.aet)
     ae.require_called_aet, ae.require_calling_aet = True, arguments.caller
     ae.maximum_associations, ae.maximum_pdu_size = arguments.associations, PDU
@@ -130,13 +129,9 @@ def serve(arguments, predictor: Predictor):
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
     log.info("%s listens on %s, %d objects wait", arguments.aet, where, queue.waiting.qsize())
-    worker.start()
+    queue.start()
     stop.wait()
-    worker.stop()
-    worker.join(GRACE)
-    for path in queue.files("working"):  # answered at the next start, and not counted as a death
-        with suppress(FileNotFoundError):
-            path.replace(path.with_suffix(".dcm"))
+    queue.stop(GRACE)
     log.info("stopped, %d objects wait", len(queue.files("dcm")))
     os._exit(0)  # ends pynetdicom's threads, which would wait for silent callers
 
