@@ -4,10 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import partial
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import dicoms
 import numpy as np
@@ -20,11 +18,12 @@ from PIL import Image
 from scipy import ndimage
 from test_run import SMALL
 
-from thyroid_lib.data import frames
+from thyroid_lib.data import dicom, frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import build_store, load_cases, open_store
-from thyroid_lib.deploy import app, export, object_queue, structured_report
+from thyroid_lib.deploy import app, export
 from thyroid_lib.deploy.predictor import METADATA, Predictor, read_picture
+from thyroid_lib.deploy.structured_report import answer
 from thyroid_lib.evaluate import confidence
 from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
 from thyroid_lib.evaluate.predict import segment_case
@@ -250,26 +249,8 @@ def by_its_own_words(path, image: np.ndarray) -> np.ndarray:
     return np.asarray(prob.resize(image.shape[::-1], bilinear)) > about["threshold"]
 
 
-def mask_of(seg) -> np.ndarray:
-    bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")
-    return bits[: seg.Rows * seg.Columns].reshape(seg.Rows, seg.Columns) > 0
-
-
-def from_the_node(predictor: Predictor, content: bytes, folder: Path) -> np.ndarray:
-    """The mask in what the node stores for an object that it received."""
-    objects, queue = [], object_queue.Queue(folder)
-
-    def store_instances(each) -> dict:
-        objects.extend(each)
-        return {"ReferencedSOPSequence": [{"ReferencedSOPInstanceUID": each[0].SOPInstanceUID}]}
-
-    pacs = SimpleNamespace(store_instances=store_instances)
-    answer = partial(structured_report.answer, predictor=predictor)
-    queue.put("one", content)
-    queue.client, queue.answer = pacs, answer
-    queue.serve(queue.waiting.get())
-    assert [each.Modality for each in objects] == ["SEG", "SR"]
-    return mask_of(objects[0])
+def mask_of(content: bytes) -> np.ndarray:
+    return pydicom.dcmread(BytesIO(content)).pixel_array > 0
 
 
 def from_the_command(model: Path, images: Path, out: Path, *absent: str) -> None:
@@ -282,11 +263,12 @@ def from_the_command(model: Path, images: Path, out: Path, *absent: str) -> None
     subprocess.run([sys.executable, "-c", code, *words], check=True)
 
 
-def test_notebook_export_command_page_and_node_give_the_same_mask(
+def test_notebook_export_command_page_and_dicom_give_the_same_mask(
     study, made, tiny_store, tmp_path
 ):
     chosen = study / "runs" / made[1].about["runs"]["resunet"]["run_id"]
-    release, on_page = made[0], app.open_models(made[0], 0)["resunet"]
+    release, predictor = made[0], Predictor.open(made[0])
+    on_page = app.open_models(release, 0)["resunet"]
     images = tiny_store.folder.parent / "data" / "images"
     others = "torch", "pandas", "onnx", "matplotlib", "pydicom", "streamlit", "yaml", "seaborn"
     needs = {line.split(">")[0] for line in (release / "requirements.txt").read_text().split()}
@@ -300,13 +282,15 @@ def test_notebook_export_command_page_and_node_give_the_same_mask(
         seg = app.make_segmentation(app.read_upload(content, ".dcm"), on_page, None)
         found = {
             "3-train, by torch": segment_case(chosen, tiny_store, case),
-            "6-deploy": Predictor.open(release).predict(read_picture(path)).mask,
+            "6-deploy": predictor.predict(read_picture(path)).mask,
             "the export by itself": by_its_own_words(release / "resunet.onnx", upload.frames[0]),
             "command, release": frames.read_mask(tmp_path / f"release/masks/{case}.png"),
             "command, model.pt": frames.read_mask(tmp_path / f"model.pt/masks/{case}.png"),
             "page, PNG": on_page.predict(upload.frames[0]).mask,
-            "page, DICOM": mask_of(pydicom.dcmread(BytesIO(seg))),
-            "node": from_the_node(Predictor.open(release), content, tmp_path / case),
+            "page, DICOM": mask_of(seg),
+            "DICOM answer": mask_of(
+                dicoms.to_bytes(answer(dicom.read_file(content), predictor)[0])
+            ),
         }
         first = found["6-deploy"]
         assert 0 < first.sum() < first.size
