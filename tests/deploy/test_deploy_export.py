@@ -280,6 +280,7 @@ def test_notebook_export_command_page_and_dicom_give_the_same_mask(
         content = dicoms.to_bytes(dicoms.make_us(frames.read_gray(path)))
         upload = app.read_upload(path.read_bytes(), ".png")
         seg = app.make_segmentation(app.read_upload(content, ".dcm"), on_page, None)
+        answered = answer(dicom.read_file(content), predictor)
         found = {
             "3-train, by torch": segment_case(chosen, tiny_store, case),
             "6-deploy": predictor.predict(read_picture(path)).mask,
@@ -288,9 +289,7 @@ def test_notebook_export_command_page_and_dicom_give_the_same_mask(
             "command, model.pt": frames.read_mask(tmp_path / f"model.pt/masks/{case}.png"),
             "page, PNG": on_page.predict(upload.frames[0]).mask,
             "page, DICOM": mask_of(seg),
-            "DICOM answer": mask_of(
-                dicoms.to_bytes(answer(dicom.read_file(content), predictor)[0])
-            ),
+            "DICOM answer": mask_of(dicoms.to_bytes(answered[0])),
         }
         first = found["6-deploy"]
         assert 0 < first.sum() < first.size

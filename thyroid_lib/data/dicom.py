@@ -182,10 +182,7 @@ def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
 
 
 def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
-    """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3).
-
-    Refused: by `check`, or when a frame is reached that cannot be decoded.
-    """
+    """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3). Refused: by `check`, or damaged."""
     check(dataset)
     count, done = _number(dataset, "NumberOfFrames"), 0
     colour, bits = dataset.PhotometricInterpretation, dataset.BitsStored

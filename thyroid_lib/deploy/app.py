@@ -95,9 +95,7 @@ def read_upload(content: bytes, suffix: str) -> Upload:
 BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
 
 
-@st.cache_resource(
-    max_entries=2, scope="session", show_spinner="Reading the file …", hash_funcs=BY_KEY
-)
+@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading …", hash_funcs=BY_KEY)
 def load(source: Source) -> Upload:
     """Read a file, or draw an example, a phantom."""
     if source.content is not None:
@@ -169,18 +167,18 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
 def measure(
     source: Source, release: str, model: str, spacing, threshold, _predictor: Predictor
 ) -> list[dict]:
-    """Return a row of COLUMNS for each frame of a file, without the numbers of refused frames.
+    """Return a row for each frame of a file, without the numbers of refused frames.
 
     `release`, path and time, is for the cache; `spacing` counts where the file has none.
     """
     upload, rows = load(source), []
-    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source.name), "model": model}
+    same = {"file": safe_cell(source.name), "model": model}
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(frame, **how)
         hidden = dict.fromkeys(ROW[:-2]) if found.refused else {}
-        rows.append(blank | found.row() | hidden | {"frame": number})
-    return rows or [blank | {"problem": upload.problem}]
+        rows.append(same | found.row() | hidden | {"frame": number})
+    return rows or [same | {"problem": upload.problem}]
 
 
 def printable(name: str) -> str:
@@ -283,7 +281,7 @@ def show_table(sources: list, release, predictors: dict, spacing, threshold, cou
             rows += measure(source, release, name, spacing, threshold, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
-    filled = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    filled = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     st.dataframe(rows, hide_index=True, column_order=filled, placeholder="", alt="Measurements")
     st.download_button(
         "Table, CSV", table_csv(rows, COLUMNS), "areas.csv", "text/csv",

@@ -64,7 +64,8 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
                 raise ValueError(f"{counts[key]} images have this name, keep one")
             found = predictor.predict(read_picture(file))
             write_file(masks / f"{file.stem}.png", mask_png(found.mask))
-            row |= dict(zip(("height", "width"), found.mask.shape, strict=True)) | found.row()
+            row["height"], row["width"] = found.mask.shape
+            row |= found.row()
         except ValueError as error:
             row["problem"] = str(error)
     # names need not be valid UTF-8

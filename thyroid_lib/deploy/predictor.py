@@ -129,10 +129,7 @@ class Predictor:
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
     ) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return prob, mask and confidence, see `Prediction`, of a fitted frame, uint8 (S,S).
-
-        `shape` is its native height and width.
-        """
+        """Return prob, mask and confidence of a fitted frame, uint8 (S,S), at its native shape."""
         # a batch of one frame: other frames in the batch would change the last bits
         logits = self.network(fitted[None])[0]  # (S,S)
         square = special.expit(logits)

@@ -56,10 +56,7 @@ def reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
 def derive_object(
     source: Dataset, about: dict, sop_class: str, modality: str, series: int, content: bytes
 ) -> Dataset:
-    """Begin an object of the source's patient and study; other content gives another UID.
-
-    The source is as `dicom.read_file` returns it, `about` the predictor's.
-    """
+    """Begin an object of the source's patient and study; other content gives another UID."""
     made_by = json.dumps([about, __version__], sort_keys=True, default=str)
     model = hashlib.sha256(made_by.encode()).hexdigest()
     copied = repr([str(source.get(key)) for key in COPIED + COPIED_IF_PRESENT]).encode()

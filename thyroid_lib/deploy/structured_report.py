@@ -51,8 +51,7 @@ def answer(
 def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
     """Return the report: area and diameters of each frame, of a cine also the largest area.
 
-    In mm if the spacing is known, else in pixels; refused frames have no numbers. Arguments as of
-    `segmentation`, whose object is `seg`.
+    In mm if the spacing is known, else in pixels; refused frames have no numbers.
     """
     groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
     if len(predictions) > 1:
@@ -71,16 +70,15 @@ def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: 
     )
     root.ContentSequence.append(_comment(NOTICE))
     document.update(root)
-    make, reference = objects.make_dataset, objects.reference
-    series = [
-        make(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[reference(of)])
-        for of in (source, seg)
-    ]
-    evidence = make(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=series)
+    make = objects.make_dataset
     document.update(make(
         ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
         CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
-        CurrentRequestedProcedureEvidenceSequence=[evidence],
+        CurrentRequestedProcedureEvidenceSequence=[make(
+            StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=[
+                make(SeriesInstanceUID=each.SeriesInstanceUID,
+                     ReferencedSOPSequence=[objects.reference(each)])
+                for each in (source, seg)])],
     ))  # fmt: skip
     return document
 
