@@ -48,14 +48,6 @@ HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Th
 </div></div><div class="notice" role="note">{}</div>"""
 
 
-class Source(NamedTuple):
-    """A file, or an example, whose content is None; the key is unique while the page is open."""
-
-    name: str
-    key: str
-    content: bytes | None = None
-
-
 class Upload(NamedTuple):
     """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem; of DICOM also the dataset."""
 
@@ -63,6 +55,7 @@ class Upload(NamedTuple):
     spacing_mm: tuple[float, float] | None = None
     dataset: Dataset | None = None
     problem: str = ""
+    name: str = ""
 
 
 def read_upload(content: bytes, suffix: str) -> Upload:
@@ -92,17 +85,14 @@ def read_upload(content: bytes, suffix: str) -> Upload:
         return Upload(problem=str(error).removeprefix("'upload' "))
 
 
-BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
-
-
-@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading …", hash_funcs=BY_KEY)
-def load(source: Source) -> Upload:
-    """Read a file, or draw an example, a phantom."""
-    if source.content is not None:
-        return read_upload(source.content, Path(source.name).suffix)
-    sweep, count = EXAMPLES[source.name]
+@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading …")
+def load(key: str, _file) -> Upload:
+    """Read an uploaded file, whose key is unique, or draw the example that the key names."""
+    if _file:
+        return read_upload(_file.getvalue(), Path(_file.name).suffix)._replace(name=_file.name)
+    sweep, count = EXAMPLES[key]
     drawn = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)
-    return Upload(tuple(drawn["images"]))
+    return Upload(tuple(drawn["images"]), name=key)
 
 
 def find_release() -> Path:
@@ -163,16 +153,14 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     return file.getvalue()
 
 
-@st.cache_data(max_entries=1000, scope="session", show_spinner=False, hash_funcs=BY_KEY)
-def measure(
-    source: Source, release: str, model: str, spacing, threshold, _predictor: Predictor
-) -> list[dict]:
+@st.cache_data(max_entries=1000, scope="session", show_spinner=False)
+def measure(key: str, release: str, model: str, spacing, threshold, _file, _predictor) -> list:
     """Return a row for each frame of a file, without the numbers of refused frames.
 
     `release`, path and time, is for the cache; `spacing` counts where the file has none.
     """
-    upload, rows = load(source), []
-    same = {"file": safe_cell(source.name), "model": model}
+    upload, rows = load(key, _file), []
+    same = {"file": safe_cell(upload.name), "model": model}
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(frame, **how)
@@ -204,7 +192,7 @@ def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | N
     return file.getvalue()
 
 
-def show_result(predictor, source, upload, index, spacing, threshold, view, places) -> None:
+def show_result(predictor, key, upload, index, spacing, threshold, view, places) -> None:
     """Show one model's result for one frame: a picture; beside it doubts, numbers, downloads."""
     picture, side = places
     frame, model = upload.frames[index], predictor.about["model"]
@@ -213,7 +201,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
     with side:
         if found.refused:
             st.error(f"**Refused.** {texts}", icon=":material/block:")
-            shown = st.toggle("Show the refused result", key=f"show {source.key} {index} {model}")
+            shown = st.toggle("Show the refused result", key=f"show {key} {index} {model}")
         elif texts:
             st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
         else:
@@ -226,7 +214,7 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {summary}",
     )  # fmt: skip
-    stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
+    stem = (re.sub(r"[^\w-]", "_", Path(upload.name).stem)[:60] or "frame") + f"-{model}"
     several = len(upload.frames) > 1
     at = stem + f"-{index + 1}" * several
     files = {"Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png")}
@@ -270,15 +258,15 @@ def make_places(chosen: list[str]) -> list:
     return [(column.container(), column.container()) for column in columns]
 
 
-def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
+def show_table(sources: dict, release, predictors: dict, spacing, threshold, count) -> None:
     """Measure every frame of every file, many on request only: a table and its CSV."""
     label = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
-    if not st.toggle(label, value=count <= AT_ONCE, key=f"{label} {sources[0].key}"):
+    if not st.toggle(label, value=count <= AT_ONCE, key=f"{label} {next(iter(sources))}"):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
-    for done, source in enumerate(sources, start=1):
+    for done, (key, file) in enumerate(sources.items(), start=1):
         for name, predictor in predictors.items():
-            rows += measure(source, release, name, spacing, threshold, predictor)
+            rows += measure(key, release, name, spacing, threshold, file, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
     filled = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
@@ -325,8 +313,7 @@ def main() -> None:
         outline = st.toggle("Outline", value=True, key="outline")
     chosen = [name for name in predictors if name in (picked or [selected])]
     threshold = None if threshold == usual else threshold  # None: each model's own
-    sources = [Source(file.name, file.file_id, file.getvalue()) for file in files[:MAX_FILES]]
-    sources = {source.key: source for source in sources or [Source(example, example)]}
+    sources = {file.file_id: file for file in files[:MAX_FILES]} or {example: None}
     which = next(iter(sources))
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
@@ -334,8 +321,7 @@ def main() -> None:
         which = st.selectbox(
             "File", sources, format_func=lambda key: sources[key].name, key="which"
         )
-    source = sources[which]
-    upload = load(source)
+    upload = load(which, sources[which])
     with st.sidebar:
         st.subheader("Scale", anchor=False)
         mm = st.number_input(
@@ -349,18 +335,18 @@ def main() -> None:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
     spacing = (mm, mm) if mm else None
     if upload.problem:
-        st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
+        st.error(f"{escaped(upload.name)} {upload.problem}.", icon=":material/error:")
     else:
         index = 0
         if len(upload.frames) > 1:
             index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {which}") - 1
-        how = source, upload, index, upload.spacing_mm or spacing, threshold
+        how = which, upload, index, upload.spacing_mm or spacing, threshold
         view = opacity, outline * len(chosen)
         for name, places in zip(chosen, make_places(chosen), strict=True):
             show_result(predictors[name], *how, view, places)
     count = len(sources) if len(sources) > 1 else len(upload.frames)
     if count > 1:
         several, release = {name: predictors[name] for name in chosen}, f"{path} {changed}"
-        show_table(list(sources.values()), release, several, spacing, threshold, count)
+        show_table(sources, release, several, spacing, threshold, count)
     if (card := path / "model_card.md").is_file():
         st.expander("Model card").markdown(card.read_text("utf-8"))
