@@ -186,16 +186,15 @@ def study(arguments, predictor: Predictor) -> int:
     kept = [row for own in done.values() for row in own]
     write_file(out, table_csv(kept, COLUMNS))  # without half-written objects
     for uid in sorted(uids):
-        found, problem = [], f"no ultrasound in study {uid}"
         try:
             found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
             if error.response.status_code not in (400, 404):
                 raise
-            problem = f"{pacs.http_status(error)} when asked for study {uid}"
+            found = []  # an unknown study
         if not found:
             problems += 1
-            print(problem, file=sys.stderr)
+            print(f"no ultrasound in study {uid}", file=sys.stderr)
         for _, series, instance in found:
             if (instance, model) in done:
                 continue

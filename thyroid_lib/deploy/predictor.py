@@ -262,7 +262,6 @@ def _open_torch(path: Path) -> tuple:
         about = about | {"temperature": json.loads(run.read_text("utf-8")).get("temperature")}
 
     def network(squares: np.ndarray) -> np.ndarray:
-        batches = predict_logits(model, squares)
-        return np.concatenate([logits[:, 0].numpy() for _, logits in batches])
+        return np.concatenate([part[:, 0].numpy() for _, part in predict_logits(model, squares)])
 
     return network, about

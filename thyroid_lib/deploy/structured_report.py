@@ -10,7 +10,6 @@ Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500 (Measurement Report), 1410 (Planar 
 
 from dataclasses import replace
 
-import numpy as np
 from highdicom import sr
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -24,7 +23,6 @@ from thyroid_lib.deploy import segmentation as objects
 from thyroid_lib.deploy.predictor import Prediction, Predictor
 
 PIXELS = Code("{pixels}", "UCUM", "pixels")
-NO_PIXELS = np.zeros((0, 0), bool)
 
 
 def answer(
@@ -33,7 +31,7 @@ def answer(
     """Return segmentation and report of an object, decoded and segmented frame by frame.
 
     The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
-    with the predictions, without prob and mask, as a cine has hundreds.
+    with the predictions, without prob and mask.
     """
     check(source)
     measured, spacing = [] if measured is None else measured, spacing_of(source)
@@ -41,7 +39,7 @@ def answer(
     def predictions():
         for image in read_frames(source):
             prediction = predictor.predict(image, spacing_mm=spacing)
-            measured.append(replace(prediction, prob=NO_PIXELS, mask=NO_PIXELS))
+            measured.append(replace(prediction, prob=0, mask=0))  # a cine has hundreds
             yield prediction
 
     seg = objects.segmentation(source, predictions(), predictor.about)
@@ -56,9 +54,8 @@ def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: 
     groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
     if len(predictions) > 1:
         groups.insert(0, _cine_group(seg, predictions))
-    content = repr([seg.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in predictions)])
-    kind = uid.ComprehensiveSRStorage, "SR", 9102
-    document = objects.derive_object(source, about, *kind, content.encode())
+    kind, content = (uid.ComprehensiveSRStorage, "SR", 9102), [seg.SOPInstanceUID, *predictions]
+    document = objects.derive_object(source, about, *kind, repr(content).encode())
     device = sr.DeviceObserverIdentifyingAttributes(
         objects.name_uid(objects.MAKER, document.DeviceSerialNumber), objects.MAKER
     )
