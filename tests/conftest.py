@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from thyroid_lib.deploy.predictor import METADATA
 from thyroid_lib.evaluate.familiarity import describe_frames
 
 HERE = Path(__file__).resolve().parent
+NEEDED = "dicomweb_client", "gdcm", "highdicom", "onnxscript", "pynetdicom", "streamlit"
+if not all(map(find_spec, NEEDED)):  # the extras app, deploy and dicom
+    collect_ignore = ["deploy", "data/test_data_dicom.py"]
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,8 +10,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import get_encoder
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 
@@ -58,29 +57,25 @@ def make_us(
     photometric: str = "MONOCHROME2",
     spacing_mm: tuple[float, float] | None = (0.08, 0.08),
     bits: int = 8,
-    planar: int = 0,
     uid: str = "1.2.826.0.1.3680043.10.1.1",
     **attributes,
 ) -> Dataset:
     """Make an ultrasound object: of one frame (H,W) or (H,W,3), or of several, uint8.
 
     `syntax` is a key of SYNTAXES, `photometric` one of GRAY and COLOURS, `spacing_mm` of rows and
-    columns, None for no region; `planar` counts where it is not compressed; study and series are
-    named by `uid`. Any other keyword is set last; None deletes it.
+    columns, None for no region; study and series are named by `uid`. Any other keyword is set last;
+    None deletes it.
     """
-    frames, syntax = np.asarray(frames), SYNTAXES[syntax]
-    coloured, colour = frames.shape[-1] == 3, photometric in COLOURS
-    several = frames.ndim - coloured == 3
+    frames, syntax, colour = np.asarray(frames), SYNTAXES[syntax], photometric in COLOURS
+    several = frames.ndim - (frames.shape[-1] == 3) == 3
     stack = frames if several else frames[None]  # (N,H,W[,3])
-    if colour and not coloured:
+    if colour and stack.shape[-1] != 3:
         stack = np.repeat(stack[..., None], 3, axis=-1)
     if photometric == "MONOCHROME1":
         stack = 255 - stack
-    if not colour and bits > 8:  # 255 becomes the highest level
+    if bits > 8:  # 255 becomes the highest level
         stack = np.rint(stack * ((2**bits - 1) / 255)).astype(np.uint16)
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
+    order = "<" if syntax.is_little_endian else ">"
     kind = "UltrasoundMultiFrameImageStorage" if several else "UltrasoundImageStorage"
     fields = ABOUT | {
         "SOPClassUID": getattr(uids, kind), "SOPInstanceUID": uid,
@@ -90,12 +85,12 @@ def make_us(
         "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0,
     }  # fmt: skip
     if colour:
-        fields["PlanarConfiguration"] = planar
+        fields["PlanarConfiguration"] = 0
     if several:
         fields |= {"NumberOfFrames": len(stack), "FrameTime": 40}
         fields["FrameIncrementPointer"] = 0x00181063
     if photometric == "PALETTE COLOR":  # the identity
-        levels = (np.arange(256) * 257).astype(_order(syntax, 16)).tobytes()
+        levels = (np.arange(256) * 257).astype(f"{order}u2").tobytes()
         for name in ("Red", "Green", "Blue"):
             fields[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
             fields[f"{name}PaletteColorLookupTableData"] = levels
@@ -105,11 +100,11 @@ def make_us(
     if syntax == uids.JPEGBaseline8Bit:
         fields |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
         fields["LossyImageCompressionRatio"] = "5"
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
     for keyword, value in fields.items():
         setattr(ds, keyword, value)
-    codes = [_encode(frame, syntax, photometric, bits, planar) for frame in stack]
-    data = encapsulate(codes) if syntax.is_encapsulated else _even(b"".join(codes))
-    ds.add_new("PixelData", "OB" if syntax.is_encapsulated or bits <= 8 else "OW", data)
+    _encode(ds, stack, syntax, order)
     for keyword, value in attributes.items():
         if value is not None:
             setattr(ds, keyword, value)
@@ -164,52 +159,46 @@ def mutate(data: bytes, rng) -> bytes:
     return bytes(data)
 
 
-def _order(syntax, bits: int) -> str:
-    return f"{'<' if syntax.is_little_endian else '>'}u{bits // 8}"
-
-
-def _even(data: bytes) -> bytes:
-    return data + bytes(len(data) % 2)
-
-
-def _encode(frame, syntax, photometric: str, bits: int, planar: int) -> bytes:
-    """Encode one frame, (H,W) or RGB (H,W,3)."""
+def _encode(ds: Dataset, stack: np.ndarray, syntax, order: str) -> None:
+    """Set the pixel data of an object, from frames (N,H,W) or RGB (N,H,W,3)."""
+    photometric, codes = ds.PhotometricInterpretation, []
+    ds.file_meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian if syntax.is_compressed else syntax
     if syntax == uids.JPEGBaseline8Bit:
-        file = io.BytesIO()
         how = {
             "RGB": {"keep_rgb": True}, "YBR_FULL": {"subsampling": 0},
             "YBR_FULL_422": {"subsampling": 1},
-        }  # fmt: skip
-        Image.fromarray(frame).save(file, "JPEG", quality=95, **how.get(photometric, {}))
-        return _even(file.getvalue())
-    if photometric.startswith("YBR"):
-        frame = convert_color_space(frame, "RGB", "YBR_FULL")
-    if syntax == uids.RLELossless:
-        rows, columns = frame.shape[:2]
-        allocated = 8 * frame.itemsize
-        return get_encoder(syntax).encode(
-            np.ascontiguousarray(frame), rows=rows, columns=columns,
-            samples_per_pixel=3 if frame.ndim == 3 else 1, bits_allocated=allocated,
-            bits_stored=allocated, pixel_representation=0, photometric_interpretation=photometric,
-            number_of_frames=1, planar_configuration=0,
-        )  # fmt: skip
-    if syntax.is_encapsulated:
-        return _encode_lossless(np.ascontiguousarray(frame), syntax, photometric, bits)
-    if photometric == "YBR_FULL_422":  # Y Y Cb Cr, colour of each second column
-        assert frame.shape[1] % 2 == 0, "needs an even number of columns"
-        pairs = [frame[:, ::2, 0], frame[:, 1::2, 0], frame[:, ::2, 1], frame[:, ::2, 2]]
-        return np.stack(pairs, axis=-1).tobytes()
-    if planar and frame.ndim == 3:
-        frame = frame.transpose(2, 0, 1)
-    return frame.astype(_order(syntax, 8 * frame.itemsize)).tobytes()
+        }.get(photometric, {})  # fmt: skip
+        for frame in stack:
+            codes.append(file := io.BytesIO())
+            Image.fromarray(frame).save(file, "JPEG", quality=95, **how)
+        codes = [code.getvalue() + bytes(len(code.getvalue()) % 2) for code in codes]
+    elif photometric.startswith("YBR"):
+        stack = convert_color_space(stack, "RGB", "YBR_FULL")
+    if photometric == "YBR_FULL_422" and not codes:  # Y Y Cb Cr, colour of each second column
+        assert stack.shape[2] % 2 == 0, "needs an even number of columns"
+        pairs = stack[:, :, ::2, 0], stack[:, :, 1::2, 0], stack[:, :, ::2, 1], stack[:, :, ::2, 2]
+        stack = np.stack(pairs, axis=-1)
+    data = stack.astype(f"{order}u{stack.itemsize}").tobytes()
+    ds.add_new("PixelData", "OB" if stack.itemsize == 1 else "OW", data + bytes(len(data) % 2))
+    if codes:
+        ds.add_new("PixelData", "OB", encapsulate(codes))
+    elif syntax == uids.RLELossless:
+        ds.compress(syntax, generate_instance_uid=False)
+    elif syntax.is_compressed:
+        ds.add_new("PixelData", "OB", _lossless(ds, syntax))
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds["PixelData"].is_undefined_length = syntax.is_compressed
 
 
-def _encode_lossless(frame, syntax, photometric: str, bits: int) -> bytes:
+def _lossless(ds: Dataset, syntax) -> bytes:
     """Encode by gdcm, from file to file: images made in memory it frees twice."""
-    kind = photometric if frame.ndim == 3 else "MONOCHROME2"
-    plain = make_us(np.zeros(frame.shape, np.uint8), bits=bits, photometric=kind)
-    plain.PixelData = _even(frame.tobytes())
     process = "JPEGLosslessProcess14" + "_1" * (syntax == uids.JPEGLosslessSV1)
+    plain = ds.group_dataset(0x0028)
+    if ds.SamplesPerPixel == 1:
+        plain.add_new("PhotometricInterpretation", "CS", "MONOCHROME2")
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "PixelData"):
+        plain[keyword] = ds[keyword]
+    plain.file_meta = ds.file_meta
     with tempfile.TemporaryDirectory() as folder:
         plain.save_as(f"{folder}/plain.dcm", enforce_file_format=True)
         reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
@@ -223,5 +212,4 @@ def _encode_lossless(frame, syntax, photometric: str, bits: int) -> bytes:
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write(), "gdcm could not write"
-        data = dcmread(f"{folder}/coded.dcm").PixelData
-        return _even(next(generate_frames(data, number_of_frames=1)))
+        return dcmread(f"{folder}/coded.dcm").PixelData

@@ -65,11 +65,8 @@ class Pacs:
     """One Orthanc with DICOMweb, in a folder; forwards ultrasound to a node at `node_port`."""
 
     def __init__(self, folder: Path, node_port: int, *, route: bool = True):
-        for program in ("Orthanc", "cc"):
-            if not shutil.which(program):
-                pytest.skip(f"{program} is not installed: make packages")
-        if not Path(PLUGIN).is_file():
-            pytest.skip("Orthanc's DICOMweb plugin is not installed: make packages")
+        if not (shutil.which("Orthanc") and shutil.which("cc") and Path(PLUGIN).is_file()):
+            pytest.skip("Orthanc, its DICOMweb plugin or cc is not installed: make packages")
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.web = f"{self.url}/dicom-web"
@@ -81,9 +78,7 @@ class Pacs:
         settings = json.loads((DEPLOY / "orthanc.json").read_text())
         settings["DicomModalities"]["node"]["Port"] = node_port
         settings |= {"HttpPort": self.port, "DicomServerEnabled": False}
-        settings |= {"RemoteAccessAllowed": False}
-        if not route:
-            settings["LuaScripts"] = []
+        settings |= {"RemoteAccessAllowed": False} | ({} if route else {"LuaScripts": []})
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.session, self.process = requests.Session(), None
         self.session.auth = (USER, PASSWORD)
@@ -97,10 +92,9 @@ class Pacs:
         }  # fmt: skip
 
     def start(self) -> "Pacs":
-        log = open(self.folder / "log", "ab")  # noqa: SIM115
         command = ["Orthanc", self.folder / "orthanc.json"]
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
-        log.close()
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         wait_for(self.up, 240)
         assert listening(self.port) == {"0100007F"}
         return self
@@ -116,23 +110,17 @@ class Pacs:
         self.process.kill()
         self.process.wait()
 
-    def stop(self):
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(60)
-
     __enter__ = start
 
     def __exit__(self, *_):
-        self.stop()
+        self.process.terminate()
+        self.process.wait(60)
 
     def get(self, path: str, **how):
         answer = self.session.get(f"{self.url}{path}", timeout=30, **how)
         answer.raise_for_status()
         return answer
 
-    def upload(self, content: bytes) -> str:
-        """Store one DICOM file; its number in Orthanc."""
-        answer = self.session.post(f"{self.url}/instances", data=content, timeout=30)
-        answer.raise_for_status()
-        return answer.json()["ID"]
+    def upload(self, content: bytes) -> None:
+        """Store one DICOM file."""
+        self.session.post(f"{self.url}/instances", data=content, timeout=30).raise_for_status()

@@ -1,100 +1,98 @@
-"""Releases of small networks: they agree with torch, and are whole or not there."""
+"""Releases of small networks: as torch, one mask everywhere, whole or not there."""
 
 import json
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
+import dicoms
 import numpy as np
+import onnx
+import onnxruntime
+import pydicom
 import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
 from test_run import SMALL
 
+from thyroid_lib.data import dicom, frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import build_store, load_cases, open_store
-from thyroid_lib.deploy.predictor import Predictor
+from thyroid_lib.deploy import app, export
+from thyroid_lib.deploy.predictor import METADATA, Predictor, read_picture
+from thyroid_lib.deploy.structured_report import answer
 from thyroid_lib.evaluate import confidence
 from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
+from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input
 from thyroid_lib.study.ready import check_deploy
 from thyroid_lib.train.run import score_run, train_model
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-export = pytest.importorskip("thyroid_lib.deploy.export")
-
 pytestmark = pytest.mark.study  # networks are trained and exported
 ROOT = Path(__file__).parents[2]
-HOW = SMALL | {"val_share": 0.3, "epochs": 2, "device": "cpu", "precision": "fp32", "threads": 1}
 SELECTED = {"model": "resunet", "protocol": "grouped"}
+HOW = SMALL | {"protocol": "grouped", "fold": 0, "val_share": 0.3, "epochs": 15}
 
 
-def write_study(top: Path, store, *, models=("unet", "resunet"), seeds=(0, 1), **how) -> Path:
-    """Train a small study; its comparison is written by hand."""
-    shutil.copytree(store.folder, top / "store")
-    for name in models:
-        for seed in seeds:
+@pytest.fixture(scope="module")
+def study(tiny_store, tmp_path_factory) -> Path:
+    """A small study of two models and two seeds; its comparison is written by hand."""
+    top = tmp_path_factory.mktemp("study") / "tiny"
+    shutil.copytree(tiny_store.folder, top / "store")
+    for name in ("unet", "resunet"):
+        for seed in (0, 1):
             out = top / "runs" / f"{name}-grouped-fold0-seed{seed}"
-            each = {"model": name, "seed": seed, "protocol": "grouped", "fold": 0}
-            score_run(train_model(store, out=out, **HOW | each | how), store)
+            run = train_model(tiny_store, out=out, **HOW | {"model": name, "seed": seed})
+            score_run(run, tiny_store)
     write_file(top / "compare" / "selected.json", json.dumps(SELECTED | {"provisional": True}))
     write_file(top / "compare" / "model_card.md", "# Model card: resunet\n")
     return top
 
 
-@pytest.fixture(scope="module")
-def study(tiny_store, tmp_path_factory) -> Path:
-    """A study of two models and two seeds."""
-    return write_study(tmp_path_factory.mktemp("study") / "tiny", tiny_store)
-
-
-def make(study: Path, out: Path, **how):
-    runs = sorted((study / "runs").iterdir())
-    places = {"store": study / "store", "compare": study / "compare", "out": out}
-    return export.release(runs, **places, **{"threads": 1} | how)
+def make(study: Path, out: Path):
+    runs, places = sorted((study / "runs").iterdir()), {"store": study / "store", "out": out}
+    return export.release(runs, compare=study / "compare", threads=1, **places)
 
 
 @pytest.fixture(scope="module")
 def made(study, tmp_path_factory):
-    """Its release: the folder, and what the function returns."""
+    """Its release with int8, whatever that changes: the folder, and what the function returns."""
     out = tmp_path_factory.mktemp("made") / "release"
-    return out, make(study, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "DICE_OFF", 2.0)
+        return out, make(study, out)
 
 
-def command(study: Path, out: Path, *words: str) -> list[str]:
-    module = "thyroid_lib.deploy.export"
-    return [sys.executable, "-m", module, "--study", str(study), "--out", str(out), *words]
+@pytest.fixture
+def command(monkeypatch):
+    """Run the export as from the command line."""
+
+    def run(study: Path, out: Path, *words: str) -> int:
+        places = ["--study", str(study), "--out", str(out), *words]
+        monkeypatch.setattr(sys, "argv", ["export", *places])
+        return export.main()
+
+    return run
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet", "resunet", "segnet_reported"])
 def test_every_network_gives_what_torch_gives(name, tmp_path):
     net = build_model(name, width=4)
     initialise(net, seed=3)
-    frames = np.random.default_rng(1).integers(0, 256, (3, 32, 32)).astype(np.uint8)
-    net.train()(to_input(torch.from_numpy(frames)))  # statistics of batch norm that are not 0 and 1
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32)).astype(np.uint8)
+    net.train()(to_input(torch.from_numpy(images)))  # statistics of batch norm that are not 0 and 1
     about = {"model": name, "size": 32, "resize": "square", "threshold": 0.5}
     export.write_onnx(tmp_path / "a.onnx", export.to_onnx(net, 32), about)
     with torch.inference_mode():
-        expected = net.eval()(to_input(torch.from_numpy(frames)))[:, 0].numpy()
+        expected = net.eval()(to_input(torch.from_numpy(images)))[:, 0].numpy()
     network = Predictor.open(tmp_path / "a.onnx").network
-    np.testing.assert_allclose(network(frames), expected, atol=2e-5)
-    for frame, logits in zip(frames, expected, strict=True):  # any number of frames
-        np.testing.assert_allclose(network(frame[None])[0], logits, atol=2e-5)
-
-
-def test_an_export_has_the_same_bytes_and_names_no_place(study, made, tmp_path):
-    out, _ = made
-    done = subprocess.run(command(study, tmp_path / "b", "--threads", "1"), capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")  # no warning, no progress
-    first, second = ({f.name: f.read_bytes() for f in p.iterdir()} for p in (out, tmp_path / "b"))
-    assert first == second
-    for name, content in first.items():
-        for place in (str(ROOT), sys.prefix, str(Path.home()), str(study), '.py"'):
-            assert place.encode() not in content, f"{name} names {place}"
+    np.testing.assert_allclose(network(images), expected, atol=2e-5)
+    for image, logits in zip(images, expected, strict=True):  # any number of frames
+        np.testing.assert_allclose(network(image[None])[0], logits, atol=2e-5)
 
 
 def test_files_of_a_release_and_metadata_of_a_network(study, made):
@@ -108,12 +106,15 @@ def test_files_of_a_release_and_metadata_of_a_network(study, made):
     assert {f.name for f in out.iterdir()} == names | {"release.json", "SHA256SUMS"}
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True)
     assert (checked.returncode, checked.stdout.count(b": OK")) == (0, len(names) + 1)
+    for name in names:
+        for place in (str(ROOT), sys.prefix, str(Path.home()), str(study), '.py"'):
+            assert place.encode() not in (out / name).read_bytes(), f"{name} names {place}"
     card = (out / "model_card.md").read_text("utf-8")
     assert card.startswith("# Model card: resunet")
     for run in about["runs"].values():
         assert run["agreement"]["agrees"]
         assert run["run_id"] in card
-    assert json.loads((out / "parameters.json").read_text())["unet"]["epochs"] == 2
+    assert json.loads((out / "parameters.json").read_text())["unet"]["epochs"] == HOW["epochs"]
     about = Predictor.open(out, model="unet").about
     assert about["data_fingerprint"] == open_store(study / "store").fingerprint
     assert (about["size"], about["resize"], about["threshold"]) == (32, "square", 0.5)
@@ -123,55 +124,44 @@ def test_files_of_a_release_and_metadata_of_a_network(study, made):
 def test_the_run_with_the_best_dice_on_validation_is_released(study, tmp_path):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in (study / "runs").iterdir()]
 
-    def chosen(*named) -> list[str]:
+    def chosen(*named, dice="0.{}5") -> list[str]:
+        for run in copies:
+            lines = "".join(f"{e},{dice.format(run.name[-1])}\n" for e in range(1, 16))
+            (run / "history.csv").write_text("epoch,val_dice\n" + lines)
         found = export.choose_runs(copies[::-1], SELECTED, named).values()
         return [run["run_id"].replace("-grouped-fold0-seed", " ") for run in found]
 
-    for run in copies:
-        (run / "history.csv").write_text(
-            f"epoch,val_dice\n1,0.{run.name[-1]}5\n2,0.{run.name[-1]}5\n"
-        )
     assert chosen() == ["resunet 1", "unet 1"]
     assert chosen("unet-grouped-fold0-seed0") == ["resunet 1", "unet 0"]
+    assert chosen(dice="0.5") == ["resunet 0", "unet 0"]  # of equals the first by name
     with pytest.raises(ValueError, match="run: got nobody, need one of resunet-grouped"):
         chosen("nobody")
-    for run in copies:  # of equals the first by name
-        (run / "history.csv").write_text("epoch,val_dice\n1,0.5\n2,0.5\n")
-    assert chosen() == ["resunet 0", "unet 0"]
 
 
-def test_no_test_case_takes_part(study, made, tmp_path, monkeypatch):
-    """With other references of the test cases, and other test scores, it is the same release."""
+def test_no_test_case_takes_part(study, made, tmp_path, monkeypatch, command, capfd):
+    """With other references of the test cases, and other test scores, it has the same bytes."""
     other = shutil.copytree(study, tmp_path / "tiny")
     for scores in other.glob("runs/*/scores.csv"):
         scores.write_text("nothing\n")
     store = open_store(other / "store")
-    how = {key: HOW[key] for key in ("folds", "val_share") if key in HOW}
-    sides = split_cases(store.index, protocol="grouped", fold=0, **how)
+    sides = split_cases(store.index, **{key: HOW[key] for key in export.SPLIT})
     bits = np.load(other / "store" / "reference.npy")
     for row in np.flatnonzero(sides == "test"):
         start = store.index["offset"].iloc[row]
         bits[start : start + 40] = 255
     np.save(other / "store" / "reference.npy", bits)
     monkeypatch.setattr(export, "open_store", lambda folder: open_store(folder, verify=False))
-    make(other, tmp_path / "out")
+    monkeypatch.setattr(export, "DICE_OFF", 2.0)
+    assert command(other, tmp_path / "out", "--threads", "1") == 0
     assert (tmp_path / "out" / "SHA256SUMS").read_text() == (made[0] / "SHA256SUMS").read_text()
+    assert capfd.readouterr().err == ""  # no warning, no progress
 
 
-@pytest.mark.parametrize(("limit", "released"), [(2.0, True), (-1.0, False)])
-def test_int8_is_released_only_within_the_limit(limit, released, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "DICE_OFF", limit)
-    out, found = tmp_path / "out", make(study, tmp_path / "out")
-    gate, change = found.about["runs"]["resunet"]["int8"], found.int8["int8"] - found.int8["fp32"]
-    assert gate["released"] == released
+def test_int8_is_smaller_and_its_gate_measures_dice_on_validation(study, made):
+    out, released = made
+    gate, change = released.about["runs"]["resunet"]["int8"], np.diff(released.int8.iloc[:, 1:])
+    assert gate["released"]
     assert gate["change"] == pytest.approx(change.mean(), abs=1e-5)
-    assert (out / "resunet-int8.onnx").exists() == released
-    assert ("int8" in found.about["models"]["resunet"]) == released
-    assert ("**not** released" in (out / "model_card.md").read_text("utf-8")) != released
-    if not released:
-        with pytest.raises(ValueError, match="this release has fp32"):
-            Predictor.open(out, precision="int8")
-        return
     kinds = [node.op_type for node in onnx.load(out / "resunet-int8.onnx").graph.node]
     assert kinds.count("QuantizeLinear") > 10
     assert (out / "resunet-int8.onnx").stat().st_size < (out / "resunet.onnx").stat().st_size
@@ -179,20 +169,32 @@ def test_int8_is_released_only_within_the_limit(limit, released, study, tmp_path
     assert export.agree(*both, open_store(study / "store"))["pixels"] < 0.05
 
 
-def test_an_export_that_is_off_stops_the_release(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "PROB_OFF", -1.0)
-    with pytest.raises(RuntimeError, match="its export does not agree with torch"):
-        make(study, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_a_release_replaces_the_one_before_and_nothing_else(study, made, tmp_path, monkeypatch):
+    """And leaves int8 out where Dice changes by more than the limit."""
+    monkeypatch.setattr(export, "DICE_OFF", -1.0)
+    out = tmp_path / "out"
+    write_file(out / "vnet.onnx", made[0].joinpath("unet.onnx").read_bytes())
+    for name in ("release.json", "release.json.41.partial", "unet.onnx.42.partial"):
+        write_file(out / name, "of an export that was killed")
+    make(study, out)
+    names = {f.name for f in made[0].iterdir()}
+    assert {f.name for f in out.iterdir()} == names - {"resunet-int8.onnx"}
+    assert "**not** released" in (out / "model_card.md").read_text("utf-8")
+    assert "**not** released" not in (made[0] / "model_card.md").read_text("utf-8")
+    with pytest.raises(ValueError, match="this release has fp32"):
+        Predictor.open(out, precision="int8")
+    for name in ("thesis.tex", "yolo.onnx", "film.mp4.7.partial"):
+        write_file(tmp_path / "own" / name, "years of work")
+        with pytest.raises(ValueError, match=f"holds {name}: give a folder for the release alone"):
+            make(study, tmp_path / "own")
+        (tmp_path / "own" / name).unlink()
 
 
 @pytest.mark.parametrize("failing", ["unet.onnx", "SHA256SUMS", "README.md"])
 def test_a_full_disk_or_a_kill_leaves_no_release(made, tmp_path, monkeypatch, failing):
     out, released = made
-    files = {
-        name: (out / name).read_bytes()
-        for name in json.loads((out / "release.json").read_text())["files"]
-    }
+    names = json.loads((out / "release.json").read_text())["files"]
+    files = {name: (out / name).read_bytes() for name in names}
     copy = shutil.copytree(out, tmp_path / "copy")
 
     def full(path, content):
@@ -207,20 +209,6 @@ def test_a_full_disk_or_a_kill_leaves_no_release(made, tmp_path, monkeypatch, fa
         Predictor.open(copy)
 
 
-def test_a_release_replaces_the_one_before_and_nothing_else(study, made, tmp_path):
-    out = tmp_path / "out"
-    write_file(out / "vnet.onnx", made[0].joinpath("unet.onnx").read_bytes())
-    for name in ("release.json", "release.json.41.partial", "unet.onnx.42.partial"):
-        write_file(out / name, "of an export that was killed")
-    make(study, out)
-    assert {f.name for f in out.iterdir()} == {f.name for f in made[0].iterdir()}
-    for name in ("thesis.tex", "yolo.onnx", "film.mp4.7.partial"):
-        write_file(tmp_path / "own" / name, "years of work")
-        with pytest.raises(ValueError, match=f"holds {name}: give a folder for the release alone"):
-            make(study, tmp_path / "own")
-        (tmp_path / "own" / name).unlink()
-
-
 UNFINISHED = {  # what is gone or damaged: its files, their content, what is said
     "selected": ("compare/selected.json", None, "selected.json is missing: run the study first"),
     "no protocol": ("compare/selected.json", '{"model": "unet"}', "selected.json is damaged"),
@@ -228,18 +216,20 @@ UNFINISHED = {  # what is gone or damaged: its files, their content, what is sai
     "weights": ("runs/*/model.pt", None, "no model at"),
     "store": ("store/*", None, "no store at"),
     "runs": ("runs/*/run.json", None, "there is no run of resunet: run the study first"),
+    "nothing, but the export is off": ("-", "", "its export does not agree with torch"),
 }
 
 
 @pytest.mark.parametrize("case", UNFINISHED)
-def test_what_is_no_finished_study_is_one_sentence(case, study, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_released_is_one_sentence(
+    case, study, tmp_path, capsys, monkeypatch, command
+):
     pattern, content, text = UNFINISHED[case]
     copy = shutil.copytree(study, tmp_path / "copy")
     for path in copy.glob(pattern):
         path.unlink() if content is None else path.write_text(content)
-    words = command(copy, tmp_path / "out")[3:]
-    monkeypatch.setattr(sys, "argv", ["export", *words])
-    assert export.main() == 2
+    monkeypatch.setattr(export, "PROB_OFF", -1.0)
+    assert command(copy, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert text in error
@@ -247,22 +237,64 @@ def test_what_is_no_finished_study_is_one_sentence(case, study, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_it_runs_with_nothing_but_what_it_requires(made, tmp_path):
-    """With the project's other packages out of reach."""
-    out, image = made[0], np.random.default_rng(0).integers(0, 200, (50, 70)).astype(np.uint8)
-    (tmp_path / "images").mkdir()
-    Image.fromarray(image).save(tmp_path / "images" / "a.png")
-    others = {"torch", "pandas", "onnx", "matplotlib", "pydicom", "streamlit", "yaml", "seaborn"}
-    needs = {line.split(">")[0] for line in (out / "requirements.txt").read_text().split()}
-    assert not needs & others
+def by_its_own_words(path, image: np.ndarray) -> np.ndarray:
+    """The mask as the metadata of an .onnx describe it, in ONNX Runtime, Pillow and NumPy alone."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+    assert about["resize"] == "square"
+    size, bilinear = (about["size"], about["size"]), Image.Resampling.BILINEAR
+    fitted = np.float32(Image.fromarray(image).resize(size, bilinear)) / np.float32(255)
+    logits = session.run(["logits"], {"image": fitted[None, None]})[0][0, 0]
+    prob = Image.fromarray((1 / (1 + np.exp(-logits))).astype(np.float32))
+    return np.asarray(prob.resize(image.shape[::-1], bilinear)) > about["threshold"]
+
+
+def mask_of(content: bytes) -> np.ndarray:
+    return pydicom.dcmread(BytesIO(content)).pixel_array > 0
+
+
+def from_the_command(model: Path, images: Path, out: Path, *absent: str) -> None:
+    """Segment a folder where some packages are not installed."""
     code = (
-        f"import sys; sys.modules |= dict.fromkeys({sorted(others)!r})\n"
+        f"import sys; sys.modules |= dict.fromkeys({absent!r})\n"
         "from thyroid_lib.deploy import predict_folder; sys.exit(predict_folder.main())"
     )
-    words = ["--model", str(out), "--images", tmp_path / "images", "--out", tmp_path / "out"]
+    words = ["--model", model, "--images", images, "--out", out]
     subprocess.run([sys.executable, "-c", code, *words], check=True)
-    mask = np.array(Image.open(tmp_path / "out" / "masks" / "a.png")) > 0
-    assert np.array_equal(mask, Predictor.open(out).predict(image).mask)
+
+
+def test_notebook_export_command_page_and_dicom_give_the_same_mask(
+    study, made, tiny_store, tmp_path
+):
+    chosen = study / "runs" / made[1].about["runs"]["resunet"]["run_id"]
+    release, predictor = made[0], Predictor.open(made[0])
+    on_page = app.open_models(release, 0)["resunet"]
+    images = tiny_store.folder.parent / "data" / "images"
+    others = "torch", "pandas", "onnx", "matplotlib", "pydicom", "streamlit", "yaml", "seaborn"
+    needs = {line.split(">")[0] for line in (release / "requirements.txt").read_text().split()}
+    assert not needs & set(others)
+    from_the_command(release, images, tmp_path / "release", *others)
+    from_the_command(chosen / "model.pt", images, tmp_path / "model.pt")
+    for case in ("a00", "b03", "d05"):
+        path = images / f"{case}.png"
+        content = dicoms.to_bytes(dicoms.make_us(frames.read_gray(path)))
+        upload = app.read_upload(path.read_bytes(), ".png")
+        seg = app.make_segmentation(app.read_upload(content, ".dcm"), on_page, None)
+        answered = answer(dicom.read_file(content), predictor)
+        found = {
+            "3-train, by torch": segment_case(chosen, tiny_store, case),
+            "6-deploy": predictor.predict(read_picture(path)).mask,
+            "the export by itself": by_its_own_words(release / "resunet.onnx", upload.frames[0]),
+            "command, release": frames.read_mask(tmp_path / f"release/masks/{case}.png"),
+            "command, model.pt": frames.read_mask(tmp_path / f"model.pt/masks/{case}.png"),
+            "page, PNG": on_page.predict(upload.frames[0]).mask,
+            "page, DICOM": mask_of(seg),
+            "DICOM answer": mask_of(dicoms.to_bytes(answered[0])),
+        }
+        first = found["6-deploy"]
+        assert 0 < first.sum() < first.size
+        for name, mask in found.items():
+            assert np.array_equal(mask, first), f"{case}: {name}"
 
 
 def test_the_confidence_by_hand():

@@ -7,18 +7,16 @@ import subprocess
 import textwrap
 from pathlib import Path
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
+from dicoms import drawn, make_us, to_bytes
 
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("gdcm")
-hd = pytest.importorskip("highdicom")
-from dicoms import drawn, make_us, to_bytes  # noqa: E402
-
-from thyroid_lib.data import dicom  # noqa: E402
-from thyroid_lib.deploy import NOTICE  # noqa: E402
-from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
-from thyroid_lib.deploy.structured_report import answer  # noqa: E402
+from thyroid_lib.data import dicom
+from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy.predictor import Predictor
+from thyroid_lib.deploy.structured_report import answer
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +47,20 @@ def predicted(predictor, dataset, **how) -> list:
 @pytest.mark.parametrize("shape", [(61, 74), (64, 80), (1, 1)])
 @pytest.mark.parametrize("count", [1, 5])
 def test_masks_are_the_predictors_to_the_pixel(predictor, shape, count):
-    dataset = make_us(drawn(count, *shape))
+    """Read by pydicom, and by highdicom by the frames of the source; the last shows nothing."""
+    images = drawn(count, *shape)
+    images[4:] = 30
+    dataset = make_us(images)
     seg, _ = answered(dataset, predictor)
     masks = np.stack([each.mask for each in predicted(predictor, dataset)])
     assert (reread(seg).pixel_array.reshape(masks.shape) == masks).all()
+    assert not masks[4:].any()
     size = -(-count * shape[0] * shape[1] // 8)
     assert len(seg.PixelData) == size + size % 2
-
-
-def test_highdicom_reads_the_same_masks(predictor):
-    """By the frames of the source; the second shows nothing."""
-    images = drawn(5)
-    images[1] = 30
-    dataset = make_us(images)
-    read = hd.seg.segread(io.BytesIO(to_bytes(answered(dataset, predictor)[0])))
-    got = read.get_pixels_by_source_frame(dataset.SOPInstanceUID, [1, 2, 3, 4, 5])
-    masks = [each.mask for each in predicted(predictor, dataset)]
+    read = highdicom.seg.segread(io.BytesIO(to_bytes(seg)))
+    numbers = list(range(1, count + 1))
+    got = read.get_pixels_by_source_frame(dataset.SOPInstanceUID, numbers)
     assert (got[..., 0].astype(bool) == masks).all()
-    assert not masks[1].any()
     segment = read.get_segment_description(1)
     assert segment.segmented_property_type.value == "69748006"
     assert segment.algorithm_type.value == "AUTOMATIC"
@@ -79,22 +73,22 @@ def test_highdicom_reads_the_same_masks(predictor):
 def test_highdicom_reads_the_numbers_of_the_report(trusting, spacing, units):
     dataset = make_us(drawn(3), spacing_mm=spacing)
     seg, sr = answered(dataset, trusting)
-    content = hd.sr.srread(io.BytesIO(to_bytes(sr))).content
+    content = highdicom.sr.srread(io.BytesIO(to_bytes(sr))).content
     groups = content.get_planar_roi_measurement_groups()
     found = predicted(trusting, dataset, spacing_mm=spacing)
     areas = [each.area_mm2 if spacing else each.area_px for each in found]
+    names = ("Area", "Long axis", "Short axis", "Certainty of Finding")
     for number, (group, each, area) in enumerate(zip(groups, found, areas, strict=True), 1):
         sizes = each.diameters_mm if spacing else each.diameters_px
-        got = {m.name.meaning: (m.value, m.unit.value) for m in group.get_measurements()}
-        names = ("Area", "Long axis", "Short axis", "Certainty of Finding")
-        numbers = pytest.approx((area, *sizes, 100 * each.confidence), rel=1e-6)
-        assert tuple(got) == names
-        assert tuple(value for value, _ in got.values()) == numbers
-        assert tuple(unit for _, unit in got.values()) == units
-        frame, image = group.referenced_segmentation_frame
-        assert frame.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == seg.SOPInstanceUID
-        assert frame.ReferencedSOPSequence[0].ReferencedFrameNumber == number
-        assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == dataset.SOPInstanceUID
+        got = [(m.name.meaning, m.value, m.unit.value) for m in group.get_measurements()]
+        values = pytest.approx((area, *sizes, 100 * each.confidence), rel=1e-6)
+        assert tuple(zip(*got, strict=True)) == (names, values, units)
+        frame, image = (
+            each.ReferencedSOPSequence[0] for each in group.referenced_segmentation_frame
+        )
+        assert frame.ReferencedSOPInstanceUID == seg.SOPInstanceUID
+        assert frame.ReferencedFrameNumber == number
+        assert image.ReferencedSOPInstanceUID == dataset.SOPInstanceUID
     [summary] = content.get_image_measurement_groups()
     [largest] = summary.get_measurements()
     assert largest.value == pytest.approx(max(areas))

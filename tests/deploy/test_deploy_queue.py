@@ -5,26 +5,20 @@ import io
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
+import requests
 from conftest import ellipse_pair
+from dicoms import make_us, to_bytes
 
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("pynetdicom")
-pytest.importorskip("dicomweb_client")
-pytest.importorskip("gdcm")
-import requests  # noqa: E402
-from dicoms import make_us, to_bytes  # noqa: E402
-from pacs import wait_for  # noqa: E402
-
-from thyroid_lib.data import dicom  # noqa: E402
-from thyroid_lib.deploy import decoder, pacs  # noqa: E402
-from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, Worker  # noqa: E402
+from thyroid_lib.data import dicom
+from thyroid_lib.deploy import decoder, object_queue, pacs
+from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, object_name
 
 
 def one(index: int, **how):
@@ -33,12 +27,14 @@ def one(index: int, **how):
     return make_us(image, uid=f"1.2.826.0.1.99.5.{index + 1}", **how)
 
 
-def serve_all(queue, objects, outcomes, there=()):
-    """Serve with a client that answers in turn by `outcomes` of each object; the order it saw."""
-    seen, done = [], threading.Event()
+@pytest.fixture
+def serve_all(tmp_path, monkeypatch):
+    """Serve objects with a PACS that answers in turn by `outcomes` of each; the order it saw."""
+    monkeypatch.setattr(object_queue, "LONGEST_PAUSE", 0)
+    queue, seen = Queue(tmp_path / "queue"), []
 
-    class Client:
-        def store_instances(self, datasets):
+    def run(objects, outcomes, there=()) -> list[str]:
+        def store_instances(datasets):
             name, answer, item = datasets[0].PatientID, pydicom.Dataset(), pydicom.Dataset()
             seen.append(name)
             outcome = outcomes[name].pop(0) if outcomes.get(name) else None
@@ -46,35 +42,33 @@ def serve_all(queue, objects, outcomes, there=()):
                 raise outcome
             if outcome is not None:
                 item.FailureReason, answer.FailedSOPSequence = outcome, [item]
-                return answer
-            if len(set(seen)) == len(objects) and not any(outcomes.values()):
-                done.set()
-            item.ReferencedSOPInstanceUID = datasets[0].SOPInstanceUID
-            answer.ReferencedSOPSequence = [item]
+            else:
+                item.ReferencedSOPInstanceUID = datasets[0].SOPInstanceUID
+                answer.ReferencedSOPSequence = [item]
             return answer
 
-        def search_for_instances(self, study, search_filters):
+        def search_for_instances(study, search_filters):
             own = search_filters["SOPInstanceUID"]
             return [{"00080018": {"Value": [own]}}] if own in there else []
 
-    def answer(dataset):
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        return [dataset]
+        def answer(dataset):
+            dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            return [dataset]
 
-    worker = Worker(queue, Client(), answer)
-    for each in objects:
-        queue.put(queue.write(each.PatientID, to_bytes(each)))
-    worker.start()
-    assert done.wait(120)
-    wait_for(lambda: not list(queue.folder.glob("*-*")))
-    worker.stop()
-    worker.join(60)
-    assert not worker.is_alive()
-    return seen
+        client = {"store_instances": store_instances, "search_for_instances": search_for_instances}
+        queue.client, queue.answer = SimpleNamespace(**client), answer
+        for each in objects:
+            queue.put(each.PatientID, to_bytes(each))
+        while not queue.waiting.empty():
+            queue.serve(queue.waiting.get())
+        assert not list(queue.folder.glob("*-*"))
+        return seen
+
+    return run
 
 
-def test_no_object_blocks_others(tmp_path):
+def test_no_object_blocks_others(tmp_path, serve_all):
     def status(code: int) -> requests.HTTPError:
         return requests.HTTPError(response=SimpleNamespace(status_code=code))
 
@@ -83,17 +77,16 @@ def test_no_object_blocks_others(tmp_path):
         "a": [status(500), 0xA700], "b": [status(400)], "c": [status(409)], "d": [status(409)],
         "e": [0x0111], "f": [0x0122],
     }  # fmt: skip
-    there, queue = [objects[2].SOPInstanceUID], Queue(tmp_path / "queue")
-    assert serve_all(queue, objects, outcomes, there) == [*"abcdefg", "a", "a"]
-    reasons = {path.stem[21:]: path for path in (queue.folder / "failed").glob("*.txt")}
+    assert serve_all(objects, outcomes, [objects[2].SOPInstanceUID]) == [*"abcdefg", "a", "a"]
+    reasons = {path.stem[21:]: path for path in (tmp_path / "queue" / "failed").glob("*.txt")}
     assert set(reasons) == {"b.0", "d.0", "f.0"}
     assert reasons["b.0"].read_text() == "the PACS refuses the answer: HTTP 400\n"
     assert reasons["b.0"].with_suffix(".dcm").is_file()
 
 
-def test_a_fault_of_this_machine_loses_no_object(tmp_path, monkeypatch):
+def test_a_fault_of_this_machine_loses_no_object(tmp_path, monkeypatch, serve_all):
     """Neither memory, nor files, nor a folder that takes no new name for a moment."""
-    queue, read, replace = Queue(tmp_path / "queue"), Path.read_bytes, Path.replace
+    read, replace = Path.read_bytes, Path.replace
     faults = [MemoryError(), OSError(errno.EMFILE, "many"), OSError(errno.EIO, "disk")]
 
     def failing_read(path):
@@ -108,9 +101,9 @@ def test_a_fault_of_this_machine_loses_no_object(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", failing_read)
     monkeypatch.setattr(Path, "replace", failing_replace)
-    assert serve_all(queue, [one(1, PatientID="a")], {}) == ["a"]
+    assert serve_all([one(1, PatientID="a")], {}) == ["a"]
     assert not faults
-    assert not list((queue.folder / "failed").iterdir())
+    assert not list((tmp_path / "queue" / "failed").iterdir())
 
 
 def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
@@ -118,21 +111,21 @@ def test_what_ends_the_node_again_and_again_is_put_aside(tmp_path):
         queue = Queue(tmp_path / "queue")
         if not deaths:
             for name in "ab":
-                queue.put(queue.write(name, b""))
+                queue.put(name, b"")
             with pytest.raises(ValueError, match="another node has the queue"):
                 Queue(tmp_path / "queue")
-        current = next(path for path in queue.waiting.queue if queue.name(path) == "a")
+        current = next(path for path in queue.waiting.queue if object_name(path) == "a")
         assert current.name.endswith(f"-a.{deaths}.dcm")
         assert not deaths or queue.waiting.queue[0] != current  # others come first
         current.replace(current.with_suffix(".working"))
-        (queue.folder / f"{1:020}-c.0.new").write_bytes(b"half")
-        (queue.folder / "a plan.new").write_bytes(b"of somebody's own")
+        (queue.folder / f"{1:020}-c.0.dcm.7.partial").write_bytes(b"half")
+        (queue.folder / "a plan.partial").write_bytes(b"of somebody's own")
         queue.lock.close()
     queue = Queue(tmp_path / "queue")
-    assert [queue.name(path) for path in queue.waiting.queue] == ["b"]
+    assert [object_name(path) for path in queue.waiting.queue] == ["b"]
     [reason] = (queue.folder / "failed").glob("*-a.5.txt")
     assert "5 times" in reason.read_text()
-    assert [file.name for file in queue.folder.glob("*.new")] == ["a plan.new"]
+    assert [file.name for file in queue.folder.glob("*.partial")] == ["a plan.partial"]
 
 
 class Call:

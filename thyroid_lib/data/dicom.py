@@ -81,6 +81,16 @@ class Refused(ValueError):
         self.status = status
 
 
+def as_refusal(error: Exception) -> Refused:
+    """Return what a sender is told of an error, whose own text might quote the object."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, (OSError, MemoryError)):  # this machine has no room
+        code = getattr(error, "errno", None)
+        return Refused(os.strerror(code) if code else type(error).__name__, TOO_LARGE)
+    return Refused(f"{type(error).__name__} while it was being read")
+
+
 class _LimitedReader(io.BytesIO):
     """A file that stops the parser after `MAX_READS` reads, against millions of empty elements."""
 
@@ -94,10 +104,7 @@ class _LimitedReader(io.BytesIO):
 
 
 def read_file(source: bytes | str | Path) -> Dataset:
-    """Read the elements `READ` of a DICOM file, given as bytes or path.
-
-    Refused: no DICOM file, damaged, too large, or in an unsupported transfer syntax.
-    """
+    """Read the elements `READ` of a DICOM file, bytes or path. Refused: it cannot be read."""
     in_memory = isinstance(source, bytes)
     if (len(source) if in_memory else os.stat(source).st_size) > MAX_BYTES:
         raise Refused(f"the object has more than {MAX_BYTES >> 20} MiB", TOO_LARGE)
@@ -119,8 +126,7 @@ def read_file(source: bytes | str | Path) -> Dataset:
                 raise Refused(f"element {tag} is longer than {MAX_ELEMENT} bytes", TOO_LARGE)
             if dataset[tag].VR not in dictionary_VR(tag):
                 raise Refused(f"element {tag} has another value representation than the standard's")
-        for _ in dataset.iterall():  # parse nested elements, so that errors come now
-            pass
+        list(dataset.iterall())  # parses nested elements, so that errors come now
     except (Refused, MemoryError):
         raise
     except Exception as error:  # of a dozen kinds, some of which quote values
@@ -176,16 +182,10 @@ def _number(dataset: Dataset, keyword: str, least: int = 1) -> int:
 
 
 def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
-    """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3).
-
-    Refused: by `check`, at once; for a frame that cannot be decoded, when it is reached.
-    """
+    """Decode frame by frame: uint8, gray (H,W) or RGB (H,W,3). Refused: by `check`, or damaged."""
     check(dataset)
-    return _decode(dataset, _number(dataset, "NumberOfFrames"))
-
-
-def _decode(dataset: Dataset, count: int) -> Iterator[np.ndarray]:
-    colour, bits, done = dataset.PhotometricInterpretation, dataset.BitsStored, 0
+    count, done = _number(dataset, "NumberOfFrames"), 0
+    colour, bits = dataset.PhotometricInterpretation, dataset.BitsStored
     try:
         for done, levels in enumerate(_levels(dataset, colour, count), 1):
             if done > count or levels.shape[:2] != (dataset.Rows, dataset.Columns):
@@ -270,7 +270,7 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
         pairs = np.abs(np.array(found, np.float64).reshape(-1, 2))  # (N,2)
     except (AttributeError, TypeError, ValueError):
         return None
-    # no scanner has pixels below 1 µm or above 10 mm
-    if not len(pairs) or not np.all((pairs > 1e-3) & (pairs < 10)):
+    possible = np.all((pairs > 1e-3) & (pairs < 10))  # no scanner's are below 1 µm or above 10 mm
+    if not len(pairs) or not possible or np.any(np.ptp(pairs, axis=0) > 0.01 * pairs[0]):
         return None
-    return None if np.any(np.ptp(pairs, axis=0) > 0.01 * pairs[0]) else tuple(pairs[0].tolist())
+    return tuple(pairs[0].tolist())

@@ -13,7 +13,6 @@ import json
 import os
 import re
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -49,24 +48,14 @@ HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Th
 </div></div><div class="notice" role="note">{}</div>"""
 
 
-class Source(NamedTuple):
-    """A file, or an example, whose content is None; the key is unique while the page is open."""
-
-    name: str
-    key: str
-    content: bytes | None = None
-
-
 class Upload(NamedTuple):
-    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem in words.
-
-    A DICOM file has a dataset and perhaps a spacing, of rows and columns.
-    """
+    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem; of DICOM also the dataset."""
 
     frames: tuple = ()
     spacing_mm: tuple[float, float] | None = None
     dataset: Dataset | None = None
     problem: str = ""
+    name: str = ""
 
 
 def read_upload(content: bytes, suffix: str) -> Upload:
@@ -78,38 +67,32 @@ def read_upload(content: bytes, suffix: str) -> Upload:
         if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
-            size = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
+            frames, count = dicom.read_frames(dataset), int(dataset.get("NumberOfFrames") or 1)
+            pixels, spacing = dataset.Rows * dataset.Columns, dicom.spacing_of(dataset)
         else:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "upload"  # the file's own name may hold anything
                 path.write_bytes(content)
-                image = read_picture(path)
-            size = *image.shape[:2], 1
-        if size[0] * size[1] > MAX_FRAME * 10**6 or prod(size) > MAX_ALL * 10**6:
+                frames, count, spacing = [read_picture(path)], 1, None
+            pixels = frames[0].shape[0] * frames[0].shape[1]
+        if pixels > MAX_FRAME * 10**6 or pixels * count > MAX_ALL * 10**6:
             most = f"give at most {MAX_FRAME} a frame and {MAX_ALL} in all"
-            raise ValueError(f"has {prod(size) / 1e6:.0f} megapixels, {most}")
-        if dataset is None:
-            return Upload((image,))
-        return Upload(tuple(dicom.read_frames(dataset)), dicom.spacing_of(dataset), dataset)
+            raise ValueError(f"has {pixels * count / 1e6:.0f} megapixels, {most}")
+        return Upload(tuple(frames), spacing, dataset)
     except dicom.Refused as error:
         return Upload(problem=f"is not accepted: {error}")
     except ValueError as error:
         return Upload(problem=str(error).removeprefix("'upload' "))
 
 
-BY_KEY = {Source: lambda source: source.key}  # caches need not hash the content
-
-
-@st.cache_resource(
-    max_entries=2, scope="session", show_spinner="Reading the file …", hash_funcs=BY_KEY
-)
-def load(source: Source) -> Upload:
-    """Read a file, or draw an example, a phantom."""
-    if source.content is not None:
-        return read_upload(source.content, Path(source.name).suffix)
-    sweep, count = EXAMPLES[source.name]
+@st.cache_resource(max_entries=2, scope="session", show_spinner="Reading …")
+def load(key: str, _file) -> Upload:
+    """Read an uploaded file, whose key is unique, or draw the example that the key names."""
+    if _file:
+        return read_upload(_file.getvalue(), Path(_file.name).suffix)._replace(name=_file.name)
+    sweep, count = EXAMPLES[key]
     drawn = phantom.make_sweep(seed=7, sweep=sweep, frames=count, text=False)
-    return Upload(tuple(drawn["images"]))
+    return Upload(tuple(drawn["images"]), name=key)
 
 
 def find_release() -> Path:
@@ -117,13 +100,13 @@ def find_release() -> Path:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
-    for path in map(project_path, [given] if given else RELEASES):
-        if given or path.is_dir():
-            return path
-    raise FileNotFoundError(
-        "There is no model yet: “make demo” trains and exports one in minutes; or give a release, "
-        "streamlit run app/streamlit_app.py -- --model FOLDER."
-    )
+    found = [path for path in map(project_path, RELEASES) if path.is_dir()]
+    if not given and not found:
+        raise FileNotFoundError(
+            "There is no model yet: “make demo” trains and exports one in minutes; or give a "
+            "release, streamlit run app/streamlit_app.py -- --model FOLDER."
+        )
+    return project_path(given) if given else found[0]
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the models …")
@@ -153,10 +136,9 @@ def _cached(network):
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG.
+    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG; enlarge small ones.
 
-    Small frames are enlarged by a whole number. `opacity` of the area is in [0,1], `line` the width
-    of the outline: 1 is thin, 0 none.
+    `opacity` of the area is in [0,1], `line` the width of the outline: 1 is thin, 0 none.
     """
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
@@ -171,23 +153,20 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
     return file.getvalue()
 
 
-@st.cache_data(max_entries=1000, scope="session", show_spinner=False, hash_funcs=BY_KEY)
-def measure(
-    source: Source, release: str, model: str, spacing, threshold, _predictor: Predictor
-) -> list[dict]:
-    """Return a row of COLUMNS for each frame of a file, without the numbers of refused frames.
+@st.cache_data(max_entries=1000, scope="session", show_spinner=False)
+def measure(key: str, release: str, model: str, spacing, threshold, _file, _predictor) -> list:
+    """Return a row for each frame of a file, without the numbers of refused frames.
 
     `release`, path and time, is for the cache; `spacing` counts where the file has none.
     """
-    upload, rows = load(source), []
-    blank = dict.fromkeys(COLUMNS) | {"file": safe_cell(source.name), "model": model}
+    upload, rows = load(key, _file), []
+    same = {"file": safe_cell(upload.name), "model": model}
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(frame, **how)
-        rows.append(blank | found.row() | {"frame": number})
-        if found.refused:
-            rows[-1] |= dict.fromkeys(ROW[:-2])
-    return rows or [blank | {"problem": upload.problem}]
+        hidden = dict.fromkeys(ROW[:-2]) if found.refused else {}
+        rows.append(same | found.row() | hidden | {"frame": number})
+    return rows or [same | {"problem": upload.problem}]
 
 
 def printable(name: str) -> str:
@@ -213,21 +192,21 @@ def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | N
     return file.getvalue()
 
 
-def show_result(predictor, source, upload, index, spacing, threshold, view, places) -> None:
-    """Show one model's result for one frame: picture, doubts, numbers, downloads."""
-    picture, doubts, numbers, downloads = places
+def show_result(predictor, key, upload, index, spacing, threshold, view, places) -> None:
+    """Show one model's result for one frame: a picture; beside it doubts, numbers, downloads."""
+    picture, side = places
     frame, model = upload.frames[index], predictor.about["model"]
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     texts, shown = " ".join(doubt.text for doubt in found.doubts), True
-    with doubts:
+    with side:
         if found.refused:
             st.error(f"**Refused.** {texts}", icon=":material/block:")
-            shown = st.toggle("Show the refused result", key=f"show {source.key} {index} {model}")
+            shown = st.toggle("Show the refused result", key=f"show {key} {index} {model}")
         elif texts:
             st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
         else:
             st.success("Quality checks passed.", icon=":material/check_circle:")
-    with numbers:
+    with side.container(horizontal=True):
         show_numbers(found, shown)
     overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
     summary = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
@@ -235,16 +214,15 @@ def show_result(predictor, source, upload, index, spacing, threshold, view, plac
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {summary}",
     )  # fmt: skip
-    stem = (re.sub(r"[^\w-]", "_", Path(source.name).stem)[:60] or "frame") + f"-{model}"
+    stem = (re.sub(r"[^\w-]", "_", Path(upload.name).stem)[:60] or "frame") + f"-{model}"
     several = len(upload.frames) > 1
     at = stem + f"-{index + 1}" * several
-    files = {
-        "Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png"),
-        "Overlay, PNG": (overlay, f"{at}-overlay.png", "image/png"),
-    }
+    files = {"Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png")}
+    files["Overlay, PNG"] = overlay, f"{at}-overlay.png", "image/png"
     if upload.dataset:
         seg = lambda: make_segmentation(upload, predictor, threshold)  # noqa: E731
         files["DICOM SEG" + ", all frames" * several] = seg, f"{stem}.dcm", "application/dicom"
+    downloads = side.container(horizontal=True)
     for label, content in files.items() if shown else ():
         downloads.download_button(
             label, *content, icon=":material/download:", on_click="ignore", width="stretch",
@@ -270,38 +248,32 @@ def show_numbers(found: Prediction, shown: bool) -> None:
         st.metric(label, value if shown else "–", below if shown else None, **how)
 
 
-def make_places(chosen: list[str]) -> list[tuple]:
-    """Return containers for each model's picture, doubts, numbers and downloads."""
+def make_places(chosen: list[str]) -> list:
+    """Return two containers for each model: for its picture, and for all else."""
     if len(chosen) == 1:
-        left, right = st.container(key="alone").columns([2.8, 1], gap="medium")
-        below = (
-            right.container(),
-            right.container(horizontal=True),
-            right.container(horizontal=True),
-        )
-        return [(left.container(), *below)]
+        return [st.container(key="alone").columns([2.8, 1], gap="medium")]
     columns = st.columns(len(chosen))
     for name, column in zip(chosen, columns, strict=True):
         column.subheader(name, anchor=False)
-    return [tuple(column.container() for _ in range(4)) for column in columns]
+    return [(column.container(), column.container()) for column in columns]
 
 
-def show_table(sources: list, release, predictors: dict, spacing, threshold, count) -> None:
+def show_table(sources: dict, release, predictors: dict, spacing, threshold, count) -> None:
     """Measure every frame of every file, many on request only: a table and its CSV."""
     label = f"Measure all {count} {'files' if len(sources) > 1 else 'frames'}"
-    if not st.toggle(label, value=count <= AT_ONCE, key=f"{label} {sources[0].key}"):
+    if not st.toggle(label, value=count <= AT_ONCE, key=f"{label} {next(iter(sources))}"):
         return
     bar, rows = st.progress(0.0, "Measuring …"), []
-    for done, source in enumerate(sources, start=1):
+    for done, (key, file) in enumerate(sources.items(), start=1):
         for name, predictor in predictors.items():
-            rows += measure(source, release, name, spacing, threshold, predictor)
+            rows += measure(key, release, name, spacing, threshold, file, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
-    filled = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    filled = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     st.dataframe(rows, hide_index=True, column_order=filled, placeholder="", alt="Measurements")
     st.download_button(
-        "Table, CSV", table_csv(rows), "areas.csv", "text/csv", icon=":material/download:",
-        on_click="ignore",
+        "Table, CSV", table_csv(rows, COLUMNS), "areas.csv", "text/csv",
+        icon=":material/download:", on_click="ignore",
     )  # fmt: skip
 
 
@@ -341,16 +313,15 @@ def main() -> None:
         outline = st.toggle("Outline", value=True, key="outline")
     chosen = [name for name in predictors if name in (picked or [selected])]
     threshold = None if threshold == usual else threshold  # None: each model's own
-    sources = [Source(file.name, file.file_id, file.getvalue()) for file in files[:MAX_FILES]]
-    sources = {source.key: source for source in sources or [Source(example, example)]}
+    sources = {file.file_id: file for file in files[:MAX_FILES]} or {example: None}
     which = next(iter(sources))
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
     if len(sources) > 1:
-        names = {key: name for key, (name, _, _) in sources.items()}
-        which = st.selectbox("File", names, format_func=names.__getitem__, key="which")
-    source = sources[which]
-    upload = load(source)
+        which = st.selectbox(
+            "File", sources, format_func=lambda key: sources[key].name, key="which"
+        )
+    upload = load(which, sources[which])
     with st.sidebar:
         st.subheader("Scale", anchor=False)
         mm = st.number_input(
@@ -364,23 +335,18 @@ def main() -> None:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
     spacing = (mm, mm) if mm else None
     if upload.problem:
-        st.error(f"{escaped(source.name)} {upload.problem}.", icon=":material/error:")
+        st.error(f"{escaped(upload.name)} {upload.problem}.", icon=":material/error:")
     else:
         index = 0
         if len(upload.frames) > 1:
             index = st.slider("Frame", 1, len(upload.frames), 1, key=f"frame {which}") - 1
-        how = source, upload, index, upload.spacing_mm or spacing, threshold
+        how = which, upload, index, upload.spacing_mm or spacing, threshold
         view = opacity, outline * len(chosen)
         for name, places in zip(chosen, make_places(chosen), strict=True):
             show_result(predictors[name], *how, view, places)
     count = len(sources) if len(sources) > 1 else len(upload.frames)
     if count > 1:
-        several = {name: predictors[name] for name in chosen}
-        release = f"{path} {changed}"
-        show_table(list(sources.values()), release, several, spacing, threshold, count)
+        several, release = {name: predictors[name] for name in chosen}, f"{path} {changed}"
+        show_table(sources, release, several, spacing, threshold, count)
     if (card := path / "model_card.md").is_file():
         st.expander("Model card").markdown(card.read_text("utf-8"))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,20 +10,8 @@ from thyroid_lib.data import dicom
 TIMEOUT = 300.0  # seconds for one object
 
 
-def refusal(source) -> tuple[str, int] | None:
-    """Return why an object, bytes or path, is refused, and the status code; None if it is not."""
-    try:
-        for _ in dicom.read_frames(dicom.read_file(source)):
-            pass
-    except dicom.Refused as error:
-        return str(error), error.status
-    except Exception as error:  # whose text might quote the object
-        status = dicom.TOO_LARGE if isinstance(error, (OSError, MemoryError)) else dicom.BROKEN
-        return f"{type(error).__name__} while it was being decoded", status
-
-
 def serve(pipe) -> None:
-    """Answer `refusal` for each source from a pipe, until its other end is closed."""
+    """Decode each object from a pipe, until its other end is closed; answer None or a refusal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(ImportError):  # Windows, which writes no core files
         import resource
@@ -31,7 +19,13 @@ def serve(pipe) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # they would hold patients' pixels
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(refusal(pipe.recv()))
+            content, refused = pipe.recv(), None
+            try:
+                for _ in dicom.read_frames(dicom.read_file(content)):
+                    pass
+            except Exception as error:
+                refused = dicom.as_refusal(error)
+            pipe.send(refused)
 
 
 class Decoder:
@@ -48,22 +42,22 @@ class Decoder:
         self.process.start()
         theirs.close()
 
-    def check(self, source) -> None:
-        """Decode all frames of an object, bytes or path. Refused: they cannot be decoded."""
+    def check(self, content: bytes) -> None:
+        """Decode all frames of an object. Refused: they cannot be decoded."""
         for _ in range(2):  # the process may have ended for another reason
             with self.lock:
                 try:
-                    self.pipe.send(source)
+                    self.pipe.send(content)
                     if not self.pipe.poll(TIMEOUT):
                         raise TimeoutError
                     refused = self.pipe.recv()
                     break
                 except (EOFError, OSError) as error:
-                    refused = "its pixels crash the decoder, or take too long", dicom.BROKEN
+                    refused = dicom.Refused("its pixels crash the decoder, or take too long")
                     self.process.kill()
                     self.process.join()
                     self.start()
                     if isinstance(error, TimeoutError):
                         break
         if refused:
-            raise dicom.Refused(*refused)
+            raise refused

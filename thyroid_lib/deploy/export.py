@@ -2,15 +2,10 @@
 
     python -m thyroid_lib.deploy.export --study results/demo --out release
 
-    <model>.onnx        each network of the comparison, with pre- and postprocessing as metadata
-    <model>-int8.onnx   the selected network quantised, if that changes Dice by little
-    model_card.md       the comparison's card, and what was released
-    release.json        the selected model, the files' SHA-256, and all that was measured
-    parameters.json  requirements.txt  README.md  SHA256SUMS
-
 One run of each network is released: of the selected protocol, the run whose kept weights have the
 best Dice on validation, of equals the first by name; or the run that is named. No test case takes
 part in this choice, in int8, in the confidence or in the distance from the training frames.
+docs/deploy.md lists the files.
 """
 
 import argparse
@@ -107,11 +102,8 @@ def release(
     """Export a finished study's models into `out`, whole or not at all.
 
     `runs`, `store` and `compare` are folders of the study, `named` run_ids to release in place of
-    the best ones, `threads` of the CPU, 0 for all.
-
-    Raises:
-        OSError, ValueError: no finished study; `out` holds other files, or cannot be written.
-        RuntimeError: an export does not agree with torch.
+    the best ones, `threads` of the CPU, 0 for all. OSError, ValueError: no finished study, or `out`
+    holds other files or cannot be written. RuntimeError: an export does not agree with torch.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
     if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
@@ -151,25 +143,24 @@ def release(
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
     """Return the run to release of each network, by name: run.json, `folder` and `val_dice`."""
-    best, ids = {}, []
-    for folder in sorted(map(Path, runs)):
+    found = []
+    for folder in sorted(map(Path, runs), reverse=True):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
         if "_reported" in run["model"] or run["protocol"] == "reported":
             continue
-        ids.append(run["run_id"])
         history = pd.read_csv(folder / "history.csv").set_index("epoch")
         if "val_dice" not in history:
             raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
-        run["val_dice"] = float(history.loc[run["selected_epoch"], "val_dice"])
-        rank = run["run_id"] in named, run["val_dice"]
-        eligible = rank[0] or run["protocol"] == selected["protocol"]
-        if eligible and (run["model"] not in best or rank > best[run["model"]][0]):
-            best[run["model"]] = rank, run
+        found.append(run | {"val_dice": float(history.loc[run["selected_epoch"], "val_dice"])})
+    ids = sorted(run["run_id"] for run in found)
     if unknown := sorted(set(named) - set(ids)):
         raise ValueError(f"run: got {unknown[0]}, need one of {', '.join(ids)}")
+    found = [r for r in found if r["run_id"] in named or r["protocol"] == selected["protocol"]]
+    found.sort(key=lambda run: (run["run_id"] in named, run["val_dice"]))
+    best = {run["model"]: run for run in found}  # the last one, of equals the first by name
     if selected["model"] not in best:
         raise FileNotFoundError(f"there is no run of {selected['model']}: run the study first")
-    return {name: run for name, (_, run) in sorted(best.items())}
+    return dict(sorted(best.items()))
 
 
 def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
@@ -231,17 +222,16 @@ def write_onnx(path: Path, proto: onnx.ModelProto, about: dict) -> None:
 def agree(one: Predictor, other: Predictor, store: Store) -> dict:
     """Compare two predictors on up to `COMPARED` frames, evenly spaced over a store."""
     rows = np.unique(np.linspace(0, len(store) - 1, min(COMPARED, len(store))).round().astype(int))
-    largest, means, pixels, differing = 0.0, [], 0, 0
+    each = []  # of each frame: largest and mean |Δprob|, pixels that differ, all pixels
     for row in rows:
-        (prob, mask, _), (prob2, mask2, _) = (_segment(each, store, row) for each in (one, other))
+        (prob, mask, _), (prob2, mask2, _) = (_segment(by, store, row) for by in (one, other))
         off = np.abs(prob - prob2)
-        largest, pixels = max(largest, off.max()), pixels + mask.size
-        means.append(float(off.mean()))
-        differing += np.count_nonzero(mask != mask2)
-    share = differing / pixels
-    found = {"max_prob": largest, "mean_prob": max(means), "pixels": share}
+        each.append((off.max(), off.mean(), np.count_nonzero(mask != mask2), mask.size))
+    largest, mean, differing, pixels = np.transpose(each)
+    found = {"max_prob": largest.max(), "mean_prob": mean.max()}
+    found["pixels"] = differing.sum() / pixels.sum()
+    agrees = found["mean_prob"] <= PROB_OFF and found["pixels"] <= PIXELS_OFF
     found = {key: float(f"{value:.2g}") for key, value in found.items()}
-    agrees = max(means) <= PROB_OFF and share <= PIXELS_OFF
     return {"frames": len(rows), **found, "agrees": bool(agrees)}
 
 
@@ -250,17 +240,16 @@ def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFram
     rows = []
     for row in np.flatnonzero(chosen):
         _, mask, expected = _segment(predictor, store, row)
-        name = store.index.iloc[row][["case_id", "group"]].to_dict()
-        rows.append(name | {"dice": dice(mask, store.reference(row)), "expected": expected})
-    return pd.DataFrame(rows)
+        rows.append((dice(mask, store.reference(row)), expected))
+    table = store.index.loc[chosen, ["case_id", "group"]].reset_index(drop=True)
+    return table.join(pd.DataFrame(rows, columns=["dice", "expected"]))
 
 
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
-    """Quantise the 3 x 3 convolutions behind the first stage, statically; the rest stays fp32.
+    """Quantise 3 x 3 convolutions behind the first stage; images, uint8 (N,S,S), set the ranges.
 
     The first stage costs the most Dice, 1 x 1 convolutions gain little. Weights use seven bits of
-    eight, as on processors without VNNI sums of two products would overflow. The images, uint8
-    (N,S,S), set the ranges.
+    eight, as on processors without VNNI sums of two products would overflow.
     """
     inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
     frames = SimpleNamespace(get_next=lambda: next(inputs, None))
@@ -289,8 +278,7 @@ def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[di
     """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
     sides = split_cases(store.index, **{key: run[key] for key in SPLIT})
     images = store.images[calibration_rows(store, sides == "train")]
-    network, small = onnx.load(path), path.with_name(f"{path.stem}-int8.onnx")
-    about = json.loads({each.key: each.value for each in network.metadata_props}[METADATA])
+    small, about = path.with_name(f"{path.stem}-int8.onnx"), Predictor.open(path).about
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
     int8 = score(Predictor.open(small, threads=torch.get_num_threads()), store, sides == "val")
     both = {"fp32": val[val["model"] == run["model"]], "int8": int8}

@@ -20,7 +20,6 @@ import signal
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +31,7 @@ from pynetdicom import evt
 from thyroid_lib.data import dicom
 from thyroid_lib.deploy import pacs
 from thyroid_lib.deploy.decoder import Decoder
-from thyroid_lib.deploy.object_queue import Queue, Worker
+from thyroid_lib.deploy.object_queue import Queue
 from thyroid_lib.deploy.predict_folder import OPTIONS, open_model, table_csv
 from thyroid_lib.deploy.predictor import ROW, Predictor
 from thyroid_lib.deploy.structured_report import answer
@@ -81,35 +80,24 @@ def receive(event, queue: Queue, decoder: Decoder) -> int:
     request = event.request
     announced = request.AffectedSOPClassUID, request.AffectedSOPInstanceUID
     name = hashlib.sha256(str(announced[1]).encode()).hexdigest()[:12]
-    path = None
     try:
         if isinstance(request.DataSet, Discard):
             raise dicom.Refused("larger than --max-mib", dicom.TOO_LARGE)
         if announced[0] not in SOP_CLASSES:
             raise dicom.Refused("announced as another class than ultrasound", dicom.NO_SUCH_CLASS)
-        content = event.encoded_dataset()
+        content, request.DataSet = event.encoded_dataset(), None  # one copy waits for the decoder
         dataset = dicom.read_file(content)
         if (dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")) != announced:
             raise dicom.Refused("holds another object than was announced", dicom.NOT_FITTING)
-        dicom.check(dataset)
-        path, size = queue.write(name, content), len(content)
-        del content, dataset  # other objects may be waiting for the decoder
-        decoder.check(path)
-        queue.put(path)
-    except dicom.Refused as error:
-        status, reason = error.status, str(error)
-    except (OSError, MemoryError) as error:
-        code = getattr(error, "errno", None)
-        status, reason = dicom.TOO_LARGE, os.strerror(code) if code else type(error).__name__
-    except Exception as error:  # whose text might quote the object
-        status, reason = dicom.BROKEN, f"{type(error).__name__} while it was being read"
-    else:
-        log.info("object %s: received, %d bytes", name, size)
-        return 0x0000
-    if path:
-        path.unlink(missing_ok=True)
-    log.error("object %s: refused with 0x%04X: %s", name, status, reason)
-    return status
+        del dataset
+        decoder.check(content)
+        queue.put(name, content)
+    except Exception as error:
+        refused = dicom.as_refusal(error)
+        log.error("object %s: refused with 0x%04X: %s", name, refused.status, refused)
+        return refused.status
+    log.info("object %s: received, %d bytes", name, len(content))
+    return 0x0000
 
 
 def serve(arguments, predictor: Predictor):
@@ -119,8 +107,8 @@ def serve(arguments, predictor: Predictor):
         signal.signal(each, lambda *_: stop.set())
     if arguments.max_mib < 1 or arguments.associations < 1:
         raise ValueError("--max-mib and --associations: need 1 or more")
-    queue, decoder = Queue(arguments.queue), Decoder()
-    worker = Worker(queue, pacs.pacs_client(arguments.pacs), partial(answer, predictor=predictor))
+    client, answering = pacs.pacs_client(arguments.pacs), partial(answer, predictor=predictor)
+    queue, decoder = Queue(arguments.queue, client, answering), Decoder()
     ae = pynetdicom.AE(ae_title=arguments.aet)
     ae.require_called_aet, ae.require_calling_aet = True, arguments.caller
     ae.maximum_associations, ae.maximum_pdu_size = arguments.associations, PDU
@@ -141,13 +129,9 @@ def serve(arguments, predictor: Predictor):
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {where} ({error}): give --host or --port") from error
     log.info("%s listens on %s, %d objects wait", arguments.aet, where, queue.waiting.qsize())
-    worker.start()
+    queue.start()
     stop.wait()
-    worker.stop()
-    worker.join(GRACE)
-    for path in queue.files("working"):  # answered at the next start, and not counted as a death
-        with suppress(FileNotFoundError):
-            path.replace(path.with_suffix(".dcm"))
+    queue.stop(GRACE)
     log.info("stopped, %d objects wait", len(queue.files("dcm")))
     os._exit(0)  # ends pynetdicom's threads, which would wait for silent callers
 
@@ -162,13 +146,36 @@ def read_finished(table: Path) -> dict[tuple, list[dict]]:
     return {key: own for key, own in rows.items() if len(own) == int(own[0]["frames"])}
 
 
+def measure(client, found: tuple, predictor: Predictor, decoder: Decoder, store: bool) -> list:
+    """Measure an object, given by study, series and instance UID: a row per frame, with a `problem`
+    if it cannot be measured or stored. RequestException: the PACS does not answer.
+    """
+    content, measured, rows, problem = BytesIO(), [], [{}], ""
+    try:
+        client.retrieve_instance(*found).save_as(content)
+        decoder.check(content.getvalue())
+        dataset = dicom.read_file(content.getvalue())
+        answers = answer(dataset, predictor, measured=measured)
+        size = {"height": dataset.Rows, "width": dataset.Columns}
+        rows = [size | {"frame": n} | each.row() for n, each in enumerate(measured, 1)]
+        if store:
+            pacs.store(client, answers)
+    except Exception as error:
+        problem = pacs.http_status(error)
+        if isinstance(error, requests.RequestException) and not problem:
+            raise
+        problem = problem or str(dicom.as_refusal(error))
+    same = {"frames": len(rows), "problem": problem, "stored": "yes" * (store and not problem)}
+    return [row | same for row in rows]
+
+
 def study(arguments, predictor: Predictor) -> int:
     """Write the areas of all ultrasound of some studies; rows in the table are kept.
 
     Returns 1 if a study has no ultrasound or an object could not be measured: see `problem`.
     """
     client, decoder, out = pacs.pacs_client(arguments.pacs), Decoder(), Path(arguments.out)
-    uids, failed = {uid for each in arguments.study_uid if (uid := each.strip())}, 0
+    uids, problems = {uid for each in arguments.study_uid if (uid := each.strip())}, 0
     model = predictor.about.get("run_id", predictor.about["model"])
     model += "" if arguments.precision == "fp32" else f" {arguments.precision}"
     done = {
@@ -176,47 +183,28 @@ def study(arguments, predictor: Predictor) -> int:
         if own[0]["study"] not in uids
         or not (own[0]["problem"] or (arguments.store and not own[0]["stored"]))
     }  # fmt: skip
-    lines = [table_csv(own).partition("\n")[2] for own in done.values()]
-    write_file(out, ",".join(COLUMNS) + "\n" + "".join(lines))  # without half-written objects
+    kept = [row for own in done.values() for row in own]
+    write_file(out, table_csv(kept, COLUMNS))  # without half-written objects
     for uid in sorted(uids):
-        found, problem = [], f"no ultrasound in study {uid}"
         try:
             found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
         except requests.HTTPError as error:
             if error.response.status_code not in (400, 404):
                 raise
-            problem = f"{pacs.http_status(error)} when asked for study {uid}"
+            found = []  # an unknown study
         if not found:
-            failed += 1
-            print(problem, file=sys.stderr)
+            problems += 1
+            print(f"no ultrasound in study {uid}", file=sys.stderr)
         for _, series, instance in found:
             if (instance, model) in done:
                 continue
-            rows, problem, content, measured = [{}], "", BytesIO(), []
-            try:
-                client.retrieve_instance(uid, series, instance).save_as(content)
-                decoder.check(content.getvalue())
-                dataset = dicom.read_file(content.getvalue())
-                answers = answer(dataset, predictor, measured=measured)
-                size = {"height": dataset.Rows, "width": dataset.Columns}
-                rows = [size | {"frame": n} | each.row() for n, each in enumerate(measured, 1)]
-                if arguments.store:
-                    pacs.store(client, answers)
-            except dicom.Refused as error:
-                problem = str(error)
-            except requests.RequestException as error:
-                if not (problem := pacs.http_status(error)):
-                    raise
-            except Exception as error:  # whose text might quote the object
-                problem = f"{type(error).__name__} while it was being measured"
-            failed += bool(problem)
-            same = {"study": uid, "instance": instance, "model": model, "problem": problem}
-            same["stored"] = "yes" if arguments.store and not problem else ""
-            rows = [dict.fromkeys(COLUMNS, "") | row | same | {"frames": len(rows)} for row in rows]
+            rows = measure(client, (uid, series, instance), predictor, decoder, arguments.store)
+            problems += bool(rows[0]["problem"])
+            same = {"study": uid, "instance": instance, "model": model}
             with open(out, "a", encoding="utf-8") as file:
-                file.write(table_csv(rows).partition("\n")[2])
-    print(f"areas are in {out}" + (f", {failed} problems" if failed else ""))
-    return int(failed > 0)
+                file.write(table_csv([row | same for row in rows], COLUMNS, header=False))
+    print(f"areas are in {out}" + (f", {problems} problems" if problems else ""))
+    return int(problems > 0)
 
 
 SHARED = OPTIONS | {"--pacs": {"required": True, "help": "its DICOMweb address"}}

@@ -41,10 +41,8 @@ def http_status(error: Exception) -> str:
 
 
 def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
-    """Store objects by STOW-RS, one by one.
-
-    An object counts as stored if the answer names it, or if a search finds it: a proxy's page has
-    status 200, too. Refused: the PACS refuses an object for good; RequestException: for now.
+    """Store objects by STOW-RS, until the answer names each, or a search finds it: a proxy's page
+    has status 200, too. Refused: the PACS refuses an object for good; RequestException: for now.
     """
     for each in objects:
         each.preamble = bytes(128)
@@ -54,16 +52,13 @@ def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
         result, problem, own = Dataset(), "", each.SOPInstanceUID
         try:
             result = client.store_instances([each])
-        except requests.HTTPError as error:
-            if error.response.status_code not in REFUSING:
-                raise
-            problem = f"HTTP {error.response.status_code}"
-            with suppress(Exception):  # the body may give a reason
-                result = Dataset.from_json(error.response.text)
-        except requests.RequestException:
-            raise
-        except Exception:  # the answer is no DICOM
-            result = Dataset()
+        except Exception as error:  # of another kind than these where the answer is no DICOM
+            if isinstance(error, requests.RequestException):
+                if getattr(error.response, "status_code", 0) not in REFUSING:
+                    raise
+                problem = f"HTTP {error.response.status_code}"
+                with suppress(Exception):  # the body may give a reason
+                    result = Dataset.from_json(error.response.text)
         named = result.get("ReferencedSOPSequence") or []
         stored = own in [one.get("ReferencedSOPInstanceUID") for one in named]
         for one in result.get("FailedSOPSequence") or []:

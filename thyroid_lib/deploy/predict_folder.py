@@ -54,32 +54,31 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
     files = sorted(f for f in images.iterdir() if formats.get(f.suffix.lower()) in frames.FORMATS)
     if not files:
         raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
-    write_file(table, ",".join(COLUMNS) + "\n")
+    write_file(table, table_csv([], COLUMNS))
     keys = [unicodedata.normalize("NFC", file.stem).casefold() for file in files]
     rows, counts = [], Counter(keys)
     for file, key in zip(files, keys, strict=True):
-        row = dict.fromkeys(COLUMNS) | {"file": file.name}
-        rows.append(row)
+        rows.append(row := {"file": file.name})
         try:
             if counts[key] > 1:
                 raise ValueError(f"{counts[key]} images have this name, keep one")
             found = predictor.predict(read_picture(file))
             write_file(masks / f"{file.stem}.png", mask_png(found.mask))
+            row["height"], row["width"] = found.mask.shape
+            row |= found.row()
         except ValueError as error:
             row["problem"] = str(error)
-            continue
-        row["height"], row["width"] = found.mask.shape
-        row |= found.row()
     # names need not be valid UTF-8
-    write_file(table, table_csv(rows).encode(errors="surrogateescape"))
+    write_file(table, table_csv(rows, COLUMNS).encode(errors="surrogateescape"))
     return rows
 
 
-def table_csv(rows: list[dict]) -> str:
-    """Write rows of equal keys as CSV."""
+def table_csv(rows: list[dict], columns: tuple[str, ...], *, header: bool = True) -> str:
+    """Write rows as CSV; a cell is empty where a row lacks the column."""
     text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        table.writeheader()
     table.writerows(rows)
     return text.getvalue()
 
@@ -104,7 +103,7 @@ def main() -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = [row for row in rows if row["problem"]]
+    failed = [row for row in rows if "problem" in row]
     for row in failed:
         print(f"skipped {row['file']}: {row['problem']}", file=sys.stderr)
     print(f"{len(rows) - len(failed)} of {len(rows)} images segmented into {arguments.out}")

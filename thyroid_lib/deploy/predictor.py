@@ -4,8 +4,7 @@
     found = predictor.predict(read_picture("frame.png"), spacing_mm=(0.08, 0.08))
 
 Notebooks, command line, web page and DICOM node all use it. Fit, restore and threshold are those of
-`thyroid_lib.data.frames`, as the study scored them. A release needs NumPy, Pillow, SciPy and ONNX
-Runtime, and no torch.
+`thyroid_lib.data.frames`, as the study scored them. A release needs ONNX Runtime, and no torch.
 """
 
 import json
@@ -21,7 +20,6 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
 from thyroid_lib.data import frames
-from thyroid_lib.data.frames import to_gray
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
 from thyroid_lib.files.fingerprint import file_digest
@@ -46,22 +44,16 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The result for one frame, at its native size.
+    """The result for one frame, at its native size; None for what is not known."""
 
-    prob: float32 (H,W) in [0,1], before the threshold; mask: bool (H,W).
-    diameters_px: see `diameters`; *_mm, *_mm2: None if the spacing is not known.
-    confidence: the expected Dice, in [0,1], see `confidence`; None if not calibrated.
-    distance: from the training frames, see `familiarity.distance`; None if not known.
-    """
-
-    prob: np.ndarray
-    mask: np.ndarray
+    prob: np.ndarray  # float32 (H,W) in [0,1], before the threshold
+    mask: np.ndarray  # bool (H,W)
     area_px: int
-    diameters_px: tuple[float, float]
+    diameters_px: tuple[float, float]  # see `diameters`
     area_mm2: float | None
     diameters_mm: tuple[float, float] | None
-    confidence: float | None
-    distance: float | None
+    confidence: float | None  # the expected Dice, in [0,1]
+    distance: float | None  # from the training frames, see `familiarity.distance`
     doubts: tuple[Doubt, ...]
 
     @property
@@ -70,7 +62,7 @@ class Prediction:
         return any(doubt.grave for doubt in self.doubts)
 
     def row(self) -> dict:
-        """Return the columns ROW of a table; None for what is not known."""
+        """Return the columns ROW of a table."""
         sizes = *self.diameters_px, *(self.diameters_mm or (None, None))
         numbers = self.area_px, self.area_mm2, *sizes, self.confidence, self.distance
         numbers = [number and round(number, 4) for number in numbers]
@@ -94,14 +86,8 @@ class Predictor:
     ) -> "Predictor":
         """Open a release folder, one of its .onnx files, or the model.pt of a run (needs torch).
 
-        Args:
-            model: which of a release's models; "" for the selected one.
-            precision: "fp32" or, where the release has it, "int8".
-            threads: CPU threads of ONNX Runtime.
-
-        Raises:
-            FileNotFoundError, ValueError: no such model, or a damaged one; says what to give.
-            ImportError: a needed package is not installed; says which.
+        Of a release, `model` "" is the selected one; `threads` are CPU threads of ONNX Runtime.
+        FileNotFoundError, ValueError: no such model or precision, or a damaged file.
         """
         path = Path(path)
         if not 1 <= threads <= MAX_THREADS:
@@ -120,40 +106,30 @@ class Predictor:
         spacing_mm: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> Prediction:
-        """Segment one frame.
+        """Segment one frame, uint8 (H,W) gray or (H,W,3) RGB; other depths by `frames.to_gray`.
 
-        Args:
-            image: uint8 (H,W) gray or (H,W,3) RGB; other depths by `frames.to_gray`.
-            spacing_mm: of rows and of columns, if known.
-            threshold: None for the one that the model was evaluated with.
-
-        Raises:
-            ValueError: an impossible image, spacing or threshold.
+        `spacing_mm` is of rows and columns; `threshold` None is the one that the model was
+        evaluated with. ValueError: an impossible image, spacing or threshold.
         """
         threshold = self.about["threshold"] if threshold is None else threshold
         if not 0 < threshold < 1:
             raise ValueError(f"threshold: got {threshold}, need a number between 0 and 1")
         if spacing_mm is not None and not all(0 < each < 100 for each in spacing_mm):
             raise ValueError(f"spacing_mm: got {spacing_mm}, need mm per pixel, above 0, below 100")
-        gray = to_gray(image)
+        gray = frames.to_gray(image)
         fitted = frames.fit_image(gray, self.about["size"], self.about["resize"])  # (S,S)
         prob, mask, confidence = self.segment(fitted, gray.shape, threshold)
-        area, distance = int(mask.sum()), self.distance(fitted)
-        area_mm2 = diameters_mm = None
+        area, in_mm = int(mask.sum()), (None, None)
         if spacing_mm is not None:
-            area_mm2 = float(area * spacing_mm[0] * spacing_mm[1])
-            diameters_mm = diameters(mask, spacing_mm)
-        doubts = self._doubts(image, gray, mask, confidence, distance)
-        sizes = area, diameters(mask), area_mm2, diameters_mm
-        return Prediction(prob, mask, *sizes, confidence, distance, doubts)
+            in_mm = float(area * spacing_mm[0] * spacing_mm[1]), diameters(mask, spacing_mm)
+        known = confidence, self.distance(fitted)
+        doubts = self._doubts(image, gray, mask, *known)
+        return Prediction(prob, mask, area, diameters(mask), *in_mm, *known, doubts)
 
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
     ) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return prob, mask and confidence, see `Prediction`, of a frame in a store.
-
-        `fitted`, uint8 (S,S), is by `frames.fit_image`; `shape` its native height and width.
-        """
+        """Return prob, mask and confidence of a fitted frame, uint8 (S,S), at its native shape."""
         # a batch of one frame: other frames in the batch would change the last bits
         logits = self.network(fitted[None])[0]  # (S,S)
         square = special.expit(logits)
@@ -203,7 +179,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     with Image.open(path, formats=frames.FORMATS) as image:
         colour = None if image.mode in ("1", "L", "LA") else np.array(image.convert("RGB"))
     # a rotated, transparent or 16-bit picture has other gray levels: its colours are ignored
-    known = colour is not None and np.array_equal(to_gray(colour), gray)
+    known = colour is not None and np.array_equal(frames.to_gray(colour), gray)
     return colour if known else gray
 
 
@@ -237,11 +213,11 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
 
 def _release_file(folder: Path, model: str, precision: str) -> Path:
     """Return the path of a release's .onnx, after a check of its digest."""
-    if not (folder / "release.json").is_file():
+    if not (listing := folder / "release.json").is_file():
         need = "release.json is missing; make one with 6-deploy"
         raise FileNotFoundError(f"no release in {folder}: {need}")
     try:
-        release = json.loads((folder / "release.json").read_text("utf-8"))
+        release = json.loads(listing.read_text("utf-8"))
         digests, selected, files = (release[key] for key in ("files", "selected", "models"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
@@ -264,13 +240,11 @@ def _open_onnx(path: Path, threads: int) -> tuple:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-        for key in REQUIRED:
-            about[key]
+        [about[key] for key in REQUIRED]
     except Exception as error:  # ONNX Runtime raises a dozen kinds on what it cannot read
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path.name} is no model of this project ({reason}): give one that 6-deploy has made"
-        ) from error
+        need = "give one that 6-deploy has made"
+        raise ValueError(f"{path.name} is no model of this project ({reason}): {need}") from error
     name = session.get_inputs()[0].name
 
     def network(squares: np.ndarray) -> np.ndarray:
@@ -283,13 +257,11 @@ def _open_onnx(path: Path, threads: int) -> tuple:
 def _open_torch(path: Path) -> tuple:
     from thyroid_lib.evaluate.predict import load_model, predict_logits
 
-    model, about = load_model(path)
-    run = path.parent / "run.json"
+    (model, about), run = load_model(path), path.with_name("run.json")
     if run.is_file():
         about = about | {"temperature": json.loads(run.read_text("utf-8")).get("temperature")}
 
     def network(squares: np.ndarray) -> np.ndarray:
-        batches = predict_logits(model, squares)
-        return np.concatenate([logits[:, 0].numpy() for _, logits in batches])
+        return np.concatenate([part[:, 0].numpy() for _, part in predict_logits(model, squares)])
 
     return network, about

@@ -1,8 +1,7 @@
 """DICOM Segmentation objects from predictions, and the header that every derived object shares.
 
 Built here, as highdicom 0.28 refuses multi-frame ultrasound. No clock and no random number is used:
-the same source, model and masks give the same bytes and UIDs, so that an object that is sent twice
-has one segmentation.
+an object that is sent twice has one segmentation, with the same bytes and UIDs.
 
 Sources: DICOM PS3.3 A.51 (Segmentation); PS3.5 B.2 (UIDs under 2.25).
 """
@@ -57,17 +56,13 @@ def reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
 def derive_object(
     source: Dataset, about: dict, sop_class: str, modality: str, series: int, content: bytes
 ) -> Dataset:
-    """Begin an object of the source's patient and study, in a series of its own.
-
-    The source is as `dicom.read_file` returns it, `about` the predictor's; other content gives
-    another UID.
-    """
+    """Begin an object of the source's patient and study; other content gives another UID."""
     made_by = json.dumps([about, __version__], sort_keys=True, default=str)
     model = hashlib.sha256(made_by.encode()).hexdigest()
-    digest = hashlib.sha256(content)
-    digest.update(repr([str(source.get(key)) for key in COPIED + COPIED_IF_PRESENT]).encode())
+    copied = repr([str(source.get(key)) for key in COPIED + COPIED_IF_PRESENT]).encode()
+    digest = hashlib.sha256(content + copied).hexdigest()
     number = source.get("InstanceNumber")
-    own_uid = name_uid(source.SOPInstanceUID, modality, model, digest.hexdigest())
+    own_uid = name_uid(source.SOPInstanceUID, modality, model, digest)
     new = make_dataset(
         SOPClassUID=sop_class, SOPInstanceUID=own_uid, Modality=modality, SeriesNumber=series,
         SeriesInstanceUID=name_uid(source.SeriesInstanceUID, modality, model),
@@ -103,8 +98,8 @@ def _short_text(value) -> str:
 def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
     """Return a BINARY segmentation whose frame i lies over frame i of the source, empty or not.
 
-    It holds the masks of refused frames too; its label says how many those are. Arguments as of
-    `derive_object`; predictions, one per frame, are taken one by one, so that few are in memory.
+    It holds the masks of refused frames too; its label counts those. Predictions, one per frame,
+    are taken one by one, so that few are in memory.
     """
     rows, columns, count = source.Rows, source.Columns, int(source.get("NumberOfFrames") or 1)
     packed, rest, refused = [], np.zeros(0, bool), 0
@@ -159,12 +154,10 @@ def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict
     lossy = source.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     if lossy or source.get("LossyImageCompression") == "01":
         seg.LossyImageCompression = "01"
-        size = count * rows * columns * source.SamplesPerPixel
-        usual = {"Ratio": f"{size / len(source.PixelData):.4g}", "Method": "ISO_10918_1"}
-        for part, value in usual.items():
-            if source.get(keyword := f"LossyImageCompression{part}"):
-                seg[keyword] = source[keyword]
-            elif lossy:  # of an earlier compression ratio and method are not known
+        ratio = count * rows * columns * source.SamplesPerPixel / len(source.PixelData)
+        for part, own in (("Ratio", f"{ratio:.4g}"), ("Method", "ISO_10918_1")):
+            keyword = f"LossyImageCompression{part}"  # of an earlier compression perhaps unknown
+            if value := source.get(keyword) or (own if lossy else None):
                 setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg

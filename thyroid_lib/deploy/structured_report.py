@@ -10,7 +10,6 @@ Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500 (Measurement Report), 1410 (Planar 
 
 from dataclasses import replace
 
-import numpy as np
 from highdicom import sr
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -18,13 +17,12 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from thyroid_lib import __version__
-from thyroid_lib.data.dicom import SINGLE, read_frames, spacing_of
+from thyroid_lib.data.dicom import SINGLE, check, read_frames, spacing_of
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy import segmentation as objects
 from thyroid_lib.deploy.predictor import Prediction, Predictor
 
 PIXELS = Code("{pixels}", "UCUM", "pixels")
-NO_PIXELS = np.zeros((0, 0), bool)
 
 
 def answer(
@@ -33,15 +31,15 @@ def answer(
     """Return segmentation and report of an object, decoded and segmented frame by frame.
 
     The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
-    with the predictions, without prob and mask, as a cine has hundreds.
+    with the predictions, without prob and mask.
     """
-    images, spacing = read_frames(source), spacing_of(source)
-    measured = [] if measured is None else measured
+    check(source)
+    measured, spacing = [] if measured is None else measured, spacing_of(source)
 
     def predictions():
-        for image in images:
+        for image in read_frames(source):
             prediction = predictor.predict(image, spacing_mm=spacing)
-            measured.append(replace(prediction, prob=NO_PIXELS, mask=NO_PIXELS))
+            measured.append(replace(prediction, prob=0, mask=0))  # a cine has hundreds
             yield prediction
 
     seg = objects.segmentation(source, predictions(), predictor.about)
@@ -51,15 +49,13 @@ def answer(
 def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
     """Return the report: area and diameters of each frame, of a cine also the largest area.
 
-    In mm if the spacing is known, else in pixels; refused frames have no numbers. Arguments as of
-    `segmentation`, whose object is `seg`.
+    In mm if the spacing is known, else in pixels; refused frames have no numbers.
     """
     groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
     if len(predictions) > 1:
         groups.insert(0, _cine_group(seg, predictions))
-    content = repr([seg.SOPInstanceUID, *(replace(each, prob=0, mask=0) for each in predictions)])
-    kind = uid.ComprehensiveSRStorage, "SR", 9102
-    document = objects.derive_object(source, about, *kind, content.encode())
+    kind, content = (uid.ComprehensiveSRStorage, "SR", 9102), [seg.SOPInstanceUID, *predictions]
+    document = objects.derive_object(source, about, *kind, repr(content).encode())
     device = sr.DeviceObserverIdentifyingAttributes(
         objects.name_uid(objects.MAKER, document.DeviceSerialNumber), objects.MAKER
     )
@@ -71,16 +67,15 @@ def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: 
     )
     root.ContentSequence.append(_comment(NOTICE))
     document.update(root)
-    make, reference = objects.make_dataset, objects.reference
-    series = [
-        make(SeriesInstanceUID=of.SeriesInstanceUID, ReferencedSOPSequence=[reference(of)])
-        for of in (source, seg)
-    ]
-    evidence = make(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=series)
+    make = objects.make_dataset
     document.update(make(
         ReferencedPerformedProcedureStepSequence=[], PerformedProcedureCodeSequence=[],
         CompletionFlag="COMPLETE", VerificationFlag="UNVERIFIED",
-        CurrentRequestedProcedureEvidenceSequence=[evidence],
+        CurrentRequestedProcedureEvidenceSequence=[make(
+            StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=[
+                make(SeriesInstanceUID=each.SeriesInstanceUID,
+                     ReferencedSOPSequence=[objects.reference(each)])
+                for each in (source, seg)])],
     ))  # fmt: skip
     return document
 
@@ -91,18 +86,18 @@ def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
         comments.insert(0, "Refused: not measured.")
     else:
         names = codes.SCT.Area, codes.SCT.LongAxis, codes.SCT.ShortAxis
-        measurements = [_measurement(*each) for each in zip(names, _sizes(found), strict=True)]
+        sizes = zip(names, _sizes(found), strict=True)
+        measurements = [_measurement(name, *size) for name, size in sizes]
         if found.confidence is not None:
             percent = 100 * found.confidence, codes.UCUM.Percent
-            measurements.append(_measurement(codes.DCM.CertaintyOfFinding, percent))
+            measurements.append(_measurement(codes.DCM.CertaintyOfFinding, *percent))
     numbers = None if source.SOPClassUID in SINGLE else [number]
     image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
     frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
     del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
+    named = _identity(seg, number, f"Thyroid, frame {number}")
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        **_identity(seg, number, f"Thyroid, frame {number}"),
-        referenced_segment=frame,
-        measurements=measurements,
+        **named, referenced_segment=frame, measurements=measurements
     )
     group[0].ContentSequence.extend(map(_comment, comments))
     return group
@@ -115,8 +110,8 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
     if with_thyroid:
         largest = max(with_thyroid, key=lambda each: each.area_px)
         text += f" Largest in frame {predictions.index(largest) + 1}."
-        area = codes.SCT.Area, _sizes(largest)[0]
-        measurements = [_measurement(*area, derivation=codes.SCT.Maximum)]
+        area = _sizes(largest)[0]
+        measurements = [_measurement(codes.SCT.Area, *area, derivation=codes.SCT.Maximum)]
     group = sr.MeasurementsAndQualitativeEvaluations(
         **_identity(seg, 0, "Thyroid, all frames"), measurements=measurements
     )
@@ -140,8 +135,7 @@ def _sizes(found: Prediction) -> tuple:
     return (found.area_mm2, codes.UCUM.SquareMillimeter), *mm
 
 
-def _measurement(name: Code, number: tuple, **more) -> sr.Measurement:
-    value, unit = number
+def _measurement(name: Code, value: float, unit: Code, **more) -> sr.Measurement:
     value = value if isinstance(value, int) else float(f"{value:.8g}")
     return sr.Measurement(name, value, unit, **more)
 
