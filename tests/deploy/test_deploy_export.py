@@ -99,7 +99,8 @@ def test_files_of_a_release_and_metadata_of_a_network(study, made):
     out, released = made
     about = json.loads((out / "release.json").read_text("utf-8"))
     assert about == json.loads(json.dumps(released.about | {"files": about["files"]}))
-    assert (about["selected"], set(about["models"])) == ("resunet", {"unet", "resunet"})
+    assert (about["selected"], about["provisional"]) == ("resunet", True)
+    assert set(about["models"]) == {"unet", "resunet"}
     names = {"model_card.md", "parameters.json", "requirements.txt", "README.md"}
     names |= {file for files in about["models"].values() for file in files.values()}
     assert set(about["files"]) == names

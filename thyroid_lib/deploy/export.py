@@ -110,7 +110,7 @@ def release(
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
     try:
         selected = json.loads(_read(compare / "selected.json"))
-        selected = {key: str(selected[key]) for key in ("model", "protocol")}
+        selected |= {key: str(selected[key]) for key in ("model", "protocol")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"selected.json is damaged ({error}): run the study again") from error
     text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
