@@ -18,8 +18,7 @@ HEAD = "# Parameters"  # papermill's first line of the cell that it injects; our
 def parameter_defaults(notebook: str | Path) -> dict:
     """Read names and defaults from the notebook's cell that is tagged `parameters`.
 
-    Raises:
-        ValueError: no such notebook, not one such cell, or a line that is no `name = literal`.
+    ValueError: no such notebook, not one such cell, or a line that is no `name = literal`.
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
@@ -34,11 +33,7 @@ def parameter_defaults(notebook: str | Path) -> dict:
 
 
 def read_parameters(given: str) -> dict:
-    """Read what `--parameters` was given: a JSON object, or a file that holds one.
-
-    Raises:
-        ValueError: neither; one line that names the option.
-    """
+    """Read what `--parameters` was given: a JSON object, or a file of one; else ValueError."""
     try:
         if not given.lstrip().startswith(("{", "[")):
             given = Path(given).read_text(encoding="utf-8-sig")
@@ -65,10 +60,7 @@ def check_cells() -> None:
 
     Names come from the last parameters cell that ran and from what papermill injected after it;
     values are those in effect, so that a cell edited by hand is checked, too. nbval keeps no
-    history of cells: its notebooks were checked when they were executed.
-
-    Raises:
-        ValueError: as `check`.
+    history of cells: its notebooks were checked when they were executed. Raises as `check`.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     own, injected = [], []

@@ -13,8 +13,7 @@ from thyroid_lib.settings import NETWORKS, printable, unknown
 def check_networks(names: list[str], key: str = "models") -> None:
     """Check that each network is the library's, or a user's own file that fits, without running it.
 
-    Raises:
-        ValueError: names the network, the file and what is needed.
+    ValueError: names the network, the file and what is needed.
     """
     own = user_networks.files()
     problems = []
@@ -40,12 +39,9 @@ def check_deploy(wanted: bool) -> None:
 
 
 def list_data(data: str) -> str:
-    """Return a SHA-256 over names and sizes of the files under a source, "" for none.
+    """Return a SHA-256 over names and sizes of a source's files; ValueError if nothing is there.
 
-    Data that may be fetched are the same on every machine: "" for those, too.
-
-    Raises:
-        ValueError: nothing is there.
+    "" without a source, and for data that may be fetched, which are the same on every machine.
     """
     if not data or asks_network(data):
         return ""
