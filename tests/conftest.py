@@ -59,26 +59,23 @@ def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segne
     A unet's threshold is gray level 115, that of every further model lies 10 higher.
     """
     onnx = pytest.importorskip("onnx")
-    make, files, sums = onnx.helper, {}, {}
+    make, number, files, sums = onnx.helper, onnx.numpy_helper.from_array, {}, {}
     rng = np.random.default_rng(0)
     drawn = [ellipse_pair(rng, 60 + 2 * i, 150 - 2 * i)[0] for i in range(40)]
     known = np.stack([frames.fit_image(image, size, "square") for image in drawn])
+    nodes = [
+        make.make_node("Sub", ["image", "level"], ["above"]),
+        make.make_node("Mul", ["above", "slope"], ["logits"]),
+    ]
+    image, logits = (
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 1, size, size])
+        for name in ("image", "logits")
+    )
+    path.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(models):
-        shape = ["N", 1, size, size]
         level = np.float32((115 + 10 * place) / 255)
-        graph = make.make_graph(
-            [
-                make.make_node("Sub", ["image", "level"], ["above"]),
-                make.make_node("Mul", ["above", "slope"], ["logits"]),
-            ],
-            name,
-            [make.make_tensor_value_info("image", onnx.TensorProto.FLOAT, shape)],
-            [make.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)],
-            [
-                onnx.numpy_helper.from_array(np.float32(level), "level"),
-                onnx.numpy_helper.from_array(np.float32(40), "slope"),
-            ],
-        )
+        constants = [number(level, "level"), number(np.float32(40), "slope")]
+        graph = make.make_graph(nodes, name, [image], [logits], constants)
         proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
         about = {
             "model": name, "run_id": f"{name}-grouped-fold0-seed0", "width": 1, "size": size,
@@ -89,7 +86,6 @@ def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segne
         content = proto.SerializeToString(deterministic=True)
         files[name] = {"fp32": f"{name}.onnx"}
         sums[f"{name}.onnx"] = hashlib.sha256(content).hexdigest()
-        path.mkdir(parents=True, exist_ok=True)
         (path / f"{name}.onnx").write_bytes(content)
     about = {"selected": models[0], "models": files, "files": sums}
     (path / "release.json").write_text(json.dumps(about), "utf-8")
