@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import torch
 from kills import kill_at_random
 from tiny_study import flip, steps_of
@@ -103,26 +102,6 @@ FAULTS["workflow-killed-alone"] = partial(_stopped, send=lambda s: s.kill(s.work
 
 
 @fault
-def dead_kernel(bench: Bench) -> str:
-    study = bench.prepared()
-    study.start()
-
-    def kernel_in_training():
-        steps = study.steps_at_work()
-        kernels = {run: steps.get(f"3-train-{run}") for run in study.training()}
-        return [(run, step.kernel) for run, step in kernels.items() if step and step.kernel]
-
-    (run, pid), *_ = study.wait_for(kernel_in_training)
-    study.kill(pid)
-    code, said = study.end()
-    assert code == 1
-    line_with(said, "error:", f"3-train-{run}", "kernel died")
-    bench.restart(study)
-    assert_resumed(study, run)
-    return "the kernel of a run, while the others go on"
-
-
-@fault
 def time_budget(bench: Bench) -> str:
     study = bench.prepared()
     usual = bench.usual[f"3-train-{bench.missing[0]}"]
@@ -133,17 +112,6 @@ def time_budget(bench: Bench) -> str:
     assert_resumed(study, *stopped)
     assert "Nothing to be done" in study.finish("--config", "budget_minutes=60")
     return f"over within a run's usual time; stopped in training ({len(stopped)}), and gone on"
-
-
-@fault
-def two_studies(bench: Bench) -> str:
-    study = bench.prepared()
-    study.start()
-    study.wait_for(study.steps_at_work)
-    second_start(study)
-    assert study.end()[0] == 0, study.said()[-3000:]
-    bench.compare(study)
-    return "a second start on the same folder, refused; the first went on"
 
 
 def second_start(study: Study) -> None:
@@ -160,22 +128,6 @@ def second_start(study: Study) -> None:
 
 
 @fault
-def exit_in_a_cell(bench: Bench) -> str:
-    study = bench.finished()
-    path = study.project / "notebooks" / "3-train.ipynb"
-    whole = path.read_bytes()
-    notebook = nbformat.reads(whole.decode(), as_version=4)
-    notebook.cells.insert(3, nbformat.v4.new_code_cell("import sys; sys.exit(0)", id="exit"))
-    nbformat.write(notebook, path)
-    said = study.finish(codes=(1,))
-    for step in study.trains:
-        line_with(said, "error:", step, "cells ran", "exit()")
-    path.write_bytes(whole)
-    bench.restart(study)
-    return "sys.exit(0) in a cell of 3-train"
-
-
-@fault
 def loss_is_nan(bench: Bench) -> str:
     """A learning rate at which this study's U-Net overflows in its second or third epoch."""
     study, run = bench.prepared(), "unet-grouped-fold0-seed0"
@@ -186,26 +138,6 @@ def loss_is_nan(bench: Bench) -> str:
     assert kept >= 1, "the last good checkpoint is gone"
     bench.restart(study)
     return f"lr 1.6e10: NaN in epoch {kept + 1}, the checkpoint of epoch {kept} kept"
-
-
-@fault
-def a_run_that_cannot_succeed(bench: Bench) -> str:
-    """A folder lies where its checkpoints belong; in the place of results it would be put aside."""
-    study, run = bench.prepared(), bench.missing[0]
-    lost, step = study.run_folder(run) / "checkpoint.pt", f"3-train-{run}"
-    (lost / "in-the-way").mkdir(parents=True)
-    line_with(study.finish(codes=(1,)), "error:", step, "checkpoint.pt")
-    for other in study.trains:
-        finished = (study.results / "notebooks" / f"{other}.ipynb").exists()
-        assert finished == (other != step), f"{other}: {'' if finished else 'not '}finished"
-    page = (study.results / "report.html").read_text(encoding="utf-8")
-    section = page.partition('<section id="unfinished">')[2].partition("</section>")[0]
-    assert f"logs/{step}" in section
-    assert "checkpoint.pt" in section
-    assert re.findall("<h2>(.*?)</h2>", section) == [step]
-    shutil.rmtree(lost)
-    assert steps_of(bench.restart(study)) == {"train": 1, "compare": 1, "report": 1}
-    return "the others finished, the report names it, and it alone was run after the fix"
 
 
 # Damaged files
@@ -280,16 +212,6 @@ def damaged_checkpoints(bench: Bench) -> str:
         for path in damaged:
             line_with(said, "note: ", path.name, path.parent.name)
     return f"of runs killed in training ({len(runs)}) the newest flipped; then all truncated"
-
-
-@fault
-def damaged_records(bench: Bench) -> str:
-    """Snakemake's own, which a power cut may leave empty or full of zeros."""
-    study = bench.finished()
-    for number, path in enumerate((study.results / ".snakemake" / "metadata").iterdir()):
-        path.write_bytes((b"", b"\0" * 99, b"\xff{", path.read_bytes()[:99])[number % 4])
-    bench.restart(study)
-    return "Snakemake's records emptied, zeroed or cut off: nothing is lost"
 
 
 # Disks

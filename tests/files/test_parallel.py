@@ -76,7 +76,6 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, text=True, env=variables) as parent:
         assert parent.stdout.readline()
-        assert len(processes_with("MARK", str(tmp_path))) == 3
         parent.kill()
     wait_until(lambda: not processes_with("MARK", str(tmp_path)), "the workers end", 60)
 
