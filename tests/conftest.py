@@ -122,12 +122,9 @@ def tiny_store(tmp_path_factory):
 
 
 @pytest.fixture
-def counts(record_property):
-    """Count what was refused and what was accepted, for the end of the session."""
-    of = Counter()
-    yield of
-    for what, number in of.items():
-        record_property(f"fuzz {what}", number)
+def counts() -> Counter:
+    """What a fuzz test counts as refused and as accepted."""
+    return Counter()
 
 
 def pytest_collection_finish():
@@ -135,19 +132,3 @@ def pytest_collection_finish():
     os.environ.pop("MPLBACKEND", None)
     if BACKEND is not None:
         os.environ["MPLBACKEND"] = BACKEND
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print what the fuzz tests counted; reports bring it from whichever process they ran in."""
-    counts = Counter()
-    for report in terminalreporter.getreports(""):  # setups and teardowns that went well
-        for name, number in report.user_properties if report.when == "teardown" else ():
-            counts[name.removeprefix("fuzz ")] += number if name.startswith("fuzz ") else 0
-    if not any(counts.values()):
-        return
-    files = counts["files refused"], counts["files accepted"]
-    sets = counts["sets refused"], counts["sets accepted"]
-    terminalreporter.write_line(
-        f"fuzz: {sum(files):,} files ({files[0]:,} refused with a reason, {files[1]:,} read "
-        f"right), {sum(sets):,} parameter sets ({sets[0]:,} refused by name, {sets[1]:,} usable)"
-    )

@@ -13,7 +13,7 @@ import pytest
 from tiny_study import copy_project
 
 from thyroid_lib import settings
-from thyroid_lib.study import parameters, ready, runner
+from thyroid_lib.study import parameters, runner
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "parameters" / "demo.yaml"
@@ -307,20 +307,20 @@ def test_runs_are_listed_in_order():
 
 
 def test_networks_must_exist():
-    ready.check_networks(["unet", "resunet_reported"])
+    parameters.check_networks(["unet", "resunet_reported"])
     with pytest.raises(ValueError, match=r"unett: unknown \(did you mean unet\?\).*architectures"):
-        ready.check_networks(["unett"])
+        parameters.check_networks(["unett"])
 
 
 def test_data_are_known_by_names_and_sizes(tmp_path):
-    assert ready.list_data("") == ready.list_data("auto") == ""
+    assert parameters.list_data("") == parameters.list_data("auto") == ""
     (tmp_path / "loop").symlink_to("loop")
-    before = ready.list_data(str(tmp_path))
+    before = parameters.list_data(str(tmp_path))
     (tmp_path / "x\udcff.png").write_bytes(b"1")  # no text: the store sets it aside
-    assert len(ready.list_data(str(tmp_path))) == 64 != before
+    assert len(parameters.list_data(str(tmp_path))) == 64 != before
     for data in ("x" * 5000, "~nobody-of-this-name/x", str(tmp_path / "loop"), "a\nb"):
         with pytest.raises(ValueError, match=r"^data: nothing is at ") as caught:
-            ready.list_data(data)
+            parameters.list_data(data)
         assert len(str(caught.value).splitlines()) == 1
 
 

@@ -57,8 +57,8 @@ Fold, Seed = whole(ge=0, le=9999), whole(ge=0, lt=2**32)
 def _key(help: str, steps: str = "", role: str = "", **other):
     """Return a field: its help, the steps whose notebooks take it from the study, and its role.
 
-    Role "training": another value is another training. "shared": compared runs agree in it, as in
-    those of training. other: default=… of a key that a file may leave out.
+    Role "training": another value is another training; compared runs agree in these and in the
+    "shared" ones. A key that a file may leave out has a default=….
     """
     return Field(description=help, json_schema_extra={"steps": steps, "role": role}, **other)
 

@@ -69,7 +69,7 @@ def test_work_is_done_in_other_processes_of_which_a_killed_one_is_named():
 @linux
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
-        "import os, sys, time; sys.path.insert(0, 'tests/files'); import test_parallel as t\n"
+        "import sys; sys.path += ['tests', 'tests/files']; import test_parallel as t\n"
         "for pid in t.map_in_order(t.pid_and_wait, range(9), 2): print(pid, flush=True)"
     )
     command, variables = [sys.executable, "-c", code], os.environ | {"MARK": str(tmp_path)}

@@ -103,6 +103,7 @@ def test_a_damaged_list_of_checksums_has_its_step_done_again(study, damage, caps
 def test_half_written_files_and_a_report_of_failures_go(study):
     (study / "runs" / "a b" / "model.pt.123.partial").write_text("half")
     (study / "old.partial").mkdir()
+    (study / f"a.{2**22 + 1}.partial").touch()
     (study / f"report.html.{os.getpid()}.partial").write_text("half, by a process at work")
     for name in ("report.html", checksums.UNFINISHED):
         (study / name).parent.mkdir(exist_ok=True)

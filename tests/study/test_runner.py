@@ -73,14 +73,11 @@ def test_wrong_parameters_stop_before_any_work(tmp_path, capsys):
 
 NO_OBJECT = {  # what --parameters was given -> what its one line says
     "{'seed': 1}": "Expecting property name", "[1]": "no object", "": "need a JSON object",
-    "none.json": "No such file or directory; need a JSON object", "a\0b": "need a JSON object",
-    "x" * 5000: "File name too long", '{"a": ' * 5000: "recursion", "bad.json": "can't decode",
+    "x" * 5000: "Expecting value", '{"a": ' * 5000: "recursion",
 }  # fmt: skip
 
 
-def test_parameters_that_are_no_object_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("bad.json").write_bytes(b"\xff\xfe{}")
+def test_parameters_that_are_no_object_are_refused():
     for given, words in NO_OBJECT.items():
         with pytest.raises(ValueError, match=rf"^--parameters: got .*{words}") as caught:
             parameters.read_parameters(given)
@@ -160,10 +157,9 @@ def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
         (tmp_path / "home" / name).write_text(text)
     foreign = {name: value.format(tmp_path / "home") for name, value in FOREIGN.items()}
     notebook = write_notebook(tmp_path / "n.ipynb", SHOWS, "name, rate", ids=False)
-    (tmp_path / "p.json").write_text('{"name": "b", "rate": 2}', encoding="utf-8-sig")
     outs = [tmp_path / "one" / "out.ipynb", tmp_path / "two" / "out.ipynb"]
     for out, variables in zip(outs, ({}, foreign), strict=True):
-        given = "--parameters", tmp_path / "p.json"
+        given = "--parameters", '{"name": "b", "rate": 2}'
         done = run_module("notebook", notebook, out, *given, **variables)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("out: done in ")

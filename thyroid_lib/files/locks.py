@@ -58,16 +58,6 @@ def claim_path(path: str | Path, name: str) -> ExitStack:
     return held
 
 
-def alive(pid: str | int) -> bool:
-    """Return whether a process with this number runs on this machine; False if it is no number."""
-    import psutil
-
-    try:
-        return psutil.pid_exists(int(pid))
-    except (ValueError, OverflowError):
-        return False
-
-
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
     """Lock a folder and remove the half-written files that killed processes left in it."""

@@ -37,14 +37,9 @@ def cores() -> int:
 def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
     """Map over worker processes, results in order; one worker is this process itself.
 
-    Close the iterator or exhaust it: until then the workers stay.
-
-    Args:
-        work: a function of a module, or a `partial` of one; arguments and results are pickled.
-        items: taken one by one, as workers become free.
-
-    Raises:
-        RuntimeError: a worker was killed. What `work` raises is raised here.
+    `work` is a function of a module, or a `partial` of one: arguments and results are pickled.
+    Items are taken as workers become free. Close the iterator or exhaust it: until then the workers
+    stay. What `work` raises is raised here; RuntimeError if a worker was killed.
     """
     if workers == 1:
         yield from map(work, items)

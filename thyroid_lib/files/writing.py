@@ -14,8 +14,7 @@ written: list[Callable[[Path, bool], None]] = []
 def write_file(path: str | Path, content: bytes | str) -> Path:
     """Write a whole file or nothing: to a `.partial` file beside it, synced, then renamed.
 
-    Raises:
-        OSError: it cannot be written; names the file and what to do, and leaves nothing behind.
+    OSError, if it cannot be written, names the file and what to do; nothing is left behind.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -76,11 +75,9 @@ def print_note(text: str) -> None:
 
 
 def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
-    """Write a DataFrame as CSV, whole or not at all, by default without its index.
+    """Write a DataFrame as CSV, whole or not at all; `how` goes to `DataFrame.to_csv`.
 
-    Args:
-        digits: after the decimal point; fewer hide the differences between machines.
-        how: further arguments of `DataFrame.to_csv`.
+    Few digits after the decimal point hide the differences between machines.
     """
     how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
     return write_file(path, table.to_csv(**how))

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from psutil import pid_exists
+
 from thyroid_lib.files import locks
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.writing import print_note, write_error, write_file
@@ -29,9 +31,7 @@ RECORDS = Path(".snakemake", "metadata")  # of Snakemake, a file for each output
 def claim(study: str | Path) -> ExitStack:
     """Lock a study's folder for this process, until the result is closed.
 
-    Raises:
-        BlockingIOError: another workflow holds it; names its process.
-        OSError: the folder cannot be written.
+    BlockingIOError: another workflow holds it. OSError: the folder cannot be written.
     """
     path = Path(study, ".lock")
     try:
@@ -72,13 +72,8 @@ def mend(study: str | Path) -> list[str]:
     """Remove half-written files of killed steps, and put aside files that have changed since.
 
     A changed file is renamed to `<name>.damaged`, and its step runs again: its notebook goes, which
-    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most.
-
-    Args:
-        study: a claimed folder.
-
-    Returns:
-        What was put aside, relative to the study's folder.
+    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most. Return
+    the names of what was put aside. The folder must be claimed.
     """
     study, aside, known, again = Path(study), [], {}, set()
     _remove_unfinished(study)
@@ -121,8 +116,9 @@ def _below(folder: str | Path) -> list[Path]:
 
 def _remove_unfinished(study: Path) -> None:
     for partial in _below(study):
-        if partial.suffix != ".partial" or locks.alive(partial.stem.rpartition(".")[2]):
-            continue  # else the number is of a process that has ended
+        number = partial.stem.rpartition(".")[2]  # of the process that writes the file
+        if partial.suffix != ".partial" or (number.isdecimal() and pid_exists(int(number))):
+            continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

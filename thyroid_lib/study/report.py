@@ -57,12 +57,9 @@ SECTIONS = {  # id: (title, notebook), in the order of the page
 def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder.
 
-    Args:
-        steps: the notebooks that the study has, to leave out others, of runs that left the grid,
-            and to begin with those that are missing. All that were executed by default.
-
-    Raises:
-        FileNotFoundError: the study has no executed comparison, and `steps` were not given.
+    It begins with those of the study's `steps` (names of notebooks) that are missing, and leaves
+    out runs that left the grid. By default it shows all that were executed; FileNotFoundError, if
+    there is no comparison among them.
     """
     study = Path(study)
     executed = {path.stem for path in study.glob("notebooks/*.ipynb")}
@@ -96,11 +93,9 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
 
 
 def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> list[str]:
-    """Say in three sentences what a comparison found.
+    """Say in three sentences what a comparison found, by its summary.csv and selected.json.
 
-    Args:
-        summary, selected: its summary.csv and selected.json; {} if nothing was selected.
-        group: what a group is called: sweep, patient.
+    `selected` is {} if nothing was selected; `group` is what a group is called: sweep, patient.
     """
     deciding = order_protocols(summary["protocol"])[0]
     table = summary[summary["protocol"] == deciding].set_index("model")

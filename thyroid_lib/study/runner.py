@@ -40,8 +40,7 @@ from thyroid_lib.files.writing import print_note, write_file
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
-from thyroid_lib.study.parameters import check, parameter_defaults, read_parameters
-from thyroid_lib.study.ready import check_networks
+from thyroid_lib.study.parameters import check, check_networks, parameter_defaults, read_parameters
 from thyroid_lib.study.tidy import hide_places, tidy_notebook
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
@@ -58,10 +57,8 @@ REMOVED = (
     "PYTHONHASHSEED", "PYTHONINSPECT", "PYTHONIOENCODING", "JUPYTER_PATH", "JUPYTER_DATA_DIR",
     "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "COLUMNS", "LINES",
 )  # fmt: skip
-SET = dict.fromkeys(
-    ("PYTHONUTF8", "JUPYTER_PREFER_ENV_PATH", "PYDEVD_DISABLE_FILE_VALIDATION"), "1"
-)
-SET["MATPLOTLIBRC"] = os.devnull
+SET = {"MATPLOTLIBRC": os.devnull, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+SET["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
 
 def run_notebook(
@@ -242,7 +239,7 @@ def main() -> int:
     run = commands.add_parser("notebook", help="check parameters, execute, tidy")
     run.add_argument("notebook")
     run.add_argument("out")
-    run.add_argument("--parameters", default="{}", help="a JSON object, or a file that holds one")
+    run.add_argument("--parameters", default="{}", help="a JSON object")
     run.add_argument("--log", help="where the notebook can be watched, and stays, times and all")
     run.add_argument("--pin-instructions", dest="pin", action="store_true", help="use AVX2")
     run.add_argument("--checksums", help="file for the checksums of what the notebook writes")
