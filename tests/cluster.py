@@ -35,30 +35,20 @@ SlurmctldPort={controller}
 SlurmdPort={node}
 # nothing listens but on loopback
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_min_interval=100000,bf_interval=2
 ReturnToService=2
 SlurmdTimeout=60
-# as SLURM's own default: how long squeue shows a job that has ended
-MinJobAge=300
-KillWait=30
 GresTypes=gpu
 NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=2 RealMemory=64000 \
 Gres=gpu:2 State=UNKNOWN

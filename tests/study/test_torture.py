@@ -17,7 +17,7 @@ if sys.platform != "linux":
 
 from faults import assert_resumed, epochs_kept, second_start, truncate
 from kills import kill_at_random
-from tiny_study import ROOT, flip, steps_of
+from tiny_study import ROOT, flip
 from tortured import Bench, assert_same, line_with
 
 pytestmark = pytest.mark.study
@@ -68,7 +68,7 @@ def test_three_kills_lose_nothing(bench):
     assert {kind for _, kind, _ in kills} == {"workflow", "tree", "kernel"}
 
 
-def test_one_study_at_a_time_which_stops_at_a_signal_and_repairs_its_files(bench):
+def test_one_study_at_a_time_which_stops_at_a_signal(bench):
     study, (run,) = bench.prepared(), bench.undisturbed.runs
     study.start()
     study.wait_for(study.training)
@@ -81,9 +81,3 @@ def test_one_study_at_a_time_which_stops_at_a_signal_and_repairs_its_files(bench
         assert epochs_kept(study, run) >= 1
     bench.restart(study)
     assert_resumed(study, run)
-    flip(study.results / "compare" / "summary.csv")
-    said = study.finish()
-    line_with(said, "note: ", "compare/summary.csv")
-    assert steps_of(said) == {"compare": 1, "report": 1}
-    (study.results / "compare" / "summary.csv.damaged").unlink()
-    bench.compare(study)
