@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 GRACE = 3  # seconds
-STOP_REQUESTED = "it was told to"
 
 
 class Stopped(Exception):
@@ -58,7 +57,7 @@ def stop_requests(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
 
     def stop_reason() -> str:
         if arrived:
-            return STOP_REQUESTED
+            return "it was told to"
         return "its time budget is used up" if time.time() >= end else ""
 
     if threading.current_thread() is threading.main_thread():

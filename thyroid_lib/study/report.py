@@ -38,13 +38,6 @@ details { border: 1px solid var(--line); margin: .7rem 0; padding: .6rem 1rem; }
 .anchor-link { display: none; }
 """
 
-PAGE = """\
-<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{name}: thyroid segmentation study</title><style>{style}</style>
-<nav><strong>Study “{name}”</strong> &ensp; {links}</nav>
-{sections}<footer><p>Research use, not for diagnosis.</p></footer></html>
-"""
 SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
@@ -67,26 +60,28 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
     missing = missing_steps(study, steps or [])
     executed &= set(steps or executed) - set(missing)
-    bodies = {step: _body(study / "notebooks" / f"{step}.ipynb") for step in sorted(executed)}
+    notebooks = {step: _body(study / "notebooks" / f"{step}.ipynb") for step in sorted(executed)}
     sections = [_unfinished(missing, len(steps))] if missing else []
-    if "4-compare" in bodies:
+    if "4-compare" in notebooks:
         cost = pd.read_csv(study / "compare" / "cost.csv")
-        bodies["4-compare"] += cost.to_html(index=False, border=0)
+        notebooks["4-compare"] += cost.to_html(index=False, border=0)
         sections.append(("verdict", "Verdict", _verdict_section(study)))
     for name, (title, step) in SECTIONS.items():
-        sections += [(name, title, bodies[step])] if step in bodies else []
+        sections += [(name, title, notebooks[step])] if step in notebooks else []
     runs = [
         f"<details><summary>{step.removeprefix('3-train-')}</summary>{body}</details>"
-        for step, body in bodies.items()
+        for step, body in notebooks.items()
         if step.startswith("3-train-")
     ]
     sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{''.join(runs)}"))
-    page = PAGE.format(
-        name=study.name,
-        style=STYLE,
-        links="".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
-        sections="".join(f'<section id="{name}">{body}</section>' for name, _, body in sections),
-    )
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{study.name}: thyroid segmentation study</title><style>{STYLE}</style>
+<nav><strong>Study “{study.name}”</strong> &ensp; {links}</nav>
+{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>
+"""
     if missing:
         write_file(study / UNFINISHED, "report.html lists failed steps\n")
     return write_file(study / "report.html", page)
