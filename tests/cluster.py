@@ -11,17 +11,21 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
+from tiny_study import processes_with, wait_until
 
-DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("setpriv", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 NODE = "n0"
 GUARD = ("setpriv", "--pdeathsig", "TERM")  # a daemon ends with its parent, however that ends
+DAEMONS = {
+    "munged": "--foreground --force --socket={0}/munge.socket --key-file={0}/munge.key "
+    "--pid-file={0}/munged.pid --seed-file={0}/munge.seed --log-file={0}/munged.log",
+    "slurmctld": "-D -f {0}/slurm.conf",
+    "slurmd": f"-D -N {NODE} -f {{0}}/slurm.conf",
+}
 CONF = """\
 ClusterName=thyroid
 SlurmctldHost={host}(127.0.0.1)
@@ -31,33 +35,23 @@ SlurmctldPort={controller}
 SlurmdPort={node}
 # nothing listens but on loopback
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_min_interval=100000,bf_interval=2
 ReturnToService=2
 SlurmdTimeout=60
-# as SLURM's own default: how long squeue shows a job that has ended
-MinJobAge=300
-KillWait=30
 GresTypes=gpu
-NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs={cpus} RealMemory=64000 \
-Gres=gpu:{gpus} State=UNKNOWN
+NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=2 RealMemory=64000 \
+Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes={name} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -66,63 +60,38 @@ class Missing(Exception):
     """SLURM is not installed, or does not run here; says why."""
 
 
-def wait_until(what: Callable[[], object], why: str, seconds: float = 60) -> object:
-    """Return what a function gives, once it is true; TimeoutError if it is not in time."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        if time.monotonic() > end:
-            raise TimeoutError(f"{why}: not within {seconds:.0f} s")
-        time.sleep(0.2)
-    return found
-
-
-def free_ports(number: int) -> list[int]:
-    """Return free ports of loopback."""
-    taken = [socket.socket() for _ in range(number)]
-    for one in taken:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in taken]
-    for one in taken:
-        one.close()
-    return ports
-
-
 class Cluster:
     """The daemons, which run within this context."""
 
-    def __init__(self, cpus: int = 2, gpus: int = 2):
+    def __init__(self):
         os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has daemons, for root alone
-        if missing := [name for name in DAEMONS + CLIENTS if not shutil.which(name)]:
+        if missing := [name for name in (*DAEMONS, *CLIENTS) if not shutil.which(name)]:
             raise Missing(f"SLURM lacks {', '.join(missing)} (apt-get install slurm-wlm munge)")
         # munge's socket has a name of at most 107 bytes; pytest's folders are longer
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.running: dict[str, subprocess.Popen] = {}
-        controller, node = free_ports(2)
-        values = {
-            "host": socket.gethostname().split(".")[0], "user": getpass.getuser(),
-            "folder": self.folder, "controller": controller, "node": node, "name": NODE,
-            "cpus": cpus, "gpus": gpus,
-        }  # fmt: skip
-        for part in ("state", "spool"):
-            (self.folder / part).mkdir()
-        self.conf = self.folder / "slurm.conf"
-        self.conf.write_text(CONF.format(**values), "utf-8")
-        for gpu in range(gpus):  # SLURM reads the number of a GPU in the name of its file
-            (self.folder / f"nvidia{gpu}").symlink_to("/dev/null")
-        devices = f"Name=gpu File={self.folder}/nvidia[0-{gpus - 1}]\n"
-        (self.folder / "gres.conf").write_text(devices, "utf-8")
-        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n", "utf-8")
-        key = self.folder / "munge.key"
-        key.write_bytes(secrets.token_bytes(128))
-        key.chmod(0o400)
+        with ExitStack() as free:  # ports of loopback
+            sockets = [free.enter_context(socket.socket()) for _ in range(2)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            controller, node = (each.getsockname()[1] for each in sockets)
+        for part in ("state", "spool", "bin"):
+            (folder / part).mkdir()
+        self.conf, srun = folder / "slurm.conf", folder / "bin" / "srun"
+        host, user = socket.gethostname().split(".")[0], getpass.getuser()
+        named = {"host": host, "user": user, "folder": folder, "name": NODE}
+        self.conf.write_text(CONF.format(**named, controller=controller, node=node), "utf-8")
+        for gpu in range(2):  # SLURM reads the number of a GPU in the name of its file
+            (folder / f"nvidia{gpu}").symlink_to("/dev/null")
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia[0-1]\n", "utf-8")
+        (folder / "cgroup.conf").write_text("CgroupAutomount=no\n", "utf-8")
+        (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+        (folder / "munge.key").chmod(0o400)
         # in a job Snakemake's plugin removes SLURM_CONF; a real cluster has it in a usual place
-        srun = self.folder / "bin" / "srun"
-        srun.parent.mkdir()
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
-        self.environment = {
-            "SLURM_CONF": str(self.conf), "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
-        }  # fmt: skip
+        path = f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {"SLURM_CONF": str(self.conf), "PATH": path}
 
     def __enter__(self) -> "Cluster":
         try:
@@ -131,12 +100,11 @@ class Cluster:
             self.start("slurmctld")
             self.start("slurmd")
             wait_until(lambda: self.state() in ("idle", "mix"), "the node is idle", 30)
-        except (OSError, TimeoutError, Missing) as error:
-            logs = self.logs()
+        except BaseException as error:
+            logs = [path.read_text("utf-8", "replace")[-900:] for path in self.folder.glob("*.log")]
             self.end()
-            raise Missing(f"SLURM does not run here: {error}\n{logs}") from error
-        except BaseException:
-            self.end()
+            if isinstance(error, OSError | TimeoutError):
+                raise Missing("\n".join([f"SLURM does not run here: {error}", *logs])) from error
             raise
         return self
 
@@ -145,21 +113,12 @@ class Cluster:
 
     def start(self, name: str) -> subprocess.Popen:
         """Start a daemon as a child of this process."""
-        folder = self.folder
-        command = {
-            "munged": [
-                "munged", "--foreground", "--force", f"--socket={folder}/munge.socket",
-                f"--key-file={folder}/munge.key", f"--pid-file={folder}/munged.pid",
-                f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munged.log",
-            ],
-            "slurmctld": ["slurmctld", "-D", "-f", str(self.conf)],
-            "slurmd": ["slurmd", "-D", "-N", NODE, "-f", str(self.conf)],
-        }[name]  # fmt: skip
         clean = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
-        with open(folder / f"{name}.out", "ab") as out:
+        with open(self.folder / f"{name}.out.log", "ab") as out:
             self.running[name] = subprocess.Popen(
-                [*GUARD, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder,
-                env=clean | self.environment, start_new_session=True,
+                [*GUARD, name, *DAEMONS[name].format(self.folder).split()], cwd=self.folder,
+                env=clean | self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
             )  # fmt: skip
         return self.running[name]
 
@@ -194,36 +153,22 @@ class Cluster:
         words = self.ask("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def logs(self, last: int = 12) -> str:
-        """Return the last lines of every daemon's log and output."""
-        found = []
-        for name in DAEMONS:
-            for path in (self.folder / f"{name}.log", self.folder / f"{name}.out"):
-                if path.exists() and (lines := path.read_text("utf-8", "replace").splitlines()):
-                    found += [f"{path.name}:", *lines[-last:]]
-        return "\n".join(found)
-
     def processes(self) -> list[psutil.Process]:
         """Return the processes of jobs and daemons: only they have this cluster's environment."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == str(self.conf):
-                    found.append(process)
-        return found
+        return processes_with("SLURM_CONF", str(self.conf))
 
     def end(self) -> None:
         """End the jobs and the daemons, and remove their folder."""
         if self.running.get("slurmctld") and self.running["slurmctld"].poll() is None:
             self.ask("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
             self.ask("scancel", "--user", getpass.getuser())
-        for name in ("slurmd", "slurmctld", "munged"):
-            if process := self.running.get(name):
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
-                process.wait()
+        for name in reversed(self.running):
+            process = self.running[name]
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait()
         for process in self.processes():
             with suppress(psutil.Error):
                 process.kill()

@@ -13,16 +13,15 @@ import shutil
 import signal
 import subprocess
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import torch
 from kills import kill_at_random
-from tortured import MIB, Bench, Study, disk_used, line_with, traceback_in
+from tiny_study import flip, steps_of
+from tortured import MIB, Bench, Study, assert_no_traceback, disk_used, line_with
 
 
 class Skip(Exception):
@@ -43,14 +42,15 @@ def fault(function):
 @fault
 def kills(bench: Bench) -> str:
     done = kill_at_random(bench, bench.kills, seed=bench.seed)
-    steps = (re.sub("-train-.*", "-train", step) for step, _, _ in done)
-    _, whom, where = zip(*done, strict=True)
-    runs = _counts(each for each in where if each != "-")
-    return f"SIGKILL of {_counts(whom)}; in {_counts(steps)} (of the runs: {runs})"
-
-
-def _counts(names) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(Counter(names).items()))
+    whom, steps, runs = (
+        ", ".join(f"{name} {count}" for name, count in sorted(Counter(names).items()))
+        for names in (
+            [kind for _, kind, _ in done],
+            [re.sub("-train-.*", "-train", step) for step, _, _ in done],
+            [where for _, _, where in done if where != "-"],
+        )
+    )
+    return f"SIGKILL of {whom}; in {steps} (of the runs: {runs})"
 
 
 def stop_while_training(bench: Bench, send: Callable[[Study], None]) -> tuple[Study, list, float]:
@@ -77,21 +77,20 @@ def epochs_kept(study: Study, run: str) -> int:
     return max((len(state["history"]) for state in states), default=0)
 
 
-def assert_resumed(study: Study, run: str) -> None:
-    """Check that a run went on from an epoch that it had kept."""
-    about = json.loads((study.run_folder(run) / "run.json").read_text())
-    epochs = int(study.settings["epochs"])
-    assert about["trained_epochs"] < epochs, f"{run} trained all of its {epochs} epochs again"
+def assert_resumed(study: Study, *runs: str) -> None:
+    """Check that runs went on from an epoch that they had kept."""
+    for run in runs:
+        trained = json.loads((study.run_folder(run) / "run.json").read_text())["trained_epochs"]
+        assert trained < int(study.settings["epochs"]), f"{run} trained all of its epochs again"
 
 
 def _stopped(bench: Bench, send: Callable[[Study], None]) -> str:
     study, runs, seconds = stop_while_training(bench, send)
     code, said = study.end()
     assert code, f"a stopped study ended with 0:\n{said[-2000:]}"
-    assert not traceback_in(said), said[-4000:]
+    assert_no_traceback(said)
     bench.restart(study)
-    for run in runs:
-        assert_resumed(study, run)
+    assert_resumed(study, *runs)
     return f"while runs train ({len(runs)}); all ended in {seconds:.1f} s, with a kept epoch"
 
 
@@ -103,50 +102,16 @@ FAULTS["workflow-killed-alone"] = partial(_stopped, send=lambda s: s.kill(s.work
 
 
 @fault
-def dead_kernel(bench: Bench) -> str:
-    study = bench.prepared()
-    study.start()
-
-    def kernel_in_training():
-        steps = study.steps_at_work()
-        kernels = {run: steps.get(f"3-train-{run}") for run in study.training()}
-        return [(run, step.kernel) for run, step in kernels.items() if step and step.kernel]
-
-    (run, pid), *_ = study.wait_for(kernel_in_training)
-    study.kill(pid)
-    code, said = study.end()
-    assert code == 1
-    line_with(said, "error:", f"3-train-{run}", "kernel died")
-    bench.restart(study)
-    assert_resumed(study, run)
-    return "the kernel of a run, while the others go on"
-
-
-@fault
 def time_budget(bench: Bench) -> str:
     study = bench.prepared()
     usual = bench.usual[f"3-train-{bench.missing[0]}"]
-    code, said = study.run("--config", f"budget_minutes={(3 + 0.3 * usual) / 60:.2f}")
-    assert code, "a study that ran out of its budget ended with 0"
-    line_with(said, "budget")
+    minutes = f"budget_minutes={(3 + 0.3 * usual) / 60:.2f}"
+    line_with(study.finish("--config", minutes, codes=(1,)), "budget")
     stopped = [run for run in bench.missing if epochs_kept(study, run) >= 1]
     bench.restart(study)
-    for run in stopped:
-        assert_resumed(study, run)
+    assert_resumed(study, *stopped)
     assert "Nothing to be done" in study.finish("--config", "budget_minutes=60")
     return f"over within a run's usual time; stopped in training ({len(stopped)}), and gone on"
-
-
-@fault
-def two_studies(bench: Bench) -> str:
-    study = bench.prepared()
-    study.start()
-    study.wait_for(study.steps_at_work)
-    second_start(study)
-    code, said = study.end()
-    assert code == 0, said[-3000:]
-    bench.compare(study)
-    return "a second start on the same folder, refused; the first went on"
 
 
 def second_start(study: Study) -> None:
@@ -163,59 +128,16 @@ def second_start(study: Study) -> None:
 
 
 @fault
-def exit_in_a_cell(bench: Bench) -> str:
-    study = bench.finished()
-    path = study.project / "notebooks" / "3-train.ipynb"
-    whole = path.read_bytes()
-    notebook = nbformat.reads(whole.decode(), as_version=4)
-    notebook.cells.insert(3, nbformat.v4.new_code_cell("import sys; sys.exit(0)", id="exit"))
-    nbformat.write(notebook, path)
-    said = study.fail()
-    for step in study.trains:
-        line_with(said, "error:", step, "cells ran", "exit()")
-    path.write_bytes(whole)
-    bench.restart(study)
-    return "sys.exit(0) in a cell of 3-train"
-
-
-@fault
 def loss_is_nan(bench: Bench) -> str:
     """A learning rate at which this study's U-Net overflows in its second or third epoch."""
     study, run = bench.prepared(), "unet-grouped-fold0-seed0"
-    said = study.fail("--config", "lr=1.6e10", "models=[unet]", "protocols=[grouped]")
+    given = "lr=1.6e10", "models=[unet]", "protocols=[grouped]"
+    said = study.finish("--config", *given, codes=(1,))
     line_with(said, "error:", f"3-train-{run}", "nan", "epoch", "lr 1.6e+10", "lower lr")
     kept = epochs_kept(study, run)
     assert kept >= 1, "the last good checkpoint is gone"
     bench.restart(study)
     return f"lr 1.6e10: NaN in epoch {kept + 1}, the checkpoint of epoch {kept} kept"
-
-
-@fault
-def a_run_that_cannot_succeed(bench: Bench) -> str:
-    """A folder lies where its checkpoints belong; in the place of results it would be put aside."""
-    study, run = bench.prepared(), bench.missing[0]
-    lost, step = study.run_folder(run) / "checkpoint.pt", f"3-train-{run}"
-    (lost / "in-the-way").mkdir(parents=True)
-    line_with(study.fail(), "error:", step, "checkpoint.pt")
-    for other in study.trains:
-        finished = (study.results / "notebooks" / f"{other}.ipynb").exists()
-        assert finished == (other != step), f"{other}: {'' if finished else 'not '}finished"
-    page = (study.results / "report.html").read_text(encoding="utf-8")
-    section = re.search(r'(?s)<section id="unfinished">.*?</section>', page)
-    assert section, "the report has no section of what is unfinished"
-    for words in (step, "checkpoint.pt", f"logs/{step}"):
-        assert words in section[0], f"the report's section lacks {words}: {section[0][:2000]}"
-    assert re.findall("<h2>(.*?)</h2>", section[0]) == [step]
-    shutil.rmtree(lost)
-    assert steps_of(bench.restart(study)) == {"train": 1, "compare": 1, "report": 1}
-    return "the others finished, the report names it, and it alone was run after the fix"
-
-
-def steps_of(said: str) -> dict[str, int]:
-    """Return how often each rule runs, by Snakemake's own table."""
-    table = said.partition("Job stats:")[2].partition("total")[0]
-    counts = {name: int(count) for name, count in re.findall(r"(?m)^(\w+) +(\d+)$", table)}
-    return {name: count for name, count in counts.items() if name != "all"}
 
 
 # Damaged files
@@ -231,22 +153,6 @@ def future_times(bench: Bench) -> str:
     assert steps_of(bench.restart(study)) == {"compare": 1, "report": 1}
     assert "Nothing to be done" in study.finish()
     return "every file of 2100, one table deleted: compare and report alone ran"
-
-
-def flip(path: Path) -> None:
-    """Turn over one bit in the middle; of weights, in the middle of the largest tensor.
-
-    Between tensors there is padding, which means nothing and has no checksum.
-    """
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    if path.suffix == ".pt":
-        with zipfile.ZipFile(path) as records:
-            largest = max(records.infolist(), key=lambda record: record.file_size)
-            inner = records.read(largest)
-        middle = bytes(content).index(inner) + len(inner) // 2
-    content[middle] ^= 0x10
-    path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:
@@ -308,16 +214,6 @@ def damaged_checkpoints(bench: Bench) -> str:
     return f"of runs killed in training ({len(runs)}) the newest flipped; then all truncated"
 
 
-@fault
-def damaged_records(bench: Bench) -> str:
-    """Snakemake's own, which a power cut may leave empty or full of zeros."""
-    study = bench.finished()
-    for number, path in enumerate((study.results / ".snakemake" / "metadata").iterdir()):
-        path.write_bytes((b"", b"\0" * 99, b"\xff{", path.read_bytes()[:99])[number % 4])
-    bench.restart(study)
-    return "Snakemake's records emptied, zeroed or cut off: nothing is lost"
-
-
 # Disks
 
 
@@ -338,12 +234,12 @@ def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int | None], N
 
     def fill(leave: int | None) -> None:
         if leave is None:
-            return ballast.unlink()
+            ballast.unlink()
+            return
         free = shutil.disk_usage(study.results).free - leave
         with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
             for _ in range(max(0, free) // 4096 + (leave == 0)):
                 file.write(bytes(4096))
-        return None
 
     try:
         shutil.copytree(aside, study.results, dirs_exist_ok=True)
@@ -379,8 +275,7 @@ def fill_disk(bench: Bench, study: Study, moments: list, *words: str, leave: int
             kept = [run for run in bench.missing if epochs_kept(study, run) >= 1]
             fill(None)
         bench.restart(study)
-        for run in kept:
-            assert_resumed(study, run)
+        assert_resumed(study, *kept)
     return kept
 
 
@@ -408,10 +303,7 @@ def disk_full_in_tables(bench: Bench) -> str:
     def scoring() -> bool:
         return any((study.run_folder(run) / "model.pt").exists() for run in bench.missing)
 
-    def comparing() -> bool:
-        return "4-compare" in study.steps_at_work()
-
-    fill_disk(bench, study, [scoring, comparing])
+    fill_disk(bench, study, [scoring, lambda: "4-compare" in study.steps_at_work()])
     return "full while a run is scored; again while the runs are compared"
 
 
@@ -421,7 +313,7 @@ def disk_read_only(bench: Bench) -> str:
     with small_disk(study):
         remount = ["mount", "-o", "remount,ro", study.results]
         subprocess.run(remount, check=True)
-        line_with(study.fail(codes=(1, 2)), "error:", "read-only", study.results.name)
+        line_with(study.finish(codes=(1, 2)), "error:", "read-only", study.results.name)
         subprocess.run([*remount[:2], "remount,rw", study.results], check=True)
         bench.restart(study)
     return "results mounted read-only"

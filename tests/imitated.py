@@ -60,9 +60,8 @@ KAGGLE = Platform(
 
 def find_python(version: str) -> str | None:
     """Return an interpreter of this version that can make environments, None if there is none."""
-    found = shutil.which(f"python{version}")
     managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
-    for python in filter(None, (found, *map(str, managed))):
+    for python in filter(None, (shutil.which(f"python{version}"), *map(str, managed))):
         command = [python, "-c", "import ensurepip, venv"]
         if subprocess.run(command, capture_output=True).returncode == 0:  # no empty shim
             return python
@@ -90,15 +89,14 @@ class Session:
         self.platform, self.top = platform, top
         self.cwd = top / "root" / platform.cwd
         self.python = top / "env" / "bin" / "python"
-        for folder in (self.cwd, top / "root" / platform.upload, top / "home"):
+        kernel = top / "jupyter" / "kernels" / platform.name
+        for folder in (self.cwd, top / "root" / platform.upload, top / "home", kernel):
             folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([python, "-m", "venv", top / "env"], check=True, capture_output=True)
         self.pip("install", "-q", "--no-compile", *platform.packages.split())
         argv = [str(self.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec = {"argv": argv, "display_name": platform.name, "language": "python"}
-        kernel = top / "jupyter" / "kernels" / platform.name / "kernel.json"
-        kernel.parent.mkdir(parents=True)
-        kernel.write_text(json.dumps(spec), "utf-8")
+        (kernel / "kernel.json").write_text(json.dumps(spec), "utf-8")
         self.given = self.packages()
 
     def pip(self, *words: str) -> str:
@@ -111,7 +109,7 @@ class Session:
     def packages(self) -> set[str]:
         return set(self.pip("list", "--format=freeze").split())
 
-    def variables(self, **more: str) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """The environment variables there: none of this project's, but pip's own settings."""
         kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         own = {
@@ -122,25 +120,23 @@ class Session:
             "THYROID_PLATFORM_ROOT": str(self.top / "root"),
             "TQDM_DISABLE": "1",
         }
-        return kept | own | self.platform.variables | more
+        return kept | own | self.platform.variables
 
-    def run(self, notebook: Path, out: str, parameters: dict | None = None, **more: str) -> dict:
+    def run(self, notebook: Path, parameters: dict | None = None) -> dict:
         """Execute an uploaded notebook in the platform's kernel; return it, executed.
 
         papermill is this machine's: what is imitated is the kernel, in which all of it runs.
         """
-        uploaded = self.cwd / notebook.name
+        uploaded, out = self.cwd / notebook.name, self.cwd / "out.ipynb"
         shutil.copy2(notebook, uploaded)
-        words = [word for name, value in (parameters or {}).items() for word in
-                 ("-y", json.dumps({name: value}))]  # fmt: skip
-        command = ["-m", "papermill", "-k", self.platform.name, "--no-progress-bar"]
+        command = [sys.executable, "-m", "papermill", "-k", self.platform.name, "--no-progress-bar"]
         done = subprocess.run(
-            [sys.executable, *command, str(uploaded), str(self.cwd / out), *words],
-            cwd=self.cwd, capture_output=True, text=True, env=self.variables(**more),
+            [*command, str(uploaded), str(out), "-y", json.dumps(parameters or {})], cwd=self.cwd,
+            capture_output=True, text=True, env=self.variables(),
         )  # fmt: skip
         if done.returncode:
             raise OSError(done.stderr[-3000:])
-        return json.loads((self.cwd / out).read_text("utf-8"))
+        return json.loads(out.read_text("utf-8"))
 
 
 def printed(executed: dict) -> str:

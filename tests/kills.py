@@ -1,37 +1,18 @@
 """SIGKILL at random moments, in every step of a study and to each of its processes."""
 
 import time
+from collections import Counter
 
-import numpy as np
 from tortured import Bench, Study
 
 KINDS = ("workflow", "tree", "runner", "kernel", "worker")
 GOLDEN = 0.618034  # moments that follow each other by it never come to lie close together
 
 
-class Deck:
-    """Deal whom to kill and when, so that every kind and every part of a step has its turn."""
-
-    def __init__(self, kinds: tuple[str, ...], steps: list[str], seed: int):
-        self.random = np.random.default_rng(seed)
-        self.kinds, self.waiting = kinds, []
-        self.share = {step: self.random.random() for step in steps}
-
-    def kind(self, step: str) -> str:
-        """Only one step has store workers, and the report has no kernel."""
-        fits = {"1-preprocess": {"worker", "workflow", "tree"}, "report": {"workflow", "tree"}}
-        fits = fits.get(step, {"workflow", "tree", "runner", "kernel"}) & set(self.kinds)
-        fits = fits or set(self.kinds)
-        if not fits & set(self.waiting):
-            self.waiting += self.random.permutation(self.kinds).tolist()
-        kind = next(kind for kind in self.waiting if kind in fits)
-        self.waiting.remove(kind)
-        return kind
-
-    def moment(self, step: str) -> float:
-        """Return when to kill, as a share of the step's usual time."""
-        self.share[step] = (self.share[step] + GOLDEN) % 1
-        return 0.02 + 0.94 * self.share[step]
+def kinds_of(step: str) -> set[str]:
+    """Return what can be killed: only one step has store workers, and the report has no kernel."""
+    fits = {"1-preprocess": {"worker", "workflow", "tree"}, "report": {"workflow", "tree"}}
+    return fits.get(step, {"workflow", "tree", "runner", "kernel"})
 
 
 def kill_at_random(
@@ -39,10 +20,12 @@ def kill_at_random(
 ) -> list[tuple[str, str, str]]:
     """Kill each step of a study once, restarting it until it is finished; then begin another.
 
+    Each time it is the kind that was killed least so far, at another part of the step.
+
     Returns:
         Step, what was killed, and what a run was doing, for each kill. All studies were compared.
     """
-    deck, kills = Deck(kinds, bench.undisturbed.steps, seed), []
+    kills, killed_kinds = [], Counter(dict.fromkeys(kinds, 0))
     while len(kills) < count:
         study, left = bench.fresh(), set(bench.undisturbed.steps)
         study.start()
@@ -59,12 +42,13 @@ def kill_at_random(
             if ready and len(kills) < count:
                 step = min(sorted(ready), key=[at for at, _, _ in kills].count)  # least killed yet
                 left.discard(step)
-                kind, seconds = deck.kind(step), deck.moment(step) * bench.usual[step]
+                kind = min(kinds_of(step) & set(kinds) or kinds, key=lambda k: (killed_kinds[k], k))
+                share = (seed + len(kills) + 1) * GOLDEN % 1  # of the step's usual time
+                seconds = (0.02 + 0.94 * share) * bench.usual[step]
                 if where := _kill(study, step, kind, seconds):
                     kills.append((step, kind, where))
+                    killed_kinds[kind] += 1
                     bench.killed, killed = len(kills), True
-                else:
-                    deck.waiting.insert(0, kind)
             time.sleep(0.05)
         study.wait_until_alone()
         bench.compare(study)
@@ -86,8 +70,7 @@ def _kill(study: Study, step: str, kind: str, seconds: float) -> str:
         time.sleep(0.03)
     else:
         return ""
-    folder = study.run_folder(step.removeprefix("3-train-"))
-    where = "-"
+    folder, where = study.run_folder(step.removeprefix("3-train-")), "-"
     if step.startswith("3-train-"):
         where = "training" if list(folder.glob("checkpoint*")) else "starting"
         where = "scoring" if (folder / "model.pt").exists() else where

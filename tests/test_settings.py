@@ -4,16 +4,16 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_study import copy_project
 
 from thyroid_lib import settings
-from thyroid_lib.study import parameters, ready, runner
+from thyroid_lib.study import parameters, runner
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "parameters" / "demo.yaml"
@@ -21,6 +21,12 @@ TEXT = DEMO.read_text("utf-8")
 STUDY = settings.read_study([DEMO])
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 DEFAULTS = {name: parameters.parameter_defaults(path) for name, path in NOTEBOOKS.items()}
+PARAMETER_CELLS = {
+    name: "".join(cell["source"])
+    for name, path in NOTEBOOKS.items()
+    for cell in json.loads(path.read_text("utf-8"))["cells"]
+    if cell["id"] == "parameters"
+}
 KNOWN, KEYS = settings.Parameters.model_fields, settings.Study.model_fields
 
 # key, value, the words that its line of the message must have
@@ -112,8 +118,7 @@ def by_kernel(values, monkeypatch, injected=True, **_):
     import IPython
 
     notebook = notebook_of(values)
-    cells = json.loads(NOTEBOOKS[notebook].read_text("utf-8"))["cells"]
-    ran = ["", next("".join(c["source"]) for c in cells if c["id"] == "parameters")]
+    ran = ["", PARAMETER_CELLS[notebook]]
     if injected:
         ran.append("# Parameters\n" + "".join(f"{key} = 0\n" for key in values))
     space = DEFAULTS[notebook] | values | {"In": [*ran, "platforms.start()"]}
@@ -163,22 +168,20 @@ def test_all_problems_come_at_once_and_a_workflow_does_not_start(tmp_path):
     assert (done.returncode, len(done.stderr.splitlines())) == (2, len(last))
 
 
-PAPERMILL = [
-    (["-p", "epoch", "3"], "epoch: unknown (did you mean epochs?)"),
-    (["-p", "tensorboard", "false"], 'tensorboard: got "false", need a valid boolean'),
-    (["-y", "lr: 1e-3"], 'lr: got "1e-3", need a valid number: write 0.001'),
-]
-
-
-@pytest.mark.parametrize(("given", "words"), PAPERMILL)
 @pytest.mark.study
-def test_plain_papermill_refuses_before_any_work(given, words, tmp_path):
+def test_plain_papermill_refuses_before_any_work(tmp_path):
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", NOTEBOOKS["3-train"], out, *given]
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS["3-train"], out]
+    command += ["-p", "epoch", "3", "-p", "tensorboard", "false", "-y", "lr: 1e-3"]
     env = os.environ | {"THYROID_RESULTS": str(tmp_path / "results")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 1
-    assert f"ValueError: {words}" in done.stderr
+    for words in (
+        "ValueError: epoch: unknown (did you mean epochs?)",
+        'tensorboard: got "false", need a valid boolean',
+        'lr: got "1e-3", need a valid number: write 0.001',
+    ):
+        assert words in done.stderr
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -206,25 +209,23 @@ FILES = {  # what is done to the demo's text -> the words of the one line
 }
 
 
-@pytest.mark.parametrize("fault", FILES, ids=range(len(FILES)))
-def test_each_fault_of_a_file_is_one_line(fault, tmp_path):
-    text, (key, sep, value) = TEXT, fault.partition("=")
-    if fault[0] in "+=":
-        text = text * (fault[0] == "+") + fault[1:] + "\n"
-    else:
-        new = f"{key}: {value}" if sep else "# gone"
-        text = re.sub(rf"(?m)^{key.lstrip('-')}:.*$", lambda _: new, text)
-    (tmp_path / "study.yaml").write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=f"^{FILES[fault]}") as caught:
-        settings.read_study([tmp_path / "study.yaml"])
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    (tmp_path / "latin.yaml").write_bytes(b"study: \xe4\n")
-    for name in ("none", "latin"):
-        with pytest.raises(ValueError, match=rf"{name}\.yaml: cannot be read"):
-            settings.read_study([tmp_path / f"{name}.yaml"])
+def test_each_fault_of_a_file_is_one_line(tmp_path):
+    path = tmp_path / "study.yaml"
+    for fault, words in FILES.items():
+        text, (key, sep, value) = TEXT, fault.partition("=")
+        if fault[0] in "+=":
+            text = text * (fault[0] == "+") + fault[1:] + "\n"
+        else:
+            new = f"{key}: {value}" if sep else "# gone"
+            text = re.sub(rf"(?m)^{key.lstrip('-')}:.*$", lambda _, new=new: new, text)
+        path.write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=f"^{words}") as caught:
+            settings.read_study([path])
+        assert len(str(caught.value).splitlines()) == 1, fault
+    path.write_bytes(b"study: \xe4\n")
+    for unread in (path, tmp_path / "none.yaml"):
+        with pytest.raises(ValueError, match=rf"^{unread.stem}\.yaml: cannot be read"):
+            settings.read_study([unread])
 
 
 def test_yaml_is_read_as_it_is_meant(tmp_path):
@@ -275,11 +276,8 @@ def test_the_wings_have_the_choices_that_settings_name():
 
 def test_every_notebook_and_study_explains_a_key_in_the_words_of_the_class():
     lines = []
-    for path in NOTEBOOKS.values():
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        head, *own = next("".join(c["source"]) for c in cells if c["id"] == "parameters").split(
-            "\n"
-        )
+    for cell in PARAMETER_CELLS.values():
+        head, *own = cell.split("\n")
         assert head.startswith(f"{parameters.HEAD} of ")
         lines += [re.fullmatch(r"(\w+) = .+?  # (.+)", line).groups() for line in own]
     for path in (ROOT / "parameters").glob("*.yaml"):
@@ -303,27 +301,26 @@ def test_a_step_takes_its_keys_of_the_study():
 
 def test_runs_are_listed_in_order():
     runs = list(settings.list_runs(STUDY | {"models": ["unet", "segnet"]}))
-    assert runs[:3] == [
-        f"{x}-random-fold0-seed{n}" for x, n in (("unet", 0), ("segnet", 0), ("unet", 1))
-    ]
+    expected = ("unet-{}0", "segnet-{}0", "unet-{}1")
+    assert runs[:3] == [name.format("random-fold0-seed") for name in expected]
     assert len(runs) == 8
 
 
 def test_networks_must_exist():
-    ready.check_networks(["unet", "resunet_reported"])
+    parameters.check_networks(["unet", "resunet_reported"])
     with pytest.raises(ValueError, match=r"unett: unknown \(did you mean unet\?\).*architectures"):
-        ready.check_networks(["unett"])
+        parameters.check_networks(["unett"])
 
 
 def test_data_are_known_by_names_and_sizes(tmp_path):
-    assert ready.list_data("") == ready.list_data("auto") == ""
+    assert parameters.list_data("") == parameters.list_data("auto") == ""
     (tmp_path / "loop").symlink_to("loop")
-    before = ready.list_data(str(tmp_path))
+    before = parameters.list_data(str(tmp_path))
     (tmp_path / "x\udcff.png").write_bytes(b"1")  # no text: the store sets it aside
-    assert len(ready.list_data(str(tmp_path))) == 64 != before
+    assert len(parameters.list_data(str(tmp_path))) == 64 != before
     for data in ("x" * 5000, "~nobody-of-this-name/x", str(tmp_path / "loop"), "a\nb"):
         with pytest.raises(ValueError, match=r"^data: nothing is at ") as caught:
-            ready.list_data(data)
+            parameters.list_data(data)
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -361,49 +358,36 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
     try_each()
 
 
-EDITS = {  # one more training setting: file -> pattern of a line, and what follows it
-    "thyroid_lib/settings.py": (
-        r"\n    lr: .*",
-        '\n    weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)',
-    ),
-    "notebooks/3-train.ipynb": (
-        r'\n +"lr = [^\n]*',
-        '\n    "weight_decay = 0.0  # weight decay of Adam\\n",',
-    ),
-    "thyroid_lib/train/recipe.py": (r"\n    lr: float[^\n]*", "\n    weight_decay: float = 0.0,"),
-    "thyroid_lib/train/recipe.py ": (r"Adam\([^\n]*?lr=lr,", " weight_decay=weight_decay,"),
-}
+EDITS = [  # one more training setting: file, pattern of a line, and what follows it
+    ("thyroid_lib/settings.py", r"\n    lr: .*",
+     '\n    weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
+    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*',
+     '\n    "weight_decay = 0.0  # weight decay of Adam\\n",'),
+    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "\n    weight_decay: float = 0.0,"),
+    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", " weight_decay=weight_decay,"),
+]  # fmt: skip
+ADDED = """
+import sys
+from thyroid_lib import settings
+from thyroid_lib.study import runner
+tiny = {"weight_decay": 0.25, "epochs": 1, "width": 2, "folds": 2, "models": ["unet"]}
+study = settings.read_study(["parameters/demo.yaml"], tiny)
+given = settings.step_settings(study, "train", model="unet", out="results/t/run")
+sys.exit(runner.run_notebook("notebooks/3-train.ipynb", "out.ipynb", given))
+"""
 
 
 @pytest.mark.slow
 def test_one_more_training_setting_takes_four_edits(tmp_path):
-    from thyroid_lib.train import recipe
-
-    if not hasattr(recipe, "RECIPE"):
-        pytest.skip("the recipe does not list its settings")
-    for part in ("notebooks", "parameters", "thyroid_lib", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, tmp_path / part)
-    for name, (line, more) in EDITS.items():
-        file = tmp_path / name.strip()
-        text, found = re.subn(
-            line, lambda hit, m=more: hit[0] + m, file.read_text("utf-8"), count=1
-        )
+    copy_project(tmp_path)
+    for name, line, more in EDITS:
+        text = (tmp_path / name).read_text("utf-8")
+        text, found = re.subn(line, lambda hit, more=more: hit[0] + more, text, count=1)
         assert found == 1, name
-        file.write_text(text, "utf-8")
-    code = (
-        "import json, sys\n"
-        "from thyroid_lib import settings\n"
-        "from thyroid_lib.study import runner\n"
-        "tiny = {'weight_decay': 0.25, 'epochs': 1, 'width': 2, 'folds': 2, 'models': ['unet']}\n"
-        "study = settings.read_study(['parameters/demo.yaml'], tiny)\n"
-        "given = settings.step_settings(study, 'train', model='unet', out='results/t/run')\n"
-        "sys.exit(runner.run_notebook('notebooks/3-train.ipynb', 'out.ipynb', given))\n"
-    )
+        (tmp_path / name).write_text(text, "utf-8")
     clean = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", ADDED]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     about = json.loads((tmp_path / "results/t/run/run.json").read_text("utf-8"))
     assert about["weight_decay"] == 0.25

@@ -53,7 +53,7 @@ def attempt(bench: Bench, name: str) -> dict:
 
 def summary(bench: Bench, rows: list[dict], command: str) -> str:
     """Return the page's figures in words and as a table; every number comes from this run."""
-    counts = {each: sum(row["verdict"] == each for row in rows) for each in ("survived", "skipped")}
+    verdicts = [row["verdict"] for row in rows]
     kills, files, size = (sum(row[name] for row in rows) for name in ("kills", "files", "size"))
     disk = {name: f"{size / MIB:.1f}" for name, size in bench.disk.items()}
     lines = [
@@ -64,7 +64,8 @@ def summary(bench: Bench, rows: list[dict], command: str) -> str:
     return "\n".join([
         f"`{command}` on {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores,"
         f" {platform.system()}, Python {platform.python_version()}:",
-        f"{counts['survived']} of {len(rows)} faults survived, {counts['skipped']} skipped;"
+        f"{verdicts.count('survived')} of {len(rows)} faults survived, "
+        f"{verdicts.count('skipped')} skipped;"
         f" {kills} random kills; {files:,} files ({size:,} bytes) compared, none differs.",
         "", HEAD, *lines, "",
         f"Disk of the undisturbed study, MiB: peak {disk['peak']}, end {disk['end']};"
@@ -75,11 +76,8 @@ def summary(bench: Bench, rows: list[dict], command: str) -> str:
 def own_namespace() -> None:
     """Start again where this program may mount disks, if it may not and the system allows it."""
     unshare = ["unshare", "--map-root-user", "--mount"]
-    if (
-        os.geteuid()
-        and shutil.which("unshare")
-        and not subprocess.run([*unshare, "true"]).returncode
-    ):
+    usable = os.geteuid() and shutil.which("unshare")
+    if usable and subprocess.run([*unshare, "true"]).returncode == 0:
         os.execvp("unshare", [*unshare, sys.executable, *sys.argv])
 
 

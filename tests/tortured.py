@@ -9,14 +9,14 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tiny_study import TINY, copy_project
+import psutil
+from tiny_study import TINY, command, copy_project, environment, processes_with, wait_until
 
 from thyroid_lib.study.verify import compare
 
@@ -54,12 +54,9 @@ class Study:
         if like:
             shutil.copytree(like.project, self.project)
         else:
-            self.project.mkdir()
             copy_project(self.project, self.settings)
-        models, protocols = (
-            self.settings[key].strip("[]").split(", ") for key in ("models", "protocols")
-        )
-        self.runs = [f"{m}-{p}-fold0-seed0" for m in models for p in protocols]
+        names = [self.settings[key].strip("[]").split(", ") for key in ("models", "protocols")]
+        self.runs = [f"{m}-{p}-fold0-seed0" for m in names[0] for p in names[1]]
         self.trains = [f"3-train-{run}" for run in self.runs]
         self.steps = ["1-preprocess", "2-audit", *self.trains, "4-compare", "report"]
 
@@ -67,54 +64,43 @@ class Study:
 
     def start(self, *options: str) -> None:
         """Start the workflow as a user does, as the leader of its own process group."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-        command += ["--configfile", "parameters/tiny.yaml", *options]
         with open(self.output, "w") as output:
             self.workflow = subprocess.Popen(
-                command, cwd=self.project, env=self.environment(), stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                command(*options), cwd=self.project, env=self.environment(), stdout=output,
+                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if "THYROID" not in name}
-        return kept | {"PYTHONPATH": str(self.project), "TMPDIR": str(self.temporary)}
+        variables = environment(self.project, TMPDIR=str(self.temporary))
+        return {name: value for name, value in variables.items() if "THYROID" not in name}
 
     def end(self, seconds: float = 600) -> tuple[int, str]:
         """Wait for the workflow's end; return its exit code and output."""
         return self.workflow.wait(seconds), self.said()
 
-    def run(self, *options: str) -> tuple[int, str]:
+    def finish(self, *options: str, codes: tuple = (0,)) -> str:
+        """Run the workflow, which must end with one of these codes; return its output."""
         self.start(*options)
-        return self.end()
-
-    def finish(self, *options: str) -> str:
-        """Run the workflow, which must succeed; return its output."""
-        code, said = self.run(*options)
-        assert code == 0, f"a plain restart ended with {code}:\n{said[-3000:]}"
-        return said
-
-    def fail(self, *options: str, codes: tuple = (1,)) -> str:
-        """Run the workflow, which must fail; return its output."""
-        code, said = self.run(*options)
+        code, said = self.end()
         assert code in codes, f"ended with {code}, not {codes}:\n{said[-3000:]}"
         return said
 
     def said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for(self, condition, seconds: float = 300):
+    def wait_for(self, condition):
         """Wait until a function returns something true, and return it.
 
         A workflow that ends before that is an error, told apart from the function's last look.
         """
-        end = time.monotonic() + seconds
-        while True:
+
+        def look():
             ended = self.workflow.poll() is not None
-            if found := condition():
-                return found
-            assert not ended, f"it ended meanwhile:\n{self.said()[-3000:]}"
-            assert time.monotonic() < end, f"waited in vain for {condition.__name__}"
-            time.sleep(0.05)
+            found = condition()
+            assert found or not ended, f"it ended meanwhile:\n{self.said()[-3000:]}"
+            return found
+
+        return wait_until(look, condition.__name__)
 
     def training(self) -> list[str]:
         """Return the runs at work that have kept an epoch."""
@@ -129,13 +115,10 @@ class Study:
 
     def processes(self) -> dict[int, tuple[int, list[str]]]:
         """Return parent and arguments of every living process of this study, by pid."""
-        mark, found = f"PYTHONPATH={self.project}".encode(), {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended
-                if mark in entry.joinpath("environ").read_bytes().split(b"\0"):
-                    state = entry.joinpath("stat").read_text().rpartition(")")[2].split()
-                    arguments = entry.joinpath("cmdline").read_bytes().decode().split("\0")
-                    found[int(entry.name)] = int(state[1]), arguments
+        found = {}
+        for process in processes_with("PYTHONPATH", str(self.project)):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                found[process.pid] = process.ppid(), process.cmdline()
         return found
 
     def steps_at_work(self) -> dict[str, Step]:
@@ -166,12 +149,9 @@ class Study:
     def wait_until_alone(self) -> float:
         """Wait until none of its processes is left; return the seconds that it took."""
         began = time.monotonic()
-        while left := self.processes():
-            if self.workflow:
-                self.workflow.poll()
-            seconds = time.monotonic() - began
-            assert seconds < SECONDS, f"still there after {seconds:.0f} s: {list(left.values())}"
-            time.sleep(0.05)
+        wait_until(
+            lambda: self.workflow.poll() is not None and not self.processes(), "all end", SECONDS
+        )
         return time.monotonic() - began
 
     def remove(self) -> None:
@@ -183,12 +163,11 @@ def assert_same(study: Study, expected: Study) -> tuple[int, int]:
     """Compare a finished study with the undisturbed one; return the files and bytes compared."""
     found = compare(expected.results, study.results)
     assert not found.differences, found.report()
-    pages = [_page(each.results) for each in (study, expected)]
-    assert pages[0] == pages[1], "report.html differs"
+    assert _page(study.results) == _page(expected.results), "report.html differs"
+    files = [path for path in study.results.rglob("*") if path.is_file()]
     names = [path.relative_to(study.results).as_posix() for path in study.results.rglob("*")]
     assert not (left := [name for name in names if HALF_DONE.search(name)]), f"left behind: {left}"
     assert not (left := study.processes()), f"still running: {left}"
-    files = [path for path in study.results.rglob("*") if path.is_file()]
     return found.files + 1, sum(path.stat().st_size for path in files)
 
 
@@ -200,15 +179,15 @@ def _page(results: Path) -> str:
     return page.replace(cost, "")
 
 
-def traceback_in(said: str) -> bool:
-    """Return whether there is one; not of a kernel whose port was taken, which starts once more."""
+def assert_no_traceback(said: str) -> None:
+    """There is none but of a kernel whose port was taken, which starts once more."""
     port_taken = r"Traceback \(most recent call last\):\n(?: .*\n)+zmq.*Address already in use"
-    return "Traceback (most recent call last)" in re.sub(port_taken, "", said)
+    assert "Traceback (most recent call last)" not in re.sub(port_taken, "", said), said[-4000:]
 
 
 def line_with(said: str, *words: str) -> str:
     """Return the line that has all of these words; a traceback anywhere is an error."""
-    assert not traceback_in(said), f"a traceback:\n{said[-4000:]}"
+    assert_no_traceback(said)
     lines = [line for line in said.splitlines() if all(word in line for word in words)]
     assert lines, f"no line has all of {words}:\n{said[-4000:]}"
     return lines[0]
@@ -268,9 +247,9 @@ class Bench:
         shutil.rmtree(study.results / "compare")
         for run in self.missing:
             shutil.rmtree(study.run_folder(run))
-            (study.results / "notebooks" / f"3-train-{run}.ipynb").unlink()
-        for name in ("notebooks/4-compare.ipynb", "report.html"):
-            (study.results / name).unlink()
+        for name in (*(f"3-train-{run}" for run in self.missing), "4-compare"):
+            (study.results / "notebooks" / f"{name}.ipynb").unlink()
+        (study.results / "report.html").unlink()
         return study
 
     @property

@@ -57,8 +57,8 @@ Fold, Seed = whole(ge=0, le=9999), whole(ge=0, lt=2**32)
 def _key(help: str, steps: str = "", role: str = "", **other):
     """Return a field: its help, the steps whose notebooks take it from the study, and its role.
 
-    Role "training": another value is another training. "shared": compared runs agree in it, as in
-    those of training. other: default=… of a key that a file may leave out.
+    Role "training": another value is another training; compared runs agree in these and in the
+    "shared" ones. A key that a file may leave out has a default=….
     """
     return Field(description=help, json_schema_extra={"steps": steps, "role": role}, **other)
 
@@ -142,8 +142,7 @@ SHARED = tuple(name for name, role in ROLES.items() if role)
 def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     """Return a study's settings as plain values, those with a default included.
 
-    Raises:
-        ValueError: unknown, missing, mistyped or impossible settings; each on a line.
+    ValueError: unknown, missing, mistyped or impossible settings; each on a line.
     """
     fields = model.model_fields
     problems = [unknown(name, fields) for name in config if name not in fields]
@@ -172,11 +171,9 @@ def check_parameters(given: dict, defaults: dict) -> dict:
 
     A name that no study and no notebook of the library has needs the type of its default.
     """
-    known = Parameters.model_fields
-    types = {
-        name: (known[name].rebuild_annotation(), known[name]) if name in known else type(value)
-        for name, value in defaults.items()
-    }
+    types = {name: type(value) for name, value in defaults.items()}
+    known = {name: x for name, x in Parameters.model_fields.items() if name in defaults}
+    types |= {name: (field.rebuild_annotation(), field) for name, field in known.items()}
     model = pydantic.create_model("Notebook", __base__=_Strict, **types)
     return check_study(defaults | given, model)
 
@@ -226,17 +223,16 @@ def _clashes(v: dict) -> list[str]:
 
 def list_runs(config: dict) -> dict[str, dict]:
     """Return a study's runs in its order; run_id: model, protocol, fold and seed."""
-    return {
-        f"{model}-{protocol}-fold{fold}-seed{seed}": {
-            "model": model, "protocol": protocol, "fold": fold, "seed": seed
-        }
+    runs = [
+        {"model": model, "protocol": protocol, "fold": fold, "seed": seed}
         for protocol in config["protocols"]
         for fold in ([0] if protocol in LEAKY else config["run_folds"])
         for seed in config["seeds"]
         for model in config["models"]
         # it explains a loss and does not compete
         if protocol == "reported" or model != "segnet_reported_no_relu"
-    }  # fmt: skip
+    ]
+    return {"{model}-{protocol}-fold{fold}-seed{seed}".format(**run): run for run in runs}
 
 
 def step_settings(config: dict, step: str, **others) -> dict:
@@ -251,8 +247,7 @@ def step_settings(config: dict, step: str, **others) -> dict:
 def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None = ()) -> dict:
     """Read and check a study: YAML files, later ones win, then those of a `--config`.
 
-    Raises:
-        ValueError: a file is missing or no YAML mapping, or settings are wrong.
+    ValueError: a file is missing or no YAML mapping, or settings are wrong.
     """
     config: dict = {}
     for file in map(Path, files):
@@ -260,10 +255,10 @@ def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None
             content = read_yaml(file.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ValueError(": need lines of `key: value`, as in parameters/demo.yaml")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{printable(file.name)}: cannot be read: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{printable(file.name)}{error}") from None
+        except (OSError, ValueError) as error:
+            unread = isinstance(error, OSError | UnicodeDecodeError)
+            said = f": cannot be read: {error}" if unread else error
+            raise ValueError(f"{printable(file.name)}{said}") from None
         config |= content
     for key, value in dict(overrides or ()).items():
         value = "" if value is None else [] if value == "[]" else value  # `data=`, `mend=[]`
@@ -274,8 +269,7 @@ def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None
 def read_yaml(text: str):
     """Read YAML 1.2 without aliases, merges and tags: settings need none, and a few can do harm.
 
-    Raises:
-        ValueError: begins with ", line n: " or ": ".
+    ValueError: begins with ", line n: " or ": ".
     """
     from ruamel.yaml import YAML, YAMLError  # not there yet when a notebook installs the library
 

@@ -29,7 +29,7 @@ from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
 from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input
-from thyroid_lib.study.ready import check_deploy
+from thyroid_lib.study.parameters import check_deploy
 from thyroid_lib.train.run import score_run, train_model
 
 pytestmark = pytest.mark.study  # networks are trained and exported

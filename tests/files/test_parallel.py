@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny_study import processes_with, wait_until
 
 from thyroid_lib.files import parallel
 from thyroid_lib.files.parallel import count_workers, map_in_order
@@ -68,30 +69,20 @@ def test_work_is_done_in_other_processes_of_which_a_killed_one_is_named():
 @linux
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
-        "import os, sys, time; sys.path.insert(0, 'tests/files'); import test_parallel as t\n"
+        "import sys; sys.path += ['tests', 'tests/files']; import test_parallel as t\n"
         "for pid in t.map_in_order(t.pid_and_wait, range(9), 2): print(pid, flush=True)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        worker = int(parent.stdout.readline())
+    command, variables = [sys.executable, "-c", code], os.environ | {"MARK": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, text=True, env=variables) as parent:
+        assert parent.stdout.readline()
         parent.kill()
-    end = time.monotonic() + 60
-    while is_running(worker):
-        assert time.monotonic() < end, "the worker outlives its parent"
-        time.sleep(0.1)
+    wait_until(lambda: not processes_with("MARK", str(tmp_path)), "the workers end", 60)
 
 
 def pid_and_wait(item):
     time.sleep(0.3)
     return os.getpid()
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_few_items_need_no_workers(monkeypatch):

@@ -16,7 +16,7 @@ from thyroid_lib import models
 from thyroid_lib.deploy import predict_folder
 from thyroid_lib.evaluate import predict
 from thyroid_lib.models import user_networks
-from thyroid_lib.study.ready import check_networks
+from thyroid_lib.study.parameters import check_networks
 from thyroid_lib.train.run import score_run, train_model
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_an_unknown_name_is_refused_with_the_one_that_may_be_meant(own):
 
 def test_names_are_read_without_torch(own):
     code = (
-        "import sys; from thyroid_lib.study.ready import check_networks; "
+        "import sys; from thyroid_lib.study.parameters import check_networks; "
         "check_networks(['dilated']); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -37,14 +37,6 @@ def test_executed_notebooks_are_whole_and_clean(path):
     assert not re.search(r"/(?:home|root|work|tmp)/", path.read_text(encoding="utf-8"))
 
 
-def test_every_run_of_the_demo_is_committed():
-    names = {path.stem for path in NOTEBOOKS}
-    models = pd.read_csv(DEMO / "summary.csv").model.unique()
-    assert {"1-preprocess", "2-audit", "4-compare"} < names
-    for model in models:
-        assert sum(f"3-train-{model}-" in name for name in names) >= 2
-
-
 def test_the_demo_repeats_to_the_byte():
     """Another run of it, on another day and machine: the same tables, notebooks and figures."""
     again = ROOT / "results" / "demo"
@@ -82,11 +74,7 @@ def test_the_committed_runs_are_those_of_the_committed_parameters(real_runs):
     for name in set(SHARED) - {"mend", "resize", "augment", "precision"}:
         assert set(runs[name]) == {study[name]}, name
     assert set(runs["mend"]) == {" ".join(study["mend"])}
-    asked = {
-        run_id for run_id, run in list_runs(study).items()
-        if "_reported" not in run["model"] and run["protocol"] != "reported"
-    }  # fmt: skip
-    assert asked <= set(runs["run_id"])
+    assert {run for run in list_runs(study) if "reported" not in run} <= set(runs["run_id"])
 
 
 def test_the_committed_steps_follow_from_the_committed_runs():
@@ -112,38 +100,25 @@ def test_nothing_of_the_real_frames_is_committed():
     [
         ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
         ("models/registry", ".float().div_(255)", ".float().div_(254)"),
-        (None, "", ""),
     ],
 )
 @pytest.mark.study
 def test_one_character_of_arithmetic_makes_nbval_fail(tmp_path, module, old, new):
-    """And the same copy without a change passes, so that it fails for that reason."""
+    """Without such a change `make test` validates the same notebooks."""
     for name in ("thyroid_lib", "results/reference/demo"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    if module:
-        code = tmp_path / "thyroid_lib" / f"{module}.py"
-        source = code.read_text(encoding="utf-8")
-        assert source.count(old) == 1
-        code.write_text(source.replace(old, new), encoding="utf-8")
+    code = tmp_path / "thyroid_lib" / f"{module}.py"
+    source = code.read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    code.write_text(source.replace(old, new), encoding="utf-8")
     demo = tmp_path / "results" / "reference" / "demo"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-x",
-            "-p", "no:cacheprovider", "-o", "addopts=", demo / "1-preprocess.ipynb",
-            next(demo.glob("3-train-segnet-random-*.ipynb")),
-        ],
-        cwd=tmp_path,
-        env=os.environ
-        | PINNED
-        | {
-            "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
-            "THYROID_RESULTS": str(tmp_path / "again"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    assert (done.returncode == 0) == (module is None), done.stdout[-2000:]
-    if module:
-        assert "mismatch" in done.stdout
+    variables = os.environ | PINNED | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    variables |= {"TQDM_DISABLE": "1", "THYROID_RESULTS": str(tmp_path / "again")}
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-x"]
+    command += ["-p", "no:cacheprovider", "-o", "addopts=", demo / "1-preprocess.ipynb"]
+    command += [next(demo.glob("3-train-segnet-random-*.ipynb"))]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "mismatch" in done.stdout
+    assert re.search(r"1 failed, \d\d passed", done.stdout)  # what it does not touch passes

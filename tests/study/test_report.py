@@ -10,6 +10,20 @@ import pytest
 from thyroid_lib.study.report import build_report, main, missing_steps, verdict
 
 
+def summary(*rows) -> pd.DataFrame:
+    """A summary table of (protocol, model, dice) rows; intervals ±0.1, none for one group."""
+    table = pd.DataFrame(rows, columns=["protocol", "model", "dice"])
+    return table.assign(dice_low=table["dice"] - 0.1, dice_high=table["dice"] + 0.1)
+
+
+STEPS = ["1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"]
+BOTH = summary(
+    ("grouped", "unet", 0.7), ("grouped", "segnet", 0.5), ("random", "unet", 0.9),
+    ("random", "segnet", 0.8),
+)  # fmt: skip
+UNSEEN = BOTH[:2]
+
+
 def notebook(*outputs: str):
     cells = [nbformat.v4.new_markdown_cell("# A title")]
     for text in outputs:
@@ -25,18 +39,19 @@ def study(tmp_path):
     (folder / "notebooks").mkdir(parents=True)
     (folder / "compare").mkdir()
     (folder / "compare" / "cost.csv").write_text("model,train_seconds\nunet,12.5\n")
-    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+    BOTH.to_csv(folder / "compare" / "summary.csv", index=False)
+    for name in STEPS:
         nbformat.write(notebook(f"out of {name}"), folder / "notebooks" / f"{name}.ipynb")
     return folder
 
 
-def page_of(study, **how) -> str:
-    return build_report(study, **how).read_text(encoding="utf-8")
+def page_of(study, *steps) -> str:
+    return build_report(study, *steps).read_text(encoding="utf-8")
 
 
 def test_one_page_holds_everything_and_asks_for_nothing(study):
     page = page_of(study)
-    for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):
+    for name in STEPS:
         assert f"out of {name}" in page
     assert "<td>12.5</td>" in page
     assert "<summary>unet-grouped-fold0-seed0</summary>" in page
@@ -45,16 +60,10 @@ def test_one_page_holds_everything_and_asks_for_nothing(study):
     assert "not for diagnosis" in page
     assert "Replication" not in page  # it was not run
     assert page.index("out of 4-compare") < page.index("out of 1-preprocess")
-    assert page_of(study) == page
-
-
-def test_runs_that_left_the_grid_are_not_shown(study):
     other = study / "notebooks" / "3-train-old-grouped-fold0-seed0.ipynb"
-    nbformat.write(notebook("out of an old run"), other)
-    assert "an old run" in page_of(study)
-    page = page_of(study, runs=["unet-grouped-fold0-seed0"])
-    assert "an old run" not in page
-    assert "out of 3-train-unet" in page
+    nbformat.write(notebook("out of a run that left the grid"), other)
+    assert "left the grid" in page_of(study)
+    assert page_of(study, STEPS) == page
 
 
 def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -64,7 +73,7 @@ def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsy
 
 
 def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, monkeypatch):
-    steps = ["1-preprocess", "3-train-unet-grouped-fold0-seed0", "3-train-x", "3-train-y"]
+    steps = [*STEPS[:2], "3-train-x", "3-train-y"]
     (study / "logs").mkdir()
     reason = "error: 3-train-x: In [5] the <loss> became nan"
     (study / "logs" / "3-train-x.failed.txt").write_text(f"{reason}\n")
@@ -78,10 +87,7 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     assert missing["3-train-x"] == reason
     assert "without an error message" in missing["3-train-y"]
     assert missing["3-train-z"] == missing["4-compare"] == ""  # this one is of a time before
-    BOTH.to_csv(study / "compare" / "summary.csv", index=False)
-    monkeypatch.setattr(
-        "sys.argv", ["report", str(study), "--runs", "--steps", *steps, "4-compare"]
-    )
+    monkeypatch.setattr("sys.argv", ["report", str(study), "--steps", *steps, "4-compare"])
     assert main() == 0
     assert f"{reason}\n" in capsys.readouterr().err
     page = (study / "report.html").read_text(encoding="utf-8")
@@ -92,18 +98,6 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     assert 'href="logs/3-train-x.ipynb"' in page
 
 
-def summary(*rows) -> pd.DataFrame:
-    """A summary table of (protocol, model, dice) rows; intervals ±0.1, none for one group."""
-    table = pd.DataFrame(rows, columns=["protocol", "model", "dice"])
-    table["dice_low"], table["dice_high"] = table["dice"] - 0.1, table["dice"] + 0.1
-    return table
-
-
-BOTH = summary(
-    ("grouped", "unet", 0.7), ("grouped", "segnet", 0.5), ("random", "unet", 0.9),
-    ("random", "segnet", 0.8),
-)  # fmt: skip
-UNSEEN = BOTH[:2]
 ONE = summary(("grouped", "mine", 0.7))
 CHOSEN = {"model": "unet", "provisional": True, "not_separated": [], "dropped": ["segnet"]}
 VERDICTS = {

@@ -34,6 +34,11 @@ def keep_copies(folder) -> second_copy.Copies | None:
     return keep_chosen()
 
 
+def write(folder, *names: str, text: str = "") -> None:
+    for name in names:
+        write_file(folder / name, text or name)
+
+
 def names(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -75,26 +80,21 @@ def test_a_drive_that_disconnects_gives_one_note_and_is_updated_later(project, c
     copies = keep_copies(project / "drive")
     shutil.move(project / "drive", project / "away")
     for name in ("a.csv", "b.csv"):
-        write_file(project / "here" / name, name)
+        write(project / "here", name)
         assert not copies.wait(PATIENCE)
     assert not (project / "drive").exists()  # nothing is created below an empty mount point
     notes = capsys.readouterr().err
     assert notes.count("it is tried again") == 1
     assert "not all results have a copy" in notes
     shutil.move(project / "away", project / "drive")
-    write_file(project / "here" / "c.csv", "c.csv")
+    (project / "drive/results/b.csv").mkdir()  # one file that cannot be copied stops no other
+    write(project / "here", "c.csv")
+    assert not copies.wait(PATIENCE)
+    assert names(project / "drive/results") == ["a.csv", "c.csv"]
+    (project / "drive/results/b.csv").rmdir()
     assert copies.wait(PATIENCE)
     assert names(project / "drive/results") == ["a.csv", "b.csv", "c.csv"]
     assert "succeed again" in capsys.readouterr().err
-
-
-def test_one_file_that_cannot_be_copied_stops_no_other(project):
-    copies = keep_copies(project / "drive")
-    (project / "drive/results/b.csv").mkdir()
-    for name in ("a.csv", "b.csv", "c.csv"):
-        write_file(project / "here" / name, name)
-    assert not copies.wait(PATIENCE)
-    assert names(project / "drive/results") == ["a.csv", "c.csv"]
 
 
 def test_a_drive_that_hangs_stops_nothing(project, monkeypatch, capsys):
@@ -102,7 +102,7 @@ def test_a_drive_that_hangs_stops_nothing(project, monkeypatch, capsys):
     copy = second_copy.copy_whole
     monkeypatch.setattr(second_copy, "copy_whole", lambda *words: go_on.wait(30) and copy(*words))
     copies = keep_copies(project / "drive")
-    write_file(project / "here/a.csv", "a")  # returns
+    write(project / "here", "a.csv")  # returns
     assert not copies.wait(0.1)
     assert "not finished after 0 s" in capsys.readouterr().err
     go_on.set()
@@ -110,11 +110,15 @@ def test_a_drive_that_hangs_stops_nothing(project, monkeypatch, capsys):
     assert names(project / "drive/results") == ["a.csv"]
 
 
-def test_files_written_before_the_drive_was_mounted_are_copied(project):
-    write_file(project / "here/study/runs/a/model.pt", "weights")
-    write_file(project / "here/study/compare/summary.md", "table")
+def test_what_was_there_before_is_copied_but_not_what_is_quickly_built_again(project):
+    write(project / "here", "s/store/images.npy", "s/store/store.json", "s/phantom/phantom.json",
+          "s/phantom/images/a.png", "data/tg3k.zip", "s/audit/labels.csv",
+          "s/.snakemake/metadata/x", "s/.snakemake/log/y")  # fmt: skip
+    write(project / "drive/results/s", "old.7.partial", "new.8.partial", text="half")
+    os.utime(project / "drive/results/s/old.7.partial", (1, 1))  # of an earlier session
     assert keep_copies(project / "drive").wait(PATIENCE)
-    assert names(project / "drive/results") == names(project / "here")
+    copied = ["s/.snakemake/metadata/x", "s/audit/labels.csv", "s/new.8.partial"]
+    assert names(project / "drive/results") == copied
 
 
 def test_weights_of_another_training_are_renamed(project, capsys):
@@ -128,20 +132,10 @@ def test_weights_of_another_training_are_renamed(project, capsys):
     assert "has another checkpoint.pt of a: it stays there as .earlier" in capsys.readouterr().err
 
 
-def test_what_is_quickly_built_again_is_not_copied(project):
-    for name in ("s/store/images.npy", "s/store/store.json", "s/phantom/phantom.json",
-                 "s/phantom/images/a.png", "data/tg3k.zip", "s/audit/labels.csv",
-                 "s/.snakemake/metadata/x", "s/.snakemake/log/y"):  # fmt: skip
-        write_file(project / "here" / name, name)
-    assert keep_copies(project / "drive").wait(PATIENCE)
-    copied = ["s/.snakemake/metadata/x", "s/audit/labels.csv"]
-    assert names(project / "drive/results") == copied
-
-
 def test_an_earlier_session_is_brought_back_and_overwrites_nothing(project, capsys):
-    for name in ("study/runs/a/model.pt", "study/runs/b/model.pt", "study/runs/b/x.7.partial"):
-        write_file(project / "drive/results" / name, "there")
-    write_file(project / "here/study/runs/a/history.csv", "here")
+    there = "study/runs/a/model.pt", "study/runs/b/model.pt", "study/runs/b/x.7.partial"
+    write(project / "drive/results", *there)
+    write(project / "here", "study/runs/a/history.csv")
     assert bring_back(project / "drive") == 1
     assert names(project / "here") == ["study/runs/a/history.csv", "study/runs/b/model.pt"]
     note = f"1 files of an earlier session are back from {project / 'drive'}"
@@ -172,52 +166,39 @@ def test_half_a_folder_is_not_brought_back(project, monkeypatch, capsys):
 def test_leftovers_of_a_killed_process_are_removed(project):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left = project / f"here/study/runs/a.{dead.pid}.partial"
-    write_file(project / "drive/results/study/runs/a/model.pt", "whole")
-    assert bring_back(project / "drive") == 1
-    write_file(left / "model.pt", "half")
+    write(project / "here", "study/runs/a/model.pt", f"study/runs/b.{dead.pid}.partial/model.pt")
     assert checksums.mend(project / "here/study") == []
     assert names(project / "here") == ["study/runs/a/model.pt"]
 
 
-def test_results_in_the_folder_itself_need_no_copy(project, monkeypatch):
-    monkeypatch.setenv("THYROID_RESULTS", str(project / "drive/results"))
-    assert keep_copies(project / "drive") is None
-    write_file(project / "drive/results/a.csv", "a")
-    assert names(project / "drive") == ["results/a.csv"]
-
-
-def test_a_folder_that_cannot_be_used_gives_a_note(project, monkeypatch, capsys):
-    (project / "taken").write_text("a file", "utf-8")
-    monkeypatch.setenv("THYROID_COPY", str(project / "taken"))
-    assert keep_chosen() is None
+def test_a_folder_that_is_results_itself_or_cannot_be_used_gets_no_copies(
+    project, monkeypatch, capsys
+):
+    write(project, "taken")
+    assert keep_copies(project / "taken") is None
     note = capsys.readouterr().err
     assert "no copies of the results will be kept in" in note
     assert "a file lies where a folder is needed" in note
+    monkeypatch.setenv("THYROID_RESULTS", str(project / "drive/results"))
+    assert keep_copies(project / "drive") is None
+    write(project / "drive/results", "a.csv")
+    assert names(project / "drive") == ["results/a.csv"]
 
 
-def test_old_half_written_copies_are_removed(project):
-    for name in ("old.7.partial", "new.8.partial"):
-        write_file(project / "drive/results/study" / name, "half")
-    os.utime(project / "drive/results/study/old.7.partial", (1, 1))
-    keep_copies(project / "drive")
-    assert names(project / "drive") == ["results/study/new.8.partial"]
+CELLS = (
+    "# Parameters of a test\nout = ''",
+    "from thyroid_lib.files.paths import project_path\n"
+    "from thyroid_lib.files.writing import write_file\n"
+    "from thyroid_lib.study import platforms",
+    "platforms.start()\nwrite_file(project_path(out) / 'a.csv', 'a');",
+)
 
 
 @pytest.mark.study
 def test_the_files_of_runner_and_kernel_are_copied(project):
     """Two processes: the runner writes the executed notebook, its kernel the files of the cells."""
-    cells = [
-        nbformat.v4.new_code_cell(
-            "# Parameters of a test\nout = ''", metadata={"tags": ["parameters"]}
-        )
-    ]
-    cells += map(nbformat.v4.new_code_cell, (
-        "from thyroid_lib.files.paths import project_path\n"
-        "from thyroid_lib.files.writing import write_file\n"
-        "from thyroid_lib.study import platforms",
-        "platforms.start()\nwrite_file(project_path(out) / 'a.csv', 'a');",
-    ))  # fmt: skip
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "n.ipynb")
     words = [
         "notebook",

@@ -6,17 +6,18 @@ First what finds losses is tested: a harness that sees none proves nothing.
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 
 import pytest
 
 pytest.importorskip("snakemake")
 if sys.platform != "linux":
-    pytest.skip("processes are looked for in /proc", allow_module_level=True)
+    pytest.skip(
+        "small disks are mounted, processes are stopped as on Linux", allow_module_level=True
+    )
 
-from faults import assert_resumed, epochs_kept, flip, second_start, steps_of, truncate
-from kills import Deck, kill_at_random
-from tiny_study import ROOT
+from faults import assert_resumed, epochs_kept, second_start, truncate
+from kills import kill_at_random
+from tiny_study import ROOT, flip
 from tortured import Bench, assert_same, line_with
 
 pytestmark = pytest.mark.study
@@ -37,42 +38,29 @@ def bench(tmp_path_factory):
 
 
 LOSSES = {
-    "a bit of the weights": lambda top: flip(top / RUN / "model.pt"),
-    "the end of a table": lambda top: truncate(top / "compare" / "differences.csv"),
-    "the end of the report": lambda top: truncate(top / "report.html"),
-    "a figure": lambda top: (top / "compare" / "frames.png").unlink(),
-    "a file more": lambda top: (top / "store" / "more.npy").touch(),
-    "half a file": lambda top: (top / "store" / "index.csv.123.partial").touch(),
-    "a checkpoint": lambda top: (top / RUN / "checkpoint.pt").touch(),
+    "model.pt": lambda top: flip(top / RUN / "model.pt"),
+    "differences.csv": lambda top: truncate(top / "compare" / "differences.csv"),
+    "report.html differs": lambda top: truncate(top / "report.html"),
+    "frames.png: is missing": lambda top: (top / "compare" / "frames.png").unlink(),
+    "more.npy: was not": lambda top: (top / "store" / "more.npy").touch(),
+    "index.csv.123.partial": lambda top: (top / "store" / "index.csv.123.partial").touch(),
+    "checkpoint.pt": lambda top: (top / RUN / "checkpoint.pt").touch(),
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_is_seen(loss, bench):
-    study = bench.finished()
-    assert assert_same(study, bench.undisturbed)[0] > 40
-    LOSSES[loss](study.results)
-    with pytest.raises(AssertionError):
-        assert_same(study, bench.undisturbed)
+def test_every_loss_is_seen(bench):
+    assert assert_same(bench.finished(), bench.undisturbed)[0] > 40
+    for words, lose in LOSSES.items():
+        study = bench.finished()
+        lose(study.results)
+        with pytest.raises(AssertionError, match=words):
+            assert_same(study, bench.undisturbed)
 
 
 def test_the_long_form_starts():
     command = [sys.executable, ROOT / "tests" / "torture.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--kills N" in done.stdout
-
-
-def test_a_deck_deals_every_kind_to_every_part_of_a_step():
-    steps = ["1-preprocess", "2-audit", "3-train-a", "4-compare", "report"]
-    deck = Deck(("workflow", "tree", "runner", "kernel", "worker"), steps, seed=1)
-    dealt = [(step, deck.kind(step), deck.moment(step)) for _ in range(8) for step in steps]
-    for step in steps:
-        moments = sorted(moment for at, _, moment in dealt if at == step)
-        assert max(after - before for before, after in pairwise(moments)) < 0.3
-    kinds = {step: {kind for at, kind, _ in dealt if at == step} for step in steps}
-    assert kinds["3-train-a"] == {"workflow", "tree", "runner", "kernel"}
-    assert kinds["1-preprocess"] > {"worker"}
 
 
 def test_three_kills_lose_nothing(bench):
@@ -80,7 +68,7 @@ def test_three_kills_lose_nothing(bench):
     assert {kind for _, kind, _ in kills} == {"workflow", "tree", "kernel"}
 
 
-def test_one_study_at_a_time_which_stops_at_a_signal_and_repairs_its_files(bench):
+def test_one_study_at_a_time_which_stops_at_a_signal(bench):
     study, (run,) = bench.prepared(), bench.undisturbed.runs
     study.start()
     study.wait_for(study.training)
@@ -93,9 +81,3 @@ def test_one_study_at_a_time_which_stops_at_a_signal_and_repairs_its_files(bench
         assert epochs_kept(study, run) >= 1
     bench.restart(study)
     assert_resumed(study, run)
-    flip(study.results / "compare" / "summary.csv")
-    said = study.finish()
-    line_with(said, "note: ", "compare/summary.csv")
-    assert steps_of(said) == {"compare": 1, "report": 1}
-    (study.results / "compare" / "summary.csv.damaged").unlink()
-    bench.compare(study)

@@ -26,14 +26,9 @@ if "fallback_to_soft" in inspect.signature(FileLock).parameters:  # to files tha
 
 
 def take(path: str | Path, *, wait: bool = False) -> ExitStack | None:
-    """Lock a file, which is created if it does not exist.
+    """Lock a file, created if it does not exist, until the result is closed or its process ends.
 
-    Returns:
-        A context manager that holds the lock until it is closed or its process ends; None if
-        another process holds the lock (and `wait` is false).
-
-    Raises:
-        OSError: the file cannot be opened.
+    Return None if another process holds the lock (and `wait` is false). OSError: it cannot be made.
     """
     held = ExitStack()
     try:
@@ -63,16 +58,6 @@ def claim_path(path: str | Path, name: str) -> ExitStack:
     return held
 
 
-def alive(pid: str | int) -> bool:
-    """Return whether a process with this number runs on this machine; False if it is no number."""
-    import psutil
-
-    try:
-        return psutil.pid_exists(int(pid))
-    except (ValueError, OverflowError):
-        return False
-
-
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
     """Lock a folder and remove the half-written files that killed processes left in it."""
@@ -94,8 +79,7 @@ def visible_gpus() -> list[str]:
 def claim_gpu(name: str) -> ExitStack | None:
     """Lock a GPU that no other run of this user holds, or wait for one; None if there is no GPU.
 
-    Snakemake starts as many runs as there are GPUs, but does not know of a second study. Two runs
-    on one GPU would take turns, or run out of its memory.
+    Snakemake starts as many runs as there are GPUs, but does not know of a second study.
     """
     gpus, noted = visible_gpus(), False
     job = os.environ.get("SLURM_JOB_ID", "")  # each job may see its own GPU as number 0

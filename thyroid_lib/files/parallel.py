@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
@@ -27,10 +27,7 @@ def count_workers(items: int, limit: int = 0) -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: the scheduler's, or OMP_NUM_THREADS if fewer.
-
-    Snakemake sets that variable to a step's threads.
-    """
+    """Return how many cores this process may use: at most OMP_NUM_THREADS, a step's threads."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     limit = int(threads) if threads.isdecimal() else 0
@@ -40,19 +37,19 @@ def cores() -> int:
 def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
     """Map over worker processes, results in order; one worker is this process itself.
 
-    Close the iterator or exhaust it: until then the workers stay.
-
-    Args:
-        work: a function of a module, or a `partial` of one; arguments and results are pickled.
-        items: taken one by one, as workers become free.
-
-    Raises:
-        RuntimeError: a worker was killed. What `work` raises is raised here.
+    `work` is a function of a module, or a `partial` of one: arguments and results are pickled.
+    Items are taken as workers become free. Close the iterator or exhaust it: until then the workers
+    stay. What `work` raises is raised here; RuntimeError if a worker was killed.
     """
     if workers == 1:
         yield from map(work, items)
         return
-    pool, waiting = _pool(workers), deque()
+    if sys.platform == "linux":
+        how = {"initializer": _watch_parent, "initargs": (os.getpid(),)}
+        pool = ProcessPoolExecutor(workers, get_context("fork"), **how)
+    else:  # a new interpreter would run the caller's script again
+        pool = ThreadPoolExecutor(workers)
+    waiting = deque()
     gc.freeze()  # a collection, here or in a worker, would copy the memory that they share
     try:
         for item in items:
@@ -62,19 +59,11 @@ def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process was killed (out of memory?): free memory, or allow fewer cores "
-            "(OMP_NUM_THREADS=1)"
-        ) from error
+        advice = "free memory, or allow fewer cores (OMP_NUM_THREADS=1)"
+        raise RuntimeError(f"a worker process was killed (out of memory?): {advice}") from error
     finally:
         pool.shutdown(cancel_futures=True)
         gc.unfreeze()
-
-
-def _pool(workers: int) -> Executor:
-    if sys.platform != "linux":  # elsewhere a new interpreter would run the caller's script again
-        return ThreadPoolExecutor(workers)
-    return ProcessPoolExecutor(workers, get_context("fork"), _watch_parent, (os.getpid(),))
 
 
 def _watch_parent(parent: int) -> None:

@@ -6,10 +6,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 GRACE = 3  # seconds
-STOP_REQUESTED = "it was told to"
 
 
 class Stopped(Exception):
@@ -17,22 +16,19 @@ class Stopped(Exception):
 
 
 def deadline(budget_minutes: float = 0) -> float:
-    """Return when to stop, as Unix time: after so many minutes (0: no limit), or at the time that
-    the workflow sets for all of its runs, THYROID_DEADLINE, if that is earlier.
+    """Return the Unix time at which to stop: after so many minutes (0: no limit), or at
+    THYROID_DEADLINE, which the workflow sets for all of its runs, if that is earlier.
 
     Raises:
         ValueError: THYROID_DEADLINE is no number.
     """
     end = time.time() + 60 * budget_minutes if budget_minutes else math.inf
     given = os.environ.get("THYROID_DEADLINE") or "inf"
-    try:
-        if math.isnan(float(given)):
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"THYROID_DEADLINE: got {given!r}, need seconds of Unix time; unset it for no limit"
-        ) from None
-    return min(end, float(given))
+    with suppress(ValueError):
+        if not math.isnan(common := float(given)):
+            return min(end, common)
+    need = "need seconds of Unix time; unset it for no limit"
+    raise ValueError(f"THYROID_DEADLINE: got {given!r}, {need}")
 
 
 def signals() -> list[int]:
@@ -46,12 +42,10 @@ def signals() -> list[int]:
 def stop_requests(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
     """Within this context, remember signals that ask for an end instead of obeying them.
 
-    A signal that comes `GRACE` seconds or more after the first one is obeyed at once. An earlier
-    one is not: a batch system signals a process and its parent, which passes the signal on.
-    Outside the main thread, which alone receives signals, only the deadline counts.
-
-    Yields:
-        A function that returns the reason to stop, "" if there is none yet.
+    It yields a function that returns the reason to stop, "" if there is none yet. A signal that
+    comes `GRACE` seconds or more after the first one is obeyed at once. An earlier one is not: a
+    batch system signals a process and its parent, which passes the signal on. Outside the main
+    thread, which alone receives signals, only the deadline counts.
     """
     end, arrived, before = deadline(budget_minutes), [], {}
 
@@ -63,7 +57,7 @@ def stop_requests(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
 
     def stop_reason() -> str:
         if arrived:
-            return STOP_REQUESTED
+            return "it was told to"
         return "its time budget is used up" if time.time() >= end else ""
 
     if threading.current_thread() is threading.main_thread():

@@ -3,8 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # Called with each file that was written or removed, and whether it is gone.
@@ -14,8 +14,7 @@ written: list[Callable[[Path, bool], None]] = []
 def write_file(path: str | Path, content: bytes | str) -> Path:
     """Write a whole file or nothing: to a `.partial` file beside it, synced, then renamed.
 
-    Raises:
-        OSError: it cannot be written; names the file and what to do, and leaves nothing behind.
+    OSError, if it cannot be written, names the file and what to do; nothing is left behind.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -49,16 +48,17 @@ def write_error(error: OSError, path: str | Path) -> OSError:
     what_next = "; then start again and it goes on"
     if str(error.strerror).endswith(what_next):
         return error
+    elsewhere = "set THYROID_RESULTS to a folder that can be written"
+    in_the_way = "a file lies where a folder is needed: move it away"
     advice = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the quota of disk space is used up: free some space",
-        errno.EROFS: "the disk is read-only: set THYROID_RESULTS to a folder that can be written",
-        errno.EACCES: "no permission to write here: change it, or set THYROID_RESULTS to a folder "
-        "that can be written",
+        errno.EROFS: f"the disk is read-only: {elsewhere}",
+        errno.EACCES: f"no permission to write here: change it, or {elsewhere}",
         errno.ENOENT: "no such folder: make it, or look at THYROID_ROOT and THYROID_RESULTS",
         errno.EISDIR: "a folder lies where a file is to be written: move it away",
-        errno.ENOTDIR: "a file lies where a folder is needed: move it away",
-        errno.EEXIST: "a file lies where a folder is needed: move it away",
+        errno.ENOTDIR: in_the_way,
+        errno.EEXIST: in_the_way,
     }.get(error.errno, error.strerror or str(error))
     return OSError(error.errno, advice + what_next, str(path))
 
@@ -74,28 +74,10 @@ def print_note(text: str) -> None:
     print(f"{NOTE}{text}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def no_grammars() -> Iterator[None]:
-    """Import nbformat within this context: it saves a second.
-
-    Its schema checker would compile 38 grammars of addresses, for formats that no notebook has.
-    Without the package of grammars the checker works all the same.
-    """
-    known = sys.modules.get("rfc3987_syntax")
-    sys.modules["rfc3987_syntax"] = known
-    try:
-        yield
-    finally:
-        if known is None:
-            del sys.modules["rfc3987_syntax"]
-
-
 def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
-    """Write a DataFrame as CSV, whole or not at all.
+    """Write a DataFrame as CSV, whole or not at all; `how` goes to `DataFrame.to_csv`.
 
-    Args:
-        digits: after the decimal point; fewer hide the differences between machines.
-        how: further arguments of `DataFrame.to_csv`; the index is left out by default.
+    Few digits after the decimal point hide the differences between machines.
     """
     how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
     return write_file(path, table.to_csv(**how))

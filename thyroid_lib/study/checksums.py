@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from psutil import pid_exists
+
 from thyroid_lib.files import locks
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.writing import print_note, write_error, write_file
@@ -29,26 +31,20 @@ RECORDS = Path(".snakemake", "metadata")  # of Snakemake, a file for each output
 def claim(study: str | Path) -> ExitStack:
     """Lock a study's folder for this process, until the result is closed.
 
-    Raises:
-        BlockingIOError: another workflow holds it; names its process.
-        OSError: the folder cannot be written.
+    BlockingIOError: another workflow holds it. OSError: the folder cannot be written.
     """
-    study = Path(study)
+    path = Path(study, ".lock")
     try:
-        study.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(study / ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(path)
         if lock is not None:
-            (study / ".lock").write_text(str(os.getpid()), "utf-8")
+            path.write_text(str(os.getpid()), "utf-8")
+            return lock
     except OSError as error:
         raise write_error(error, error.filename or study) from error
-    if lock is None:
-        holder = (study / ".lock").read_text("utf-8")
-        raise BlockingIOError(
-            f"{study.name}: another start of this study is at work"
-            f"{holder and f' (process {holder})'}: "
-            "let it end, end it, or give this one another name (study=…)"
-        )
-    return lock
+    at_work = f"another start of this study is at work (process {path.read_text('utf-8')})"
+    advice = "let it end, end it, or give this one another name (study=…)"
+    raise BlockingIOError(f"{path.parent.name}: {at_work}: {advice}")
 
 
 def read(path: str | Path) -> dict[str, str] | None:
@@ -59,12 +55,9 @@ def read(path: str | Path) -> dict[str, str] | None:
 
 
 def record(path: str | Path, files: Iterable[str | Path]) -> None:
-    """Write the checksums of a step's files.
+    """Write the checksums of a step's files to `<study>/checksums/<step>.sha256`.
 
-    Args:
-        path: `<study>/checksums/<step>.sha256`.
-        files: outputs below the study's folder. What lies beside them (figures, weights) is
-            recorded as well, except beside notebooks.
+    What lies beside these files (figures, weights) is recorded as well, except beside notebooks.
     """
     path = Path(path).absolute()
     study = path.parent.parent
@@ -79,50 +72,40 @@ def mend(study: str | Path) -> list[str]:
     """Remove half-written files of killed steps, and put aside files that have changed since.
 
     A changed file is renamed to `<name>.damaged`, and its step runs again: its notebook goes, which
-    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most.
-
-    Args:
-        study: a claimed folder.
-
-    Returns:
-        What was put aside, relative to the study's folder.
+    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most. Return
+    the names of what was put aside. The folder must be claimed.
     """
-    study, aside = Path(study), []
+    study, aside, known, again = Path(study), [], {}, set()
     _remove_unfinished(study)
-    known = {}
     for path in sorted(study.glob("checksums/*.sha256")):
         if (sums := read(path)) is None:
             print_note(f"checksums/{path.name} of {study.name} is damaged: the step is done again")
             path.unlink()
-            with suppress(OSError):
-                (study / "notebooks" / f"{path.stem}.ipynb").unlink()
+            again.add(path.stem)
         else:
             known |= {name: (digest, path.stem) for name, digest in sums.items()}
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda name: _digest(study / name), known))
-    for (name, (expected, step)), digest in zip(known.items(), found, strict=True):
+    files = [study / name for name in known]
+    with ThreadPoolExecutor() as pool:  # "" for what was deleted, or is no file any more
+        found = list(pool.map(lambda file: file_digest(file) if file.is_file() else "", files))
+    for (name, (expected, step)), path, digest in zip(known.items(), files, found, strict=True):
         if digest == expected:
             continue
-        path, target = study / name, study / f"{name}.damaged"
+        again.add(step)
+        target = path.with_name(f"{path.name}.damaged")
         moved = os.path.lexists(path) and not (digest and path.name == WEIGHTS)
         if digest:
-            print_note(
-                f"{name} of {study.name} is not the file that was written (damaged? edited?): it "
-                f"is made again{f', and this one kept as {target.name}' if moved else ''}"
-            )
+            kept = f", and this one kept as {target.name}" if moved else ""
+            said = "is not the file that was written (damaged? edited?): it is made again"
+            print_note(f"{name} of {study.name} {said}{kept}")
         if moved:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             os.replace(path, target)
             aside.append(name)
+    for step in again:
         with suppress(OSError):  # gone already, or a folder, which is put aside as well
             (study / "notebooks" / f"{step}.ipynb").unlink()
     return sorted(aside)
-
-
-def _digest(path: Path) -> str:
-    """Return a file's digest; "" where none is: it was deleted, or replaced by something else."""
-    return file_digest(path) if path.is_file() else ""
 
 
 def _below(folder: str | Path) -> list[Path]:
@@ -133,8 +116,9 @@ def _below(folder: str | Path) -> list[Path]:
 
 def _remove_unfinished(study: Path) -> None:
     for partial in _below(study):
-        if partial.suffix != ".partial" or locks.alive(partial.stem.rpartition(".")[2]):
-            continue  # else the number is of a process that has ended
+        number = partial.stem.rpartition(".")[2]  # of the process that writes the file
+        if partial.suffix != ".partial" or (number.isdecimal() and pid_exists(int(number))):
+            continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -162,6 +146,5 @@ def settle_times(study: str | Path) -> None:
                 os.utime(path, (now, now))
                 count += 1
     if count:
-        print_note(
-            f"{count} files bear times of the future: set to now (is this machine's clock right?)"
-        )
+        advice = "set to now (is this machine's clock right?)"
+        print_note(f"{count} files bear times of the future: {advice}")

@@ -1,16 +1,21 @@
-"""Parameters of a notebook: its tagged cell read, values checked before the notebook does any work.
+"""Checks before any work: a notebook's parameters, and a study's networks, data and packages.
 
 The runner checks what it is given before it starts a kernel. In a kernel of plain papermill or of a
 browser, `platforms.start` in the set-up cell calls `check_cells`, which reads the cells that ran.
 """
 
 import ast
+import hashlib
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
-from thyroid_lib.settings import check_parameters, show
-from thyroid_lib.study.ready import check_networks
+from thyroid_lib.data.locate import asks_network
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.models import user_networks
+from thyroid_lib.settings import NETWORKS, check_parameters, printable, show, unknown
 
 HEAD = "# Parameters"  # papermill's first line of the cell that it injects; ours goes on with "of"
 
@@ -18,8 +23,7 @@ HEAD = "# Parameters"  # papermill's first line of the cell that it injects; our
 def parameter_defaults(notebook: str | Path) -> dict:
     """Read names and defaults from the notebook's cell that is tagged `parameters`.
 
-    Raises:
-        ValueError: no such notebook, not one such cell, or a line that is no `name = literal`.
+    ValueError: no such notebook, not one such cell, or a line that is no `name = literal`.
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
@@ -34,22 +38,15 @@ def parameter_defaults(notebook: str | Path) -> dict:
 
 
 def read_parameters(given: str) -> dict:
-    """Read what `--parameters` was given: a JSON object, or a file that holds one.
-
-    Raises:
-        ValueError: neither; one line that names the option.
-    """
+    """Read the JSON object that `--parameters` was given; ValueError, one line, if it is none."""
     try:
-        if not given.lstrip().startswith(("{", "[")):
-            given = Path(given).read_text(encoding="utf-8-sig")
         parameters = json.loads(given)
         if not isinstance(parameters, dict):
             raise ValueError("no object")
         return parameters
-    except (OSError, ValueError, RecursionError) as error:
-        said = getattr(error, "strerror", None) or error
-        need = 'need a JSON object such as {"seed": 1}, or a file that holds one'
-        raise ValueError(f"--parameters: got {show(given)}: {said}; {need}") from None
+    except (ValueError, RecursionError) as error:
+        need = 'need a JSON object such as {"seed": 1}'
+        raise ValueError(f"--parameters: got {show(given)}: {error}; {need}") from None
 
 
 def check(given: dict, defaults: dict) -> None:
@@ -65,10 +62,7 @@ def check_cells() -> None:
 
     Names come from the last parameters cell that ran and from what papermill injected after it;
     values are those in effect, so that a cell edited by hand is checked, too. nbval keeps no
-    history of cells: its notebooks were checked when they were executed.
-
-    Raises:
-        ValueError: as `check`.
+    history of cells: its notebooks were checked when they were executed. Raises as `check`.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     own, injected = [], []
@@ -80,3 +74,48 @@ def check_cells() -> None:
         own, injected = (own, injected + names) if source[len(HEAD)] == "\n" else (names, [])
     values = {name: shell.user_ns[name] for name in own + injected}
     check(values, {name: values[name] for name in own})
+
+
+def check_networks(names: list[str], key: str = "models") -> None:
+    """Check that each network is the library's, or a user's own file that fits, without running it.
+
+    ValueError: names the network, the file and what is needed.
+    """
+    own = user_networks.files()
+    problems = []
+    for name in names:
+        if name in NETWORKS and name in own:
+            path = f"architectures/{name}.py"
+            problems.append(f"{path} has the name of a network of the library: need another")
+        elif name in own:
+            problems.append(user_networks.problem(name))
+        elif name not in NETWORKS:
+            file = f"or a file architectures/{name}.py ({user_networks.HELP})"
+            problems.append(f"{unknown(name, [*NETWORKS, *own])}, {file}")
+    if problems := [f"{key}: {problem}" for problem in problems if problem]:
+        raise ValueError("\n".join(problems))
+
+
+def check_deploy(wanted: bool) -> None:
+    """Raise ValueError if models are to be exported and a package for that is missing."""
+    need = ("onnx", "onnxruntime", "onnxscript")
+    if missing := [name for name in need if wanted and not importlib.util.find_spec(name)]:
+        advice = f"`pip install {' '.join(missing)}`, or set deploy to false"
+        raise ValueError(f"deploy: {', '.join(missing)} not installed: {advice}")
+
+
+def list_data(data: str) -> str:
+    """Return a SHA-256 over names and sizes of a source's files; ValueError if nothing is there.
+
+    "" without a source, and for data that may be fetched, which are the same on every machine.
+    """
+    if not data or asks_network(data):
+        return ""
+    top = project_path(data)
+    if not os.path.exists(top):  # unlike Path's it takes a name that is too long
+        where = "(a relative path starts at the project)"
+        raise ValueError(f"data: nothing is at {printable(data)} {where}")
+    files = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
+    sizes = sorted(f"{file.relative_to(top)} {file.stat().st_size}" for file in files)
+    # names may hold bytes that are no text
+    return hashlib.sha256(os.fsencode("\n".join(sizes))).hexdigest()

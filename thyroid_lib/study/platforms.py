@@ -36,9 +36,7 @@ SURVIVAL = {
 def start() -> None:
     """Install what is missing, check the notebook's parameters, keep copies, and try the GPU.
 
-    Raises:
-        RuntimeError: what is missing cannot be installed beside the installed packages.
-        ValueError: a parameter is wrong.
+    RuntimeError: a package cannot be installed beside the others. ValueError: a wrong parameter.
     """
     here = where()
     if here != "local":
@@ -62,13 +60,10 @@ def _installed() -> dict[str, str]:
 
 
 def install_missing() -> list[str]:
-    """Install the requirements that this Python lacks, and change no installed package; list them.
+    """Install the requirements that this Python lacks; return them. RuntimeError: pip failed.
 
-    The version of every installed package, torch and numpy among them, is a constraint for pip.
-    Wheels in the folder of the library's own wheel are used, so that no network is needed.
-
-    Raises:
-        RuntimeError: pip failed, or changed a package.
+    No installed package is changed: all versions, torch's and numpy's among them, are constraints
+    for pip. Wheels in the folder of the library's own wheel are used, so that no network is needed.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -78,12 +73,12 @@ def install_missing() -> list[str]:
         return []
     versions = {canonicalize_name(name): version for name, version in before.items()}
     needs = map(Requirement, metadata.requires("thyroid-lib") or [])
-    needs = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
-    missing = [
-        str(need) for need in needs
-        if (version := versions.get(canonicalize_name(need.name))) is None
-        or not need.specifier.contains(version, prereleases=True)
-    ]  # fmt: skip
+    missing = []
+    for need in needs:
+        version = versions.get(canonicalize_name(need.name))
+        fits = version is not None and need.specifier.contains(version, prereleases=True)
+        if not fits and (not need.marker or need.marker.evaluate({"extra": ""})):
+            missing.append(str(need))
     if not missing:
         return []
     about = metadata.distribution("thyroid-lib").read_text("direct_url.json")
@@ -96,10 +91,9 @@ def install_missing() -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = "\n".join(f"  | {line}" for line in done.stderr.strip().splitlines()[-6:])
-        raise RuntimeError(
-            f"pip could not add {', '.join(missing)} beside the installed packages:\n{reason}\n"
-            "switch the internet on, or put their wheels beside the library's own"
-        )
+        advice = "switch the internet on, or put their wheels beside the library's own"
+        problem = f"pip could not add {', '.join(missing)} beside the installed packages"
+        raise RuntimeError(f"{problem}:\n{reason}\n{advice}")
     if replaced := sorted(map("==".join, before.items() - _installed().items())):
         raise RuntimeError(f"pip replaced {', '.join(replaced)}: restart the session")
     return missing

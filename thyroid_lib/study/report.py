@@ -18,14 +18,9 @@ import matplotlib
 import pandas as pd
 
 from thyroid_lib.compare.bootstrap import order_protocols
-from thyroid_lib.files.writing import no_grammars, write_file
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
-from thyroid_lib.study import checksums
-from thyroid_lib.study.checksums import UNFINISHED
-
-with no_grammars():
-    import nbformat
-    from nbconvert import HTMLExporter
+from thyroid_lib.study.checksums import UNFINISHED, record
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -43,13 +38,6 @@ details { border: 1px solid var(--line); margin: .7rem 0; padding: .6rem 1rem; }
 .anchor-link { display: none; }
 """
 
-PAGE = """\
-<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{name}: thyroid segmentation study</title><style>{style}</style>
-<nav><strong>Study “{name}”</strong> &ensp; {links}</nav>
-{sections}<footer><p>Research use, not for diagnosis.</p></footer></html>
-"""
 SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
@@ -59,58 +47,50 @@ SECTIONS = {  # id: (title, notebook), in the order of the page
 }
 
 
-def build_report(
-    study: str | Path, runs: list[str] | None = None, steps: list[str] | None = None
-) -> Path:
+def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder.
 
-    Args:
-        runs: run_ids of the runs to show; all that were executed by default.
-        steps: names of the notebooks of all steps, given if some of them failed. The report then
-            begins with the missing ones, see `missing_steps`.
-
-    Raises:
-        FileNotFoundError: the study has no executed comparison, and `steps` were not given.
+    It begins with those of the study's `steps` (names of notebooks) that are missing, and leaves
+    out runs that left the grid. By default it shows all that were executed; FileNotFoundError, if
+    there is no comparison among them.
     """
     study = Path(study)
-    folder = study / "notebooks"
-    if not (folder / "4-compare.ipynb").is_file() and steps is None:
+    executed = {path.stem for path in study.glob("notebooks/*.ipynb")}
+    if steps is None and "4-compare" not in executed:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
     missing = missing_steps(study, steps or [])
-    executed = {path.stem for path in folder.glob("*.ipynb") if "." not in path.stem} - set(missing)
-    trained = {step.removeprefix("3-train-") for step in executed if step.startswith("3-train-")}
-    shown = sorted(trained & set(runs or trained))
-    sections = [] if steps is None else [_unfinished(missing, len(steps))]
-    if "4-compare" in executed and (study / "compare" / "summary.csv").is_file():
+    executed &= set(steps or executed) - set(missing)
+    notebooks = {step: _body(study / "notebooks" / f"{step}.ipynb") for step in sorted(executed)}
+    sections = [_unfinished(missing, len(steps))] if missing else []
+    if "4-compare" in notebooks:
+        cost = pd.read_csv(study / "compare" / "cost.csv")
+        notebooks["4-compare"] += cost.to_html(index=False, border=0)
         sections.append(("verdict", "Verdict", _verdict_section(study)))
-    for name, (title, notebook) in SECTIONS.items():
-        if notebook in executed:
-            body = _body(folder / f"{notebook}.ipynb")
-            if name == "compare":
-                body += pd.read_csv(study / "compare" / "cost.csv").to_html(index=False, border=0)
-            sections.append((name, title, body))
-    details = "".join(
-        f"<details><summary>{run}</summary>{_body(folder / f'3-train-{run}.ipynb')}</details>"
-        for run in shown
-    )
-    sections.append(("runs", f"The {len(shown)} runs", f"<h1>The runs</h1>{details}"))
-    page = PAGE.format(
-        name=study.name,
-        style=STYLE,
-        links="".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
-        sections="".join(f'<section id="{name}">{body}</section>' for name, _, body in sections),
-    )
-    if steps is not None:
+    for name, (title, step) in SECTIONS.items():
+        sections += [(name, title, notebooks[step])] if step in notebooks else []
+    runs = [
+        f"<details><summary>{step.removeprefix('3-train-')}</summary>{body}</details>"
+        for step, body in notebooks.items()
+        if step.startswith("3-train-")
+    ]
+    sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{''.join(runs)}"))
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{study.name}: thyroid segmentation study</title><style>{STYLE}</style>
+<nav><strong>Study “{study.name}”</strong> &ensp; {links}</nav>
+{bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>
+"""
+    if missing:
         write_file(study / UNFINISHED, "report.html lists failed steps\n")
     return write_file(study / "report.html", page)
 
 
 def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> list[str]:
-    """Say in three sentences what a comparison found.
+    """Say in three sentences what a comparison found, by its summary.csv and selected.json.
 
-    Args:
-        summary, selected: its summary.csv and selected.json; {} if nothing was selected.
-        group: what a group is called: sweep, patient.
+    `selected` is {} if nothing was selected; `group` is what a group is called: sweep, patient.
     """
     deciding = order_protocols(summary["protocol"])[0]
     table = summary[summary["protocol"] == deciding].set_index("model")
@@ -143,8 +123,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
 
 
 def _verdict_section(study: Path) -> str:
-    summary = pd.read_csv(study / "compare" / "summary.csv")
-    chosen = study / "compare" / "selected.json"
+    summary, chosen = pd.read_csv(study / "compare/summary.csv"), study / "compare/selected.json"
     selected = json.loads(chosen.read_text("utf-8")) if chosen.is_file() else {}
     try:
         frame = outlined_frame(study, summary)
@@ -174,16 +153,16 @@ def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
     done = {step for step in steps if (study / "notebooks" / f"{step}.ipynb").is_file()}
     if any(step.startswith(("1-", "3-")) for step in steps if step not in done):
         done = {step for step in done if not step.startswith(("4-", "5-", "6-"))}
-    reasons = {step: "" for step in steps if step not in done}
+    missing = {step: "" for step in steps if step not in done}
     lock = study / ".lock"  # written at the start: an older log is of an earlier start
     began = lock.stat().st_mtime if lock.is_file() else 0
-    for step in reasons:
+    for step in missing:
         reason, log = study / f"logs/{step}.failed.txt", study / f"logs/{step}.ipynb"
         if reason.is_file():
-            reasons[step] = reason.read_text("utf-8", "replace").strip()
+            missing[step] = reason.read_text("utf-8", "replace").strip()
         elif log.is_file() and log.stat().st_mtime >= began:
-            reasons[step] = f"error: {step}: ended without an error message (killed? no memory?)"
-    return reasons
+            missing[step] = f"error: {step}: ended without an error message (killed? no memory?)"
+    return missing
 
 
 def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
@@ -193,22 +172,23 @@ def _unfinished(missing: dict[str, str], steps: int) -> tuple[str, str, str]:
     stopped = sum(reason.startswith("stopped: ") for reason in failures.values())
     failed = len(failures) - stopped
     start = "Remove the cause and start" if failed else "Start"
-    body = (
-        f"<h1>This study is not finished</h1><p>{failed} of {steps} steps failed, {stopped} were "
-        f"stopped, {steps - len(missing)} are done and shown below. {start} the study again: only "
-        "the missing steps run.</p>"
-    )
+    counts = f"{failed} of {steps} steps failed, {stopped} were stopped, {steps - len(missing)} are"
+    body = f"""<h1>This study is not finished</h1>
+<p>{counts} done and shown below. {start} the study again: only the missing steps run.</p>"""
     for step, reason in failures.items():
-        body += (
-            f'<article class="failed"><h2>{step}</h2><pre>{html.escape(reason)}</pre>'
-            f'<p>Log: <a href="logs/{step}.ipynb">logs/{step}.ipynb</a></p></article>'
-        )
+        body += f"""<article class="failed"><h2>{step}</h2><pre>{html.escape(reason)}</pre>
+<p>Log: <a href="logs/{step}.ipynb">logs/{step}.ipynb</a></p></article>"""
     if waiting:
         body += f"<p>Not done, because they need other steps: {waiting}.</p>"
     return "unfinished", "Not finished", body
 
 
 def _body(notebook: Path) -> str:
+    # nbformat's schema checker would compile 38 grammars of addresses, which takes a second
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import nbformat
+    from nbconvert import HTMLExporter
+
     how = {"exclude_input": True, "exclude_output_prompt": True, "embed_images": True}
     exporter = HTMLExporter(template_name="basic", **how)
     return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
@@ -218,19 +198,19 @@ def main() -> int:
     """Build the report of one study from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
-    parser.add_argument("--runs", nargs="*", help="run_ids to show; all by default")
-    parser.add_argument("--steps", nargs="*", help="all steps of a study of which some failed")
+    parser.add_argument("--steps", nargs="+", help="notebooks that the study has; all by default")
     options = parser.parse_args()
     try:
-        page = build_report(options.study, options.runs, options.steps)
-        if options.steps is None:
-            checksums.record(page.parent / "checksums" / "report.sha256", [page])
+        page = build_report(options.study, options.steps)
+        missing = missing_steps(options.study, options.steps or [])
+        if not missing:
+            record(page.parent / "checksums" / "report.sha256", [page])
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for reason in filter(None, missing_steps(options.study, options.steps or []).values()):
+    for reason in filter(None, missing.values()):
         print(reason.splitlines()[0], file=sys.stderr)
-    if options.steps:
+    if missing:
         print(f"start the study again to run the missing steps; report: {page}", file=sys.stderr)
     return 0
 

@@ -40,8 +40,7 @@ from thyroid_lib.files.writing import print_note, write_file
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
-from thyroid_lib.study.parameters import check, parameter_defaults, read_parameters
-from thyroid_lib.study.ready import check_networks
+from thyroid_lib.study.parameters import check, check_networks, parameter_defaults, read_parameters
 from thyroid_lib.study.tidy import hide_places, tidy_notebook
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
@@ -58,10 +57,8 @@ REMOVED = (
     "PYTHONHASHSEED", "PYTHONINSPECT", "PYTHONIOENCODING", "JUPYTER_PATH", "JUPYTER_DATA_DIR",
     "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "COLUMNS", "LINES",
 )  # fmt: skip
-SET = {
-    "MATPLOTLIBRC": os.devnull, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}  # fmt: skip
+SET = {"MATPLOTLIBRC": os.devnull, "PYTHONUTF8": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+SET["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
 
 def run_notebook(
@@ -77,8 +74,8 @@ def run_notebook(
     """Execute a notebook; once all of it ran, write it, tidied, to `out`; return an exit code.
 
     Args:
-        log: file of the notebook while it runs, and afterwards with its times; if it fails, the
-            reason is in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
+        log: the notebook while it runs, and afterwards with its times; if it fails, the reason is
+            in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
         pin: set the variables of `PINNED`.
         checksums: file for the checksums of the files that the notebook `writes`.
     """
@@ -106,11 +103,9 @@ def run_notebook(
                 gpu = claim_gpu(out.stem) if values.get("device") in ("auto", "cuda") else None
                 with gpu or nullcontext(), patch.dict(os.environ):  # which it restores
                     os.environ |= variables(values.get("threads", 0), pin)
-                    notes = io.StringIO()
-                    code, message = _execute(notebook, running, parameters, notes)
-                for line in notes.getvalue().splitlines():
-                    if line.startswith(writing.NOTE):
-                        print_note(f"{out.stem}: {line.removeprefix(writing.NOTE)}")
+                    code, message = _execute(notebook, running, parameters, notes := io.StringIO())
+                for note in re.findall(f"(?m)^{writing.NOTE}(.*)", notes.getvalue()):
+                    print_note(f"{out.stem}: {note}")
             if code == DONE:
                 write_file(out, tidy_notebook(running, source=notebook))
                 if checksums:
@@ -135,12 +130,11 @@ def variables(threads: int, pin: bool) -> dict[str, str]:
     return SET | (dict.fromkeys(names, str(threads)) if threads else {}) | (PINNED if pin else {})
 
 
-def _execute(
-    notebook: Path, running: Path, parameters: dict, stderr: io.StringIO
-) -> tuple[int, str]:
+def _execute(notebook: Path, running: Path, parameters: dict, stderr) -> tuple[int, str]:
     """Run papermill; return an exit code and, unless it is 0, what happened."""
-    with writing.no_grammars():
-        import papermill
+    # nbformat's schema checker would compile 38 grammars of addresses, which takes a second
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors are printed here
     for name in REMOVED:
@@ -171,8 +165,8 @@ def _execute(
             break
         except papermill.PapermillExecutionError as error:
             if error.ename in ("Stopped", "KeyboardInterrupt"):
-                code = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
-                code = 128 + _signals[0] if _signals else code
+                by_itself = OUT_OF_TIME if error.ename == "Stopped" else 128 + signal.SIGINT
+                code = 128 + _signals[0] if _signals else by_itself
                 return code, (error.evalue or "stopped by a signal") + up_to
             lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
             where = "".join(f"\n  | {line}" for line in lines[-8:-1])
@@ -228,7 +222,7 @@ def _end_with(workflow: int) -> None:
 
 
 def _fail(code: int, message: str, reason: Path | None = None) -> int:
-    """Print what happened, and write it to the file `reason`, for the report."""
+    """Print what happened, and write it to the file `reason`, for the report; return the code."""
     message = f"{'stopped' if code in STOPPED else 'error'}: {message}"
     print(message, file=sys.stderr, flush=True)
     if reason:
@@ -239,14 +233,13 @@ def _fail(code: int, message: str, reason: Path | None = None) -> int:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="thyroid_lib.study.runner", description=(__doc__ or "").split("\n")[0]
-    )
+    name, first_line = "thyroid_lib.study.runner", (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog=name, description=first_line)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("notebook", help="check parameters, execute, tidy")
     run.add_argument("notebook")
     run.add_argument("out")
-    run.add_argument("--parameters", default="{}", help="a JSON object, or a file that holds one")
+    run.add_argument("--parameters", default="{}", help="a JSON object")
     run.add_argument("--log", help="where the notebook can be watched, and stays, times and all")
     run.add_argument("--pin-instructions", dest="pin", action="store_true", help="use AVX2")
     run.add_argument("--checksums", help="file for the checksums of what the notebook writes")

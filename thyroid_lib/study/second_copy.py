@@ -22,8 +22,8 @@ from thyroid_lib.files.writing import print_note, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for the copies
 REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied
-NOT_COPIED = (".partial", ".damaged", ".earlier")
-OLDER = "checkpoint-previous.pt"  # was copied when it was the newest one
+# The last one was copied when it was the newest checkpoint.
+NOT_COPIED = (".partial", ".damaged", ".earlier", "checkpoint-previous.pt")
 
 _copies: "Copies | None" = None
 
@@ -110,16 +110,15 @@ def files_to_copy(results: Path) -> Iterator[Path]:
         below[:] = [name for name in below if not name.endswith(NOT_COPIED)]
         if Path(folder).name == ".snakemake":  # records of the steps, not locks and logs
             below[:] = [name for name in below if name == "metadata"]
-        names = [name for name in names if not name.startswith(".") and name != OLDER]
+        names = [name for name in names if not name.startswith(".")]
         yield from (Path(folder, name) for name in names if not name.endswith(NOT_COPIED))
 
 
 def keep_chosen() -> Copies | None:
     """Bring back the results of an earlier session, and copy all that is and will be in results/.
 
-    The copies lie in `THYROID_COPY`, or on Colab in the folder thyroid of the mounted Drive. Other
-    weights there of the same name are renamed to `….earlier`. Returns None if no folder is chosen,
-    if results/ itself lies in it, and, with a note, if it cannot be used.
+    The copies lie in `THYROID_COPY`, or on Colab in the folder thyroid of the mounted Drive. Return
+    None if no folder is chosen, if results/ itself lies in it, and, with a note, if it fails.
     """
     global _copies
     drive = folder_of("content/drive/MyDrive")
@@ -153,11 +152,10 @@ def _tidy_up(copies: Copies) -> None:
                 partial.unlink()
     bring_back(copies.folder)
     for path in files_to_copy(copies.results):
-        target = copies.target(path)
+        target, other = copies.target(path), f"another {path.name} of {path.parent.name}"
         if path.suffix == ".pt" and target.exists() and not _equal(target, path.stat()):
             target.replace(f"{target}.earlier")
-            what = f"another {path.name} of {path.parent.name}"
-            print_note(f"{copies.folder} has {what}: it stays there as .earlier")
+            print_note(f"{copies.folder} has {other}: it stays there as .earlier")
 
 
 def bring_back(folder: str | Path) -> int:
@@ -166,9 +164,9 @@ def bring_back(folder: str | Path) -> int:
     No file here is overwritten, and none that was deleted here returns to its folder.
     """
     source, results, count = Path(folder, "results"), project_path("results"), 0
-    walked = [(results / Path(top).relative_to(source), Path(top), names)
-              for top, _, names in os.walk(source)]  # fmt: skip
-    for target, top, names in [each for each in walked if not each[0].exists()]:
+    walked = [(Path(top), names) for top, _, names in os.walk(source)]
+    folders = [(results / top.relative_to(source), top, names) for top, names in walked]
+    for target, top, names in [each for each in folders if not each[0].exists()]:
         names = [name for name in names if not name.endswith(NOT_COPIED)]
         # renamed at the end: a folder that was copied in part would be taken for a whole one
         whole = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -59,28 +60,27 @@ class Session:
                 self.lock = checksums.claim(self.study)
                 checksums.mend(self.study)
                 checksums.settle_times(self.study)
+                self._listen()
             except BlockingIOError as error:
                 self.lock = error  # matters only if steps are to run
-                return self.study
             except OSError as error:
-                sys.exit(_error(error))
-            self._listen()
+                _exit(error)
         return self.study
 
     def on_start(self) -> None:
         """Exit if another process holds the study's folder; else take signals over."""
         if isinstance(self.lock, OSError):
-            sys.exit(_error(self.lock))
+            _exit(self.lock)
         self.running = True
         self._listen()  # again: at SIGTERM, Snakemake's own handler waits for the runs' end
 
-    def on_error(self, steps: list[str], runs: list[str]) -> None:
+    def on_error(self, steps: list[str]) -> None:
         """Say that the workflow was stopped, or write the report of what failed."""
         if self.signals:
             print(STOPPED, file=sys.stderr)
         else:
             command = [sys.executable, "-m", "thyroid_lib.study.report", str(self.study)]
-            subprocess.run([*command, "--runs", *runs, "--steps", *steps])
+            subprocess.run([*command, "--steps", *steps])
 
     def _listen(self) -> None:
         for number in stopping.signals():
@@ -100,12 +100,12 @@ class Session:
             raise KeyboardInterrupt
 
 
-def _error(error: OSError) -> int:
+def _exit(error: OSError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    sys.exit(2)
 
 
 def _is_news(record) -> bool:
     """Return whether a line of Snakemake's log goes to the terminal."""
     quiet = getattr(record, "event", None) in QUIET_EVENTS
-    return not quiet and not str(record.msg).startswith(QUIET_MESSAGES)
+    return not (quiet or str(record.msg).startswith(QUIET_MESSAGES))

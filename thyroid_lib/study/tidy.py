@@ -8,44 +8,42 @@ import tempfile
 from pathlib import Path
 
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.files.writing import NOTE, no_grammars
+from thyroid_lib.files.writing import NOTE
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def tidy_notebook(path: Path, *, source: Path) -> str:
     """Return an executed notebook's JSON without times, paths, versions, notes and random names.
 
-    Two runs that compute the same give the same bytes: the pieces in which a stream happened to
-    arrive are joined.
-
     Args:
-        source: the notebook as it was before; where its cells have no ids, the executed ones are
+        source: the notebook before it ran; where its cells have no ids, the executed ones are
             random and are replaced.
     """
-    with no_grammars():
-        import nbformat
-        from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+    import nbformat
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     ids = all("id" in cell for cell in json.loads(source.read_text(encoding="utf-8"))["cells"])
     nb = nbformat.read(path, as_version=4)
-    nb.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    nb.metadata = METADATA
     for number, cell in enumerate(nb.cells):
-        tags = cell.metadata.get("tags")
-        own = {key: value for key, value in cell.metadata.items() if value}
-        cell.metadata = {key: own[key] for key in own.keys() - {"papermill", "execution"}}
         if not ids:
             cell.id = f"cell-{number}"
-        if tags and "injected-parameters" in tags:
+        if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"
+        for timed in ("papermill", "execution"):
+            cell.metadata.pop(timed, None)
+        cell.metadata = {key: value for key, value in cell.metadata.items() if value}
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not line.startswith(NOTE))
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
-    CoalesceStreamsPreprocessor().preprocess(nb, {})
+    CoalesceStreamsPreprocessor().preprocess(nb, {})  # streams arrive in pieces of any size
     return hide_places(nbformat.writes(nb) + "\n")
 
 

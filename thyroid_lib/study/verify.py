@@ -57,10 +57,7 @@ def compare(expected: str | Path, folder: str | Path) -> Comparison:
 
     `expected` may be a committed set as `make reference` writes it: a flat selection of the files
     in a study's notebooks/ and compare/. It may lack tables of the study, but no notebook.
-
-    Raises:
-        ValueError: one of the two holds no file to compare.
-        OSError: a file cannot be read.
+    ValueError: one of the two holds no file to compare. OSError: a file cannot be read.
     """
     wanted, found = (
         {p.relative_to(top).as_posix(): p for p in top.rglob("*") if p.is_file()}
@@ -88,8 +85,8 @@ def _difference(expected: Path | None, found: Path | None) -> str:
     old, new = expected.read_bytes(), found.read_bytes()
     if old == new:
         return ""
+    compared, explain = COMPARED.get(expected.name, bytes), EXPLAIN.get(expected.suffix, _bytes)
     try:
-        compared, explain = COMPARED.get(expected.name, bytes), EXPLAIN.get(expected.suffix, _bytes)
         before, after = compared(old), compared(new)
         same = "the same content, written in another way"
         return "" if before == after else explain(before, after) or same
@@ -131,32 +128,31 @@ def _text(old: bytes, new: bytes) -> str:
 
 def _table(old: bytes, new: bytes) -> str:
     """Name the row and the column of the first value that differs."""
-    before, after = (
-        pd.read_csv(io.BytesIO(part), dtype=str, keep_default_na=False) for part in (old, new)
-    )
+    how = {"dtype": str, "keep_default_na": False}
+    before, after = (pd.read_csv(io.BytesIO(part), **how) for part in (old, new))
     if list(before) != list(after):
         return f"expected the columns {', '.join(before)}, got {', '.join(after)}"
     rows = min(len(before), len(after))
-    places = np.argwhere(before[:rows].to_numpy() != after[:rows].to_numpy())
-    if not len(places):
+    apart = (before[:rows] != after[:rows]).stack()
+    if not apart.any():
         counts = f"expected {len(before)} rows, got {len(after)}; the rows that both have are equal"
         return counts if len(before) != len(after) else ""
-    row, column = places[0]
-    was, now = before.iat[row, column], after.iat[row, column]
-    keys = ", ".join(value for value in before.iloc[row] if value[:1].isalpha())[:WIDTH]
-    numbers = [pd.to_numeric(value, errors="coerce") or np.nan for value in (was, now)]
-    share = abs(numbers[1] / numbers[0] - 1)
-    where = f"row {row + 1}{f' ({keys})' if keys else ''}, column {before.columns[column]}"
+    row, column = apart.idxmax()
+    was, now = before.at[row, column], after.at[row, column]
+    keys = ", ".join(value for value in before.loc[row] if value[:1].isalpha())[:WIDTH]
+    numbers = pd.to_numeric(pd.Series([was, now]), errors="coerce")
+    share = abs(numbers.pct_change(fill_method=None)[1])
+    where = f"row {row + 1}{f' ({keys})' if keys else ''}, column {column}"
     text = f"{where}: expected {was or 'nothing'}, got {now or 'nothing'}"
-    return text if np.isnan(share) else f"{text} (relative difference {share:.2g})"
+    return f"{text} (relative difference {share:.2g})" if np.isfinite(share) else text
 
 
 def _picture(old: bytes, new: bytes) -> str:
-    """Count the pixels that differ, and give the largest difference."""
+    """Return how many pixels differ, and by how much at most."""
     before, after = (Image.open(io.BytesIO(p), formats=["PNG"]).convert("RGBA") for p in (old, new))
     if before.size != after.size:
-        sizes = ("{}×{} px".format(*each.size) for each in (before, after))
-        return "another picture: expected {}, got {}".format(*sizes)
+        expected, got = ("{}×{} px".format(*each.size) for each in (before, after))
+        return f"another picture: expected {expected}, got {got}"
     apart = np.asarray(ImageChops.difference(before, after)).max(-1)  # (H,W)
     pixels = f"{np.count_nonzero(apart)} of {apart.size} pixels differ, by {apart.max()} of 255"
     return f"another picture: {pixels} at most" if apart.any() else ""
@@ -184,9 +180,8 @@ def _notebook(old: bytes, new: bytes) -> str:
 
 
 COMPARED = {"run.json": _without_times, "model.pt": _weights}  # the rest of them holds times
-EXPLAIN = dict.fromkeys((".md", ".json", ".html"), _text) | {
-    ".ipynb": _notebook, ".csv": _table, ".png": _picture,
-}  # fmt: skip
+EXPLAIN = {".ipynb": _notebook, ".csv": _table, ".png": _picture}
+EXPLAIN |= dict.fromkeys((".md", ".json", ".html"), _text)
 
 
 def main() -> int:

@@ -47,5 +47,5 @@ rule report:
     output: "report.html"
     params:
         *code_digests(PROJECT / "thyroid_lib" / "study" / "report.py"),
-        runs=list(RUNS),
-    shell: '"$THYROID_PYTHON" -m thyroid_lib.study.report "$PWD" --runs {params.runs}'
+        steps=STEPS,
+    shell: '"$THYROID_PYTHON" -m thyroid_lib.study.report "$PWD" --steps {params.steps}'
