@@ -7,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from thyroid_lib.study.checksums import UNFINISHED
 from thyroid_lib.study.report import build_report, main, missing_steps, verdict
 
 
@@ -66,13 +67,12 @@ def test_one_page_holds_everything_and_asks_for_nothing(study):
     assert page_of(study, STEPS) == page
 
 
-def test_a_study_without_comparison_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "nothing")])
-    assert main() == 2
+def test_a_study_without_comparison_is_one_sentence(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "nothing has no notebooks/4-compare.ipynb: run the study" in capsys.readouterr().err
 
 
-def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, monkeypatch):
+def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys):
     steps = [*STEPS[:2], "3-train-x", "3-train-y"]
     (study / "logs").mkdir()
     reason = "error: 3-train-x: In [5] the <loss> became nan"
@@ -87,8 +87,7 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     assert missing["3-train-x"] == reason
     assert "without an error message" in missing["3-train-y"]
     assert missing["3-train-z"] == missing["4-compare"] == ""  # this one is of a time before
-    monkeypatch.setattr("sys.argv", ["report", str(study), "--steps", *steps, "4-compare"])
-    assert main() == 0
+    assert main([str(study), "--steps", *steps, "4-compare"]) == 0
     assert f"{reason}\n" in capsys.readouterr().err
     page = (study / "report.html").read_text(encoding="utf-8")
     assert "the &lt;loss&gt; became nan" in page
@@ -96,6 +95,9 @@ def test_a_study_that_did_not_finish_begins_with_what_is_missing(study, capsys, 
     assert 'id="compare"' not in page
     assert "Verdict" not in page
     assert 'href="logs/3-train-x.ipynb"' in page
+    assert (study / UNFINISHED).exists()
+    page_of(study)  # whole now
+    assert not (study / UNFINISHED).exists()
 
 
 ONE = summary(("grouped", "mine", 0.7))

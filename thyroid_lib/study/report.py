@@ -84,7 +84,10 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
 """
     if missing:
         write_file(study / UNFINISHED, "report.html lists failed steps\n")
-    return write_file(study / "report.html", page)
+    path = write_file(study / "report.html", page)
+    if not missing:
+        (study / UNFINISHED).unlink(missing_ok=True)
+    return path
 
 
 def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> list[str]:
@@ -194,12 +197,12 @@ def _body(notebook: Path) -> str:
     return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Build the report of one study from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="folder of the study, e.g. results/demo")
     parser.add_argument("--steps", nargs="+", help="notebooks that the study has; all by default")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         page = build_report(options.study, options.steps)
         missing = missing_steps(options.study, options.steps or [])

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -79,8 +78,10 @@ class Session:
         if self.signals:
             print(STOPPED, file=sys.stderr)
         else:
-            command = [sys.executable, "-m", "thyroid_lib.study.report", str(self.study)]
-            subprocess.run([*command, "--steps", *steps])
+            from thyroid_lib.study import report  # loads torch, which most starts do without
+
+            # in this process: one of its own would outlive a kill and write into the next start
+            report.main([str(self.study), "--steps", *steps])
 
     def _listen(self) -> None:
         for number in stopping.signals():
