@@ -30,8 +30,8 @@ from importlib.util import find_spec
 
 repository = "{repository}"
 if not find_spec("thyroid_lib"):  # in a clone: make lab
-    wheels = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*l' 2>&-")
-    %pip install -q --no-deps "{[repository, *wheels][-1] or 'upload a wheel (make wheel) here'}"
+    found = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*.whl' 2>&-")
+    %pip install -q --no-deps "{[repository, *found][-1] or 'upload a wheel (make wheel) here'}"
 from thyroid_lib.study import platforms
 
 platforms.start()"""
