@@ -22,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# jsonschema, and so nbformat, would compile its grammar for over a second at import.
+sys.modules.setdefault("rfc3987_syntax", None)
 BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
@@ -132,6 +134,14 @@ def counts(record_property):
     yield of
     for what, number in of.items():
         record_property(f"fuzz {what}", number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave tests on real frames, which take seconds each, out of `make unit`."""
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("study")
 
 
 def pytest_collection_finish():

@@ -149,6 +149,7 @@ def test_a_single_group_selects_the_best_mean_and_claims_no_chance(seeds):
     assert chance[["rank", "low", "high", "p_best", "p_selected"]].isna().all(axis=None)
 
 
+@pytest.mark.study
 def test_a_clearly_steadier_model_wins_among_equals():
     results = study(
         {"unet": 0.75, "segnet": 0.75, "resunet": 0.75}, seeds=12, folds=1,

@@ -49,6 +49,7 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
 
 
+@pytest.mark.study
 def test_same_arguments_give_the_same_bytes_in_another_process(tmp_path):
     phantom_folder = tmp_path / "drawn"
     code = (

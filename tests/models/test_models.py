@@ -266,6 +266,7 @@ def four_frames():
     return 0.2 + 0.5 * torch.sigmoid(3 * (1 - level)) + wave, (level < 1).float()
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_a_faithful_model_learns_four_frames_by_heart(name):
     image, mask = four_frames()

@@ -29,7 +29,14 @@ def closed_figures():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("sizes", [{}, {"seeds": 1, "random": False}, {"groups": 1, "seeds": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        pytest.param({"seeds": 1, "random": False}, marks=pytest.mark.study),
+        pytest.param({"groups": 1, "seeds": 1}, marks=pytest.mark.study),
+    ],
+)
 def test_every_figure_can_be_drawn_and_saved(name, sizes, tmp_path):
     fig = FIGURES[name](compared(**sizes))
     plots.save(fig, tmp_path / name)

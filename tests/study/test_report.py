@@ -34,6 +34,7 @@ def page_of(study, **how) -> str:
     return build_report(study, **how).read_text(encoding="utf-8")
 
 
+@pytest.mark.study
 def test_one_page_holds_everything_and_asks_for_nothing(study):
     page = page_of(study)
     for name in ("1-preprocess", "3-train-unet-grouped-fold0-seed0", "4-compare"):

@@ -192,6 +192,7 @@ def verify(*folders: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.study
 def test_the_exit_code_of_the_command(pair, tmp_path):
     """0 without torch, and 2; that it is 1 tests/tools/test_commands.py shows."""
     done = verify(*pair)
@@ -203,6 +204,7 @@ def test_the_exit_code_of_the_command(pair, tmp_path):
         assert done.stderr.startswith("error: no file to compare in")
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("afterwards", "code", "says"),
     [

@@ -40,6 +40,7 @@ def test_a_cpu_gets_bf16_if_it_has_instructions_for_it(monkeypatch, has, wanted)
         assert choose_precision(name, CPU) == name
 
 
+@pytest.mark.study
 def test_pinned_instructions_have_no_bf16():
     code = "import torch; from thyroid_lib.train.device import describe_machine as d; "
     code += "about = d(torch.device('cpu')); print(about['capability'], about['bf16'])"

@@ -108,6 +108,7 @@ def test_equal_runs_have_equal_bits_and_other_settings_make_others(tiny_store, t
     assert again.meta["trained_epochs"] == 3  # found weights of another recipe
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("how", "selection", "step", "kept"),  # of 3 epochs x 3 steps; whole epochs that are kept
     [
@@ -159,6 +160,7 @@ def test_a_second_signal_is_obeyed_at_once(tiny_store, tmp_path, monkeypatch, gr
         train_model(tiny_store, out=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(("epoch", "how"), [(1, "signal"), (3, "signal"), (3, "kill")])
 def test_stopped_as_soon_as_a_state_is_kept(tiny_store, tmp_path, monkeypatch, epoch, how):
     keep = checkpoint.keep
@@ -233,6 +235,7 @@ def test_a_finished_run_is_trained_again_only_for_what_moves_weights(
     assert train(lr=1e-4).meta["trained_epochs"] == 3
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("model", ["unet", "segnet", "resunet"])
 def test_scored_again_it_gives_the_same_bytes(tiny_store, tmp_path, model):
     """Whether the weights were trained just now or found: the same layout, the same kernels."""
