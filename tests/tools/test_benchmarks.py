@@ -78,7 +78,8 @@ def test_memory_of_a_process_and_its_children_is_measured(tmp_path, monkeypatch)
     (tmp_path / "toy.py").write_text(script, encoding="utf-8")
     answer = timing.run_child("toy", "work", seconds=3)
     assert answer["done"] == 1
-    assert 96 <= answer["peak_mib"] <= 125
+    # counted twice, the shared pages would give 160; a fork between two readings gives up to 140
+    assert 96 <= answer["peak_mib"] <= 150
 
 
 def test_preprocessing_makes_equal_arrays_both_ways(drawn, tmp_path):
@@ -235,26 +236,6 @@ def test_the_distance_of_two_runs(tmp_path):
     nearly = seen_run(again, [*logits[:7], np.nextafter(np.float32(-0.25), np.float32(0))])
     assert not bits.apart(before, nearly)["same"]
     assert bits.apart(before, nearly)["pixels"] == 0
-
-
-def test_the_table_of_bits():
-    equal = {"run": "unet-0", "same": True, "pixels": 0.0, "dice": 0.0, "logit": 0.0}
-    apart = {"run": "unet-1", "same": False, "pixels": 0.02, "dice": -0.004, "logit": 1.5}
-    rows = [
-        {"title": "kill", "must": True, "runs": [equal, apart]},
-        {"title": bits.OTHER_SEED, "must": False, "runs": [apart | {"pixels": 0.04}]},
-        {"title": "GPU", "must": True, "missing": "no GPU here"},
-    ]
-    how = {"width": 8, "size": 64, "epochs": 20, "batch_size": 6, "lr": 0.006, "models": ["unet"]}
-    found = {"rows": rows, "how": how, "instructions": {"demo": "AVX2"}, "torch": "2.13.0"}
-    assert bits.show(found).splitlines()[-5:] == [
-        "| kill | not always, 1 of 2 | 1.0 (0–2.0)% | 0.0020 (0–0.0040) | −0.0020 | 0.75 (0–1.5) |",
-        "| for comparison: another seed | no, 0 of 1 | 4.0% | 0.0040 | – | 1.5 |",
-        "| GPU | not measured: no GPU here |  |  |  |  |",
-        "",
-        "The median of pixels that differ, over that of another seed: kill (0.25).",
-    ]
-    assert next(bits.goals(found, False))[1:] == (">=", 1.0, 0.5)
 
 
 @pytest.mark.slow

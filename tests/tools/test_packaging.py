@@ -78,18 +78,6 @@ def test_every_line_of_a_lock_is_pinned_and_hashed(name):
     assert not re.search(r"://|index-url|find-links|\w\.(?:org|com)\b", header)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "six>=1.17.0", "six==1.17.0", "--find-links /opt/x", "six @ https://example.org/six.whl",
-        "six==1.17.0 \\\n    --hash=md5:0", "-e .",
-    ],
-)  # fmt: skip
-def test_a_line_without_a_hash_is_found(line):
-    with pytest.raises(AssertionError, match="not pinned, hashed"):
-        entries_of(f"{LOCK}{line}\n")
-
-
 def test_the_lock_has_every_need_of_the_project():
     """pip is not allowed to resolve any; what these need in turn, `make env` checks."""
     pins = [
