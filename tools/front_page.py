@@ -66,8 +66,8 @@ def front_text(root: Path = ROOT) -> str:
     first = re.sub(r" \[.*?\]", "", first[:-1])  # the interval stands in the table
     return f"""{PICTURE}
 *Dice: overlap of outline and reference, 0 to 1. Left: {sweeps["frames"].sum()} real frames of \
-{len(sweeps)} sweeps; seeds: {seeds}. Right: a phantom (a drawn frame), by networks \
-trained with (blue) and without (orange) its sweep.*
+{len(sweeps)} sweeps; seeds: {seeds}. Right: a phantom (a frame drawn by this project), by \
+networks trained with (blue) and without (orange) its sweep.*
 
 | network | Dice on unseen sweeps [95 % interval] | Dice on random frames |
 |:--|:--|:--|
