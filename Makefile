@@ -111,7 +111,7 @@ app: $(READY)  ## the selected model in a browser, on 127.0.0.1: MODEL=<release>
 		--server.headless=true -- --model $(call quote,$(RELEASE))
 
 unit: $(READY)  ## tests without network, browser or daemons, under a minute on two cores
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not study'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:nbval -m 'not slow and not study'
 
 test: lint demo packages  ## style, the demo, tests, and the committed notebooks run once more
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'

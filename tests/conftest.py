@@ -26,6 +26,8 @@ if not all(map(find_spec, NEEDED)):  # the extras app, deploy and dicom
 # Begun in a shell's background, Ctrl-C would be ignored, here and in all that the tests start.
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# jsonschema, and so nbformat, would compile its grammar for over a second at import.
+sys.modules.setdefault("rfc3987_syntax", None)
 BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
@@ -129,6 +131,14 @@ def tiny_store(tmp_path_factory):
 def counts() -> Counter:
     """What a fuzz test counts as refused and as accepted."""
     return Counter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave tests on real frames, which take seconds each, out of `make unit`."""
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("study")
 
 
 def pytest_collection_finish():

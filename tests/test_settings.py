@@ -152,6 +152,7 @@ def test_bad_values_are_refused_by_name_whichever_way_they_come(way, tmp_path, c
     assert len(rows) > 40
 
 
+@pytest.mark.study
 def test_all_problems_come_at_once_and_a_workflow_does_not_start(tmp_path):
     pytest.importorskip("snakemake")
     last = {key: (value, words) for key, value, words in BAD if key in KEYS}
@@ -331,6 +332,7 @@ def test_importing_settings_and_runner_is_light():
     assert done.stdout == "set()\n", done.stderr
 
 
+@pytest.mark.study
 def test_odd_settings_are_refused_by_key_or_can_be_used():
     pytest.importorskip("hypothesis")
     from hypothesis import given

@@ -30,17 +30,11 @@ from importlib.util import find_spec
 
 repository = "{repository}"
 if not find_spec("thyroid_lib"):  # in a clone: make lab
-    wheels = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*l' 2>&-")
-    %pip install -q --no-deps "{[repository, *wheels][-1] or 'upload a wheel (make wheel) here'}"
+    found = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*.whl' 2>&-")
+    %pip install -q --no-deps "{[repository, *found][-1] or 'upload a wheel (make wheel) here'}"
 from thyroid_lib.study import platforms
 
 platforms.start()"""
-TARGETS = """\
-    make quickstart    # sets up .venv, then a first look in a minute
-    make demo          # the whole study on phantoms, three minutes on two cores
-    make app           # the selected model on a page, in the browser
-    make test          # style, tests, the demo again, and the committed notebooks run once more
-"""
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
@@ -87,14 +81,14 @@ def with_blocks(readme: str, repo: str) -> str:
     """Return the README's text with its blocks for this address."""
     if repo:
         name = repo.partition("/")[2]
-        clone = f"    git clone {HOST}{repo} && cd {name}\n{TARGETS}"
+        clone = f"    git clone {HOST}{repo} && cd {name}\n"
         how = (
             "The badges above open the quickstart; its set-up cell installs the library and leaves "
             "the\nplatform's torch and numpy as they are. Elsewhere:\n\n"
             f'    pip install "{install_line(repo)}"\n'
         )
     else:
-        clone = f"    git clone <this repository> && cd <its folder>\n{TARGETS}"
+        clone = "    git clone <this repository> && cd <its folder>\n"
         how = (
             "Upload a notebook, and beside it the wheel that `make wheel` puts into `dist/`: on "
             "Colab into\nthe session's files, on Kaggle as a data set that you attach. The "

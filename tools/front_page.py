@@ -65,8 +65,9 @@ def front_text(root: Path = ROOT) -> str:
     seeds, (first, second, _) = unseen["seeds"].max(), verdict(summary, selected, group="sweep")
     first = re.sub(r" \[.*?\]", "", first[:-1])  # the interval stands in the table
     return f"""{PICTURE}
-*Left: {sweeps["frames"].sum()} real frames of {len(sweeps)} sweeps; seeds: {seeds}. \
-Right: a phantom frame, by networks trained with (blue) and without (orange) its sweep.*
+*Dice: overlap of outline and reference, 0 to 1. Left: {sweeps["frames"].sum()} real frames of \
+{len(sweeps)} sweeps; seeds: {seeds}. Right: a phantom (a frame drawn by this project), by \
+networks trained with (blue) and without (orange) its sweep.*
 
 | network | Dice on unseen sweeps [95 % interval] | Dice on random frames |
 |:--|:--|:--|

@@ -7,6 +7,7 @@ from thyroid_lib.compare.bootstrap import differences
 from thyroid_lib.compare.mixed import mixed_model
 
 
+@pytest.mark.study
 def test_the_mixed_model_agrees_with_the_bootstrap():
     scores = study(seeds=5, groups=15).scores
     mixed, boot = mixed_model(scores), differences(scores, delta=0.005)

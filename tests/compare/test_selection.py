@@ -146,6 +146,7 @@ def test_a_single_group_selects_the_best_mean_and_claims_no_chance():
     assert chance[["rank", "low", "high", "p_best", "p_selected"]].isna().all(axis=None)
 
 
+@pytest.mark.study
 def test_a_clearly_steadier_model_wins_among_equals():
     means, spread = dict.fromkeys(DICE, 0.75), {"unet": 0.001, "segnet": 0.04, "resunet": 0.04}
     how = {"seeds": 12, "folds": 1, "model_group_sd": 0.005, "frames": 40}

@@ -73,6 +73,7 @@ def studies(draw):
     return results._replace(**made, thresholds=thresholds_of(scores))
 
 
+@pytest.mark.study
 @given(studies())
 @settings(max_examples=30, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 def test_no_sentence_says_nonsense_or_contradicts_its_table(results):

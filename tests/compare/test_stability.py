@@ -21,6 +21,7 @@ def test_seed_sd_is_the_deviation_between_seeds_of_the_group_macro_dice():
     assert stability.seed_deviation(values)[0] == pytest.approx(np.std([0.6, 0.7], ddof=1))
 
 
+@pytest.mark.study
 def test_its_interval_is_right_as_often_as_it_says():
     """Chi-square, five seeds: 4·s²/σ² lies between its quantiles."""
     values = np.random.default_rng(0).normal(0.5, 0.01, (20_000, 1, 5, 1))  # (N,F,S,G)

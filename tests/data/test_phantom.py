@@ -37,6 +37,7 @@ def folder_bytes(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
 
 
+@pytest.mark.study
 def test_same_arguments_give_the_same_bytes_in_another_process(tmp_path):
     draw = "from thyroid_lib.data import phantom; phantom.cases({!r}, seed=3, sweeps=2, frames=2)"
     subprocess.run([sys.executable, "-c", draw.format(str(tmp_path / "there"))], check=True)

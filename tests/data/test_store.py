@@ -195,6 +195,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, mo
     assert list((tmp_path / "s").iterdir()) == []
 
 
+@pytest.mark.study
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
 def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
     data, folder_ = tmp_path / "data", tmp_path / "s"

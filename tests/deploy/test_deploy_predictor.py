@@ -157,6 +157,7 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
             Predictor.open(copy)
 
 
+@pytest.mark.study
 def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
     images, out = tmp_path / "mine" / "images", tmp_path / "mine"
     images.mkdir(parents=True)
@@ -205,6 +206,7 @@ def test_a_name_that_is_no_text_is_in_the_table(predictor, tmp_path):
     assert b"\n\xfc.png," in (tmp_path / "out" / "areas.csv").read_bytes()
 
 
+@pytest.mark.study
 def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):
     for model, text in ((release, "no image in"), (tmp_path / "x.pt", "no model at")):
         done = run(model, tmp_path, tmp_path / "out")

@@ -23,6 +23,7 @@ def test_the_temperature_that_was_put_in_is_found(temperature):
     assert fit_temperature(counts) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.study
 def test_counted_logits_fit_as_the_pixels_themselves():
     rng = np.random.default_rng(1)
     prob = (1 / (1 + np.exp(-rng.normal(0, 4, 20_000)))).astype(np.float32)

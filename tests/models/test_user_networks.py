@@ -122,6 +122,7 @@ UNREAD = {  # kind: (name, text, words)
 }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("fault", UNREAD)
 def test_what_shows_without_running_it_stops_the_study_at_its_start(fault, own):
     name, text, said = UNREAD[fault]
@@ -164,6 +165,7 @@ SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "lr": 2e-3, "threads": 1, "de
          "folds": 4, "precision": "fp32"}  # fmt: skip
 
 
+@pytest.mark.study
 def test_a_run_predicts_and_is_trained_anew_when_its_file_changes(
     own, tiny_store, tmp_path, monkeypatch
 ):

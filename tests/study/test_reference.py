@@ -77,6 +77,7 @@ def test_the_committed_runs_are_those_of_the_committed_parameters(real_runs):
     assert {run for run in list_runs(study) if "reported" not in run} <= set(runs["run_id"])
 
 
+@pytest.mark.study
 def test_the_committed_steps_follow_from_the_committed_runs():
     folders = sorted(run.parent for run in REAL.glob("runs/*/run.json"))
     reported = [folder for folder in folders if "-reported-fold" in folder.name]

@@ -50,6 +50,7 @@ def page_of(study, *steps) -> str:
     return build_report(study, *steps).read_text(encoding="utf-8")
 
 
+@pytest.mark.study
 def test_one_page_holds_everything_and_asks_for_nothing(study):
     page = page_of(study)
     for name in STEPS:

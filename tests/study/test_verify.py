@@ -190,6 +190,7 @@ def test_a_committed_set_is_a_selection_of_a_study(pair, tmp_path):
     ]
 
 
+@pytest.mark.study
 def test_the_exit_code_of_the_command(pair, tmp_path):
     """0 without torch, and 2; that it is 1 tests/tools/test_commands.py shows."""
     (tmp_path / "empty").mkdir()
@@ -212,6 +213,7 @@ AFTERWARDS = {  # what is done to the new results: exit code, what is printed
 }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
 def test_make_verify_removes_equal_results_and_keeps_others(tmp_path, afterwards):
     """With programs that copy the committed results instead of computing them."""

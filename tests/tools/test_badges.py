@@ -1,7 +1,6 @@
 """The repository's address in pyproject.toml, README, pages and notebooks is the same."""
 
 import json
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,23 +8,25 @@ from pathlib import Path
 
 import pytest
 
+import badges
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tools"))
-
-import badges  # noqa: E402
-
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 
 
-def copy(target: Path) -> Path:
-    """README, pyproject.toml, pages and the notebooks, executed ones too."""
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A copy of README, pyproject.toml, pages and the notebooks, executed ones too."""
     names = ("README.md", "pyproject.toml", "tools/badges.py", "docs/index.md", "docs/colab.md")
-    notebooks = *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/reference/*/*.ipynb")
-    for path in (*(ROOT / name for name in names), *notebooks):
-        place = target / path.relative_to(ROOT)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(path.read_bytes())
-    return target
+    for path in (*(ROOT / name for name in names), *notebooks(ROOT)):
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def notebooks(root: Path) -> list[Path]:
+    return [*root.glob("notebooks/*.ipynb"), *root.glob("results/reference/*/*.ipynb")]
 
 
 def run(root: Path, *words: str) -> subprocess.CompletedProcess:
@@ -33,24 +34,15 @@ def run(root: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def cells_of(notebook: Path) -> dict[str, str]:
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    return {cell["id"]: "".join(cell["source"]) for cell in cells[:4]}
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("word", ["a/b;touch PWNED", "a/b'; touch PWNED; '", "-a/b"])
-def test_make_passes_the_address_on_unchanged(word):
-    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "badges", f"REPO={word}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shlex.split(done.stdout.replace("\\\n", " "))[-2:] == ["--", word]
+def test_the_committed_files_are_what_make_badges_writes(root):
+    assert badges.write_all(root, badges.repository(PYPROJECT)) == []
 
 
-def test_the_committed_files_are_what_make_badges_writes(tmp_path):
-    assert badges.write_all(copy(tmp_path), badges.repository(PYPROJECT)) == []
-
-
-def test_an_address_reaches_readme_and_every_notebook(tmp_path):
-    root = copy(tmp_path)
+def test_an_address_reaches_readme_and_every_notebook(root):
     done = run(root, "somebody/thyroid-study")
     assert done.returncode == 0, done.stderr
     urls = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
@@ -62,20 +54,21 @@ def test_an_address_reaches_readme_and_every_notebook(tmp_path):
         'pip install "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"',
     ):
         assert text in readme
-    for path in (*root.glob("notebooks/*.ipynb"), *root.glob("results/reference/*/*.ipynb")):
+    for path in notebooks(root):
+        cells = {
+            c["id"]: "".join(c["source"]) for c in json.loads(path.read_text("utf-8"))["cells"]
+        }
         name = "3-train" if path.stem.startswith("3-train") else path.stem
-        cells = cells_of(path)
         assert f"somebody/thyroid-study/blob/main/notebooks/{name}.ipynb" in cells["title"]
         line = 'repository = "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"'
         assert line in cells["setup"]
-    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    before = contents(root)
     assert "0 files written" in run(root).stdout
     assert "0 files written" in run(root, "somebody/thyroid-study").stdout
-    assert {path: path.read_bytes() for path in before} == before
+    assert contents(root) == before
 
 
-def test_an_address_reaches_the_pages_that_clone(tmp_path):
-    root = copy(tmp_path)
+def test_an_address_reaches_the_pages_that_clone(root):
     index, colab = root / "docs" / "index.md", root / "docs" / "colab.md"
     before = {page: page.read_text("utf-8") for page in (index, colab)}
     badges.write_all(root, "somebody/first")
@@ -94,15 +87,15 @@ def test_an_address_reaches_the_pages_that_clone(tmp_path):
         badges.write_all(root, "somebody/first")
 
 
+@pytest.mark.parametrize("repo", ["a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"])
+def test_valid_addresses(repo):
+    assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
+
+
 NO_ADDRESSES = [
     "name", "https://github.com/a/b", "a/b/c", "a b/c", "/b", "a/b.git", "a/B.GIT", "a/.", "a/..",
     "../b", "-a/b", "a/-b", "é/b", "a/bé", "a/b\n", "a/b\"", "a/b'", "a/b;ls", "a/", "a/\u212a",
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("repo", ["a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"])
-def test_valid_addresses(repo):
-    assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
 
 
 @pytest.mark.parametrize("repo", NO_ADDRESSES)
@@ -111,10 +104,8 @@ def test_invalid_addresses(repo):
         badges.with_repository(PYPROJECT, repo)
 
 
-def test_an_invalid_address_changes_nothing(tmp_path):
-    root = copy(tmp_path)
-    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+def test_an_invalid_address_changes_nothing(root):
+    before = contents(root)
     done = run(root, "--", "-a/b")
-    assert done.returncode == 2
-    assert "need owner/name" in done.stderr
-    assert {path: path.read_bytes() for path in before} == before
+    assert (done.returncode, "need owner/name" in done.stderr) == (2, True)
+    assert contents(root) == before

@@ -25,6 +25,7 @@ import timing
 import training
 from thyroid_lib.data.store import open_store
 from thyroid_lib.evaluate.metrics import dice
+from thyroid_lib.models import to_input
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
@@ -46,13 +47,11 @@ def setting(drawn) -> loops.Setting:
 
 
 def test_frames_are_drawn_once_and_whole(drawn, monkeypatch):
-    assert len(data.list_pairs(drawn)) == 6
-    assert len((drawn / "groups.csv").read_text(encoding="utf-8").split()) == 7
     monkeypatch.setattr(data, "_draw_sweep", None)  # drawing again would fail
     assert data.draw_frames(drawn.parent, sweeps=3, frames=2) == drawn
-    many = data.link_frames(drawn, 3)
-    assert len(data.list_pairs(many)) == 18
-    assert len(set((many / "groups.csv").read_text(encoding="utf-8").split())) == 19
+    for folder, count in ((drawn, 6), (data.link_frames(drawn, 3), 18)):
+        assert len(data.list_pairs(folder)) == count
+        assert len(set((folder / "groups.csv").read_text("utf-8").split())) == count + 1
 
 
 def test_turns_rotate_and_ratios_pair():
@@ -79,7 +78,8 @@ def test_memory_of_a_process_and_its_children_is_measured(tmp_path, monkeypatch)
     (tmp_path / "toy.py").write_text(script, encoding="utf-8")
     answer = timing.run_child("toy", "work", seconds=3)
     assert answer["done"] == 1
-    assert 96 <= answer["peak_mib"] <= 125
+    # counted twice, the shared pages would give 160; a fork between two readings gives up to 140
+    assert 96 <= answer["peak_mib"] <= 150
 
 
 def test_preprocessing_makes_equal_arrays_both_ways(drawn, tmp_path):
@@ -127,8 +127,6 @@ def test_every_loop_trains(setting, name):
 
 def test_the_bare_step_equals_the_projects(setting):
     """One step of each on the same batch, from the same weights, gives the same weights."""
-    from thyroid_lib.models import to_input
-
     nets, store = (setting.make_model(), setting.make_model()), setting.store
     order = torch.randperm(4, generator=torch.Generator().manual_seed(1)).numpy()  # of epoch 1
     images, masks = (torch.from_numpy(part[order]) for part in (store.images, store.masks))
@@ -156,72 +154,57 @@ def test_the_model_with_given_logits_returns_its_masks(drawn, tmp_path):
     assert 0.4 < dice(only_predict() > 0.5, masks) < 1  # moved by a few of 64 px
 
 
-def result(section: str) -> dict:
-    """A small result of a section, with known ratios."""
-    if section == "training":
-        return {
-            "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
-            "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
-            "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
-            "operations": 5e10, "frames": 3585, "cache_seconds": None,
-            "memory": {"bare": 400, "project": 410.4, "reported": None},
-        }  # fmt: skip
-    seconds = {preprocessing.DEFAULT: {"plain": [3.0, 3.0], "store": [2.0, 2.0]}}
-    return {"seconds": seconds, "up_to_date": [0.5], "frames": 9, "size": 64, "workers": 1}
+TRAINING = {
+    "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
+    "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
+    "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
+    "operations": 5e10, "frames": 3585, "cache_seconds": None,
+    "memory": {"bare": 400, "project": 410.4, "reported": None},
+}  # fmt: skip
 
 
-@pytest.fixture
-def measured(tmp_path, monkeypatch) -> Path:
+def test_the_page_says_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "describe", lambda: MACHINE)
-    for section in ("training", "preprocessing"):
-        bench.save(section, result(section), 61, tmp_path, "python benchmarks/bench.py")
-    return tmp_path
-
-
-def test_the_page_says_what_was_measured(measured):
-    text = (measured / "README.md").read_text(encoding="utf-8")
+    bench.save("training", TRAINING, 61, tmp_path, "python benchmarks/bench.py")
+    text = (tmp_path / "README.md").read_text("utf-8")
     assert "## Toy\n\n2 cores (AVX2), 8 GiB of memory, Linux; PyTorch on 2 threads." in text
     # 10 frames/s x 5e10 operations over 1e12 a second
     assert "| bf16 | 10.0 (9.80–10.2) |  | 50% | 410 |" in text
     assert "| the reported loop | fp32 | 5.00 (5.00–5.00) | 2.00 (1.96–2.04) | 50% | – |" in text
     assert "- met: rate over the reported loop's, at least 1.8; reached 2.00." in text
     assert "- not measured: rate over MONAI's, as documented, above 1." in text
-    assert "- **not met**: rate over the plain loop's, by default, at least 1.7" in text
-    assert "at least 3" not in text  # the goal of a GPU
-    assert text.index("### Training") < text.index("### Preprocessing")
-
-
-def test_other_sections_are_kept_and_the_newest_machine_comes_first(measured, monkeypatch):
-    other = MACHINE | {"slug": "new", "gpu": "G1", "gpu_memory_gib": 80, "cuda": "13.0"}
-    monkeypatch.setattr(page, "describe", lambda: other)
+    # another section is added; a machine measured later, with the goals of a GPU, comes first
+    (committed,) = (ROOT / "benchmarks" / "results").glob("*.json")
+    other = json.loads(committed.read_text("utf-8"))["sections"]["preprocessing"]["result"]
+    bench.save("preprocessing", other, 61, tmp_path, "")
+    kept = json.loads((tmp_path / "results" / "toy-2-cores.json").read_text("utf-8"))
+    assert set(kept["sections"]) == {"training", "preprocessing"}
+    gpu = MACHINE | {"slug": "new", "gpu": "G1", "gpu_memory_gib": 80, "cuda": "13.0"}
+    monkeypatch.setattr(page, "describe", lambda: gpu)
     about = {"date": "2999-01-01", "command": "", "versions": {"torch": "9"}}
     monkeypatch.setattr(page, "circumstances", lambda command: about)
-    bench.save("training", result("training"), 5, measured, "")
-    text = (measured / "README.md").read_text(encoding="utf-8")
-    assert text.index("## G1, Toy") < text.index("## Toy")
+    bench.save("training", TRAINING, 5, tmp_path, "")
+    text = (tmp_path / "README.md").read_text("utf-8")
+    titles = ["## G1, Toy", "### Training", "## Toy", "### Training", "### Preprocessing"]
+    assert re.findall(r"(?m)^#{2,3} .*", text) == titles
     assert "- **not met**: rate over the reported loop's, at least 3; reached 2.00." in text
-    kept = json.loads((measured / "results" / "toy-2-cores.json").read_text(encoding="utf-8"))
-    assert set(kept["sections"]) == {"training", "preprocessing"}
 
 
 @pytest.mark.parametrize(
     ("file", "part"), [("README.md", "speed"), ("results/reference/README.md", "bits")]
 )
 def test_the_readmes_quote_what_was_measured(file, part):
-    text = (ROOT / file).read_text(encoding="utf-8")
+    text = (ROOT / file).read_text("utf-8")
     quoted = text.split(f"<!-- {part} -->")[1].split(f"<!-- /{part} -->")[0]
-    measurements = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measurements = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     figures = re.findall(r"\d+\.\d+", quoted)
     assert len(figures) >= 3
     assert [figure for figure in figures if figure not in measurements] == []
 
 
-def test_the_page_is_made_of_the_committed_results():
+def test_the_page_is_made_of_the_committed_results_by_sections_that_can_be_measured():
     folder = ROOT / "benchmarks"
     assert page.render(folder / "results") == (folder / "README.md").read_text("utf-8")
-
-
-def test_every_section_can_be_imported_and_measured():
     for name in page.SECTIONS:
         section = importlib.import_module(name)
         assert all(callable(getattr(section, part)) for part in ("measure", "show", "goals"))
@@ -253,26 +236,6 @@ def test_the_distance_of_two_runs(tmp_path):
     nearly = seen_run(again, [*logits[:7], np.nextafter(np.float32(-0.25), np.float32(0))])
     assert not bits.apart(before, nearly)["same"]
     assert bits.apart(before, nearly)["pixels"] == 0
-
-
-def test_the_table_of_bits():
-    equal = {"run": "unet-0", "same": True, "pixels": 0.0, "dice": 0.0, "logit": 0.0}
-    apart = {"run": "unet-1", "same": False, "pixels": 0.02, "dice": -0.004, "logit": 1.5}
-    rows = [
-        {"title": "kill", "must": True, "runs": [equal, apart]},
-        {"title": bits.OTHER_SEED, "must": False, "runs": [apart | {"pixels": 0.04}]},
-        {"title": "GPU", "must": True, "missing": "no GPU here"},
-    ]
-    how = {"width": 8, "size": 64, "epochs": 20, "batch_size": 6, "lr": 0.006, "models": ["unet"]}
-    found = {"rows": rows, "how": how, "instructions": {"demo": "AVX2"}, "torch": "2.13.0"}
-    assert bits.show(found).splitlines()[-5:] == [
-        "| kill | not always, 1 of 2 | 1.0 (0–2.0)% | 0.0020 (0–0.0040) | −0.0020 | 0.75 (0–1.5) |",
-        "| for comparison: another seed | no, 0 of 1 | 4.0% | 0.0040 | – | 1.5 |",
-        "| GPU | not measured: no GPU here |  |  |  |  |",
-        "",
-        "The median of pixels that differ, over that of another seed: kill (0.25).",
-    ]
-    assert next(bits.goals(found, False))[1:] == (">=", 1.0, 0.5)
 
 
 @pytest.mark.slow

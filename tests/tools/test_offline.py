@@ -2,12 +2,11 @@
 
 One run of the workflow's small study and one notebook that fails serve all tests here. Every
 Python process of the study records and refuses connections: `sitecustomize` is imported at its
-start. Where Linux allows it, the study also has an empty network of its own.
+start.
 """
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import write_folder
-from tiny_study import ROOT, RUN, copy_project
+from tiny_study import RESULTS, ROOT, RUN, copy_project, run_study
 
 from thyroid_lib.study.runner import hide_places
 
@@ -42,21 +41,8 @@ def watch(event, args):
 sys.addaudithook(watch)
 open(os.environ["TEST_CONNECTIONS"] + f".{os.getpid()}", "w").close()  # one per process
 """
-# `lo`, which the kernels need, is down in a new network.
-CUT_OFF = """
-import fcntl, os, socket, struct, sys
-with socket.socket() as any:
-    fcntl.ioctl(any, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
-socket.sethostname("jane-doe-host")
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-SECRETS = {
-    name: f"s3cr3t-{number}-of-jane"
-    for number, name in enumerate(
-        ("GITHUB_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "KAGGLE_KEY", "WANDB_API_KEY",
-         "DB_PASSWORD", "SLURM_JWT", "SSH_AUTH_SOCK")
-    )
-}  # fmt: skip
+NAMES = "GITHUB_TOKEN HF_TOKEN AWS_SECRET_ACCESS_KEY KAGGLE_KEY DB_PASSWORD SSH_AUTH_SOCK"
+SECRETS = {name: f"s3cr3t-{number}-of-jane" for number, name in enumerate(NAMES.split())}
 FAILS = """
 import pandas, socket
 from thyroid_lib.data.store import open_store
@@ -71,52 +57,30 @@ except OSError as error:
 """
 
 
-def own_network() -> list[str]:
-    """A command that runs another one in a network of its own, if the system allows it."""
-    command = ["unshare", "--map-root-user", "--net", "--uts", sys.executable, "-c", CUT_OFF]
-    if not sys.platform.startswith("linux") or not shutil.which("unshare"):
-        return []
-    tried = subprocess.run([*command, "/bin/true"], capture_output=True)
-    return [] if tried.returncode else command
-
-
 class Study:
     """Jane's project with a finished study and a notebook that failed."""
 
     def __init__(self, top: Path):
-        self.home = top / "home-of-jane-doe"
-        self.project = top / "project-of-jane-doe"
-        self.connections = top / "connections"
-        for folder in (self.home, self.project, top / "watch"):
-            folder.mkdir()
+        self.home, self.connections = top / "home-of-jane-doe", top / "connections"
+        self.project = copy_project(top / "project-of-jane-doe")
+        self.results = self.project / RESULTS
+        (top / "watch").mkdir()
         (top / "watch" / "sitecustomize.py").write_text(RECORD, encoding="utf-8")
-        copy_project(self.project)
         data = write_folder(self.home / "data", groups=4, frames=3, height=40, width=50)
-        self.environment = os.environ | SECRETS | {
+        environment = SECRETS | {
             "HOME": str(self.home), "USER": "user-jane-doe", "LOGNAME": "user-jane-doe",
             "PYTHONPATH": os.pathsep.join([str(top / "watch"), str(self.project)]),
             "TEST_CONNECTIONS": str(self.connections),
         }  # fmt: skip
-        self.environment.pop("THYROID_RESULTS", None)
-        self.study = self.run(
-            "-m", "snakemake", "--cores", "2", "--configfile", "parameters/tiny.yaml",
-            "--config", "source=folder", f"data={data}",
-        )  # fmt: skip
-        assert self.study.returncode == 0, self.study.stdout + self.study.stderr
+        run_study(self.project, "--config", "source=folder", f"data={data}", **environment)
         self.asked = self.read_connections()
         cell = nbformat.v4.new_code_cell(FAILS.format(nobody=UNREACHABLE, home=self.home))
         first = nbformat.v4.new_code_cell("a = 0", metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[first, cell]), self.project / "fails.ipynb")
-        self.failed = self.run(
-            "-m", "thyroid_lib.study.runner", "notebook", "fails.ipynb",
-            "results/tiny/notebooks/fails.ipynb", "--log", "results/tiny/logs/fails.ipynb",
-        )  # fmt: skip
-
-    def run(self, *command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*own_network(), sys.executable, *command],
-            cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "thyroid_lib.study.runner", "notebook", "fails.ipynb"]
+        command += [RESULTS / "notebooks/fails.ipynb", "--log", RESULTS / "logs/fails.ipynb"]
+        clean = {name: value for name, value in os.environ.items() if name != "THYROID_RESULTS"}
+        self.failed = subprocess.run(command, cwd=self.project, env=clean | environment)
 
     def read_connections(self) -> str:
         return self.connections.read_text("utf-8") if self.connections.exists() else ""
@@ -137,26 +101,20 @@ def test_a_connection_is_refused_and_recorded(jane):
     """The test above can fail: a connection of a notebook's kernel is seen."""
     assert jane.failed.returncode == 3
     assert f"{UNREACHABLE} asked by " in jane.read_connections()
-    log = (jane.project / "results/tiny/logs/fails.ipynb").read_text("utf-8")
+    log = (jane.results / "logs" / "fails.ipynb").read_text("utf-8")
     assert "refused: ConnectionRefusedError" in log
 
 
-def private(jane: Study) -> list[str]:
-    own = [jane.home, jane.project, jane.project.parent, sys.prefix, sys.base_prefix, ROOT]
-    own = [str(path) for path in own if str(path) not in ("/usr", "/usr/local")]
-    names = ["jane", socket.gethostname(), *SECRETS.values()]  # every name above holds this one
-    return own + [name for name in names if len(name) > 3]
-
-
 def test_results_hold_nothing_of_their_user(jane):
-    found, seen = [], set()
-    for path in (jane.project / "results" / "tiny").rglob("*"):
-        if path.is_file():
-            seen.add(str(path.relative_to(jane.project / "results" / "tiny")))
-            content = path.read_bytes()
-            found += [f"{path.name}: {word}" for word in private(jane) if word.encode() in content]
-    assert found == []
-    assert seen >= {
+    own = [jane.home, jane.project, jane.project.parent, sys.prefix, sys.base_prefix, ROOT]
+    words = {*map(str, own), *SECRETS.values(), socket.gethostname()} - {"/usr", "/usr/local"}
+    words = {"jane", *(word for word in words if len(word) > 3)}  # in every name above
+    files = {
+        path.relative_to(jane.results).as_posix(): path.read_bytes()
+        for path in jane.results.rglob("*") if path.is_file()
+    }  # fmt: skip
+    assert [(f, word) for f, text in files.items() for word in words if word.encode() in text] == []
+    assert set(files) >= {
         "report.html", f"runs/{RUN}/run.json", f"runs/{RUN}/model.pt", "store/index.csv",
         "notebooks/1-preprocess.ipynb", "logs/1-preprocess.ipynb", f"logs/3-train-{RUN}.ipynb",
         "logs/fails.ipynb", "logs/fails.failed.txt", "compare/model_card.md",
@@ -164,7 +122,7 @@ def test_results_hold_nothing_of_their_user(jane):
 
 
 def test_logs_show_folders_by_short_names(jane):
-    logs = jane.project / "results" / "tiny" / "logs"
+    logs = jane.results / "logs"
     log = (logs / "1-preprocess.ipynb").read_text("utf-8")
     assert '"output_path": "results/tiny/logs/1-preprocess.ipynb"' in log
     assert '"data": "~/data"' in log

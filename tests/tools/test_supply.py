@@ -9,17 +9,17 @@ import json
 import os
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 
+import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import write_folder
 from PIL import Image
 
-from thyroid_lib.data import folder, tg3k
+from thyroid_lib.data import folder
 from thyroid_lib.data.store import build_store, open_store
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.models import checkpoint
@@ -50,15 +50,9 @@ def marker(tmp_path):
 
 def try_out(marker: Path, load) -> None:
     """Run a payload on purpose, by a function that runs what it reads."""
-    load()
+    with suppress(Exception):
+        load()
     marker.rmdir()  # raises if there is none
-
-
-PICKLES = {
-    "pickle alone": lambda payload: pickle.dumps(payload),
-    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
-    "torch's old form": lambda payload: torch_bytes(payload, _use_new_zipfile_serialization=False),
-}
 
 
 def torch_bytes(value, **how) -> bytes:
@@ -67,21 +61,23 @@ def torch_bytes(value, **how) -> bytes:
     return buffer.getvalue()
 
 
+PICKLES = {
+    "alone": pickle.dumps,
+    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
+    "torch's old form": lambda payload: torch_bytes(payload, _use_new_zipfile_serialization=False),
+}
+
+
 @pytest.mark.parametrize("form", PICKLES)
 def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, capsys):
     content = PICKLES[form](Payload(marker))
+    try_out(marker, lambda: torch.load(io.BytesIO(content), weights_only=False))
     for name in ("model.pt", "checkpoint.pt", "checkpoint-previous.pt"):
         (tmp_path / name).write_bytes(content)
-    if form == "pickle alone":
-        try_out(marker, lambda: pickle.loads(content))  # noqa: S301
-    else:
-        try_out(marker, lambda: torch.load(io.BytesIO(content), weights_only=False))
     with pytest.raises(ValueError, match=r"model\.pt .* is not a model of this project|damaged"):
         load_model(tmp_path / "model.pt")
     assert checkpoint.resume(tmp_path, key="k") is None
-    note = capsys.readouterr().err
-    assert "checkpoint.pt of" in note
-    assert "passed over" in note
+    assert re.search("checkpoint.pt of .* passed over", capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss.]")  # torch's own, on such archives
@@ -92,17 +88,15 @@ def test_a_jit_archive_as_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images", "masks", "reference"])
-def test_an_array_of_objects_in_a_store_is_refused(name, marker, tmp_path):
-    data = write_folder(tmp_path / "data", groups=2, frames=3, height=40, width=50)
-    build_store(folder.cases_in(data), tmp_path / "store", size=16)
+def test_an_array_of_objects_in_a_store_is_refused(name, marker, small_folder, tmp_path):
+    build_store(folder.cases_in(small_folder), tmp_path / "store", size=16)
     path = tmp_path / "store" / f"{name}.npy"
     np.save(path, np.array([Payload(marker)], dtype=object), allow_pickle=True)
     try_out(marker, lambda: np.load(path, allow_pickle=True))
-    with pytest.raises(ValueError, match=r"the store at .* is damaged .*delete it and build it"):
-        open_store(tmp_path / "store")
-    path.write_bytes(pickle.dumps(Payload(marker)))
-    with pytest.raises(ValueError, match=r"the store at .* is damaged"):
-        open_store(tmp_path / "store")
+    for content in (path.read_bytes(), pickle.dumps(Payload(marker))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"the store at .* is damaged .*delete it and build"):
+            open_store(tmp_path / "store")
 
 
 @pytest.mark.parametrize("tag", ["apply:os.mkdir", "new:os.mkdir"])
@@ -130,59 +124,17 @@ showpage
 def test_postscript_is_no_image(marker, small_folder, monkeypatch):
     """Pillow hands PostScript to Ghostscript, a program of its own."""
     ran = []
-
-    def draw(*_, **__):
-        ran.append(1)
-        return Image.new("L", (50, 40)).im
-
+    draw = lambda *_, **__: ran.append(1) or Image.new("L", (50, 40)).im  # noqa: E731
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", draw)
-    for suffix, number in ((".png", 0), (".tif", 1)):
-        path = small_folder / "images" / f"x{number}{suffix}"
-        path.write_text(POSTSCRIPT.format(marker=marker))
-        (small_folder / "masks" / f"x{number}.png").write_bytes(
-            (small_folder / "masks" / "a00.png").read_bytes()
-        )
-    with (small_folder / "groups.csv").open("a") as groups:
-        groups.write("x0,x\nx1,x\n")
-    with Image.open(path) as image:  # as anybody opens it
+    names = ("a00.png", "a01.png")
+    for name in names:
+        (small_folder / "images" / name).write_text(POSTSCRIPT.format(marker=marker))
+    with Image.open(small_folder / "images" / name) as image:  # as anybody opens it
         image.load()
-    assert ran == [1]
     built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
     assert built.quarantine["reason"].tolist() == ["unreadable image"] * 2
-    assert all("is no PNG, JPEG, BMP or TIFF image" in why for why in built.quarantine["detail"])
+    assert all("is no PNG, JPEG, BMP or TIFF image" in text for text in built.quarantine["detail"])
     assert ran == [1]
-
-
-FORMULAS = [
-    "=cmd|'/c calc'!A0", "@SUM(1+1)", "+1-1", '=HYPERLINK("http://x","y")', "${HOME}", "`id`",
-    "{{7*7}}", "__import__('os').mkdir('x')",
-]  # fmt: skip
-
-
-def test_cells_that_look_like_formulas_are_text(tmp_path):
-    data = write_folder(tmp_path / "data", groups=2, frames=4, height=40, width=50)
-    before = set(os.listdir())
-    names = sorted(path.stem for path in (data / "images").iterdir())
-    pd.DataFrame({"case_id": names, "group": FORMULAS}).to_csv(data / "groups.csv", index=False)
-    built = build_store(folder.cases_in(data), tmp_path / "store", size=16)
-    assert built.index["group"].tolist() == FORMULAS
-    assert set(os.listdir()) == before
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__import__('os').mkdir('{marker}')",
-        '{{"train": "__import__(\'os\').mkdir(\'{marker}\')", "val": []}}',
-        '{{"py/reduce": [{{"py/function": "os.mkdir"}}, {{"py/tuple": ["{marker}"]}}]}}',
-    ],
-)
-def test_a_split_file_is_json_only(text, marker, tmp_path):
-    for name in (tg3k.IMAGES, tg3k.MASKS):
-        (tmp_path / name).mkdir()
-    (tmp_path / tg3k.SPLIT).write_text(text.format(marker=marker))
-    with pytest.raises(ValueError, match="is damaged: needed are two lists of frame numbers"):
-        tg3k.official_split(tmp_path)
 
 
 @pytest.mark.parametrize("value", ["__import__('os').mkdir({marker!r})", "f'{{1+1}}'", "open('x')"])
@@ -200,8 +152,6 @@ def test_a_parameters_cell_is_parsed_and_not_run(value, marker, tmp_path, capsys
 @pytest.mark.study
 def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
     """papermill writes the text itself into the notebook, whatever it would do as code."""
-    import nbformat
-
     text = f"\"); __import__('os').mkdir('{marker}'); (\" \\\" \\\\ ''' \"\"\" \n$HOME {{x}}"
     cells = [
         nbformat.v4.new_code_cell("a = ''", metadata={"tags": ["parameters"]}),
@@ -211,28 +161,26 @@ def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
     assert run_notebook(tmp_path / "x.ipynb", tmp_path / "out.ipynb", {"a": text}) == 0
 
 
-LOADS = {  # calls that can run what they read
+LOADS = {  # calls that can run what they read; more are found by ruff's rules S
     r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
     r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
-    r"\b(?:read_pickle|pickle\.loads?|joblib|marshal|dill|shelve)\b": "pd.read_pickle(path)",
-    r"(?<![\w.])(?:eval|exec)\(": "eval(text)",
-    r"\bos\.(?:system|popen)\b|shell=True": "os.system(command)",
+    r"\b(?:joblib|dill)\b": "joblib.load(path)",
     r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
 }
 
 
-def code_files() -> list[Path]:
-    folders = ("thyroid_lib", "notebooks", "workflow")
-    return [path for name in folders for path in (ROOT / name).rglob("*")
-            if path.suffix in (".py", ".ipynb") or path.name == "Snakefile"]  # fmt: skip
+CODE = [
+    path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
+    if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", LOADS)
 def test_no_function_that_runs_what_it_reads_is_called(pattern):
     assert re.search(pattern, LOADS[pattern])
-    found = [
-        f"{path.name}: {hit[0]}"
-        for path in code_files()
+    hits = (
+        (path.name, hit[0])
+        for path in CODE
         for hit in re.finditer(pattern, path.read_text("utf-8"))
-    ]
-    assert found == []
+    )
+    assert list(hits) == []

@@ -35,6 +35,7 @@ def test_a_device_gets_the_precision_that_it_is_fast_at(monkeypatch):
     assert [choose_precision(name, CPU) for name in PRECISIONS] == list(PRECISIONS)
 
 
+@pytest.mark.study
 def test_pinned_instructions_have_no_bf16():
     code = "import torch; from thyroid_lib.train.device import describe_machine as d; "
     code += "about = d(torch.device('cpu')); print(about['capability'], about['bf16'])"

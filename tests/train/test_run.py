@@ -130,6 +130,7 @@ def test_equal_runs_have_equal_bits_and_other_settings_make_others(train, whole,
     assert [*trained, train("a", lr=1e-4).meta["trained_epochs"]] == [0, 0, 3, 3]
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("model", ["unet", "segnet", "resunet"])
 def test_scored_again_it_gives_the_same_bytes(tiny_store, train, model):
     """Whether the weights were trained just now or found: the same layout, the same kernels."""

@@ -22,6 +22,7 @@ def run_cells(*names: str, **parameters) -> dict:
     return space
 
 
+@pytest.mark.study
 def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
     tiny_store, tmp_path, monkeypatch
 ):
@@ -37,6 +38,7 @@ def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
         run_cells("data", store="results/mine/store")
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("model", "out", "folder"),
     [
