@@ -14,7 +14,6 @@ import json
 import os
 import re
 import tempfile
-import warnings
 import zipfile
 from bisect import bisect_left
 from pathlib import Path
@@ -22,9 +21,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from thyroid_lib.data import folder as folder_source
-from thyroid_lib.data.cases import make_table
+from thyroid_lib.data.cases import COLUMNS, make_table
 from thyroid_lib.data.frames import FORMATS, Refused
+from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.files.locks import claim_path
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import short_reason
@@ -57,13 +56,11 @@ def cases(path: str | Path) -> pd.DataFrame:
     "" where the split's file is missing. Raises ValueError for frames of other sizes.
     """
     folder = locate(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the groups are known here
-        table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
+    table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
     group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
     table["group"] = [group_of.get(case_id, "") for case_id in table["case_id"]]
     _check_sizes(table)
-    table = make_table(table.to_numpy().tolist())
+    table = make_table(table[COLUMNS].to_numpy().tolist())
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
     return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
