@@ -28,6 +28,11 @@ def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
     return table.sort_values(COLUMNS[:3], ignore_index=True)
 
 
+def reference(path: str | Path, part: str | int = "") -> str:
+    """Return how a case table names a file, or one picture in it."""
+    return f"{path}\t{part}" if part != "" else str(path)
+
+
 def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read an image and its mask, uint8 and bool (H,W) at native size; raises BadCase."""
     pair = []
