@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -34,6 +35,7 @@ class Member(NamedTuple):
 
     name: str  # relative, parts joined by "/"
     size: int  # bytes
+    content: tuple  # changes with the file's bytes
     open: Callable[[], IO[bytes]]
 
 
@@ -60,11 +62,13 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
         if path.name.lower().endswith(OTHERS):
             raise Refused(f"{path.name} is no zip or tar archive: {advice}")
         with ExitStack() as stack:
-            members, digest = (_list_tar, _list_zip)[_is_zip(path)](path, stack)
+            members = (_list_tar, _list_zip)[_is_zip(path)](path, stack)
             wanted = [member for member in members if re.search(pattern, member.name)]
             if not wanted:
                 there = ", ".join(member.name for member in members[:8]) or "nothing"
                 raise Refused(f"{path.name} holds no file that is needed, but {there}: {advice}")
+            content = repr([member.content for member in wanted])
+            digest = hashlib.sha256(content.encode()).hexdigest()
             return _unpack(path, wanted, f"{_stem(path)}-{digest[:8]}", advice)
     except Refused:
         raise
@@ -109,28 +113,25 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
 
 
-def _list_zip(path: Path, stack: ExitStack) -> tuple[list[Member], str]:
-    """Return the files of a zip, and a digest of its list of contents."""
-    zipped = stack.enter_context(zipfile.ZipFile(path))
-    entries = [entry for entry in zipped.infolist() if not entry.is_dir()]
-    members, content = [], []
-    for entry in entries:
+def _list_zip(path: Path, stack: ExitStack) -> list[Member]:
+    zipped, members = stack.enter_context(zipfile.ZipFile(path)), []
+    for entry in zipped.infolist():
         linked = entry.external_attr >> 28 == 0o12  # a symbolic link's type of file
-        if (name := _safe_name(entry.filename)) and not linked:
-            members.append(Member(name, entry.file_size, lambda entry=entry: zipped.open(entry)))
-            content.append((entry.filename, entry.CRC, entry.file_size))
-    return members, hashlib.sha256(repr(content).encode()).hexdigest()
+        if not (entry.is_dir() or linked) and (name := _safe_name(entry.filename)):
+            content = entry.filename, entry.CRC, entry.file_size
+            opened = partial(zipped.open, entry)
+            members.append(Member(name, entry.file_size, content, opened))
+    return members
 
 
-def _list_tar(path: Path, stack: ExitStack) -> tuple[list[Member], str]:
-    """Return the files of a tar, which has no checksums, and the digest of all of it."""
+def _list_tar(path: Path, stack: ExitStack) -> list[Member]:
     archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115 (the stack closes it)
-    members = [
-        Member(name, entry.size, lambda entry=entry: archive.extractfile(entry))
+    digest = file_digest(path)  # a tar has no checksums
+    return [
+        Member(name, entry.size, (name, digest), partial(archive.extractfile, entry))
         for entry in archive
         if entry.isfile() and (name := _safe_name(entry.name))
     ]
-    return members, file_digest(path)
 
 
 def _safe_name(name: str) -> str:
