@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from thyroid_lib.data import archives, stacks
 from thyroid_lib.data.cases import (
     QUARANTINE,
     BadCase,
@@ -40,7 +41,7 @@ from thyroid_lib.files.parallel import count_workers, map_in_order
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # keys of a study
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
-FORMATS: tuple[str, ...] = ()
+FORMATS = ("nnunet", "ddti", "dicom_folder", "arrays")
 SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 
 
@@ -66,12 +67,11 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
     Raises:
         ValueError: what cannot be decided; says what was found and which key decides it.
     """
-    path = Path(path)
+    path = archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):
         raise ValueError(f"got {', '.join(unknown)}, need any of {', '.join(CHOICES)}")
     wanted = dict.fromkeys(CHOICES, "") | choices
     table, others, layout = _find_cases(path, dataset, wanted)
-    table, seen = read_levels(table, wanted["mask_values"])
     said = table.attrs.get("groups", "")
     if wanted["groups"] or not said:
         groups, said = assign_groups(table, path, others, wanted["groups"])
@@ -79,8 +79,8 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
     sides, split = find_sides(
         table.assign(official=table.get("official", "")), path, wanted["split"]
     )
+    table, seen = read_levels(stacks.expand(table.assign(official=sides)), wanted["mask_values"])
     seen = {"layout": layout} | seen | {"groups": said, "split": split}
-    table = table.assign(official=sides)
     table.attrs["seen"] = seen
     return Look(path, table, seen)
 
@@ -115,9 +115,12 @@ def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, di
     if "mask_rule" in cases:
         rule, said = cases["mask_rule"], "as the data set's own description says"
     elif counted:
-        rule, said = choose_rule(counted, wanted)
+        rule, said = choose_rule(counted, wanted, cases.attrs.get("levels"))
     else:
-        rule, said = "", "outlines" if any(masks) else "none can be read"
+        rule, said = (
+            "",
+            "they say by themselves what is gland" if any(masks) else "none can be read",
+        )
     highest, deep = white_level(levels)
     numbers = Counter(size for size in sizes if size).most_common()
     shown = ", ".join(f"{height} x {width} ({n})" for (height, width), n in numbers[:4])

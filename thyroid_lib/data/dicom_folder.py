@@ -1,0 +1,249 @@
+"""DICOM folder: ultrasound with masks in segmentation objects or PNG files, as a case table.
+
+    set/a.dcm   set/seg.dcm      a segmentation object names the images and frames it lies over
+    set/a.dcm   set/masks/a.png  a mask of the image's name; a_1.png, a_2.png … for its frames
+
+A group is a patient: PatientID, hashed with a salt, so that tables hold no patient's number. File
+names become the names of cases: they should hold no patient's name.
+
+Sources: DICOM PS3.3 A.51 (Segmentation), C.7.6.16.2.6 (Derivation Image).
+"""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from thyroid_lib.data.cases import COLUMNS, reference
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+class Segment(NamedTuple):
+    """A frame of a segmentation object, and the frame of an image that it lies over."""
+
+    file: Path
+    frame: int  # from 0
+    kind: str  # type and label of what is segmented
+    image: str  # SOPInstanceUID; "" where it names none, or several
+    image_frame: int | None  # from 0; None where the object names an image only
+
+
+def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
+    """Make the case table of a folder with DICOM files, a row for each frame; None without any.
+
+    `problem` is None, or the reason and a sentence for a file that cannot be used.
+
+    Segments of several kinds are levels from 1 in the masks; `attrs["levels"]` names them.
+
+    Args:
+        salt: is hashed with each PatientID; "" for the UIDs of all studies in the folder, which
+            nobody knows who has not got the files. A patient in two folders needs one salt.
+
+    Raises:
+        ImportError: pydicom is missing.
+    """
+    found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    pictures = {file.stem.lower(): file for file in found if file.suffix.lower() in PICTURES}
+    files = [file for file in found if is_dicom(file)]
+    if not files:
+        return None
+    images, segments, rows, others = {}, [], [], 0
+    for file in files:
+        try:
+            header = _read_header(file)
+        except ValueError as error:
+            problem = "unreadable image", str(error)
+            rows.append((file.stem, str(file), "", "", "dicom", problem))
+            continue
+        if header.get("SOPClassUID") == SEGMENTATION:
+            segments += _segments(file, header)
+        elif "Rows" in header:
+            images[file] = header
+        else:
+            others += 1
+    kinds = sorted({segment.kind for segment in segments})
+    masks = defaultdict(lambda: defaultdict(list))  # by image and frame, by file and level
+    single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
+    for segment in segments:
+        frame = 0 if segment.image in single else segment.image_frame
+        level = f"/{kinds.index(segment.kind) + 1}" if len(kinds) > 1 else ""
+        held = masks[segment.image, frame][segment.file, level]
+        held.append(str(segment.frame))
+    salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
+    stems = Counter(file.stem for file in images)
+    for file, header in images.items():
+        uid = str(header.get("SOPInstanceUID", ""))
+        more = f"-{hashlib.sha256(uid.encode()).hexdigest()[:8]}" * (stems[file.stem] > 1)
+        count, group = _count_frames(header), _hash_patient(header, salt)
+        drawn = _drawn_masks(file, count, pictures)
+        for frame in range(count):
+            case_id = file.stem + more + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
+            over = masks.pop((uid, frame), {})
+            refs = [reference(seg, ",".join(held) + level) for (seg, level), held in over.items()]
+            image = reference(file, frame if count > 1 else "")
+            found_masks = "\n".join(refs or drawn.get(frame, ()))
+            rows.append((case_id, image, found_masks, group, "dicom", None))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "problem"], dtype=object)
+    table = table.sort_values(["case_id", "image_path"], ignore_index=True)
+    if len(kinds) > 1:
+        table.attrs["levels"] = dict(enumerate(kinds, 1))
+    lost = sum(len(held) for over in masks.values() for held in over.values())
+    table.attrs["layout"] = (
+        f"DICOM: {len(table)} frames in {len(images)} images, {len(segments)} frames of "
+        f"segmentations{f', {lost} of them over no frame that is here' * (lost > 0)}"
+        f"{f'; {others} other objects are not read' * (others > 0)}"
+    )
+    table.attrs["groups"] = "patients (PatientID, hashed)"
+    return table
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Say whether a file is a DICOM file, by its content."""
+    path = Path(path)
+    if path.suffix.lower() in PICTURES or path.name.startswith("."):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_image(path: str | Path, part: str) -> np.ndarray:
+    """Read a frame, number `part` from 0: uint8, gray (H,W) or RGB (H,W,3)."""
+    file, wanted = (str(path), os.stat(path).st_mtime_ns), int(part or 0)
+    try:
+        if _open_image(*file)[0][0] > wanted:  # it is past that frame
+            _open_image.cache_clear()
+        number, frames = _open_image(*file)
+        for levels in frames:
+            number[0] += 1
+            if number[0] > wanted:
+                return levels
+        raise ValueError(f"it has no frame {wanted + 1}")
+    except ValueError as error:
+        _open_image.cache_clear()
+        raise ValueError(f"{Path(path).name!r}: {error}") from error
+
+
+def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read and join frames of a segmentation object: part "0,3" as bool (H,W).
+
+    Part "0,3/2" gives levels instead, uint8 (H,W): 2, the number of the kind, and 0.
+    """
+    frames, _, level = part.partition("/")
+    try:
+        header = _open_segmentation(str(path), os.stat(path).st_mtime_ns)
+        mask = np.any([_read_segment(header, int(frame)) for frame in frames.split(",")], axis=0)
+    except ValueError as error:
+        raise ValueError(f"{Path(path).name!r}: {error}") from error
+    return mask * np.uint8(level) if level else mask
+
+
+def _read_header(file: Path, *, pixels: bool = False):
+    """Read a DICOM file's elements, of which an error's sentence quotes nothing."""
+    try:
+        import pydicom
+
+        from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
+    except ImportError as error:
+        raise ImportError("DICOM files need the package pydicom: pip install pydicom") from error
+    if os.path.getsize(file) > dicom.MAX_BYTES:
+        raise ValueError(f"{file.name!r} has more than {dicom.MAX_BYTES >> 20} MiB")
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=not pixels)
+        header.decode()  # texts, so that errors come now
+        if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
+            raise ValueError
+        return header
+    except Exception as error:  # of a dozen kinds
+        said = f"{file.name!r} is a broken DICOM file ({type(error).__name__}), copy it again"
+        raise ValueError(said) from None
+
+
+def _segments(file: Path, header) -> Iterator[Segment]:
+    """List the frames of a segmentation object."""
+    kind_of = {}
+    for item in header.get("SegmentSequence") or ():
+        [code] = item.get("SegmentedPropertyTypeCodeSequence") or [{}]
+        words = str(code.get("CodeMeaning", "")), str(item.get("SegmentLabel", ""))
+        kind_of[item.get("SegmentNumber")] = ": ".join(dict.fromkeys(filter(None, words)))
+    [shared] = header.get("SharedFunctionalGroupsSequence") or [{}]
+    for number, own in enumerate(header.get("PerFrameFunctionalGroupsSequence") or ()):
+        names = "SegmentIdentificationSequence", "DerivationImageSequence"
+        identity, derived = (own.get(name) or shared.get(name) or [] for name in names)
+        kind = kind_of.get(identity[0].get("ReferencedSegmentNumber"), "") if identity else ""
+        sources = [source for each in derived for source in each.get("SourceImageSequence") or ()]
+        image, frame = "", None
+        if len(sources) == 1:  # of several, nobody can tell which one it lies over
+            image = str(sources[0].get("ReferencedSOPInstanceUID"))
+            frame = sources[0].get("ReferencedFrameNumber")
+        yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
+
+
+def _drawn_masks(file: Path, count: int, pictures: dict[str, Path]) -> dict[int, list[str]]:
+    """Return the picture that is named as a file, or as each of its frames, by frame."""
+    stem = file.stem.lower()
+    if count == 1:
+        return {0: [str(pictures[stem])]} if stem in pictures else {}
+    numbers = {}
+    for name, picture in pictures.items():
+        head, _, tail = name.rpartition("_")
+        if head == stem and tail.isdecimal():
+            numbers[int(tail)] = [str(picture)]
+    first = min(numbers, default=0)
+    whole = first in (0, 1) and numbers.keys() == set(range(first, first + count))
+    return {number - first: found for number, found in numbers.items()} if whole else {}
+
+
+def _count_frames(header) -> int:
+    count = header.get("NumberOfFrames")
+    return int(count) if isinstance(count, int) and count > 0 else 1
+
+
+def _hash_patient(header, salt: str) -> str:
+    """Return the group of a patient, "" where PatientID is empty."""
+    number = str(header.get("PatientID") or "").strip()
+    digest = hashlib.sha256(f"{salt}\n{number}".encode()).hexdigest()
+    return f"patient-{digest[:10]}" if number else ""
+
+
+@lru_cache(maxsize=2)
+def _open_image(path: str, _changed: int) -> tuple[list[int], Iterator[np.ndarray]]:
+    """Return the number of the next frame, to be counted on, and the frames."""
+    from thyroid_lib.data import dicom
+
+    return [0], dicom.read_frames(dicom.read_file(path))
+
+
+@lru_cache(maxsize=2)
+def _open_segmentation(path: str, _changed: int):
+    header = _read_header(Path(path), pixels=True)
+    size = int(header.Rows) * int(header.Columns) * _count_frames(header)
+    bits, data = header.get("BitsAllocated"), header.get("PixelData")
+    fractional = header.get("SegmentationType") == "FRACTIONAL"
+    if header.file_meta.TransferSyntaxUID.is_encapsulated or bits != (8 if fractional else 1):
+        raise ValueError("its pixels are compressed: save it in Explicit VR Little Endian")
+    if not isinstance(data, bytes) or len(data) < -(-size * bits // 8):
+        raise ValueError("the segmentation is cut off, copy it again")
+    return header
+
+
+def _read_segment(header, frame: int) -> np.ndarray:
+    """Unpack a frame of a segmentation, bool (H,W); a fraction is gland from a half on."""
+    shape = int(header.Rows), int(header.Columns)
+    size, data = shape[0] * shape[1], np.frombuffer(header.PixelData, np.uint8)
+    start = frame * size
+    if header.BitsAllocated == 8:
+        half = header.get("MaximumFractionalValue", 255) / 2
+        return data[start : start + size].reshape(shape) >= half
+    bits = np.unpackbits(data[start // 8 : (start + size + 7) // 8], bitorder="little")
+    return bits[start % 8 : start % 8 + size].reshape(shape).astype(bool)
