@@ -15,14 +15,15 @@ import pytest
 from conftest import write_folder
 from PIL import Image
 
-from thyroid_lib.data import folder, frames, store
+from thyroid_lib.data import frames, store
 from thyroid_lib.data.cases import make_table
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store, default_store, load_cases, open_store
 
 
 @pytest.fixture
 def cases(small_folder):
-    return folder.cases_in(small_folder)
+    return look(small_folder).cases
 
 
 def files_of(path):
@@ -72,7 +73,7 @@ def test_text_is_taken_out_and_counted_unless_it_is_to_stay(small_folder, tmp_pa
         mask = np.array(Image.open(path))
         mask[0, 2:6] = 255
         Image.fromarray(mask).save(path)
-    cases = folder.cases_in(small_folder)
+    cases = look(small_folder).cases
     assert build_store(cases, tmp_path / "s", size=40, mend=[]).reference(0)[0].sum() == 4
     built = build_store(cases, tmp_path / "s", size=40)
     assert built.index["text_components"].tolist() == [1, 1, 1, 0, 0, 0]
@@ -85,7 +86,7 @@ def test_text_is_taken_out_and_counted_unless_it_is_to_stay(small_folder, tmp_pa
 
 
 def test_identifiers_stay_text(small_folder, tmp_path):
-    cases = folder.cases_in(small_folder)
+    cases = look(small_folder).cases
     cases["case_id"] = ["0007", "0008", "NA", "None", "1e5", "true"]
     cases["group"] = ["01", "01", "nan", "null", "2.0", 'x,"y']
     built = build_store(cases, tmp_path / "s", size=16)
@@ -100,7 +101,7 @@ def test_identifiers_stay_text(small_folder, tmp_path):
 def test_threads_order_and_place_leave_no_trace(cases, small_folder, tmp_path):
     build_store(cases, tmp_path / "one", size=24, workers=1)
     moved = shutil.copytree(small_folder, tmp_path / "elsewhere" / "data")
-    table = folder.cases_in(moved).iloc[::-1]
+    table = look(moved).cases.iloc[::-1]
     build_store(table, tmp_path / "elsewhere" / "store", size=24, workers=5)
     one, other = files_of(tmp_path / "one"), files_of(tmp_path / "elsewhere" / "store")
     assert one == other
@@ -123,7 +124,7 @@ CHANGES = {
     "size": lambda cases, settings: settings.update(size=20),
     "resize": lambda cases, settings: settings.update(resize="letterbox"),
     "mend": lambda cases, settings: settings.update(mend=[]),
-    "official": lambda cases, settings: cases.insert(5, "official", "train"),
+    "official": lambda cases, settings: cases.__setitem__("official", "train"),
     "group": lambda cases, settings: cases.__setitem__("group", "z"),
     "name": lambda cases, settings: cases.__setitem__("case_id", [*"uvwxy", "b02"]),
     "image": change_image,
@@ -210,10 +211,10 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, mo
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems get threads")
 def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
     write_folder(tmp_path / "data", groups=4, frames=50, height=60, width=80)
-    undisturbed = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "whole", size=32)
+    undisturbed = build_store(look(tmp_path / "data").cases, tmp_path / "whole", size=32)
     code = (
-        "import sys; from thyroid_lib.data import folder, store\n"
-        "cases = folder.cases_in(sys.argv[1])\n"
+        "import sys; from thyroid_lib.data import store; from thyroid_lib.data.look import look\n"
+        "cases = look(sys.argv[1]).cases\n"
         "for _ in range(1000): store.build_store(cases, sys.argv[2], size=512, workers=2)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "s")]
@@ -224,7 +225,7 @@ def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
                 time.sleep(0.01)
             time.sleep(wait)
             builder.kill()
-    built = build_store(folder.cases_in(tmp_path / "data"), tmp_path / "s", size=32)
+    built = build_store(look(tmp_path / "data").cases, tmp_path / "s", size=32)
     assert files_of(built.folder) == files_of(undisturbed.folder)
 
 
@@ -239,8 +240,7 @@ def test_unusable_cases_leave_no_gap(tmp_path, workers):
         Image.fromarray(np.roll(mask, i % 4, 0)).save(tmp_path / f"masks/{i:02d}.png")
         if i in gone:
             (tmp_path / f"masks/{i:02d}.png").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=r"no groups\.csv"):
-        cases = load_cases("folder", tmp_path)
+    cases = load_cases("folder", tmp_path)
     kept = sorted(set(range(70)) - gone)
     built = build_store(cases, tmp_path / "s", size=8, mend=[], workers=workers)
     assert built.index.case_id.tolist() == [f"{i:02d}" for i in kept]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from thyroid_lib.data.folder import cases_in
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
 from thyroid_lib.plots import common as plots
 
@@ -83,7 +83,7 @@ def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
 
 
 def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp_path):
-    cases = cases_in(small_folder)
+    cases = look(small_folder).cases
     store = build_store(cases, tmp_path / "store", size=32)
     ref = store.reference(0)
     pred = np.roll(ref, 3, axis=1)
@@ -100,7 +100,7 @@ def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp
 
 def test_every_figure_is_opaque_and_its_writing_stands_out(small_folder, tmp_path):
     """So that it looks alike on a white page and on a dark one."""
-    cases = cases_in(small_folder)
+    cases = look(small_folder).cases
     store = build_store(cases, tmp_path / "store", size=32)
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
     drawn = [plots.sweep(cases, store, "a"), plots.contact_sheet(cases, store)]

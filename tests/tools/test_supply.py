@@ -19,7 +19,8 @@ import yaml
 from conftest import write_folder
 from PIL import Image
 
-from thyroid_lib.data import folder, tg3k
+from thyroid_lib.data import tg3k
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store, open_store
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.models import checkpoint
@@ -94,7 +95,7 @@ def test_a_jit_archive_as_model_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["images", "masks", "reference"])
 def test_an_array_of_objects_in_a_store_is_refused(name, marker, tmp_path):
     data = write_folder(tmp_path / "data", groups=2, frames=3, height=40, width=50)
-    build_store(folder.cases_in(data), tmp_path / "store", size=16)
+    build_store(look(data).cases, tmp_path / "store", size=16)
     path = tmp_path / "store" / f"{name}.npy"
     np.save(path, np.array([Payload(marker)], dtype=object), allow_pickle=True)
     try_out(marker, lambda: np.load(path, allow_pickle=True))
@@ -147,7 +148,7 @@ def test_postscript_is_no_image(marker, small_folder, monkeypatch):
     with Image.open(path) as image:  # as anybody opens it
         image.load()
     assert ran == [1]
-    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
+    built = build_store(look(small_folder).cases, small_folder / "store", size=16)
     assert built.quarantine["reason"].tolist() == ["unreadable image"] * 2
     assert all("is no PNG, JPEG, BMP or TIFF image" in why for why in built.quarantine["detail"])
     assert ran == [1]
@@ -164,7 +165,7 @@ def test_cells_that_look_like_formulas_are_text(tmp_path):
     before = set(os.listdir())
     names = sorted(path.stem for path in (data / "images").iterdir())
     pd.DataFrame({"case_id": names, "group": FORMULAS}).to_csv(data / "groups.csv", index=False)
-    built = build_store(folder.cases_in(data), tmp_path / "store", size=16)
+    built = build_store(look(data).cases, tmp_path / "store", size=16)
     assert built.index["group"].tolist() == FORMULAS
     assert set(os.listdir()) == before
 

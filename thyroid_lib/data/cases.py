@@ -1,7 +1,11 @@
 """Case table: one row per image with the path of its mask, whatever the source.
 
-A source (phantom, tg3k, folder) makes the table without opening an image; the store reads each pair
-once. A case that cannot be used has one of a few reasons, so that they can be counted.
+A source (phantom, tg3k, folder) makes the table; the store reads each pair. A case that cannot be
+used has one of a few reasons, so that they can be counted.
+
+A row may have more than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what
+in a mask is gland, see `mask_values`), `image_highest` (white, in images of more than 8 bits) and
+`problem` (reason and detail, where the source knows that the case cannot be used).
 """
 
 import unicodedata
@@ -10,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.data.frames import read_gray
+from thyroid_lib.data import mask_values, readers
 
+# Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
+pd.set_option("mode.string_storage", "python")
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
 QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
 _NO_GROUP = "its sweep or patient is not known, name it in groups.csv"
@@ -29,33 +35,64 @@ def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
 
 
 def reference(path: str | Path, part: str | int = "") -> str:
-    """Return how a case table names a file, or one picture in it."""
-    return f"{path}\t{part}" if part != "" else str(path)
+    """Name one picture as `image_path` and `mask_path` hold it.
+
+    Args:
+        part: which picture of a file of several: a page or frame from 0, or what a reader of
+            `readers.READERS` calls it.
+    """
+    return f"{path}\t{part}" if str(part) else str(path)
 
 
-def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its mask, uint8 and bool (H,W) at native size; raises BadCase."""
-    pair = []
-    for kind, path in (("image", image_path), ("mask", mask_path)):
-        try:
-            pair.append(read_gray(path))
-        except ValueError as error:
-            raise BadCase(f"unreadable {kind}", str(error)) from error
-    image, levels = pair
-    if image.shape != levels.shape:
-        sizes = " and ".join(f"{height} x {width}" for height, width in (image.shape, levels.shape))
-        detail = f"image and mask are {sizes} (height x width): they must be of one size"
-        raise BadCase("size mismatch", detail)
-    mask = levels > 127
+def split_references(text: str) -> list[tuple[str, str]]:
+    """Return the (path, part) of each reference; several masks of one image stand on a line each.
+
+    A file's own name holds neither tab nor line break: such names are refused as unusable.
+    """
+    return [tuple(f"{line}\t".split("\t")[:2]) for line in str(text).split("\n")]
+
+
+def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
+    """Read a case's image and mask, uint8 and bool (H,W) at native size; raises BadCase.
+
+    Args:
+        case: a row of the case table. Its masks are joined; `mask_rule` and `image_highest` may be
+            missing.
+    """
+    rule, highest = getattr(case, "mask_rule", ""), getattr(case, "image_highest", 0)
+    image = _try("image", readers.read_image, *split_references(case.image_path)[0], highest)
+    mask = np.zeros(image.shape, bool)
+    for path, part in split_references(case.mask_path):
+        found = _try("mask", read_mask, path, part, rule, image.shape)
+        if image.shape != found.shape:
+            sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
+            detail = f"image and mask are {' and '.join(sizes)} (height x width)"
+            raise BadCase("size mismatch", f"{detail}: they must be of one size")
+        mask |= found
+    means = f"the gland's levels ({rule})" if rule else "a level above 127"
     if not mask.any():
-        detail = f"no pixel is above 127, the brightest is {levels.max()}"
-        raise BadCase("empty mask", f"{detail}: save masks with 0 and 255")
+        raise BadCase("empty mask", f"no pixel has {means}: is there no gland, or a wrong level?")
     if mask.all():
-        raise BadCase("full mask", "every pixel is above 127: is this the mask?")
+        raise BadCase("full mask", f"every pixel has {means}: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
-        detail = "the frame's whole border is above 127: save masks with 255 on the thyroid"
-        raise BadCase("inverted mask", f"{detail}, 0 around")
+        detail = f"the frame's whole border has {means}: save masks with the gland's level inside"
+        raise BadCase("inverted mask", f'{detail}, or set mask_values: "0"')
     return image, mask
+
+
+def _try(kind: str, read, *arguments):
+    try:
+        return read(*arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise BadCase(f"unreadable {kind}", str(error)) from error
+
+
+def read_mask(path: str, part: str, rule: str, shape: tuple[int, int]) -> np.ndarray:
+    """Read one mask by its source's rule, bool (H,W); a reader may need the image's shape."""
+    if not (reader := readers.reader_of(path)):
+        return mask_values.read_mask(path, part, rule)
+    levels = reader.read_mask(path, part, shape)
+    return levels if levels.dtype == bool else mask_values.apply_rule(levels, rule)
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
@@ -66,8 +103,10 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
     keys = cases["case_id"].map(name_key)
     problems = []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
+        known = getattr(case, "problem", None) or ("", "")
         odd = not is_one_line(case.case_id)
         checks = (
+            (known[0], *known),
             (count > 1, "duplicate name", f"{count} files have this name, keep one"),
             (odd, "unusable name", "it holds a line break or what is no text, rename it"),
             (not case.image_path, "missing image", "add the image under the mask's name"),
@@ -82,7 +121,8 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
 def problem_row(case, reason: str, detail: str) -> list[str]:
     """Return one row of a quarantine, in the order of `QUARANTINE`; plain text always."""
     about_mask = ("mask" in reason and case.mask_path) or not case.image_path
-    names = case.case_id, Path(case.mask_path if about_mask else case.image_path).name
+    path = case.mask_path if about_mask else case.image_path
+    names = case.case_id, Path(path.split("\t")[0]).name
     return [*(n if is_one_line(n) else repr(n)[1:-1] for n in names), reason, detail]
 
 

@@ -6,7 +6,8 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,8 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of which run programs
+# Pillow knows more, some of which run programs
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 RESIZES = ("square", "letterbox")
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
@@ -27,16 +29,25 @@ class Refused(ValueError):
     """An intact file that is not what is needed."""
 
 
-def read_gray(path: str | Path) -> np.ndarray:
+def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.ndarray:
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
     black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen.
 
+    Args:
+        page: number of the picture in a file of several, from 0; "" where there is one.
+        highest: white, in files of more than 8 bits; 0 for the highest level of the file's type.
+
     Raises:
         ValueError: not an image file, damaged, more than one picture, over 64 megapixels, or of
             gray levels that 8 bits cannot hold. One sentence with the file's name.
     """
+    return decode_file(path, partial(_gray_levels, highest=highest), page)
+
+
+def decode_file(path: str | Path, decode: Callable, page: str = ""):
+    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF)."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -44,7 +55,7 @@ def read_gray(path: str | Path) -> np.ndarray:
         with open(path, "rb") as file:
             if path.stat().st_size == 0:
                 raise ValueError("is empty (0 bytes), copy it again from its source")
-            return _decode(file)
+            return _decode(file, decode, page)
     except ValueError as error:  # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {error}") from error
     except OSError as error:
@@ -77,6 +88,11 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     if levels.dtype == np.uint16:
         return np.rint(np.minimum(levels, highest) / (highest / 255)).astype(np.uint8)
     return np.array(Image.fromarray(levels).convert("L"))
+
+
+def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
+    """Scale gray levels (H,W) of any type, black at 0 and white at `highest`, to uint8."""
+    return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -186,20 +202,25 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
     return (size - rows) // 2, (size - columns) // 2, rows, columns
 
 
-def _decode(file: BinaryIO) -> np.ndarray:
-    """Decode an opened image file to uint8 (H,W); errors read on from the file's name."""
+def _decode(file: BinaryIO, decode: Callable, page: str):
+    """Decode an opened image file; errors read on from the file's name."""
     try:
         image = Image.open(file, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1:
+        # the further pictures of a phone's JPEG ("MPO") are previews
+        if not page and getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(284) == 2 and (planes := tags.get(277, 1)) > 1:
+            advice = "save each picture alone, or colours pixel by pixel"
+            raise Refused(f"holds {planes} planes, which may be a stack of pictures: {advice}")
         if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
             image.verify()
             file.seek(0)
             image = Image.open(file, formats=FORMATS)
-        tags = getattr(image, "tag_v2", {})
-        return _gray_levels(ImageOps.exif_transpose(image), tags)
+        image.seek(int(page or 0))
+        return decode(ImageOps.exif_transpose(image), tags)
     except Refused:
         raise
     except Image.DecompressionBombError as error:
@@ -212,7 +233,10 @@ def _decode(file: BinaryIO) -> np.ndarray:
         raise ValueError(f"is damaged ({what}), copy or export it again") from error
 
 
-def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
+def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
+    if highest and image.mode.startswith(("I", "F")):
+        levels = np.asarray(image)
+        return scale_levels(highest - levels if tags.get(262) == 0 else levels, highest)
     if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:

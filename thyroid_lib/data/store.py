@@ -27,16 +27,17 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data import cases as case_table
-from thyroid_lib.data import folder as folder_source
 from thyroid_lib.data import frames, phantom, tg3k
 from thyroid_lib.data.locate import find_data
+from thyroid_lib.data.look import CHOICES, look
+from thyroid_lib.data.shrink import lost_masks, lost_sentence
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers, map_in_order
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note, write_error, write_file, write_table
 
-SOURCES = {"phantom": phantom.cases, "tg3k": tg3k.cases, "folder": folder_source.cases_in}
+SOURCES = ("phantom", "tg3k", "folder")
 FILES = ("images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv")
 INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     **dict.fromkeys(("case_id", "dataset", "group"), str),
@@ -46,6 +47,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
     "offset": int,  # into reference.npy, bytes
 }
+# How a row's files are read: column of the case table: default. In index.csv where it is not that.
+READING = {"mask_rule": "", "image_highest": 0}
 # Raise by one with every change that moves a byte of a store: such stores are built again.
 # tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
@@ -89,20 +92,30 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
-    """Make the case table of a source, a key of `SOURCES`.
+def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **choices):
+    """Make the case table of a source: "phantom", "tg3k" or "folder".
 
     Args:
         data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
         folder: where "phantom" is written.
-        drawn: sweeps, frames, seed and text of "phantom".
+        choices: sweeps, frames, seed and text of "phantom"; `look.CHOICES` of "folder".
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
     name, path = ("folder", folder) if source == "phantom" else ("data", data)
     if not str(path):
         raise ValueError(f"source {source} needs {name}: give a path")
-    return phantom.cases(folder, **drawn) if name == "folder" else SOURCES[source](find_data(data))
+    if source == "tg3k":
+        return tg3k.cases(find_data(data))
+    kept = {
+        name: value for name, value in choices.items() if (name in CHOICES) == (source == "folder")
+    }
+    if source == "phantom":
+        return phantom.cases(folder, **kept)
+    seen = look(find_data(data), **kept)
+    for what, said in seen.seen.items():
+        print(f"{what}: {said}")
+    return seen.cases
 
 
 def build_store(
@@ -132,6 +145,7 @@ def build_store(
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     cases = cases.assign(problem=case_table.find_problems(cases))
+    cases = cases.assign(**{name: cases.get(name, value) for name, value in READING.items()})
     cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +153,11 @@ def build_store(
             fingerprint = _fingerprint(cases, settings)
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers)
-            return open_store(folder, verify=False)
+        store = open_store(folder, verify=False)
+        if len(lost := lost_masks(store)):
+            needed = [*lost["size_needed"], *[0] * (len(store) - len(lost))]
+            print_note(lost_sentence(needed, size))
+        return store
     except BaseException as error:
         for partly in folder.glob(f"*.{os.getpid()}.partial"):
             partly.unlink(missing_ok=True)
@@ -227,12 +245,21 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     names = cases[["case_id", "group", "dataset", "official"]].itertuples(index=False, name=None)
+    pairs = [
+        [case_table.split_references(text) for text in pair]
+        for pair in zip(cases["image_path"], cases["mask_path"], strict=True)
+    ]
+    rules = cases[list(READING)].itertuples(index=False, name=None)
+    files = dict.fromkeys(path for pair in pairs for picture in pair for path, _ in picture)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
-        digests = [pool.map(_digest, cases[name]) for name in ("image_path", "mask_path")]
-        paths = cases["image_path"], cases["mask_path"]
-        for name, *pair, image, mask in zip(names, *paths, *digests, strict=True):
-            line = [*name, *(Path(path).name for path in pair), image, mask]
-            total.update(json.dumps(line).encode() + b"\n")
+        digests = dict(zip(files, pool.map(_digest, files), strict=True))
+    for name, pair, rule in zip(names, pairs, rules, strict=True):
+        shown = [
+            "\n".join(case_table.reference(Path(p).name, part) for p, part in each) for each in pair
+        ]
+        held = ["\n".join(digests[path] for path, _ in each) for each in pair]
+        line = [*name, *shown, *held, *(rule if rule != tuple(READING.values()) else ())]
+        total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
 
@@ -258,7 +285,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     if case.problem:
         return case.problem, None
     try:
-        image, mask = case_table.read_pair(case.image_path, case.mask_path)
+        image, mask = case_table.read_pair(case)
         mask, changed = frames.mend_mask(mask, settings["mend"])
         if not mask.any():
             gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())

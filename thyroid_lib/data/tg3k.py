@@ -11,7 +11,6 @@ Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
 
 import json
 import os
-import warnings
 from bisect import bisect_left
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import pandas as pd
 from PIL import Image
 
 from thyroid_lib.data import archives
-from thyroid_lib.data import folder as folder_source
-from thyroid_lib.data.cases import make_table
+from thyroid_lib.data.cases import COLUMNS, make_table
 from thyroid_lib.data.frames import FORMATS
+from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.files.writing import short_reason
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
@@ -52,13 +51,11 @@ def cases(path: str | Path) -> pd.DataFrame:
     "" where the split's file is missing. Raises ValueError for frames of other sizes.
     """
     folder = locate(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the groups are known here
-        table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
+    table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
     group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
     table["group"] = [group_of.get(case_id, "") for case_id in table["case_id"]]
     _check_sizes(table)
-    table = make_table(table.to_numpy().tolist())
+    table = make_table(table[COLUMNS].to_numpy().tolist())
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
     return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
