@@ -11,6 +11,7 @@ from dicoms import drawn, make_us, to_bytes
 from PIL import Image
 from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from thyroid_lib.data import dicom_folder
 
@@ -186,6 +187,15 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     assert names.str.fullmatch("IM-[0-9a-f]{8}").all()
 
 
+def test_a_compressed_segmentation_is_refused(tmp_path):
+    seg = make_seg(MASKS[:1], [("1.2.1", 0)])
+    seg.file_meta.TransferSyntaxUID = uids.RLELossless
+    seg.PixelData = encapsulate([seg.PixelData])
+    file = write(tmp_path, seg_dcm=seg) / "seg.dcm"
+    with pytest.raises(ValueError, match=r"'seg\.dcm': its pixels are compressed: save it in"):
+        dicom_folder.read_mask(file, "0")
+
+
 def test_damaged_files(tmp_path):
     good = to_bytes(make_us(ONE, uid="1.2.1"))
     seg = to_bytes(make_seg(MASKS, [("1.2.1", 0)] * 4))
@@ -193,7 +203,7 @@ def test_damaged_files(tmp_path):
     table = dicom_folder.cases(tmp_path).set_index("case_id")
     reason, detail = table.loc["b", "problem"]
     assert reason == "unreadable image"
-    assert "'b.dcm' is a broken DICOM file" in detail
+    assert "'b.dcm': it is a broken DICOM file" in detail
     path, part = table.loc["a", "mask_path"].split("\t")
     with pytest.raises(ValueError, match=r"'seg\.dcm'.*copy it again"):
         dicom_folder.read_mask(path, part)

@@ -67,7 +67,7 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
     """Read a picture as stored: gray (H,W) of any type, or RGB (H,W,3)."""
     key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
     with _opened(path) as file:
-        array = file[key]
+        array = file[key] if key or "" in file or len(file) > 1 else file[next(iter(file))]
         count = _count_pictures(array.shape)
         if count and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")

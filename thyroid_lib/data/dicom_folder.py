@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data.cases import COLUMNS, reference
+from thyroid_lib.data.frames import Refused
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -59,16 +60,17 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
     for file in files:
         try:
             header = _read_header(file)
-        except ValueError as error:
-            problem = "unreadable image", str(error)
+            if header.get("SOPClassUID") == SEGMENTATION:
+                segments += list(_segments(file, header))
+            elif "Rows" in header:
+                images[file] = header
+            else:
+                others += 1
+        except ImportError as error:
+            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
+        except Exception as error:  # pydicom raises a dozen kinds
+            problem = "unreadable image", _say_broken(file, error)
             rows.append((file.stem, str(file), "", "", "dicom", problem))
-            continue
-        if header.get("SOPClassUID") == SEGMENTATION:
-            segments += _segments(file, header)
-        elif "Rows" in header:
-            images[file] = header
-        else:
-            others += 1
     kinds = sorted({segment.kind for segment in segments})
     masks = defaultdict(lambda: defaultdict(list))  # by image and frame, by file and level
     single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
@@ -143,30 +145,30 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
     try:
         header = _open_segmentation(str(path), os.stat(path).st_mtime_ns)
         mask = np.any([_read_segment(header, int(frame)) for frame in frames.split(",")], axis=0)
-    except ValueError as error:
-        raise ValueError(f"{Path(path).name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(_say_broken(path, error)) from None
     return mask * np.uint8(level) if level else mask
 
 
-def _read_header(file: Path, *, pixels: bool = False):
-    """Read a DICOM file's elements, of which an error's sentence quotes nothing."""
-    try:
-        import pydicom
+def _read_header(file: str | Path, *, pixels: bool = False):
+    """Read a DICOM file's elements."""
+    import pydicom
 
-        from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
-    except ImportError as error:
-        raise ImportError("DICOM files need the package pydicom: pip install pydicom") from error
+    from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
+
     if os.path.getsize(file) > dicom.MAX_BYTES:
-        raise ValueError(f"{file.name!r} has more than {dicom.MAX_BYTES >> 20} MiB")
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=not pixels)
-        header.decode()  # texts, so that errors come now
-        if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
-            raise ValueError
-        return header
-    except Exception as error:  # of a dozen kinds
-        said = f"{file.name!r} is a broken DICOM file ({type(error).__name__}), copy it again"
-        raise ValueError(said) from None
+        raise Refused(f"it has more than {dicom.MAX_BYTES >> 20} MiB")
+    header = pydicom.dcmread(file, stop_before_pixels=not pixels)
+    header.decode()  # texts, so that errors come now
+    if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
+        raise ValueError
+    return header
+
+
+def _say_broken(file: str | Path, error: Exception) -> str:
+    """Name a file and its problem; pydicom's own words may quote a patient's name."""
+    broken = f"it is a broken DICOM file ({type(error).__name__}), copy it again"
+    return f"{Path(file).name!r}: {error if isinstance(error, Refused) else broken}"
 
 
 def _segments(file: Path, header) -> Iterator[Segment]:
@@ -231,9 +233,9 @@ def _open_segmentation(path: str, _changed: int):
     bits, data = header.get("BitsAllocated"), header.get("PixelData")
     fractional = header.get("SegmentationType") == "FRACTIONAL"
     if header.file_meta.TransferSyntaxUID.is_encapsulated or bits != (8 if fractional else 1):
-        raise ValueError("its pixels are compressed: save it in Explicit VR Little Endian")
+        raise Refused("its pixels are compressed: save it in Explicit VR Little Endian")
     if not isinstance(data, bytes) or len(data) < -(-size * bits // 8):
-        raise ValueError("the segmentation is cut off, copy it again")
+        raise EOFError
     return header
 
 

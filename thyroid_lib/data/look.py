@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from thyroid_lib.data import archives, stacks
 from thyroid_lib.data.cases import (
     QUARANTINE,
     BadCase,
@@ -40,7 +41,7 @@ from thyroid_lib.files.parallel import count_workers, map_in_order
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # keys of a study
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
-FORMATS: tuple[str, ...] = ()
+FORMATS = "ddti", "nnunet", "case_csv", "arrays", "dicom_folder"
 SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 
 
@@ -66,18 +67,19 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
     Raises:
         ValueError: what cannot be decided; says what was found and which key decides it.
     """
-    path = Path(path)
+    path = archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):
         raise ValueError(f"got {', '.join(unknown)}, need any of {', '.join(CHOICES)}")
     wanted = dict.fromkeys(CHOICES, "") | choices
     table, others, layout = _find_cases(path, dataset, wanted)
-    table, seen = read_levels(table, wanted["mask_values"])
-    said = table.attrs.get("groups", "")
+    root, said = path if path.is_dir() else path.parent, table.attrs.get("groups", "")
     if wanted["groups"] or not said:
-        groups, said = assign_groups(table, path, others, wanted["groups"])
+        groups, said = assign_groups(table, root, others, wanted["groups"])
         table = table.assign(group=groups)
+    table = stacks.expand(table)  # the frames of a file are in its group
+    table, seen = read_levels(table, wanted["mask_values"])
     sides, split = find_sides(
-        table.assign(official=table.get("official", "")), path, wanted["split"]
+        table.assign(official=table.get("official", "")), root, wanted["split"]
     )
     seen = {"layout": layout} | seen | {"groups": said, "split": split}
     table = table.assign(official=sides)
@@ -90,14 +92,25 @@ def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, l
     pairs = {name: wanted[name] for name in ("images", "masks", "pairing")}
     if not any(pairs.values()):
         for name in FORMATS:
-            table = import_module(f"thyroid_lib.data.{name}").cases(path)
+            table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
             if table is not None:
-                others = list_files(path)[1] if path.is_dir() else []
+                beside = [file for file in path.parent.glob("[gG]*") if path.is_file()]
+                others = list_files(path)[1] if path.is_dir() else beside
                 return table, others, table.attrs["layout"]
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images and masks")
     table, others, said = find_pairs(path, dataset=dataset, **pairs)
     return table, others, "; ".join(said)
+
+
+def _only_folder(path: Path) -> Path:
+    """Return the folder below which everything lies."""
+    while path.is_dir():
+        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
+        if len(held) != 1 or not held[0].is_dir():
+            break
+        path = held[0]
+    return path
 
 
 def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, dict[str, str]]:
@@ -115,7 +128,12 @@ def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, di
     if "mask_rule" in cases:
         rule, said = cases["mask_rule"], "as the data set's own description says"
     elif counted:
-        rule, said = choose_rule(counted, wanted)
+        try:
+            rule, said = choose_rule(counted, wanted)
+        except ValueError as error:
+            named = [f"{level} {name}" for level, name in cases.attrs.get("levels", {}).items()]
+            more = f" (they are called {', '.join(named)})" if named else ""
+            raise ValueError(f"{error}{more}") from None
     else:
         rule, said = "", "outlines" if any(masks) else "none can be read"
     highest, deep = white_level(levels)
