@@ -192,13 +192,13 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
     ),
     "nnU-Net of three labels": (
         nnunet({"background": 0, "gland": 1, "nodule": 2}, CLASSES),
-        r"which of them are gland.*\(they are called 0 background, 1 gland, 2 nodule\)",
+        r"0 background \(.*, 1 gland \(.*, 2 nodule \(.*which of them are gland",
         {"mask_values": "1, 2"},
     ),
     "nnU-Net of volumes": (nnunet({"gland": 1}, MASKS, ".nii.gz"), "volumes: save their", {}),
     "DICOM of two kinds": (
         dicom(("Thyroid gland", "Nodule")),
-        r"which of them are gland.*\(they are called 1 Tissue: Nodule, 2 Tissue: Thyroid gland\)",
+        r"1 Tissue: Nodule \(.*2 Tissue: Thyroid gland \(.*which of them are gland",
         {"mask_values": "2"},
     ),
     "a page for each class": (one_hot, "holds 1 pictures, the mask's 2: save one mask", {}),

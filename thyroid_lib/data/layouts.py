@@ -22,7 +22,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import COLUMNS, name_key
 from thyroid_lib.data.name_tables import TABLES
-from thyroid_lib.data.readers import PAIRED, PICTURES
+from thyroid_lib.data.readers import PICTURES
 
 IMAGE = "image images imgs img original originals frame frames picture pictures scan scans raw"
 MASK = (
@@ -82,7 +82,7 @@ def list_files(root: Path) -> tuple[list[Path], list[Path]]:
         tables = [name for name in below if name.lower().endswith(TABLES)]  # refused when read
         for name in sorted(filter(_is_named, [*names, *tables])):
             ending = os.path.splitext(name)[1].lower()
-            (images if ending in PAIRED else others).append(Path(folder, name))
+            (images if ending in (*PICTURES, ".npy") else others).append(Path(folder, name))
     return images, others
 
 

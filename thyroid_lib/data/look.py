@@ -41,7 +41,7 @@ from thyroid_lib.files.parallel import count_workers, map_in_order
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # keys of a study
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
-FORMATS = "ddti", "nnunet", "case_csv", "arrays", "dicom_folder"
+FORMATS = ("nnunet", "ddti", "case_csv", "arrays", "dicom_folder")
 SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 
 
@@ -76,13 +76,11 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
     if wanted["groups"] or not said:
         groups, said = assign_groups(table, root, others, wanted["groups"])
         table = table.assign(group=groups)
-    table = stacks.expand(table)  # the frames of a file are in its group
-    table, seen = read_levels(table, wanted["mask_values"])
     sides, split = find_sides(
         table.assign(official=table.get("official", "")), root, wanted["split"]
     )
+    table, seen = read_levels(stacks.expand(table.assign(official=sides)), wanted["mask_values"])
     seen = {"layout": layout} | seen | {"groups": said, "split": split}
-    table = table.assign(official=sides)
     table.attrs["seen"] = seen
     return Look(path, table, seen)
 
@@ -128,14 +126,12 @@ def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, di
     if "mask_rule" in cases:
         rule, said = cases["mask_rule"], "as the data set's own description says"
     elif counted:
-        try:
-            rule, said = choose_rule(counted, wanted)
-        except ValueError as error:
-            named = [f"{level} {name}" for level, name in cases.attrs.get("levels", {}).items()]
-            more = f" (they are called {', '.join(named)})" if named else ""
-            raise ValueError(f"{error}{more}") from None
+        rule, said = choose_rule(counted, wanted, cases.attrs.get("levels"))
     else:
-        rule, said = "", "outlines" if any(masks) else "none can be read"
+        rule, said = (
+            "",
+            "they say by themselves what is gland" if any(masks) else "none can be read",
+        )
     highest, deep = white_level(levels)
     numbers = Counter(size for size in sizes if size).most_common()
     shown = ", ".join(f"{height} x {width} ({n})" for (height, width), n in numbers[:4])

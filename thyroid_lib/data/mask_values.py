@@ -100,6 +100,7 @@ class Levels(NamedTuple):
 
     name: str
     counts: dict[float, int]
+    border: float | None = None  # the code that fills the whole border, if one does
     jpeg: bool = False
     deep: bool = False  # "above 127" does not mean the codes
 
@@ -121,7 +122,10 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     most = np.argsort(-counts, kind="stable")[:MANY]
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)
     pixels = dict(zip(values[most].tolist(), counts[most].tolist(), strict=True))
-    return Levels(Path(path).name, pixels, jpeg, deep)
+    edges = [codes] if jpeg else [codes[0], codes[-1], codes[:, 0], codes[:, -1]]
+    border = {code for edge in edges for code in np.unique(edge).tolist()}
+    border = border.pop() if len(border) == 1 and not jpeg else None
+    return Levels(Path(path).name, pixels, border, jpeg, deep)
 
 
 def _even_squares(image: Image.Image, _) -> np.ndarray:
@@ -135,11 +139,14 @@ def _even_squares(image: Image.Image, _) -> np.ndarray:
     return np.select([brightest < BLACK, darkest > WHITE], [0, 255], brightest.astype(int))
 
 
-def choose_rule(found: list[Levels], wanted: str = "") -> tuple[str, str]:
+def choose_rule(
+    found: list[Levels], wanted: str = "", names: dict[int, str] | None = None
+) -> tuple[str, str]:
     """Choose a source's mask rule by what `count_levels` found in each of its masks.
 
     Args:
         wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0".
+        names: of levels, where the data set gives them.
 
     Returns the rule, and a sentence that names every level with its share of the pixels.
 
@@ -152,7 +159,11 @@ def choose_rule(found: list[Levels], wanted: str = "") -> tuple[str, str]:
     jpegs = sum(each.jpeg for each in found)
     total = sum(counts.values())
     levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
-    shares = {name: f"{name} ({100 * counts[code] / total:.2g} %)" for name, code in levels.items()}
+    called = {str(level): f"{level} {name}" for level, name in (names or {}).items()}
+    shares = {
+        name: f"{called.get(name, name)} ({100 * counts[code] / total:.2g} %)"
+        for name, code in levels.items()
+    }
     shown = ", ".join([*list(shares.values())[:12], *["…"][: len(shares) > 12]])
     plain = all(code >= 0 for code in counts)
     if wanted:
@@ -166,13 +177,13 @@ def choose_rule(found: list[Levels], wanted: str = "") -> tuple[str, str]:
             )
         return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     else:
-        gland = _gland_of_two([*levels.values()])
+        gland = _gland_of_two([*levels.values()], {each.border for each in found})
         if gland is None:
             raise ValueError(
                 f"masks hold {len(levels)} levels or colours: {shown}; which of them are gland? "
                 f"{_proposal(levels, counts)}"
             )
-        usual = set(counts) <= {0, 255} and not any(each.deep for each in found)
+        usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
         rule = "" if usual else _rule_of(gland)
     names = [shares[level_name(code)] for code in gland]
     rest = [share for name, share in shares.items() if levels[name] not in gland]
@@ -196,15 +207,20 @@ def _is_blurred(counts: Counter) -> bool:
     return some and max(between) < 0.02 * (counts[255] + sum(between)) and counts[0] > 0
 
 
-def _gland_of_two(codes: list[float]) -> list[float] | None:
-    """Return the codes that are gland where there is but one way to see it; None otherwise."""
+def _gland_of_two(codes: list[float], borders: set) -> list[float] | None:
+    """Return the codes that are gland where there is but one way to see it; None otherwise.
+
+    Of two, background is what fills the border of every mask, else transparent, black, or darker.
+    """
     if len(codes) == 1:
         return codes if codes[0] else []
     if len(codes) != 2:
         return None
-    if TRANSPARENT in codes or min(codes) >= 0:
-        return [max(codes) if min(codes) >= TRANSPARENT else min(codes)]
-    return [min(codes)] if 0 in codes else None  # one colour on black
+    if len(borders) == 1 and borders <= set(codes):
+        return [code for code in codes if code not in borders]
+    gray = min(codes) >= 0
+    around = TRANSPARENT if TRANSPARENT in codes else min(codes) if gray else 0
+    return [code for code in codes if code != around] if around in codes else None
 
 
 def _proposal(levels: dict[str, float], counts: Counter) -> str:

@@ -18,20 +18,16 @@ from thyroid_lib.data.frames import FORMATS, decode_file, read_gray, scale_level
 PICTURES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2",
 )  # fmt: skip
-READERS = {
-    ".npy": "arrays", ".npz": "arrays", ".h5": "arrays", ".hdf5": "arrays", ".hdf": "arrays",
-    ".dcm": "dicom_folder", ".xml": "ddti",
-}  # fmt: skip
-PAIRED = (*PICTURES, ".npy", ".npz")  # may be paired by their names
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".hdf")
+READERS = dict.fromkeys(ARRAYS, "arrays") | {".xml": "ddti"}  # all others: DICOM
 
 
 def reader_of(path: str | Path):
     """Return the module that reads a file, None for a common image file."""
     suffix = Path(path).suffix.lower()
-    if name := READERS.get(suffix):
-        return import_module(f"thyroid_lib.data.{name}")
-    dicom = None if suffix in PICTURES else import_module("thyroid_lib.data.dicom_folder")
-    return dicom if dicom and dicom.is_dicom(path) else None  # DICOM files often have no ending
+    name = READERS.get(suffix, "" if suffix in PICTURES else "dicom_folder")
+    module = name and import_module(f"thyroid_lib.data.{name}")
+    return module if name != "dicom_folder" or module.is_dicom(path) else None
 
 
 def read_image(path: str, part: str = "", highest: float = 0) -> np.ndarray:
