@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.data.cases import COLUMNS, reference
+from thyroid_lib.data.cases import make_table, reference
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 SUFFIXES = (".npy", ".npz", *HDF5)
@@ -52,8 +52,7 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         if not rows or folders or Path(rows[0][1]).suffix.lower() == ".npy":
             return None  # they lie beside data of another layout
         raise ValueError(rows[0][5][1])
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "problem"], dtype=object)
-    table = table.sort_values("case_id", ignore_index=True)
+    table = make_table(rows, "problem")
     known = {name for arrays in found.values() for name in arrays}
     names, unread = sorted(known & {*GROUPS}), sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
     more = f"; not read: {', '.join(unread)}" * bool(unread)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.data.cases import COLUMNS, reference
+from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
@@ -93,8 +93,7 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
             image = reference(file, frame if count > 1 else "")
             found_masks = "\n".join(refs or drawn.get(frame, ()))
             rows.append((case_id, image, found_masks, group, "dicom", None))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "problem"], dtype=object)
-    table = table.sort_values(["case_id", "image_path"], ignore_index=True)
+    table = make_table(rows, "problem")
     if len(kinds) > 1:
         table.attrs["levels"] = dict(enumerate(kinds, 1))
     lost = sum(len(held) for over in masks.values() for held in over.values())

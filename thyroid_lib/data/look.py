@@ -92,8 +92,9 @@ def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, l
         for name in FORMATS:
             table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
             if table is not None:
-                beside = [file for file in path.parent.glob("[gG]*") if path.is_file()]
-                others = list_files(path)[1] if path.is_dir() else beside
+                others = (
+                    list_files(path)[1] if path.is_dir() else [path, *path.parent.glob("[gG]*")]
+                )
                 return table, others, table.attrs["layout"]
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images and masks")
