@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data import mask_values, readers
+from thyroid_lib.data.frames import read_gray
 
 # Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
 pd.set_option("mode.string_storage", "python")
@@ -59,16 +60,15 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
         case: a row of the case table. Its masks are joined; `mask_rule` and `image_highest` may be
             missing.
     """
-    rule, highest = getattr(case, "mask_rule", ""), getattr(case, "image_highest", 0)
-    image = _try("image", readers.read_image, *split_references(case.image_path)[0], highest)
+    image = _try("image", read_image, case)
     mask = np.zeros(image.shape, bool)
-    for path, part in split_references(case.mask_path):
-        found = _try("mask", read_mask, path, part, rule, image.shape)
+    for found in _try("mask", _read_masks, case, image.shape):
         if image.shape != found.shape:
             sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
             detail = f"image and mask are {' and '.join(sizes)} (height x width)"
             raise BadCase("size mismatch", f"{detail}: they must be of one size")
         mask |= found
+    rule = getattr(case, "mask_rule", "")
     means = f"the gland's levels ({rule})" if rule else "a level above 127"
     if not mask.any():
         raise BadCase("empty mask", f"no pixel has {means}: is there no gland, or a wrong level?")
@@ -80,19 +80,36 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     return image, mask
 
 
+def read_image(case) -> np.ndarray:
+    """Read the image of a row of the case table, uint8 (H,W); raises ValueError."""
+    path, part = split_references(case.image_path)[0]
+    return readers.read_image(path, part, getattr(case, "image_highest", 0))
+
+
+def read_levels(case) -> np.ndarray:
+    """Read the mask of a row as filed, uint8 (H,W); 0 and 255 where a rule says what is gland."""
+    (path, part), *more = split_references(case.mask_path)
+    if not (more or getattr(case, "mask_rule", "") or readers.reader_of(path)):
+        return read_gray(path, page=part)
+    return np.any(_read_masks(case, read_image(case).shape), axis=0).astype(np.uint8) * 255
+
+
+def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
+    """Read each mask of a case by its source's rule, bool (H,W); a reader may need the shape."""
+    masks, rule = [], getattr(case, "mask_rule", "")
+    for path, part in split_references(case.mask_path):
+        if reader := readers.reader_of(path):
+            levels = reader.read_mask(path, part, shape)
+            levels = levels if levels.dtype == bool else mask_values.apply_rule(levels, rule)
+        masks.append(levels if reader else mask_values.read_mask(path, part, rule))
+    return masks
+
+
 def _try(kind: str, read, *arguments):
     try:
         return read(*arguments)
     except (ValueError, OSError, ImportError) as error:
         raise BadCase(f"unreadable {kind}", str(error)) from error
-
-
-def read_mask(path: str, part: str, rule: str, shape: tuple[int, int]) -> np.ndarray:
-    """Read one mask by its source's rule, bool (H,W); a reader may need the image's shape."""
-    if not (reader := readers.reader_of(path)):
-        return mask_values.read_mask(path, part, rule)
-    levels = reader.read_mask(path, part, shape)
-    return levels if levels.dtype == bool else mask_values.apply_rule(levels, rule)
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
