@@ -1,6 +1,7 @@
 """Formats of their own, from their files to the store: pixels, groups, or what to do instead."""
 
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -250,6 +251,26 @@ def test_what_cannot_be_known_is_refused_with_a_way_out(tmp_path, kind):
         build_store(look(path).cases, tmp_path / "store", size=32, workers=1)
     if choices:
         build_store(look(path, **choices).cases, tmp_path / "store", size=32, mend=[], workers=1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_class_is_lost(tmp_path, seed):
+    """Pixels of every drawn level are gland in the store, or the level is named in the refusal."""
+    rng = np.random.default_rng(seed)
+    levels = rng.choice(np.arange(1, 250), 1 + seed % 4, replace=False)
+    kinds = ["uint8", "uint16", "int64", "float32"]
+    drawn = np.where(MASKS, levels[(ROWS + COLUMNS) % len(levels)], 0).astype(kinds[seed // 3])
+    write = [npz, hdf5][seed % 2]
+    path = write(tmp_path / ["a.npz", "a.h5"][seed % 2], x=IMAGES, y=drawn)
+    if len(levels) == 1:
+        store = build_store(look(path).cases, tmp_path / "store", size=32, mend=[], workers=1)
+        stored = np.stack([store.reference(i) for i in range(COUNT)])
+        np.testing.assert_array_equal(stored, MASKS)
+    else:
+        with pytest.raises(ValueError, match="which of them are gland") as error:
+            look(path)
+        for level in levels:
+            assert re.search(rf"\b{level}(\.0)? \(", str(error.value))
 
 
 def test_ddti_to_the_store(tmp_path):
