@@ -11,6 +11,7 @@ from dicoms import drawn, make_us, to_bytes
 from PIL import Image
 from pydicom import uid as uids
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from thyroid_lib.data import dicom_folder
 
@@ -159,13 +160,18 @@ def test_segments_of_several_kinds_are_levels_with_names(tmp_path):
         np.testing.assert_array_equal(mask > 0, MASKS[0 if mask.max() == 2 else 1])
 
 
-def test_a_fraction_is_gland_from_a_half_on(tmp_path):
-    fractions = RNG.integers(0, 200, (1, 25, 44), np.uint8)
-    how = {"BitsAllocated": 8, "SegmentationType": "FRACTIONAL", "MaximumFractionalValue": 200}
-    seg = make_seg(fractions > 0, [("1.2.1", 0)], PixelData=fractions.tobytes(), **how)
-    write(tmp_path, a_dcm=make_us(ONE, uid="1.2.1"), seg_dcm=seg)
-    [(_, mask)] = read(dicom_folder.cases(tmp_path)).values()
-    np.testing.assert_array_equal(mask, fractions[0] >= 100)
+def test_pictures_of_one_name_belong_to_the_file_beside_them(tmp_path):
+    """Never is a mask given to another patient's image."""
+    for number in "12":
+        image = make_us(ONE, uid=f"1.2.{number}")
+        write(tmp_path / f"p{number}", IM_dcm=image)
+        write(tmp_path / f"p{number}" / "masks", IM_png=ONE > 90)
+    table = dicom_folder.cases(tmp_path)
+    for image, mask in zip(table["image_path"], table["mask_path"], strict=True):
+        assert mask == image.replace("IM.dcm", "masks/IM.png")
+    (tmp_path / "p1" / "masks" / "IM.png").rename(tmp_path / "im.png")
+    (tmp_path / "p2" / "masks" / "IM.png").unlink()  # whose is the one that is left?
+    assert dicom_folder.cases(tmp_path)["mask_path"].tolist() == ["", ""]
 
 
 def test_what_lies_over_no_frame_is_counted(tmp_path):
@@ -186,6 +192,19 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     assert names.str.fullmatch("IM-[0-9a-f]{8}").all()
 
 
+@pytest.mark.parametrize("kind", ["compressed", "fractional"])
+def test_segmentations_of_other_pixels_are_refused(tmp_path, kind):
+    seg = make_seg(MASKS[:1], [("1.2.1", 0)])
+    if kind == "compressed":
+        seg.file_meta.TransferSyntaxUID = uids.RLELossless
+        seg.PixelData = encapsulate([seg.PixelData])
+    else:
+        seg.BitsAllocated, seg.PixelData = 8, bytes(1110)
+    file = write(tmp_path, seg_dcm=seg) / "seg.dcm"
+    with pytest.raises(ValueError, match=r"'seg\.dcm': it is compressed or FRACTIONAL: save it"):
+        dicom_folder.read_mask(file, "0")
+
+
 def test_damaged_files(tmp_path):
     good = to_bytes(make_us(ONE, uid="1.2.1"))
     seg = to_bytes(make_seg(MASKS, [("1.2.1", 0)] * 4))
@@ -193,7 +212,7 @@ def test_damaged_files(tmp_path):
     table = dicom_folder.cases(tmp_path).set_index("case_id")
     reason, detail = table.loc["b", "problem"]
     assert reason == "unreadable image"
-    assert "'b.dcm' is a broken DICOM file" in detail
+    assert "'b.dcm': it is a broken DICOM file" in detail
     path, part = table.loc["a", "mask_path"].split("\t")
     with pytest.raises(ValueError, match=r"'seg\.dcm'.*copy it again"):
         dicom_folder.read_mask(path, part)

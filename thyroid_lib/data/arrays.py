@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.data.cases import COLUMNS, reference
+from thyroid_lib.data.cases import make_table, reference
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 SUFFIXES = (".npy", ".npz", *HDF5)
@@ -52,8 +52,7 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         if not rows or folders or Path(rows[0][1]).suffix.lower() == ".npy":
             return None  # they lie beside data of another layout
         raise ValueError(rows[0][5][1])
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "problem"], dtype=object)
-    table = table.sort_values("case_id", ignore_index=True)
+    table = make_table(rows, "problem")
     known = {name for arrays in found.values() for name in arrays}
     names, unread = sorted(known & {*GROUPS}), sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
     more = f"; not read: {', '.join(unread)}" * bool(unread)
@@ -67,7 +66,7 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
     """Read a picture as stored: gray (H,W) of any type, or RGB (H,W,3)."""
     key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
     with _opened(path) as file:
-        array = file[key]
+        array = file[key] if key or "" in file or len(file) > 1 else file[next(iter(file))]
         count = _count_pictures(array.shape)
         if count and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")

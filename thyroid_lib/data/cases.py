@@ -28,10 +28,10 @@ class BadCase(ValueError):
     """A case that cannot be used: args are the reason in a few words and the detail, a sentence."""
 
 
-def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """Make a case table of rows in the order of `COLUMNS`: all str, sorted by case_id."""
+def make_table(rows: list[tuple], *more: str) -> pd.DataFrame:
+    """Make a case table of rows in the order of `COLUMNS`, all str, and of `more` columns."""
     # dtype: a path may hold bytes that are no text, which Arrow's strings refuse
-    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *more], dtype=object)
     return table.sort_values(COLUMNS[:3], ignore_index=True)
 
 

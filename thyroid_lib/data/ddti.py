@@ -54,15 +54,15 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         elif re.fullmatch(r"\d+\.xml", name):
             files[stem] = str(folder / name)
     named = {f"{n}_{k}" for n, file in files.items() for k in _read_outlines(file)[0]}
-    group_of, rows, outline_of = _join_cases(images), [], {}
+    group_of, rows, arrows = _join_cases(images), [], 0
     for case_id in images.keys() | named:
         number, _, part = case_id.partition("_")
         mask = reference(files[number], part) if number in files else ""
-        rows.append((case_id, images.get(case_id, ""), mask, group_of.get(number, number), "ddti"))
-        outline_of[case_id] = _outline(files[number], part) if mask else Outline([])
-    table = make_table(rows)
-    table = table.assign(problem=[outline_of[case_id].problem for case_id in table["case_id"]])
-    arrows = sum(outline.arrows for outline in outline_of.values())
+        outline = _outline(files[number], part) if mask else Outline([])
+        arrows += outline.arrows
+        group = group_of.get(number, number)
+        rows.append((case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem))
+    table = make_table(rows, "problem")
     more = f"; {arrows} marks of fewer than three points (arrows) are left out" * (arrows > 0)
     table.attrs["layout"] = f"DDTI: {len(images)} images, outlines in {len(files)} XML files{more}"
     table.attrs["groups"] = "case numbers; those that share an identical image are one group"

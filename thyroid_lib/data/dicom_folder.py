@@ -11,6 +11,7 @@ Sources: DICOM PS3.3 A.51 (Segmentation), C.7.6.16.2.6 (Derivation Image).
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -20,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.data.cases import COLUMNS, reference
+from thyroid_lib.data.cases import make_table, reference
+from thyroid_lib.data.frames import Refused
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -51,24 +53,23 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
         ImportError: pydicom is missing.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    pictures = {file.stem.lower(): file for file in found if file.suffix.lower() in PICTURES}
-    files = [file for file in found if is_dicom(file)]
-    if not files:
-        return None
     images, segments, rows, others = {}, [], [], 0
-    for file in files:
+    for file in filter(is_dicom, found):
         try:
             header = _read_header(file)
-        except ValueError as error:
-            problem = "unreadable image", str(error)
+            if header.get("SOPClassUID") == SEGMENTATION:
+                segments += list(_segments(file, header))
+            elif "Rows" in header:
+                images[file] = header
+            else:
+                others += 1
+        except ImportError as error:
+            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
+        except Exception as error:  # pydicom raises a dozen kinds
+            problem = "unreadable image", _say_broken(file, error)
             rows.append((file.stem, str(file), "", "", "dicom", problem))
-            continue
-        if header.get("SOPClassUID") == SEGMENTATION:
-            segments += _segments(file, header)
-        elif "Rows" in header:
-            images[file] = header
-        else:
-            others += 1
+    if not (images or segments or rows):
+        return None
     kinds = sorted({segment.kind for segment in segments})
     masks = defaultdict(lambda: defaultdict(list))  # by image and frame, by file and level
     single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
@@ -78,12 +79,14 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
         held = masks[segment.image, frame][segment.file, level]
         held.append(str(segment.frame))
     salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
-    stems = Counter(file.stem for file in images)
+    pictures = [file for file in found if file.suffix.lower() in PICTURES]
+    stems = Counter(file.stem.lower() for file in images)
     for file, header in images.items():
-        uid = str(header.get("SOPInstanceUID", ""))
-        more = f"-{hashlib.sha256(uid.encode()).hexdigest()[:8]}" * (stems[file.stem] > 1)
-        count, group = _count_frames(header), _hash_patient(header, salt)
-        drawn = _drawn_masks(file, count, pictures)
+        uid, alone = str(header.get("SOPInstanceUID", "")), stems[file.stem.lower()] == 1
+        more = "" if alone else f"-{_digest(uid)[:8]}"
+        count, patient = _count_frames(header), str(header.get("PatientID") or "").strip()
+        group = f"patient-{_digest(salt, patient)[:10]}" if patient else ""
+        drawn = _drawn_masks(file, count, pictures, alone)
         for frame in range(count):
             case_id = file.stem + more + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
             over = masks.pop((uid, frame), {})
@@ -91,8 +94,7 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
             image = reference(file, frame if count > 1 else "")
             found_masks = "\n".join(refs or drawn.get(frame, ()))
             rows.append((case_id, image, found_masks, group, "dicom", None))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "problem"], dtype=object)
-    table = table.sort_values(["case_id", "image_path"], ignore_index=True)
+    table = make_table(rows, "problem")
     if len(kinds) > 1:
         table.attrs["levels"] = dict(enumerate(kinds, 1))
     lost = sum(len(held) for over in masks.values() for held in over.values())
@@ -143,30 +145,30 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
     try:
         header = _open_segmentation(str(path), os.stat(path).st_mtime_ns)
         mask = np.any([_read_segment(header, int(frame)) for frame in frames.split(",")], axis=0)
-    except ValueError as error:
-        raise ValueError(f"{Path(path).name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(_say_broken(path, error)) from None
     return mask * np.uint8(level) if level else mask
 
 
-def _read_header(file: Path, *, pixels: bool = False):
-    """Read a DICOM file's elements, of which an error's sentence quotes nothing."""
-    try:
-        import pydicom
+def _read_header(file: str | Path, *, pixels: bool = False):
+    """Read a DICOM file's elements."""
+    import pydicom
 
-        from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
-    except ImportError as error:
-        raise ImportError("DICOM files need the package pydicom: pip install pydicom") from error
+    from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
+
     if os.path.getsize(file) > dicom.MAX_BYTES:
-        raise ValueError(f"{file.name!r} has more than {dicom.MAX_BYTES >> 20} MiB")
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=not pixels)
-        header.decode()  # texts, so that errors come now
-        if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
-            raise ValueError
-        return header
-    except Exception as error:  # of a dozen kinds
-        said = f"{file.name!r} is a broken DICOM file ({type(error).__name__}), copy it again"
-        raise ValueError(said) from None
+        raise Refused(f"it has more than {dicom.MAX_BYTES >> 20} MiB")
+    header = pydicom.dcmread(file, stop_before_pixels=not pixels)
+    header.decode()  # texts, so that errors come now
+    if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
+        raise ValueError
+    return header
+
+
+def _say_broken(file: str | Path, error: Exception) -> str:
+    """Name a file and its problem; pydicom's own words may quote a patient's name."""
+    broken = f"it is a broken DICOM file ({type(error).__name__}), copy it again"
+    return f"{Path(file).name!r}: {error if isinstance(error, Refused) else broken}"
 
 
 def _segments(file: Path, header) -> Iterator[Segment]:
@@ -189,19 +191,28 @@ def _segments(file: Path, header) -> Iterator[Segment]:
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
 
 
-def _drawn_masks(file: Path, count: int, pictures: dict[str, Path]) -> dict[int, list[str]]:
-    """Return the picture that is named as a file, or as each of its frames, by frame."""
-    stem = file.stem.lower()
-    if count == 1:
-        return {0: [str(pictures[stem])]} if stem in pictures else {}
-    numbers = {}
-    for name, picture in pictures.items():
-        head, _, tail = name.rpartition("_")
-        if head == stem and tail.isdecimal():
-            numbers[int(tail)] = [str(picture)]
-    first = min(numbers, default=0)
-    whole = first in (0, 1) and numbers.keys() == set(range(first, first + count))
-    return {number - first: found for number, found in numbers.items()} if whole else {}
+def _drawn_masks(file: Path, count: int, pictures: list[Path], alone: bool) -> dict[int, list[str]]:
+    """Return the picture that is named as a file, or as each of its frames, by frame.
+
+    Where a name occurs in several folders, the picture must lie in the file's or beside that.
+    """
+    found = defaultdict(list)
+    for picture in pictures:
+        name, stem = picture.stem.lower(), file.stem.lower()
+        tail = re.fullmatch(re.escape(stem) + r"_(\d+)", name) if count > 1 else None
+        if tail or (count == 1 and name == stem):
+            found[int(tail[1]) if tail else 0].append(picture)
+    if not alone or any(len(held) > 1 for held in found.values()):
+        near = file.parent, file.parent.parent
+        found = {
+            number: [p for p in held if p.parent == file.parent or p.parent.parent in near]
+            for number, held in found.items()
+        }
+    first = min(found, default=0)
+    whole = first in (0, 1) and found.keys() == set(range(first, first + count))
+    if not whole or any(len(held) != 1 for held in found.values()):
+        return {}
+    return {number - first: [str(held[0])] for number, held in found.items()}
 
 
 def _count_frames(header) -> int:
@@ -209,11 +220,8 @@ def _count_frames(header) -> int:
     return int(count) if isinstance(count, int) and count > 0 else 1
 
 
-def _hash_patient(header, salt: str) -> str:
-    """Return the group of a patient, "" where PatientID is empty."""
-    number = str(header.get("PatientID") or "").strip()
-    digest = hashlib.sha256(f"{salt}\n{number}".encode()).hexdigest()
-    return f"patient-{digest[:10]}" if number else ""
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 @lru_cache(maxsize=2)
@@ -229,21 +237,19 @@ def _open_segmentation(path: str, _changed: int):
     header = _read_header(Path(path), pixels=True)
     size = int(header.Rows) * int(header.Columns) * _count_frames(header)
     bits, data = header.get("BitsAllocated"), header.get("PixelData")
-    fractional = header.get("SegmentationType") == "FRACTIONAL"
-    if header.file_meta.TransferSyntaxUID.is_encapsulated or bits != (8 if fractional else 1):
-        raise ValueError("its pixels are compressed: save it in Explicit VR Little Endian")
-    if not isinstance(data, bytes) or len(data) < -(-size * bits // 8):
-        raise ValueError("the segmentation is cut off, copy it again")
+    if header.file_meta.TransferSyntaxUID.is_encapsulated or bits != 1:
+        raise Refused(
+            "it is compressed or FRACTIONAL: save it as BINARY, Explicit VR Little Endian"
+        )
+    if not isinstance(data, bytes) or len(data) < -(-size // 8):
+        raise EOFError
     return header
 
 
 def _read_segment(header, frame: int) -> np.ndarray:
-    """Unpack a frame of a segmentation, bool (H,W); a fraction is gland from a half on."""
+    """Unpack a frame of a segmentation, bool (H,W)."""
     shape = int(header.Rows), int(header.Columns)
     size, data = shape[0] * shape[1], np.frombuffer(header.PixelData, np.uint8)
     start = frame * size
-    if header.BitsAllocated == 8:
-        half = header.get("MaximumFractionalValue", 255) / 2
-        return data[start : start + size].reshape(shape) >= half
     bits = np.unpackbits(data[start // 8 : (start + size + 7) // 8], bitorder="little")
     return bits[start % 8 : start % 8 + size].reshape(shape).astype(bool)

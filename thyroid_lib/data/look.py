@@ -41,7 +41,7 @@ from thyroid_lib.files.parallel import count_workers, map_in_order
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # keys of a study
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
-FORMATS = ("nnunet", "ddti", "dicom_folder", "arrays")
+FORMATS = ("nnunet", "ddti", "case_csv", "arrays", "dicom_folder")
 SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 
 
@@ -72,12 +72,12 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
         raise ValueError(f"got {', '.join(unknown)}, need any of {', '.join(CHOICES)}")
     wanted = dict.fromkeys(CHOICES, "") | choices
     table, others, layout = _find_cases(path, dataset, wanted)
-    said = table.attrs.get("groups", "")
+    root, said = path if path.is_dir() else path.parent, table.attrs.get("groups", "")
     if wanted["groups"] or not said:
-        groups, said = assign_groups(table, path, others, wanted["groups"])
+        groups, said = assign_groups(table, root, others, wanted["groups"])
         table = table.assign(group=groups)
     sides, split = find_sides(
-        table.assign(official=table.get("official", "")), path, wanted["split"]
+        table.assign(official=table.get("official", "")), root, wanted["split"]
     )
     table, seen = read_levels(stacks.expand(table.assign(official=sides)), wanted["mask_values"])
     seen = {"layout": layout} | seen | {"groups": said, "split": split}
@@ -90,14 +90,26 @@ def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, l
     pairs = {name: wanted[name] for name in ("images", "masks", "pairing")}
     if not any(pairs.values()):
         for name in FORMATS:
-            table = import_module(f"thyroid_lib.data.{name}").cases(path)
+            table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
             if table is not None:
-                others = list_files(path)[1] if path.is_dir() else []
+                others = (
+                    list_files(path)[1] if path.is_dir() else [path, *path.parent.glob("[gG]*")]
+                )
                 return table, others, table.attrs["layout"]
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images and masks")
     table, others, said = find_pairs(path, dataset=dataset, **pairs)
     return table, others, "; ".join(said)
+
+
+def _only_folder(path: Path) -> Path:
+    """Return the folder below which everything lies."""
+    while path.is_dir():
+        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
+        if len(held) != 1 or not held[0].is_dir():
+            break
+        path = held[0]
+    return path
 
 
 def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, dict[str, str]]:
