@@ -11,7 +11,6 @@ Sources: DICOM PS3.3 A.51 (Segmentation), C.7.6.16.2.6 (Derivation Image).
 
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,6 +22,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
+from thyroid_lib.data.layouts import ROLE_OF
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -79,7 +79,7 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
         held = masks[segment.image, frame][segment.file, level]
         held.append(str(segment.frame))
     salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
-    pictures = [file for file in found if file.suffix.lower() in PICTURES]
+    pictures = _index([file for file in found if file.suffix.lower() in PICTURES])
     stems = Counter(file.stem.lower() for file in images)
     for file, header in images.items():
         uid, alone = str(header.get("SOPInstanceUID", "")), stems[file.stem.lower()] == 1
@@ -92,8 +92,10 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
             over = masks.pop((uid, frame), {})
             refs = [reference(seg, ",".join(held) + level) for (seg, level), held in over.items()]
             image = reference(file, frame if count > 1 else "")
-            found_masks = "\n".join(refs or drawn.get(frame, ()))
-            rows.append((case_id, image, found_masks, group, "dicom", None))
+            mask = "\n".join(refs) or drawn[frame]
+            rows.append((case_id, image, mask, group, "dicom", None))
+    if pictures and not any(row[2] for row in rows):
+        return None  # DICOM files beside data of another layout
     table = make_table(rows, "problem")
     if len(kinds) > 1:
         table.attrs["levels"] = dict(enumerate(kinds, 1))
@@ -191,28 +193,41 @@ def _segments(file: Path, header) -> Iterator[Segment]:
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
 
 
-def _drawn_masks(file: Path, count: int, pictures: list[Path], alone: bool) -> dict[int, list[str]]:
-    """Return the picture that is named as a file, or as each of its frames, by frame.
-
-    Where a name occurs in several folders, the picture must lie in the file's or beside that.
-    """
+def _index(pictures: list[Path]) -> dict[tuple[str, int | None], list[Path]]:
+    """Sort pictures by (name, None), and a_12.png by ("a", 12), too."""
     found = defaultdict(list)
     for picture in pictures:
-        name, stem = picture.stem.lower(), file.stem.lower()
-        tail = re.fullmatch(re.escape(stem) + r"_(\d+)", name) if count > 1 else None
-        if tail or (count == 1 and name == stem):
-            found[int(tail[1]) if tail else 0].append(picture)
-    if not alone or any(len(held) > 1 for held in found.values()):
-        near = file.parent, file.parent.parent
-        found = {
-            number: [p for p in held if p.parent == file.parent or p.parent.parent in near]
-            for number, held in found.items()
-        }
-    first = min(found, default=0)
-    whole = first in (0, 1) and found.keys() == set(range(first, first + count))
-    if not whole or any(len(held) != 1 for held in found.values()):
-        return {}
-    return {number - first: [str(held[0])] for number, held in found.items()}
+        name = picture.stem.lower()
+        found[name, None].append(picture)
+        head, _, tail = name.rpartition("_")
+        if tail.isdecimal():
+            found[head, int(tail)].append(picture)
+    return dict(found)
+
+
+def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[str]:
+    """Return for each frame the picture that is named after it, "" where that is not certain.
+
+    Of several pictures, one in a folder called masks or the like is meant. Where files in several
+    folders have this file's name (not `alone`), it must lie beside this file or its folder.
+    """
+    stem, near = file.stem.lower(), (file.parent, file.parent.parent)
+    for first in (0, 1):  # what the frames are numbered from
+        names = [(stem, first + frame if count > 1 else None) for frame in range(count)]
+        found = [pictures.get(name, []) for name in names]
+        if not alone:
+            found = [
+                [p for p in held if p.parent == file.parent or p.parent.parent in near]
+                for held in found
+            ]
+        found = [
+            [p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held
+            for held in found
+        ]
+        more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
+        if not more and all(len(held) == 1 for held in found):
+            return [str(held[0]) for held in found]
+    return [""] * count
 
 
 def _count_frames(header) -> int:
