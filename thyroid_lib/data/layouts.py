@@ -62,7 +62,7 @@ class Picture(NamedTuple):
     path: Path
     below: str  # its path below the given folder, with /
     stem: str
-    role: str  # "image", "mask" or "" where that is not known
+    role: str  # "image", "mask", "other", or "" where that is not known
     context: tuple[str, ...]
 
     @property
@@ -130,7 +130,7 @@ def find_pairs(
         said.append(
             f"skipped {len(odd)} files by the ending: {shown}; needed are {' '.join(PICTURES)}"
         )
-    if skipped := [p for p in pictures if not p.role]:
+    if skipped := [p for p in pictures if p.role not in found]:
         said.append(
             f"skipped {len(skipped)} image files {_folders(skipped)}: neither image nor mask"
         )
@@ -163,15 +163,17 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
             raise ValueError(
                 f"{role}s: {pattern!r} matches no image file below {root}, found {held}"
             )
-    if not wanted["mask"]:
-        pictures = _masks_by_name(pictures, forced)
+    pictures = _masks_by_name(pictures, forced, "other" if wanted["mask"] else "mask")
     if not any(p.role == "image" for p in pictures):
         pictures = [p._replace(role=p.role or "image") for p in pictures]
     return pictures
 
 
-def _masks_by_name(pictures: list[Picture], forced: list[str]) -> list[Picture]:
-    """Find masks that lie beside their images, a.png and a_mask.png; else any so named."""
+def _masks_by_name(pictures: list[Picture], forced: list[str], role: str) -> list[Picture]:
+    """Find masks that lie beside their images, a.png and a_mask.png; else any so named.
+
+    They get `role`: the study may have named other masks.
+    """
     names = defaultdict(set)
     for p in pictures:
         names[p.folder] |= {key for key, _ in _names(p.stem, "image")}
@@ -183,7 +185,7 @@ def _masks_by_name(pictures: list[Picture], forced: list[str]) -> list[Picture]:
     if not mixed and not any(p.role == "mask" for p in pictures):
         is_mask = [len(_names(p.stem, "mask")) > 1 for p in pictures]
     return [
-        p._replace(role=force or ("mask" if named else p.role or "image" * (p.folder in mixed)))
+        p._replace(role=force or (role if named else p.role or "image" * (p.folder in mixed)))
         for p, named, force in zip(pictures, is_mask, forced, strict=True)
     ]
 

@@ -164,7 +164,10 @@ def choose_rule(
         name: f"{called.get(name, name)} ({100 * counts[code] / total:.2g} %)"
         for name, code in levels.items()
     }
-    shown = ", ".join([*list(shares.values())[:12], *["…"][: len(shares) > 12]])
+    shown = ", ".join(shares.values())
+    if len(levels) > 16:
+        first, last = (level_name(code) for code in (min(counts), max(counts)))
+        shown = f"from {first} to {last}"
     plain = all(code >= 0 for code in counts)
     if wanted:
         rule, gland = _wanted_rule(wanted, levels, shown, jpegs, plain)
@@ -226,7 +229,7 @@ def _gland_of_two(codes: list[float], borders: set) -> list[float] | None:
 def _proposal(levels: dict[str, float], counts: Counter) -> str:
     """Return what a user may write where the levels alone do not say what is gland."""
     if len(levels) > 16 and min(counts) >= 0:
-        middle = f"{(min(counts) + max(counts)) / 2:.3g}"
+        middle = 0.5 if max(counts) <= 1 else 127 if max(counts) <= 255 else int(max(counts)) // 2
         return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle}"'
     usual = [name for name in ("transparent", "0") if name in levels]
     background = usual[0] if usual else level_name(counts.most_common(1)[0][0])

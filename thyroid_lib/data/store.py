@@ -67,6 +67,7 @@ class Store:
     quarantine: pd.DataFrame
     settings: dict  # size, resize, mend
     fingerprint: str
+    seen: dict  # what `look` said of the source: layout, masks, images, groups, split
 
     def __len__(self) -> int:
         return len(self.index)
@@ -193,7 +194,8 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     tables = zip(FILES[3:], (INDEX, str), strict=True)
     index, quarantine = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
     settings, fingerprint = about["settings"], about["fingerprint"]
-    return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
+    seen = about.get("seen", {})
+    return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint, seen)
 
 
 def default_store(cases: pd.DataFrame | None = None) -> Store:
@@ -295,6 +297,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
     names = case.case_id, case.dataset, case.group
     row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
+    row += [getattr(case, name) for name in READING]
     fit = settings["size"], settings["resize"]
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
 
@@ -316,7 +319,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
                 continue
             for file, array in zip(files, arrays, strict=True):
                 file.write(array)
-            rows.append((*row, offset))
+            rows.append((*row[: -len(READING)], offset, *row[-len(READING) :]))
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
@@ -332,13 +335,16 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
             os.fsync(file.fileno())
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
-    index = pd.DataFrame(rows, columns=list(INDEX))
+    index = pd.DataFrame(rows, columns=[*INDEX, *READING])
+    usual = [name for name, value in READING.items() if (index[name] == value).all()]
+    index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
     mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
     counts = {"cases": len(index), "mended": mended, "quarantined": len(quarantine)}
     about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
     about |= {"files": _digest_files(folder)}
+    about |= {"seen": cases.attrs["seen"]} if "seen" in cases.attrs else {}
     about |= {"checksum": _hash_json(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 
