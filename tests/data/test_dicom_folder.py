@@ -105,7 +105,7 @@ def test_frames_of_a_cine_and_their_masks(tmp_path, syntax, shared):
             assert mask is None
         else:
             np.testing.assert_array_equal(mask, MASKS[number])
-    assert table.attrs["layout"] == "DICOM: 4 frames in 1 images, 3 frames of segmentations"
+    assert table.attrs["layout"] == "DICOM: 4 frames in 1 files; 3 frames of segmentations"
 
 
 def test_frames_are_read_in_any_order(tmp_path):
@@ -200,7 +200,7 @@ def test_what_lies_over_no_frame_is_counted(tmp_path):
     write(tmp_path, a_dcm=image, seg_dcm=make_seg(MASKS, over), report_dcm=report)
     table = dicom_folder.cases(tmp_path)
     assert set(table["mask_path"]) == {""}
-    assert "4 of them over no frame that is here; 1 other objects" in table.attrs["layout"]
+    assert "4 frames that are not here have segmentations; 1 other objects" in table.attrs["layout"]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path):

@@ -12,7 +12,7 @@ Sources: DICOM PS3.3 A.51 (Segmentation), C.7.6.16.2.6 (Derivation Image).
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -53,59 +53,34 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
         ImportError: pydicom is missing.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    images, segments, rows, others = {}, [], [], 0
-    for file in filter(is_dicom, found):
-        try:
-            header = _read_header(file)
-            if header.get("SOPClassUID") == SEGMENTATION:
-                segments += list(_segments(file, header))
-            elif "Rows" in header:
-                images[file] = header
-            else:
-                others += 1
-        except ImportError as error:
-            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
-        except Exception as error:  # pydicom raises a dozen kinds
-            problem = "unreadable image", _say_broken(file, error)
-            rows.append((file.stem, str(file), "", "", "dicom", problem))
-    if not (images or segments or rows):
+    images, segments, broken, others = _read_headers(filter(is_dicom, found))
+    if not (images or segments or broken):
         return None
-    kinds = sorted({segment.kind for segment in segments})
-    masks = defaultdict(lambda: defaultdict(list))  # by image and frame, by file and level
-    single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
-    for segment in segments:
-        frame = 0 if segment.image in single else segment.image_frame
-        level = f"/{kinds.index(segment.kind) + 1}" if len(kinds) > 1 else ""
-        held = masks[segment.image, frame][segment.file, level]
-        held.append(str(segment.frame))
     salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
+    kinds = sorted({segment.kind for segment in segments})
+    masks = _masks_of_frames(segments, images, kinds)
     pictures = _index([file for file in found if file.suffix.lower() in PICTURES])
     stems = Counter(file.stem.lower() for file in images)
+    rows = []
     for file, header in images.items():
-        uid, alone = str(header.get("SOPInstanceUID", "")), stems[file.stem.lower()] == 1
-        more = "" if alone else f"-{_digest(uid)[:8]}"
+        uid, alone = str(header.get("SOPInstanceUID")), stems[file.stem.lower()] == 1
+        name = file.stem if alone else f"{file.stem}-{_digest(uid)[:8]}"
         count, patient = _count_frames(header), str(header.get("PatientID") or "").strip()
         group = f"patient-{_digest(salt, patient)[:10]}" if patient else ""
         drawn = _drawn_masks(file, count, pictures, alone)
         for frame in range(count):
-            case_id = file.stem + more + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
-            over = masks.pop((uid, frame), {})
-            refs = [reference(seg, ",".join(held) + level) for (seg, level), held in over.items()]
-            image = reference(file, frame if count > 1 else "")
-            mask = "\n".join(refs) or drawn[frame]
-            rows.append((case_id, image, mask, group, "dicom", None))
+            case_id = name + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
+            image, over = reference(file, frame if count > 1 else ""), masks.pop((uid, frame), [])
+            rows.append((case_id, image, "\n".join(over) or drawn[frame], group, "dicom", None))
     if pictures and not any(row[2] for row in rows):
         return None  # DICOM files beside data of another layout
-    table = make_table(rows, "problem")
-    if len(kinds) > 1:
-        table.attrs["levels"] = dict(enumerate(kinds, 1))
-    lost = sum(len(held) for over in masks.values() for held in over.values())
-    table.attrs["layout"] = (
-        f"DICOM: {len(table)} frames in {len(images)} images, {len(segments)} frames of "
-        f"segmentations{f', {lost} of them over no frame that is here' * (lost > 0)}"
-        f"{f'; {others} other objects are not read' * (others > 0)}"
-    )
-    table.attrs["groups"] = "patients (PatientID, hashed)"
+    table = make_table(rows + broken, "problem")
+    said = [f"DICOM: {len(rows)} frames in {len(images)} files"]
+    said += [f"{len(segments)} frames of segmentations"] * bool(segments)
+    said += [f"{len(masks)} frames that are not here have segmentations"] * bool(masks)
+    said += [f"{others} other objects are not read"] * bool(others)
+    table.attrs = {"layout": "; ".join(said), "groups": "patients (PatientID, hashed)"}
+    table.attrs["levels"] = dict(enumerate(kinds, 1)) if len(kinds) > 1 else {}
     return table
 
 
@@ -152,6 +127,26 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
     return mask * np.uint8(level) if level else mask
 
 
+def _read_headers(files: Iterable[Path]) -> tuple[dict, list[Segment], list[tuple], int]:
+    """Return the images' headers, the segments, rows of broken files, and how many are others."""
+    images, segments, broken, others = {}, [], [], 0
+    for file in files:
+        try:
+            header = _read_header(file)
+            if header.get("SOPClassUID") == SEGMENTATION:
+                segments += list(_segments(file, header))
+            elif "Rows" in header:
+                images[file] = header
+            else:
+                others += 1
+        except ImportError as error:
+            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
+        except Exception as error:  # pydicom raises a dozen kinds
+            problem = "unreadable image", _say_broken(file, error)
+            broken.append((file.stem, str(file), "", "", "dicom", problem))
+    return images, segments, broken, others
+
+
 def _read_header(file: str | Path, *, pixels: bool = False):
     """Read a DICOM file's elements."""
     import pydicom
@@ -191,6 +186,20 @@ def _segments(file: Path, header) -> Iterator[Segment]:
             image = str(sources[0].get("ReferencedSOPInstanceUID"))
             frame = sources[0].get("ReferencedFrameNumber")
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
+
+
+def _masks_of_frames(segments: list[Segment], images: dict, kinds: list[str]) -> dict:
+    """Return the references of the masks over each (SOPInstanceUID, frame)."""
+    single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
+    found = defaultdict(lambda: defaultdict(list))
+    for segment in segments:
+        frame = 0 if segment.image in single else segment.image_frame
+        level = f"/{kinds.index(segment.kind) + 1}" if len(kinds) > 1 else ""
+        found[segment.image, frame][segment.file, level].append(str(segment.frame))
+    return {
+        over: [reference(file, ",".join(held) + level) for (file, level), held in each.items()]
+        for over, each in found.items()
+    }
 
 
 def _index(pictures: list[Path]) -> dict[tuple[str, int | None], list[Path]]:
