@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from format_cases import CINES, COUNT, IMAGES, MASKS, NAMES, OWN, READ, REFUSED
+from fuzzing import attempt
 from test_arrays import hdf5, npz
+from test_bad_files import damaged
 from test_ddti import mark
 from test_ddti import write as write_ddti
 
@@ -63,9 +65,8 @@ def test_no_class_is_lost(tmp_path, seed):
     rng = np.random.default_rng(seed)
     levels = rng.choice(np.arange(1, 250), 1 + seed % 4, replace=False)
     kinds = ["uint8", "uint16", "int64", "float32"]
-    drawn = np.where(MASKS, levels[np.indices(MASKS[0].shape).sum(0) % len(levels)], 0).astype(
-        kinds[seed // 3]
-    )
+    which = np.indices(MASKS[0].shape).sum(0) % len(levels)
+    drawn = np.where(MASKS, levels[which], 0).astype(kinds[seed // 3])
     write = [npz, hdf5][seed % 2]
     path = write(tmp_path / ["a.npz", "a.h5"][seed % 2], x=IMAGES, y=drawn)
     if len(levels) == 1:
@@ -77,6 +78,19 @@ def test_no_class_is_lost(tmp_path, seed):
             look(path)
         for level in levels:
             assert re.search(rf"\b{level}(\.0)? \(", str(error.value))
+
+
+@pytest.mark.parametrize("kind", ["HDF5 of the cine clips", "npz with patients", "tar.gz, masks"])
+def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
+    [draw] = [READ[each][0] for each in READ if each.startswith(kind)]
+    (tmp_path / "data").mkdir()
+    file = draw(tmp_path / "data")
+    for how, content in damaged(12, file.read_bytes(), 8):
+        changed = tmp_path / how.replace(" ", "_") / file.name
+        changed.parent.mkdir(exist_ok=True)
+        changed.write_bytes(content)
+        _, said = attempt(counts, "files", look, changed)
+        assert said is None or len(said.splitlines()) == 1
 
 
 def test_ddti_to_the_store(tmp_path):
