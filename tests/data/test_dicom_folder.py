@@ -105,7 +105,7 @@ def test_frames_of_a_cine_and_their_masks(tmp_path, syntax, shared):
             assert mask is None
         else:
             np.testing.assert_array_equal(mask, MASKS[number])
-    assert table.attrs["layout"] == "DICOM: 4 frames in 1 images, 3 frames of segmentations"
+    assert table.attrs["layout"] == "DICOM: 4 frames in 1 files; 3 frames of segmentations"
 
 
 def test_frames_are_read_in_any_order(tmp_path):
@@ -160,6 +160,24 @@ def test_segments_of_several_kinds_are_levels_with_names(tmp_path):
         np.testing.assert_array_equal(mask > 0, MASKS[0 if mask.max() == 2 else 1])
 
 
+def test_copies_of_images_are_no_masks(tmp_path):
+    """A picture in a folder called masks is meant; without any mask it is another layout."""
+    write(tmp_path / "dicom", a_dcm=make_us(ONE, uid="1.2.1"))
+    write(tmp_path / "png", b_png=ONE > 90)
+    assert dicom_folder.cases(tmp_path) is None
+    for name in ("png", "Labels"):
+        write(tmp_path / name, a_png=ONE > 90)
+    assert dicom_folder.cases(tmp_path)["mask_path"].tolist() == [str(tmp_path / "Labels/a.png")]
+
+
+@pytest.mark.parametrize("numbers", [range(5), range(1, 6), range(2, 6), [0, 1, 3, 4]])
+def test_numbers_that_may_mean_other_frames_are_not_paired(tmp_path, numbers):
+    write(tmp_path, a_dcm=make_us(CINE), b_dcm=make_us(ONE, uid="1.2.3"), b_png=ONE > 90)
+    write(tmp_path / "masks", **{f"a_{number}_png": MASKS[0] for number in numbers})
+    table = dicom_folder.cases(tmp_path).set_index("case_id")
+    assert table["mask_path"][["a_1", "a_2", "a_3", "a_4"]].tolist() == [""] * 4
+
+
 def test_pictures_of_one_name_belong_to_the_file_beside_them(tmp_path):
     """Never is a mask given to another patient's image."""
     for number in "12":
@@ -169,9 +187,10 @@ def test_pictures_of_one_name_belong_to_the_file_beside_them(tmp_path):
     table = dicom_folder.cases(tmp_path)
     for image, mask in zip(table["image_path"], table["mask_path"], strict=True):
         assert mask == image.replace("IM.dcm", "masks/IM.png")
-    (tmp_path / "p1" / "masks" / "IM.png").rename(tmp_path / "im.png")
-    (tmp_path / "p2" / "masks" / "IM.png").unlink()  # whose is the one that is left?
-    assert dicom_folder.cases(tmp_path)["mask_path"].tolist() == ["", ""]
+    (tmp_path / "p1" / "masks" / "IM.png").rename(tmp_path / "im.png")  # whose is it?
+    masks = dicom_folder.cases(tmp_path).set_index("image_path")["mask_path"]
+    assert masks[str(tmp_path / "p1" / "IM.dcm")] == ""
+    assert masks[str(tmp_path / "p2" / "IM.dcm")] == str(tmp_path / "p2" / "masks" / "IM.png")
 
 
 def test_what_lies_over_no_frame_is_counted(tmp_path):
@@ -181,7 +200,7 @@ def test_what_lies_over_no_frame_is_counted(tmp_path):
     write(tmp_path, a_dcm=image, seg_dcm=make_seg(MASKS, over), report_dcm=report)
     table = dicom_folder.cases(tmp_path)
     assert set(table["mask_path"]) == {""}
-    assert "4 of them over no frame that is here; 1 other objects" in table.attrs["layout"]
+    assert "4 frames that are not here have segmentations; 1 other objects" in table.attrs["layout"]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path):

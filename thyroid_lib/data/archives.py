@@ -62,14 +62,15 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
         if path.name.lower().endswith(OTHERS):
             raise Refused(f"{path.name} is no zip or tar archive: {advice}")
         with ExitStack() as stack:
-            members = (_list_tar, _list_zip)[_is_zip(path)](path, stack)
+            members = _list_members(path, stack)
             wanted = [member for member in members if re.search(pattern, member.name)]
             if not wanted:
                 there = ", ".join(member.name for member in members[:8]) or "nothing"
                 raise Refused(f"{path.name} holds no file that is needed, but {there}: {advice}")
             content = repr([member.content for member in wanted])
             digest = hashlib.sha256(content.encode()).hexdigest()
-            return _unpack(path, wanted, f"{_stem(path)}-{digest[:8]}", advice)
+            stem = re.sub(r"\.tar$", "", path.stem, flags=re.IGNORECASE)
+            return _unpack(path, wanted, f"{stem}-{digest[:8]}", advice)
     except Refused:
         raise
     except Exception as error:  # zipfile and tarfile raise a dozen kinds on a damaged archive
@@ -108,30 +109,24 @@ def _check(path: Path, members: list[Member], parent: Path, advice: str) -> None
         raise Refused(f"{path.name} holds two files of the name {twice!r}: {advice}")
 
 
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
-
-
-def _list_zip(path: Path, stack: ExitStack) -> list[Member]:
-    zipped, members = stack.enter_context(zipfile.ZipFile(path)), []
-    for entry in zipped.infolist():
-        linked = entry.external_attr >> 28 == 0o12  # a symbolic link's type of file
-        if not (entry.is_dir() or linked) and (name := _safe_name(entry.filename)):
-            content = entry.filename, entry.CRC, entry.file_size
-            opened = partial(zipped.open, entry)
-            members.append(Member(name, entry.file_size, content, opened))
-    return members
-
-
-def _list_tar(path: Path, stack: ExitStack) -> list[Member]:
-    archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115 (the stack closes it)
-    digest = file_digest(path)  # a tar has no checksums
-    return [
-        Member(name, entry.size, (name, digest), partial(archive.extractfile, entry))
-        for entry in archive
-        if entry.isfile() and (name := _safe_name(entry.name))
-    ]
+def _list_members(path: Path, stack: ExitStack) -> list[Member]:
+    """List the regular files of an archive, which the stack will close."""
+    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+        zipped, link = stack.enter_context(zipfile.ZipFile(path)), 0o12  # a symbolic link's type
+        files = [e for e in zipped.infolist() if not e.is_dir() and e.external_attr >> 28 != link]
+        whole = [(e.filename, e.CRC, e.file_size) for e in files]
+        found = [
+            Member(e.filename, e.file_size, content, partial(zipped.open, e))
+            for e, content in zip(files, whole, strict=True)
+        ]
+    else:
+        packed, digest = stack.enter_context(tarfile.open(path)), file_digest(path)  # noqa: SIM115
+        files = [entry for entry in packed if entry.isfile()]  # a tar has no checksums
+        found = [
+            Member(e.name, e.size, (e.name, digest), partial(packed.extractfile, e)) for e in files
+        ]
+    safe = [member._replace(name=_safe_name(member.name)) for member in found]
+    return [member for member in safe if member.name]
 
 
 def _safe_name(name: str) -> str:
@@ -139,8 +134,3 @@ def _safe_name(name: str) -> str:
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
     hidden = any(part.startswith(".") or part == "__MACOSX" or ":" in part for part in parts)
     return "" if hidden else "/".join(parts)
-
-
-def _stem(path: Path) -> str:
-    """Return the archive's name without its ending, which may be two: .tar.gz."""
-    return re.sub(r"\.tar$", "", path.stem, flags=re.IGNORECASE)

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,12 +52,14 @@ def cases(path: str | Path) -> pd.DataFrame | None:
             images[stem] = str(folder / name)
         elif re.fullmatch(r"\d+\.xml", name):
             files[stem] = str(folder / name)
-    named = {f"{n}_{k}" for n, file in files.items() for k in _read_outlines(file)[0]}
+    read = {number: _read_outlines(file) for number, file in files.items()}
+    named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
     group_of, rows, arrows = _join_cases(images), [], 0
     for case_id in images.keys() | named:
         number, _, part = case_id.partition("_")
         mask = reference(files[number], part) if number in files else ""
-        outline = _outline(files[number], part) if mask else Outline([])
+        outlines, otherwise = read.get(number, ({}, Outline([])))
+        outline = outlines.get(part, otherwise)
         arrows += outline.arrows
         group = group_of.get(number, number)
         rows.append((case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem))
@@ -71,7 +72,8 @@ def cases(path: str | Path) -> pd.DataFrame | None:
 
 def read_mask(path: str | Path, part: str, shape: tuple[int, int]) -> np.ndarray:
     """Draw the regions of image number `part`, bool (H,W). Raises ValueError if there are none."""
-    outline = _outline(str(path), part)
+    outlines, otherwise = _read_outlines(str(path))
+    outline = outlines.get(part, otherwise)
     if outline.problem:
         raise ValueError(f"{Path(path).name!r}, image {part}: {outline.problem[1]}")
     return np.any([draw_polygon(points, shape) for points in outline.polygons], axis=0)
@@ -111,18 +113,8 @@ def _join_cases(images: dict[str, str]) -> dict[str, str]:
     return {number: "+".join(sorted(joined, key=int)) for number, joined in members.items()}
 
 
-def _outline(file: str, part: str) -> Outline:
-    outlines, otherwise = _read_outlines(file)
-    return outlines.get(part, otherwise)
-
-
 def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
     """Read an XML file: its outlines by image number, and what stands for all other images."""
-    return _parse_file(file, os.stat(file).st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _parse_file(file: str, _changed: int) -> tuple[dict[str, Outline], Outline]:
     try:
         if os.path.getsize(file) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")

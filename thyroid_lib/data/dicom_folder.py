@@ -11,9 +11,8 @@ Sources: DICOM PS3.3 A.51 (Segmentation), C.7.6.16.2.6 (Derivation Image).
 
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
+from thyroid_lib.data.layouts import ROLE_OF
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -53,57 +53,34 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
         ImportError: pydicom is missing.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    images, segments, rows, others = {}, [], [], 0
-    for file in filter(is_dicom, found):
-        try:
-            header = _read_header(file)
-            if header.get("SOPClassUID") == SEGMENTATION:
-                segments += list(_segments(file, header))
-            elif "Rows" in header:
-                images[file] = header
-            else:
-                others += 1
-        except ImportError as error:
-            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
-        except Exception as error:  # pydicom raises a dozen kinds
-            problem = "unreadable image", _say_broken(file, error)
-            rows.append((file.stem, str(file), "", "", "dicom", problem))
-    if not (images or segments or rows):
+    images, segments, broken, others = _read_headers(filter(is_dicom, found))
+    if not (images or segments or broken):
         return None
-    kinds = sorted({segment.kind for segment in segments})
-    masks = defaultdict(lambda: defaultdict(list))  # by image and frame, by file and level
-    single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
-    for segment in segments:
-        frame = 0 if segment.image in single else segment.image_frame
-        level = f"/{kinds.index(segment.kind) + 1}" if len(kinds) > 1 else ""
-        held = masks[segment.image, frame][segment.file, level]
-        held.append(str(segment.frame))
     salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
-    pictures = [file for file in found if file.suffix.lower() in PICTURES]
+    kinds = sorted({segment.kind for segment in segments})
+    masks = _masks_of_frames(segments, images, kinds)
+    pictures = _index([file for file in found if file.suffix.lower() in PICTURES])
     stems = Counter(file.stem.lower() for file in images)
+    rows = []
     for file, header in images.items():
-        uid, alone = str(header.get("SOPInstanceUID", "")), stems[file.stem.lower()] == 1
-        more = "" if alone else f"-{_digest(uid)[:8]}"
+        uid, alone = str(header.get("SOPInstanceUID")), stems[file.stem.lower()] == 1
+        name = file.stem if alone else f"{file.stem}-{_digest(uid)[:8]}"
         count, patient = _count_frames(header), str(header.get("PatientID") or "").strip()
         group = f"patient-{_digest(salt, patient)[:10]}" if patient else ""
         drawn = _drawn_masks(file, count, pictures, alone)
         for frame in range(count):
-            case_id = file.stem + more + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
-            over = masks.pop((uid, frame), {})
-            refs = [reference(seg, ",".join(held) + level) for (seg, level), held in over.items()]
-            image = reference(file, frame if count > 1 else "")
-            found_masks = "\n".join(refs or drawn.get(frame, ()))
-            rows.append((case_id, image, found_masks, group, "dicom", None))
-    table = make_table(rows, "problem")
-    if len(kinds) > 1:
-        table.attrs["levels"] = dict(enumerate(kinds, 1))
-    lost = sum(len(held) for over in masks.values() for held in over.values())
-    table.attrs["layout"] = (
-        f"DICOM: {len(table)} frames in {len(images)} images, {len(segments)} frames of "
-        f"segmentations{f', {lost} of them over no frame that is here' * (lost > 0)}"
-        f"{f'; {others} other objects are not read' * (others > 0)}"
-    )
-    table.attrs["groups"] = "patients (PatientID, hashed)"
+            case_id = name + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
+            image, over = reference(file, frame if count > 1 else ""), masks.pop((uid, frame), [])
+            rows.append((case_id, image, "\n".join(over) or drawn[frame], group, "dicom", None))
+    if pictures and not any(row[2] for row in rows):
+        return None  # DICOM files beside data of another layout
+    table = make_table(rows + broken, "problem")
+    said = [f"DICOM: {len(rows)} frames in {len(images)} files"]
+    said += [f"{len(segments)} frames of segmentations"] * bool(segments)
+    said += [f"{len(masks)} frames that are not here have segmentations"] * bool(masks)
+    said += [f"{others} other objects are not read"] * bool(others)
+    table.attrs = {"layout": "; ".join(said), "groups": "patients (PatientID, hashed)"}
+    table.attrs["levels"] = dict(enumerate(kinds, 1)) if len(kinds) > 1 else {}
     return table
 
 
@@ -150,6 +127,26 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
     return mask * np.uint8(level) if level else mask
 
 
+def _read_headers(files: Iterable[Path]) -> tuple[dict, list[Segment], list[tuple], int]:
+    """Return the images' headers, the segments, rows of broken files, and how many are others."""
+    images, segments, broken, others = {}, [], [], 0
+    for file in files:
+        try:
+            header = _read_header(file)
+            if header.get("SOPClassUID") == SEGMENTATION:
+                segments += list(_segments(file, header))
+            elif "Rows" in header:
+                images[file] = header
+            else:
+                others += 1
+        except ImportError as error:
+            raise ImportError("DICOM needs the package pydicom: pip install pydicom") from error
+        except Exception as error:  # pydicom raises a dozen kinds
+            problem = "unreadable image", _say_broken(file, error)
+            broken.append((file.stem, str(file), "", "", "dicom", problem))
+    return images, segments, broken, others
+
+
 def _read_header(file: str | Path, *, pixels: bool = False):
     """Read a DICOM file's elements."""
     import pydicom
@@ -191,28 +188,55 @@ def _segments(file: Path, header) -> Iterator[Segment]:
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
 
 
-def _drawn_masks(file: Path, count: int, pictures: list[Path], alone: bool) -> dict[int, list[str]]:
-    """Return the picture that is named as a file, or as each of its frames, by frame.
+def _masks_of_frames(segments: list[Segment], images: dict, kinds: list[str]) -> dict:
+    """Return the references of the masks over each (SOPInstanceUID, frame)."""
+    single = {str(h.get("SOPInstanceUID")) for h in images.values() if _count_frames(h) == 1}
+    found = defaultdict(lambda: defaultdict(list))
+    for segment in segments:
+        frame = 0 if segment.image in single else segment.image_frame
+        level = f"/{kinds.index(segment.kind) + 1}" if len(kinds) > 1 else ""
+        found[segment.image, frame][segment.file, level].append(str(segment.frame))
+    return {
+        over: [reference(file, ",".join(held) + level) for (file, level), held in each.items()]
+        for over, each in found.items()
+    }
 
-    Where a name occurs in several folders, the picture must lie in the file's or beside that.
-    """
+
+def _index(pictures: list[Path]) -> dict[tuple[str, int | None], list[Path]]:
+    """Sort pictures by (name, None), and a_12.png by ("a", 12), too."""
     found = defaultdict(list)
     for picture in pictures:
-        name, stem = picture.stem.lower(), file.stem.lower()
-        tail = re.fullmatch(re.escape(stem) + r"_(\d+)", name) if count > 1 else None
-        if tail or (count == 1 and name == stem):
-            found[int(tail[1]) if tail else 0].append(picture)
-    if not alone or any(len(held) > 1 for held in found.values()):
-        near = file.parent, file.parent.parent
-        found = {
-            number: [p for p in held if p.parent == file.parent or p.parent.parent in near]
-            for number, held in found.items()
-        }
-    first = min(found, default=0)
-    whole = first in (0, 1) and found.keys() == set(range(first, first + count))
-    if not whole or any(len(held) != 1 for held in found.values()):
-        return {}
-    return {number - first: [str(held[0])] for number, held in found.items()}
+        name = picture.stem.lower()
+        found[name, None].append(picture)
+        head, _, tail = name.rpartition("_")
+        if tail.isdecimal():
+            found[head, int(tail)].append(picture)
+    return dict(found)
+
+
+def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[str]:
+    """Return for each frame the picture that is named after it, "" where that is not certain.
+
+    Of several pictures, one in a folder called masks or the like is meant. Where files in several
+    folders have this file's name (not `alone`), it must lie beside this file or its folder.
+    """
+    stem, near = file.stem.lower(), (file.parent, file.parent.parent)
+    for first in (0, 1):  # what the frames are numbered from
+        names = [(stem, first + frame if count > 1 else None) for frame in range(count)]
+        found = [pictures.get(name, []) for name in names]
+        if not alone:
+            found = [
+                [p for p in held if p.parent == file.parent or p.parent.parent in near]
+                for held in found
+            ]
+        found = [
+            [p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held
+            for held in found
+        ]
+        more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
+        if not more and all(len(held) == 1 for held in found):
+            return [str(held[0]) for held in found]
+    return [""] * count
 
 
 def _count_frames(header) -> int:
