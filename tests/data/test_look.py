@@ -9,7 +9,7 @@ from layout_cases import levels, pairs, table, write
 from PIL import Image
 
 from thyroid_lib.data import __main__ as command
-from thyroid_lib.data.groups import assign_groups
+from thyroid_lib.data.groups import UNKNOWN, are_unknown, assign_groups
 from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.data.look import look
 from thyroid_lib.data.shrink import lost_masks, size_needed
@@ -128,3 +128,9 @@ def test_every_official_side_is_used(tmp_path):
         {"case_id": [*"abc"], "group": [*"abc"], "official": ["train", "val", "test"]}
     )
     assert split_cases(index, protocol="official").tolist() == ["train", "val", "test"]
+
+
+def test_unknown_groups_are_said_in_the_terminal(tmp_path, capsys):
+    assert not are_unknown(pd.DataFrame({"case_id": ["1", "2"], "group": ["1", "1"]}))
+    load_cases("folder", write(pairs(), tmp_path))
+    assert f"note: {UNKNOWN}" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from thyroid_lib.compare import sentences
 from thyroid_lib.compare.sentences import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 
 ABOUT = {
@@ -77,7 +78,10 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "temperature": fitted if len(heat) else "No temperature was fitted.",
         "failures": sentences.failures_sentence(scores),
         "limits": "\n- ".join(
-            text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)
+            [
+                *[UNKNOWN] * (data != [] and are_unknown(scores)),
+                *(text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)),
+            ]
         ),
         "selection": sentences.selection_sentence(selected, ranks),
         "difference": sentences.difference_sentence(differences, delta=selected["delta"]),

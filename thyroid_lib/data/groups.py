@@ -28,6 +28,16 @@ ALONE = (
     'groups: "^(\\d+)_"'
 )
 
+UNKNOWN = (
+    "Groups are not known: every image counts as a group of its own. Where two show one gland, "
+    "results are too good and intervals too narrow."
+)
+
+
+def are_unknown(table: pd.DataFrame) -> bool:
+    """Say whether every image of a store's index, or of scores, is a group of its own."""
+    return bool((table["group"].astype(str) == table["case_id"].astype(str)).all())
+
 
 def assign_groups(
     cases: pd.DataFrame, root: Path, others: list[Path], wanted: str = ""

@@ -28,6 +28,7 @@ import pandas as pd
 
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data import frames, phantom, tg3k
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
 from thyroid_lib.data.shrink import lost_masks, lost_sentence
@@ -116,6 +117,8 @@ def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", *
     seen = look(find_data(data), **kept)
     for what, said in seen.seen.items():
         print(f"{what}: {said}")
+    if are_unknown(seen.cases):
+        print_note(UNKNOWN)
     return seen.cases
 
 
