@@ -75,6 +75,20 @@ def test_another_rule_is_another_store(tmp_path):
     np.testing.assert_array_equal(built[1].reference(0), levels(1, 2)(0) == 2)
 
 
+@pytest.mark.parametrize("value", [-1, np.nan])
+def test_masks_of_levels_that_mean_nothing_are_set_aside(tmp_path, value):
+    def draw(i):
+        return levels(1, dtype=np.float32)(i) + (value if i == 2 else 0)
+
+    cases = look(write(pairs(masks="masks/a{}.tif", draw=draw), tmp_path / "data")).cases
+    built = build_store(cases, tmp_path / "store", size=16, mend=[])
+    assert len(built) == 4
+    assert built.quarantine[["case_id", "reason"]].to_numpy().tolist() == [
+        ["a2", "unreadable mask"]
+    ]
+    assert "levels below 0, or that are no numbers" in built.quarantine["detail"][0]
+
+
 def test_an_unknown_choice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got mask, need any of images, masks"):
         look(tmp_path, mask="x")

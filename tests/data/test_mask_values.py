@@ -13,7 +13,7 @@ KINDS = {  # kind: ending, and what draws so many values from a generator
     "8 bits": ("png", lambda rng, n: [*rng.choice(256, n, replace=False)]),
     "16 bits": ("png", lambda rng, n: [*rng.choice(60_000, n, replace=False)]),
     "32 bits": ("tif", lambda rng, n: [*rng.choice(10**6, n, replace=False)]),
-    "float": ("tif", lambda rng, n: [*(rng.choice(64, n, replace=False) / 64)]),
+    "float": ("tif", lambda rng, n: [*(rng.choice(60, n, replace=False) / np.float32(10))]),
     "colour": ("png", lambda rng, n: [tuple(c) for c in rng.integers(0, 2, (n, 3)) * 255]),
     "gray ink": ("png", lambda rng, n: [(v, v, v, 255) for v in rng.choice(256, n, replace=False)]),
     "ink": ("png", lambda rng, n: [(*c, 255) for c in rng.integers(0, 256, (n, 3))]),
@@ -26,7 +26,7 @@ TYPES = {"16 bits": np.uint16, "32 bits": np.int32, "float": np.float32}
 def name_of(value) -> str:
     """Return a value as the study's key names it."""
     if not isinstance(value, tuple):
-        return f"{float(value):.6g}"
+        return str(value).removesuffix(".0")
     if len(value) == 4 and not value[3]:
         return "transparent"
     red, green, blue = value[:3]
@@ -79,7 +79,7 @@ def test_every_class_is_in_the_store_or_told(tmp_path, kind, seed):
         if kind == "jpeg":
             assert any(20 < value < 235 for value in values)
             return
-        assert all(re.search(rf"\b{re.escape(name)} \(", said) for name in names), said
+        assert all(re.search(rf"(?<![\w.]){re.escape(name)} \(", said) for name in names), said
         wanted = [*rng.choice(names, rng.integers(1, len(names)), replace=False)]
         choices = {"mask_values": ", ".join(wanted)}
         seen = look(tmp_path, **choices)
@@ -89,10 +89,15 @@ def test_every_class_is_in_the_store_or_told(tmp_path, kind, seed):
         return
     gland, around = said.split(", background ")
     for name in names:
-        told = [re.search(rf"\b{re.escape(name)} \(", text) is not None for text in (gland, around)]
+        told = [
+            re.search(rf"(?<![\w.]){re.escape(name)} \(", text) is not None
+            for text in (gland, around)
+        ]
         assert told.count(True) == 1, (name, said)
         assert not choices or told[0] == (name in wanted)
-    inside = [n for n, name in enumerate(names) if re.search(rf"\b{re.escape(name)} \(", gland)]
+    inside = [
+        n for n, name in enumerate(names) if re.search(rf"(?<![\w.]){re.escape(name)} \(", gland)
+    ]
     expected = {f"a{i}": np.isin(classes, inside) for i, classes in enumerate(drawn)}
     usable = [name for name, mask in expected.items() if mask.any() and not mask[0].all()]
     if not usable:

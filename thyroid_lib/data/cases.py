@@ -100,7 +100,7 @@ def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
     for path, part in split_references(case.mask_path):
         if reader := readers.reader_of(path):
             levels = reader.read_mask(path, part, shape)
-            levels = levels if levels.dtype == bool else mask_values.apply_rule(levels, rule)
+            levels = mask_values.of_reader(levels, rule)
         masks.append(levels if reader else mask_values.read_mask(path, part, rule))
     return masks
 

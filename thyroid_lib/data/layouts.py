@@ -73,9 +73,12 @@ class Picture(NamedTuple):
 
 def list_files(root: Path) -> tuple[list[Path], list[Path]]:
     """List the image files and the other files below a folder, without hidden ones and litter."""
-    images, others = [], []
+    images, others, visited = [], [], set()
     for folder, below, names in os.walk(root, followlinks=True):
         deep = len(Path(folder).relative_to(root).parts) >= DEPTH
+        if (real := os.path.realpath(folder)) in visited:  # by a link
+            names, deep = [], True
+        visited.add(real)
         if "store.json" in names:  # a store of frames that were read already
             names, deep = [], True
         below[:] = [] if deep else sorted(filter(_is_named, below))

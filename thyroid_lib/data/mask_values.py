@@ -5,7 +5,7 @@ A rule holds for a whole source, in a form that the case table carries:
     ""                     a gray level above 127, as TG3K's JPEG masks mean it
     "levels:1"             these gray levels, as stored: "levels:85,170"
     "colours:ff0000"       these colours, RGB in hexadecimal digits
-    "alpha"                whatever is not transparent; "transparent" the reverse
+    "transparent"          what is not there, of 4 channels
     "above:0"              gray levels above a number
 
 Several rules, joined by ";", are gland where one of them says so.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data.frames import decode_file, read_gray
+from thyroid_lib.data.frames import Refused, decode_file, read_gray
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
 MANY = 4096  # levels that are counted in one mask
@@ -55,18 +55,25 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
     for part in rule.split(";"):
         kind, _, values = part.partition(":")
         if kind == "levels":
-            mask |= np.isin(codes, [float(value) for value in values.split(",")])
+            wanted = np.array([float(value) for value in values.split(",")])
+            wanted = wanted.astype(codes.dtype) if codes.dtype.kind == "f" else wanted
+            mask |= np.isin(codes, wanted)
         elif kind == "colours":
             mask |= np.isin(codes, [_colour_code(int(value, 16)) for value in values.split(",")])
         elif kind == "above":
             mask |= codes > float(values)
-        elif kind in ("alpha", "transparent"):
-            mask |= (codes == TRANSPARENT) == (kind == "transparent")
+        elif kind == "transparent":
+            mask |= codes == TRANSPARENT
         else:
             raise ValueError(
-                f"mask_rule: got {rule!r}, need levels:, colours:, above:, alpha or transparent"
+                f"mask_rule: got {rule!r}, need levels:, colours:, above: or transparent"
             )
     return mask
+
+
+def of_reader(levels: np.ndarray, rule: str) -> np.ndarray:
+    """Return a mask, bool (H,W), of what a reader of its own gave: that, or levels for the rule."""
+    return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
 
 
 def read_codes(path: str | Path, page: str = "") -> np.ndarray:
@@ -76,7 +83,7 @@ def read_codes(path: str | Path, page: str = "") -> np.ndarray:
 
 def _codes(image: Image.Image, tags) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image)
+        levels = check_levels(np.asarray(image))
         if tags.get(262) == 0 and levels.dtype == np.uint16:  # 0 is white
             levels = 65535 - levels
         whole = levels.dtype.kind != "f" and not (levels % 257).any() and levels.max() <= 65535
@@ -92,6 +99,13 @@ def _codes(image: Image.Image, tags) -> np.ndarray:
     if indices is not None and len(np.unique(indices)) > len(np.unique(codes)):
         return indices.astype(np.int32)  # a palette that shows two classes alike
     return codes
+
+
+def check_levels(levels: np.ndarray) -> np.ndarray:
+    """Return a mask's levels as they are; raises Refused if some are below 0 or no numbers."""
+    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
+        raise Refused("has levels below 0, or that are no numbers: save masks with levels from 0")
+    return levels
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -126,11 +140,12 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     if jpeg:
         codes = decode_file(path, _even_squares, page)
     else:
-        codes = read_codes(path, page) if levels is None else levels
+        codes = read_codes(path, page) if levels is None else check_levels(levels)
     values, counts = np.unique(codes, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:MANY]
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)
-    pixels = dict(zip(values[most].tolist(), counts[most].tolist(), strict=True))
+    shortest = [float(str(value)) for value in values[most]]  # 0.1 of 32 bits is 0.1
+    pixels = dict(zip(shortest, counts[most].tolist(), strict=True))
     edges = [codes] if jpeg else [codes[0], codes[-1], codes[:, 0], codes[:, -1]]
     border = {code for edge in edges for code in np.unique(edge).tolist()}
     border = border.pop() if len(border) == 1 and not jpeg else None
@@ -177,9 +192,8 @@ def choose_rule(
     if len(levels) > 16:
         first, last = (level_name(code) for code in (min(counts), max(counts)))
         shown = f"from {first} to {last}"
-    plain = all(code >= 0 for code in counts)
     if wanted:
-        rule, gland = _wanted_rule(wanted, levels, shown, jpegs, plain)
+        rule, gland = _wanted_rule(wanted.strip(), levels, shown, jpegs)
     elif jpegs == len(found) or _is_blurred(counts):
         between = sum(n for code, n in counts.items() if 0 < code < 255) if jpegs else 0
         if between > 0.01 * (total - counts[0]):
@@ -211,7 +225,8 @@ def level_name(code: float) -> str:
     """Return a code as it is shown and set: a number, "transparent", or a colour's RGB digits."""
     if code < TRANSPARENT:
         return f"{-2 - int(code):06x}"
-    return "transparent" if code == TRANSPARENT else f"{code:.6g}"
+    number = int(code) if code == int(code) else code
+    return "transparent" if code == TRANSPARENT else str(number)
 
 
 def _is_blurred(counts: Counter) -> bool:
@@ -257,20 +272,20 @@ def _rule_of(gland: list[float]) -> str:
     return ";".join([*parts, *["transparent"][: gland.count(TRANSPARENT)]])
 
 
-def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int, plain: bool) -> tuple:
+def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     """Return the rule that a study sets, and the codes of the gland."""
-    if wanted.strip().startswith(">"):
+    if wanted.startswith(">"):
         try:
-            limit = float(wanted.strip()[1:])
+            limit = float(wanted[1:])
         except ValueError:
             raise ValueError(f'mask_values: got {wanted!r}, need a number: ">0"') from None
-        if not plain:
+        if min(levels.values()) < 0:
             raise ValueError(f"mask_values: {wanted!r} is for gray levels, the masks hold {shown}")
         return f"above:{limit:g}", [code for code in levels.values() if code > limit]
-    if wanted.strip() == "alpha":
-        return "alpha", [code for code in levels.values() if code != TRANSPARENT]
+    if wanted == "alpha":
+        wanted = " ".join(name for name in levels if name != "transparent")
     names = [name.strip("#\"'").lower() for name in re.split(r"[\s,;]+", wanted) if name]
-    names = [f"{float(n):g}" if re.fullmatch(r"\d+\.\d*", n) else n for n in names]
+    names = [level_name(float(n)) if re.fullmatch(r"\d+\.\d*", n) else n for n in names]
     if missing := [name for name in names if name not in levels]:
         raise ValueError(f"mask_values: got {', '.join(missing)}, the masks hold {shown}")
     if jpegs:
