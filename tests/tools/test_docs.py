@@ -16,6 +16,7 @@ import nbformat
 import pytest
 
 import map as library_map  # tools/map.py
+import own_data  # tools/own_data.py
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(r"(?:https?:)?//|mailto:|data:|javascript:")
@@ -195,6 +196,10 @@ def test_every_page_is_reached_from_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [p.name for p in ROOT.glob("docs/*.md") if f"docs/{p.name}" not in text]
     assert set(missing) <= {"index.md"}, missing
+
+
+def test_the_data_sets_of_the_tests_are_those_of_the_page():
+    assert own_data.PAGE.read_text("utf-8") == own_data.page(), "run python tools/own_data.py"
 
 
 def test_the_map_lists_the_files_of_the_library():

@@ -5,7 +5,7 @@ A rule holds for a whole source, in a form that the case table carries:
     ""                     a gray level above 127, as TG3K's JPEG masks mean it
     "levels:1"             these gray levels, as stored: "levels:85,170"
     "colours:ff0000"       these colours, RGB in hexadecimal digits
-    "alpha"                any colour that is not transparent
+    "alpha"                whatever is not transparent; "transparent" the reverse
     "above:0"              gray levels above a number
 
 Several rules, joined by ";", are gland where one of them says so.
@@ -57,10 +57,12 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
             mask |= np.isin(codes, [_colour_code(int(value, 16)) for value in values.split(",")])
         elif kind == "above":
             mask |= codes > float(values)
-        elif kind == "alpha":
-            mask |= codes != TRANSPARENT
+        elif kind in ("alpha", "transparent"):
+            mask |= (codes == TRANSPARENT) == (kind == "transparent")
         else:
-            raise ValueError(f"mask_rule: got {rule!r}, need levels:, colours:, above: or alpha")
+            raise ValueError(
+                f"mask_rule: got {rule!r}, need levels:, colours:, above:, alpha or transparent"
+            )
     return mask
 
 
@@ -242,7 +244,8 @@ def _rule_of(gland: list[float]) -> str:
         "levels": [level_name(code) for code in gland if code >= 0],
         "colours": [level_name(code) for code in gland if code < TRANSPARENT],
     }
-    return ";".join(f"{kind}:{','.join(names)}" for kind, names in kinds.items() if names)
+    parts = [f"{kind}:{','.join(names)}" for kind, names in kinds.items() if names]
+    return ";".join([*parts, *["transparent"][: gland.count(TRANSPARENT)]])
 
 
 def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int, plain: bool) -> tuple:
