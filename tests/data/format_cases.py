@@ -196,7 +196,7 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         r"1 Tissue: Nodule \(.*2 Tissue: Thyroid gland \(.*which of them are gland",
         {"mask_values": "2"},
     ),
-    "TIFF masks with a page for each class": (one_hot, "holds 1 pictures, the mask's 2: save one mask", {}),
+    "TIFF masks with a page for each class": (one_hot, "the mask's 2: save one mask", {}),
     "pictures along the last axis": (
         one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
         r"may be \(H,W,N\) or \(N,H,W\)", {},
