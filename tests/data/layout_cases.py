@@ -299,6 +299,10 @@ MASKS = {
     "two colours of ink on nothing": classes(
         colours((0, 0, 0, 255), (255, 0, 0, 255), around=(0, 0, 0, 0)), "transparent (", "alpha"
     ),
+    "JPEG in red": Case(
+        pairs(masks="masks/a{}.jpg", draw=colours(RED)), said="neither black nor white",
+        refused=True, mend={"mask_values": ">127"},
+    ),
     "JPEG with a gray class": Case(
         pairs(masks="masks/a{}.jpg", draw=levels(110, 255)), said="neither black nor white",
         refused=True, mend={"mask_values": ">60"},
@@ -356,6 +360,17 @@ TABLES = {
         pairs("images/{0}-a{0}.png", "masks/{0}-a{0}.png"), ids="{0}-a{0}",
         groups={i: str(i) for i in range(5)}, choices={"groups": r"^(\d+)-"},
         said="5 groups by the pattern",
+    ),
+    "folders of patients": Case(
+        {
+            f"p{i // 3 + 1}/{kind}/a{i}.png": draw(i)
+            for kind, draw in (("images", image), ("masks", levels(255))) for i in range(5)
+        },
+        groups={i: f"p{i // 3 + 1}" for i in range(5)}, choices={"groups": "^([^/]+)/"},
+    ),
+    "no first line": Case(
+        pairs() | {"groups.csv": table().split("\n", 1)[1]}, refused=True, groups=PATIENTS,
+        said="the first line of a table names an image, 'a0'",
     ),
     "a column of a table": grouped(
         table("a{},{},x", "name,owner,age"), "about.csv", choices={"groups": "about.csv:owner"}

@@ -3,6 +3,7 @@
     groups: ""                   a file whose name begins with "group", or a table with patients
     groups: patients.csv:number  this column of this table
     groups: "^(\\d+)_"           what the brackets match in the name of the image
+    groups: "^([^/]+)/"          the same in its path below the data's folder
     groups: none                 every image is a group of its own
 
 A table's group names are one if they differ in letter case, spaces or leading zeros alone: groups
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib.data.cases import name_key
+from thyroid_lib.data.cases import name_key, split_references
 from thyroid_lib.data.name_tables import TABLES, Names, read_table
 
 GROUPS = (
@@ -44,7 +45,7 @@ def assign_groups(
     if wanted == "none":
         return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"
     if "(" in wanted:
-        return _by_pattern(cases, wanted)
+        return _by_pattern(cases, root, wanted)
     names = Names(cases, root)
     if wanted:
         name, _, column = wanted.partition(":")
@@ -71,12 +72,16 @@ def assign_groups(
     return cases["case_id"].tolist(), ALONE
 
 
-def _by_pattern(cases: pd.DataFrame, wanted: str) -> tuple[list[str], str]:
+def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str], str]:
     try:
         pattern = re.compile(wanted)
     except re.error as error:
         raise ValueError(f"groups: {wanted!r} is no regular expression ({error})") from None
-    found = [pattern.search(case_id) for case_id in cases["case_id"]]
+    names = cases["case_id"]
+    if "/" in wanted:
+        files = cases["image_path"].where(cases["image_path"] != "", cases["mask_path"])
+        names = [Path(split_references(file)[0][0]).relative_to(root).as_posix() for file in files]
+    found = [pattern.search(name) for name in names]
     groups = [match.group(1) or "" if match and pattern.groups else "" for match in found]
     if not any(groups):
         first = f"the first is {cases['case_id'].iloc[0]!r}"

@@ -27,7 +27,7 @@ from thyroid_lib.data.readers import PICTURES
 IMAGE = "image images imgs img original originals frame frames picture pictures scan scans raw"
 MASK = (
     "mask masks label labels gt truth groundtruth annotation annotations annot segmentation "
-    "segmentations segs seg target targets roi rois"
+    "segmentations segs seg target targets roi rois contour contours outline outlines manual"
 )
 SIDES = {
     "train": "train training trainval tr",
@@ -47,7 +47,7 @@ def _affixes(words: str, numbered: str) -> list[re.Pattern]:
     """Return patterns of a name with one of the words at its end, and at its front."""
     either = words.replace(" ", "|")
     return [
-        re.compile(rf"(.+?)[-_. (]+(?:{either})\)?{numbered}", re.I),
+        re.compile(rf"(.+?)(?:[-_. (]+(?:{either})\)?)+{numbered}", re.I),
         re.compile(rf"(?:{either})(?:[-_. ]+|(?=\d))(.+)", re.I),
     ]
 
@@ -149,12 +149,13 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
         if inside and below.startswith(inside):  # what a wanted folder is called says nothing
             parts = PurePosixPath(below.removeprefix(inside)).parts[:-1]
         for name in parts:
-            words = [word.casefold() for word in WORDS.findall(name)]
-            roles = {ROLE_OF[word] for word in words if word in ROLE_OF}
+            words = WORDS.findall(name)
+            roles = {ROLE_OF[word.casefold()] for word in words if word.casefold() in ROLE_OF}
             role = ("mask" if "mask" in roles else "image") if roles else role
-            context += [word for word in words if word not in ROLE_OF]
+            rest = [word for word in words if word.casefold() not in ROLE_OF]
+            context += rest if roles else [name]
         if forced[-1] or wanted.get(role):  # else the study names others
-            role = forced[-1]
+            role = forced[-1] or "other"
         stem = unicodedata.normalize("NFC", path.stem)
         pictures.append(Picture(path, below, stem, role, tuple(context)))
     for role, pattern in wanted.items():
@@ -286,7 +287,7 @@ def _ways(images: list[Picture], masks: list[Picture], pairing: str) -> Iterator
         how = f"what {pairing} finds in their names"
     else:
         names, how = lambda p, role: _names(p.stem, role), "name"
-    yield how, lambda p, role: [((p.context, key), affix) for key, affix in names(p, role)]
+    yield how, lambda p, role: [((_place(p), key), affix) for key, affix in names(p, role)]
     yield f"{how}, whatever the folder", names
     if not pairing and min(len(images), len(masks)) > 1:
         ends = {"image": _common_ends(images), "mask": _common_ends(masks)}
@@ -294,9 +295,13 @@ def _ways(images: list[Picture], masks: list[Picture], pairing: str) -> Iterator
 
         def middle(p, role):
             front, end = ends[role]
-            return [((p.context, name_key(p.stem[len(front) : len(p.stem) - len(end)])), "")]
+            return [((_place(p), name_key(p.stem[len(front) : len(p.stem) - len(end)])), "")]
 
         yield how, middle
+
+
+def _place(p: Picture) -> tuple[str, ...]:
+    return tuple(map(name_key, p.context))
 
 
 def _common_ends(pictures: list[Picture]) -> tuple[str, str]:
@@ -326,7 +331,8 @@ def _table(masks_of: dict, left: list[Picture], dataset: str) -> pd.DataFrame:
     long = any(len(contexts) > 1 for contexts in folders.values())
     rows = []
     for p, image, mask in pairs:
-        side = next((SIDE_OF[word] for word in p.context if word in SIDE_OF), "")
+        words = (word.casefold() for name in p.context for word in WORDS.findall(name))
+        side = next((SIDE_OF[word] for word in words if word in SIDE_OF), "")
         case_id = "-".join((*p.context, p.stem)) if long else p.stem
         rows.append((case_id, image, mask, "", dataset, side))
     table = pd.DataFrame(rows, columns=[*COLUMNS, "official"], dtype=object)

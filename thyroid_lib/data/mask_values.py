@@ -30,7 +30,10 @@ SQUARE = 4  # px
 
 def read_mask(path: str | Path, page: str = "", rule: str = "") -> np.ndarray:
     """Read a mask file by a rule, bool (H,W); raises ValueError as `frames.read_gray`."""
-    if not rule or (is_jpeg(path) and not rule.startswith("above")):
+    jpeg = is_jpeg(path)
+    if jpeg and rule.startswith("above"):  # as `count_levels` sees it
+        return apply_rule(decode_file(path, lambda image, _: _rgb(image).max(axis=2), page), rule)
+    if jpeg or not rule:
         return read_gray(path, page=page) > 127
     return apply_rule(read_codes(path, page), rule)
 
@@ -91,6 +94,10 @@ def _codes(image: Image.Image, tags) -> np.ndarray:
     return codes
 
 
+def _rgb(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"))
+
+
 def _colour_code(rgb):
     """Return the code of a colour, or of an array of them: below `TRANSPARENT`."""
     gray = (rgb >> 16 == rgb >> 8 & 255) & (rgb & 255 == rgb >> 8 & 255)
@@ -132,7 +139,7 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
 
 def _even_squares(image: Image.Image, _) -> np.ndarray:
     """Return the levels of those squares of a JPEG that hold one level, uint8 (n,)."""
-    rgb = np.asarray(image.convert("RGB"))
+    rgb = _rgb(image)
     height, width = (side // SQUARE * SQUARE for side in rgb.shape[:2])
     squares = rgb[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, 3)
     low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,3)
@@ -176,9 +183,11 @@ def choose_rule(
     elif jpegs == len(found) or _is_blurred(counts):
         between = sum(n for code, n in counts.items() if 0 < code < 255) if jpegs else 0
         if between > 0.01 * (total - counts[0]):
+            middle = [code for code in counts if 0 < code < 255]
             raise ValueError(
-                f"the JPEG masks hold even areas that are neither black nor white: {shown}; which "
-                'are gland is not known: set mask_values: ">127", or another limit'
+                "the JPEG masks hold areas that are neither black nor white, of levels "
+                f"{min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %): set the "
+                f'least level that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
             )
         return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     else:

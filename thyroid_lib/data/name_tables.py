@@ -114,6 +114,9 @@ class Names:
     def column(self, table: pd.DataFrame) -> str:
         """Return the column that names the images: a usual one, else that which names most."""
         found = {c: sum(bool(self.find(v)) for v in table[c]) for c in table.columns}
+        if headless := [name for name in table.columns if self.find(name)]:
+            needed = "write the columns' names there, case_id,group"
+            raise ValueError(f"the first line of a table names an image, {headless[0]!r}: {needed}")
         usual = [name for name in IDS if found.get(name)]
         best = max(found, key=found.get)
         return usual[0] if usual else best if found[best] > len(table) / 2 else ""
