@@ -9,21 +9,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "own-data.md"
 START, END = "<!-- data sets: tools/own_data.py -->", "<!-- end of data sets -->"
-sys.path.append(str(ROOT / "tests" / "data"))
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "data")]
+HEAD = ["| data | read or refused | what decides it |", "|---|---|---|"]
 
 
 def tables() -> str:
     """Return a table for each part of the drawn data sets, in Markdown."""
+    from format_cases import READ, REFUSED
     from layout_cases import CASES
 
-    lines = []
+    lines = ["### Formats", "", *HEAD, *(f"| {title} | read | |" for title in READ)]
+    lines += ["| DDTI, outlines in XML | read, damaged outlines set aside | |"]
+    for title, (_, _, choices) in REFUSED.items():
+        shown = ", ".join(f"`{key}: '{value}'`" for key, value in choices.items()) or "the files"
+        lines.append(f"| {title} | refused | {shown} |")
+    lines.append("")
     for part, cases in CASES.items():
-        lines += [
-            f"### {part}",
-            "",
-            "| data | read or refused | what decides it |",
-            "|---|---|---|",
-        ]
+        lines += [f"### {part}", "", *HEAD]
         for title, case in cases.items():
             result = "refused" if case.refused else "read"
             said = f"{result}: {case.said.rstrip(' (')}" if case.said else result

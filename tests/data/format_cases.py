@@ -157,7 +157,7 @@ READ = {  # kind: (drawing, names of the cases, groups)
     "npz of floats": (
         one_file(npz, "a.npz", x=(IMAGES / 255).astype(np.float32), y=MASKS * 1.0), OWN, OWN,
     ),
-    "HDF5 of the cine clips": (
+    "HDF5 of the Stanford cine clips": (
         one_file(
             hdf5, "dataset.hdf5", image=IMAGES, mask=MASKS * np.uint8(255),
             annot_id=[f"{patient}_".encode() for patient in PATIENTS], frame_num=range(COUNT),
@@ -167,21 +167,21 @@ READ = {  # kind: (drawing, names of the cases, groups)
     "HDF5, 12 of 16 bits": (
         one_file(hdf5, "a.h5", images=IMAGES.astype(np.uint16) * 16, masks=MASKS), OWN, OWN,
     ),
-    "two npy files with groups.csv": (npy_files, OWN, PATIENTS),
-    "an npy file for each": (
+    "images.npy and masks.npy with groups.csv": (npy_files, OWN, PATIENTS),
+    "an npy file for each image and mask": (
         lambda top: pairs(top, "images/{}.npy", "masks/{}.npy", 1), NAMES, NAMES,
     ),
     "TIFF stacks": (stacks(".tif", 255), K, CINES),
     "TIFF stacks of 0 and 1": (stacks(".tiff", 1), K, CINES),
     "GIF stacks": (stacks(".gif", 255), K, CINES),
     "npy stacks": (stacks(".npy", 1), K, CINES),
-    "DICOM, one segmentation": (dicom(), DICOM, CINES),
-    "DICOM and PNG": (dicom_with_pictures, NAMES, ["one"] * COUNT),
+    "DICOM cines with a segmentation object": (dicom(), DICOM, CINES),
+    "DICOM with PNG masks": (dicom_with_pictures, NAMES, ["one"] * COUNT),
     "nnU-Net": (nnunet({"background": 0, "gland": 1}, MASKS), NAMES, NAMES),
-    "case table": (case_table, NAMES, PATIENTS),
+    "CSV of paths (image_path, mask_path, patient)": (case_table, NAMES, PATIENTS),
 }  # fmt: skip
 REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
-    "npz of three levels": (
+    "npz, masks of three levels": (
         one_file(npz, "a.npz", x=IMAGES, y=CLASSES), "which of them are gland",
         {"mask_values": "1, 2"},
     ),
@@ -196,10 +196,10 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         r"1 Tissue: Nodule \(.*2 Tissue: Thyroid gland \(.*which of them are gland",
         {"mask_values": "2"},
     ),
-    "a page for each class": (one_hot, "holds 1 pictures, the mask's 2: save one mask", {}),
+    "TIFF masks with a page for each class": (one_hot, "the mask's 2: save one mask", {}),
     "pictures along the last axis": (
         one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
         r"may be \(H,W,N\) or \(N,H,W\)", {},
     ),
-    "7z": (seven, "is no zip or tar archive: unpack it by hand", {}),
+    "a 7z archive": (seven, "is no zip or tar archive: unpack it by hand", {}),
 }  # fmt: skip

@@ -80,6 +80,11 @@ def test_the_stanford_cine_clips(tmp_path):
     assert table["group"].tolist() == ["12_", "12_", "7_", "7_", "7_"]
     assert_read(table, IMAGES[[0, 1, 3, 4, 2]], MASKS[[0, 1, 3, 4, 2]])
     assert table.attrs["groups"] == "array annot_id"
+    held["patient"] = [b"A", b"A", b"B", b"B", b"A"]
+    table = arrays.cases(hdf5(tmp_path / "dataset.hdf5", **held))
+    assert table["case_id"].tolist() == ["12_09", "12_10", "7_00", "7_01", "7_02"]
+    assert table["group"].tolist() == ["A", "A", "B", "A", "B"]
+    assert table.attrs["groups"] == "array patient"
 
 
 def test_a_file_per_patient_and_a_file_per_image(tmp_path):
@@ -100,6 +105,15 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
+def test_one_picture_in_an_array_of_pictures_and_one_patient_of_a_file(tmp_path):
+    npz(tmp_path / "a.npz", image=IMAGES[:1], mask=MASKS[0], patient_id="p7")
+    hdf5(tmp_path / "a.h5", image=IMAGES[1:3], mask=MASKS[1:3], patient_id="p7")
+    table = arrays.cases(tmp_path)
+    assert table["case_id"].tolist() == ["a.h5_0", "a.h5_1", "a.npz_0"]
+    assert table["group"].tolist() == ["p7"] * 3
+    assert_read(table, IMAGES[[1, 2, 0]], MASKS[[1, 2, 0]])
+
+
 def test_colours_stay_colours_and_a_mask_in_colours_is_refused(tmp_path):
     colours = RNG.integers(0, 255, (5, 12, 16, 3), np.uint8)
     table = arrays.cases(npz(tmp_path / "a.npz", images=colours, masks=MASKS))
@@ -115,6 +129,7 @@ BAD = {  # kind: (the file's arrays, or its bytes; words)
     "classes of images": ({"image": IMAGES, "label": np.ones(5)}, "name one array image"),
     "fewer masks": ({"image": IMAGES, "mask": MASKS[:4]}, "holds 5 images and 4 masks"),
     "one mask": ({"image": IMAGES, "mask": MASKS[0]}, "holds 5 images and 1 masks"),
+    "groups of others": ({"image": IMAGES, "mask": MASKS, "patient": [1, 2]}, "each of 5 pictures"),
     "last axis": ({"image": IMAGES.T[:12, :12], "mask": MASKS.T[:12, :12]}, r"may be \(H,W,N\)"),
     "five axes": ({"image": IMAGES[None, None], "mask": MASKS[None, None]}, "not that of pictures"),
     "objects": ({"image": np.array([[None] * 3] * 3), "mask": MASKS[0]}, "cannot be read"),

@@ -80,7 +80,9 @@ def test_no_class_is_lost(tmp_path, seed):
             assert re.search(rf"\b{level}(\.0)? \(", str(error.value))
 
 
-@pytest.mark.parametrize("kind", ["HDF5 of the cine clips", "npz with patients", "tar.gz, masks"])
+@pytest.mark.parametrize(
+    "kind", ["HDF5 of the Stanford cine clips", "npz with patients", "tar.gz, masks"]
+)
 def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
     [draw] = [READ[each][0] for each in READ if each.startswith(kind)]
     (tmp_path / "data").mkdir()

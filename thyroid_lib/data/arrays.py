@@ -25,7 +25,8 @@ SUFFIXES = (".npy", ".npz", *HDF5)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # beside these, arrays are no source
 IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
 MASKS = ("mask", "masks", "label", "labels", "gt", "y", "seg", "segmentation", "annotations")
-GROUPS = ("annot_id", "patient_id", "patient", "patients", "subject", "group", "groups")
+# the first that is there counts: a patient may have several annotated nodules
+GROUPS = ("patient_id", "patient", "patients", "subject", "group", "groups", "annot_id")
 FRAMES = ("frame_num", "frame_number", "frame")
 
 
@@ -54,7 +55,8 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         raise ValueError(rows[0][5][1])
     table = make_table(rows, "problem")
     known = {name for arrays in found.values() for name in arrays}
-    names, unread = sorted(known & {*GROUPS}), sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
+    names = [name for name in GROUPS if name in known]
+    unread = sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
     more = f"; not read: {', '.join(unread)}" * bool(unread)
     several = len(files) > 1 and table["group"].duplicated().any()
     table.attrs["layout"] = f"arrays: {len(table)} pictures in {len(files)} files or pairs{more}"
@@ -111,7 +113,10 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
     if any(file.suffix.lower() in PICTURES for file in found):
         return {}
     files = [file for suffix in (".npz", *HDF5) for file in kinds[suffix]]
-    return {f.stem: [f] for f in files} or ({path.name: kinds[".npy"]} if kinds[".npy"] else {})
+    if not files:
+        return {path.name: kinds[".npy"]} if kinds[".npy"] else {}
+    several = len({file.stem for file in files}) < len(files)  # a.npz and a.h5
+    return {file.name if several else file.stem: [file] for file in files}
 
 
 def _list_arrays(files: list[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
@@ -135,30 +140,38 @@ def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
         raise ValueError(f"{unit} holds {held}: name one array image, and one mask")
     pair = [arrays[names[0]] for names in named]
     counts = [_count_pictures(shape) for *_, shape in pair]
-    if counts[0] != counts[1]:
-        raise ValueError(f"{unit} holds {counts[0] or 1} images and {counts[1] or 1} masks")
-    groups, frames = (_read_names(arrays, names, counts[0]) for names in (GROUPS, FRAMES))
-    width = max(map(len, frames or [str(counts[0])]))
+    count = counts[0] or 1
+    if count != (counts[1] or 1):
+        raise ValueError(f"{unit} holds {count} images and {counts[1] or 1} masks")
+    groups, frames, clips = (
+        _read_names(arrays, names, count) for names in (GROUPS, FRAMES, GROUPS[::-1])
+    )
+    numbers = [f"{number:0{len(str(count))}}" if counts[0] else "" for number in range(count)]
+    if len(set(zip(clips, frames, strict=False))) == count > 1:
+        width, pictures = max(map(len, frames)), zip(clips, frames, strict=True)
+        numbers = [f"{clip.rstrip('_')}_{frame:0>{width}}" for clip, frame in pictures]
     rows = []
-    for number in range(counts[0] or 1):
-        name = f"{number:0{width}}" if counts[0] else ""
-        if groups and frames:
-            name = f"{groups[number].rstrip('_')}_{frames[number]:0>{width}}"
+    for number, name in enumerate(numbers):
         case_id = "_".join(filter(None, (unit if several or not name else "", name)))
-        parts = ["/".join(filter(None, (key, str(number) * (counts[0] > 0)))) for _, key, _ in pair]
-        paths = [reference(array[0], part) for array, part in zip(pair, parts, strict=True)]
+        paths = [
+            reference(path, "/".join(filter(None, (key, str(number) if own else ""))))
+            for (path, key, _), own in zip(pair, counts, strict=True)
+        ]
         group = groups[number] if groups else unit if several else case_id
         rows.append((case_id, *paths, group, "arrays", None))
     return rows
 
 
 def _read_names(arrays: dict, names: tuple[str, ...], count: int) -> list[str]:
-    """Read the first array of these names, a value for each picture, as texts; [] for none."""
-    for path, key, shape in (arrays[name] for name in names if name in arrays):
-        if count and shape in ((count,), (count, 1)):
-            with _opened(path) as file:
-                values = np.ravel(file[key][()]).tolist()
-            return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+    """Read the first array of these names as texts, one for each picture; [] if there is none."""
+    for name in (name for name in names if name in arrays):
+        path, key, shape = arrays[name]
+        with _opened(path) as file:
+            values = np.ravel(file[key][()]).tolist()
+        if len(values) not in (1, count):
+            raise ValueError(f"{name} {shape} needs a value for each of {count} pictures")
+        texts = [(v.decode() if isinstance(v, bytes) else str(v)).strip() for v in values]
+        return texts if len(texts) == count else texts * count
     return []
 
 
