@@ -1,7 +1,9 @@
-"""What both fuzz tests use: a limit of time for each item, and counts of what became of it."""
+"""For fuzz tests: random damage, a limit of time for each item, counts of the outcomes."""
 
 import signal
 from contextlib import contextmanager
+
+import numpy as np
 
 LIMIT = 20  # seconds that one item may take, on a machine with other work
 
@@ -26,15 +28,31 @@ def limited():
         signal.signal(signal.SIGALRM, usual)
 
 
-def attempt(counts, kind, work, *args):
-    """Return what the work gives and None, or None and the words in which it refuses; count both.
+def attempt(counts, read, *args):
+    """Return what is read and None, or None and the line in which it is refused; count both.
 
     Any other error than the two that are meant for users fails the test.
     """
     with limited():
         try:
-            result, said = work(*args), None
+            result, said = read(*args), None
         except (ValueError, FileNotFoundError) as error:
             result, said = None, str(error)
-    counts[f"{kind} {'accepted' if said is None else 'refused'}"] += 1
+            assert len(said.splitlines()) == 1
+    counts[f"files {'accepted' if said is None else 'refused'}"] += 1
     return result, said
+
+
+def damaged(seed: int, content: bytes, rounds: int):
+    """Yield kinds of damage and the damaged content, each kind so many times."""
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        start = int(rng.integers(len(content)))
+        end = start + int(rng.integers(1, 200))
+        flipped = content[start] ^ 1 << int(rng.integers(8))
+        yield "flip", content[:start] + bytes([flipped]) + content[start + 1 :]
+        yield "cut", content[:start]
+        part = content[start:end]
+        new = (bytes(len(part)), b"", part * 2, rng.bytes(20))[int(rng.integers(4))]
+        yield "replace", content[:start] + new + content[end:]
+        yield "rubbish behind", content + rng.bytes(int(rng.integers(1, 500)))

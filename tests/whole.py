@@ -1,13 +1,40 @@
-"""All tables of the comparison of a simulated study, for the tests that read them."""
+"""All tables of the comparison of a simulated study, and what tests of figures share."""
 
 from functools import cache
 
+import matplotlib.pyplot as plt
 import pandas as pd
-from synthetic import study
+import pytest
+from synthetic import complete, study
 
 from thyroid_lib.compare import bootstrap, mixed, selection, stability, tables
+from thyroid_lib.plots import common
 
 DELTA = 0.005
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """Draw as the notebooks do; in the modules that import it."""
+    common.style()
+    yield
+    plt.close("all")
+
+
+def scores_of(rows: list[tuple], *names: str) -> pd.DataFrame:
+    """Scores of rows of model, seed, group, case_id and these columns, by default Dice."""
+    columns = ["model", "seed", "group", "case_id", *(names or ["dice"])]
+    return pd.DataFrame(rows, columns=columns).assign(protocol="grouped", fold=0)
+
+
+TWO_GROUPS = complete(
+    scores_of(
+        [
+            ("unet", 0, "a", "1", 0.2), ("unet", 0, "a", "2", 0.4), ("unet", 0, "b", "3", 0.9),
+            ("unet", 1, "a", "1", 0.4), ("unet", 1, "a", "2", 0.6), ("unet", 1, "b", "3", 0.9),
+        ]
+    )
+)  # fmt: skip
 
 
 @cache

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thyroid_lib.compare.bootstrap import SEEN, Cube, Draws, draw, interval, macro_means
+from thyroid_lib.compare.bootstrap import SEEN, TAILS, Cube, Draws, draw, macro_means
 
 # Dice. REML of the group means of U-Net and Residual U-Net under `grouped` gives groups 0.080 and
 # model × group with the rest 0.054, here split in two, 0.045² + 0.030² = 0.054². Frames of a group,
@@ -72,7 +72,7 @@ def bounds(values: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray, np
     parts = []
     for start in range(0, len(values), 1000):
         means = macro_means(values[start : start + 1000], draws)  # (B,n)
-        parts.append((*interval(means), means.std(axis=0)))
+        parts.append((*np.quantile(means, TAILS, axis=0), means.std(axis=0)))
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 

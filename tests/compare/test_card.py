@@ -13,16 +13,13 @@ def card_of(**changed) -> str:
     return model_card(made["selected"], made["table"], **{name: made[name] for name in names})
 
 
-def test_the_card_has_every_section():
+def test_the_card_has_every_section_and_the_figures_of_the_tables():
     titles = re.findall(r"(?m)^#+ (.*)$", card_of())
     assert titles == [
         "Model card: resunet", "What it is", "What it was trained on", "How it was evaluated",
         "Metrics by protocol", "Stability", "Calibration", "Failure modes", "Known limits",
         "Why this one", "Fingerprints and versions",
     ]  # fmt: skip
-
-
-def test_its_figures_are_those_of_the_tables():
     made, card = compared(), card_of()
     row = made["table"].set_index(["protocol", "model"]).loc[("grouped", "resunet")]
     for text in (

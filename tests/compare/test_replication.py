@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import shuffled
 
 from thyroid_lib.compare import replication
 from thyroid_lib.compare.replication import STEPS, WITHOUT_RELU, measure_steps
@@ -41,8 +42,12 @@ def ladder() -> dict[str, pd.DataFrame]:
     return dict(zip(STEPS, (flawed, flawed, *mended), strict=True))
 
 
-def test_each_step_is_measured_and_its_change_beside_it():
-    table = measure_steps(ladder(), resamples=500)
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return measure_steps(ladder(), resamples=500)
+
+
+def test_each_step_is_measured_and_its_change_beside_it(table):
     assert set(table.model) == {"unet", "segnet_reported"}  # at every step
     pooled = (3 * 2 * 2000 * 0.9 + 2 * 20 * 0.1) / (3 * 2 * 2000 + 2 * 20)
     means = [pooled, *((3 * dice + 0.1) / 4 for dice in (0.9, 0.86, 0.88, 0.6))]
@@ -51,20 +56,14 @@ def test_each_step_is_measured_and_its_change_beside_it():
     assert part.change.tolist() == pytest.approx([np.nan, *np.diff(means)], nan_ok=True)
 
 
-def test_a_change_is_paired_so_what_never_changes_has_no_width():
-    table = measure_steps(ladder(), resamples=500)
+def test_a_change_is_paired_so_what_never_changes_has_no_width(table):
     same = table[(table.model == "segnet_reported") & table.step.isin(STEPS[2:])]
     assert (same[["change", "change_low", "change_high"]].abs() < 1e-12).all(axis=None)
     assert (same.low < same.high).all()  # though Dice itself is uncertain: group d may be drawn
     fall = table[(table.model == "unet") & (table.step == STEPS[-1])].iloc[0]
     assert fall.change_high < 0
-
-
-def test_the_order_of_rows_changes_nothing():
-    steps = ladder()
-    shuffled = {name: part.sample(frac=1, random_state=1) for name, part in steps.items()}
-    first, again = (measure_steps(each, resamples=200) for each in (steps, shuffled))
-    pd.testing.assert_frame_equal(first, again)
+    mixed = {name: shuffled(part) for name, part in ladder().items()}  # order changes nothing
+    pd.testing.assert_frame_equal(table, measure_steps(mixed, resamples=500))
 
 
 def test_only_groups_that_every_step_tested_are_compared():
@@ -79,8 +78,8 @@ def test_only_groups_that_every_step_tested_are_compared():
         measure_steps(steps, resamples=100)
 
 
-def test_the_table_shows_the_reports_own_figures_first():
-    shown = replication.show_steps(measure_steps(ladder(), resamples=500), CURVES)
+def test_the_table_shows_the_reports_own_figures_first(table):
+    shown = replication.show_steps(table, CURVES)
     mark = " (epoch picked on test)"  # no table goes without it
     marked = ["the report itself" + mark, *(step + mark for step in STEPS[:2])]
     assert list(shown.index) == [*marked, *STEPS[2:]]
@@ -89,8 +88,7 @@ def test_the_table_shows_the_reports_own_figures_first():
     assert shown.loc[STEPS[-1], "unet"].startswith("0.475 (−0.210: −0.2")
 
 
-def test_the_sentence_names_what_moved_every_network():
-    table = measure_steps(ladder(), resamples=500)
+def test_the_sentence_names_what_moved_every_network(table):
     text = replication.steps_sentence(table)
     assert "unet 0.897 to 0.475" in text
     assert "whole sweeps held out (1 of 2); with one seed all intervals" in text
@@ -101,14 +99,10 @@ def test_the_sentence_names_what_moved_every_network():
 
 
 def results(*, last: float, without: float) -> Results:
-    runs = pd.DataFrame(
-        {"run_id": ["s", "w", "u"], "model": ["segnet_reported", WITHOUT_RELU, "unet"], "seed": 0,
-         "train_foreground": 0.25}
-    )  # fmt: skip
-    losses = {"s": [0.7, last], "w": [0.6, without], "u": [0.3, 0.1]}
-    histories = pd.DataFrame(
-        [{"run_id": run, "train_loss": loss} for run, each in losses.items() for loss in each]
-    )
+    runs = pd.DataFrame({"run_id": [*"swu"], "model": ["segnet_reported", WITHOUT_RELU, "unet"]})
+    runs = runs.assign(seed=0, train_foreground=0.25)
+    losses = [0.7, last, 0.6, without, 0.3, 0.1]
+    histories = pd.DataFrame({"run_id": [*"sswwuu"], "train_loss": losses})
     return Results(runs, histories, *[pd.DataFrame()] * 3)
 
 

@@ -1,3 +1,5 @@
+"""Runs are loaded or refused by name; their summary by hand; tables shown and saved."""
+
 import json
 from pathlib import Path
 
@@ -5,35 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import calibration_of, complete, shuffled, study, thresholds_of
-from whole import compared
+from whole import TWO_GROUPS, compare, compared
 
 from thyroid_lib.compare import tables
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
 
 
-def scores_of(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["model", "seed", "group", "case_id", "dice"])
-    return complete(table.assign(protocol="grouped", fold=0))
-
-
-def summary_of(scores: pd.DataFrame, calibration=None) -> pd.DataFrame:
-    runs = scores[["model", "protocol", "fold", "seed"]].drop_duplicates().reset_index(drop=True)
+def summary_of(calibration: pd.DataFrame) -> pd.Series:
+    runs = TWO_GROUPS[["model", "protocol", "fold", "seed"]].drop_duplicates(ignore_index=True)
     runs = runs.assign(parameters=1_000, selection="last", multiply_adds=10)
-    calibration = calibration_of(scores) if calibration is None else calibration
-    return summary(scores, runs, calibration, resamples=200)
-
-
-TWO_GROUPS = scores_of(
-    [
-        ("unet", 0, "a", "1", 0.2), ("unet", 0, "a", "2", 0.4), ("unet", 0, "b", "3", 0.9),
-        ("unet", 1, "a", "1", 0.4), ("unet", 1, "a", "2", 0.6), ("unet", 1, "b", "3", 0.9),
-    ]
-)  # fmt: skip
+    return summary(TWO_GROUPS, runs, calibration, resamples=200).iloc[0]
 
 
 def test_a_row_has_means_and_deviations_of_groups_and_seeds():
-    row = summary_of(TWO_GROUPS).iloc[0]
+    row = summary_of(calibration_of(TWO_GROUPS))
     # group a: (0.3 + 0.5) / 2 = 0.4, group b: 0.9; seed 0: (0.3 + 0.9) / 2 = 0.6, seed 1: 0.7
     values = row[["dice", "dice_sd_groups", "dice_sd_seeds"]].tolist()
     assert values == pytest.approx([0.65, np.std([0.4, 0.9], ddof=1), np.std([0.6, 0.7], ddof=1)])
@@ -48,18 +36,25 @@ def test_a_row_has_means_and_deviations_of_groups_and_seeds():
 def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_same():
     table = calibration_of(TWO_GROUPS)  # 90 pixels that are right and 10 that are half too sure
     assert tables.calibration_errors(table)["ece"].tolist() == pytest.approx([0.05] * 4)
-    assert summary_of(TWO_GROUPS)["ece"][0] == pytest.approx(0.05)
+    assert summary_of(table)["ece"] == pytest.approx(0.05)
     table.loc[(table.group == "a") & (table.bin == 14), "share"] = 0.95  # a is perfect
     table.loc[table.group == "a", "pixels"] *= 100
-    assert summary_of(TWO_GROUPS, table)["ece"][0] == pytest.approx(0.025)
+    assert summary_of(table)["ece"] == pytest.approx(0.025)
 
 
-def test_the_best_comes_first_within_a_protocol_and_order_changes_nothing():
+def test_the_best_comes_first_within_a_protocol():
     table = compared()["table"]
     assert table["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
     assert all(part["dice"].is_monotonic_decreasing for _, part in table.groupby("protocol"))
-    mixed = (shuffled(compared()[name]) for name in ("scores", "runs", "calibration"))
-    pd.testing.assert_frame_equal(table, summary(*mixed, resamples=300), check_exact=True)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_the_order_of_rows_changes_no_table_and_no_selection(seeds):
+    results = study(seeds=seeds)
+    first, again = (compare(each) for each in (results, results._make(map(shuffled, results))))
+    assert first["selected"] == again["selected"]
+    for name in ("table", "differences", "stability", "mixed", "ranks"):
+        pd.testing.assert_frame_equal(first[name], again[name], check_exact=True)
 
 
 def test_cost_is_the_median_of_a_models_runs_and_the_first_seed_has_each_case_once():
@@ -68,16 +63,13 @@ def test_cost_is_the_median_of_a_models_runs_and_the_first_seed_has_each_case_on
     assert tables.first_seed(TWO_GROUPS, "grouped")["case_id"].tolist() == ["1", "2", "3"]
 
 
-def write_run(folder, *, dice=0.5, cases=("1", "2"), drop=(), **changed):
-    run_id = folder.name
-    model, protocol, fold, seed = run_id.split("-")
-    about = {name: 1 for name in SHARED} | {"parameters": 5, "multiply_adds": 7}
-    about |= {"train_seconds": 1.0, "images_per_second": 2.0, "peak_memory_mib": 3}
-    about |= {"run_id": run_id, "model": model, "protocol": protocol}
-    about |= {"fold": int(fold[4:]), "seed": int(seed[4:])} | changed
+def write_run(folder, *, cases=("1", "2"), drop=()):
+    model, protocol, fold, seed = folder.name.split("-")
+    about = {"run_id": folder.name, "model": model, "protocol": protocol}
+    about |= {"fold": int(fold[4:]), "seed": int(seed[4:])} | dict.fromkeys(SHARED, 1)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(about))
-    scores = pd.DataFrame({"case_id": cases, "dataset": "d", "group": "07", "dice": dice})
+    scores = pd.DataFrame({"case_id": cases, "dataset": "d", "group": "07", "dice": 0.5})
     scores = complete(scores).drop(columns=list(drop))
     scores.to_csv(folder / "scores.csv", index=False)
     bare = scores[["case_id", "group", "dice"]]
@@ -90,12 +82,15 @@ def write_run(folder, *, dice=0.5, cases=("1", "2"), drop=(), **changed):
 UNET, SEGNET, RESUNET = (f"{name}-grouped-fold0-seed0" for name in ("unet", "segnet", "resunet"))
 
 
-def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+@pytest.fixture
+def folders(tmp_path):
+    return [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+
+
+def test_runs_are_gathered_with_their_names_whatever_their_order(folders):
     results = load_runs(folders)
     assert list(results.runs.model) == ["segnet", "unet"]
-    assert len(results.scores) == len(results.thresholds) == len(results.calibration) == 4
-    assert len(results.histories) == 2
+    assert [len(table) for table in results] == [2, 2, 4, 4, 4]
     assert set(results.scores.group) == {"07"}  # as text: a group called 07 is not 7
     assert set(results.scores.case_id) == set(results.thresholds.case_id) == {"1", "2"}
     for one, other in zip(results, load_runs(folders[::-1]), strict=True):
@@ -103,12 +98,10 @@ def test_runs_are_gathered_with_their_names_whatever_their_order(tmp_path):
 
 
 def test_runs_that_are_not_named_are_found(tmp_path):
-    for name in (UNET, "unet-reported-fold0-seed0"):
-        write_run(tmp_path / name)
+    runs = [write_run(tmp_path / name) for name in (UNET, "unet-reported-fold0-seed0")]
     (tmp_path / SEGNET).mkdir()  # not finished
     for protocols, found in (((), 2), (("random", "grouped"), 1)):
-        runs = find_runs([], str(tmp_path), protocols=protocols, first="train")
-        assert runs == [tmp_path / UNET, tmp_path / "unet-reported-fold0-seed0"][:found]
+        assert find_runs([], str(tmp_path), protocols=protocols, first="train") == runs[:found]
     assert find_runs(["/some/run"], str(tmp_path), first="")[0].name == "run"
     with pytest.raises(FileNotFoundError, match=r"no finished run of protocol official .*: train"):
         find_runs([], str(tmp_path), protocols=("official",), first="train first")
@@ -141,8 +134,7 @@ AGAIN = "run 3-train again"
         (lambda one, other: one, ValueError, f"given twice: {UNET}"),
     ],
 )  # fmt: skip
-def test_runs_that_cannot_be_compared_are_named(tmp_path, damage, error, says):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
+def test_runs_that_cannot_be_compared_are_named(folders, damage, error, says):
     more = damage(*folders)
     with pytest.raises(error, match=says):
         load_runs([*folders, *([more] if isinstance(more, Path) else [])])
@@ -157,13 +149,8 @@ def test_no_run_other_cases_and_older_tables_are_refused(tmp_path):
     older = write_run(tmp_path / RESUNET, drop=("brier", "missed_parts"))
     with pytest.raises(ValueError, match=rf"scores\.csv lacks brier, missed_parts.*{AGAIN}"):
         load_runs([older])
-
-
-def test_runs_older_than_a_field_are_compared_among_themselves(tmp_path):
-    folders = [write_run(tmp_path / name) for name in (UNET, SEGNET)]
-    for folder in folders:
-        edit(folder, "training_version")
-    assert set(load_runs(folders).runs["training_version"]) == {0}
+    edit(one, "training_version")  # runs older than a field are compared among themselves
+    assert set(load_runs([one]).runs["training_version"]) == {0}
 
 
 def test_intervals_are_written_beside_their_estimate():
@@ -173,8 +160,8 @@ def test_intervals_are_written_beside_their_estimate():
     assert tables.with_interval(tiny, ("x", "l", "h")) == ["0.000 [-0.100, 0.100]"]
 
 
-def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known():
-    table = compared()["table"]
+def test_the_tables_shown_mark_what_is_conditional_picked_on_test_or_not_known():
+    made, table = compared(), compared()["table"]
     shown = tables.show_summary(table)
     dagger = shown["Dice [95 % interval]"].str.endswith("†")
     assert dagger.tolist() == [False] * 3 + [True] * 3  # three folds; one with three seeds
@@ -182,10 +169,6 @@ def test_the_shown_table_marks_what_is_conditional_picked_on_test_or_not_known()
     assert marked["protocol"].str.contains("picked on test").all()
     assert set(tables.show_summary(compared(seeds=1)["table"])["SD seeds"]) == {"–"}
     assert len(shown.to_markdown(index=False).splitlines()[0]) < 160  # fits on a page
-
-
-def test_pairs_and_measures_are_shown():
-    made = compared()
     pairs = tables.show_pairs(made["differences"], made["mixed"])
     assert len(pairs) == 6
     assert set(pairs["reading"]) & {"resunet higher", "unet higher"}
@@ -196,16 +179,16 @@ def test_pairs_and_measures_are_shown():
 
 
 def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
-    made = compared()
     names = ("scores", "runs", "table", "selected", "differences", "stability", "mixed", "ranks")
+    parts = {name: compared()[name] for name in names}
     for folder in ("first", "second"):
-        parts = {name: made[name] for name in names}
         tables.save_tables(tmp_path / folder, card="# Model card\n", **parts)
-    written = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert written == [
-        "cost.csv", "details.md", "differences.csv", "groups.csv", "mixed.csv", "model_card.md",
-        "ranks.csv", "selected.json", "stability.csv", "summary.csv", "summary.md",
-    ]  # fmt: skip
-    for name in written:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert "| unet" in (tmp_path / "first" / "summary.md").read_text()
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("first", "second")
+    )
+    assert first == second
+    tables_of = ("cost", "differences", "groups", "mixed", "ranks", "stability", "summary")
+    more = {"details.md", "model_card.md", "selected.json", "summary.md"}
+    assert first.keys() == {f"{name}.csv" for name in tables_of} | more
+    assert b"| unet" in first["summary.md"]

@@ -1,33 +1,29 @@
-"""Bad files: one table of faults for every reader, and short fuzz tests.
+"""Bad pictures, pairs and folders: tables of faults for every reader, and short fuzz tests.
 
 A fault ends in one row of the quarantine or in one sentence, which names the file, says what was
 found and what to do. A file that is accepted is read right.
 """
 
 import io
-import json
 import os
 import shutil
 import struct
-import warnings
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import attempt, limited
+from fuzzing import attempt, damaged, limited
 from PIL import Image
 
-from thyroid_lib.data import frames, tg3k
+from thyroid_lib.data import frames
 from thyroid_lib.data.cases import make_table, name_key
 from thyroid_lib.data.groups import assign_groups
 from thyroid_lib.data.look import look
-from thyroid_lib.data.store import FILES, build_store, open_store
-from thyroid_lib.deploy.predictor import read_picture
+from thyroid_lib.data.store import build_store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's own, of damaged files
-HEIGHT, WIDTH = tg3k.SWEEPS["run01"]
+HEIGHT, WIDTH = 191, 265
 y, x = np.mgrid[:HEIGHT, :WIDTH]
 noise = np.random.default_rng(0).normal(0, 6, (HEIGHT, WIDTH))
 IMAGE = (120 + 80 * np.sin(x / 15) * np.cos(y / 12) + noise).clip(0, 255).astype(np.uint8)
@@ -109,19 +105,17 @@ def put(path: Path, content) -> Path:
     return path
 
 
-def check_message(said: str, name: str, words: str) -> None:
+def check_message(said: str, name: str, words: str = "") -> None:
     assert said.startswith(repr(name)), said
     assert words in said
     assert len(said.splitlines()) == 1
-    assert len(said.split()) > 4
 
 
-@pytest.mark.parametrize("read", [frames.read_gray, read_picture])
 @pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_a_bad_picture_is_refused_by_every_reader_of_one(tmp_path, read, kind):
+def test_a_bad_picture_is_refused(tmp_path, kind):
     content, words = BAD_PICTURES[kind]
     with limited(), pytest.raises(ValueError, match="x y") as error:
-        read(put(tmp_path / "x y.png", content))
+        frames.read_gray(put(tmp_path / "x y.png", content))
     check_message(str(error.value), "x y.png", words)
 
 
@@ -130,93 +124,69 @@ def test_a_picture_that_may_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(frames, "open", refuse, raising=False)
-    with pytest.raises(
-        ValueError, match=r"'x' cannot be opened \(Permission denied\), check its p"
-    ):
+    with pytest.raises(ValueError, match=r"'x' cannot be opened \(Permission .*check its p"):
         frames.read_gray(put(tmp_path / "x", PNG))
 
 
-@pytest.mark.parametrize("part", ["images", "masks"])
-def test_bad_pictures_of_a_source_are_set_aside_and_the_others_stored(tmp_path, part):
-    # a whole source may have levels of any depth, and a folder of that name is no file
-    other = "32 bits", "floating point", "a folder"
-    bad = {kind: each for kind, each in BAD_PICTURES.items() if kind not in other}
-    for number, (content, _) in enumerate([(PNG, ""), *bad.values()]):
-        for each, good in (("images", PNG), ("masks", encode(MASK))):
-            spoiled = number and each == part
-            put(tmp_path / each / f"{number:04d}.png", content if spoiled else good)
-    with limited():
-        built = build_store(look(tmp_path).cases, tmp_path / "store", size=16)
-    assert built.index["case_id"].tolist() == ["0000"]
-    assert built.quarantine["reason"].unique().tolist() == [f"unreadable {part[:-1]}"]
-    rows = built.quarantine.itertuples()
-    for row, (_, words) in zip(rows, bad.values(), strict=True):
-        check_message(row.detail, row.file, words)
-
-
-# kind: (image, mask, reason, words); None is no file
-BAD_PAIRS = {
-    "mask of another size": (PNG, encode(MASK[:, 1:]), "size mismatch", "and 191 x 264 (height"),
-    "image turned by exif, mask not": (
-        encode(IMAGE, exif=TURNED), encode(MASK), "size mismatch", "265 x 191 and 191",
+GOOD = encode(MASK)
+# name of the image: (image, mask, reason, words); None is no file; without a reason both are read
+# as IMAGE and MASK
+PAIRS = {
+    "image cut.png": (PNG[:-12], GOOD, "unreadable image", "'image cut.png' is damaged"),
+    "mask empty.png": (PNG, b"", "unreadable mask", "'mask empty.png' is empty (0 bytes)"),
+    "other size.png": (PNG, encode(MASK[:, 1:]), "size mismatch", "and 191 x 264 (height"),
+    "image turned.png": (
+        encode(IMAGE, exif=TURNED), GOOD, "size mismatch", "265 x 191 and 191 x 265",
     ),
-    "image missing": (None, encode(MASK), "missing image", "add the image under the mask's"),
-    "mask missing": (PNG, None, "missing mask", "add the mask under the image's name"),
-    "mask empty": (PNG, encode(MASK * 0), "empty mask", "no pixel has a level above 127"),
-    "mask of text alone": (
+    "no image.png": (None, GOOD, "missing image", "add the image under the mask's"),
+    "no mask.png": (PNG, None, "missing mask", "add the mask under the image's name"),
+    "empty.png": (PNG, encode(MASK * 0), "empty mask", "no pixel has a level above 127"),
+    "text alone.png": (
         PNG, encode(np.pad(MASK[60:63, 60:63], ((0, 188), (0, 262)))), "empty mask",
         "nothing is left of it after mending: 9 px of text",
     ),
-    "mask full": (PNG, encode(MASK * 0 + 255), "full mask", "every pixel has a level above"),
-    "mask inverted": (PNG, encode(255 - MASK), "inverted mask", "whole border has a level"),
-}  # fmt: skip
-BAD_NAMES = {  # kind: (name, other file of that name, reason, words)
-    "line break": ("x\ny.png", None, "unusable name", "rename it"),
-    "no text": (os.fsdecode(b"x\xff.png"), None, "unusable name", "no text"),
-    "two types": ("twin.png", "twin.jpg", "duplicate name", "2 files have this name, keep one"),
-    "letter case": ("Case.png", "case.png", "duplicate name", "2 files have this name"),
-    "accents": ("\u00e9.png", "e\u0301.png", "duplicate name", "2 files have this name"),
-    "not in groups.csv": ("stranger.png", None, "no group", "name it in groups.csv"),
-}
-# kind: (name, image, mask); all are the same picture and mask
-ODD_AND_GOOD = {
-    "16 bits": ("16.png", encode(IMAGE * np.uint16(257)), encode(MASK * np.uint16(257))),
-    "rgba": ("a.png", encode(colour(IMAGE), mode="RGBA"), encode(colour(MASK), mode="RGBA")),
-    "palette": ("p.png", encode(IMAGE, mode="P"), encode(MASK, mode="P")),
-    "one bit": ("1.png", PNG, encode(MASK > 0)),
-    "bmp": ("bmp.bmp", BMP, encode(MASK, "BMP")),
-    "tiff": ("tiff.tiff", TIFF, encode(MASK, "TIFF")),
-    "png named jpg": ("named.jpg", PNG, encode(MASK)),
-    "gif of one picture": ("gif.png", encode(IMAGE, "GIF"), encode(MASK)),
-    "turned by exif, both": (
-        "exif.png", encode(np.rot90(IMAGE), exif=TURNED), encode(np.rot90(MASK), exif=TURNED),
+    "full.png": (PNG, encode(MASK * 0 + 255), "full mask", "every pixel has a level above"),
+    "inverted.png": (PNG, encode(255 - MASK), "inverted mask", "whole border has a level"),
+    "x\ny.png": (PNG, GOOD, "unusable name", "rename it"),
+    os.fsdecode(b"x\xff.png"): (PNG, GOOD, "unusable name", "no text"),
+    "twin.png": (PNG, GOOD, "duplicate name", "2 files have this name, keep one"),
+    "twin.jpg": (PNG, None, "duplicate name", "2 files have this name, keep one"),
+    "Case.png": (PNG, GOOD, "duplicate name", "2 files have this name"),
+    "case.png": (PNG, None, "duplicate name", "2 files have this name"),
+    "\u00e9.png": (PNG, GOOD, "duplicate name", "2 files have this name"),
+    "e\u0301.png": (PNG, None, "duplicate name", "2 files have this name"),
+    "stranger.png": (PNG, GOOD, "no group", "name it in groups.csv"),
+    "16 bits.png": (encode(IMAGE * np.uint16(257)), encode(MASK, mode="P"), "", ""),
+    "rgba.png": (
+        encode(colour(IMAGE), mode="RGBA"), encode(colour(MASK), mode="RGBA"), "", "",
     ),
-    "spaces, accents, signs": ("x é (2).y 甲状腺 #1%,;'=.png", PNG, encode(MASK)),
-    "a name like a number": ("1e5.png", PNG, encode(MASK)),
+    "one bit.bmp": (BMP, encode(MASK > 0), "", ""),
+    "tiff.tiff": (TIFF, encode(MASK, "TIFF"), "", ""),
+    "gif named.jpg": (encode(IMAGE, "GIF"), GOOD, "", ""),
+    "turned.png": (
+        encode(np.rot90(IMAGE), exif=TURNED), encode(np.rot90(MASK), exif=TURNED), "", "",
+    ),
+    "x é (2).y 甲状腺 #1%,;'=.png": (PNG, GOOD, "", ""),
+    "1e5.png": (PNG, GOOD, "", ""),
 }  # fmt: skip
 
 
 def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
-    expected, good, grouped = {}, [], []
-    for kind, (image, mask, *row) in BAD_PAIRS.items():
-        for part, content in (("images", image), ("masks", mask)):
+    expected, good, lines = {}, [], ["case_id,group"]
+    for name, (image, mask, reason, words) in PAIRS.items():
+        stem = name.rpartition(".")[0]
+        if (tmp_path / "images" / name).exists():  # a disk that does not tell them apart
+            continue
+        for part, file, content in (("images", name, image), ("masks", f"{stem}.png", mask)):
             if content is not None:
-                put(tmp_path / part / f"{kind}.png", content)
-        expected[f"{kind}.png"] = row
-        grouped.append(kind)
-    for name, other, *row in BAD_NAMES.values():
-        put(tmp_path / "images" / name, PNG)
-        put(tmp_path / "masks" / name, encode(MASK))
-        expected[repr(name)[1:-1]] = row
-        if other and not (tmp_path / "images" / other).exists():  # a disk that tells them apart
-            put(tmp_path / "images" / other, PNG)
-            expected[other] = row
-    for name, image, mask in ODD_AND_GOOD.values():
-        put(tmp_path / "images" / name, image)
-        put(tmp_path / "masks" / f"{name.rpartition('.')[0]}.png", mask)
-        good.append(name.rpartition(".")[0])
-    lines = [f'"{stem}",g' for stem in (*grouped, *good)]
-    (tmp_path / "groups.csv").write_text("\n".join(["case_id,group", *lines]), "utf-8")
+                put(tmp_path / part / file, content)
+        if reason:
+            expected[repr(name)[1:-1]] = reason, words
+        else:
+            good.append(stem)
+        if "name" not in reason and stem != "stranger":
+            lines.append(f'"{stem}",g')
+    (tmp_path / "groups.csv").write_text("\n".join(lines), "utf-8")
     for other in ("images/Thumbs.db", "images/.hidden.png", "masks/notes.txt"):
         put(tmp_path / other, b"x")
     with limited():
@@ -236,202 +206,54 @@ def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
 
 # --- faults of a whole source: one sentence
 
-
-def change(path: str, content):
-    """Return what replaces a file or folder: by bytes, text, another kind of entry, or None."""
-
-    def damage(top: Path) -> None:
-        place = top / path
-        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        if content is not None:
-            put(place, content.encode() if isinstance(content, str) else content)
-
-    return damage
-
-
-def rename(part: str, new: str):
-    def damage(top: Path) -> None:
-        for file in (top / part).iterdir():
-            file.rename(file.with_name(new.format(file.stem)))
-
-    return damage
-
-
-def groups(content):
-    return change("groups.csv", content)
-
-
-BAD_FOLDERS = {
-    "no folder": (change(".", None), "no folder at .*: give one that holds images and masks"),
-    "no images": (
-        change("images", None), r"no masks found among 6 image files in masks.*set masks to"
-    ),
-    "masks empty": (change("masks", Path.mkdir), "no masks found among 6 image files in images/"),
-    "nothing": (change(".", Path.mkdir), r"no image file \(.png .jpg .*: it holds nothing"),
+BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
+    "no folder": (".", None, "no folder at .*: give one that holds images and masks"),
+    "no images": ("images", None, "no masks found among 6 image files in masks.*set masks to"),
+    "masks empty": ("masks", Path.mkdir, "no masks found among 6 image files in images/"),
+    "nothing": (".", Path.mkdir, r"no image file \(.png .jpg .*: it holds nothing"),
     "no name in common": (
-        lambda top: [f.rename(f.with_name(f"x{f.stem[1:]}y{i}.png"))
-                     for i, f in enumerate(sorted((top / "masks").iterdir()))],
-        "images/ begins with 'a00.png', masks/ begins with 'x00y0.png'; name each mask as its",
+        "masks/*",
+        lambda path: path.with_name(f"x{path.stem[1:]}{ord(path.stem[0])}.png").touch(),
+        "images/ begins with 'a00.png', masks/ begins with 'x0097.png'; name each mask as its",
     ),
-    "other types": (rename("images", "{}.mha"), r"no masks found .*in masks/"),
-    "groups.csv empty": (groups(""), r"groups.csv needs a first line of two .* it has \[\]"),
-    "groups.csv is a folder": (groups(Path.mkdir), "groups.csv is no table in CSV"),
-    "groups.csv names others": (groups("case_id,group\nx,1"), "names no image that is there, in 1"),
-    "no group column": (
-        groups("case_id,age,sex\na00,1,f\n"), "no column group, its .* age, sex; set groups to one"
+    "other types": (
+        "images/*", lambda path: path.with_suffix(".mha").touch(), "no masks found .*in masks/",
     ),
-    "two group columns": (groups("case_id,group,group\na00,1,2\n"), "different column names"),
-    "a case in two groups": (groups("case_id,group\na00,1\na00,2\n"), "names 'a00' more than once"),
-    "no lines": (groups("case_id,group\n"), "names no image that is there"),
-    "a comma too many": (groups("case_id,group\na00,S, J\n"), "line of 'a00' has more fields than"),
-    "a quote too many": (groups('case_id,group\na00,"1\nb00,2"\n'), r"line break .*1\\nb00,2"),
-    "a quote without end": (groups('case_id,group\n"a00,1\n'), "no table .*unexpected end of data"),
-    "no usable case": (
-        lambda top: [file.write_bytes(encode(MASK * 0)) for file in (top / "masks").iterdir()],
-        "no case can be used, of 6: 6 size mismatch; the first: a00",
-    ),
+    "no usable case": ("images/*", PNG, "no case can be used, of 6: 6 size mismatch; .*: a00"),
 }  # fmt: skip
+BAD_GROUPS = {
+    "empty": ("", r"groups.csv needs a first line of two .* it has \[\]"),
+    "a folder": (Path.mkdir, "groups.csv is no table in CSV"),
+    "of others": ("case_id,group\nx,1\n", "names no image that is there, in 1"),
+    "no group column": (
+        "case_id,age,sex\na00,1,f\n", "no column group, its .* age, sex; set groups to one",
+    ),
+    "two group columns": ("case_id,group,group\na00,1,2\n", "different column names"),
+    "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' more than once, in two"),
+    "no lines": ("case_id,group\n", "names no image that is there"),
+    "a comma too many": ("case_id,group\na00,S, J\n", "line of 'a00' has more fields than"),
+    "a quote too many": ('case_id,group\na00,"1\nb00,2"\n', r"line break .*1\\nb00,2"),
+    "a quote without end": ('case_id,group\n"a00,1\n', "no table .*unexpected end of data"),
+}  # fmt: skip
+BAD_FOLDERS |= {f"groups: {kind}": ("groups.csv", *each) for kind, each in BAD_GROUPS.items()}
 
 
 @pytest.mark.parametrize("kind", BAD_FOLDERS)
 def test_a_bad_folder_is_one_clear_sentence(small_folder, tmp_path, kind):
-    damage, words = BAD_FOLDERS[kind]
-    damage(small_folder)
+    pattern, content, words = BAD_FOLDERS[kind]
+    for path in list(small_folder.glob(pattern)) if "*" in pattern else [small_folder / pattern]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if content is not None:
+            put(path, content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=words) as error:
         build_store(look(small_folder).cases, tmp_path / "store", size=16)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "store" / "store.json").exists()
 
 
-SPLIT = {"train": list(range(3226)), "val": list(range(3226, 3585))}
-
-
-def split_of(train, val) -> str:
-    return json.dumps({"train": list(train), "val": list(val)})
-
-
-BAD_SPLITS = {
-    "empty": "", "a list": "[]", "one side": '{"train": [1]}',
-    "digits of a text": split_of("0123456789", range(10, 3585)),
-    "a fraction": split_of([0.5, *range(1, 3000)], range(3000, 3585)),
-    "a frame on both sides": split_of(range(3000), range(2999, 3585)),
-    "a frame missing": split_of(range(3000), range(3001, 3585)),
-    "brackets in brackets": "[" * 100_000,
-    "a folder": Path.mkdir,
-}  # fmt: skip
-
-
-@pytest.fixture
-def release(tmp_path) -> Path:
-    """A small TG3K: two frames with masks, and the split."""
-    path = tmp_path / "tg3k"
-    for part, array in ((tg3k.IMAGES, IMAGE), (tg3k.MASKS, MASK)):
-        for frame in ("0000", "0001"):
-            put(path / part / f"{frame}.jpg", encode(array, "JPEG"))
-    (path / tg3k.SPLIT).write_text(json.dumps(SPLIT))
-    return path
-
-
-@pytest.mark.parametrize("kind", BAD_SPLITS)
-def test_a_bad_official_split_is_refused(release, kind):
-    change(tg3k.SPLIT, BAD_SPLITS[kind])(release)
-    with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged: needed are two lists"):
-        tg3k.cases(release)
-
-
-def zip_of(path: Path, release: Path, *more, method=zipfile.ZIP_STORED) -> Path:
-    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
-        warnings.simplefilter("ignore")  # two entries of one name
-        for file in sorted(release.rglob("*.*")):
-            archive.write(file, f"tg3k/{file.relative_to(release)}")
-        for each in more:
-            archive.writestr(each, b"/etc/passwd")
-    return path
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*.*") if f.is_file()}
-
-
-OTHERS = "../other.txt", "../../thyroid-image/2.jpg", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
-
-
-def test_other_entries_of_an_archive_stay_in_it_and_none_lands_outside(tmp_path, release):
-    home = tmp_path / "a" / "b"
-    home.mkdir(parents=True)
-    assert files_of(tg3k.locate(zip_of(home / "set.zip", release, *OTHERS))) == files_of(release)
-    tg3k.locate(zip_of(home / "set.zip", release, "/thyroid-image/0002.jpg", "/x.txt"))
-    assert len(list(home.iterdir())) == 3
-    assert list((tmp_path / "a").iterdir()) == [home]
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda content: flipped(content, 300), r"cannot be unpacked.*Bad CRC.*file id"),
-        (lambda content: content[:5000], r"cannot be unpacked.*not a zip file"),
-        (lambda _: b"PK\x05\x06" + bytes(18), r"holds no file .*but nothing.*file id"),
-    ],
-)
-def test_a_bad_archive_is_refused_and_leaves_nothing(tmp_path, release, damage, words):
-    archive = zip_of(tmp_path / "set.zip", release)
-    archive.write_bytes(damage(archive.read_bytes()))
-    with pytest.raises(ValueError, match=words):
-        tg3k.locate(archive)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.zip", "tg3k"]
-
-
-BAD_STORES = {
-    "array empty": ("masks.npy", lambda _: b""),
-    "array of another size": ("masks.npy", lambda c: c.replace(b"(24, 32", b"(32, 24")),
-    "table without its last line": ("index.csv", lambda c: c[: c[:-1].rindex(b"\n") + 1]),
-    "record of another form": ("store.json", lambda _: b"[]"),
-    "record no json": ("store.json", lambda _: b"{"),
-    "settings changed": ("store.json", lambda content: content.replace(b"32", b"64")),
-    **{f"bit flipped in {n}": (n, lambda c: c[:-2] + bytes([c[-2] ^ 1]) + c[-1:]) for n in FILES},
-}
-
-
-@pytest.mark.parametrize("kind", BAD_STORES)
-def test_a_bad_store_is_refused_and_built_again(tiny_store, tmp_path, kind, capsys):
-    shutil.copytree(tiny_store.folder.parent, tmp_path, dirs_exist_ok=True)
-    name, damage = BAD_STORES[kind]
-    sound = (tmp_path / "store" / name).read_bytes()
-    (tmp_path / "store" / name).write_bytes(damage(sound))
-    with pytest.raises(ValueError, match=r"the store at .* is damaged \(.+\): delete it and build"):
-        open_store(tmp_path / "store")
-    build_store(look(tmp_path / "data").cases, tmp_path / "store", size=32)
-    assert (tmp_path / "store" / name).read_bytes() == sound
-    assert "in store: it is built again" in capsys.readouterr().err
-
-
 # --- fuzz: random damage from fixed seeds
 
 
-def flip(rng, content):
-    place = int(rng.integers(len(content)))
-    bit = content[place] ^ 1 << int(rng.integers(8))
-    return content[:place] + bytes([bit]) + content[place + 1 :]
-
-
-def cut(rng, content):
-    return content[: int(rng.integers(len(content)))]
-
-
-def replace(rng, content):
-    """Blank, drop or repeat a slice, or put rubbish into its place."""
-    start = int(rng.integers(len(content)))
-    end = start + int(rng.integers(1, 200))
-    part = content[start:end]
-    new = (bytes(len(part)), b"", part * 2, rng.bytes(20))[int(rng.integers(4))]
-    return content[:start] + new + content[end:]
-
-
-def rubbish_behind(rng, content):
-    return content + rng.bytes(int(rng.integers(1, 500)))
-
-
-DAMAGE = (flip, cut, replace, rubbish_behind)
 SMALL = IMAGE[:23, :37]
 PICTURES = {
     **{f"png {mode}": encode(SMALL, mode=mode) for mode in ("L", "1", "P", "LA", "RGB", "RGBA")},
@@ -446,92 +268,31 @@ PICTURES = {
 }  # fmt: skip
 
 
-def damaged(seed: int, content: bytes, rounds: int):
-    """Yield a kind of damage's name and the damaged content, each kind so many times."""
-    rng = np.random.default_rng(seed)
-    for number in range(rounds * len(DAMAGE)):
-        how = DAMAGE[number % len(DAMAGE)]
-        yield how.__name__, how(rng, content)
-
-
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_damaged_picture_is_refused_or_read_right(tmp_path, counts, name):
     sound = frames.read_gray(put(tmp_path / "x y.img", PICTURES[name]))
     for how, content in damaged(len(name), PICTURES[name], 6):
         path = put(tmp_path / "x y.img", content)
-        gray, said = attempt(counts, "files", frames.read_gray, path)
+        gray, said = attempt(counts, frames.read_gray, path)
         if said is not None:
-            check_message(said, "x y.img", "")
+            check_message(said, "x y.img")
             continue
-        assert gray.dtype == np.uint8, how
-        assert gray.ndim == 2, how
+        assert (gray.dtype, gray.ndim) == (np.uint8, 2), how
         # only a PNG has checksums; what any picture lacks is found
-        if name.startswith("png") or how in ("cut", "rubbish_behind"):
+        if name.startswith("png") or how in ("cut", "rubbish behind"):
             np.testing.assert_array_equal(gray, sound, err_msg=how)
-
-
-def test_a_damaged_archive_is_refused_or_unpacked(tmp_path, release, counts):
-    whole = zip_of(tmp_path / "whole.zip", release, method=zipfile.ZIP_DEFLATED).read_bytes()
-    in_list = [(how, whole[:-700] + tail) for how, tail in damaged(9, whole[-700:], 6)]
-    for how, content in [*damaged(8, whole, 6), *in_list]:
-        archive = put(tmp_path / "home" / "set.zip", content)
-        found, said = attempt(counts, "files", tg3k.locate, archive)
-        if said is None:  # a frame whose name was hit lacks its partner, which the store says
-            assert files_of(found).items() <= files_of(release).items(), how
-        else:
-            assert len(said.splitlines()) == 1
-            assert "set.zip" in said
-            assert list((tmp_path / "home").iterdir()) == [archive], how
-        shutil.rmtree(tmp_path / "home")
-
-
-def test_a_damaged_split_is_refused_or_the_same(release, counts):
-    sound, content = tg3k.official_split(release), (release / tg3k.SPLIT).read_bytes()
-    for how, broken in damaged(6, content, 8):
-        (release / tg3k.SPLIT).write_bytes(broken)
-        split, said = attempt(counts, "files", tg3k.official_split, release)
-        assert split == sound if said is None else tg3k.SPLIT in said, how
 
 
 def test_a_damaged_groups_csv_moves_no_other_line(tmp_path, counts):
     names = [f"p{number:02d}" for number in range(12)]
-    lines = ["case_id,group", *(f'{n},"sweep {i // 3}, left"' for i, n in enumerate(names))]
-    content = ("\n".join(lines) + "\n").encode()
-    rows = [(name, str(tmp_path / f"{name}.png"), "", "", "d") for name in names]
-    cases, path = make_table(rows), put(tmp_path / "groups.csv", content)
-
-    def read():
-        return assign_groups(cases, tmp_path, [path])[0]
-
-    sound = read()
-    for how, broken in damaged(7, content, 20):
-        put(path, broken)
-        got, said = attempt(counts, "files", read)
+    cases = make_table([(name, str(tmp_path / f"{name}.png"), "", "", "d") for name in names])
+    sound = [f"sweep {i // 3}, left" for i in range(12)]
+    lines = (f'{name},"{group}"\n' for name, group in zip(names, sound, strict=True))
+    for how, broken in damaged(7, "".join(["case_id,group\n", *lines]).encode(), 20):
+        path = put(tmp_path / "groups.csv", broken)
+        found, said = attempt(counts, lambda path=path: assign_groups(cases, tmp_path, [path]))
         if said is not None:
             assert "groups.csv" in said
-            assert len(said.splitlines()) == 1, how
         elif how in ("cut", "flip"):  # one line, or two that it joins, may be other ones
-            other = [
-                each
-                for each in zip(got, sound, strict=True)
-                if name_key(each[0]) not in ("", each[1])
-            ]
-            assert len(other) <= 2, how
-
-
-def test_a_damaged_store_is_refused(tmp_path, tiny_store, counts):
-    shutil.copytree(tiny_store.folder, tmp_path, dirs_exist_ok=True)
-    for name in (*FILES, "store.json"):
-        sound = (tmp_path / name).read_bytes()
-        for how, broken in damaged(8, sound, 3):
-            (tmp_path / name).write_bytes(broken)
-            opened, said = attempt(counts, "files", open_store, tmp_path)
-            if said is not None:
-                assert "is damaged (" in said, how
-                assert len(said.splitlines()) == 1
-            elif name == "store.json":  # spaces between its values do not count
-                assert json.loads(broken) == json.loads(sound), how
-            else:
-                assert broken == sound, how
-                np.testing.assert_array_equal(opened.images, tiny_store.images)
-        (tmp_path / name).write_bytes(sound)
+            got = zip(map(name_key, found[0]), sound, strict=True)
+            assert sum(one not in (other, "") for one, other in got) <= 2, how

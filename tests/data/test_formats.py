@@ -91,7 +91,7 @@ def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
         changed = tmp_path / how.replace(" ", "_") / file.name
         changed.parent.mkdir(exist_ok=True)
         changed.write_bytes(content)
-        _, said = attempt(counts, "files", look, changed)
+        _, said = attempt(counts, look, changed)
         assert said is None or len(said.splitlines()) == 1
 
 

@@ -10,12 +10,10 @@ from scipy import ndimage
 from thyroid_lib.data import frames
 
 STEPS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8,25), gray 0, 10, 20 …
+DEEP = STEPS.astype(np.int64) * 257  # the same in 16 bits
 
 
-def smooth(height, width):
-    """A smooth map in [0,1], float32 (H,W)."""
-    y, x = np.mgrid[:height, :width]
-    return (0.5 + 0.4 * np.sin(2 * y / height) * np.cos(2 * x / width)).astype(np.float32)
+# --- reading
 
 
 def tiff(width, height, content, **tags):
@@ -31,15 +29,28 @@ def tiff(width, height, content, **tags):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + ends + content
 
 
-# --- reading
+@pytest.mark.parametrize(
+    ("image", "name", "within"),
+    [
+        *((Image.fromarray(DEEP.astype(kind)), "x.tif", 0) for kind in ("<u2", ">u2", "<i4")),
+        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.tif", 1),
+        (Image.fromarray(STEPS).convert("RGB").convert("YCbCr"), "x.tif", 1),
+        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.jpg", 9),
+    ],
+)
+def test_16_bits_and_colour_modes_become_gray(tmp_path, image, name, within):
+    image.save(tmp_path / name, quality=98) if "j" in name else image.save(tmp_path / name)
+    np.testing.assert_allclose(frames.read_gray(tmp_path / name).astype(int), STEPS, atol=within)
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
-def test_colour_modes_become_gray(tmp_path, mode):
-    Image.fromarray(STEPS).convert("RGB").convert(mode).save(tmp_path / "a.tif")
-    with Image.open(tmp_path / "a.tif") as back:
-        assert back.mode == mode
-    np.testing.assert_allclose(frames.read_gray(tmp_path / "a.tif"), STEPS, atol=1)
+def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
+    for content, tags, levels in (
+        (bytes([255, 55]), {}, [0, 200]),
+        (struct.pack("<HH", 65535, 0), {"t258": 16}, [0, 255]),
+        (bytes([0xFF, 0xF8, 0x00]), {"t258": 12, "t262": 1}, [255, 128]),
+    ):
+        (tmp_path / "a.tif").write_bytes(tiff(2, 1, content, **{"t262": 0} | tags))
+        assert frames.read_gray(tmp_path / "a.tif").tolist() == [levels]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
@@ -64,65 +75,67 @@ TURNS = {  # EXIF orientation: how the stored picture is turned to be seen uprig
 def test_every_rotation_is_applied_in_every_format(tmp_path, form, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
-    levels = STEPS * np.uint16(257) if "16" in form else STEPS
+    levels = DEEP.astype(np.uint16) if "16" in form else STEPS
     Image.fromarray(levels).save(tmp_path / "x", form.split()[0], exif=exif, quality=98)
     gray = frames.read_gray(tmp_path / "x").astype(int)
     np.testing.assert_allclose(gray, TURNS[turn](STEPS), atol=4 if form == "JPEG" else 0)
 
 
-def test_cmyk_jpeg(tmp_path):
-    Image.new("RGB", (16, 16), (120, 120, 120)).convert("CMYK").save(tmp_path / "a.jpg")
-    np.testing.assert_allclose(frames.read_gray(tmp_path / "a.jpg"), 120, atol=3)
+# --- mending
 
 
-@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
-def test_16_bits_are_scaled_to_8(tmp_path, dtype):
-    Image.fromarray((STEPS.astype(np.int64) * 257).astype(dtype)).save(tmp_path / "a.tif")
-    np.testing.assert_array_equal(frames.read_gray(tmp_path / "a.tif"), STEPS)
-
-
-def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
-    for content, tags, levels in (
-        (bytes([255, 55]), {}, [0, 200]),
-        (struct.pack("<HH", 65535, 0), {"t258": 16}, [0, 255]),
-        (bytes([0xFF, 0xF8, 0x00]), {"t258": 12, "t262": 1}, [255, 128]),
-    ):
-        (tmp_path / "a.tif").write_bytes(tiff(2, 1, content, **{"t262": 0} | tags))
-        assert frames.read_gray(tmp_path / "a.tif").tolist() == [levels]
-
-
-def test_text_goes_and_the_gland_stays():
+def draw(*boxes, hole=()):
+    """A mask of 100 x 100 px of boxes (top, bottom, left, right), less those of `hole`."""
     mask = np.zeros((100, 100), bool)
-    mask[2:6, 3:7] = True  # a letter
-    mask[2:6, 10:14] = True  # another
-    mask[8:60, 30:80] = True  # the gland
-    mended, components, pixels = frames.mend_text(mask)
-    assert (components, pixels) == (2, 32)
-    assert mended.sum() == 52 * 50
-    assert mask.sum() == 52 * 50 + 32  # the argument is left alone
+    for value, parts in ((True, boxes), (False, hole)):
+        for top, bottom, left, right in parts:
+            mask[top:bottom, left:right] = value
+    return mask
+
+
+GLAND = (15, 60, 30, 80)
+LETTERS = (2, 6, 3, 7), (2, 6, 10, 14)  # 16 px each
+AT_CORNERS = (1, 2, 1, 3), (2, 3, 3, 4), (3, 4, 4, 6)
+BIG_SPECK, SPECK = (90, 94, 10, 20), (80, 83, 10, 23)  # 40 and 39 px
+BAY, BIG_HOLE, HOLE = (15, 17, 40, 41), (40, 44, 40, 50), (30, 33, 40, 53)
 
 
 @pytest.mark.parametrize(
-    ("box", "dropped"),
+    ("rule", "mask", "mended", "counts"),
     [
-        ((0, 10, 0, 7), True),  # 70 px up to the last row of the top tenth
-        ((0, 11, 0, 7), False),  # one row further
-        ((0, 3, 13, 20), True),  # up to the last column of the left fifth
-        ((0, 3, 14, 21), False),  # one column further
-        ((0, 4, 0, 20), False),  # 80 px
-        ((0, 79 // 20 + 1, 0, 19), True),  # 76 px
+        ("text", draw(GLAND, *LETTERS), draw(GLAND), (2, 32)),
+        ("text", draw(*AT_CORNERS), draw(), (1, 5)),  # they touch: one component
+        ("text", draw((0, 10, 0, 7)), draw(), (1, 70)),  # to the last row of the top tenth
+        ("text", draw((0, 11, 0, 7)), draw((0, 11, 0, 7)), (0, 0)),  # one row further
+        ("text", draw((0, 3, 13, 20)), draw(), (1, 21)),  # to the last column of the left fifth
+        ("text", draw((0, 3, 14, 21)), draw((0, 3, 14, 21)), (0, 0)),  # one column further
+        ("text", draw((0, 4, 0, 20)), draw((0, 4, 0, 20)), (0, 0)),  # 80 px
+        ("text", draw((0, 4, 0, 19)), draw(), (1, 76)),
+        ("specks", draw(GLAND, BIG_SPECK, SPECK), draw(GLAND, BIG_SPECK), (1, 39)),
+        (
+            "holes", draw(GLAND, hole=(BAY, BIG_HOLE, HOLE)), draw(GLAND, hole=(BAY, BIG_HOLE)),
+            (1, 39),
+        ),
     ],
-)
-def test_where_text_ends_and_gland_begins(box, dropped):
-    mask = np.zeros((100, 100), bool)
-    mask[box[0] : box[1], box[2] : box[3]] = True
-    assert frames.mend_text(mask)[1] == dropped
+)  # fmt: skip
+def test_each_rule_takes_what_is_small_and_leaves_the_gland(rule, mask, mended, counts):
+    before = mask.copy()
+    found, *found_counts = frames.MENDS[rule](mask)
+    np.testing.assert_array_equal(found, mended)
+    assert tuple(found_counts) == counts
+    assert (mask == before).all()  # the argument is left alone
 
 
-def test_letters_that_touch_at_a_corner_are_one_component():
-    mask = np.zeros((100, 100), bool)
-    mask[1:4, 1:6] = [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
-    assert frames.mend_text(mask)[1:] == (1, 5)
+def test_only_the_rules_that_are_asked_for_mend_and_each_is_counted():
+    mask = draw(GLAND, LETTERS[0], (80, 81, 80, 81), hole=[(40, 41, 40, 41)])
+    everything, counts = frames.mend_mask(mask, ("holes", "text", "specks"))
+    assert counts == {"text": (1, 16), "specks": (1, 1), "holes": (1, 1)}
+    np.testing.assert_array_equal(everything, draw(GLAND))
+    same, counts = frames.mend_mask(mask, ())
+    assert (same == mask).all()
+    assert set(counts.values()) == {(0, 0)}
+    with pytest.raises(ValueError, match="got dust, need any of text, specks, holes"):
+        frames.mend_mask(mask, ("text", "dust"))
 
 
 def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data):
@@ -138,45 +151,6 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
         gland = (np.bincount(labels.ravel()) >= 300)[labels] & mask
         assert mended[gland].all()
-
-
-def test_specks_go_wherever_they_lie():
-    mask = np.zeros((100, 100), bool)
-    mask[20:60, 30:80] = True
-    mask[80:83, 10:23] = True  # 39 px
-    mask[90:94, 10:20] = True  # 40 px
-    mended, components, pixels = frames.mend_specks(mask)
-    assert (components, pixels) == (1, 39)
-    assert mended.sum() == mask.sum() - 39
-
-
-def test_holes_are_filled_and_bays_are_not():
-    mask = np.zeros((40, 40), bool)
-    mask[10:30, 10:30] = True
-    mask[15:18, 15:28] = False  # 39 px, enclosed
-    mask[22:26, 12:22] = False  # 40 px: a hole that is meant
-    mask[10:12, 12] = False  # open to the outside
-    mended, components, pixels = frames.mend_holes(mask)
-    assert (components, pixels) == (1, 39)
-    assert mended[16, 20]
-    assert not mended[23, 15]
-    assert not mended[10, 12]
-
-
-def test_only_the_rules_that_are_asked_for_mend_and_each_is_counted():
-    mask = np.zeros((100, 100), bool)
-    mask[30:60, 30:80] = True
-    mask[1:4, 1:6] = True  # text
-    mask[80, 80] = True  # a speck
-    mask[40, 40] = False  # a hole
-    everything, counts = frames.mend_mask(mask, ("holes", "text", "specks"))
-    assert counts == {"text": (1, 15), "specks": (1, 1), "holes": (1, 1)}
-    assert everything.sum() == 30 * 50
-    same, counts = frames.mend_mask(mask, ())
-    assert (same == mask).all()
-    assert set(counts.values()) == {(0, 0)}
-    with pytest.raises(ValueError, match="got dust, need any of text, specks, holes"):
-        frames.mend_mask(mask, ("text", "dust"))
 
 
 # --- fitting and restoring
@@ -198,36 +172,28 @@ def test_letterbox_is_centred_and_padded_with_0(height, width, box):
     expected = np.zeros((64, 64), np.uint8)
     expected[top : top + rows, left : left + columns] = 200
     np.testing.assert_array_equal(fitted, expected)
+    prob = expected.astype(np.float32) / 200  # nor does its border bleed into what is restored
+    assert (frames.restore_prob(prob, height, width, "letterbox") == 1).all()
 
 
-def test_shrinking_averages_instead_of_skipping():
+def test_shrinking_averages_and_a_small_mask_is_what_covers_more_than_half():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 200
-    fitted = frames.fit_image(stripes, 16, "square")
-    np.testing.assert_allclose(fitted[:, 2:-2], 100, atol=1)
-
-
-@pytest.mark.parametrize("resize", frames.RESIZES)
-@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (300, 41), (16, 9)])
-def test_restore_undoes_fit(shape, resize):
-    map_ = smooth(*shape)
-    fitted = frames.fit_image(np.rint(map_ * 255).astype(np.uint8), 128, resize)
-    restored = frames.restore_prob(fitted.astype(np.float32) / 255, *shape, resize)
-    assert restored.shape == shape
-    assert restored.dtype == np.float32
-    np.testing.assert_allclose(restored, map_, atol=0.03)
-
-
-def test_a_small_mask_is_what_covers_more_than_half():
+    np.testing.assert_allclose(frames.fit_image(stripes, 16, "square")[:, 2:-2], 100, atol=1)
     # four rows become one; bilinear weights are 5, 7, 7 and 5 of 24
     assert frames.fit_mask(np.array([[0], [1], [1], [0]]) > 0, 1, "square").item() == 1
     assert frames.fit_mask(np.array([[1], [0], [0], [1]]) > 0, 1, "square").item() == 0
 
 
-def test_the_border_of_a_letterbox_does_not_bleed_into_the_frame():
-    prob = np.zeros((64, 64), np.float32)
-    prob[16:48] = 1  # the content of a frame twice as wide as high
-    assert (frames.restore_prob(prob, 50, 100, "letterbox") == 1).all()
+@pytest.mark.parametrize("resize", frames.RESIZES)
+@pytest.mark.parametrize("shape", [(191, 265), (265, 191), (300, 41), (16, 9)])
+def test_restore_undoes_fit(shape, resize):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    smooth = 0.5 + 0.4 * np.sin(2 * y / shape[0]) * np.cos(2 * x / shape[1])  # in [0,1]
+    fitted = frames.fit_image(np.rint(smooth * 255).astype(np.uint8), 128, resize)
+    restored = frames.restore_prob(fitted.astype(np.float32) / 255, *shape, resize)
+    assert (restored.shape, restored.dtype) == (shape, np.float32)
+    np.testing.assert_allclose(restored, smooth, atol=0.03)
 
 
 def test_wrong_arguments_are_named():

@@ -2,10 +2,10 @@
 
 import sys
 import types
-import zipfile
 from pathlib import Path
 
 import pytest
+from test_tg3k import write_release, zip_of
 
 from thyroid_lib.data import tg3k
 from thyroid_lib.data.locate import find_data
@@ -25,13 +25,6 @@ def root(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-def make_release(folder: Path) -> Path:
-    for part in (tg3k.IMAGES, tg3k.MASKS):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "0000.jpg").write_bytes(b"")
-    return folder
-
-
 def test_a_path_hangs_off_the_project_and_no_data_are_none(root):
     assert find_data("mine") == root / "kaggle/working/mine"
     assert find_data("/else/where") == Path("/else/where")
@@ -45,25 +38,19 @@ def test_an_attached_data_set_is_found_in_either_mount(mount, root):
 
 
 def test_a_data_set_that_is_not_attached_is_fetched_in_its_version(monkeypatch, root):
-    asked = []
-    hub = types.SimpleNamespace(dataset_download=lambda name: asked.append(name) or root / "got")
-    monkeypatch.setitem(sys.modules, "kagglehub", hub)
-    assert find_data("kaggle:somebody/tg3k/2") == root / "got"
-    assert asked == ["somebody/tg3k/versions/2"]
+    def get(name):
+        if not name:
+            raise ConnectionError("no network\nin detail")
+        return root / name
 
-
-def test_what_cannot_be_fetched_says_what_to_do_by_hand(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(
-        RuntimeError, match=r"pip install kagglehub if it .* or attach the data set"
-    ):
-        find_data("kaggle:somebody/tg3k/2")
-
-    def fail(name):
-        raise ConnectionError("no network\nin detail")
-
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    fetch = types.SimpleNamespace(dataset_download=get)
+    monkeypatch.setitem(sys.modules, "kagglehub", fetch)
+    assert find_data("kaggle:somebody/tg3k/2") == root / "somebody/tg3k/versions/2"
+    fetch.dataset_download = lambda name: get("")
     with pytest.raises(RuntimeError, match=r"\(ConnectionError: no network\): .*attach the data"):
+        find_data("kaggle:somebody/tg3k/2")
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(RuntimeError, match=r"pip install kagglehub if .*attach the data set"):
         find_data("kaggle:somebody/tg3k/2")
 
 
@@ -84,17 +71,14 @@ def test_a_data_set_needs_its_version(data):
 )
 def test_the_release_is_found_where_it_may_lie(where, root):
     (root / "kaggle/input/another-set").mkdir(parents=True)
-    release = make_release(root / where)
+    release = write_release(root / where)
     assert find_data("auto") == release
 
 
 def test_the_drive_is_looked_through_last_and_its_zip_is_copied_first(root):
     drive = root / "content/drive/MyDrive"
-    release = make_release(root / "somewhere" / "tg3k")
     drive.mkdir(parents=True)
-    with zipfile.ZipFile(drive / "TG3K release.zip", "w") as zipped:
-        for file in release.rglob("*.jpg"):
-            zipped.write(file, file.relative_to(root / "somewhere"))
+    zip_of(drive / "TG3K release.zip", write_release(root / "somewhere"), prefix="tg3k/")
     found = find_data("auto")
     assert found == root / "kaggle/working/results/data/TG3K release.zip"
     assert found.read_bytes() == (drive / "TG3K release.zip").read_bytes()

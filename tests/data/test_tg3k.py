@@ -1,19 +1,22 @@
-"""The TG3K source: its table of sweeps, the folder or archive it lies in, its official split."""
+"""The TG3K source: sweeps, the folder or archive it lies in, the official split, the download."""
 
 import json
 import os
 import sys
 import types
+import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import attempt, damaged
 from PIL import Image
 
-from thyroid_lib.data import tg3k
+from thyroid_lib.data import archives, tg3k
 from thyroid_lib.data.cases import find_problems
 
-# Archives, splits and frames that are damaged or not to be trusted: test_bad_files.py.
+SPLIT = {"train": [*range(3226)], "val": [*range(3226, 3585)]}
 
 
 def write_release(path, frames=(0, 1, 272, 3584)):
@@ -23,56 +26,105 @@ def write_release(path, frames=(0, 1, 272, 3584)):
         for frame in frames:
             levels = np.zeros(tg3k.SWEEPS[tg3k.sweep_of(frame)], np.uint8)
             Image.fromarray(levels).save(path / part / f"{frame:04d}.jpg")
-    split = {"train": list(range(3226)), "val": list(range(3226, 3585))}
-    (path / tg3k.SPLIT).write_text(json.dumps(split))
+    (path / tg3k.SPLIT).write_text(json.dumps(SPLIT))
     return path
 
 
-def zip_of(path, release, prefix=""):
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(release.rglob("*")):
+def zip_of(path, release, *more, prefix="", method=zipfile.ZIP_STORED):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
+        warnings.simplefilter("ignore")  # two entries of one name
+        for file in sorted(release.rglob("*.*")):
             archive.write(file, prefix + str(file.relative_to(release)))
+        for each in more:
+            archive.writestr(each, b"/etc/passwd")
     return path
 
 
-@pytest.mark.parametrize(
-    ("frame", "sweep"),
-    [
-        (0, "run01"),
-        (271, "run01"),
-        (272, "run02"),
-        (3269, "run14"),
-        (3584, "run15"),
-        (3585, ""),
-        (-1, ""),
-    ],
-)
-def test_sweep_of_a_frame(frame, sweep):
-    assert tg3k.sweep_of(frame) == sweep
+def files_of(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*.*") if f.is_file()}
 
 
-def test_cases_have_the_release_s_names_sweeps_and_sides(tmp_path):
-    cases = tg3k.cases(write_release(tmp_path))
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def test_the_sweep_of_a_frame():
+    known = {0: "run01", 271: "run01", 272: "run02", 3269: "run14", 3584: "run15", 3585: "", -1: ""}
+    assert {frame: tg3k.sweep_of(frame) for frame in known} == known
+
+
+def test_cases_have_the_release_s_names_sweeps_and_sides(release):
+    cases = tg3k.cases(release)
     assert cases["case_id"].tolist() == ["0000", "0001", "0272", "3584"]
     assert cases["group"].tolist() == ["run01", "run01", "run02", "run15"]
     assert cases["official"].tolist() == ["train", "train", "train", "test"]
     assert cases["dataset"].unique().tolist() == ["tg3k"]
     assert find_problems(cases) == [None] * 4
-    (tmp_path / tg3k.SPLIT).unlink()
+    (release / tg3k.SPLIT).unlink()
     for part in (tg3k.IMAGES, tg3k.MASKS):
-        (tmp_path / part / "0001.jpg").rename(tmp_path / part / "00².jpg")  # no frame of it
-    (tmp_path / tg3k.IMAGES / "0272.jpg").write_bytes(b"")  # is left to the store
-    cases = tg3k.cases(tmp_path)
+        (release / part / "0001.jpg").rename(release / part / "00².jpg")  # no frame of it
+    (release / tg3k.IMAGES / "0272.jpg").write_bytes(b"")  # is left to the store
+    cases = tg3k.cases(release)
     assert cases["official"].tolist() == [""] * 4
     assert [(row[0], row[2]) for row in find_problems(cases) if row] == [("00²", "no group")]
 
 
-def test_frames_of_another_size_are_other_data(tmp_path):
-    write_release(tmp_path)
-    Image.new("L", (256, 256)).save(tmp_path / tg3k.IMAGES / "0272.jpg")
-    with pytest.raises(ValueError, match=r"0272\.jpg is 256 x 256, run02 has 194 x 258") as error:
-        tg3k.cases(tmp_path)
-    assert 'use source "folder"' in str(error.value)
+def test_frames_of_another_size_are_other_data(release):
+    Image.new("L", (256, 256)).save(release / tg3k.IMAGES / "0272.jpg")
+    with pytest.raises(ValueError, match=r"0272\.jpg is 256 x 256, run02 has 194 x 258.*\"folder"):
+        tg3k.cases(release)
+
+
+def test_the_real_sample(shared_data):
+    cases = tg3k.cases(shared_data)  # one folder above
+    counts = cases["group"].value_counts().sort_index()
+    assert counts.to_dict() == {
+        "run01": 67, "run02": 45, "run04": 34, "run05": 38, "run06": 40, "run07": 59,
+        "run08": 36, "run10": 44, "run11": 44, "run12": 55, "run13": 59, "run15": 60,
+    }  # fmt: skip
+    assert find_problems(cases) == [None] * 581
+    for case in cases.groupby("group").sample(2, random_state=0).itertuples():
+        for path in (case.image_path, case.mask_path):
+            with Image.open(path) as image:
+                assert image.size == tg3k.SWEEPS[case.group][::-1]
+
+
+# --- its split
+
+
+def split_of(train, val) -> str:
+    return json.dumps({"train": list(train), "val": list(val)})
+
+
+BAD_SPLITS = {
+    "empty": "", "a list": "[]", "one side": '{"train": [1]}',
+    "digits of a text": split_of("0123456789", range(10, 3585)),
+    "a fraction": split_of([0.5, *range(1, 3000)], range(3000, 3585)),
+    "a frame on both sides": split_of(range(3000), range(2999, 3585)),
+    "a frame missing": split_of(range(3000), range(3001, 3585)),
+    "brackets in brackets": "[" * 100_000,
+}  # fmt: skip
+
+
+def test_the_official_split_is_that_of_the_release_or_refused(release, counts):
+    sound, file = tg3k.official_split(release), release / tg3k.SPLIT
+    assert {side: len(ids) for side, ids in sound.items()} == {"train": 3226, "test": 359}
+    assert sound["train"][7] == "0007"
+    for how, broken in damaged(6, file.read_bytes(), 8):
+        file.write_bytes(broken)
+        split, said = attempt(counts, tg3k.official_split, release)
+        assert split == sound if said is None else tg3k.SPLIT in said, how
+    for content in BAD_SPLITS.values():
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged: needed are two li"):
+            tg3k.cases(release)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"no tg3k-trainval\.json beside thyroid-image/"):
+        tg3k.official_split(release)
+    file.mkdir()
+    with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged"):
+        tg3k.cases(release)
 
 
 # --- where it lies
@@ -97,86 +149,96 @@ def test_not_there_says_what_was_found_and_how_to_get_it(tmp_path, there):
         assert part in str(error.value)
 
 
+OTHERS = "../other.txt", "../../thyroid-image/2.jpg", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
+
+
 @pytest.mark.parametrize("prefix", ["", "Thyroid Dataset/tg3k/"])
-def test_a_zip_is_unpacked_once_beside_itself(tmp_path, prefix):
-    archive = zip_of(tmp_path / "set.zip", write_release(tmp_path / "release"), prefix)
+def test_a_zip_is_unpacked_once_beside_itself_and_nothing_else_of_it(tmp_path, release, prefix):
+    home = tmp_path / "a" / "b"
+    home.mkdir(parents=True)
+    archive = zip_of(home / "set.zip", release, *OTHERS, prefix=prefix)
     found = tg3k.locate(archive)
-    assert found.is_relative_to(tmp_path)
-    assert len(list((found / tg3k.IMAGES).iterdir())) == 4
+    assert files_of(found) == files_of(release)
     assert tg3k.official_split(archive)["test"][0] == "3226"
-    entries = sorted(path.name for path in tmp_path.iterdir())
-    assert len(entries) == 3  # the archive, the release it was made of, what was unpacked
     before = found.stat().st_ino
     assert tg3k.locate(archive).stat().st_ino == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == entries
+    assert len(list(home.iterdir())) == 2
+    tg3k.locate(zip_of(archive, release, "/thyroid-image/0002.jpg", "/x.txt", prefix=prefix))
+    assert len(list(home.iterdir())) == 3  # another list of contents
+    assert list((tmp_path / "a").iterdir()) == [home]
 
 
-def test_beside_a_zip_that_cannot_be_written_results_data_is_used(tmp_path, monkeypatch):
+def test_beside_a_zip_that_cannot_be_written_results_data_is_used(tmp_path, release, monkeypatch):
     (tmp_path / "input").mkdir()
-    archive = zip_of(tmp_path / "input" / "set.zip", write_release(tmp_path / "release"))
+    archive = zip_of(tmp_path / "input" / "set.zip", release)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "results"))
     assert tg3k.locate(archive).is_relative_to(tmp_path / "results" / "data")
     assert [path.name for path in (tmp_path / "input").iterdir()] == ["set.zip"]
 
 
-def test_official_split_is_that_of_the_release(tmp_path):
-    split = tg3k.official_split(write_release(tmp_path))
-    assert {side: len(ids) for side, ids in split.items()} == {"train": 3226, "test": 359}
-    assert split["train"][7] == "0007"
-    (tmp_path / tg3k.SPLIT).unlink()
-    with pytest.raises(ValueError, match=r"no tg3k-trainval\.json beside thyroid-image/"):
-        tg3k.official_split(tmp_path)
+@pytest.mark.parametrize(
+    ("damage", "most", "words"),
+    [
+        (lambda c: c[:300] + bytes([c[300] ^ 255]) + c[301:], None, r"unpacked.*Bad CRC.*file id"),
+        (lambda content: content[:5000], None, r"cannot be unpacked.*not a zip file"),
+        (
+            lambda _: b"PK\x05\x06" + bytes(18),
+            None,
+            r"holds no file .*but nothing.*file id",
+        ),
+        (lambda content: content, 1000, "unpacks to .*but it may not"),
+    ],
+)
+def test_a_bad_archive_is_refused_and_leaves_nothing(
+    tmp_path, release, monkeypatch, damage, most, words
+):
+    monkeypatch.setattr(archives, "MAX_BYTES", most or archives.MAX_BYTES)
+    archive = zip_of(tmp_path / "set.zip", release)
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(ValueError, match=words):
+        tg3k.locate(archive)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "set.zip"]
+
+
+def test_a_damaged_archive_is_refused_or_unpacked(tmp_path, release, counts):
+    archive = zip_of(tmp_path / "home.zip", release, prefix="tg3k/", method=zipfile.ZIP_DEFLATED)
+    whole = archive.read_bytes()
+    in_list = [(how, whole[:-700] + tail) for how, tail in damaged(9, whole[-700:], 6)]
+    for number, (how, content) in enumerate([*damaged(8, whole, 6), *in_list]):
+        archive = tmp_path / f"{number}" / "set.zip"
+        archive.parent.mkdir()
+        archive.write_bytes(content)
+        found, said = attempt(counts, tg3k.locate, archive)
+        if said is None:  # a frame whose name was hit lacks its partner, which the store says
+            assert files_of(found).items() <= files_of(release).items(), how
+        else:
+            assert "set.zip" in said
+            assert list(archive.parent.iterdir()) == [archive], how
 
 
 # --- download, without a network
 
 
-@pytest.fixture
-def drive(monkeypatch, tmp_path):
-    """A stand-in for gdown that copies a small archive, or raises what it is told to."""
-    release = write_release(tmp_path / "remote")
-    archive = zip_of(tmp_path / "remote.zip", release, "Thyroid Dataset/tg3k/").read_bytes()
-    state = types.SimpleNamespace(fails=None, calls=0)
+def test_downloaded_once_and_a_failure_says_how_to_get_it_by_hand(tmp_path, release, monkeypatch):
+    archive = zip_of(tmp_path / "remote.zip", release, prefix="Thyroid Dataset/tg3k/").read_bytes()
+    calls, data = [], tmp_path / "data"
 
     def download(*, id, output):
-        state.calls += 1
-        with open(output, "wb") as file:
-            file.write(archive[: 100 if state.fails else None])
-        if state.fails:
-            raise state.fails
+        calls.append(id)
+        Path(output).write_bytes(archive[: 100 if len(calls) == 1 else None])
+        if len(calls) == 1:
+            raise OSError("no route\nto host")
         return output
 
-    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
-    return state
-
-
-def test_download_once(drive, tmp_path):
-    found = tg3k.download(tmp_path / "data")
-    assert (found / tg3k.IMAGES / "0000.jpg").is_file()
-    assert tg3k.download(tmp_path / "data") == found
-    assert drive.calls == 1
-
-
-def test_a_failed_download_says_how_to_get_it_by_hand(drive, tmp_path, monkeypatch):
-    drive.fails = OSError("no route\nto host")
-    with pytest.raises(RuntimeError, match=r"download failed \(OSError: no route\): .*file id 1re"):
-        tg3k.download(tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())
     monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(RuntimeError, match=r"\(ModuleNotFoundError.*pip install gdown .*get the"):
-        tg3k.download(tmp_path / "data")
-
-
-def test_the_real_sample(shared_data):
-    cases = tg3k.cases(shared_data)  # one folder above
-    counts = cases["group"].value_counts().sort_index()
-    assert counts.to_dict() == {
-        "run01": 67, "run02": 45, "run04": 34, "run05": 38, "run06": 40, "run07": 59,
-        "run08": 36, "run10": 44, "run11": 44, "run12": 55, "run13": 59, "run15": 60,
-    }  # fmt: skip
-    assert find_problems(cases) == [None] * 581
-    for case in cases.groupby("group").sample(2, random_state=0).itertuples():
-        for path in (case.image_path, case.mask_path):
-            with Image.open(path) as image:
-                assert image.size == tg3k.SWEEPS[case.group][::-1]
+        tg3k.download(data)
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
+    with pytest.raises(RuntimeError, match=r"download failed \(OSError: no route\): .*file id 1re"):
+        tg3k.download(data)
+    assert not list(data.iterdir())
+    found = tg3k.download(data)
+    assert (found / tg3k.IMAGES / "0000.jpg").is_file()
+    assert tg3k.download(data) == found
+    assert calls == [tg3k.DRIVE_ID] * 2

@@ -23,10 +23,8 @@ def restored(model, store, row) -> np.ndarray:
 
 def test_batches_do_not_change_probabilities(run, tiny_store):
     images = tiny_store.images[:7]
-    together = predict.predict_prob(run.model, images, batch_size=7)
-    apart = predict.predict_prob(run.model, images, batch_size=2)
-    assert together.shape == images.shape
-    assert together.dtype == np.float32
+    together, apart = (predict.predict_prob(run.model, images, batch_size=n) for n in (7, 2))
+    assert (together.shape, together.dtype) == (images.shape, np.float32)
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
@@ -49,8 +47,7 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
 
 
 def test_segment_case_is_what_was_scored(run, tiny_store):
-    scores = score_run(run, tiny_store)
-    first = scores.iloc[0]
+    first = score_run(run, tiny_store).iloc[0]
     pred = predict.segment_case(run.out, tiny_store, first.case_id)
     assert pred.sum() == first.pred_px
     with pytest.raises(KeyError, match="no case nobody"):
@@ -58,11 +55,11 @@ def test_segment_case_is_what_was_scored(run, tiny_store):
 
 
 def test_model_files_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "model.pt"
     with pytest.raises(FileNotFoundError, match=r"give the model\.pt of a finished run"):
-        predict.load_model(tmp_path / "model.pt")
-    (tmp_path / "model.pt").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"model\.pt is not a model of this project"):
-        predict.load_model(tmp_path / "model.pt")
+        predict.load_model(path)
     torch.save({"weights": print}, tmp_path / "code.pt")
-    with pytest.raises(ValueError, match="not a model of this project"):
-        predict.load_model(tmp_path / "code.pt")
+    for content in (b"no model", (tmp_path / "code.pt").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.pt is not a model of this project"):
+            predict.load_model(path)

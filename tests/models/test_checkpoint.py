@@ -4,28 +4,20 @@ import os
 import numpy as np
 import pytest
 import torch
+from fuzzing import attempt, damaged
 
 from thyroid_lib.models import checkpoint
 
 SIDES = np.array(["train", "test"])
 
 
-def key(**changed):
-    content = {"data": "abc", "sides": SIDES, "parameters": {"lr": 1e-4, "threads": 1}}
-    content |= {"training_version": 1, "architecture": {}}
-    return checkpoint.run_key(**(content | changed))
-
-
 def test_key_follows_data_split_and_parameters():
-    others = {
-        key(data="abd"),
-        key(sides=SIDES[::-1]),
-        key(parameters={"lr": 1e-3, "threads": 1}),
-        key(parameters={"lr": 1e-4, "threads": 2}),
-        key(training_version=2),
-        key(architecture={"code": "abc"}),
-    }
-    assert len(others | {key(), key()}) == 7
+    same = {"data": "abc", "sides": SIDES, "parameters": {"lr": 1e-4, "threads": 1}}
+    same |= {"training_version": 1, "architecture": {}}
+    others = [{}, {"data": "abd"}, {"sides": SIDES[::-1]}, {"architecture": {"code": "abc"}}]
+    others += [{"parameters": {"lr": lr, "threads": n}} for lr, n in ((1e-3, 1), (1e-4, 2))]
+    others += [{"training_version": 2}, {}]
+    assert len({checkpoint.run_key(**same | changed) for changed in others}) == 7
 
 
 def damage(path, how: str) -> None:
@@ -42,8 +34,7 @@ def damage(path, how: str) -> None:
 def test_the_newest_undamaged_state_of_its_own_key_is_resumed(tmp_path, how, capsys):
     for epoch in (1, 2, 3):
         checkpoint.keep(tmp_path, {"key": "k", "epoch": epoch, "x": torch.ones(1000)})
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"checkpoint.pt", "checkpoint-previous.pt"}  # never more than two
+    assert len(list(tmp_path.iterdir())) == 2  # never more
     state = checkpoint.resume(tmp_path, key="k")
     assert (state["epoch"], state["x"].sum()) == (3, 1000)
     damage(tmp_path / "checkpoint.pt", how)
@@ -59,23 +50,18 @@ def test_the_newest_undamaged_state_of_its_own_key_is_resumed(tmp_path, how, cap
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path, counts):
     state = {"key": "k", "x": torch.arange(60.0), "history": [{"epoch": 1, "dice": 0.5}]}
     path = checkpoint.save(tmp_path / "checkpoint.pt", state)
-    content, found = path.read_bytes(), 0
-    rng = np.random.default_rng(0)
-    for at in rng.choice(len(content), 300, replace=False):
-        changed = bytearray(content)
-        changed[at] ^= 1 << rng.integers(8)
-        path.write_bytes(changed)
-        try:
-            read = checkpoint.read(path)
-        except ValueError:
-            found += 1
-            continue
-        assert torch.equal(read.pop("x"), state["x"])
-        assert read == {name: state[name] for name in ("key", "history")}
-    assert found > 100
+    content = path.read_bytes()
+    for how, broken in damaged(0, content, 300):
+        if how == "flip":
+            path.write_bytes(broken)
+            read, refused = attempt(counts, checkpoint.read, path)
+            if not refused:
+                assert torch.equal(read.pop("x"), state["x"])
+                assert read == {name: state[name] for name in ("key", "history")}
+    assert counts["files refused"] > 100
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])

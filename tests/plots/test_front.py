@@ -10,15 +10,11 @@ import pytest
 
 from thyroid_lib.plots import front
 
-SUMMARY = pd.DataFrame(
-    {
-        "protocol": ["grouped", "grouped", "random", "random"],
-        "model": ["unet", "mine", "unet", "mine"],
-        "dice": [0.7, 0.5, 0.9, 0.8],
-        "dice_low": [0.6, 0.4, 0.8, 0.7],
-        "dice_high": [0.8, 0.6, 1.0, 0.9],
-    }
-)
+KINDS = {"random": "random", "unseen": "grouped"}
+SUMMARY = pd.DataFrame({"protocol": ["grouped"] * 2 + ["random"] * 2})
+SUMMARY["model"] = ["unet", "mine"] * 2
+SUMMARY["dice"] = [0.7, 0.5, 0.9, 0.8]
+SUMMARY["dice_low"], SUMMARY["dice_high"] = SUMMARY["dice"] - 0.1, SUMMARY["dice"] + 0.1
 
 
 def run(study, model: str, protocol: str, seed: int, dice: dict):
@@ -55,12 +51,9 @@ def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
     assert frame["image"].shape == frame["reference"].shape == (20, 30)
     assert np.allclose(frame["image"], 0.2)
     assert frame["preds"] == {  # of each network the seed that does better on it
-        "unet": {kind: (f"unet-{protocol}-fold0-seed1", "a") for kind, protocol in KINDS.items()},
-        "mine": {kind: (f"mine-{protocol}-fold0-seed0", "a") for kind, protocol in KINDS.items()},
+        model: {kind: (f"{model}-{name}-fold0-seed{seed}", "a") for kind, name in KINDS.items()}
+        for model, seed in (("unet", 1), ("mine", 0))
     }
-
-
-KINDS = {"random": "random", "unseen": "grouped"}
 
 
 def test_without_such_a_frame_there_is_none(study):

@@ -1,13 +1,11 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.colors import to_rgb
+from whole import closed_figures  # noqa: F401
 
 from thyroid_lib.audit import masks
 from thyroid_lib.data.store import build_store, load_cases
 from thyroid_lib.plots import audit as plots_audit
-from thyroid_lib.plots import common as plots
 
 PAIR = {
     "case_id": "a00", "group": "a", "train_case_id": "a01", "train_group": "a",
@@ -15,26 +13,17 @@ PAIR = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    plots.style()
-    yield
-    plt.close("all")
-
-
 def test_every_frame_has_its_place_and_colour_in_the_map():
     index = pd.DataFrame({"group": ["b", "a", "b", "a", "a"]})
     sides = np.array(["train", "test", "val", "train", "test"])
     left, right = plots_audit.split_map(index, {"one": sides, "two": sides[::-1]}).axes
     assert [left.get_title(), right.get_title()] == ["one", "two"]
-    picture = left.images[0].get_array()
-    colours = plots_audit.SIDES
-    for row, sides in enumerate((["test", "train", "test"], ["train", "val"])):  # a, then b
-        for column, side in enumerate(sides):
-            np.testing.assert_allclose(picture[row, column], to_rgb(colours[side]))
-    np.testing.assert_allclose(picture[1, 2], 1)  # b has no third frame
+    colours = {side: to_rgb(colour) for side, colour in plots_audit.SIDES.items()} | {"": (1, 1, 1)}
+    drawn = [["test", "train", "test"], ["train", "val", ""]]  # a, then b, without a third frame
+    expected = [[colours[side] for side in row] for row in drawn]
+    np.testing.assert_allclose(left.images[0].get_array(), expected)
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
-    fig = plots_audit.split_map(index, {"one": np.array(sides * 2 + ["val"])}, groups=1)
+    fig = plots_audit.split_map(index, {"one": sides}, groups=1)
     assert fig.axes[0].images[0].get_array().shape[:2] == (1, 3)
     assert fig.legends[0].get_title().get_text() == "a row is a group (1 of 2 groups)"
 
@@ -49,15 +38,13 @@ def test_histograms_share_their_scale_and_count_every_frame():
 
 
 def test_a_copy_differs_in_nothing_once_it_is_moved_back(tiny_store, monkeypatch):
-    copied = np.roll(tiny_store.images[1], (2, -3), (0, 1))[:, ::-1]
     images = tiny_store.images.copy()
-    images[0] = copied
+    images[0] = np.roll(images[1], (2, -3), (0, 1))[:, ::-1]
     monkeypatch.setitem(tiny_store.__dict__, "images", images)
-    told = PAIR | {"shift_y_px": 2, "shift_x_px": -3, "mirrored": True}
-    figs = [plots_audit.worst_pairs(tiny_store, pd.DataFrame([pair])) for pair in (PAIR, told)]
-    naive, moved = (fig.axes[2].images[0].get_array().mean() for fig in figs)
-    assert naive > 0.1
-    assert moved < 0.01
+    moved = PAIR | {"shift_y_px": 2, "shift_x_px": -3, "mirrored": True}
+    figs = [plots_audit.worst_pairs(tiny_store, pd.DataFrame([pair])) for pair in (PAIR, moved)]
+    as_it_is, moved_back = (fig.axes[2].images[0].get_array().mean() for fig in figs)
+    assert as_it_is > 0.1 > 0.01 > moved_back
     assert "shift +2, -3 px, mirrored" in figs[1].axes[2].get_title()
 
 
@@ -69,9 +56,8 @@ def test_the_closest_pair_of_each_two_groups_is_drawn_once(tiny_store):
         # the same two groups the other way round
         PAIR | {"train_case_id": "b00", "train_group": "b", "correlation": 0.6},
     ]
-    fig = plots_audit.worst_pairs(tiny_store, pd.DataFrame(rows), count=5)
-    titles = [ax.get_title() for ax in fig.axes]
-    assert titles[1::3] == ["test: a02 (a)", "test: b00 (b)"]
+    axes = plots_audit.worst_pairs(tiny_store, pd.DataFrame(rows), count=5).axes
+    assert [ax.get_title() for ax in axes[1::3]] == ["test: a02 (a)", "test: b00 (b)"]
 
 
 def test_each_defect_that_occurs_has_a_row(tmp_path):

@@ -3,17 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from whole import closed_figures  # noqa: F401
 
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
 from thyroid_lib.plots import common as plots
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    plots.style()
-    yield
-    plt.close("all")
 
 
 def shown_images(fig):
@@ -39,36 +33,26 @@ def test_best_median_and_worst_are_picked_in_order_even_of_one_case():
 
 
 def test_outlines_lie_on_the_mask(tiny_store):
-    picked = pd.DataFrame({"case_id": [tiny_store.index.case_id[0]], "dice": [1.0]})
-    picked["rank"] = "best"
-    ref = tiny_store.reference(0)
-    fig = plots.overlays(tiny_store, picked, [ref])
-    (ax,) = shown_images(fig)
+    picked, ref = tiny_store.index[:1].assign(dice=1.0, rank="best"), tiny_store.reference(0)
+    (ax,) = shown_images(plots.overlays(tiny_store, picked, [ref]))
     assert ax.images[0].get_array().shape == ref.shape
     assert "Dice 1.000" in ax.get_title()
     drawn = {to_hex(c.get_edgecolor()[0]) for c in ax.collections}
     assert drawn == {plots.REFERENCE, plots.PREDICTION}
-    rows, columns = np.nonzero(ref)
+    places = np.argwhere(ref)[:, ::-1]  # x, y
     (path,) = ax.collections[0].get_paths()
-    low, high = path.vertices.min(axis=0), path.vertices.max(axis=0)
-    np.testing.assert_allclose(low, [columns.min() - 0.5, rows.min() - 0.5], atol=0.01)
-    np.testing.assert_allclose(high, [columns.max() + 0.5, rows.max() + 0.5], atol=0.01)
-
-
-def test_curves_show_what_was_watched():
-    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
-    loss, dice = plots.curves(history).axes
-    assert [line.get_label() for line in (*loss.lines, *dice.lines)] == ["train", "val"]
+    np.testing.assert_allclose(path.vertices.min(axis=0), places.min(axis=0) - 0.5, atol=0.01)
+    np.testing.assert_allclose(path.vertices.max(axis=0), places.max(axis=0) + 0.5, atol=0.01)
 
 
 def test_figures_are_saved_whole_and_repeat_to_the_byte(tmp_path):
-    for folder in ("first", "second"):
+    for name in ("first", "second"):
         fig, ax = plt.subplots()
         ax.plot([0, 1], label="Dice − †")
         ax.legend()
-        plots.save(fig, tmp_path / folder / "figure")
-    for name, start in (("figure.png", b"\x89PNG"), ("figure.pdf", b"%PDF")):
-        first, second = ((tmp_path / f / name).read_bytes() for f in ("first", "second"))
+        plots.save(fig, tmp_path / name)
+    for kind, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        first, second = ((tmp_path / f"{name}{kind}").read_bytes() for name in ("first", "second"))
         assert first == second
         assert first.startswith(start)
 
@@ -82,14 +66,18 @@ def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
     assert not plt.fignum_exists(fig.number)  # or a notebook would show it twice
 
 
-def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp_path):
+@pytest.fixture
+def built(small_folder, tmp_path):
     cases = look(small_folder).cases
-    store = build_store(cases, tmp_path / "store", size=32)
+    return cases, build_store(cases, tmp_path / "store", size=32)
+
+
+def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(built):
+    cases, store = built
     ref = store.reference(0)
     pred = np.roll(ref, 3, axis=1)
-    picked = pd.DataFrame({"case_id": [store.index.case_id[0]], "dice": [0.8], "rank": ["best"]})
-    fig = plots.mistakes(cases, store, picked, [pred])
-    above, below = shown_images(fig)
+    picked = store.index[:1].assign(dice=0.8, rank="best")
+    above, below = shown_images(plots.mistakes(cases, store, picked, [pred]))
     assert len(above.collections) == 2
     _, missed, too_much = (image.get_array() / 255 for image in below.images)
     np.testing.assert_array_equal(missed[:, :, 3] > 0, ref & ~pred)
@@ -98,15 +86,14 @@ def test_what_is_missed_is_yellow_and_what_is_too_much_is_blue(small_folder, tmp
     assert to_hex(too_much[0, 0, :3]) == plots.PREDICTION
 
 
-def test_every_figure_is_opaque_and_its_writing_stands_out(small_folder, tmp_path):
+def test_every_figure_is_opaque_and_its_writing_stands_out(built):
     """So that it looks alike on a white page and on a dark one."""
-    cases = look(small_folder).cases
-    store = build_store(cases, tmp_path / "store", size=32)
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "val_dice": [0.2, 0.4]})
-    drawn = [plots.sweep(cases, store, "a"), plots.contact_sheet(cases, store)]
-    for fig in [*drawn, plots.curves(history)]:
-        ground = np.array(fig.get_facecolor())
-        assert ground[3] == 1
+    curves = plots.curves(history)
+    assert [line.get_label() for ax in curves.axes for line in ax.lines] == ["train", "val"]
+    for fig in plots.sweep(*built, "a"), plots.contact_sheet(*built), curves:
+        *ground, alpha = fig.get_facecolor()
         legends = [text for legend in fig.legends for text in legend.get_texts()]
-        for text in [*(ax.title for ax in fig.axes), *legends]:
-            assert np.abs(np.array(to_rgb(text.get_color())) - ground[:3]).mean() > 0.5
+        inks = [to_rgb(text.get_color()) for text in [*(ax.title for ax in fig.axes), *legends]]
+        assert (np.abs(np.subtract(inks, ground)).mean(axis=1) > 0.5).all()
+        assert alpha == 1

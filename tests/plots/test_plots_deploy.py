@@ -1,11 +1,10 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from whole import closed_figures  # noqa: F401
 
 from thyroid_lib.compare import card
 from thyroid_lib.deploy.predictor import Doubt, Prediction
-from thyroid_lib.plots import common as plots
 from thyroid_lib.plots import deploy as plots_deploy
 
 RUN = {
@@ -18,29 +17,17 @@ ABOUT = {
     "selected": "unet", "protocol": "grouped", "runs": {"unet": RUN},
     "models": {"unet": {"fp32": "unet.onnx", "int8": "unet-int8.onnx"}},
 }  # fmt: skip
-VAL = pd.DataFrame({
-    "model": "unet", "group": list("aabb"), "case_id": list("wxyz"),
-    "expected": [0.9, 0.8, 0.9, 0.8], "dice": [0.8, 0.7, 0.8, 0.7],
-    "confidence": [0.8, 0.7, 0.8, 0.7],
-})  # fmt: skip
+VAL = pd.DataFrame({"model": "unet", "group": list("aabb"), "expected": [0.9, 0.8, 0.9, 0.8]})
+VAL["confidence"] = VAL["dice"] = [0.8, 0.7, 0.8, 0.7]
 FOUND = pd.DataFrame(
     {"group": list("abcd"), "side": ["train", "val", "test", "test"], "distance": [0.5, 1, 2, 4]}
 )
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    plots.style()
-    yield
-    plt.close("all")
-
-
 def prediction(*doubts) -> Prediction:
     mask = np.zeros((20, 30), bool)
     mask[5:15, 5:20] = True
-    return Prediction(
-        mask.astype(np.float32), mask, 150, (14, 9), None, None, 0.8, 0.4, tuple(doubts)
-    )
+    return Prediction(mask.astype("f4"), mask, 150, (14, 9), None, None, 0.8, 0.4, doubts)
 
 
 def test_the_marks_of_the_confidence_lie_where_they_are():
@@ -62,28 +49,23 @@ def test_the_groups_stand_by_side_and_the_refused_are_counted():
     assert "no test frames" in plots_deploy.distances_sentence(FOUND[:2])
 
 
-def test_an_answer_shows_its_doubts(tmp_path):
-    image = np.full((20, 30), 90, np.uint8)
+def test_an_answer_shows_its_doubts():
     found = prediction(Doubt("far", "Unlike the training frames."))
-    fig = plots_deploy.answer(image, found, title="x")
+    fig = plots_deploy.answer(np.full((20, 30), 90, np.uint8), found, title="x")
+    fig.draw_without_rendering()
     assert fig._supxlabel.get_text() == "Unlike the training frames."
     assert fig.axes[2].get_title() == "150 px, confidence 0.80"
-    plots.save(fig, tmp_path / "answer")
-    assert (
-        plots_deploy.answer_sentence(found)
-        == "Doubts about this frame: far; the result can be used."
-    )
+    read = plots_deploy.answer_sentence(found)
+    assert read == "Doubts about this frame: far; the result can be used."
     refused = prediction(Doubt("blank", "Nothing.", grave=True))
     assert plots_deploy.answer_sentence(refused).endswith("would be refused.")
 
 
-@pytest.mark.parametrize("released", [True, False])
-def test_what_is_said_of_int8(released):
-    about = ABOUT | {"runs": {"unet": RUN | {"int8": RUN["int8"] | {"released": released}}}}
-    read = plots_deploy.int8_sentence(about)
-    assert ("so it is released" in read) == released
-    assert ("so it is not released" in read) != released
-    assert ("**not** released" in card.released(about)) != released
+def test_what_is_said_of_int8():
+    for released, negation, bold in ((True, "", ""), (False, "not ", "**not** ")):
+        about = ABOUT | {"runs": {"unet": RUN | {"int8": RUN["int8"] | {"released": released}}}}
+        assert f"so it is {negation}released" in plots_deploy.int8_sentence(about)
+        assert f"int8 of unet is {bold}released: it changes" in card.released(about)
     table = plots_deploy.int8_table(pd.DataFrame({"group": ["a"], "fp32": [0.9], "int8": [0.8988]}))
     assert table.loc["a"].tolist() == pytest.approx([0.9, -0.001])
 

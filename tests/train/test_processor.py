@@ -25,11 +25,6 @@ def test_another_processor_trains_to_the_same_bits():
     paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
     environment = os.environ | PINNED
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    printed = [
-        subprocess.run(
-            [*emulator, python, "-c", TRAIN],
-            env=environment, capture_output=True, text=True, check=True,
-        ).stdout
-        for emulator in ([], [qemu, "-cpu", "Haswell"])
-    ]  # fmt: skip
+    commands = ([*emulator, python, "-c", TRAIN] for emulator in ([], [qemu, "-cpu", "Haswell"]))
+    printed = [subprocess.check_output(each, env=environment, text=True) for each in commands]
     assert printed[0] == printed[1] != ""

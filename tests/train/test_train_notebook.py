@@ -16,11 +16,9 @@ CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
 
 def run_cells(*names: str, **parameters) -> dict:
     space = {}
-    exec(CELLS["parameters"], space)  # noqa: S102
-    exec(CELLS["imports"], space)  # noqa: S102
-    space |= parameters
-    for name in names:
+    for name in ("parameters", "imports", *names):
         exec(CELLS[name], space)  # noqa: S102
+        space |= parameters
     return space
 
 
@@ -42,16 +40,16 @@ def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
 @pytest.mark.parametrize(
     ("model", "out", "folder"),
     [
-        ("all", None, "results/alone/runs/{}-grouped-fold0-seed0"),
-        ("all", "results/x", "results/x/{}-grouped-fold0-seed0"),
-        ("unet", None, "results/alone/runs/{}-grouped-fold0-seed0"),
-        ("unet", "results/x/mine", "results/x/mine"),
+        ("all", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
+        ("all", {"out": "results/x"}, "results/x/{}-grouped-fold0-seed0"),
+        ("unet", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
+        ("unet", {"out": "results/x/mine"}, "results/x/mine"),
     ],
 )
 def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, folder):
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path))
-    given = {"model": model, "store": str(tiny_store.folder), "width": 2}
-    space = run_cells("data", "network", "split", "batch", **given | ({"out": out} if out else {}))
+    given = {"model": model, "store": str(tiny_store.folder), "width": 2, **out}
+    space = run_cells("data", "network", "split", "batch", **given)
     names = ["unet", "segnet", "resunet"] if model == "all" else [model]
     folders = [project_path(folder.format(name)) for name in names]
     assert list(space["outs"].values()) == folders
@@ -59,7 +57,4 @@ def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, 
 
 
 def test_every_setting_of_a_training_is_a_parameter():
-    space = {}
-    exec(CELLS["parameters"], space)  # noqa: S102
-    names = train_model.__kwdefaults__.keys() | recipe.RECIPE.keys()
-    assert names <= space.keys()
+    assert train_model.__kwdefaults__.keys() | recipe.RECIPE.keys() <= run_cells().keys()

@@ -1,10 +1,8 @@
 """Near-copies: which frames show nearly the same picture, shifted, brightened or mirrored or not.
 
 A descriptor (32 px) proposes a few frames for each, plain and mirrored; normalised
-cross-correlation (64 px, small shifts allowed) confirms. Local mean and contrast are removed from
-both, so that brightness, gamma and what all necks have in common do not count.
-
-Source: Lewis, Fast Normalized Cross-Correlation, Vision Interface 1995.
+cross-correlation (64 px, small shifts allowed; Lewis, Vision Interface 1995) confirms. Local mean
+and contrast are removed, so that brightness, gamma and what all necks share do not count.
 """
 
 from collections.abc import Sequence
@@ -59,12 +57,10 @@ def describe(images: Sequence[np.ndarray]) -> Maps:
 def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
     """Find for each of n queries the frame, of N in the pool, that it copies best.
 
-    `apart`: values (n,) and (N,); frames of equal value are not compared.
-
-    Returns:
-        One row per query: row, in the pool, -1 if there is none to compare with; correlation, at
-        most 1; shift_y and shift_x, as parts of the side: how far the query lies down and right of
-        that frame; mirrored (bool).
+    `apart`: values (n,) and (N,); frames of equal value are not compared. Returns one row per
+    query: row, in the pool, -1 if there is none to compare with; correlation, at most 1; shift_y
+    and shift_x, as parts of the side: how far the query lies down and right of that frame;
+    mirrored (bool).
     """
     windows, spectra, parts = _windows(pool.coarse), fft.rfft2(pool.fine), []
     starts = range(0, len(pool.fine), BLOCK)
@@ -73,9 +69,7 @@ def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.Data
         block = np.s_[start : start + BLOCK]
         equal = apart and np.asarray(apart[0])[block, None] == np.asarray(apart[1])[None]
         parts.append(_closest(queries.take(block), windows, spectra, energy, equal))
-    columns = ("row", "correlation", "shift_y", "shift_x", "mirrored")
-    found = map(np.concatenate, zip(*parts, strict=True))
-    return pd.DataFrame(dict(zip(columns, found, strict=True)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def pair_correlation(fine: np.ndarray, back: int) -> np.ndarray:
@@ -113,8 +107,7 @@ def _unit(maps: np.ndarray) -> np.ndarray:
 
 def _windows(coarse: np.ndarray) -> np.ndarray:
     """Descriptors of nine windows of the coarse maps, a pixel apart, of length 1: (9,N,196)."""
-    spots = [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
-    side = COARSE - 4
+    side, spots = COARSE - 4, [(y, x) for y in (1, 2, 3) for x in (1, 2, 3)]
     cut = [_unit(_halve(coarse[:, y : y + side, x : x + side])) for y, x in spots]  # (N,14,14)
     return np.stack(cut).reshape(len(spots), len(coarse), -1)
 
@@ -152,7 +145,7 @@ def _correlate(template: np.ndarray, spectra: np.ndarray, energy: np.ndarray) ->
     return np.minimum(whole / energy, 1)
 
 
-def _closest(queries: Maps, windows, spectra, energy, equal) -> tuple[np.ndarray, ...]:
+def _closest(queries: Maps, windows, spectra, energy, equal) -> pd.DataFrame:
     """`closest` for one block of queries; `equal` marks pairs that are not compared."""
     count, pool = len(queries.fine), windows.shape[1]
     rows, scores, spots = [], [], []
@@ -178,5 +171,6 @@ def _closest(queries: Maps, windows, spectra, energy, equal) -> tuple[np.ndarray
     row, spot, score = (part[np.arange(count), best] for part in (rows, spots, scores))
     down, right = (SLACK - place for place in np.divmod(spot, 2 * SLACK + 1))
     nothing = score == -1
-    mirrored = (best >= rows.shape[1] // 2) & ~nothing
-    return np.where(nothing, -1, row), score, down / FINE, right / FINE, mirrored
+    found = {"row": np.where(nothing, -1, row), "correlation": score}
+    found |= {"shift_y": down / FINE, "shift_x": right / FINE}
+    return pd.DataFrame(found | {"mirrored": (best >= rows.shape[1] // 2) & ~nothing})

@@ -1,10 +1,4 @@
-"""Leakage audit: are test frames near-copies of training frames? By content, whatever the names.
-
-    table = leakage.leakage_of(store, ["random", "grouped"], folds=3)
-    print(leakage.leakage_sentence(table))
-
-Source: Hubert & Arabie, Journal of Classification 2 (1985) 193, the adjusted Rand index.
-"""
+"""Leakage audit: are test frames near-copies of training frames? By content, whatever the names."""
 
 from collections.abc import Iterable
 
@@ -41,17 +35,13 @@ def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
     return height, width
 
 
-def leakage(
-    store: Store, sides: np.ndarray, *, threshold: float = NEAR_COPY, maps: Maps | None = None
-) -> pd.DataFrame:
+def leakage(store: Store, sides: np.ndarray, *, maps: Maps | None = None) -> pd.DataFrame:
     """Find for each test frame the training frame that it copies best.
 
     `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made.
-
-    Returns:
-        One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
-        correlation, shift_y_px and shift_x_px (px of the stored frames, in steps of a 64th of their
-        side: how far it lies below and right of the training frame), mirrored, near_copy (bool).
+    Returns one row per test frame, in the store's order: case_id, group, train_case_id,
+    train_group, correlation, shift_y_px and shift_x_px (px of the stored frames: how far it lies
+    below and right of the training frame), mirrored, near_copy (bool).
     """
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
@@ -63,7 +53,7 @@ def leakage(
     table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
     for axis, length in zip("yx", content_sides(store), strict=True):
         table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
-    near_copy = table["correlation"] >= threshold
+    near_copy = table["correlation"] >= NEAR_COPY
     return table.assign(mirrored=found["mirrored"], near_copy=near_copy)
 
 
@@ -71,27 +61,21 @@ def leakage_of(
     store: Store, protocols: Iterable[str], *, folds: int, val_share: float = 0.15
 ) -> pd.DataFrame:
     """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts, how = describe_store(store), [], {"folds": folds, "val_share": val_share}
+    maps, parts, how = describe_store(store), {}, {"folds": folds, "val_share": val_share}
     for protocol in protocols:
         for fold in range(1 if protocol == "official" else folds):
             sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
-            table = leakage(store, sides, maps=maps)
-            table.insert(0, "protocol", protocol)
-            table.insert(1, "fold", fold)
-            parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+            parts[protocol, fold] = leakage(store, sides, maps=maps)
+    table = pd.concat(parts, names=["protocol", "fold"])
+    return table.reset_index(["protocol", "fold"]).reset_index(drop=True)
 
 
 def leak_share(table: pd.DataFrame) -> pd.DataFrame:
     """Give one row per protocol and fold of `leakage_of`; share of near-copies: 0 to 1."""
     folds = table.groupby(["protocol", "fold"], sort=False)
-    return folds.agg(
-        test_frames=("near_copy", "size"),
-        near_copies=("near_copy", "sum"),
-        share=("near_copy", "mean"),
-        correlation_median=("correlation", "median"),
-        correlation_highest=("correlation", "max"),
-    ).reset_index()
+    shares = folds["near_copy"].agg(test_frames="size", near_copies="sum", share="mean")
+    each = folds["correlation"].agg(correlation_median="median", correlation_highest="max")
+    return shares.join(each).reset_index()
 
 
 def alikeness(maps: Maps) -> np.ndarray:
@@ -108,7 +92,7 @@ def leakage_sentence(table: pd.DataFrame) -> str:
     shares = table.groupby("protocol", sort=False)["near_copy"].mean()
     if not len(shares):
         return "No protocol was audited."
-    each = "; ".join(f"{name}: {_percent(share)}" for name, share in shares.items())
+    each = "; ".join(f"{name}: {percent(share)}" for name, share in shares.items())
     return f"Test frames with a near-copy among the training frames. {each}."
 
 
@@ -150,7 +134,10 @@ def propose_groups(maps: Maps) -> np.ndarray:
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two groupings, (N,) names of any kind, agree: 1 in full, about 0 by chance."""
+    """How far two groupings, (N,) names, agree: 1 in full, about 0 by chance.
+
+    Source: Hubert & Arabie, Journal of Classification 2 (1985) 193.
+    """
     table = pd.crosstab(np.asarray(one), np.asarray(other)).to_numpy()
     counts = table, table.sum(axis=1), table.sum(axis=0), np.array([len(one)])
     both, first, second, every = (float((n * (n - 1.0) / 2).sum()) for n in counts)  # pairs
@@ -161,16 +148,15 @@ def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
 
 def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
     """Say in words how far proposed groups agree with the known ones."""
-    found, named = len(set(proposed)), len(set(known))
-    agree = adjusted_rand_index(proposed, known)
+    found, agree = len(set(proposed)), adjusted_rand_index(proposed, known)
     said = f"From the frames alone: {found} group{'s' * (found != 1)}"
-    if agree == 1:
-        return f"{said}, the same as by name."
     index = f"adjusted Rand index {max(agree, 0):.2f} (1: the same groups, 0: chance)"
-    return f"{said}, against {named} by name; {index}."
+    other = f"against {len(set(known))} by name; {index}"
+    return f"{said}, {'the same as by name' if agree == 1 else other}."
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.01:
+def percent(share: float) -> str:
+    """Write a share, 0 % and 100 % only where it is none or all."""
+    if 0 < share < 0.005:
         return "less than 1 %"
-    return "more than 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"

@@ -1,10 +1,7 @@
 """Mask audit: unusual masks, and unusual frames that they were drawn on.
 
-    table = masks.audit_masks(cases, store)      one row per case, a column per defect
-    masks.summary(table)                         one row per defect: its rule, how often
-
-Masks are read from their files, as they were published. A defect is a reason to look: sweeps begin
-and end with slivers of gland, and a second component is often the other lobe.
+`audit_masks` reads masks from their files, as they were published. A defect is a reason to look:
+sweeps begin and end with slivers of gland, and a second component is often the other lobe.
 """
 
 import numpy as np
@@ -46,15 +43,11 @@ MENDS = {  # what can be done about it, by a rule of the parameter `mend`
 def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     """Look for every defect in every case of a store; `cases` is the table it was built from.
 
-    Returns:
-        N rows as in the store's index: case_id, group; text, specks, holes: how many; text_pixels,
-        speck_pixels, hole_pixels, midtones, gray_areas: px at native size; foreground: the mask's
-        share of the frame, without text; area, out_of_sequence, jump, nearly_black: bool;
-        brightness: mean gray level, 0 to 255; correlation: with the frame before in the group, NaN
-        for its first.
-
-    Raises:
-        ValueError: a case of the store that `cases` lacks, or a mask that can no longer be read.
+    Returns rows as in the store's index: case_id, group; text, specks, holes: how many;
+    text_pixels, speck_pixels, hole_pixels, midtones, gray_areas: px at native size; foreground: the
+    mask's share of the frame, without text; area, out_of_sequence, jump, nearly_black: bool;
+    brightness: mean gray level, 0 to 255; correlation: with the group's frame before, or NaN.
+    Raises ValueError where `cases` lacks a case of the store, or a mask can no longer be read.
     """
     rows = cases.drop_duplicates("case_id").set_index("case_id")
     index = store.index.reset_index(drop=True)
@@ -125,11 +118,10 @@ def masks_sentence(table: pd.DataFrame) -> str:
     said = f"{text} of {count} masks hold" if text else f"None of {count} masks holds"
     odd = table[[defect for defect in DEFECTS if defect not in HARMLESS]] > 0
     look = int(odd.any(axis=1).sum())
-    if not look:
-        return f"{said} burnt-in text. No case has another defect."
     each = ", ".join(f"{d.replace('_', ' ')} {n}" for d, n in odd.sum().items() if n)
     verb = "case deserves" if look == 1 else "cases deserve"
-    return f"{said} burnt-in text. {look} {verb} a look for another reason: {each}."
+    other = f"{look} {verb} a look for another reason: {each}."
+    return f"{said} burnt-in text. {other if look else 'No case has another defect.'}"
 
 
 def _area_outliers(share: pd.Series, group: pd.Series) -> np.ndarray:

@@ -6,7 +6,6 @@ Eckles, Ann. Appl. Stat. 6 (2012) 895); all models meet the same ones. `docs/sta
 often the intervals are right. Tables are sorted first: the order of rows changes nothing.
 """
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -123,55 +122,36 @@ def macro_estimate(values: np.ndarray) -> np.ndarray:
     return np.nanmean(values, axis=(1, 2)).mean(axis=1)
 
 
-def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take the 95 % percentile interval along the first axis."""
-    low, high = np.quantile(samples, TAILS, axis=0)
-    return low, high
-
-
-def bounds(samples: np.ndarray, of: Cube) -> tuple[np.ndarray, np.ndarray]:
-    """Take `interval`, or NaN where there is a single group: resampling it varies nothing."""
-    return interval(samples if len(of.groups) > 1 else np.full_like(samples, np.nan, float))
-
-
-def intervals(of: Cube, *, resamples: int = 10_000) -> pd.DataFrame:
-    """Return every model's group-macro mean with its interval: model, estimate, low, high."""
-    low, high = bounds(macro_means(of.values, draw(of, resamples=resamples)), of)
-    values = {"estimate": macro_estimate(of.values), "low": low, "high": high}
-    return pd.DataFrame({"model": of.models, **values})
+def bounds(samples: np.ndarray, of: Cube) -> np.ndarray:
+    """Take the 95 % interval along the first axis: low, high; NaN for a single group."""
+    return np.quantile(samples, TAILS, axis=0) * (1 if len(of.groups) > 1 else np.nan)
 
 
 def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
     """Compare models in pairs, on the same groups and seeds in each resample.
 
-    Returns:
-        One row per protocol and pair (a before b by name): difference (a − b), low, high (95 %),
-        se (of the resamples), p (twice the share of resamples beyond zero), smallest_gap (which
-        80 % of such studies would see), reading (see `read_interval`) and the columns of
-        `Cube.size`.
+    Returns one row per protocol and pair (a before b by name): difference (a − b), low, high
+    (95 %), se (of the resamples), p (twice the share of resamples beyond zero), smallest_gap
+    (which 80 % of such studies would see), reading (see `read_interval`), columns of `Cube.size`.
     """
-    rows = []
+    parts = []
     for of in cubes(scores):
-        means = macro_means(of.values, draw(of, resamples=resamples))  # (B,M)
+        i, j = np.triu_indices(len(of.models), 1)
         estimate = macro_estimate(of.values)
-        for i, j in itertools.combinations(range(len(of.models)), 2):
-            a, b, gap = of.models[i], of.models[j], means[:, i] - means[:, j]
-            low, high = (float(x) for x in bounds(gap, of))
-            beyond = 1 + min((gap <= 0).sum(), (gap >= 0).sum())
-            rows.append(
-                {"protocol": of.protocol, "a": a, "b": b,
-                 "difference": estimate[i] - estimate[j], "low": low, "high": high,
-                 "se": gap.std(), "p": min(1.0, 2 * beyond / (resamples + 1)),
-                 "smallest_gap": SEEN * gap.std(),
-                 "reading": read_interval(low, high, delta, a, b), **of.size}
-            )  # fmt: skip
-    names = (
-        "protocol a b difference low high se p smallest_gap reading groups folds seeds conditional"
-    )
-    return pd.DataFrame(rows, columns=names.split())
+        means = macro_means(of.values, draw(of, resamples=resamples)).T  # (M,B)
+        gap = means[i] - means[j]  # (P,B)
+        low, high = bounds(gap.T, of)
+        se, beyond = gap.std(axis=1), np.minimum((gap <= 0).sum(axis=1), (gap >= 0).sum(axis=1))
+        part = {"protocol": of.protocol, "a": np.array(of.models)[i], "b": np.array(of.models)[j]}
+        part |= {"difference": estimate[i] - estimate[j], "low": low, "high": high, "se": se}
+        part |= {"p": np.minimum(1, 2 * (1 + beyond) / (resamples + 1)), "smallest_gap": SEEN * se}
+        pairs = zip(low, high, part["a"], part["b"], strict=True)
+        part["reading"] = [read_interval(*pair, delta=delta) for pair in pairs]
+        parts.append(pd.DataFrame(part | of.size))
+    return pd.concat(parts, ignore_index=True)
 
 
-def read_interval(low: float, high: float, delta: float, a: str, b: str) -> str:
+def read_interval(low: float, high: float, a: str, b: str, *, delta: float) -> str:
     """Read the interval of a − b: equivalent (within ±delta), a or b higher, else undecided."""
     if low > -delta and high < delta:
         return "equivalent"

@@ -19,10 +19,8 @@ def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
 
     `dice ~ model` with random effects of group, run and model × group, by restricted maximum
     likelihood. An effect that cannot be told from the model or from the noise is left out.
-
-    Returns:
-        One row per protocol and pair: a, b, difference, low, high (95 %, Wald), note (a reason to
-        distrust it, or ""). NaN where no fit was possible; small studies never raise.
+    Returns one row per protocol and pair: a, b, difference, low, high (95 %, Wald), note (a reason
+    to distrust it, or ""). NaN where no fit was possible; small studies never raise.
     """
     rows = []
     for of in cubes(scores):

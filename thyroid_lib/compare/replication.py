@@ -40,12 +40,9 @@ def load_steps(
 ) -> tuple[dict[str, pd.DataFrame], Results]:
     """Load the runs of protocol "reported", and of "random" and "grouped", from their folders.
 
-    Returns:
-        For each of `STEPS` the scores, one row per run and test case; and the reported runs.
-
-    Raises:
-        FileNotFoundError, ValueError: see `tables.load_runs`; or no run for a step, or reported and
-            fair runs of other settings, seeds or (under random) test cases.
+    Returns for each of `STEPS` the scores, one row per run and test case; and the reported runs.
+    Raises as `tables.load_runs`, and ValueError where a step has no run, or where settings, seeds
+    or (under random) test cases of reported and fair runs differ.
     """
     flawed, mended = load_runs(reported), load_runs(fair)
     if set(flawed.runs["protocol"]) != {"reported"}:
@@ -59,10 +56,8 @@ def load_steps(
     for field in [name for name in ("seed", *SHARED) if name not in changed]:
         has, other = (sorted(set(results.runs[field])) for results in (flawed, mended))
         if has != other:
-            raise ValueError(
-                f"{field} differs: the reported runs have {has}, the fair ones {other}; train them "
-                "again with equal settings"
-            )
+            each = f"the reported runs have {has}, the fair ones {other}"
+            raise ValueError(f"{field} differs: {each}; train them again with equal settings")
     if other := sorted(set(flawed.scores["case_id"]) ^ set(by_protocol["random"]["case_id"])):
         raise ValueError(
             f"{len(other)} test cases, {other[0]} among them, are tested by the reported or the "
@@ -74,60 +69,53 @@ def load_steps(
 
 
 def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -> pd.DataFrame:
-    """Measure Dice at every step, and what the step changed.
+    """Measure Dice at every step, and what the step changed, with 95 % intervals.
 
     "as reported" pools frames into batches at the network's size (`metrics.pooled_dice`); the other
     steps average cases at native size within groups, then groups. Models and groups that some step
-    lacks are left out; ValueError if none is left.
-
-    Returns:
-        One row per step and model: step, selection ("test" or "val"), model, dice, low, high,
-        groups, seeds, change, change_low, change_high (against the step before; NaN at the first).
-        95 % intervals; those of one seed hold for the trained runs alone.
+    lacks are left out; ValueError if none is left. Returns one row per step and model: step,
+    selection ("test" or "val"), model, dice, low, high, groups, seeds, change, change_low,
+    change_high (against the step before; NaN at the first).
     """
-    shared = {
-        name: set.intersection(*(set(table[name]) for table in scores.values()))
+    models, groups = (
+        set.intersection(*(set(table[name]) for table in scores.values()))
         for name in ("model", "group")
-    }
-    if absent := [name for name, common in shared.items() if not common]:
-        raise ValueError(f"the steps share no {' and no '.join(absent)}: nothing to compare")
-    parts, before = [], None
+    )
+    if not (models and groups):
+        raise ValueError(f"the steps share no {'group' if models else 'model'}: nothing to compare")
+    parts, before = [], (np.nan, np.nan)
     for step, table in scores.items():
-        table = table[table["model"].isin(shared["model"]) & table["group"].isin(shared["group"])]
+        table = table[table["model"].isin(models) & table["group"].isin(groups)]
         of = bootstrap.cube(table, table["protocol"].iloc[0])
         draws = bootstrap.draw(of, resamples=resamples)
-        dice = bootstrap.macro_estimate(of.values)
-        samples = bootstrap.macro_means(of.values, draws)
-        if step == "as reported":
-            dice, samples = _pooled(table, of, draws)
-        low, high = bootstrap.bounds(samples, of)
-        columns = {"step": step, "selection": "test" if step in ON_TEST else "val"}
-        columns |= {"model": of.models, "dice": dice, "low": low, "high": high}
-        columns |= {"groups": len(of.groups), "seeds": len(of.seeds)}
-        if before:
-            low, high = bootstrap.bounds(samples - before[1], of)
-            columns |= {"change": dice - before[0], "change_low": low, "change_high": high}
-        parts.append(pd.DataFrame(columns))
-        before = dice, samples
+        now = bootstrap.macro_estimate(of.values), bootstrap.macro_means(of.values, draws)
+        now = _pooled(table, of, draws) if step == "as reported" else now
+        part = {"step": step, "selection": "test" if step in ON_TEST else "val"}
+        part |= {"model": of.models, "dice": now[0]}
+        part["low"], part["high"] = bootstrap.bounds(now[1], of)
+        part |= {"groups": len(of.groups), "seeds": len(of.seeds), "change": now[0] - before[0]}
+        part["change_low"], part["change_high"] = bootstrap.bounds(now[1] - before[1], of)
+        parts.append(pd.DataFrame(part))
+        before = now
     return pd.concat(parts, ignore_index=True)
 
 
 def _pooled(table: pd.DataFrame, of: Cube, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
     """Reported Dice of each model (M,) and resample (B,M), frames drawn with their group."""
-    runs = {}  # (model, seed): group, intersection and total of each frame, in the order of batches
-    for key, part in bootstrap.sort_rows(table).groupby(["model", "seed"]):
-        columns = part["square_both"].to_numpy(), part["square_total"].to_numpy()
-        runs[key] = np.searchsorted(of.groups, part["group"]), *columns
-    samples = np.empty((len(draws.groups), len(of.models)))
-    for b, i in np.ndindex(samples.shape):
-        drawn = []
-        for seed in draws.seeds[b, 0]:
-            group, both, total = runs[of.models[i], of.seeds[seed]]
-            frames = np.repeat(np.arange(len(group)), draws.groups[b][group])
-            drawn.append(pooled_dice(both[frames], total[frames]))
-        samples[b, i] = np.mean(drawn)
-    values = [[pooled_dice(*runs[model, seed][1:]) for seed in of.seeds] for model in of.models]
-    return np.mean(values, axis=1), samples
+    table = bootstrap.sort_rows(table)  # the order of batches
+    table["group"] = np.searchsorted(of.groups, table["group"])
+    names = ["group", "square_both", "square_total"]
+    runs = {key: part[names].to_numpy().T for key, part in table.groupby(["model", "seed"])}
+
+    def dice(model: str, seeds, counts: np.ndarray) -> float:
+        each = (runs[model, of.seeds[seed]] for seed in seeds)  # (3,N)
+        drawn = (np.repeat(run[1:], counts[run[0].astype(int)], axis=1) for run in each)
+        return np.mean([pooled_dice(*run) for run in drawn])
+
+    once, all_seeds = np.ones(len(of.groups), int), range(len(of.seeds))
+    resampled = zip(draws.seeds[:, 0], draws.groups, strict=True)
+    samples = [[dice(model, *one) for model in of.models] for one in resampled]
+    return np.array([dice(model, all_seeds, once) for model in of.models]), np.array(samples)
 
 
 def best_reported(curves: pd.DataFrame) -> pd.Series:
@@ -141,14 +129,10 @@ def show_steps(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     models = [m for m in known if m in order] + sorted(order - set(known))
     best, mark = best_reported(curves), " (epoch picked on test)"
     rows = {f"the report itself{mark}": [f"{best[m]:.3f}" if m in best else "–" for m in models]}
+    changed = " ({0.change:+z.3f}: {0.change_low:+z.3f} to {0.change_high:+z.3f})"
     for step, part in table.groupby("step", sort=False):
         cells = [
-            f"{row.dice:.3f}"
-            + (
-                ""
-                if np.isnan(row.change)
-                else f" ({row.change:+z.3f}: {row.change_low:+z.3f} to {row.change_high:+z.3f})"
-            )
+            f"{row.dice:.3f}" + ("" if np.isnan(row.change) else changed.format(row))
             for row in part.set_index("model").loc[models].itertuples()
         ]
         rows[step + mark * (step in ON_TEST)] = [cell.replace("-", "−") for cell in cells]
@@ -180,31 +164,27 @@ def floors(flawed: Results) -> pd.DataFrame:
     """Compare the reported SegNet's loss with the floor that its last ReLU sets.
 
     Where every probability is at least 0.5, background costs ln 2 a pixel at least, so the mean
-    loss cannot fall below (1 − f)·ln 2, f the training masks' share of foreground.
-
-    Returns:
-        One row per run of the network with and without the last ReLU: model, seed, floor, lowest
-        and last training loss, below (whether the lowest is under the floor).
+    loss cannot fall below (1 − f)·ln 2, f the training masks' share of foreground. Returns one row
+    per run with and without the last ReLU: model, seed, floor, lowest and last training loss, below
+    (whether the lowest is under the floor).
     """
     runs = flawed.runs[flawed.runs["model"].isin(["segnet_reported", WITHOUT_RELU])]
-    loss = flawed.histories.groupby("run_id")["train_loss"].agg(["min", "last"]).loc[runs["run_id"]]
-    table = runs[["model", "seed"]].assign(floor=(1 - runs["train_foreground"]) * np.log(2))
-    table = table.assign(lowest=loss["min"].to_numpy(), last=loss["last"].to_numpy())
+    loss = flawed.histories.groupby("run_id")["train_loss"].agg(lowest="min", last="last")
+    table = runs[["model", "seed", "run_id"]].join(loss, on="run_id").drop(columns="run_id")
+    table.insert(2, "floor", (1 - runs["train_foreground"]) * np.log(2))
     return table.assign(below=table["lowest"] < table["floor"]).reset_index(drop=True)
 
 
 def floor_sentence(table: pd.DataFrame) -> str:
     """Say whether the floor held the reported SegNet, and what came of lifting it."""
-    with_relu = table[table["model"] == "segnet_reported"]
-    without = table[table["model"] == WITHOUT_RELU]
+    with_relu, without = (table[table["model"] == m] for m in ("segnet_reported", WITHOUT_RELU))
     if with_relu.empty:
         return "The reported SegNet is not among these runs."
     fell = "fell" if with_relu["below"].any() else "never fell"
-    gap = (with_relu["last"] - with_relu["floor"]).max()
+    floor, gap = with_relu["floor"].mean(), (with_relu["last"] - with_relu["floor"]).max()
+    ended = f"ended {abs(gap):.3f} {'above' if gap > 0 else 'below'} it"
     text = (
-        f"With its last ReLU the reported SegNet {fell} below its floor of "
-        f"{with_relu['floor'].mean():.3f} and ended {abs(gap):.3f} "
-        f"{'above' if gap > 0 else 'below'} it"
+        f"With its last ReLU the reported SegNet {fell} below its floor of {floor:.3f} and {ended}"
     )
     if len(without):
         side = "below" if without["below"].all() else "not below"

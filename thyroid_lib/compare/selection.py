@@ -17,9 +17,7 @@ def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> t
     Candidates come first: the models whose mean lies within delta of the study's best mean. They
     are ordered by seed_sd, to six digits, then decile, then cost; if provisional, by Dice instead
     of seed_sd. `dice` and `seed_sd` are (B,M), `decile` (worst decile) and `cost` (rank) (M,).
-
-    Returns:
-        order, int (B,M), indices of models, the selected one first; candidates, bool (B,M).
+    Returns order, int (B,M), indices of models, the selected first; and candidates, bool (B,M).
     """
     candidates = dice.max(axis=1, keepdims=True) - dice <= delta
     first = -dice if provisional else seed_sd.round(6)
@@ -42,10 +40,8 @@ def select(table, differences, stability, *, delta: float) -> dict:
 
     A model that is no candidate (see `decide`) is dropped if the 95 % interval of (model − best)
     lies wholly below −delta; otherwise it is not separated. `table` is that of `tables.summary`.
-
-    Returns:
-        model, protocol, best (highest mean Dice), candidates (in order), not_separated, dropped,
-        provisional, seeds, groups, conditional, delta, rule (in words).
+    Returns model, protocol, best (highest mean Dice), candidates (in order), not_separated,
+    dropped, provisional, seeds, groups, conditional, delta, rule (in words).
     """
     protocol = bootstrap.order_protocols(table["protocol"])[0]
     rivals = table[table["protocol"] == protocol].set_index("model").sort_index()
@@ -83,29 +79,26 @@ def ranks(
     """Give each model's rank by Dice with its interval, P(best) and P(selected).
 
     `decide` is applied to each resample: mean Dice and spread between seeds are the resample's;
-    worst decile, cost and whether the selection is provisional are the study's.
-
-    Returns:
-        One row per protocol and model: rank (mean), low, high, p_best (a tie is shared out),
-        p_selected; NaN for a single group, as resampling it varies nothing.
+    worst decile, cost and whether the selection is provisional are the study's. Returns one row per
+    protocol and model: rank (mean), low, high, p_best (a tie is shared out), p_selected; NaN for a
+    single group, as resampling it varies nothing.
     """
     parts = []
     for of in bootstrap.cubes(scores):
         models, cost = _by_cost(runs[runs["model"].isin(of.models)])
-        draws, size = bootstrap.draw(of, resamples=resamples), (len(of.seeds), len(of.groups))
+        draws = bootstrap.draw(of, resamples=resamples)
         each = bootstrap.macro_by_seed(of.values, draws)  # (B,M,S)
-        dice, provisional = each.mean(axis=2), _is_provisional(*size)
-        spread = each.std(axis=2, ddof=1) if size[0] > 1 else np.zeros_like(dice)
+        dice, provisional = each.mean(axis=2), _is_provisional(len(of.seeds), len(of.groups))
+        spread = each.std(axis=2, ddof=1) if len(of.seeds) > 1 else np.zeros_like(dice)
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
         decile = cases.agg(worst_decile)[models]
         order, _ = decide(dice, spread, decile, cost, delta=delta, provisional=provisional)
         leads = dice == dice.max(axis=1, keepdims=True)
         rank = 1 + (dice[:, :, None] < dice[:, None]).sum(axis=2)  # (B,M)
-        low, high = bootstrap.interval(rank)
-        columns = {"rank": rank.mean(axis=0), "low": low, "high": high}
-        columns["p_best"] = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)  # ties shared
-        columns["p_selected"] = np.bincount(order[:, 0], minlength=len(models)) / len(order)
-        if size[1] == 1:
-            columns = dict.fromkeys(columns, np.nan)
-        parts.append(pd.DataFrame({"protocol": of.protocol, "model": models} | columns))
+        low, high = bootstrap.bounds(rank, of)
+        part = pd.DataFrame({"rank": rank.mean(axis=0), "low": low, "high": high})
+        part["p_best"] = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)  # ties shared
+        part["p_selected"] = np.bincount(order[:, 0], minlength=len(models)) / len(order)
+        part *= 1 if len(of.groups) > 1 else np.nan
+        parts.append(pd.DataFrame({"protocol": of.protocol, "model": models}).join(part))
     return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,6 @@
-"""Readings of the comparison's figures: a sentence or two each, written from the figures' tables.
+"""Readings of the comparison's figures: a sentence or two each, from the figures' tables.
 
-Where several protocols were run, a sentence is about the one that decides (`order_protocols`).
-Numbers count as equal when the digits that are shown are equal.
+Each is about the protocol that decides; numbers are equal if the digits that are shown are.
 """
 
 from collections import Counter
@@ -9,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.audit.leakage import percent
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
@@ -37,13 +37,6 @@ def _join(parts) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _percent(share: float) -> str:
-    """Write a share, 0 % and 100 % only where it is none or all."""
-    if 0 < share < 0.005:
-        return "less than 1 %"
-    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
-
-
 def _leaders(values: pd.Series, digits: int = 3) -> list[str]:
     """Return the names of the highest values; several if they are equal in the digits shown."""
     return list(values.index[values.round(digits) == values.round(digits).max()])
@@ -62,15 +55,12 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     part = _deciding(table)
     best, leaders = part.iloc[0], _leaders(part.set_index("model")["dice"])
     chance = _deciding(ranks).set_index("model").loc[best["model"], "p_best"]
-    dice = f"{best['dice']:.3f}"
-    if len(leaders) == 1 and np.isfinite(best["dice_low"]):
-        dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]"
+    sure, dice = bool(best["groups"] > 1 and len(leaders) == 1), f"{best['dice']:.3f}"
+    dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]" * sure
+    text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
+    text += f", and leads in {percent(chance)} of the resamples" if sure else ""
     if len(part) == 1:
         text = f"{best['model']}, the only model, has Dice {dice}"
-    else:
-        text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
-        if len(leaders) == 1 and np.isfinite(chance):
-            text += f", and leads in {_percent(chance)} of the resamples"
     text = f"Under {best['protocol']}, {text}"
     text += " (a single group: no interval)." if best["groups"] == 1 else "."
     once = table[table["groups"] > 1].drop_duplicates("protocol")
@@ -106,11 +96,9 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
     protocol, groups = part.iloc[0][["protocol", "groups"]]
     if groups == 1:
         return f"Under {protocol} a single group gives no interval: all pairs are undecided."
-    each = [
-        f"{pair.a} − {pair.b} {pair.difference:+z.3f} ({pair.reading}"
-        f"{f', within ±{delta}' * (pair.reading == 'equivalent')})"
-        for pair in part.itertuples()
-    ]
+    read = part["reading"].replace("equivalent", f"equivalent, within ±{delta}")
+    pairs = zip(part["a"], part["b"], part["difference"], read, strict=True)
+    each = [f"{a} − {b} {difference:+z.3f} ({text})" for a, b, difference, text in pairs]
     limit = f", as far as {groups} groups can tell" * bool(groups < bootstrap.FEW_GROUPS)
     runs = ", in the trained runs" * bool(part["conditional"].any())
     text = f"Differences of Dice under {protocol}{limit}{runs}: {_join(each)}."
@@ -126,12 +114,11 @@ def power_sentence(differences: pd.DataFrame) -> str:
     if gaps.max() < SHOWN:
         return "The resamples do not differ: they do not say which gap could be seen."
     counts = [count_of(size[f"{name}s"], name) for name in ("group", "fold", "seed")]
-    narrow = size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS
+    narrow = " The true figure is larger, as these intervals are too narrow."
+    narrow *= bool(size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS)
     return (
         f"With {_join(counts)} a gap of {span(max(gaps.min(), 0.001), gaps.max())} Dice (by pair) "
-        "could be seen in 80 % of such studies; smaller ones would mostly be missed."
-        + " The true figure is larger, as these intervals are too narrow."
-        * bool(narrow)
+        f"could be seen in 80 % of such studies; smaller ones would mostly be missed.{narrow}"
     )
 
 
@@ -142,14 +129,12 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     side, side_mixed = (  # of zero on which the interval lies: −1, 1, or 0 where it holds zero
         (fitted[f"low{end}"] > 0).astype(int) - (fitted[f"high{end}"] < 0) for end in ("", "_mixed")
     )
-    if not len(both):
-        return ""
-    text = "No pair has an interval by both the bootstrap and the mixed model"
-    if pairs := len(fitted):
-        agree = (side == side_mixed).sum()
-        text = f"The mixed model agrees on {agree} of {count_of(pairs, 'pair')}"
+    agree = (side == side_mixed).sum()
+    text = f"The mixed model agrees on {agree} of {count_of(len(fitted), 'pair')}"
+    if not len(fitted):
+        text = "No pair has an interval by both the bootstrap and the mixed model"
     notes = "; ".join(sorted(set(both["note"]) - {""}))
-    return f"{text} (note: {notes})." if notes else f"{text}."
+    return (f"{text} (note: {notes})." if notes else f"{text}.") if len(both) else ""
 
 
 def groups_sentence(scores: pd.DataFrame) -> str:
@@ -171,8 +156,7 @@ def stores_sentence(known: pd.DataFrame, unseen: pd.DataFrame) -> str:
         f"{count_of(len(index), 'frame')} of {count_of(index['group'].nunique(), 'sweep')}"
         for index in (known, unseen)
     )
-    share = _percent(known["foreground"].mean())
-    thyroid = f"On average the thyroid covers {share} of a frame."
+    thyroid = f"On average the thyroid covers {percent(known['foreground'].mean())} of a frame."
     return f"To learn from: {learn}; put aside: {aside}. {thyroid}"
 
 
@@ -182,7 +166,7 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
     same, each = (groups[:, None] == groups)[pairs], []
     for where, kind in (("within a sweep", same), ("between sweeps", ~same)):
         if len(part := alike[pairs][kind]):
-            copies = f"{_percent((part >= threshold).mean())} are near-copies"
+            copies = f"{percent((part >= threshold).mean())} are near-copies"
             middle = f"median correlation {np.median(part):.2f}"
             each.append(f"Of {count_of(len(part), 'pair')} of frames {where}, {copies} ({middle}).")
     return " ".join(each) or "One frame alone: there is no pair to compare."
@@ -191,8 +175,8 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
 def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
     (first, second), gaps, several = table.columns, -table.diff(axis=1).iloc[:, 1], len(table) > 1
-    rows = table.itertuples()
-    each = [f"{name} has {a:.3f} on {first} and {b:.3f} on {second}" for name, a, b in rows]
+    form = f"{{}} has {{:.3f}} on {first} and {{:.3f}} on {second}"
+    each = [form.format(*row) for row in table.itertuples()]
     verdict = "The exam does not move all models the same way"
     if gaps.abs().max() < SHOWN:
         verdict = "The exam moves no model's Dice"
@@ -210,11 +194,9 @@ def curves_sentence(histories: pd.DataFrame) -> str:
     part = part.reindex(columns=[*part, *({"val_loss", "val_dice"} - set(part))])
     dice, loss, said = part.dropna(subset="val_dice"), part.dropna(subset="val_loss"), []
     if len(dice):
-        by_model = dice.groupby("model")
-        deepest = {
-            m: max(_deepest_fall(r) for _, r in runs.groupby("run_id")) for m, runs in by_model
-        }
-        falls = [f"{m} {what}" for m, (size, what) in deepest.items() if size >= DEEP_FALL]
+        runs = dice.groupby(["model", "run_id"])
+        deepest = dict(sorted((model, _deepest_fall(run)) for (model, _), run in runs))  # the last
+        falls = [f"{model} {what}" for model, (size, what) in deepest.items() if size >= DEEP_FALL]
         no_fall = f"No curve of validation Dice falls by {DEEP_FALL} or more."
         said.append(f"Validation Dice falls: {_join(falls)}." if falls else no_fall)
     if len(loss):
@@ -222,20 +204,19 @@ def curves_sentence(histories: pd.DataFrame) -> str:
         means = runs.groupby("model").mean()
         risen = means[means["last"] - means["min"] >= 0.005].itertuples()
         rises = [f"{model} {low:.2f} to {last:.2f}" for model, low, last in risen]
-        text = "At the last epoch validation loss is at its lowest."
-        if rises:
-            text = f"Validation loss rises from its lowest to the last epoch: {_join(rises)}."
-        said.append(text)
+        lowest = "At the last epoch validation loss is at its lowest."
+        rose = "Validation loss rises from its lowest to the last epoch"
+        said.append(f"{rose}: {_join(rises)}." if rises else lowest)
     return " ".join(said) or "Nothing was held back to watch: only training loss is known."
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
     """Find the largest fall below the best so far in one run's validation Dice, and describe it."""
-    dice, epochs = run["val_dice"].to_numpy(), run["epoch"].to_numpy()
-    falls = np.maximum.accumulate(dice) - dice
-    low = falls.argmax()
-    high = dice[: low + 1].argmax()
-    when = f"epochs {epochs[high]} to {epochs[low]} of {run['run_id'].iloc[0]}"
+    dice = run.set_index("epoch")["val_dice"]
+    falls = dice.cummax() - dice
+    low = falls.idxmax()
+    high = dice.loc[:low].idxmax()
+    when = f"epochs {high} to {low} of {run['run_id'].iloc[0]}"
     return falls[low], f"from {dice[high]:.2f} to {dice[low]:.2f} ({when})"
 
 
@@ -243,11 +224,10 @@ def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
     """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so."""
     wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
     steadiest, least = {}, bootstrap.SEEDS_FOR_STABILITY
-    for name in MEASURES:
-        values = wide[name].dropna() if name in MORE_IS_BETTER else -wide[name].dropna()
-        if len(values):
-            measures = steadiest.setdefault(_join(_leaders(values)), [])
-            measures.append(f"{name} ({abs(values.max()):.3f})")
+    for name, values in wide[list(MEASURES)].dropna(axis=1, how="all").items():
+        values = values.dropna() if name in MORE_IS_BETTER else -values.dropna()
+        measures = steadiest.setdefault(_join(_leaders(values)), [])
+        measures.append(f"{name} ({abs(values.max()):.3f})")
     each = "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
     text = f"Steadiest{' in the trained runs' * (seeds < least)}: {each}."
     if len(wide) == 1:
@@ -263,9 +243,8 @@ def threshold_sentence(thresholds: pd.DataFrame) -> str:
     more, rest = gains[gains >= SHOWN], gains.index[gains < SHOWN]
     each = [f"{model} {gain:.3f} Dice at {best[model]:.2f}" for model, gain in more.items()]
     text = f"Another threshold than 0.50 would at best win {_join(each)}. " if each else ""
-    if len(rest):
-        text += f"No other threshold than 0.50 wins 0.001 Dice for {_join(rest)}. "
-    return f"{text}None was picked on test."
+    none = f"No other threshold than 0.50 wins 0.001 Dice for {_join(rest)}. " if len(rest) else ""
+    return f"{text}{none}None was picked on test."
 
 
 def calibration_sentence(table: pd.DataFrame) -> str:
@@ -282,39 +261,34 @@ def failures_sentence(scores: pd.DataFrame) -> str:
     for column, verb in (("missed_parts", "missed"), ("false_parts", "invented")):
         means = _deciding(group_means(scores, column))
         wide = means.pivot(index="group", columns="model", values=column)
-        rate, most = wide.mean(), _leaders(wide.mean(), 2)
-        if rate.max() < 0.005:
-            kind = "No part" if rate.max() == 0 else "Hardly a part (less than 0.01 per frame)"
-            parts.append(f"{kind} is {verb} by any model.")
-            continue
+        rate, most = wide.mean().max(), _leaders(wide.mean(), 2)
         worst = _leaders(wide[most[0]], 2)
+        kind = "Most parts" if wide.shape[1] > len(most) else "Parts"
         where = f", in group {worst[0]} {wide.loc[worst[0], most[0]]:.2f}"
         where *= len(most) == len(worst) == 1 < len(wide)
-        kind = "Most parts" if len(most) < wide.shape[1] else "Parts"
-        parts.append(f"{kind} are {verb} by {_join(most)}: {rate.max():.2f} per frame{where}.")
+        said = f"{kind} are {verb} by {_join(most)}: {rate:.2f} per frame{where}."
+        none = "No part" if rate == 0 else "Hardly a part (less than 0.01 per frame)"
+        parts.append(f"{none} is {verb} by any model." if rate < 0.005 else said)
     return " ".join(parts)
 
 
 def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
     """Read the frames shown: how far the models lie apart on each; `part` has dice by case."""
     spread = part.groupby("case_id")["dice"].agg(["min", "max"])
-    each = [
-        f"{row.rank} {row.case_id}: {span(*spread.loc[row.case_id], '{:.2f}')}"
-        for row in picked.itertuples()
-    ]
-    one = part["model"].nunique() == 1
-    which = "of the only model" if one else "from the weakest to the strongest model"
+    shown = zip(picked["rank"], picked["case_id"], strict=True)
+    each = [f"{rank} {case}: {span(*spread.loc[case], '{:.2f}')}" for rank, case in shown]
+    several = part["model"].nunique() > 1
+    which = "from the weakest to the strongest model" if several else "of the only model"
     return f"Dice {which}, {_join(each)}."
 
 
 def cost_sentence(table: pd.DataFrame) -> str:
     """Read cost against Dice: the cheapest model and what the best one asks for."""
     part = _deciding(table)
-    best, leaders = part.iloc[0], _leaders(part.set_index("model")["dice"])
-    cheap = part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
+    best, cheap = part.iloc[0], part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
     if len(part) == 1:
         return f"{best['model']} is the only model: there is no cost to compare."
-    if cheap["model"] in leaders:
+    if cheap["model"] in _leaders(part.set_index("model")["dice"]):
         return f"{cheap['model']} is the cheapest, and no model has a higher Dice."
     ratio = best["multiply_adds"] / max(1, cheap["multiply_adds"])
     return (
@@ -329,24 +303,22 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     part = ranks[ranks["protocol"] == protocol].set_index("model")
     chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
     size = f"{count_of(selected['groups'], 'group')} and {count_of(selected['seeds'], 'seed')}"
+    if len(part) == 1:
+        return f"Selected: {name}, the only model ({size})."
     only = f"the only model within {delta} Dice of the best mean"
     first = only if len(candidates) == 1 else "the first of the candidates by the rule"
     text = f"Selected: {name}, {first}."
-    if len(part) == 1:
-        return f"Selected: {name}, the only model ({size})."
     if selected["provisional"]:
         text = (
             f"Selected, provisional: {name}; no model has a higher mean Dice under {protocol}. "
             f"Selecting by stability needs {bootstrap.GROUPS_FOR_SELECTION} groups and "
             f"{bootstrap.SEEDS_FOR_STABILITY} seeds; this study has {size}."
         )
-    for title, models in (
-        (f"Within {delta} Dice of the best mean", candidates * (len(candidates) > 1)),
-        (f"Not separated from {selected['best']}", selected["not_separated"]),
-        ("Dropped", selected["dropped"]),
-    ):
-        text += f" {title}: {', '.join(models)}." * bool(models)
-    often = " A single group cannot be resampled: P(selected) is not known."
+    named = {f"Within {delta} Dice of the best mean": candidates * (len(candidates) > 1)}
+    named[f"Not separated from {selected['best']}"] = selected["not_separated"]
+    named["Dropped"] = selected["dropped"]
+    text += "".join(f" {title}: {', '.join(each)}." for title, each in named.items() if each)
+    often = "A single group cannot be resampled: P(selected) is not known."
     if np.isfinite(chance):
-        often = f" The rule selects {name} in {_percent(chance)} of the resamples."
-    return f"{text}{often} Rule: {selected['rule']}."
+        often = f"The rule selects {name} in {percent(chance)} of the resamples."
+    return f"{text} {often} Rule: {selected['rule']}."

@@ -31,30 +31,20 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
 
     `seed_sd` takes its interval from chi-square (resampling five seeds covers too rarely), the
     measures of curves from Student's t over the runs, the others from the crossed bootstrap.
-
-    Args:
-        scores: one row per run and test case, see `bootstrap.cube`.
-        histories: one row per run and epoch: val_dice, absent or NaN where nothing was held back.
-        thresholds: one row per run and test case, Dice in columns named "0.30" … "0.70".
-
-    Returns:
-        One row per protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where
-        there is nothing to measure (one seed, no validation); conditional (see `Cube`).
+    Arguments are tables of `tables.load_runs`; histories may lack val_dice. Returns one row per
+    protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where there is nothing to
+    measure (one seed, no validation); conditional (see `Cube`).
     """
     rows = []
     for of in bootstrap.cubes(scores):
         draws = bootstrap.draw(of, resamples=resamples)
         ranges = np.transpose(threshold_range(thresholds, of.protocol, draws))  # (M,3)
+        parts = (table[table["protocol"] == of.protocol] for table in (scores, histories))
+        cases, epochs = (dict(list(part.groupby("model"))) for part in parts)
         for i, model in enumerate(of.models):
-            cases, epochs = (
-                table[(table["protocol"] == of.protocol) & (table["model"] == model)]
-                for table in (scores, histories)
-            )
-            measured = measure_curves(epochs) | {
-                "seed_sd": seed_deviation(of.values[i]),
-                "worst_decile": worst_decile_interval(cases, of, draws),
-                "threshold_range": ranges[i],
-            }
+            measured = measure_curves(epochs[model]) | {"seed_sd": seed_deviation(of.values[i])}
+            measured["worst_decile"] = worst_decile_interval(cases[model], of, draws)
+            measured["threshold_range"] = ranges[i]
             row = of.protocol, model
             rows += [(*row, name, *measured[name], of.conditional) for name in MEASURES]
     columns = ["protocol", "model", "measure", "value", "low", "high", "conditional"]

@@ -1,7 +1,4 @@
-"""Tables of the comparison: runs loaded from their folders, summarised, shown and saved.
-
-Tables for people are rounded: digits beyond these differ between machines and mean nothing.
-"""
+"""Tables of the comparison: runs loaded from their folders, summarised, shown and saved."""
 
 import json
 from pathlib import Path
@@ -11,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib import settings
-from thyroid_lib.compare.bootstrap import cube, cubes, intervals, macro_estimate, sort_rows
+from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.bootstrap import cube, cubes, macro_estimate, sort_rows
 from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
@@ -44,16 +42,14 @@ class Results(NamedTuple):
 
 
 def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str) -> list[Path]:
-    """Return the folders of the named runs or, if none is named, of the finished ones in `below`.
+    """Return the folders of the named runs, or of the finished ones in `below`, of `protocols`.
 
-    Of these only runs of `protocols` are returned, if given. Without any, a FileNotFoundError says
-    what to do `first`.
+    Without any, a FileNotFoundError says what to do `first`.
     """
     if runs:
         return [project_path(run) for run in runs]
     found = sorted(path.parent for path in project_path(below).glob("*/run.json"))
-    if protocols:
-        found = [run for run in found if _read_json(run / "run.json")["protocol"] in protocols]
+    found = [run for run in found if not protocols or _read_run(run)["protocol"] in protocols]
     if not found:
         kind = f" of protocol {' or '.join(protocols)}" if protocols else ""
         raise FileNotFoundError(f"no finished run{kind} in {below}: {first}")
@@ -61,16 +57,11 @@ def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str)
 
 
 def load_runs(folders: list[Path]) -> Results:
-    """Load finished runs from their folders, each with `run.json` and the tables of `NEEDED`.
+    """Load finished runs from their folders: `run.json`, a row of `runs` each, and their tables.
 
-    Returns:
-        runs: one row per run, the fields of `run.json`; the others: the tables of the same names
-        (histories of `history.csv`), each row with the columns of `RUN` first. Rows are sorted.
-
-    Raises:
-        FileNotFoundError: runs without a result; all of them are named.
-        ValueError: no run at all, a table that is not the one that was written, columns missing,
-            settings that differ, or other test cases for other models.
+    Rows are sorted; those of tables begin with the columns of `RUN`. Raises FileNotFoundError or
+    ValueError for no run, runs without a result, tables that were changed or lack columns, and
+    settings or test cases that differ.
     """
     folders, files = sorted(map(Path, folders)), ("run.json", *NEEDED)
     if not folders:
@@ -81,38 +72,32 @@ def load_runs(folders: list[Path]) -> Results:
             f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; each "
             f"needs {', '.join(files)}: run 3-train for them, then compare again"
         )
-    about = [BEFORE | _read_json(folder / "run.json") for folder in folders]
-    runs = pd.DataFrame(about).sort_values(RUN[1:], ignore_index=True)
-    loaded = (
-        pd.concat([read_table(*pair, name) for pair in zip(folders, about, strict=True)])
-        for name in NEEDED
-    )
-    results = Results(runs, *map(sort_rows, loaded))
+    about = [(folder, BEFORE | _read_run(folder)) for folder in folders]
+    runs = pd.DataFrame([run for _, run in about]).sort_values(RUN[1:], ignore_index=True)
+    parts = ([read_table(*pair, name) for pair in about] for name in NEEDED)
+    results = Results(runs, *(sort_rows(pd.concat(part)) for part in parts))
     _check_comparable(results.runs, results.scores)
     return results
 
 
-def _read_json(path: Path) -> dict:
+def _read_run(folder: Path) -> dict:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads((folder / "run.json").read_text("utf-8"))
     except ValueError as error:
-        name = f"{path.parent.name}/{path.name}"
-        raise ValueError(f"{name} is damaged ({error}): {SCORE_AGAIN}") from error
+        raise ValueError(f"{folder.name}/run.json is damaged ({error}): {SCORE_AGAIN}") from error
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
     """Read a table of a run, the columns of `RUN` first; names of cases and groups stay text.
 
-    Raises:
-        ValueError: it is not the file that `run`, the content of run.json, has the digest of, or
-            columns of `NEEDED` are missing.
+    A ValueError refuses one whose digest is not that of `run` (run.json) or that lacks columns.
     """
     path, kept = folder / name, run.get("files", {})  # older runs recorded no digests
-    problem = name in kept and file_digest(path) != kept[name]
-    problem = "is not the file that was written (damaged? edited?)" if problem else ""
-    table = pd.read_csv(path, dtype={"case_id": str, "group": str})
-    if not problem and (absent := [c for c in NEEDED.get(name, ()) if c not in table]):
+    table, problem = pd.read_csv(path, dtype={"case_id": str, "group": str}), ""
+    if absent := [column for column in NEEDED.get(name, ()) if column not in table]:
         problem = f"lacks {', '.join(absent)}: it was made by an older version"
+    if name in kept and file_digest(path) != kept[name]:
+        problem = "is not the file that was written (damaged? edited?)"
     if problem:
         raise ValueError(f"{folder.name}/{name} {problem}; {SCORE_AGAIN}")
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
@@ -134,10 +119,8 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
     for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):
         if lists.nunique() > 1:
-            raise ValueError(
-                f"runs of protocol {protocol}, fold {fold} were tested on different cases: "
-                "train them again on one store"
-            )
+            what = f"runs of protocol {protocol}, fold {fold} were tested on different cases"
+            raise ValueError(f"{what}: train them again on one store")
 
 
 def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
@@ -159,24 +142,23 @@ def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
 def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFrame:
     """Summarise each protocol and model in a row, best Dice first within a protocol.
 
-    Returns:
-        protocol, model; selection: which epoch's weights were kept; dice, its 95 % interval
-        dice_low and dice_high (NaN for a single group) and whether it is conditional;
-        dice_sd_groups, dice_sd_seeds: standard deviations between group means and between seeds
-        (NaN for one); dice_worst_decile; nsd, iou, hd95_px, assd_px, brier, missed_parts,
-        false_parts, ece: group-macro means, missed frames at the image's diagonal; missed: test
-        frames with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
+    Columns: protocol, model; selection: which epoch's weights were kept; dice, its 95 % interval
+    dice_low and dice_high (NaN for a single group) and whether it is conditional; dice_sd_groups,
+    dice_sd_seeds: standard deviations between group means and between seeds; dice_worst_decile;
+    `METRICS` and ece: group-macro means, missed frames at the image's diagonal; missed: test frames
+    with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
     errors, parts = calibration_errors(calibration), []
     for of in cubes(scores):
-        known, models = intervals(of, resamples=resamples), list(of.models)
+        draws, models = bootstrap.draw(of, resamples=resamples), list(of.models)
+        low, high = bootstrap.bounds(bootstrap.macro_means(of.values, draws), of)
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
         first = runs[runs["protocol"] == of.protocol].drop_duplicates("model").set_index("model")
         each = {name: cube(scores, of.protocol, name) for name in METRICS}
         each["ece"] = cube(errors, of.protocol, "ece")
         columns = {
             "protocol": of.protocol, "model": models, "selection": first["selection"][models],
-            "dice": known["estimate"], "dice_low": known["low"], "dice_high": known["high"],
+            "dice": macro_estimate(of.values), "dice_low": low, "dice_high": high,
             "conditional": of.conditional,
             "dice_sd_groups": pd.DataFrame(np.nanmean(of.values, axis=(1, 2))).std(axis=1),
             "dice_sd_seeds": pd.DataFrame(np.nanmean(of.values, axis=1).mean(axis=2)).std(axis=1),
@@ -186,8 +168,7 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
             **{name: of.size[name] for name in ("groups", "folds", "seeds")},
             **{name: first[name][models] for name in ("parameters", "multiply_adds")},
         }  # fmt: skip
-        plain = {name: np.asarray(value) for name, value in columns.items()}
-        part = pd.DataFrame(plain, index=range(len(models)))
+        part = pd.DataFrame({name: np.asarray(value) for name, value in columns.items()})
         parts.append(part.sort_values(["dice", "model"], ascending=[False, True]))
     return pd.concat(parts, ignore_index=True)
 
@@ -207,15 +188,12 @@ def first_seed(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:
-    """Write `estimate [low, high]` from three columns; only the estimate where they are NaN.
-
-    A † follows where the table has a column `conditional` that says so, see `Cube.conditional`.
-    """
+    """Write `estimate [low, high]`, or the estimate alone; † where the column `conditional` is."""
     marks = table["conditional"] if "conditional" in table else [False] * len(table)
     rows = zip(*(table[name] for name in names), marks, strict=True)
+    form = f" [{{:z.{digits}f}}, {{:z.{digits}f}}]{{}}"
     return [
-        _number(value, digits)
-        + (f" [{low:z.{digits}f}, {high:z.{digits}f}]{' †' * bool(mark)}" if low == low else "")
+        _number(value, digits) + (form.format(low, high, " †" * bool(mark)) if low == low else "")
         for value, low, high, mark in rows
     ]
 

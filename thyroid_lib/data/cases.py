@@ -21,7 +21,6 @@ from thyroid_lib.data.frames import read_gray
 pd.set_option("mode.string_storage", "python")
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
 QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
-_NO_GROUP = "its sweep or patient is not known, name it in groups.csv"
 
 
 class BadCase(ValueError):
@@ -120,17 +119,19 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
     keys = cases["case_id"].map(name_key)
     problems = []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
-        known = getattr(case, "problem", None) or ("", "")
-        odd = not is_one_line(case.case_id)
-        checks = (
-            (known[0], *known),
-            (count > 1, "duplicate name", f"{count} files have this name, keep one"),
-            (odd, "unusable name", "it holds a line break or what is no text, rename it"),
-            (not case.image_path, "missing image", "add the image under the mask's name"),
-            (not case.mask_path, "missing mask", "add the mask under the image's name"),
-            (not case.group, "no group", _NO_GROUP),
-        )
-        found = next(((reason, detail) for wrong, reason, detail in checks if wrong), None)
+        found = getattr(case, "problem", None)
+        if found:
+            pass  # the source knows
+        elif count > 1:
+            found = "duplicate name", f"{count} files have this name, keep one"
+        elif not is_one_line(case.case_id):
+            found = "unusable name", "it holds a line break or what is no text, rename it"
+        elif not case.image_path:
+            found = "missing image", "add the image under the mask's name"
+        elif not case.mask_path:
+            found = "missing mask", "add the mask under the image's name"
+        elif not case.group:
+            found = "no group", "its sweep or patient is not known, name it in groups.csv"
         problems.append(found and problem_row(case, *found))
     return problems
 

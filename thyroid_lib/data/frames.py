@@ -9,7 +9,6 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -33,15 +32,13 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
-    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen.
+    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen. ValueError, with the
+    file's name: no image file, damaged, several pictures, over 64 megapixels, levels that 8 bits
+    cannot hold.
 
     Args:
         page: number of the picture in a file of several, from 0; "" where there is one.
         highest: white, in files of more than 8 bits; 0 for the highest level of the file's type.
-
-    Raises:
-        ValueError: not an image file, damaged, more than one picture, over 64 megapixels, or of
-            gray levels that 8 bits cannot hold. One sentence with the file's name.
     """
     return decode_file(path, partial(_gray_levels, highest=highest), page)
 
@@ -51,28 +48,47 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
     path = Path(path)
     try:
         if not path.is_file():
-            raise ValueError("is no file, give a PNG, JPEG, BMP or TIFF file")
+            raise Refused("is no file, give a PNG, JPEG, BMP or TIFF file")
         with open(path, "rb") as file:
             if path.stat().st_size == 0:
-                raise ValueError("is empty (0 bytes), copy it again from its source")
-            return _decode(file, decode, page)
-    except ValueError as error:  # the name's repr stays on one line whatever is in it
-        raise ValueError(f"{path.name!r} {error}") from error
-    except OSError as error:
-        problem = f"{path.name!r} cannot be opened ({error.strerror}), check its permissions"
-        raise ValueError(problem) from error
+                raise Refused("is empty (0 bytes), copy it again from its source")
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            # the further pictures of a phone's JPEG ("MPO") are previews
+            if not page and getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(284) == 2 and (planes := tags.get(277, 1)) > 1:
+                advice = "save each picture alone, or colours pixel by pixel"
+                raise Refused(f"holds {planes} planes, which may be a stack of pictures: {advice}")
+            if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
+                image.verify()
+                file.seek(0)
+                image = Image.open(file, formats=FORMATS)
+            image.seek(int(page or 0))
+            return decode(ImageOps.exif_transpose(image), tags)
+    except Exception as error:  # decoders raise a dozen kinds on a damaged file
+        if isinstance(error, Refused):
+            what = str(error)
+        elif isinstance(error, Image.DecompressionBombError):
+            what = f"has more than {MAX_PIXELS // 1_000_000} megapixels, save it smaller"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            what = "is no PNG, JPEG, BMP or TIFF image, convert it to one"
+        elif isinstance(error, OSError) and error.errno:
+            what = f"cannot be opened ({error.strerror}), check its permissions"
+        else:
+            what = (str(error) or type(error).__name__).splitlines()[0]
+            what = f"is damaged ({what}), copy or export it again"
+        # the name's repr stays on one line whatever is in it
+        raise ValueError(f"{path.name!r} {what}") from error
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
     """Convert decoded pixels to gray levels, uint8 (H,W): of files, DICOM and arrays.
 
-    Args:
-        levels: gray (H,W), uint8 or uint16, or RGB, uint8 (H,W,3).
-        bits: number of bits that are used; 0 for all bits of the type.
-        inverted: whether 0 is white.
-
-    Raises:
-        ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
+    levels: gray (H,W), uint8 or uint16, or RGB (H,W,3), uint8. bits: how many are used, 0 for all.
+    inverted: 0 is white. ValueError: another shape or type, or more than `MAX_PIXELS` pixels.
     """
     levels = np.asarray(levels)
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
@@ -104,9 +120,8 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
-    20 % of the frame.
-
-    Returns the mended mask, bool (H,W), and how many components and pixels were removed.
+    20 % of the frame. Returns the mended mask, bool (H,W), and how many components and pixels were
+    removed.
     """
     # One row and one column more than text may fill: what reaches these does not lie wholly inside.
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
@@ -134,7 +149,7 @@ MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
 
 
 def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.ndarray, dict]:
-    """Mend a mask, bool (H,W), by these rules (keys of `MENDS`), in the order of `MENDS`.
+    """Mend a mask, bool (H,W), by these rules, in the order of `MENDS`.
 
     Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
     """
@@ -200,37 +215,6 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
     longer = max(height, width)
     rows, columns = max(1, round(height * size / longer)), max(1, round(width * size / longer))
     return (size - rows) // 2, (size - columns) // 2, rows, columns
-
-
-def _decode(file: BinaryIO, decode: Callable, page: str):
-    """Decode an opened image file; errors read on from the file's name."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        # the further pictures of a phone's JPEG ("MPO") are previews
-        if not page and getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
-        tags = getattr(image, "tag_v2", {})
-        if tags.get(284) == 2 and (planes := tags.get(277, 1)) > 1:
-            advice = "save each picture alone, or colours pixel by pixel"
-            raise Refused(f"holds {planes} planes, which may be a stack of pictures: {advice}")
-        if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
-            image.verify()
-            file.seek(0)
-            image = Image.open(file, formats=FORMATS)
-        image.seek(int(page or 0))
-        return decode(ImageOps.exif_transpose(image), tags)
-    except Refused:
-        raise
-    except Image.DecompressionBombError as error:
-        most = MAX_PIXELS // 1_000_000
-        raise ValueError(f"has more than {most} megapixels, save it smaller") from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError("is no PNG, JPEG, BMP or TIFF image, convert it to one") from error
-    except Exception as error:  # decoders raise a dozen kinds on a damaged file
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"is damaged ({what}), copy or export it again") from error
 
 
 def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:

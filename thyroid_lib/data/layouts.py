@@ -181,8 +181,10 @@ def _masks_by_name(pictures: list[Picture], forced: list[str], role: str) -> lis
     names = defaultdict(set)
     for p in pictures:
         names[p.folder] |= {key for key, _ in _names(p.stem, "image")}
+    # where masks have a folder of their own, names in folders of images say nothing
+    open_roles = ("",) if any(p.role == "mask" for p in pictures) else ("", "image")
     is_mask = [
-        p.role != "mask" and any(key in names[p.folder] for key, _ in _names(p.stem, "mask")[1:])
+        p.role in open_roles and any(k in names[p.folder] for k, _ in _names(p.stem, "mask")[1:])
         for p in pictures
     ]
     mixed = {p.folder for p, named in zip(pictures, is_mask, strict=True) if named}

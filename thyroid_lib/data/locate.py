@@ -6,6 +6,7 @@ A study names its data by one text, `data`, which can be the same on every machi
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from thyroid_lib.files.paths import project_path
@@ -30,15 +31,14 @@ def find_data(data: str | Path) -> Path | None:
     `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
     set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
     TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
-    folder or zip named tg3k…), else fetched.
-
-    Raises:
-        ValueError: not of these forms.
-        RuntimeError: it cannot be fetched; says how to get it by hand.
+    folder or zip named tg3k…), else fetched. ValueError: not of these forms. RuntimeError: it
+    cannot be fetched; says how to get it by hand.
     """
     data = str(data)
-    if asks_network(data):
-        return _find_release() if data == "auto" else _find_dataset(data)
+    if data == "auto":
+        return _find_release()
+    if data.startswith("kaggle:"):
+        return _find_dataset(data)
     return project_path(data) if data else None
 
 
@@ -53,11 +53,9 @@ def _find_release() -> Path:
     top = folder_of("kaggle/input")  # data sets are mounted in either of two ways
     attached = sorted({*top.glob("*"), *top.glob("datasets/*/*")} - {top / "datasets"})
     for folder in (*attached, project_path("data"), project_path("results/data")):
-        if folder.is_dir():
-            try:
+        with suppress(ValueError):
+            if folder.is_dir():
                 return tg3k.locate(folder)
-            except ValueError:
-                continue
     drive = folder_of("content/drive/MyDrive")
     for path in sorted(drive.glob("[tT][gG]3[kK]*")):
         if path.is_dir():
@@ -66,8 +64,7 @@ def _find_release() -> Path:
             target = project_path("results/data") / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
-                shutil.copyfile(path, target.with_suffix(".partial"))
-                os.replace(target.with_suffix(".partial"), target)
+                os.replace(shutil.copyfile(path, target.with_suffix(".partial")), target)
             return target
     print_note("no TG3K here: it is fetched from its public folder, about 395 MB")
     return tg3k.download(project_path("results/data"))
@@ -88,7 +85,8 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        problem = f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it"
-        by_hand = f"attach the data set {owner}/{slug} to the notebook (Add Input), or get it"
-        advice = f"is missing, or {by_hand} with a browser and set `data` to its folder"
-        raise RuntimeError(f"{problem} {advice}") from error
+        raise RuntimeError(
+            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
+            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
+            "it with a browser and set `data` to its folder"
+        ) from error

@@ -2,8 +2,7 @@
 
 The drawing follows a scanner: scatterers, weighted by the echogenicity of a drawn neck, are
 convolved with a pulse that is narrowest at the focus, then detected, smoothed, log-compressed and
-scan-converted. Along a sweep the anatomy moves and its speckle with it, so neighbouring frames are
-near-copies. Sweeps differ in person, setting and size.
+scan-converted. Along a sweep the anatomy moves and its speckle with it: neighbours are near-copies.
 
 Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
 Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.
@@ -96,8 +95,7 @@ def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
             for frame, array in enumerate(arrays):
                 levels = array.astype(np.uint8) * (255 if part == "masks" else 1)
                 Image.fromarray(levels).save(folder / part / f"s{sweep:02d}f{frame:03d}.png")
-        count = len(drawn["images"])
-        rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(count))
+        rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(how["frames"]))
     write_file(folder / "groups.csv", rows)
 
 

@@ -9,9 +9,9 @@ reported study's other flaws too. `official` is the split that came with the dat
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.settings import LEAKY, PROTOCOLS
+
 TEST_SHARE = 0.3  # of the frames under `random`, as reported
-PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out")
-LEAKY = ("random", "reported", "official")  # a group may stand on two sides
 
 
 def split_cases(
@@ -19,17 +19,12 @@ def split_cases(
 ) -> np.ndarray:
     """Give each row of `index` its side: "train", "val", "test", or "" where it is left out.
 
-    Args:
-        index: the store's cases with columns `case_id`, `group`, and `official` for that protocol.
-        protocol: one of `PROTOCOLS`.
-        fold: which fold is the test set, 0 … folds − 1. Under `random` it numbers the draw.
-        folds: number of test folds under `grouped`; every group is tested in exactly one. Under
-            `leave-one-group-out` the number of groups.
-        val_share: wanted share of the training frames that are held back for validation; whole
-            groups, except under `random`, so the share is met as closely as they allow.
+    `index` has the store's columns `case_id`, `group` and, for that protocol, `official`. Part
+    `fold` of `folds` is tested: under `grouped` every group once, under `leave-one-group-out` each
+    group by itself; under `random` it numbers the draw. `val_share` of the training frames is held
+    back for validation; whole groups, except under `random`, so it is met as closely as they allow.
 
-    Returns:
-        Array of str (len(index),), the same for all models and seeds.
+    Returns an array of str (len(index),), the same for all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
@@ -86,16 +81,16 @@ def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int
         if folds != count:
             problem = f"folds: got {folds}, {protocol} has one fold per group: set folds to {count}"
             raise ValueError(problem)
-        fold_of = dict(zip(frames.index, range(folds), strict=True))
-    else:
-        if count < folds:
-            problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
-            raise ValueError(f"{problem} or fewer")
-        # Largest group first into the lightest fold: folds of nearly equal size, the same always.
-        loads, fold_of = np.zeros(folds, dtype=int), {}
-        for group, size in frames.sort_values(ascending=False, kind="stable").items():
-            fold_of[group] = int(loads.argmin())
-            loads[fold_of[group]] += size
+        tested = index["group"].to_numpy() == frames.index[fold]
+        return tested, ~tested
+    if count < folds:
+        problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
+        raise ValueError(f"{problem} or fewer")
+    # Largest group first into the lightest fold: folds of nearly equal size, the same always.
+    loads, fold_of = np.zeros(folds, dtype=int), {}
+    for group, size in frames.sort_values(ascending=False, kind="stable").items():
+        fold_of[group] = int(loads.argmin())
+        loads[fold_of[group]] += size
     tested = index["group"].map(fold_of).to_numpy() == fold
     return tested, ~tested
 

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -85,7 +85,7 @@ class Store:
     @property
     def mended(self) -> dict[str, int]:
         """Number of masks that each rule of `frames.MENDS` changed."""
-        return {rule: int((self.index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
+        return _mended(self.index)
 
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W)."""
@@ -97,10 +97,9 @@ class Store:
 def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **choices):
     """Make the case table of a source: "phantom", "tg3k" or "folder".
 
-    Args:
-        data: path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it.
-        folder: where "phantom" is written.
-        choices: sweeps, frames, seed and text of "phantom"; `look.CHOICES` of "folder".
+    `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
+    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed and text. Those of
+    "folder" are `look.CHOICES`.
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
@@ -134,16 +133,11 @@ def build_store(
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
     Each row of `cases` ends up in the store's index or, with its reason, in its quarantine. Files
-    of other names in `folder` are left alone.
+    of other names in `folder` are left alone. ValueError: not one usable case, or a folder that
+    holds the store of another source.
 
-    Args:
-        size: side of the stored squares in pixels.
-        resize: "square" or "letterbox", see `frames.fit_image`.
-        mend: rules that mend the masks, see `frames.mend_mask`.
-        workers: processes; the result does not depend on it.
-
-    Raises:
-        ValueError: not one usable case, or a folder that holds the store of another source.
+    size: side of the stored squares in pixels. resize, mend: see `frames.fit_image` and
+    `frames.mend_mask`. workers: processes; the result does not depend on it.
     """
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
@@ -173,9 +167,7 @@ def build_store(
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     """Open a store; its arrays are memory maps. `verify` compares every file's checksum, too.
 
-    Raises:
-        FileNotFoundError: no store there, or an incomplete one.
-        ValueError: its files are damaged or do not belong together.
+    FileNotFoundError: none there, or an incomplete one. ValueError: damaged, or of several stores.
     """
     folder = Path(folder)
     if missing := [name for name in ("store.json", *FILES) if not (folder / name).is_file()]:
@@ -207,11 +199,9 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
     Where it is missing, or holds another source than `cases`, a small store is built beside it: of
     `cases` or, without any, of phantoms.
     """
-    name = f"{ALONE}/store"
-    try:
+    name, store = f"{ALONE}/store", None
+    with suppress(FileNotFoundError):
         store = open_store(project_path(name))
-    except FileNotFoundError:
-        store = None
     if store and cases is not None and _is_foreign(store, cases):
         print(f"{name} is not used: it holds {store}")
         store = None
@@ -222,6 +212,10 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
         store = build_store(cases, project_path(name), size=64)
     print(f"{name}: {store}")
     return store
+
+
+def _mended(index: pd.DataFrame) -> dict[str, int]:
+    return {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
 
 
 def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
@@ -249,21 +243,20 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    names = cases[["case_id", "group", "dataset", "official"]].itertuples(index=False, name=None)
-    pairs = [
-        [case_table.split_references(text) for text in pair]
-        for pair in zip(cases["image_path"], cases["mask_path"], strict=True)
-    ]
-    rules = cases[list(READING)].itertuples(index=False, name=None)
-    files = dict.fromkeys(path for pair in pairs for picture in pair for path, _ in picture)
+    names = ("image_path", "mask_path")
+    pairs = [[case_table.split_references(text) for text in cases[name]] for name in names]
+    files = dict.fromkeys(path for column in pairs for row in column for path, _ in row)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
         digests = dict(zip(files, pool.map(_digest, files), strict=True))
-    for name, pair, rule in zip(names, pairs, rules, strict=True):
-        shown = [
-            "\n".join(case_table.reference(Path(p).name, part) for p, part in each) for each in pair
-        ]
-        held = ["\n".join(digests[path] for path, _ in each) for each in pair]
-        line = [*name, *shown, *held, *(rule if rule != tuple(READING.values()) else ())]
+    columns = [cases[name] for name in ("case_id", "group", "dataset", "official")]
+    for part_of in (
+        lambda path, part: case_table.reference(Path(path).name, part),
+        lambda path, part: digests[path],
+    ):
+        columns += [["\n".join(part_of(*each) for each in row) for row in col] for col in pairs]
+    rules = zip(*(cases[name] for name in READING), strict=True)
+    for *line, rule in zip(*columns, rules, strict=True):
+        line += rule if rule != tuple(READING.values()) else ()
         total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -297,9 +290,8 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
             raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except case_table.BadCase as bad:
         return case_table.problem_row(case, *bad.args), None
-    foreground = f"{np.count_nonzero(mask) / mask.size:.6f}"
-    names = case.case_id, case.dataset, case.group
-    row = [*names, *mask.shape, foreground, case.official, *chain.from_iterable(changed.values())]
+    row = [case.case_id, case.dataset, case.group, *mask.shape, f"{mask.mean():.6f}"]
+    row += [case.official, *chain.from_iterable(changed.values())]
     row += [getattr(case, name) for name in READING]
     fit = settings["size"], settings["resize"]
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
@@ -314,7 +306,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
         _write_headers(files, 0, settings["size"], 0)
-        each = (SimpleNamespace(**case._asdict()) for case in cases.itertuples(index=False))
+        each = (SimpleNamespace(**case) for case in cases.to_dict("records"))
         work = map_in_order(partial(_prepare, settings=settings), each, workers)
         for row, arrays in stack.enter_context(closing(work)):
             if arrays is None:
@@ -326,11 +318,12 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
-            counts = quarantine["reason"].value_counts().to_dict()
-            reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-            first = f"; the first: {' '.join(quarantine.iloc[0, 1:])}" if counts else ""
-            total = len(quarantine)
-            raise ValueError(f"no case can be used, of {total}: {reasons or 'none'}{first}")
+            counts = quarantine["reason"].value_counts().items()
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts)
+            first = "".join(f"; the first: {' '.join(row[1:])}" for row in quarantine.values[:1])
+            raise ValueError(
+                f"no case can be used, of {len(quarantine)}: {reasons or 'none'}{first}"
+            )
         # the number of cases is known only now; NumPy leaves room for it in the header
         _write_headers(files, len(rows), settings["size"], offset)
         for file in files:
@@ -343,8 +336,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
     index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
-    mended = {rule: int((index[f"{rule}_components"] > 0).sum()) for rule in frames.MENDS}
-    counts = {"cases": len(index), "mended": mended, "quarantined": len(quarantine)}
+    counts = {"cases": len(index), "mended": _mended(index), "quarantined": len(quarantine)}
     about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
     about |= {"files": _digest_files(folder)}
     about |= {"seen": cases.attrs["seen"]} if "seen" in cases.attrs else {}

@@ -46,9 +46,9 @@ def sweep_of(frame: int) -> str:
 def cases(path: str | Path) -> pd.DataFrame:
     """Make the case table of TG3K, or of any part of it, in what `locate` finds at a path.
 
-    case_id is as in the release ("0007"), group run01 … run15, "" for a name that the release does
-    not have. One more column, `official`: the side in the release's own split, "train" or "test",
-    "" where the split's file is missing. Raises ValueError for frames of other sizes.
+    case_id is as in the release ("0007"), group run01 … run15, "" for a name that it does not have.
+    One more column, `official`: the side in the release's own split, "train" or "test", "" where
+    the split's file is missing. Raises ValueError for frames of other sizes.
     """
     folder = locate(path)
     table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
@@ -65,8 +65,8 @@ def locate(path: str | Path) -> Path:
     """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
     `path` is that folder, one up to four levels above it, or an archive with it inside, which is
-    unpacked, see `archives`. Raises ValueError if it is not found; says what was found and how to
-    get the release.
+    unpacked, see `archives`. ValueError: it is not found; says what was found and how to get the
+    release.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
@@ -82,9 +82,9 @@ def locate(path: str | Path) -> Path:
 
 
 def _not_found(path: Path, names: list[str]) -> str:
-    found, needed = ", ".join(names[:8]) or "nothing", f"the folders {IMAGES}/ and {MASKS}/"
-    said = f"no TG3K in {path}: needed are {needed}, found was {found}"
-    return f"{said}; {BY_HAND}, or call tg3k.download"
+    found = ", ".join(names[:8]) or "nothing"
+    needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
+    return f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download"
 
 
 def official_split(path: str | Path) -> dict[str, list[str]]:
@@ -134,8 +134,6 @@ def _check_sizes(table: pd.DataFrame) -> None:
         except Exception:  # decoders raise a dozen kinds
             continue  # damaged: the store reports it
         if found != (known := "{} x {}".format(*SWEEPS[case.group])):
-            raise ValueError(
-                f"these are not TG3K's frames: {Path(case.image_path).name} is {found}, "
-                f"{case.group} has {known} (height x width); for other data, or a resized copy, "
-                'use source "folder" with a groups.csv'
-            )
+            sizes = f"{Path(case.image_path).name} is {found}, {case.group} has {known}"
+            advice = 'for other data, or a resized copy, use source "folder" with a groups.csv'
+            raise ValueError(f"not TG3K's frames: {sizes} (height x width); {advice}")

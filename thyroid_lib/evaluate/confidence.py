@@ -28,14 +28,10 @@ def fit_confidence(expected: np.ndarray, dice: np.ndarray, group: np.ndarray) ->
     """Fit the line from expected to measured Dice, with slope ≥ 0 and equal weight per group.
 
     With one group only the offset is fitted: one gland does not show how the error varies. All
-    arguments are (N,), of validation frames.
-
-    Returns:
-        slope, offset; groups and frames, their numbers; error, the mean absolute error of each
-        group by the line of the others (of a single group by its own).
+    arguments are (N,), of validation frames. Returns slope, offset; error, the mean absolute error
+    of each group by the line of the others (of a single group by its own); groups, frames: counts.
     """
-    groups = np.unique(group)
-    errors = []
+    groups, errors = np.unique(group), []
     for name in groups:
         out = group == name
         rest = ~out if len(groups) > 1 else out
@@ -49,10 +45,9 @@ def fit_confidence(expected: np.ndarray, dice: np.ndarray, group: np.ndarray) ->
 def _fit_line(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> dict[str, float]:
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     weight = 1 / counts[index]
-    middle = np.average(x, weights=weight), np.average(y, weights=weight)
     slope = 1.0
     if len(counts) > 1:
-        spread = np.average((x - middle[0]) ** 2, weights=weight)
-        together = np.average((x - middle[0]) * (y - middle[1]), weights=weight)
+        (spread, together), _ = np.cov(x, y, aweights=weight, ddof=0)
         slope = max(0.0, together / spread) if spread > 1e-12 else 0.0
-    return {"slope": float(slope), "offset": float(middle[1] - slope * middle[0])}
+    offset = np.average(y - slope * x, weights=weight)
+    return {"slope": float(slope), "offset": float(offset)}

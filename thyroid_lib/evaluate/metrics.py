@@ -5,7 +5,6 @@
 A boundary pixel is a foreground pixel with a background pixel above, below, left or right of it;
 outside the image is background. So are boundaries in MONAI (`monai.metrics`, compared by a test).
 surface-distance, which weighs by contour length, gives other numbers: never mix the two.
-
 Empty masks: if both are empty, shares are 1 and distances 0; if one is, shares are 0 and distances
 the image's diagonal. No score is NaN or infinite, which would drop it from a mean.
 
@@ -31,10 +30,9 @@ def dice(pred: np.ndarray, ref: np.ndarray) -> float:
 
 
 def pooled_dice(both: np.ndarray, total: np.ndarray, *, batch: int = 16) -> float:
-    """Dice as in the reported study: pooled over batches of frames, averaged over batches.
+    """Dice as in the reported study, for the replication alone: pooled over batches of frames.
 
-    For the replication alone: a pooled batch hides its worst frames. The frames are shuffled into
-    batches in the same order for every model; both, total: as of `dice_of_areas`, per frame.
+    Frames are shuffled in the same order for every model; both, total: (N,) of `dice_of_areas`.
     """
     order = np.random.default_rng(0).permutation(len(both))
     starts = np.arange(0, len(order), batch)
@@ -69,10 +67,9 @@ def score_case(
     spacing_mm: Sequence[float] | None = None,
     tolerance_mm: float | None = None,
 ) -> dict[str, float]:
-    """Score one predicted mask against its reference.
+    """Score one predicted mask against its reference; both are bool (H, W), at native size.
 
     Args:
-        pred, ref: bool (H, W), at the frame's native size.
         tolerance_px: NSD counts a boundary pixel as correct if the other boundary is no farther.
         spacing_mm: (row, column) in mm per pixel.
         tolerance_mm: replaces `tolerance_px` in `nsd`; needs `spacing_mm`.
@@ -114,8 +111,7 @@ def score_case(
         # float32 as in MONAI; in float64, 3 x 0.1 mm would exceed a tolerance of 0.3 mm
         to_ref = KDTree(ref_edge).query(pred_edge)[0].astype(np.float32)
         to_pred = KDTree(pred_edge).query(ref_edge)[0].astype(np.float32)
-        distances = np.concatenate([to_ref, to_pred])
-        share = np.float32(0.95)
+        distances, share = np.concatenate([to_ref, to_pred]), np.float32(0.95)
         scores[f"hd95_{unit}"] = float(max(np.quantile(to_ref, share), np.quantile(to_pred, share)))
         scores[f"assd_{unit}"] = float(distances.mean(dtype=np.float64))
         if tolerance is not None:
@@ -132,12 +128,10 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 def check_masks(pred: np.ndarray, ref: np.ndarray) -> None:
     """Raise unless both are bool arrays of one shape."""
     for name, mask in (("pred", pred), ("ref", ref)):
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-            got = getattr(mask, "dtype", type(mask).__name__)
-            raise TypeError(
-                f"{name} must be a bool array, got {got}: use `prob > threshold` for "
-                "probabilities, `mask > 0` for a mask of 0 and 1"
-            )
+        got = getattr(mask, "dtype", type(mask).__name__)
+        if str(got) != "bool":
+            use = "`prob > threshold` for probabilities, `mask > 0` for a mask of 0 and 1"
+            raise TypeError(f"{name} must be a bool array, got {got}: use {use}")
     if pred.shape != ref.shape:
         more = "resize the prediction to the frame's native size"
         raise ValueError(f"pred and ref need one shape, got {pred.shape} and {ref.shape}: {more}")
@@ -148,9 +142,8 @@ def check_units(tolerance_px, spacing_mm, tolerance_mm) -> None:
     for name, tolerance in (("tolerance_px", tolerance_px), ("tolerance_mm", tolerance_mm)):
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, got {tolerance!r}")
-    if spacing_mm is None:
-        if tolerance_mm is not None:
-            raise ValueError(f"tolerance_mm={tolerance_mm} needs spacing_mm=(row, column)")
-    elif np.shape(spacing_mm) != (2,) or not all(0 < step < math.inf for step in spacing_mm):
-        need = "must be two positive numbers (row, column)"
-        raise ValueError(f"spacing_mm {need}, got {spacing_mm!r}")
+    if spacing_mm is None and tolerance_mm is not None:
+        raise ValueError(f"tolerance_mm={tolerance_mm} needs spacing_mm=(row, column)")
+    steps = (1, 1) if spacing_mm is None else spacing_mm
+    if np.shape(steps) != (2,) or not all(0 < step < math.inf for step in steps):
+        raise ValueError(f"spacing_mm must be two positive numbers (row, column), got {steps!r}")

@@ -1,7 +1,4 @@
-"""Run a trained network over the frames of a store: logits, probabilities, masks, scores.
-
-Images outside a store: `python -m thyroid_lib.deploy.predict_folder`.
-"""
+"""Run a trained network over the frames of a store: logits, probabilities, masks, scores."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +23,9 @@ def predict_logits(
     batch_size: int = 16,
     precision: str = "fp32",
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Run the network batch by batch; only one batch is in memory.
+    """Run the network over rows (None: all) of stored images, uint8 (N,S,S), batch by batch.
 
-    Args:
-        images: uint8 (N,S,S), as the store holds them.
-        rows: which of them, in order; None for all.
-
-    Yields:
-        Rows (B,) and logits, float32 (B,1,S,S) on the device.
+    Yields rows (B,) and logits, float32 (B,1,S,S) on the device.
     """
     device = torch.device(device)
     model = model.to(device).eval()
@@ -62,12 +54,10 @@ def to_prob(logits: Tensor) -> np.ndarray:
 
 
 def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
-    """Build a trained network for prediction, on the CPU.
-
-    Always channels-last, as another memory layout changes the last bits of the scores.
-    """
+    """Build a trained network for prediction, on the CPU."""
     model = build_model(name, width=width)
     model.load_state_dict(weights)
+    # another memory layout changes the last bits of the scores
     return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -78,9 +68,9 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         FileNotFoundError, ValueError: nothing there, not a model of this project, or its file in
             architectures/ has changed or is gone.
     """
-    path = Path(path)
+    path, need = Path(path), "give the model.pt of a finished run"
     if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}: give the model.pt of a finished run")
+        raise FileNotFoundError(f"no model at {path}: {need}")
     try:
         state = checkpoint.read(path)
         weights, meta = state["weights"], state["meta"]
@@ -89,7 +79,6 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError("its weights are no finite numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        need = "give the model.pt of a finished run"
         raise ValueError(f"{path.name} is not a model of this project ({error}): {need}") from error
     name, trained = meta["model"], meta.get("architecture_fingerprint", "")
     if trained and user_networks.fingerprint(name) not in (trained, ""):
@@ -101,11 +90,7 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
 
 
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
-    """Return a finished run's mask of one case of a store, bool (H,W) at native size.
-
-    Raises:
-        KeyError: the store has no such case.
-    """
+    """Return a finished run's mask of one case of a store, bool (H,W), or raise a KeyError."""
     model, meta = load_model(Path(run) / "model.pt", device)
     rows = np.flatnonzero(store.index["case_id"] == case_id)
     if not len(rows):
@@ -117,24 +102,13 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
 
 
 def score_rows(
-    model: torch.nn.Module,
-    store: Store,
-    rows: np.ndarray,
-    *,
-    threshold: float = 0.5,
-    tolerance_px: float = 2.0,
-    device: str = "cpu",
-    batch_size: int = 16,
-    workers: int = 1,
+    model, store: Store, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16, **how
 ) -> Scores:
-    """Predict these rows of a store and score them, see `scores.score_maps`."""
-    how = {"rows": rows, "device": device, "batch_size": batch_size}
+    """Predict these rows of a store and score them; `how`: see `scores.score_maps`."""
+    running = {"rows": rows, "device": device, "batch_size": batch_size}
     batches = (
         (to_prob(logits), [store.reference(row) for row in part])
-        for part, logits in predict_logits(model, store.images, **how)
+        for part, logits in predict_logits(model, store.images, **running)
     )
-    return score_maps(
-        store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records"), batches,
-        resize=store.settings["resize"], threshold=threshold, tolerance_px=tolerance_px,
-        workers=workers,
-    )  # fmt: skip
+    names = store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records")
+    return score_maps(names, batches, resize=store.settings["resize"], **how)

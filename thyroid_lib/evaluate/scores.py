@@ -1,7 +1,4 @@
-"""Score tables of a run's test cases, from the network's probability maps; and its temperature.
-
-No torch: processes that score need NumPy and SciPy alone.
-"""
+"""Score tables of test cases, from the network's probability maps, without torch; temperature."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -42,21 +39,15 @@ def score_maps(
     names: list[dict],
     batches: Iterable[tuple[np.ndarray, list[np.ndarray]]],
     *,
-    resize: str,
-    threshold: float,
-    tolerance_px: float,
     workers: int = 1,
+    **how,
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
-    Args:
-        names: case_id, dataset and group of every case.
-        batches: probability maps, float32 (B,S,S), and references at native size, a list of B bool
-            (H,W), in the order of `names`.
-        resize, threshold, tolerance_px: see `score_map`.
-        workers: processes; the result does not depend on it.
+    `names`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
+    float32 (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes,
+    which do not change the result; `how`: see `score_map`.
     """
-    how = {"resize": resize, "threshold": threshold, "tolerance_px": tolerance_px}
     cases, sweeps, bins = [], [], {}
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
@@ -78,13 +69,12 @@ def _score_batch(batch: tuple[np.ndarray, list[np.ndarray]], **how) -> list[tupl
 
 
 def score_map(
-    prob: np.ndarray, ref: np.ndarray, *, resize: str, threshold: float, tolerance_px: float
+    prob: np.ndarray, ref: np.ndarray, *, resize: str, threshold=0.5, tolerance_px=2.0
 ) -> tuple[dict, dict, np.ndarray]:
     """Score one map, float32 (S,S), against its reference at native size, bool (H,W).
 
-    Returns:
-        The metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability and
-        pixels of thyroid per bin of probability, float64 (3,BINS).
+    Returns the metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability
+    and pixels of thyroid per bin of probability, float64 (3,BINS).
     """
     prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)  # (H,W)
     case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
@@ -92,11 +82,8 @@ def score_map(
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
     dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
     bins = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
-    counts = [
-        np.bincount(bins.ravel(), minlength=BINS),
-        np.bincount(bins.ravel(), prob.ravel(), BINS),
-        np.bincount(bins[ref], minlength=BINS),
-    ]
+    each = (None, prob, ref)  # weights
+    counts = [np.bincount(bins.ravel(), w if w is None else w.ravel(), BINS) for w in each]
     return case, dices, np.stack(counts).astype(np.float64)
 
 
@@ -115,9 +102,8 @@ def fit_temperature(counts: np.ndarray) -> float:
     """Fit the temperature that calibrates a network: logits are divided by it.
 
     That of least cross-entropy in [0.1, 10]; above 1 the network is overconfident. `counts` is by
-    `count_logits`, of validation cases, never of test cases.
-
-    Source: Guo, Pleiss, Sun & Weinberger, ICML 2017 (arXiv 1706.04599).
+    `count_logits`, of validation cases, never of test cases. Source: Guo, Pleiss, Sun & Weinberger,
+    ICML 2017 (arXiv 1706.04599).
     """
     wrong = (np.arange(len(counts)) + 0.5) * LOGIT_STEP - LOGITS
 

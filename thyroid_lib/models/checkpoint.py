@@ -25,8 +25,7 @@ def run_key(
 ) -> str:
     """Return a SHA-256 over all that decides the weights of a run.
 
-    data: the store's fingerprint; sides: str (N,), of the split; parameters: the settings of the
-    training; architecture: code and packages of a user's network, else {}.
+    data: the store's fingerprint; sides: str (N,); architecture: of a user's network, else {}.
     """
     content = {
         "training_version": training_version,
@@ -74,13 +73,13 @@ def load(path: str | Path, *, key: str) -> dict | None:
 
     A damaged file is reported and removed. OSError, MemoryError: it cannot be read now, and stays.
     """
-    path = Path(path)
+    path, state = Path(path), {}
     try:
-        state = read(path) if path.exists() else {}
+        if path.exists():
+            state = read(path)
     except ValueError as error:
         print_note(f"{error}: it is passed over and removed")
         path.unlink()
-        return None
     except OSError as error:  # such as a folder in its place
         raise write_error(error, path) from error
     return state if state.get("key") == key else None

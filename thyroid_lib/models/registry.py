@@ -34,17 +34,15 @@ def build_model(
     that does not fit, or a count below 1.
     """
     own, counts = user_networks.files(), (in_channels, out_channels, width or PAPER_WIDTH)
-    if name in own and name not in MODELS:
-        return user_networks.build(name, *counts)
+    file = f"{user_networks.FOLDER}/{name}.py"
+    if name in own and name in MODELS:
+        raise ValueError(f"{file} has the name of a network of the library: rename the file")
     if name in own:
-        raise ValueError(
-            f"architectures/{name}.py has the name of a network of the library: rename the file"
-        )
+        return user_networks.build(name, *counts)
     if name not in MODELS:
-        raise ValueError(
-            f"unknown model {name!r}; choose one of {', '.join([*MODELS, *own])}, or write "
-            f"{user_networks.FOLDER}/{name}.py ({user_networks.HELP})"
-        )
+        known = ", ".join([*MODELS, *own])
+        advice = f"choose one of {known}, or write {file} ({user_networks.HELP})"
+        raise ValueError(f"unknown model {name!r}; {advice}")
     return MODELS[name](*counts)
 
 

@@ -44,16 +44,15 @@ def problem(name: str) -> str:
         return f"{where}: _reported marks networks of the replication: need another name"
     try:
         packages(name)
-        body = _parse(name).body
+        if any(isinstance(node, ast.ClassDef) for node in _parse(name).body):
+            return ""
+        return f"{where}: no class in it, need one derived from Network; {HELP}"
     except SyntaxError as error:
         return f"{where}, line {error.lineno}: {error.msg}: need Python; {HELP}"
     except UnicodeDecodeError as error:
         return f"{where}: need a text: {error}"
     except (OSError, ValueError) as error:
         return str(error)
-    if not any(isinstance(node, ast.ClassDef) for node in body):
-        return f"{where}: no class in it, need one derived from Network; {HELP}"
-    return ""
 
 
 def _parse(name: str) -> ast.Module:
@@ -81,10 +80,9 @@ def packages(name: str) -> dict[str, str]:
         if top in {"torch", "thyroid_lib"} | sys.stdlib_module_names:
             continue
         if not (found := metadata.packages_distributions().get(top)):
-            raise ValueError(
-                f"{where} {top or 'a file beside it'}, which is no installed package: install it, "
-                "or write what is needed into this one file"
-            )
+            problem = f"{top or 'a file beside it'}, which is no installed package"
+            advice = "install it, or write what is needed into this one file"
+            raise ValueError(f"{where} {problem}: {advice}")
         versions[top] = metadata.version(found[0])
     return dict(sorted(versions.items()))
 
@@ -106,17 +104,17 @@ def build(name: str, in_channels: int, out_channels: int, width: int):
     need = "a file that can be imported"
     try:
         spec.loader.exec_module(module)
-        classes = {each for each in vars(module).values() if isinstance(each, type)}
-        own = [each for each in classes if issubclass(each, Network)]
-        own = [each for each in own if each.__module__ == spec.name]
+        classes = (each for each in vars(module).values() if isinstance(each, type))
+        networks = (each for each in classes if issubclass(each, Network))
+        own = {each.__name__: each for each in networks if each.__module__ == spec.name}
         if len(own) == 1:
-            need = f"{own[0].__name__}(in_channels, out_channels, width)"
-            return own[0](in_channels, out_channels, width)
+            need = f"{min(own)}(in_channels, out_channels, width)"
+            return own[min(own)](in_channels, out_channels, width)
     except (Exception, SystemExit) as error:
         raise _located(error, name, need) from error
     finally:
         sys.dont_write_bytecode = before
-    names = ", ".join(sorted(each.__name__ for each in own)) or "none"
+    names = ", ".join(sorted(own)) or "none"
     raise ValueError(
         f"{FOLDER}/{name}.py: classes derived from thyroid_lib.models.Network: {names}; need one "
         f"(its parts derive from torch's nn.Module); {HELP}"
@@ -124,10 +122,7 @@ def build(name: str, in_channels: int, out_channels: int, width: int):
 
 
 def check(net, name: str, size: int) -> None:
-    """Check a user's network for images of this size (px) before any training; resets its weights.
-
-    ValueError: as `build`.
-    """
+    """Check a user's network at this size (px) of images; reset its weights. Raises as `build`."""
     try:
         wrong = _misfit(net, size)
     except Exception as error:

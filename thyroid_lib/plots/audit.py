@@ -1,8 +1,4 @@
-"""Figures of the audit: each function draws one and returns it, none saves or shows.
-
-The sides of a split keep their colours, which also differ in lightness, so that a print in gray
-will do; what is wrong with a mask is always red.
-"""
+"""Figures of the audit: each function draws one and returns it, none saves or shows."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +16,7 @@ from thyroid_lib.data.cases import read_levels
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
 
-SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}
+SIDES = {"train": "#c3dcf2", "val": "#e69f00", "test": "#12355b"}  # also differ in lightness
 DEFECT = "#ff3b30"
 APART, COPIED = "#8fb8de", "#12355b"
 
@@ -108,32 +104,29 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     and mirroring are undone; black is none, white 64 gray levels or more.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
-    groups = pd.DataFrame(np.sort(order[["train_group", "group"]], axis=1), index=order.index)
+    groups = order[["train_group", "group"]].apply(frozenset, axis=1)
     pairs = order[~groups.duplicated()].head(count)
-    rows = pd.Series(range(len(store)), index=store.index["case_id"])
-    _, axes = common.image_axes(3 * len(pairs), 3, 2.55)
+    ids = [*store.index["case_id"]]
+    fig, axes = common.image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
-        test, train = rows[pair.case_id], rows[pair.train_case_id]
+        test, train = ids.index(pair.case_id), ids.index(pair.train_case_id)
         title = f"train: {pair.train_case_id} ({pair.train_group})"
         common.draw_frame(line[0], common.native(store, train), title)
-        common.draw_frame(
-            line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
-        )
+        title = f"test: {pair.case_id} ({pair.group})"
+        common.draw_frame(line[1], common.native(store, test), title)
         shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
         title = f"correlation {pair.correlation:.3f}, shift {shift}"
         common.draw_frame(line[2], _difference(store, test, train, pair), title)
-    return axes[0, 0].figure
+    return fig
 
 
-def defect_gallery(
-    cases: pd.DataFrame, store: Store, table: pd.DataFrame, *, count: int = 4
-) -> Figure:
-    """Draw examples of each defect in a table of `masks.audit_masks`, a row for each, in red.
+def defect_gallery(cases: pd.DataFrame, store: Store, table: pd.DataFrame) -> Figure:
+    """Draw four of each defect in a table of `masks.audit_masks`, a row for each, in red.
 
     The largest come first, of different groups where there are any; `cases`: the case table.
     """
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
-    fig, axes = common.image_axes(count * max(1, len(found)), count, 1.75)
+    fig, axes = common.image_axes(4 * max(1, len(found)), 4, 1.75)
     rows = cases.drop_duplicates("case_id").set_index("case_id")
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
@@ -143,7 +136,7 @@ def defect_gallery(
         some = table[table[defect] > 0]
         some = some.sort_values([size, "case_id"], ascending=[size != defect, True])
         some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
-        for ax, row in zip(line, some.index[:count], strict=False):
+        for ax, row in zip(line, some.index, strict=False):
             levels = read_levels(rows.loc[table["case_id"][row]])
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
@@ -184,9 +177,8 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
         "area": (none, f"{100 * found.foreground:.1f} % of frame"),
         "nearly_black": (none, f"mean {found.brightness:.0f}"),
     }[defect]
-    common.draw_frame(
-        ax, common.native(store, row), f"{defect.replace('_', ' ')}: {found.case_id}, {size}"
-    )
+    title = f"{defect.replace('_', ' ')}: {found.case_id}, {size}"
+    common.draw_frame(ax, common.native(store, row), title)
     if defect != "midtones":  # which lie along the outline
         common.outline(ax, mask, DEFECT if defect == "area" else common.REFERENCE, 1.0)
     if marked.any():

@@ -1,8 +1,7 @@
 """Figures of data and of one run, and what all figures share: style, colours and saving.
 
-Each function draws one figure and returns it; `save` and `present` write and show it. A model keeps
-its colour in every figure, the reference outline is yellow, the prediction blue, and what belongs
-to no model is grey. Grounds are opaque, so a figure looks alike on a white page and on a dark one.
+Each function draws one figure and returns it. A model keeps its colour in every figure, the
+reference outline is yellow, the prediction blue, what belongs to no model grey. Grounds are opaque.
 """
 
 import io
@@ -24,7 +23,7 @@ from thyroid_lib.files.writing import write_file
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
 GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and text on it
-GREY = "0.45"
+GREY, FAINT = "0.45", "0.6"
 MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
@@ -99,10 +98,8 @@ def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> N
 
 def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
     """Say below a figure how each model is drawn, see `looks`; `extra` handles come after."""
-    bare = {} if lines else {"linestyle": ""}
-    handles = [
-        Line2D([], [], label=name, markersize=5, **look | bare) for name, look in styles.items()
-    ]
+    bare = {"markersize": 5} | ({} if lines else {"linestyle": ""})
+    handles = [Line2D([], [], label=name, **look | bare) for name, look in styles.items()]
     fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
 
 
@@ -116,12 +113,12 @@ def outline_legend(fig: Figure, **colours: str) -> None:
 def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Figure:
     """Draw one source image of each of the first `groups` groups, bare above, outlined below."""
     rows_of = store.index.reset_index(drop=True).groupby("group").indices
-    middles = [int(rows[len(rows) // 2]) for _, rows in sorted(rows_of.items())][:groups]
-    columns = min(4, len(middles))
-    fig, axes = image_axes(2 * columns * -(-len(middles) // columns), columns, 1.75)
+    shown = sorted(rows_of)[:groups]
+    columns = min(4, len(shown))
+    fig, axes = image_axes(2 * columns * -(-len(shown) // columns), columns, 1.75)
     pairs = axes.reshape(-1, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-    for row, pair in zip(middles, pairs, strict=False):
-        _draw_pair(pair, cases, store, row, store.index["group"].iloc[row])
+    for group, pair in zip(shown, pairs, strict=False):
+        _draw_pair(pair, cases, store, rows_of[group][len(rows_of[group]) // 2], group)
     return fig
 
 
@@ -160,7 +157,7 @@ def frames_per_group(index: pd.DataFrame) -> Figure:
     """Draw how many frames each group (sweep or patient) has."""
     counts = index["group"].value_counts().sort_index()
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 2.4))
-    ax.bar(counts.index, counts.to_numpy(), color=GREY)
+    ax.bar(counts.index, counts, color=GREY)
     ax.set(ylabel="frames", xlabel="group")
     ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
     return fig
@@ -171,14 +168,14 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
     mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
     rows = cases.drop_duplicates("case_id").set_index("case_id")
     fig, axes = image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
-    for column, case_id in enumerate(mended):
+    for case_id, above, below in zip(mended, *axes, strict=False):
         before = read_levels(rows.loc[case_id]) > 127
         after, _, pixels = frames.mend_text(before)
         marked = np.repeat(before[:, :, None], 3, axis=2).astype(float)  # (H,W,3)
         marked[before & ~after] = to_rgb("#ff5c33")
-        draw_frame(axes[0, column], marked, f"{case_id}: {pixels} px of text")
-        draw_frame(axes[1, column], after.astype(float), f"{case_id}: what is kept")
-    if not len(mended):
+        draw_frame(above, marked, f"{case_id}: {pixels} px of text")
+        draw_frame(below, after.astype(float), f"{case_id}: what is kept")
+    if mended.empty:
         axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center", color=INK)
     return fig
 
@@ -187,32 +184,27 @@ def curves(history: pd.DataFrame) -> Figure:
     """Draw loss and Dice against the epoch, for the sides that were watched."""
     fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.0))
     colours = {"train": "0.6", "val": "black", "test": REFERENCE}
-    for ax, measure in zip(axes, ("loss", "dice"), strict=True):
-        sides = [side for side in colours if f"{side}_{measure}" in history]
-        for side in sides:
+    for ax, measure, name in zip(axes, ("loss", "dice"), ("loss (BCE)", "Dice"), strict=True):
+        for side in [side for side in colours if f"{side}_{measure}" in history]:
             values = history[f"{side}_{measure}"]
             ax.plot(history["epoch"], values, marker=".", color=colours[side], label=side)
-        ax.set(xlabel="epoch", ylabel="Dice" if measure == "dice" else "loss (BCE)")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if sides:
             ax.legend()
+        ax.set(xlabel="epoch", ylabel=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(0, 1)
     return fig
 
 
 def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
     """Choose the best, median and worst cases of a run by Dice; column `rank` says which."""
-    order = scores.sort_values(["dice", "case_id"], ascending=[False, True]).reset_index(drop=True)
+    order = scores.sort_values(["dice", "case_id"], ascending=[False, True])
     starts = {"best": 0, "median": (len(order) - each) // 2, "worst": len(order) - each}
     parts = [order.iloc[max(0, at) :][:each].assign(rank=name) for name, at in starts.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
-    """Draw what `pick_cases` gives, a column per rank, with reference and prediction outlined.
-
-    `preds` are bool (H,W) masks at native size, one per row of `picked`.
-    """
+    """Draw what `pick_cases` gives, a column per rank; `preds`: its masks, bool (H,W)."""
     fig, axes = image_axes(len(picked), 3, 2.3)
     columns, rows = ["best", "median", "worst"], picked.groupby("rank").cumcount()
     for case, row, pred in zip(picked.itertuples(), rows, preds, strict=True):
@@ -227,9 +219,10 @@ def mistakes(cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: lis
     widths = [pred.shape[1] / pred.shape[0] for pred in preds]
     height = FIGURE_WIDTH / sum(widths) + 0.2
     fig, axes = image_axes(2 * len(preds), len(preds), height, width_ratios=widths)
-    rows = pd.Series(range(len(store)), index=store.index["case_id"])
+    ids = [*store.index["case_id"]]
     for case, pred, above, below in zip(picked.itertuples(), preds, *axes, strict=True):
-        ref, image = store.reference(rows[case.case_id]), source_image(cases, case.case_id)
+        ref = store.reference(ids.index(case.case_id))
+        image = source_image(cases, case.case_id)
         draw_frame(above, image, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
         outline(above, ref, REFERENCE)
         outline(above, pred, PREDICTION)

@@ -1,7 +1,4 @@
-"""Figures of the comparison: each function draws one from tables and returns it.
-
-A model has one colour, marker and line in all figures, and is recognised in grey print, too.
-"""
+"""Figures of the comparison: each function draws one from tables and returns it."""
 
 import textwrap
 
@@ -17,9 +14,7 @@ from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_cu
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
-from thyroid_lib.plots.common import FIGURE_WIDTH, looks, model_legend
-
-FAINT = "0.6"
+from thyroid_lib.plots.common import FAINT, FIGURE_WIDTH, looks, model_legend
 
 
 def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
@@ -33,18 +28,17 @@ def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
     return fig, axes, list(zip(columns, parts.values(), strict=True))
 
 
-def _bar(ax, row, look: dict, y: float, *, names=("value", "low", "high"), pale: bool = False):
+def _bar(ax, value: float, low: float, high: float, look: dict, y: float, *, pale: bool = False):
     """Draw an estimate and its interval at height y; a pale one has a hollow mark."""
-    value, low, high = (getattr(row, name) for name in names)
     if np.isfinite(low):
         line = {"linewidth": 1 if pale else 2.2, "solid_capstyle": "butt"}
         ax.plot([low, high], [y, y], color=look["color"], **line)
     ring = {"markerfacecolor": "white", "markersize": 5} if pale else {"markeredgecolor": "white"}
-    ax.plot(value, y, **{"linestyle": "", "markersize": 7} | _mark(look) | ring)
+    ax.plot(value, y, **{"markersize": 7} | _mark(look) | ring)
 
 
 def _mark(look: dict) -> dict:
-    return {"color": look["color"], "marker": look["marker"]}
+    return {"color": look["color"], "marker": look["marker"], "linestyle": ""}
 
 
 def _name_rows(ax, names: list[str]) -> None:
@@ -61,9 +55,9 @@ def estimates(table: pd.DataFrame) -> Figure:
     styles = looks(table["model"])
     fig, _, columns = _columns(table, 0.9 + 0.42 * len(styles), sharex=True, sharey=True)
     for ax, part in columns:
-        for row in part.sort_values("model", key=lambda m: m.map([*styles].index)).itertuples():
-            y, names = [*styles].index(row.model), ("dice", "dice_low", "dice_high")
-            _bar(ax, row, styles[row.model], y, names=names)
+        rows = part.set_index("model")[["dice", "dice_low", "dice_high"]]
+        for model in sorted(rows.index, key=[*styles].index):
+            _bar(ax, *rows.loc[model], styles[model], [*styles].index(model))
         _name_rows(ax, list(styles))
         ax.set_xlabel("Dice, mean of groups, with 95 % interval")
     return fig
@@ -82,8 +76,9 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
     for ax, part in columns:
         ax.axvspan(-delta, delta, color="0.75", linewidth=1)
         ax.axvline(0, color="black", linewidth=0.5)
-        for y, row in ((pairs.index((row.a, row.b)), row) for row in part.itertuples()):
-            _bar(ax, row, plain, y, names=("difference", "low", "high"))
+        for row in part.itertuples():
+            y = pairs.index((row.a, row.b))
+            _bar(ax, row.difference, row.low, row.high, plain, y)
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
     return fig
@@ -94,8 +89,7 @@ def groups(scores: pd.DataFrame) -> Figure:
     each = group_means(scores)
     styles = looks(each["model"])
     fig, axes, columns = _columns(each, 3.6, sharey=True)
-    point = {"linestyle": "", "markersize": 5, "alpha": 0.85}
-    point |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
+    point = {"markersize": 5, "alpha": 0.85, "markeredgecolor": "white", "markeredgewidth": 0.5}
     for ax, part in columns:
         wide = part.pivot(index="group", columns="model", values="dice")
         wide = wide[[model for model in styles if model in wide]]
@@ -117,15 +111,15 @@ def exams(scores: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.8 + 0.45 * len(rows)))
     for y, (model, exam) in enumerate(rows):
         dice = means["dice"][(means["model"] == model) & (means["exam"] == exam)]
-        look = {"linestyle": "", **_mark(styles[model])}
+        look = _mark(styles[model])
         ax.plot(dice, np.full(len(dice), y), markersize=5, alpha=0.45, markeredgewidth=0, **look)
         ax.plot(dice.mean(), y, markersize=10, markeredgecolor="white", **look)
         above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         ax.annotate(f"{dice.mean():.2f}", (dice.mean(), y), **above)
-    for model, look in styles.items():
-        path = means[means["model"] == model].groupby("exam", sort=False)["dice"].mean()[kinds]
-        ys = [rows.index((model, exam)) for exam in kinds]
-        ax.plot(path, ys, color=look["color"], linewidth=1.2, zorder=1)
+    paths = means.pivot_table("dice", "exam", "model").loc[kinds, [*styles]]
+    for i, (model, path) in enumerate(paths.items()):
+        ys = len(kinds) * i + np.arange(len(kinds))
+        ax.plot(path, ys, color=styles[model]["color"], linewidth=1.2, zorder=1)
     _name_rows(ax, [f"{model}, {exam}" for model, exam in rows])
     ax.set_xlabel("Dice: groups (small), their mean (large)")
     return fig
@@ -164,7 +158,7 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
         for row in rows.dropna(subset="value").itertuples():
             shift = protocols.index(row.protocol) * 0.8 / len(protocols)
             y = list(styles).index(row.model) - 0.2 * (len(protocols) > 1) + shift
-            _bar(ax, row, styles[row.model], y, pale=shift > 0)
+            _bar(ax, row.value, row.low, row.high, styles[row.model], y, pale=shift > 0)
         if rows["value"].isna().all():
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
         _name_rows(ax, list(styles))
@@ -193,10 +187,9 @@ def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
 
 def reliability(calibration: pd.DataFrame) -> Figure:
     """Draw the share of thyroid against the probability, by bin, and how many pixels a bin has."""
-    styles = looks(calibration["model"])
-    known = calibration.dropna(subset=["mean_prob", "share"])
-    pixels = known["pixels"]
-    known = known.assign(prob=pixels * known["mean_prob"], thyroid=pixels * known["share"])
+    styles, known = looks(calibration["model"]), calibration.dropna(subset=["mean_prob", "share"])
+    sums = known[["mean_prob", "share"]].mul(known["pixels"], axis=0)
+    known = known.assign(prob=sums["mean_prob"], thyroid=sums["share"])
     sharing = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
     fig, axes, columns = _columns(known, 4.4, rows=2, **sharing)
     for (upper, lower), part in columns:
@@ -219,11 +212,7 @@ def reliability(calibration: pd.DataFrame) -> Figure:
 
 
 def failures(scores: pd.DataFrame) -> Figure:
-    """Draw the parts missed and invented per frame, group by group, the hardest group first.
-
-    A part is a connected piece of the reference without a predicted pixel, or the reverse. Of the
-    deciding protocol.
-    """
+    """Draw the parts missed and invented (see `part_errors`) per frame and group, hardest first."""
     part = scores[scores["protocol"] == order_protocols(scores["protocol"])[0]]
     styles = looks(part["model"])
     order = list(group_means(part).groupby("group")["dice"].mean().sort_values(kind="stable").index)
@@ -235,7 +224,7 @@ def failures(scores: pd.DataFrame) -> Figure:
             x = np.arange(len(order)) + 0.22 * (i - (len(styles) - 1) / 2)
             heights = wide.loc[order, model]
             ax.vlines(x, 0, heights, color=look["color"], linewidth=1.5)
-            ax.plot(x, heights, linestyle="", markersize=5, clip_on=False, **_mark(look))
+            ax.plot(x, heights, markersize=5, clip_on=False, **_mark(look))
         most = wide.max(axis=None)
         ax.set_title(name + ": none" * bool(most == 0), loc="left")
         ax.set(ylabel="per frame", ylim=(0, max(0.1, 1.05 * most)))
@@ -247,14 +236,11 @@ def failures(scores: pd.DataFrame) -> Figure:
 
 
 def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the same frames of a store (rows) as segmented by every model (columns).
-
-    `preds` has per model the masks, bool (H,W) at native size, in the order of `case_ids`.
-    """
+    """Draw frames of a store (rows) as every model (columns) segments them: bool (H,W) each."""
     fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), 2.2)
-    for column, (model, masks) in enumerate(preds.items()):
-        for line, (case_id, pred) in enumerate(zip(case_ids, masks, strict=True)):
-            common.draw_case(axes[line, column], store, case_id, pred, f"{model}, {case_id}")
+    for column, (model, masks) in zip(axes.T, preds.items(), strict=True):
+        for ax, case_id, pred in zip(column, case_ids, masks, strict=True):
+            common.draw_case(ax, store, case_id, pred, f"{model}, {case_id}")
     common.outline_legend(fig)
     return fig
 

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR
 from thyroid_lib.plots import common
+from thyroid_lib.plots.common import FAINT
 
-FAINT = "0.6"
 SIDES = ("train", "val", "test")
 
 
@@ -27,13 +27,10 @@ def released_table(about: dict) -> pd.DataFrame:
 
 def released_sentence(about: dict) -> str:
     """State how many exports agree with torch, and which model is the default."""
-    runs = about["runs"].values()
-    agree = sum(run["agreement"]["agrees"] for run in runs)
+    agree = [run["agreement"]["agrees"] for run in about["runs"].values()]
+    agreed = f"{sum(agree)} of {len(agree)} exports agree with torch"
     how = "provisionally selected" if about.get("provisional") else "selected"
-    return (
-        f"{agree} of {len(runs)} exports agree with torch; the default model is "
-        f"{about['selected']}, which the comparison {how}."
-    )
+    return f"{agreed}; the default model is {about['selected']}, which the comparison {how}."
 
 
 def int8_table(groups: pd.DataFrame) -> pd.DataFrame:
@@ -47,10 +44,8 @@ def int8_sentence(about: dict) -> str:
     """State whether the quantised model is released, and the reason."""
     gate, name = about["runs"][about["selected"]]["int8"], about["selected"]
     more, negation = ("no more", "") if gate["released"] else ("more", "not ")
-    return (
-        f"Quantising {name} changes Dice on validation by {more} than the allowed "
-        f"{gate['limit']}, so it is {negation}released."
-    )
+    change = f"changes Dice on validation by {more} than the allowed {gate['limit']}"
+    return f"Quantising {name} {change}, so it is {negation}released."
 
 
 def confidence(val: pd.DataFrame) -> Figure:
@@ -84,8 +79,8 @@ def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
 
 def distances(found: pd.DataFrame) -> Figure:
     """Draw the distance of each frame from the training frames, see `export.distances`."""
-    sides = pd.Categorical(found["side"], SIDES)
-    parts = found.groupby([sides, "group"], observed=True)["distance"]
+    found = found.assign(side=pd.Categorical(found["side"], SIDES).remove_unused_categories())
+    parts = found.groupby(["side", "group"], observed=True)["distance"]
     colours = dict(zip(SIDES, sns.color_palette("colorblind"), strict=False))
     fig, ax = plt.subplots(figsize=(common.FIGURE_WIDTH, 0.7 + 0.28 * len(parts)))
     for row, ((side, _), part) in enumerate(parts):
@@ -100,7 +95,7 @@ def distances(found: pd.DataFrame) -> Figure:
     right = max(1.1 * TOO_FAR, 1.05 * found["distance"].max())
     ax.set(xlim=(0, right), xlabel="distance from the training frames")
     mark = {"linestyle": "", "marker": "o", "markersize": 5}
-    shown = sides.remove_unused_categories().categories
+    shown = found["side"].cat.categories
     handles = [Line2D([], [], color=colours[side], label=side, **mark) for side in shown]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig

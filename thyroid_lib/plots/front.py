@@ -1,7 +1,4 @@
-"""The figure that opens README and `report.html`: Dice on random frames against unseen groups.
-
-Beside the chart stands one frame as both trainings of each network outline it.
-"""
+"""The figure that opens README and `report.html`: Dice on random frames against unseen groups."""
 
 import json
 from pathlib import Path
@@ -13,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from thyroid_lib.compare.bootstrap import order_protocols
-from thyroid_lib.data import frames
 from thyroid_lib.data.store import open_store
 from thyroid_lib.evaluate.predict import segment_case
-from thyroid_lib.plots.common import REFERENCE, draw_frame, outline
+from thyroid_lib.plots.common import REFERENCE, draw_frame, native, outline
 
 TITLES = {"unet": "U-Net", "segnet": "SegNet", "resunet": "Residual U-Net"}
 RANDOM, UNSEEN = "#3aa8ff", "#e8590c"
@@ -27,11 +23,9 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
     """Segment one frame with each network, trained on random frames and without the frame's group.
 
     Of the frames that both trainings of every network tested, it has the highest mean Dice; each
-    network is shown with the seed that does better on it.
-
-    Returns:
-        case_id; image, float (H,W) in [0,1]; reference, bool (H,W); preds: per network its masks,
-        bool (H,W), by "random" and "unseen". None if there is no such frame.
+    network is shown with the seed that does better on it. Returns case_id; image, float (H,W) in
+    [0,1]; reference, bool (H,W); preds: per network its masks, bool (H,W), by "random" and
+    "unseen". None if there is no such frame.
     """
     protocols = order_protocols(summary["protocol"])
     kinds = {"random": "random", protocols[0]: "unseen"}
@@ -51,26 +45,21 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
         return None
     case_id = better.dropna().mean(axis=1).idxmax()
     store = open_store(Path(study) / "store")
-    row = int(np.flatnonzero(store.index["case_id"] == case_id)[0])
-    height, width = store.index.iloc[row][["height", "width"]].astype(int)
-    image = store.images[row].astype(np.float32) / 255
-    image = frames.restore_prob(image, height, width, store.settings["resize"])
-    preds = {}
+    row, preds = [*store.index["case_id"]].index(case_id), {}
     for model in models:
         runs = table.loc[case_id, model, both[case_id, model].idxmax()]["run"]
         preds[model] = {kind: segment_case(runs[kind], store, case_id) for kind in kinds.values()}
-    return {"case_id": case_id, "image": image, "reference": store.reference(row), "preds": preds}
+    frame = {"image": native(store, row), "reference": store.reference(row)}
+    return {"case_id": case_id, **frame, "preds": preds}
 
 
 def front_figure(
     summary: pd.DataFrame, frame: dict | None = None, *, group: str = "group", theme: str = "light"
 ) -> Figure:
-    """Draw each network's Dice with its intervals and, beside it, the outlined frame.
+    """Draw each network's Dice with its intervals, from `compare.tables.summary` or its CSV.
 
-    Args:
-        summary: what `compare.tables.summary` gives, or its CSV.
-        frame: see `outlined_frame`; the first four networks are drawn.
-        group: what a group is called: sweep, patient.
+    Beside it stands the `frame` of `outlined_frame`, of the first four networks; `group` is what a
+    group is called: sweep, patient.
     """
     ground, ink, faint = THEMES[theme]
     deciding = order_protocols(summary["protocol"])[0]
@@ -83,9 +72,8 @@ def front_figure(
     colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
     with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
         fig = plt.figure(figsize=(9.6, 2.4), facecolor=ground, layout="constrained")
-        chart, *panels = fig.subplots(
-            1, 1 + len(models), squeeze=False, width_ratios=[3.2] + [1.75] * len(models)
-        )[0]
+        widths = [3.2] + [1.75] * len(models)
+        chart, *panels = fig.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         for protocol, (_, colour, shift) in kinds.items():
             for row in summary[summary["protocol"] == protocol].itertuples():
                 at = order.index(row.model) + shift
@@ -102,8 +90,8 @@ def front_figure(
         chart.tick_params(length=0)
         for ax, model in zip(panels, models, strict=True):
             draw_frame(ax, frame["image"])
-            drawn = {"reference": frame["reference"], **frame["preds"][model]}
-            for mask, colour in zip(drawn.values(), (REFERENCE, RANDOM, UNSEEN), strict=True):
+            drawn = frame["reference"], *frame["preds"][model].values()
+            for mask, colour in zip(drawn, (REFERENCE, RANDOM, UNSEEN), strict=True):
                 outline(ax, mask, colour, 1.6)
             (height, width), (rows, columns) = mask.shape, np.nonzero(frame["reference"])
             margin = max(6, np.ptp(columns) // 8)

@@ -23,10 +23,8 @@ def choose_device(device: str = "auto") -> torch.device:
     if device == "auto" and problem:
         print_note(f"{problem}; {names[0]} is used instead")
     if device not in ("auto", *names):
-        reason = problem and f": {problem}"
-        raise ValueError(
-            f"device: got {device!r}, this machine has {', '.join(names)}; or say auto{reason}"
-        )
+        needed = f"this machine has {', '.join(names)}; or say auto{problem and f': {problem}'}"
+        raise ValueError(f"device: got {device!r}, {needed}")
     return torch.device(names[0] if device == "auto" else device)
 
 
@@ -48,13 +46,11 @@ def gpu_problem() -> str:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         if "no kernel image" in reason:
-            return (
-                f"{here} use it (it has code for {', '.join(torch.cuda.get_arch_list())} alone): "
-                "take another GPU, on Kaggle the T4 under Settings, Accelerator"
-            )
-        raise RuntimeError(
-            f"{here} compute on it ({reason}): end what else uses it, or set device to cpu"
-        ) from error
+            has = f"it has code for {', '.join(torch.cuda.get_arch_list())} alone"
+            advice = "take another GPU, on Kaggle the T4 under Settings, Accelerator"
+            return f"{here} use it ({has}): {advice}"
+        advice = "end what else uses it, or set device to cpu"
+        raise RuntimeError(f"{here} compute on it ({reason}): {advice}") from error
     return ""
 
 
@@ -82,9 +78,8 @@ def cpu_has_bf16() -> bool:
 
 def describe_machine(device: torch.device) -> dict:
     """Return what a run's bits and speed depend on: system, processor, its instructions, GPU."""
-    capability = torch.backends.cpu.get_cpu_capability()  # in use: AVX2, AVX512, …
     machine = {"system": platform.system(), "processor": platform.machine()}
-    machine |= {"capability": capability, "bf16": cpu_has_bf16()}
+    machine |= {"capability": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
 
 
@@ -110,15 +105,14 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         known = "out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory"
-        exact = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not exact and not any(text in str(error) for text in known):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in known):
             raise
-        lower = [name for name in ("batch_size", "width", "size") if name in settings]
+        given = ", ".join(f"{name} {value}" for name, value in settings.items())
+        lower = ", or else ".join(n for n in ("batch_size", "width", "size") if n in settings)
         raise RuntimeError(
-            f"device {device.type} has too little memory for "
-            f"{', '.join(f'{name} {value}' for name, value in settings.items())}: lower "
-            f"{', or else '.join(lower)}; precision bf16 or fp16 takes less than fp32; or end what "
-            "else uses the device, or set device to cpu"
+            f"device {device.type} has too little memory for {given}: lower {lower}; precision "
+            "bf16 or fp16 takes less than fp32; or end what else uses the device, or set device "
+            "to cpu"
         ) from error
 
 

@@ -36,9 +36,8 @@ def progress(name: str, *, steps: int, done: int) -> Iterator[tqdm]:
 def check_tensorboard(wanted: bool) -> None:
     """Raise ValueError if event files are wanted and TensorBoard is not installed."""
     if wanted and not importlib.util.find_spec("tensorboard"):
-        raise ValueError(
-            "tensorboard: is not installed: `pip install tensorboard`, or set tensorboard to false"
-        )
+        advice = "`pip install tensorboard`, or set tensorboard to false"
+        raise ValueError(f"tensorboard: is not installed: {advice}")
 
 
 @contextmanager

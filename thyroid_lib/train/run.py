@@ -19,6 +19,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +27,10 @@ import torch
 from torch import nn
 
 from thyroid_lib import __version__, models
+from thyroid_lib.data.frames import threshold_prob
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.files.fingerprint import file_digest
@@ -39,7 +42,6 @@ from thyroid_lib.models import checkpoint, user_networks
 from thyroid_lib.settings import check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
-from thyroid_lib.train.validate import validate
 
 NOT_IN_KEY = {"protocol", "fold", "folds", "val_share", "threshold"}  # the first four: in the split
 
@@ -81,10 +83,8 @@ def train_model(
     the last, those of best Dice on "val" or, under protocol "reported" alone, of best pooled Dice
     on "test". device, precision: of training; scores are made in fp32.
 
-    Raises:
-        ValueError: unknown or impossible settings, before any work.
-        FloatingPointError, RuntimeError: the loss is no finite number; too little memory.
-        Stopped: it was stopped; the next call goes on.
+    ValueError: unknown or impossible settings, before any work. FloatingPointError: the loss is no
+    finite number. RuntimeError: too little memory. Stopped: it was stopped; the next call goes on.
     """
     settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
     settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
@@ -108,22 +108,17 @@ def train_model(
     if code := user_networks.fingerprint(model):
         user_networks.check(net, model, store.size)
         own = {"code": code, "packages": user_networks.packages(model)}
-    key = checkpoint.run_key(
-        data=store.fingerprint,
-        sides=sides,
-        parameters={name: settings[name] for name in settings.keys() - NOT_IN_KEY},
-        training_version=recipe.TRAINING_VERSION,
-        architecture=own,
-    )
+    deciding = {name: settings[name] for name in settings.keys() - NOT_IN_KEY}
+    how = {"parameters": deciding, "training_version": recipe.TRAINING_VERSION, "architecture": own}
+    key = checkpoint.run_key(data=store.fingerprint, sides=sides, **how)
     out, trained_epochs, stopped = Path(out), 0, ""
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
         finished = checkpoint.load(out / "model.pt", key=key)
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
-            finished, trained_epochs, stopped = _train(
-                net, store, sides, settings, where, out, key, budget_minutes, tensorboard
-            )
+            how = settings, where, out, key, budget_minutes, tensorboard
+            finished, trained_epochs, stopped = _train(net, store, sides, *how)
         meta = finished["meta"] | settings | {
             "run_id": out.name, "size": store.size, "resize": store.settings["resize"],
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
@@ -156,9 +151,9 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
     def after_step(steps: int = 1) -> None:
         bar.update(steps)
         if reason := stop_reason():
+            stopped = f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}"
             raise Stopped(
-                f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}; the "
-                "epochs before it are kept, start it again and it goes on"
+                f"{stopped}; the epochs before it are kept, start it again and it goes on"
             )
 
     with (
@@ -228,7 +223,7 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     torch.backends.cudnn.benchmark = False  # the same kernels at each call
     device = devices.choose_device(run.meta["device"])
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
-    how["workers"] = count_workers(len(rows), run.meta["threads"])
+    how |= {"workers": count_workers(len(rows), run.meta["threads"])}
     with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
         tables = {"history": run.history, **vars(score_rows(run.model, store, rows, **how))}
         cases = tables.pop("cases")
@@ -255,3 +250,39 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
         about["files"] = {path.name: file_digest(path) for path in paths}
         write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return cases
+
+
+class Seen(NamedTuple):
+    """Mean loss, |pred ∩ ref| and |pred| + |ref| (pixels) of each case, (N,) each."""
+
+    loss: np.ndarray
+    both: np.ndarray
+    total: np.ndarray
+
+    def summary(self, side: str) -> dict:
+        """Return mean loss and Dice of the side; for "test" the report's pooled Dice, too."""
+        dice = float(dice_of_areas(self.both, self.total).mean())
+        means = {f"{side}_loss": float(self.loss.mean(dtype=np.float64)), f"{side}_dice": dice}
+        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}
+        return means | (pooled if side == "test" else {})
+
+
+def validate(
+    net: nn.Module, store: Store, rows: np.ndarray, device, precision="fp32", after_batch=None
+) -> Seen:
+    """Compare the network's predictions for these rows of the store with their masks."""
+    # Filled in place: small tensors made per batch would fragment the device's memory.
+    types = torch.float32, torch.int64, torch.int64
+    seen = Seen(*(torch.empty(len(rows), dtype=each, device=device) for each in types))
+    done, how = 0, {"rows": rows, "device": device, "precision": precision}
+    for part, logits in predict_logits(net, store.images, **how):  # (B,1,S,S)
+        here = slice(done, done := done + len(part))
+        ref = torch.from_numpy(store.masks[part]).to(logits.device).unsqueeze(1) > 0
+        pred = threshold_prob(logits.sigmoid())
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, ref.float(), reduction="none")
+        seen.loss[here] = loss.mean((1, 2, 3))
+        seen.both[here] = (pred & ref).sum((1, 2, 3))
+        seen.total[here] = pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
+        if after_batch:
+            after_batch()
+    return Seen(*(each.cpu().numpy() for each in seen))

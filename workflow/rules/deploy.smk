@@ -15,6 +15,7 @@ rule deploy:
     log: "logs/6-deploy.ipynb"
     params:
         *code_digests(NOTEBOOKS / "6-deploy.ipynb"),
+        card=file_digest(PROJECT / "thyroid_lib" / "compare" / "released.md"),
         json=lambda wildcards: settings(
             "deploy", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
             compare=f"{STUDY}/compare", runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
