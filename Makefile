@@ -97,6 +97,9 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 	@$(SNAKEMAKE)
 	@$(SHOW)
 
+look: $(READY)  ## what a folder of your own holds, and how it would be read: DATA=…, SET="masks=…"
+	@$(BIN)/python -m thyroid_lib.data $(call quote,$(DATA)) $(foreach word,$(SET),$(call quote,$(word)))
+
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyroid_lib.data import folder, frames
+from thyroid_lib.data import frames
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
 from thyroid_lib.deploy.predictor import METADATA
 from thyroid_lib.evaluate.familiarity import describe_frames
@@ -124,7 +125,7 @@ def tiny_store(tmp_path_factory):
     """A store of 24 cases, 4 groups of 6, size 32."""
     path = tmp_path_factory.mktemp("tiny")
     data = write_folder(path / "data", groups=4, frames=6, height=44, width=56)
-    return build_store(folder.cases_in(data), path / "store", size=32)
+    return build_store(look(data).cases, path / "store", size=32)
 
 
 @pytest.fixture

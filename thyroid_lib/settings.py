@@ -64,6 +64,7 @@ def _key(help: str, steps: str = "", role: str = "", **other):
 
 
 _data = partial(_key, steps="preprocess audit deploy")
+_choice = partial(_data, default="")  # how a folder is read
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
 _score = partial(_key, steps="train", role="shared")
@@ -81,6 +82,12 @@ class Study(_Strict):
     study: Name = _key("folder of the results: results/<study>")
     source: Literal["phantom", "tg3k", "folder"] = _data("phantom (drawn here), tg3k or folder")
     data: _text() = _data("folder, zip, kaggle:owner/slug/version, auto (TG3K); '' for phantoms")
+    images: _text() = _choice("folder or pattern of the images; '' to find them")
+    masks: _text() = _choice("folder or pattern of the masks, *_mask*.png; '' to find them")
+    pairing: _text() = _choice("pattern of what names an image and its mask; '' to find it")
+    mask_values: _text() = _choice("levels or colours that are gland, '1, 2'; '' to find them")
+    groups: _text() = _choice("table, table:column, pattern on names, or none; '' to find it")
+    split: _text() = _choice("table or JSON of the data's own split, or none; '' to find it")
     phantom_sweeps: whole(ge=1, le=100) = _data("sweeps to draw")
     phantom_frames: whole(ge=1, le=1000) = _data("frames per sweep")
     phantom_seed: Seed = _data("seed of the drawing")
@@ -196,6 +203,10 @@ def _clashes(v: dict) -> list[str]:
             (source != "phantom" and not data, f"data: is empty, {need}"),
             (source == "phantom" and data, "data: phantoms take none, leave it '' or set source"),
             (source == "folder" and data == "auto", f"data: auto finds TG3K's release, {need}"),
+            *(
+                (source != "folder" and v.get(key), f"{key}: only source folder takes it")
+                for key in ("images", "masks", "pairing", "mask_values", "groups", "split")
+            ),
         ]
     if {"protocol", "selection"} <= v.keys():
         protocol, kept = v["protocol"], v["selection"]

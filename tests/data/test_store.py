@@ -16,13 +16,14 @@ from conftest import write_folder
 from fuzzing import attempt, damaged
 from PIL import Image
 
-from thyroid_lib.data import folder, frames, store
+from thyroid_lib.data import frames, store
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import FILES, build_store, default_store, load_cases, open_store
 
 
 @pytest.fixture
 def cases(small_folder):
-    return folder.cases_in(small_folder)
+    return look(small_folder).cases
 
 
 def files_of(path):
@@ -78,8 +79,7 @@ def test_odd_sizes_are_packed_end_to_end_and_unusable_cases_leave_no_gap(tmp_pat
         masks.append(mask)
         if i in gone:
             (tmp_path / f"masks/{i:02d}.png").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=r"no groups\.csv"):
-        cases = load_cases("folder", tmp_path)
+    cases = load_cases("folder", tmp_path)
     kept = sorted(set(range(70)) - gone)
     built = build_store(cases, tmp_path / "s", size=8, mend=[], workers=workers)
     assert built.index.case_id.tolist() == [f"{i:02d}" for i in kept]
@@ -97,7 +97,7 @@ def test_odd_sizes_are_packed_end_to_end_and_unusable_cases_leave_no_gap(tmp_pat
 def test_threads_order_and_place_leave_no_trace(cases, small_folder, tmp_path):
     build_store(cases, tmp_path / "one", size=24, workers=1)
     moved = shutil.copytree(small_folder, tmp_path / "elsewhere" / "data")
-    table = folder.cases_in(moved).iloc[::-1]
+    table = look(moved).cases.iloc[::-1]
     build_store(table, tmp_path / "elsewhere" / "store", size=24, workers=5)
     one, other = files_of(tmp_path / "one"), files_of(tmp_path / "elsewhere" / "store")
     assert one == other
@@ -117,7 +117,7 @@ CHANGES = {
     "size": lambda cases, settings: settings.update(size=20),
     "resize": lambda cases, settings: settings.update(resize="letterbox"),
     "mend": lambda cases, settings: settings.update(mend=[]),
-    "official": lambda cases, settings: cases.insert(5, "official", "train"),
+    "official": lambda cases, settings: cases.__setitem__("official", "train"),
     "group": lambda cases, settings: cases.__setitem__("group", "z"),
     "name": lambda cases, settings: cases.__setitem__("case_id", [*"ABCDE", "b02"]),
     "image": draw_over("image_path"),
@@ -200,10 +200,10 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(cases, tmp_path, mo
 def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
     data, folder_ = tmp_path / "data", tmp_path / "s"
     write_folder(data, groups=4, frames=50, height=60, width=80)
-    undisturbed = build_store(folder.cases_in(data), tmp_path / "whole", size=32)
+    undisturbed = build_store(look(data).cases, tmp_path / "whole", size=32)
     code = (
-        "import sys; from thyroid_lib.data import folder, store\n"
-        "cases = folder.cases_in(sys.argv[1])\n"
+        "import sys; from thyroid_lib.data import store; from thyroid_lib.data.look import look\n"
+        "cases = look(sys.argv[1]).cases\n"
         "for _ in range(1000): store.build_store(cases, sys.argv[2], size=512, workers=2)"
     )
     for wait in (0.0, 0.1):
@@ -213,13 +213,13 @@ def test_a_build_killed_outright_is_made_anew_whole(tmp_path):
                 time.sleep(0.01)
             time.sleep(wait)
             builder.kill()
-    built = build_store(folder.cases_in(data), folder_, size=32)
+    built = build_store(look(data).cases, folder_, size=32)
     assert files_of(built.folder) == files_of(undisturbed.folder)
 
 
 def test_a_damaged_store_is_refused_and_built_again(tiny_store, tmp_path, counts, capsys):
     shutil.copytree(tiny_store.folder.parent, tmp_path, dirs_exist_ok=True)
-    cases, top = folder.cases_in(tmp_path / "data"), tmp_path / "store"
+    cases, top = look(tmp_path / "data").cases, tmp_path / "store"
     sound = files_of(top)
     faults = [
         ("masks.npy", sound["masks.npy"].replace(b"(24, 32", b"(32, 24")),

@@ -12,7 +12,8 @@ import pytest
 from conftest import ellipse_pair
 from PIL import Image
 
-from thyroid_lib.data import folder, frames
+from thyroid_lib.data import frames
+from thyroid_lib.data.look import look
 from thyroid_lib.deploy import predict_folder
 from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
 
@@ -174,8 +175,7 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
     assert "2 of 5 images" in done.stdout
     rows = pd.read_csv(out / "areas.csv").set_index("file")
     assert tuple(rows) == predict_folder.COLUMNS[1:]
-    with pytest.warns(UserWarning, match="passed over|no groups"):
-        cases = folder.cases_in(out).set_index("case_id")
+    cases = look(out).cases.set_index("case_id")
     assert {path.name for path in (out / "masks").iterdir()} == {"frame 37.png", "frame 52.png"}
     for width in (37, 52):
         case = cases.loc[f"frame {width}"]

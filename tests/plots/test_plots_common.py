@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from whole import closed_figures  # noqa: F401
 
-from thyroid_lib.data.folder import cases_in
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
 from thyroid_lib.plots import common as plots
 
@@ -68,7 +68,7 @@ def test_a_figure_is_shown_with_its_reading_below(tmp_path, monkeypatch):
 
 @pytest.fixture
 def built(small_folder, tmp_path):
-    cases = cases_in(small_folder)
+    cases = look(small_folder).cases
     return cases, build_store(cases, tmp_path / "store", size=32)
 
 

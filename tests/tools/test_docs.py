@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 import map as library_map  # tools/map.py
+import own_data  # tools/own_data.py
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = re.compile(r"(?:https?:)?//|mailto:|data:|javascript:")
@@ -125,6 +126,10 @@ def test_every_page_is_reached_from_readme():
     text = (ROOT / "README.md").read_text("utf-8")
     missing = {path.name for path in ROOT.glob("docs/*.md") if f"docs/{path.name}" not in text}
     assert missing <= {"index.md"}
+
+
+def test_the_data_sets_of_the_tests_are_those_of_the_page():
+    assert own_data.PAGE.read_text("utf-8") == own_data.page(), "run python tools/own_data.py"
 
 
 def test_the_map_lists_the_files_of_the_library():

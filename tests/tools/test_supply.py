@@ -19,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from thyroid_lib.data import folder
+from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store, open_store
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.models import checkpoint
@@ -89,7 +89,7 @@ def test_a_jit_archive_as_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["images", "masks", "reference"])
 def test_an_array_of_objects_in_a_store_is_refused(name, marker, small_folder, tmp_path):
-    build_store(folder.cases_in(small_folder), tmp_path / "store", size=16)
+    build_store(look(small_folder).cases, tmp_path / "store", size=16)
     path = tmp_path / "store" / f"{name}.npy"
     np.save(path, np.array([Payload(marker)], dtype=object), allow_pickle=True)
     try_out(marker, lambda: np.load(path, allow_pickle=True))
@@ -131,7 +131,7 @@ def test_postscript_is_no_image(marker, small_folder, monkeypatch):
         (small_folder / "images" / name).write_text(POSTSCRIPT.format(marker=marker))
     with Image.open(small_folder / "images" / name) as image:  # as anybody opens it
         image.load()
-    built = build_store(folder.cases_in(small_folder), small_folder / "store", size=16)
+    built = build_store(look(small_folder).cases, small_folder / "store", size=16)
     assert built.quarantine["reason"].tolist() == ["unreadable image"] * 2
     assert all("is no PNG, JPEG, BMP or TIFF image" in text for text in built.quarantine["detail"])
     assert ran == [1]

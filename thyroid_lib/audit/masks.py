@@ -11,6 +11,7 @@ from scipy import ndimage
 from thyroid_lib.audit.copies import pair_correlation
 from thyroid_lib.audit.leakage import SAME_SWEEP, content_sides, describe_store
 from thyroid_lib.data import frames
+from thyroid_lib.data.cases import read_levels
 from thyroid_lib.data.store import Store
 
 SPECK_PX = 80  # as burnt-in text: at native size no lobe that can be recognised is smaller
@@ -48,12 +49,12 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     brightness: mean gray level, 0 to 255; correlation: with the group's frame before, or NaN.
     Raises ValueError where `cases` lacks a case of the store, or a mask can no longer be read.
     """
-    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    rows = cases.drop_duplicates("case_id").set_index("case_id")
     index = store.index.reset_index(drop=True)
-    if missing := sorted(set(index["case_id"]) - set(paths.index)):
+    if missing := sorted(set(index["case_id"]) - set(rows.index)):
         lacking = f"{len(missing)} cases of the store are not in the case table"
         raise ValueError(f"{lacking}, such as {missing[0]!r}: give the table it was built from")
-    found = [mask_defects(frames.read_gray(paths[case_id])) for case_id in index["case_id"]]
+    found = [mask_defects(read_levels(rows.loc[case_id])) for case_id in index["case_id"]]
     table = index[["case_id", "group"]].join(pd.DataFrame(found))
     table["area"] = _area_outliers(table["foreground"], table["group"])
     table = table.join(_sequence(describe_store(store).fine, table["group"].to_numpy()))

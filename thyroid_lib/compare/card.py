@@ -11,6 +11,7 @@ from thyroid_lib.compare import sentences
 from thyroid_lib.compare.sentences import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 
 ABOUT = {
@@ -44,6 +45,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     run = mine.iloc[0].dropna().to_dict()  # without what these runs did not record
     data = sorted(scores["dataset"].unique()) if "dataset" in scores else []
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
+    limits += [UNKNOWN] if data and are_unknown(scores) else []
     sizes = {"group": row["groups"], "trained fold": row["folds"], "seed": row["seeds"]}
     counts = pd.DataFrame(list(mine["cases"].dropna()) if "cases" in run else [])
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]

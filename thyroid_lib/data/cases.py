@@ -1,7 +1,11 @@
 """Case table: one row per image with the path of its mask, whatever the source.
 
-A source (phantom, tg3k, folder) makes the table without opening an image; the store reads each pair
-once. A case that cannot be used has one of a few reasons, so that they can be counted.
+A source (phantom, tg3k, folder) makes the table; the store reads each pair. A case that cannot be
+used has one of a few reasons, so that they can be counted.
+
+A row may have more than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what
+in a mask is gland, see `mask_values`), `image_highest` (white, in images of more than 8 bits) and
+`problem` (reason and detail, where the source knows that the case cannot be used).
 """
 
 import unicodedata
@@ -10,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.data import mask_values, readers
 from thyroid_lib.data.frames import read_gray
 
+# Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
+pd.set_option("mode.string_storage", "python")
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
 QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
 
@@ -20,36 +27,88 @@ class BadCase(ValueError):
     """A case that cannot be used: args are the reason in a few words and the detail, a sentence."""
 
 
-def make_table(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
-    """Make a case table of rows in the order of `COLUMNS`: all str, sorted by case_id."""
+def make_table(rows: list[tuple], *more: str) -> pd.DataFrame:
+    """Make a case table of rows in the order of `COLUMNS`, all str, and of `more` columns."""
     # dtype: a path may hold bytes that are no text, which Arrow's strings refuse
-    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *more], dtype=object)
     return table.sort_values(COLUMNS[:3], ignore_index=True)
 
 
-def read_pair(image_path: str | Path, mask_path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its mask, uint8 and bool (H,W) at native size; raises BadCase."""
-    pair = []
-    for kind, path in (("image", image_path), ("mask", mask_path)):
-        try:
-            pair.append(read_gray(path))
-        except ValueError as error:
-            raise BadCase(f"unreadable {kind}", str(error)) from error
-    image, levels = pair
-    if image.shape != levels.shape:
-        sizes = " and ".join(f"{height} x {width}" for height, width in (image.shape, levels.shape))
-        detail = f"image and mask are {sizes} (height x width): they must be of one size"
-        raise BadCase("size mismatch", detail)
-    mask = levels > 127
+def reference(path: str | Path, part: str | int = "") -> str:
+    """Name one picture as `image_path` and `mask_path` hold it.
+
+    Args:
+        part: which picture of a file of several: a page or frame from 0, or what a reader of
+            `readers.READERS` calls it.
+    """
+    return f"{path}\t{part}" if str(part) else str(path)
+
+
+def split_references(text: str) -> list[tuple[str, str]]:
+    """Return the (path, part) of each reference; several masks of one image stand on a line each.
+
+    A file's own name holds neither tab nor line break: such names are refused as unusable.
+    """
+    return [tuple(f"{line}\t".split("\t")[:2]) for line in str(text).split("\n")]
+
+
+def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
+    """Read a case's image and mask, uint8 and bool (H,W) at native size; raises BadCase.
+
+    Args:
+        case: a row of the case table. Its masks are joined; `mask_rule` and `image_highest` may be
+            missing.
+    """
+    image = _try("image", read_image, case)
+    mask = np.zeros(image.shape, bool)
+    for found in _try("mask", _read_masks, case, image.shape):
+        if image.shape != found.shape:
+            sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
+            detail = f"image and mask are {' and '.join(sizes)} (height x width)"
+            raise BadCase("size mismatch", f"{detail}: they must be of one size")
+        mask |= found
+    rule = getattr(case, "mask_rule", "")
+    means = f"the gland's levels ({rule})" if rule else "a level above 127"
     if not mask.any():
-        detail = f"no pixel is above 127, the brightest is {levels.max()}"
-        raise BadCase("empty mask", f"{detail}: save masks with 0 and 255")
+        raise BadCase("empty mask", f"no pixel has {means}: is there no gland, or a wrong level?")
     if mask.all():
-        raise BadCase("full mask", "every pixel is above 127: is this the mask?")
+        raise BadCase("full mask", f"every pixel has {means}: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
-        detail = "the frame's whole border is above 127: save masks with 255 on the thyroid"
-        raise BadCase("inverted mask", f"{detail}, 0 around")
+        detail = f"the frame's whole border has {means}: save masks with the gland's level inside"
+        raise BadCase("inverted mask", f'{detail}, or set mask_values: "0"')
     return image, mask
+
+
+def read_image(case) -> np.ndarray:
+    """Read the image of a row of the case table, uint8 (H,W); raises ValueError."""
+    path, part = split_references(case.image_path)[0]
+    return readers.read_image(path, part, getattr(case, "image_highest", 0))
+
+
+def read_levels(case) -> np.ndarray:
+    """Read the mask of a row as filed, uint8 (H,W); 0 and 255 where a rule says what is gland."""
+    (path, part), *more = split_references(case.mask_path)
+    if not (more or getattr(case, "mask_rule", "") or readers.reader_of(path)):
+        return read_gray(path, page=part)
+    return np.any(_read_masks(case, read_image(case).shape), axis=0).astype(np.uint8) * 255
+
+
+def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
+    """Read each mask of a case by its source's rule, bool (H,W); a reader may need the shape."""
+    masks, rule = [], getattr(case, "mask_rule", "")
+    for path, part in split_references(case.mask_path):
+        if reader := readers.reader_of(path):
+            levels = reader.read_mask(path, part, shape)
+            levels = mask_values.of_reader(levels, rule)
+        masks.append(levels if reader else mask_values.read_mask(path, part, rule))
+    return masks
+
+
+def _try(kind: str, read, *arguments):
+    try:
+        return read(*arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise BadCase(f"unreadable {kind}", str(error)) from error
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
@@ -60,8 +119,10 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
     keys = cases["case_id"].map(name_key)
     problems = []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
-        found = None
-        if count > 1:
+        found = getattr(case, "problem", None)
+        if found:
+            pass  # the source knows
+        elif count > 1:
             found = "duplicate name", f"{count} files have this name, keep one"
         elif not is_one_line(case.case_id):
             found = "unusable name", "it holds a line break or what is no text, rename it"
@@ -78,7 +139,8 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
 def problem_row(case, reason: str, detail: str) -> list[str]:
     """Return one row of a quarantine, in the order of `QUARANTINE`; plain text always."""
     about_mask = ("mask" in reason and case.mask_path) or not case.image_path
-    names = case.case_id, Path(case.mask_path if about_mask else case.image_path).name
+    path = case.mask_path if about_mask else case.image_path
+    names = case.case_id, Path(path.split("\t")[0]).name
     return [*(n if is_one_line(n) else repr(n)[1:-1] for n in names), reason, detail]
 
 

@@ -6,7 +6,8 @@ Sources: TG3K's masks are JPEG and mean `> 127`; they hold the scanner's burnt-i
 (Gong et al., TRFE-Net, ISBI 2021, re-packed from Wunderling et al., SPIE 2017).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")  # Pillow knows more, some of which run programs
+# Pillow knows more, some of which run programs
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 RESIZES = ("square", "letterbox")
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
@@ -26,14 +28,23 @@ class Refused(ValueError):
     """An intact file that is not what is needed."""
 
 
-def read_gray(path: str | Path) -> np.ndarray:
+def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.ndarray:
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
     black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen. ValueError, with the
     file's name: no image file, damaged, several pictures, over 64 megapixels, levels that 8 bits
     cannot hold.
+
+    Args:
+        page: number of the picture in a file of several, from 0; "" where there is one.
+        highest: white, in files of more than 8 bits; 0 for the highest level of the file's type.
     """
+    return decode_file(path, partial(_gray_levels, highest=highest), page)
+
+
+def decode_file(path: str | Path, decode: Callable, page: str = ""):
+    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF)."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -44,14 +55,19 @@ def read_gray(path: str | Path) -> np.ndarray:
             image = Image.open(file, formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if getattr(image, "n_frames", 1) > 1:
+            # the further pictures of a phone's JPEG ("MPO") are previews
+            if not page and getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise Refused(f"holds {image.n_frames} pictures, save the one that is meant alone")
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(284) == 2 and (planes := tags.get(277, 1)) > 1:
+                advice = "save each picture alone, or colours pixel by pixel"
+                raise Refused(f"holds {planes} planes, which may be a stack of pictures: {advice}")
             if image.format == "PNG":  # decoding ignores its checksums; verifying uses the image up
                 image.verify()
                 file.seek(0)
                 image = Image.open(file, formats=FORMATS)
-            tags = getattr(image, "tag_v2", {})
-            return _gray_levels(ImageOps.exif_transpose(image), tags)
+            image.seek(int(page or 0))
+            return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
         if isinstance(error, Refused):
             what = str(error)
@@ -88,6 +104,11 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     if levels.dtype == np.uint16:
         return np.rint(np.minimum(levels, highest) / (highest / 255)).astype(np.uint8)
     return np.array(Image.fromarray(levels).convert("L"))
+
+
+def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
+    """Scale gray levels (H,W) of any type, black at 0 and white at `highest`, to uint8."""
+    return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -196,7 +217,10 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
     return (size - rows) // 2, (size - columns) // 2, rows, columns
 
 
-def _gray_levels(image: Image.Image, tags: Mapping) -> np.ndarray:
+def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
+    if highest and image.mode.startswith(("I", "F")):
+        levels = np.asarray(image)
+        return scale_levels(highest - levels if tags.get(262) == 0 else levels, highest)
     if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:

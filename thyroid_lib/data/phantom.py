@@ -18,7 +18,8 @@ import pandas as pd
 from PIL import Image
 from scipy import fft, ndimage
 
-from thyroid_lib.data import folder as folder_source
+from thyroid_lib.data.groups import assign_groups
+from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.files.writing import write_file
 
 # Raise by one with every change that moves a pixel: folders of another version are drawn again.
@@ -75,7 +76,9 @@ def cases(
         record.unlink(missing_ok=True)
         _draw_folder(folder, **drawn)
         write_file(record, wanted)  # last: only a complete folder has it
-    return folder_source.cases_in(folder, "phantom")
+    table, _, _ = find_pairs(folder, images="images", masks="masks", dataset="phantom")
+    groups, _ = assign_groups(table, folder, [folder / "groups.csv"])
+    return table.assign(group=groups)
 
 
 def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:

@@ -39,6 +39,8 @@ def split_cases(
     else:
         tested, trained = _test_and_training(index, protocol, fold, folds)
         sides = _hold_back(index["group"].to_numpy(), tested, trained, fold, val_share)
+        if protocol == "official" and (index["official"] == "val").any():
+            sides = index["official"].to_numpy().astype(str)  # it has a side for validation
     check_split(index, sides, by_group=protocol not in LEAKY)
     return sides
 

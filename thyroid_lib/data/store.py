@@ -27,16 +27,18 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data import cases as case_table
-from thyroid_lib.data import folder as folder_source
 from thyroid_lib.data import frames, phantom, tg3k
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.data.locate import find_data
+from thyroid_lib.data.look import CHOICES, look
+from thyroid_lib.data.shrink import lost_masks, lost_sentence
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers, map_in_order
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note, write_error, write_file, write_table
 
-SOURCES = {"phantom": phantom.cases, "tg3k": tg3k.cases, "folder": folder_source.cases_in}
+SOURCES = ("phantom", "tg3k", "folder")
 FILES = ("images.npy", "masks.npy", "reference.npy", "index.csv", "quarantine.csv")
 INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     **dict.fromkeys(("case_id", "dataset", "group"), str),
@@ -46,6 +48,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
     **{f"{rule}_{what}": int for rule in frames.MENDS for what in ("components", "pixels")},
     "offset": int,  # into reference.npy, bytes
 }
+# How a row's files are read: column of the case table: default. In index.csv where it is not that.
+READING = {"mask_rule": "", "image_highest": 0}
 # Raise by one with every change that moves a byte of a store: such stores are built again.
 # tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
@@ -64,6 +68,7 @@ class Store:
     quarantine: pd.DataFrame
     settings: dict  # size, resize, mend
     fingerprint: str
+    seen: dict  # what `look` said of the source: layout, masks, images, groups, split
 
     def __len__(self) -> int:
         return len(self.index)
@@ -89,18 +94,31 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **drawn):
-    """Make the case table of a source, a key of `SOURCES`.
+def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **choices):
+    """Make the case table of a source: "phantom", "tg3k" or "folder".
 
     `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
-    "phantom" is written to `folder`, drawn by the sweeps, frames, seed and text.
+    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed and text. Those of
+    "folder" are `look.CHOICES`.
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
     name, path = ("folder", folder) if source == "phantom" else ("data", data)
     if not str(path):
         raise ValueError(f"source {source} needs {name}: give a path")
-    return phantom.cases(folder, **drawn) if name == "folder" else SOURCES[source](find_data(data))
+    if source == "tg3k":
+        return tg3k.cases(find_data(data))
+    kept = {
+        name: value for name, value in choices.items() if (name in CHOICES) == (source == "folder")
+    }
+    if source == "phantom":
+        return phantom.cases(folder, **kept)
+    seen = look(find_data(data), **kept)
+    for what, said in seen.seen.items():
+        print(f"{what}: {said}")
+    if are_unknown(seen.cases):
+        print_note(UNKNOWN)
+    return seen.cases
 
 
 def build_store(
@@ -125,6 +143,7 @@ def build_store(
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
     cases = cases.assign(problem=case_table.find_problems(cases))
+    cases = cases.assign(**{name: cases.get(name, value) for name, value in READING.items()})
     cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +151,11 @@ def build_store(
             fingerprint = _fingerprint(cases, settings)
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers)
-            return open_store(folder, verify=False)
+        store = open_store(folder, verify=False)
+        if len(lost := lost_masks(store)):
+            needed = [*lost["size_needed"], *[0] * (len(store) - len(lost))]
+            print_note(lost_sentence(needed, size))
+        return store
     except BaseException as error:
         for partly in folder.glob(f"*.{os.getpid()}.partial"):
             partly.unlink(missing_ok=True)
@@ -166,7 +189,8 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     tables = zip(FILES[3:], (INDEX, str), strict=True)
     index, quarantine = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
     settings, fingerprint = about["settings"], about["fingerprint"]
-    return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint)
+    seen = about.get("seen", {})
+    return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint, seen)
 
 
 def default_store(cases: pd.DataFrame | None = None) -> Store:
@@ -219,13 +243,21 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    columns = [cases[name] for name in ("case_id", "group", "dataset", "official")]
-    paths = cases["image_path"], cases["mask_path"]
-    columns += [[Path(path).name for path in column] for column in paths]
+    names = ("image_path", "mask_path")
+    pairs = [[case_table.split_references(text) for text in cases[name]] for name in names]
+    files = dict.fromkeys(path for column in pairs for row in column for path, _ in row)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
-        columns += [pool.map(_digest, column) for column in paths]
-        for line in zip(*columns, strict=True):
-            total.update(json.dumps(line).encode() + b"\n")
+        digests = dict(zip(files, pool.map(_digest, files), strict=True))
+    columns = [cases[name] for name in ("case_id", "group", "dataset", "official")]
+    for part_of in (
+        lambda path, part: case_table.reference(Path(path).name, part),
+        lambda path, part: digests[path],
+    ):
+        columns += [["\n".join(part_of(*each) for each in row) for row in col] for col in pairs]
+    rules = zip(*(cases[name] for name in READING), strict=True)
+    for *line, rule in zip(*columns, rules, strict=True):
+        line += rule if rule != tuple(READING.values()) else ()
+        total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
 
@@ -251,7 +283,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     if case.problem:
         return case.problem, None
     try:
-        image, mask = case_table.read_pair(case.image_path, case.mask_path)
+        image, mask = case_table.read_pair(case)
         mask, changed = frames.mend_mask(mask, settings["mend"])
         if not mask.any():
             gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
@@ -260,6 +292,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
         return case_table.problem_row(case, *bad.args), None
     row = [case.case_id, case.dataset, case.group, *mask.shape, f"{mask.mean():.6f}"]
     row += [case.official, *chain.from_iterable(changed.values())]
+    row += [getattr(case, name) for name in READING]
     fit = settings["size"], settings["resize"]
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
 
@@ -281,7 +314,7 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
                 continue
             for file, array in zip(files, arrays, strict=True):
                 file.write(array)
-            rows.append((*row, offset))
+            rows.append((*row[: -len(READING)], offset, *row[-len(READING) :]))
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
@@ -298,12 +331,15 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
             os.fsync(file.fileno())
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
-    index = pd.DataFrame(rows, columns=list(INDEX))
+    index = pd.DataFrame(rows, columns=[*INDEX, *READING])
+    usual = [name for name, value in READING.items() if (index[name] == value).all()]
+    index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)
     counts = {"cases": len(index), "mended": _mended(index), "quarantined": len(quarantine)}
     about = {"counts": counts, "fingerprint": fingerprint, "settings": settings}
     about |= {"files": _digest_files(folder)}
+    about |= {"seen": cases.attrs["seen"]} if "seen" in cases.attrs else {}
     about |= {"checksum": _hash_json(about)}
     write_file(folder / "store.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
 

@@ -9,34 +9,28 @@ Sources: Wunderling, Golla, Poudel, Arens, Friebe & Hansen, SPIE Medical Imaging
 Logiq E9); re-packed by Gong et al., TRFE-Net (ISBI 2021) and TRFE+ (2022).
 """
 
-import hashlib
 import json
 import os
-import re
-import tempfile
-import warnings
-import zipfile
 from bisect import bisect_left
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
-from thyroid_lib.data import folder as folder_source
-from thyroid_lib.data.cases import make_table
-from thyroid_lib.data.frames import FORMATS, Refused
-from thyroid_lib.files.locks import claim_path
-from thyroid_lib.files.paths import project_path
+from thyroid_lib.data import archives
+from thyroid_lib.data.cases import COLUMNS, make_table
+from thyroid_lib.data.frames import FORMATS
+from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.files.writing import short_reason
 
 IMAGES, MASKS, SPLIT = "thyroid-image", "thyroid-mask", "tg3k-trainval.json"
+WANTED = f"(^|/)({SPLIT}|({IMAGES}|{MASKS})/[^/]+)$"  # of an archive
 DRIVE_ID = "1reHyY5eTZ5uePXMVMzFOq5j3eFOSp50F"  # of the release's archive on Google Drive
 BY_HAND = (
     f"get the archive (about 395 MB) from Google Drive, file id {DRIVE_ID}, with a browser, and "
     f"set `data` to it, or to the unpacked folder that holds {IMAGES}/ and {MASKS}/"
 )
 DEPTH = 4  # folders below the given one that are searched
-MAX_BYTES = 4 * 1024**3  # unpacked; the release has a tenth
 # of the 15 sweeps: height and width in px, and the last frame
 HEIGHTS = 191, 194, 187, 174, 182, 209, 178, 209, 213, 191, 194, 204, 207, 193, 238
 WIDTHS = 265, 258, 241, 241, 270, 214, 234, 216, 241, 278, 242, 240, 281, 325, 251
@@ -57,13 +51,11 @@ def cases(path: str | Path) -> pd.DataFrame:
     the split's file is missing. Raises ValueError for frames of other sizes.
     """
     folder = locate(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the groups are known here
-        table = folder_source.cases(folder / IMAGES, folder / MASKS, dataset="tg3k")
+    table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
     group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
     table["group"] = [group_of.get(case_id, "") for case_id in table["case_id"]]
     _check_sizes(table)
-    table = make_table(table.to_numpy().tolist())
+    table = make_table(table[COLUMNS].to_numpy().tolist())
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
     return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
@@ -72,13 +64,13 @@ def cases(path: str | Path) -> pd.DataFrame:
 def locate(path: str | Path) -> Path:
     """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
-    `path` is that folder, one up to four levels above it, or a zip archive with it inside, which is
-    unpacked beside itself, or below results/data where that cannot be written. ValueError: it is
-    not found; says what was found and how to get the release.
+    `path` is that folder, one up to four levels above it, or an archive with it inside, which is
+    unpacked, see `archives`. ValueError: it is not found; says what was found and how to get the
+    release.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
-        path = _unpack(path)
+        path = archives.unpack(path, pattern=WANTED, advice=BY_HAND)
     if not path.is_dir():
         raise ValueError(f"no TG3K at {path}: nothing is there; {BY_HAND}, or call tg3k.download")
     for folder, below, _ in os.walk(path):
@@ -145,35 +137,3 @@ def _check_sizes(table: pd.DataFrame) -> None:
             sizes = f"{Path(case.image_path).name} is {found}, {case.group} has {known}"
             advice = 'for other data, or a resized copy, use source "folder" with a groups.csv'
             raise ValueError(f"not TG3K's frames: {sizes} (height x width); {advice}")
-
-
-def _unpack(archive: Path) -> Path:
-    """Unpack TG3K's part of a zip once, into a folder named by the archive's list of contents."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            wanted = [
-                entry
-                for entry in zipped.infolist()
-                if re.search(f"(^|/)({SPLIT}|({IMAGES}|{MASKS})/[^/]+)$", entry.filename)
-                and not re.search(r"(^|/)(\.(?!/)|__MACOSX)", entry.filename)
-            ]
-            if not wanted:
-                raise Refused(_not_found(archive, zipped.namelist()))
-            if sum(entry.file_size for entry in wanted) > MAX_BYTES:
-                raise Refused(f"{archive.name} unpacks to more than 4 GiB: this is not TG3K")
-            content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in wanted])
-            name = f"{archive.stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-            beside = os.access(archive.parent, os.W_OK)
-            parent = archive.parent if beside else project_path("results/data")
-            parent.mkdir(parents=True, exist_ok=True)
-            with claim_path(parent / ".unpack", archive.name):  # one archive after the other
-                if not (parent / name).is_dir():
-                    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=parent) as work:
-                        zipped.extractall(Path(work) / name, members=wanted)  # stays inside
-                        os.replace(Path(work) / name, parent / name)
-            return parent / name
-    except Refused:
-        raise
-    except Exception as error:  # zipfile raises a dozen kinds on a damaged archive
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{archive.name} cannot be unpacked ({what}): {BY_HAND}") from error

@@ -32,7 +32,7 @@ from onnxruntime import quantization
 
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
-from thyroid_lib.data import frames
+from thyroid_lib.data.cases import read_image
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
@@ -317,7 +317,7 @@ def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
     """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W)."""
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
-    return case, frames.read_gray(cases["image_path"][cases["case_id"] == case].iloc[0])
+    return case, read_image(cases[cases["case_id"] == case].iloc[0])
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:

@@ -12,6 +12,7 @@ from scipy import ndimage
 from thyroid_lib.audit import masks
 from thyroid_lib.audit.copies import NEAR_COPY
 from thyroid_lib.data import frames
+from thyroid_lib.data.cases import read_levels
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
 
@@ -126,7 +127,7 @@ def defect_gallery(cases: pd.DataFrame, store: Store, table: pd.DataFrame) -> Fi
     """
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
     fig, axes = common.image_axes(4 * max(1, len(found)), 4, 1.75)
-    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    rows = cases.drop_duplicates("case_id").set_index("case_id")
     for line, defect in zip(axes, found, strict=False):
         if defect in ("out_of_sequence", "jump"):
             _draw_sequence(line, store, table, defect)
@@ -136,7 +137,7 @@ def defect_gallery(cases: pd.DataFrame, store: Store, table: pd.DataFrame) -> Fi
         some = some.sort_values([size, "case_id"], ascending=[size != defect, True])
         some = pd.concat([some.drop_duplicates("group"), some]).drop_duplicates("case_id")
         for ax, row in zip(line, some.index, strict=False):
-            levels = frames.read_gray(paths[table["case_id"][row]])
+            levels = read_levels(rows.loc[table["case_id"][row]])
             _draw_defect(ax, store, row, defect, levels, table.loc[row])
     if not found:
         axes[0, 0].text(0.5, 0.5, "no defect was found", ha="center", va="center", color=common.INK)

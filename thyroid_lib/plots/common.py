@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.cases import read_image, read_levels
 from thyroid_lib.data.store import Store
 from thyroid_lib.files.writing import write_file
 
@@ -73,7 +74,7 @@ def native(store: Store, row: int) -> np.ndarray:
 
 def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
     """Read a case's image as it was published, (H,W) in [0,1]."""
-    return frames.read_gray(cases["image_path"][cases["case_id"] == case_id].iloc[0]) / 255
+    return read_image(cases[cases["case_id"] == case_id].iloc[0]) / 255
 
 
 def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
@@ -165,10 +166,10 @@ def frames_per_group(index: pd.DataFrame) -> Figure:
 def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> Figure:
     """Draw masks that held burnt-in text: the text marked above, what is kept below."""
     mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
-    paths = cases.drop_duplicates("case_id").set_index("case_id")["mask_path"]
+    rows = cases.drop_duplicates("case_id").set_index("case_id")
     fig, axes = image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
     for case_id, above, below in zip(mended, *axes, strict=False):
-        before = frames.read_mask(paths[case_id])
+        before = read_levels(rows.loc[case_id]) > 127
         after, _, pixels = frames.mend_text(before)
         marked = np.repeat(before[:, :, None], 3, axis=2).astype(float)  # (H,W,3)
         marked[before & ~after] = to_rgb("#ff5c33")

@@ -18,6 +18,7 @@ import matplotlib
 import pandas as pd
 
 from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.checksums import UNFINISHED, record
@@ -141,8 +142,11 @@ def _verdict_section(study: Path) -> str:
     if frame:
         caption += f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those"
         caption += " that every network tested both ways, and each network's better seed."
+    said, index = verdict(summary, selected), study / "store" / "index.csv"
+    if index.is_file() and are_unknown(pd.read_csv(index, dtype=str, na_filter=False)):
+        said.append(UNKNOWN)
     return f"""<h1>Verdict</h1>
-<p class="verdict">{html.escape(" ".join(verdict(summary, selected)))}</p>
+<p class="verdict">{html.escape(" ".join(said))}</p>
 <img alt="Dice of each network on random frames and on unseen groups" src="{image}">
 <p>{html.escape(caption)}</p>"""
 

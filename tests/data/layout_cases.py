@@ -1,0 +1,436 @@
+"""Layouts, mask conventions and groups files as people have them, each drawn in a few lines.
+
+`CASES` is one table for tests/data/test_layouts.py and for the table in docs/own-data.md.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+HEIGHT, WIDTH = 40, 56
+ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
+
+
+def image(i: int) -> np.ndarray:
+    """Draw a frame, uint8 (H,W), different for each number."""
+    noise = np.random.default_rng(i).normal(0, 9, (HEIGHT, WIDTH))
+    return (90 + 50 * np.cos(COLUMNS / 6 + i) + noise).clip(0, 255).astype(np.uint8)
+
+
+def gland(i: int) -> np.ndarray:
+    """Draw a gland, bool (H,W): an ellipse that moves to the right with each number."""
+    return ((ROWS - 20) / 11) ** 2 + ((COLUMNS - 22 - i) / 13) ** 2 < 1
+
+
+def nodule(i: int) -> np.ndarray:
+    """Draw a nodule at the right end of the gland, bool (H,W)."""
+    return gland(i) & (COLUMNS > 28)
+
+
+def cyst(i: int) -> np.ndarray:
+    """Draw a second structure beside the gland, bool (H,W)."""
+    return np.hypot(ROWS - 8, COLUMNS - 46 + i) < 5
+
+
+def levels(one, two=None, dtype=np.uint8):
+    """Return a drawing of masks: 0 around, `one` on the gland, `two` on its nodule."""
+
+    def draw(i):
+        mask = np.zeros((HEIGHT, WIDTH), dtype)
+        mask[gland(i)] = one
+        if two is not None:
+            mask[nodule(i)] = two
+        return mask
+
+    return draw
+
+
+def colours(*rgb, around=(0, 0, 0)):
+    """Return a drawing of masks in colours, of 3 or 4 channels: the gland, and its nodule."""
+
+    def draw(i):
+        mask = np.zeros((HEIGHT, WIDTH, len(rgb[0])), np.uint8)
+        mask[:] = around
+        for colour, where in zip(rgb, (gland(i), nodule(i)), strict=False):
+            mask[where] = colour
+        return mask
+
+    return draw
+
+
+def palette(*rgb, index=(1, 2)):
+    """Return a drawing of masks as indices into a palette."""
+
+    def draw(i):
+        picture = Image.fromarray(levels(*index[: len(rgb) - 1])(i), "P")
+        picture.putpalette([value for colour in rgb for value in colour])
+        return picture
+
+    return draw
+
+
+def smooth(mask: np.ndarray) -> np.ndarray:
+    """Return probabilities, float32 (H,W), which are above 0.5 on a mask."""
+    inside, outside = (ndimage.distance_transform_edt(each) for each in (mask, ~mask))
+    return (1 / (1 + np.exp((outside - inside) / 2))).astype(np.float32)
+
+
+def blurred(i: int) -> np.ndarray:
+    """Draw a mask whose edge pixels have levels between 0 and 255, uint8 (H,W)."""
+    radius = ((ROWS - 20) / 11) ** 2 + ((COLUMNS - 22 - i) / 13) ** 2
+    return np.rint(255 * np.clip(0.499 + 2 * (1 - radius), 0, 1)).astype(np.uint8)
+
+
+def encode(content, name: str) -> bytes:
+    """Return a file's bytes; its name says the format."""
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, str):
+        return content.encode()
+    buffer = io.BytesIO()
+    if name.endswith(".npy"):
+        np.save(buffer, content)
+    else:
+        picture = content if isinstance(content, Image.Image) else Image.fromarray(content)
+        form = Image.registered_extensions()[Path(name).suffix.lower()]
+        how = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
+        picture.save(buffer, form, **how.get(form, {}))
+    return buffer.getvalue()
+
+
+def pairs(images="images/a{}.png", masks="masks/a{}.png", draw=None, frames=image):
+    """Return {path: content} of images and masks, numbered from 0."""
+    files = {images.format(i): frames(i) for i in range(5)}
+    return files | {masks.format(i): (draw or levels(255))(i) for i in range(5)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set: its files, what the study sets, and what must come of it."""
+
+    files: dict
+    ids: str = "a{}"  # of each number
+    masks: Callable = gland  # of each number, bool (H,W)
+    groups: dict | None = None  # {number: group}; None for every image alone
+    official: dict = field(default_factory=dict)  # {number: side}
+    choices: dict = field(default_factory=dict)
+    said: str = ""  # words of what is said
+    refused: bool = False  # `said` is the refusal then
+    mend: dict = field(default_factory=dict)  # what the refusal proposes, with which it is read
+    near: float = 0  # gray levels that images may differ by, where JPEG blurs them
+
+
+def both(i: int) -> np.ndarray:
+    return gland(i) | cyst(i) if i == 1 else gland(i)
+
+
+def busi(image_name, mask_name, second):
+    """Return BUSI's files: number 1 has a second mask."""
+    return pairs(image_name, mask_name) | {second: cyst(1).astype(np.uint8) * 255}
+
+
+def sides(pattern: str) -> dict:
+    """Return files of a split, number 4 to be tested; a pattern of side, folder and number."""
+    files = {}
+    for i in range(5):
+        side = "test" if i == 4 else "train"
+        files[pattern.format(side, "images", i)] = image(i)
+        files[pattern.format(side, "masks", i)] = levels(255)(i)
+    return files
+
+
+def deep(white: float, dtype=np.uint16):
+    """Return a drawing of frames of more than 8 bits."""
+
+    def draw(i):
+        levels = image(i).astype(float) * (white / 255)
+        return levels.astype(dtype) if dtype == np.float32 else np.rint(levels).astype(dtype)
+
+    return draw
+
+
+OFFICIAL = {i: "test" if i == 4 else "train" for i in range(5)}
+PATIENTS = {0: "p1", 1: "p1", 2: "p2", 3: "p2", 4: "p2"}
+RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
+
+
+def table(line="a{},{}", header="case_id,group", groups=PATIENTS) -> str:
+    return "\n".join([header, *(line.format(i, group) for i, group in groups.items())]) + "\n"
+
+
+def grouped(content, name="groups.csv", **how) -> Case:
+    return Case(pairs() | {name: content}, groups=PATIENTS, **how)
+
+
+def classes(draw, said: str, one: str, **how) -> Case:
+    """Return masks of two classes, refused until the study names the gland's."""
+    return Case(pairs(draw=draw), said=said, refused=True, mend={"mask_values": one}, **how)
+
+
+LAYOUTS = {
+    "`Images/*.JPG`, `Masks/*.PNG`": Case(pairs("Images/a{}.JPG", "Masks/a{}.PNG"), near=16),
+    "`imgs/`, `labels/`": Case(pairs("imgs/a{}.png", "labels/a{}.png")),
+    "`original/`, `GT/`": Case(pairs("original/a{}.png", "GT/a{}.png")),
+    "`image/`, `label/`": Case(pairs("image/a{}.png", "label/a{}.png")),
+    "two folders deep": Case(pairs("set/v 2/frames/a{}.png", "set/v 2/annotations/a{}.png")),
+    "`TrainImages/`, `TrainMasks/`": Case(
+        pairs("TrainImages/a{}.png", "TrainMasks/a{}.png"),
+        official=dict.fromkeys(range(5), "train"),
+    ),
+    "`train/images/`, `test/images/`, …": Case(
+        sides("{}/{}/a{}.png"), official=OFFICIAL, said="4 train, 1 test, by folders"
+    ),
+    "`images/train/`, `masks/test/`, …": Case(sides("set/{1}/{0}/a{2}.png"), official=OFFICIAL),
+    "TN3K: `trainval-image/0001.jpg`, `test-mask/0001.jpg`, names twice": Case(
+        {
+            f"{side}-{kind}/000{i}.jpg": draw(i + shift)
+            for side, shift in (("trainval", 0), ("test", 2))
+            for kind, draw in (("image", image), ("mask", levels(255)))
+            for i in range(2)
+        },
+        ids="",
+        near=16,
+    ),
+    "`a.png`, `a_mask.png` in one folder": Case(pairs("a{}.png", "a{}_mask.png")),
+    "`x.tif`, `x_mask.tif`": Case(pairs("x/a{}.tif", "x/a{}_mask.tif")),
+    "`imgs/a.jpg`, `masks/a_mask.gif` (Carvana)": Case(
+        pairs("imgs/a{}.jpg", "masks/a{}_mask.gif"), near=16
+    ),
+    "`mask_a.png`": Case(pairs("images/a{}.png", "masks/mask_a{}.png")),
+    "`a_seg.png`": Case(pairs("images/a{}.png", "masks/a{}_seg.png")),
+    "`a-label.png`": Case(pairs("frames/a{}.png", "frames/a{}-label.png")),
+    "`a_GT.png`": Case(pairs("a{}.png", "a{}_GT.png")),
+    "`a_image.png`, `a_mask.png`": Case(pairs("a{}_image.png", "a{}_mask.png"), ids="a{}_image"),
+    "`image_1.png`, `mask_1.png`": Case(pairs("image_{}.png", "mask_{}.png"), ids="image_{}"),
+    "BUSI: `benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png`": Case(
+        busi("benign/b ({}).png", "benign/b ({})_mask.png", "benign/b (1)_mask_1.png"),
+        ids="b ({})", masks=both, said="1 images have several masks, which are joined: 'b (1).png'",
+    ),
+    "BUSI in two folders": Case(
+        busi("images/b ({}).png", "masks/b ({})_mask.png", "masks/b (1)_mask_1.png"),
+        ids="b ({})", masks=both,
+    ),
+    "second masks renamed by hand: `a_1.png`": Case(
+        busi("images/b{}.png", "masks/b{}.png", "masks/b1_1.png"), ids="b{}", masks=both
+    ),
+    "BUS-BRA: `bus_1-l.png`, `mask_1-l.png`, `bus_data.csv`": Case(
+        pairs("Images/bus_{}-l.png", "Masks/mask_{}-l.png")
+        | {"bus_data.csv": table("bus_{}-l,{},benign", "ID,Case,Pathology")},
+        ids="bus_{}-l", groups=PATIENTS, said="2 groups from bus_data.csv (id, case)",
+    ),
+    "`imagesTr/a_0000.png`, `labelsTr/a.png`": Case(
+        pairs("imagesTr/a{}_0000.png", "labelsTr/a{}.png", draw=levels(1)),
+        ids="a{}_0000", official=dict.fromkeys(range(5), "train"),
+    ),
+    "another folder beside them": Case(
+        pairs() | {f"overlays/a{i}.png": image(9) for i in range(5)},
+        said="skipped 5 image files in overlays/",
+    ),
+    "names that only a pattern pairs": Case(
+        pairs("images/scan{}.png", "masks/r{0}of9{0}.png"), ids="scan{}",
+        said="no image has a mask of its name: images/ begins with 'scan0.png'",
+        refused=True, mend={"pairing": r"^[a-z]+(\d)"},
+    ),
+    "folders of any names": Case(
+        pairs("first/a{}.png", "second/a{}.png"), said="no masks found among 10 image files",
+        refused=True, mend={"images": "first", "masks": "second"},
+    ),
+    "two masks of one image that are no series: `a_mask.png`, `a_seg.png`": Case(
+        pairs("a{}.png", "a{}_mask.png") | {"a0_seg.png": levels(255)(0)},
+        said="'a0.png' has masks of two kinds, *_mask and *_seg", refused=True,
+        mend={"masks": "*_mask.png"},
+    ),
+    "masks in two folders": Case(
+        pairs(masks="gt/a{}.png") | {f"masks/a{i}.png": levels(255)(i + 1) for i in range(5)},
+        said="has masks of two folders, gt/* and masks/*", refused=True, mend={"masks": "gt"},
+    ),
+    "no masks": Case(
+        {f"images/a{i}.png": image(i) for i in range(5)}, said="no masks found among 5 image files",
+        refused=True,
+    ),
+}  # fmt: skip
+MASKS = {
+    "0 and 1": Case(pairs(draw=levels(1)), said="gland is 1 "),
+    "0 and 255": Case(pairs(), said="gland is 255 "),
+    "0 and 127": Case(pairs(draw=levels(127)), said="gland is 127 "),
+    "1 and 2": Case(pairs(draw=lambda i: levels(1)(i) + np.uint8(1)), said="background 1 "),
+    "1 bit": Case(pairs(draw=gland)),
+    "16 bits, 0 and 1": Case(pairs(draw=levels(1, dtype=np.uint16))),
+    "16 bits, 0 and 255": Case(pairs(draw=levels(255, dtype=np.uint16))),
+    "16 bits, 0 and 65535": Case(pairs(draw=levels(65535, dtype=np.uint16))),
+    "32 bits, 0 and 70000": Case(pairs(masks="masks/a{}.tif", draw=levels(70_000, dtype=np.int32))),
+    "0.0 and 1.0": Case(pairs(masks="masks/a{}.tif", draw=levels(1, dtype=np.float32))),
+    "bool, `.npy`": Case(pairs(masks="masks/a{}.npy", draw=gland)),
+    "palette, dark red as VOC has it": Case(
+        pairs(draw=palette(BLACK, (128, 0, 0))), said="gland is 800000"
+    ),
+    "palette whose colours are all black": Case(pairs(draw=palette(BLACK, BLACK))),
+    "red on black": Case(pairs(draw=colours(RED)), said="gland is ff0000"),
+    "red on white": Case(pairs(draw=colours(RED, around=WHITE)), said="gland is ff0000"),
+    "black on white": Case(pairs(draw=colours(BLACK, around=WHITE)), said="gland is 0 "),
+    "black ink on nothing": Case(
+        pairs(draw=colours((0, 0, 0, 255), around=(0, 0, 0, 0))), said="background transparent"
+    ),
+    "white ink on white nothing": Case(
+        pairs(draw=colours((*WHITE, 255), around=(*WHITE, 0))), said="gland is 255 "
+    ),
+    "JPEG": Case(pairs(masks="masks/a{}.jpg"), said="above 127 is gland"),
+    "blurred by resizing": Case(
+        pairs(draw=blurred), said="blurred at their edges"
+    ),
+    "gray classes 85 and 170": classes(
+        levels(85, 170), 'all but 0 would be mask_values: "85, 170"', "85, 170"
+    ),
+    "classes 1 and 2, the second is meant": classes(levels(1, 2), "2 (5.6 %)", "2", masks=nodule),
+    "green and red": classes(
+        colours(GREEN, RED), 'mask_values: "ff0000, 00ff00"', "00ff00 ff0000"
+    ),
+    "white and blue": classes(
+        colours(WHITE, (0, 0, 255)), "255 (", "255", masks=lambda i: gland(i) & ~nodule(i)
+    ),
+    "palette of two classes": classes(
+        palette(BLACK, RED, GREEN), "ff0000 (", "ff0000,00ff00"
+    ),
+    "two colours of ink on nothing": classes(
+        colours((0, 0, 0, 255), (255, 0, 0, 255), around=(0, 0, 0, 0)), "transparent (", "alpha"
+    ),
+    "JPEG in red": Case(
+        pairs(masks="masks/a{}.jpg", draw=colours(RED)), said="neither black nor white",
+        refused=True, mend={"mask_values": ">127"},
+    ),
+    "JPEG with a gray class": Case(
+        pairs(masks="masks/a{}.jpg", draw=levels(110, 255)), said="neither black nor white",
+        refused=True, mend={"mask_values": ">60"},
+    ),
+    "probabilities, 0.0 to 1.0": Case(
+        pairs(masks="masks/a{}.tif", draw=lambda i: smooth(gland(i))), said='mask_values: ">0.5"',
+        refused=True, mend={"mask_values": ">0.5"},
+    ),
+    "a level that no mask has": Case(
+        pairs(), choices={"mask_values": "3"}, said="mask_values: got 3, the masks hold 0 (",
+        refused=True,
+    ),
+}  # fmt: skip
+IMAGES = {
+    "16 bits that use 12": Case(pairs(frames=deep(4095)), said="white is 4095", near=1),
+    "16 bits that use 10": Case(pairs(frames=deep(1023)), said="white is 1023", near=1),
+    "16 bits": Case(pairs(frames=deep(65535)), said="white is 65535"),
+    "0.0 to 1.0": Case(
+        pairs("images/a{}.tif", frames=deep(1, np.float32)), said="white is 1"
+    ),
+    "32 bits": Case(pairs("images/a{}.tif", frames=deep(131_071, np.int32)), near=1),
+    "WebP": Case(pairs("images/a{}.webp")),
+    "JPEG 2000": Case(pairs("images/a{}.jp2")),
+    "8 bits in `.npy`": Case(pairs("images/a{}.npy")),
+    "levels below 0": Case(
+        pairs("images/a{}.tif", frames=lambda i: deep(1, np.float32)(i) - 1),
+        said="'a0.tif' has levels below 0", refused=True,
+    ),
+}  # fmt: skip
+TABLES = {
+    "`groups.csv`": grouped(table(), said="2 groups from groups.csv (case_id, group)"),
+    "`Groups.CSV`": grouped(table(), "Groups.CSV"),
+    "`group_info.txt`, tabs": grouped(table("a{}\t{}", "case_id\tgroup"), "group_info.txt"),
+    "semicolons": grouped(table("a{};{}", "case_id;group")),
+    "Excel's `sep=;`": grouped("sep=;\n" + table("a{};{}", "case_id;group")),
+    "UTF-16": grouped(table().encode("utf-16")),
+    "Windows-1252": Case(
+        pairs() | {"groups.csv": table(groups=dict.fromkeys(range(5), "Größe")).encode("cp1252")},
+        groups=dict.fromkeys(range(5), "Größe"),
+    ),
+    "names in capitals, `Case_ID, Group`": grouped(table("A{},{}", "Case_ID,Group")),
+    "names with endings": grouped(table("a{}.png,{}")),
+    "paths": grouped(table("C:\\data\\images\\a{}.png,{}")),
+    "columns of other names, `Image, Patient ID, Age`": grouped(
+        table("a{},{},50", "Image,Patient ID,Age")
+    ),
+    "zeros lost in a spreadsheet": Case(
+        pairs("images/00{}.png", "masks/00{}.png") | {"groups.csv": table("{},{}")},
+        ids="00{}", groups=PATIENTS,
+    ),
+    "groups spelled in two ways, `p1` and `P1 `": grouped(
+        table(groups=PATIENTS | {1: "P1 "}), said="1 names count as one with another"
+    ),
+    "a pattern on names": Case(
+        pairs("images/{0}-a{0}.png", "masks/{0}-a{0}.png"), ids="{0}-a{0}",
+        groups={i: str(i) for i in range(5)}, choices={"groups": r"^(\d+)-"},
+        said="5 groups by the pattern",
+    ),
+    "folders of patients": Case(
+        {
+            f"p{i // 3 + 1}/{kind}/a{i}.png": draw(i)
+            for kind, draw in (("images", image), ("masks", levels(255))) for i in range(5)
+        },
+        groups={i: f"p{i // 3 + 1}" for i in range(5)}, choices={"groups": "^([^/]+)/"},
+    ),
+    "no first line": Case(
+        pairs() | {"groups.csv": table().split("\n", 1)[1]}, refused=True, groups=PATIENTS,
+        said="the first line of a table names an image, 'a0'",
+    ),
+    "a column of a table": grouped(
+        table("a{},{},x", "name,owner,age"), "about.csv", choices={"groups": "about.csv:owner"}
+    ),
+    "`groups: none`": Case(
+        pairs() | {"groups.csv": table()}, choices={"groups": "none"}, said="(groups: none)"
+    ),
+    "none": Case(pairs(), said="groups are not known"),
+    "an image is missing in it": Case(
+        pairs() | {"groups.csv": table(groups={i: PATIENTS[i] for i in range(4)})},
+        groups=PATIENTS | {4: ""}, said="1 images are in no group and are set aside",
+    ),
+    "two files": Case(
+        pairs() | {"groups.csv": table(), "group2.csv": table()}, refused=True, groups=PATIENTS,
+        said="several files may name the groups: group2.csv, groups.csv",
+        mend={"groups": "groups.csv"},
+    ),
+    "no column of groups": Case(
+        pairs() | {"groups.csv": table("a{},{},x", "case_id,owner,age")}, refused=True,
+        groups=PATIENTS, said="groups.csv has no column group, its columns are owner, age",
+        mend={"groups": "groups.csv:owner"},
+    ),
+    "a spreadsheet file": Case(
+        pairs() | {"groups.xlsx": b"PK\3\4"}, refused=True, said="groups.xlsx is no table in CSV",
+        mend={"groups": "none"},
+    ),
+    "another image's names": Case(
+        pairs() | {"groups.csv": table("b{},{}")}, refused=True,
+        said="names no image that is there",
+    ),
+}  # fmt: skip
+SPLITS = {
+    "`split.csv`": Case(
+        pairs() | {"split.csv": table("a{},{}", "name,split", OFFICIAL)}, official=OFFICIAL,
+        choices={"split": "split.csv"},
+    ),
+    "`split.json`": Case(
+        pairs() | {"split.json": '{"train": ["a0", "a1", "a2", "a3"], "val": [], "test": ["a4"]}'},
+        official=OFFICIAL, choices={"split": "split.json"},
+    ),
+    "folders that do not count": Case(
+        sides("{}/{}/a{}.png"), choices={"split": "none"}, said="not used (split: none)"
+    ),
+    "one side only": Case(
+        pairs() | {"split.json": '{"train": ["a0"]}'}, choices={"split": "split.json"},
+        said="puts no image in train or none in test", refused=True,
+    ),
+}  # fmt: skip
+CASES = {
+    "Layouts": LAYOUTS,
+    "Masks": MASKS,
+    "Images": IMAGES,
+    "Groups": TABLES,
+    "The data's own split": SPLITS,
+}  # fmt: skip
+
+
+def write(files: dict, top: Path) -> Path:
+    """Write a case's files below a folder."""
+    for name, content in files.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(encode(content, name))
+    return top

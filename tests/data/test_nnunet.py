@@ -1,0 +1,73 @@
+"""nnU-Net's raw data: images with their labels, sides, names of levels, and what is not read."""
+
+import json
+
+import pytest
+
+from thyroid_lib.data import nnunet
+
+LABELS = {"background": 0, "gland": 1}
+
+
+def write(folder, *names, labels=LABELS, ending=".png", **about):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    about = {"labels": labels, "file_ending": ending, "channel_names": {"0": "US"}} | about
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+PAIRS = "imagesTr/b_1_0000.png", "imagesTr/a_0000.png", "labelsTr/a.png", "labelsTr/b_1.png"
+
+
+def test_images_and_labels(tmp_path):
+    root = write(tmp_path / "Dataset007_Thyroid", *PAIRS, "imagesTs/c_0000.png")
+    for path in (tmp_path, root):
+        table = nnunet.cases(path)
+        assert table["case_id"].tolist() == ["a", "b_1"]
+        assert table["image_path"].tolist() == [str(root / PAIRS[1]), str(root / PAIRS[0])]
+        assert table["mask_path"].tolist() == [str(root / PAIRS[2]), str(root / PAIRS[3])]
+        assert table["official"].tolist() == ["", ""]
+    assert table.attrs["layout"].startswith("nnU-Net, labels 0 background, 1 gland; ")
+
+
+def test_labels_for_testing_are_the_test_side(tmp_path):
+    write(tmp_path, *PAIRS, "imagesTs/c_0000.png", "imagesTs/d_0000.png", "labelsTs/c.png")
+    table = nnunet.cases(tmp_path).set_index("case_id")
+    assert table["official"].to_dict() == {"a": "train", "b_1": "train", "c": "test", "d": "test"}
+    assert table.loc["d", "mask_path"] == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "levels"),
+    [
+        ({"0": "background", "1": "gland", "2": "nodule"}, {1: "gland", 2: "nodule"}),
+        ({"background": 0, "whole": [1, 2], "nodule": 2}, {1: "whole", 2: "whole"}),
+        ({"background": 0, "gland": 3, "ignore": 4}, {3: "gland", 4: "ignore"}),
+    ],
+)
+def test_levels_have_names(tmp_path, labels, levels):
+    table = nnunet.cases(write(tmp_path, *PAIRS, labels=labels))
+    assert table.attrs["levels"] == {0: "background"} | levels
+
+
+@pytest.mark.parametrize(
+    ("more", "about", "words"),
+    [
+        (["imagesTr/a_0001.png"], {}, r"imagesTr holds a_0001\.png: need one channel"),
+        (["imagesTr/x.png"], {}, r"imagesTr holds x\.png: need one channel, named case_0000\.png"),
+        ([], {"ending": ".nii.gz"}, r"the images are \.nii\.gz, volumes: save their slices"),
+        ([], {"labels": [1]}, r"dataset\.json is damaged"),
+        ([], {"labels": {"gland": "one"}}, r"dataset\.json is damaged"),
+    ],
+)
+def test_what_is_not_read(tmp_path, more, about, words):
+    with pytest.raises(ValueError, match=words):
+        nnunet.cases(write(tmp_path, *PAIRS, *more, **about))
+
+
+def test_other_folders_are_left_to_other_formats(tmp_path):
+    write(tmp_path, "images/a.png")
+    assert nnunet.cases(tmp_path) is None
+    assert nnunet.cases(tmp_path / "nowhere") is None

@@ -1,0 +1,202 @@
+"""Arrays of pictures in NumPy (npy, npz) and HDF5 files, as a case table.
+
+    images.npy (N,H,W), masks.npy (N,H,W)   two files in one folder
+    a.npz, b.npz …                          each with the arrays image and mask
+    dataset.hdf5                            image (N,H,W), mask (N,H,W), annot_id (N), frame_num (N)
+
+A case table names a picture by its file and "array/number", such as "mask/12".
+
+The last example is the Stanford thyroid ultrasound cine-clip data set, 192 nodules of 167 patients:
+its groups are nodules (`annot_id`); the file does not say which nodules share a patient.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from thyroid_lib.data.cases import make_table, reference
+
+HDF5 = (".h5", ".hdf5", ".hdf")
+SUFFIXES = (".npy", ".npz", *HDF5)
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # beside these, arrays are no source
+IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
+MASKS = ("mask", "masks", "label", "labels", "gt", "y", "seg", "segmentation", "annotations")
+# the first that is there counts: a patient may have several annotated nodules
+GROUPS = ("patient_id", "patient", "patients", "subject", "group", "groups", "annot_id")
+FRAMES = ("frame_num", "frame_number", "frame")
+
+
+def cases(path: str | Path) -> pd.DataFrame | None:
+    """Make the case table of an npz or HDF5 file, or of a folder of arrays; None for other data.
+
+    The pictures of one file are one group where there are several files; an array `annot_id`,
+    `patient_id` … says it better. `problem` is None, or why a file cannot be used.
+
+    Raises:
+        ValueError: no file has an image's and a mask's array.
+    """
+    files, rows, found = _find_files(Path(path)), [], {}
+    for unit, parts in files.items():
+        try:
+            found[unit] = _list_arrays(parts)
+            rows += _rows(unit, found[unit], len(files) > 1)
+        except ValueError as error:
+            named = "" if unit in str(error) else f"{unit}: "
+            problem = "unreadable image", f"{named}{error}"
+            rows.append((unit, str(parts[0]), str(parts[0]), unit, "arrays", problem))
+    if all(row[5] for row in rows):  # not one that can be used
+        folders = Path(path).is_dir() and any(each.is_dir() for each in Path(path).iterdir())
+        if not rows or folders or Path(rows[0][1]).suffix.lower() == ".npy":
+            return None  # they lie beside data of another layout
+        raise ValueError(rows[0][5][1])
+    table = make_table(rows, "problem")
+    known = {name for arrays in found.values() for name in arrays}
+    names = [name for name in GROUPS if name in known]
+    unread = sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
+    more = f"; not read: {', '.join(unread)}" * bool(unread)
+    several = len(files) > 1 and table["group"].duplicated().any()
+    table.attrs["layout"] = f"arrays: {len(table)} pictures in {len(files)} files or pairs{more}"
+    table.attrs["groups"] = f"array {names[0]}" if names else "one per file" if several else ""
+    return table
+
+
+def read_image(path: str | Path, part: str) -> np.ndarray:
+    """Read a picture as stored: gray (H,W) of any type, or RGB (H,W,3)."""
+    key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
+    with _opened(path) as file:
+        array = file[key] if key or "" in file or len(file) > 1 else file[next(iter(file))]
+        count = _count_pictures(array.shape)
+        if count and not number:
+            raise ValueError(f"it holds {count} pictures, save the one that is meant alone")
+        levels = np.array(array[int(number)] if count else array[()])
+        if levels.dtype.kind == "f" and not np.isfinite(levels).all():
+            raise ValueError("it holds levels that are no numbers")
+    one = levels.ndim == 3 and (levels == levels[..., :1]).all()
+    return levels[..., 0] if one else levels
+
+
+def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask's levels as stored, (H,W); `shape` is not needed."""
+    levels = read_image(path, part)
+    if levels.ndim == 3:
+        raise ValueError(f"{Path(path).name!r} holds a mask in colours, save one of levels (H,W)")
+    return levels
+
+
+def count_pictures(path: str | Path) -> int:
+    """Return how many pictures an npy file holds, 0 for one without an axis for them."""
+    with _opened(path) as file:
+        return _count_pictures(file[""].shape)
+
+
+def _count_pictures(shape: tuple[int, ...]) -> int:
+    """Return the length of the axis of pictures; 0 for one picture, (H,W) or (H,W,C)."""
+    colour = shape[-1:] in ((1,), (3,))
+    if len(shape) == 2 or (len(shape) == 3 and colour):
+        return 0
+    if len(shape) == 3 and shape[2] < min(shape[:2]):
+        advice = "save pictures along the first axis, one channel along the last: (N,H,W,1)"
+        raise ValueError(f"its shape {shape} may be (H,W,N) or (N,H,W): {advice}")
+    if len(shape) == 3 or (len(shape) == 4 and colour):
+        return shape[0]
+    raise ValueError(f"its shape {shape} is not that of pictures: save (H,W) or (N,H,W)")
+
+
+def _find_files(path: Path) -> dict[str, list[Path]]:
+    """Return the files of each unit: an npz or HDF5 file, else all npy files of the folder."""
+    found = [path] if path.is_file() else sorted(path.glob("*"))
+    kinds = {suffix: [f for f in found if f.suffix.lower() == suffix] for suffix in SUFFIXES}
+    if any(file.suffix.lower() in PICTURES for file in found):
+        return {}
+    files = [file for suffix in (".npz", *HDF5) for file in kinds[suffix]]
+    if not files:
+        return {path.name: kinds[".npy"]} if kinds[".npy"] else {}
+    several = len({file.stem for file in files}) < len(files)  # a.npz and a.h5
+    return {file.name if several else file.stem: [file] for file in files}
+
+
+def _list_arrays(files: list[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    """Return the file, key and shape of each array, by its name in lower case."""
+    arrays = {}
+    for path in files:
+        with _opened(path) as file:
+            for key in file:
+                name = (key or path.stem).lower()
+                arrays[name] = path, key, getattr(file[key], "shape", ())
+    return arrays
+
+
+def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
+    """Return the rows of one unit: `COLUMNS` and None for no problem."""
+    named = [
+        [n for n in names if n in arrays and len(arrays[n][2]) > 1] for names in (IMAGES, MASKS)
+    ]
+    if [len(names) for names in named] != [1, 1]:
+        held = ", ".join(f"{name} {shape}" for name, (*_, shape) in arrays.items()) or "no array"
+        raise ValueError(f"{unit} holds {held}: name one array image, and one mask")
+    pair = [arrays[names[0]] for names in named]
+    counts = [_count_pictures(shape) for *_, shape in pair]
+    count = counts[0] or 1
+    if count != (counts[1] or 1):
+        raise ValueError(f"{unit} holds {count} images and {counts[1] or 1} masks")
+    groups, frames, clips = (
+        _read_names(arrays, names, count) for names in (GROUPS, FRAMES, GROUPS[::-1])
+    )
+    numbers = [f"{number:0{len(str(count))}}" if counts[0] else "" for number in range(count)]
+    if len(set(zip(clips, frames, strict=False))) == count > 1:
+        width, pictures = max(map(len, frames)), zip(clips, frames, strict=True)
+        numbers = [f"{clip.rstrip('_')}_{frame:0>{width}}" for clip, frame in pictures]
+    rows = []
+    for number, name in enumerate(numbers):
+        case_id = "_".join(filter(None, (unit if several or not name else "", name)))
+        paths = [
+            reference(path, "/".join(filter(None, (key, str(number) if own else ""))))
+            for (path, key, _), own in zip(pair, counts, strict=True)
+        ]
+        group = groups[number] if groups else unit if several else case_id
+        rows.append((case_id, *paths, group, "arrays", None))
+    return rows
+
+
+def _read_names(arrays: dict, names: tuple[str, ...], count: int) -> list[str]:
+    """Read the first array of these names as texts, one for each picture; [] if there is none."""
+    for name in (name for name in names if name in arrays):
+        path, key, shape = arrays[name]
+        with _opened(path) as file:
+            values = np.ravel(file[key][()]).tolist()
+        if len(values) not in (1, count):
+            raise ValueError(f"{name} {shape} needs a value for each of {count} pictures")
+        texts = [(v.decode() if isinstance(v, bytes) else str(v)).strip() for v in values]
+        return texts if len(texts) == count else texts * count
+    return []
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[dict]:
+    """Open a file as {name: array}; errors within this context name the file."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".npz":
+            yield _load(path, path.stat().st_mtime_ns)
+        elif path.suffix.lower() == ".npy":
+            yield {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+        else:
+            try:
+                import h5py
+            except ImportError as error:
+                raise ValueError("this needs the package h5py: pip install h5py") from error
+            with h5py.File(path, "r") as file:
+                yield file
+    except Exception as error:  # of a dozen kinds on a damaged file
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path.name!r} cannot be read: {what}") from error
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, _changed: int) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

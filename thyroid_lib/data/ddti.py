@@ -1,0 +1,154 @@
+"""DDTI: thyroid nodules with outlines in XML, as a case table.
+
+    ddti/1.xml   ddti/1_1.jpg   ddti/1_2.jpg
+
+`N.xml` describes the images `N_k.jpg`: each `<mark>` holds an image's number and its regions, JSON
+polygons in pixels. Case numbers that share a byte-identical image are one group, as they may be one
+patient. Images without a usable outline stay in the table, each with its problem.
+
+Source: Pedraza, Vargas, Narváez, Durán, Muñoz & Romero, SIPAIM 2015.
+"""
+
+import json
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from thyroid_lib.data.cases import make_table, reference
+from thyroid_lib.files.fingerprint import file_digest
+
+MAX_BYTES = 2**20  # of an XML file; the longest of the release has 20 kB
+DEPTH = 2  # folders below the given one that are searched
+
+
+class Outline(NamedTuple):
+    """The regions of one image."""
+
+    polygons: list[list[tuple[float, float]]]  # points (x,y) in px
+    problem: tuple[str, str] | None = None  # reason and sentence, where there is no region
+    arrows: int = 0  # marks of fewer than three points, which enclose nothing
+
+
+def cases(path: str | Path) -> pd.DataFrame | None:
+    """Make the case table of DDTI in a folder, or up to two levels below it; None for other data.
+
+    One more column, `problem`: None, or the reason and a sentence for an image that has no usable
+    outline.
+    """
+    folder = _find_folder(Path(path))
+    if folder is None:
+        return None
+    images, files = {}, {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if re.fullmatch(r"\d+_\d+", stem) and suffix.lower() in (".jpg", ".jpeg", ".png"):
+            images[stem] = str(folder / name)
+        elif re.fullmatch(r"\d+\.xml", name):
+            files[stem] = str(folder / name)
+    read = {number: _read_outlines(file) for number, file in files.items()}
+    named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
+    group_of, rows, arrows = _join_cases(images), [], 0
+    for case_id in images.keys() | named:
+        number, _, part = case_id.partition("_")
+        mask = reference(files[number], part) if number in files else ""
+        outlines, otherwise = read.get(number, ({}, Outline([])))
+        outline = outlines.get(part, otherwise)
+        arrows += outline.arrows
+        group = group_of.get(number, number)
+        rows.append((case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem))
+    table = make_table(rows, "problem")
+    more = f"; {arrows} marks of fewer than three points (arrows) are left out" * (arrows > 0)
+    table.attrs["layout"] = f"DDTI: {len(images)} images, outlines in {len(files)} XML files{more}"
+    table.attrs["groups"] = "case numbers; those that share an identical image are one group"
+    return table
+
+
+def read_mask(path: str | Path, part: str, shape: tuple[int, int]) -> np.ndarray:
+    """Draw the regions of image number `part`, bool (H,W). Raises ValueError if there are none."""
+    outlines, otherwise = _read_outlines(str(path))
+    outline = outlines.get(part, otherwise)
+    if outline.problem:
+        raise ValueError(f"{Path(path).name!r}, image {part}: {outline.problem[1]}")
+    return np.any([draw_polygon(points, shape) for points in outline.polygons], axis=0)
+
+
+def draw_polygon(points: list[tuple[float, float]], shape: tuple[int, int]) -> np.ndarray:
+    """Rasterise a closed line through (x,y) pixel centres: bool (H,W), the line included.
+
+    All that the line encloses is inside, also where a freehand line crosses itself.
+    """
+    canvas = Image.new("1", shape[::-1])
+    ImageDraw.Draw(canvas).polygon(points, fill=1, outline=1)
+    return ndimage.binary_fill_holes(np.array(canvas))
+
+
+def _find_folder(path: Path) -> Path | None:
+    """Return the first folder that holds N.xml beside N_k.jpg."""
+    for folder, below, names in os.walk(path):
+        numbers = {name[:-4] for name in names if re.fullmatch(r"\d+\.xml", name)}
+        if any(re.match(r"\d+_\d+\.", n) and n.partition("_")[0] in numbers for n in names):
+            return Path(folder)
+        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
+        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    return None
+
+
+def _join_cases(images: dict[str, str]) -> dict[str, str]:
+    """Return the group of each case number: "150+233" where two hold the same image."""
+    members = {name.partition("_")[0]: {name.partition("_")[0]} for name in images}
+    first_with: dict[str, str] = {}  # digest: case number
+    for name, file in images.items():
+        number = name.partition("_")[0]
+        other = first_with.setdefault(file_digest(file), number)
+        if members[other] is not members[number]:
+            members[other] |= members[number]
+            members |= dict.fromkeys(members[number], members[other])
+    return {number: "+".join(sorted(joined, key=int)) for number, joined in members.items()}
+
+
+def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
+    """Read an XML file: its outlines by image number, and what stands for all other images."""
+    try:
+        if os.path.getsize(file) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+        root = ElementTree.parse(file).getroot()  # noqa: S314 (expat limits entities)
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        said = f"its XML cannot be read ({error}): copy {Path(file).name} again from its source"
+        return {}, Outline([], ("damaged annotation", said))
+    texts: dict[str, list[str]] = {}
+    for mark in root.iter("mark"):
+        number, text = ((mark.findtext(tag) or "").strip() for tag in ("image", "svg"))
+        if number.isdecimal():
+            texts.setdefault(number, []).append(text)
+    said = f"{Path(file).name} has no mark of this image: outline it"
+    found = {number: _parse_regions(of_image) for number, of_image in texts.items()}
+    return found, Outline([], ("no region", said))
+
+
+def _parse_regions(texts: list[str]) -> Outline:
+    """Read the regions of one image, a JSON list per mark; one that is damaged spoils the image."""
+    polygons, arrows = [], 0
+    try:
+        for text in filter(None, texts):
+            for region in json.loads(text):
+                points = [(float(point["x"]), float(point["y"])) for point in region["points"]]
+                if not all(abs(value) < 1e6 for value in np.ravel(points)):  # false for NaN
+                    raise ValueError("a point lies outside of every image")
+                if len(points) < 3:
+                    arrows += 1
+                else:
+                    polygons.append(points)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"the JSON of its outline is cut off or damaged ({error}): outline it again"
+        return Outline([], ("damaged annotation", said))
+    if polygons:
+        return Outline(polygons, None, arrows)
+    said = "its marks are arrows of fewer than three points" if arrows else "its mark is empty"
+    return Outline([], ("no region", f"{said}: outline the nodule"), arrows)

@@ -1,0 +1,148 @@
+"""Groups: which images must not be split, from a table, a column or a pattern on the names.
+
+    groups: ""                   a file whose name begins with "group", or a table with patients
+    groups: patients.csv:number  this column of this table
+    groups: "^(\\d+)_"           what the brackets match in the name of the image
+    groups: "^([^/]+)/"          the same in its path below the data's folder
+    groups: none                 every image is a group of its own
+
+A table's group names are one if they differ in letter case, spaces or leading zeros alone: groups
+that are too large waste a little, groups that are too small put one patient on both sides.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid_lib.data.cases import name_key, split_references
+from thyroid_lib.data.name_tables import TABLES, Names, read_table
+
+GROUPS = (
+    "group", "groups", "group_id", "patient", "patient_id", "patientid", "patients", "subject",
+    "subject_id", "subjectid", "pid", "person", "sweep", "case",
+)  # fmt: skip
+ALONE = (
+    "groups are not known: every image counts as a group of its own, which is wrong if two show "
+    "one gland; add a groups.csv (columns case_id, group) or set groups to a pattern on the names, "
+    'groups: "^(\\d+)_"'
+)
+
+UNKNOWN = (
+    "Groups are not known: every image counts as a group of its own. Where two show one gland, "
+    "results are too good and intervals too narrow."
+)
+
+
+def are_unknown(table: pd.DataFrame) -> bool:
+    """Say whether every image of a store's index, or of scores, is a group of its own."""
+    return bool((table["group"].astype(str) == table["case_id"].astype(str)).all())
+
+
+def assign_groups(
+    cases: pd.DataFrame, root: Path, others: list[Path], wanted: str = ""
+) -> tuple[list[str], str]:
+    """Return each case's group, "" where it is not known, and a sentence that says whence.
+
+    Args:
+        cases: a case table whose files lie below `root`.
+        others: the files below `root` that are no images.
+        wanted: the study's key `groups`, see above.
+
+    Raises:
+        ValueError: `wanted` is wrong, a file named group… cannot be read, or there are several.
+    """
+    if wanted == "none":
+        return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"
+    if "(" in wanted:
+        return _by_pattern(cases, root, wanted)
+    names = Names(cases, root)
+    if wanted:
+        name, _, column = wanted.partition(":")
+        if not (root / name).is_file():
+            held = ", ".join(path.name for path in others[:8]) or "no table"
+            raise ValueError(f"groups: no file {name} in {root}, which holds {held}")
+        return _by_table(cases, names, root / name, column.strip())
+    named = [path for path in others if path.name.casefold().startswith("group")]
+    if len(named) > 1:
+        shown = ", ".join(str(path.relative_to(root)) for path in named)
+        raise ValueError(f"several files may name the groups: {shown}; set groups to one of them")
+    if named:
+        return _by_table(cases, names, named[0], "")
+    for path in others:
+        if path.suffix.lower() in TABLES:
+            try:
+                table = read_table(path)
+            except ValueError:
+                continue  # a table of something else
+            known = names.column(table)
+            column = next((name for name in GROUPS if name in table.columns and name != known), "")
+            if known and column and (table[column] != "").any():
+                return _by_table(cases, names, path, column)
+    return cases["case_id"].tolist(), ALONE
+
+
+def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str], str]:
+    try:
+        pattern = re.compile(wanted)
+    except re.error as error:
+        raise ValueError(f"groups: {wanted!r} is no regular expression ({error})") from None
+    names = cases["case_id"]
+    if "/" in wanted:
+        files = cases["image_path"].where(cases["image_path"] != "", cases["mask_path"])
+        names = [Path(split_references(file)[0][0]).relative_to(root).as_posix() for file in files]
+    found = [pattern.search(name) for name in names]
+    groups = [match.group(1) or "" if match and pattern.groups else "" for match in found]
+    if not any(groups):
+        first = f"the first is {cases['case_id'].iloc[0]!r}"
+        raise ValueError(f"groups: {wanted!r} matches no image name with its brackets, {first}")
+    return groups, f"{_count(groups)} by the pattern {wanted} on the names"
+
+
+def _by_table(cases: pd.DataFrame, names: Names, path: Path, column: str) -> tuple[list[str], str]:
+    """Read the groups from a table; `column` "" for a usual one."""
+    table = read_table(path)
+    if not (known := names.column(table)):
+        first = min(cases["case_id"])
+        raise ValueError(
+            f"{path.name} names no image that is there, in {len(table)} lines: a column case_id "
+            f"must hold names such as {first!r}"
+        )
+    rest = [name for name in table.columns if name != known]
+    usual = [name for name in GROUPS if name in rest] or (rest if len(rest) == 1 else [])
+    column = column.casefold().replace(" ", "_").replace("-", "_") or (usual or [""])[0]
+    if column not in rest:
+        raise ValueError(
+            f"{path.name} has no column {column or 'group'}, its columns are "
+            f"{', '.join(rest[:8])}; set groups to one of them: {path.name}:{rest[0]}"
+        )
+    groups, first_line = [""] * len(cases), {}
+    spelled: dict[str, str] = {}
+    strangers = []
+    for name, group in zip(table[known], table[column], strict=True):
+        if not name:
+            continue
+        rows = names.find(name)
+        if len({cases["case_id"].iat[row] for row in rows}) > 1:
+            raise ValueError(f"{path.name} names {name!r}, which several images have: write paths")
+        if not rows:
+            strangers.append(name)
+        key = re.sub(r"\b0+(?=\d)", "", name_key(" ".join(group.split())))
+        for row in rows:
+            if first_line.setdefault(row, key) != key:
+                raise ValueError(
+                    f"{path.name} names {name!r} more than once, in two groups: keep one line"
+                )
+            groups[row] = spelled.setdefault(key, group)
+    said = f"{_count(groups)} from {path.name} ({known}, {column})"
+    if merged := sorted({g for g in table[column] if g} - {*spelled.values()}):
+        said += f"; {len(merged)} names count as one with another of their spelling: {merged[0]!r}"
+    if missing := groups.count(""):
+        said += f"; {missing} images are in no group and are set aside"
+    if strangers:
+        said += f"; {len(strangers)} lines name no image that is there: {strangers[0]!r}"
+    return groups, said
+
+
+def _count(groups: list[str]) -> str:
+    return f"{len({*groups} - {''})} groups"

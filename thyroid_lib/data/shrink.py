@@ -1,0 +1,42 @@
+"""Masks that a study's size would lose: small structures vanish when frames are made smaller."""
+
+import numpy as np
+import pandas as pd
+
+from thyroid_lib.data.frames import fit_mask
+
+KEPT = 0.5  # of a mask's share of the frame; less counts as lost
+STEP = 32  # px between the sizes that are tried
+
+
+def size_needed(mask: np.ndarray, size: int, resize: str) -> int:
+    """Return the smallest side that keeps over half of a mask, bool (H,W); 0 if `size` does."""
+    longest = max(mask.shape)
+    scale = (longest / min(mask.shape)) if resize == "letterbox" else 1  # padding takes its share
+    for side in (size, *range(-(-(size + 1) // STEP) * STEP, longest + STEP, STEP)):
+        if fit_mask(mask, side, resize).mean() * scale > KEPT * mask.mean():
+            return 0 if side == size else side
+    return longest
+
+
+def lost_masks(store) -> pd.DataFrame:
+    """List the cases of a store whose masks it has lost: case_id, pixels and size_needed."""
+    rows, resize = [], store.settings["resize"]
+    kept = store.masks.mean(axis=(1, 2)) / store.index["foreground"].clip(lower=1e-9)
+    for row in np.flatnonzero(kept < (2 * KEPT if resize == "letterbox" else 1.1 * KEPT)):
+        mask = store.reference(row)
+        if needed := size_needed(mask, store.size, resize):
+            rows.append((store.index["case_id"].iat[row], int(mask.sum()), needed))
+    return pd.DataFrame(rows, columns=["case_id", "pixels", "size_needed"])
+
+
+def lost_sentence(needed: list[int], size: int) -> str:
+    """Say how many masks a size loses, and which size keeps them; `needed` 0 where none is lost."""
+    if not any(needed):
+        return f"at {size} px every mask keeps more than half of its area"
+    count, most = sum(value > 0 for value in needed), max(needed)
+    half = int(np.quantile([value for value in needed if value], 0.5, method="higher"))
+    return (
+        f"at {size} px {count} of {len(needed)} masks vanish or lose more than half of their area: "
+        f"size: {half} keeps half of these, size: {most} keeps them all"
+    )

@@ -1,0 +1,48 @@
+"""Write the table of data sets in docs/own-data.md from the drawn ones of the tests.
+
+python tools/own_data.py
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "own-data.md"
+START, END = "<!-- data sets: tools/own_data.py -->", "<!-- end of data sets -->"
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "data")]
+HEAD = ["| data | read or refused | what decides it |", "|---|---|---|"]
+
+
+def tables() -> str:
+    """Return a table for each part of the drawn data sets, in Markdown."""
+    from format_cases import READ, REFUSED
+    from layout_cases import CASES
+
+    lines = ["### Formats", "", *HEAD, *(f"| {title} | read | |" for title in READ)]
+    lines += ["| DDTI, outlines in XML | read, damaged outlines set aside | |"]
+    for title, (_, _, choices) in REFUSED.items():
+        shown = ", ".join(f"`{key}: '{value}'`" for key, value in choices.items()) or "the files"
+        lines.append(f"| {title} | refused | {shown} |")
+    lines.append("")
+    for part, cases in CASES.items():
+        lines += [f"### {part}", "", *HEAD]
+        for title, case in cases.items():
+            result = "refused" if case.refused else "read"
+            said = f"{result}: {case.said.rstrip(' (')}" if case.said else result
+            keys = case.choices | case.mend
+            shown = ", ".join(f"`{key}: '{value}'`" for key, value in keys.items())
+            shown = shown or "the files" * case.refused
+            cells = (cell.replace("|", "\\|") for cell in (title, said, shown))
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page with its tables written anew."""
+    before, rest = PAGE.read_text("utf-8").split(START)
+    return f"{before}{START}\n\n{tables()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
