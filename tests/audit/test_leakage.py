@@ -24,7 +24,7 @@ def sweeps():
         made = phantom.make_sweep(sweep=sweep, frames=6)["images"]
         images += [fit_image(image, 64, "square") for image in made]
         names += [(f"s{sweep}f{frame}", f"s{sweep}") for frame in range(6)]
-    index = pd.DataFrame(names, columns=["case_id", "group"])
+    index = pd.DataFrame(names, columns=["case_id", "group"]).assign(height=64, width=64)
     return SimpleNamespace(images=np.stack(images), index=index, size=64, settings=SQUARE)
 
 
