@@ -23,8 +23,9 @@ def sweeps():
     """Five phantom sweeps of six frames, at 64 px: all that the audit needs of a store."""
     made = [phantom.make_sweep(sweep=sweep, frames=6)["images"] for sweep in range(5)]
     images = np.stack([fit_image(image, 64, "square") for sweep in made for image in sweep])
-    names = [(f"s{sweep}f{frame}", f"s{sweep}") for sweep in range(5) for frame in range(6)]
-    return store_of(images, pd.DataFrame(names, columns=["case_id", "group"]))
+    names = [(f"s{sweep}f{frame}", f"s{sweep}", 64, 64) for sweep in range(5) for frame in range(6)]
+    columns = ["case_id", "group", "height", "width"]
+    return store_of(images, pd.DataFrame(names, columns=columns))
 
 
 @pytest.fixture(scope="module")

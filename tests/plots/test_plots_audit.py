@@ -1,15 +1,21 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
+from scipy import ndimage
 from whole import closed_figures  # noqa: F401
 
+from measure_copies import turn  # tools/measure_copies.py
 from thyroid_lib.audit import masks
+from thyroid_lib.data.frames import fit_image
 from thyroid_lib.data.store import build_store, load_cases
 from thyroid_lib.plots import audit as plots_audit
 
 PAIR = {
     "case_id": "a00", "group": "a", "train_case_id": "a01", "train_group": "a",
     "correlation": 0.9, "shift_y_px": 0, "shift_x_px": 0, "mirrored": False,
+    "turn_deg": 0, "scale": 1,
 }  # fmt: skip
 
 
@@ -45,7 +51,23 @@ def test_a_copy_differs_in_nothing_once_it_is_moved_back(tiny_store, monkeypatch
     figs = [plots_audit.worst_pairs(tiny_store, pd.DataFrame([pair])) for pair in (PAIR, moved)]
     as_it_is, moved_back = (fig.axes[2].images[0].get_array().mean() for fig in figs)
     assert as_it_is > 0.1 > 0.01 > moved_back
-    assert "shift +2, -3 px, mirrored" in figs[1].axes[2].get_title()
+    assert "shift +2, -3 px, turn +0°, mirrored" in figs[1].axes[2].get_title()
+
+
+def test_a_turned_copy_differs_in_little_once_it_is_turned_back():
+    native = (
+        ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 255, (60, 120)), 3) * 3 - 255
+    )
+    native = native.clip(0, 255).astype(np.uint8)
+    images = [fit_image(image, 96, "square") for image in (turn(native, 10, 0.9), native)]
+    index = pd.DataFrame({"height": [60, 60], "width": [120, 120]})
+    store = SimpleNamespace(images=images, index=index, size=96, settings={"resize": "square"})
+    told = {"shift_y_px": 0, "shift_x_px": 0, "mirrored": False}
+    naive, turned = (
+        plots_audit._difference(store, 0, 1, SimpleNamespace(**told, **how))[15:-15, 30:-30].mean()
+        for how in ({"turn_deg": 0, "scale": 1}, {"turn_deg": 10, "scale": 0.9})
+    )
+    assert turned < naive / 4
 
 
 def test_the_closest_pair_of_each_two_groups_is_drawn_once(tiny_store):

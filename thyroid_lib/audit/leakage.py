@@ -5,7 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.audit.copies import NEAR_COPY, Maps, closest, describe, pair_correlation
+from thyroid_lib.audit.copies import (
+    NEAR_COPY,
+    Maps,
+    closest,
+    describe,
+    near_copy_threshold,
+    pair_correlation,
+)
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
@@ -18,7 +25,7 @@ MEMORY = 5  # frames back that are compared: one that is out of place does not e
 def describe_store(store: Store) -> Maps:
     """Make the maps of a store's frames, without the border that a letterbox adds."""
     if store.settings["resize"] == "square":
-        return describe(store.images)
+        return describe(store.images, store.index[["height", "width"]].to_numpy())
     sides = np.stack(content_sides(store), axis=1)
     corners = (store.size - sides) // 2
     cut = zip(store.images, corners, sides, strict=True)
@@ -35,26 +42,34 @@ def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
     return height, width
 
 
-def leakage(store: Store, sides: np.ndarray, *, maps: Maps | None = None) -> pd.DataFrame:
+def leakage(
+    store: Store, sides: np.ndarray, *, threshold: float | None = None, maps: Maps | None = None
+) -> pd.DataFrame:
     """Find for each test frame the training frame that it copies best.
 
-    `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made.
-    Returns one row per test frame, in the store's order: case_id, group, train_case_id,
-    train_group, correlation, shift_y_px and shift_x_px (px of the stored frames: how far it lies
-    below and right of the training frame), mirrored, near_copy (bool).
+    `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made;
+    `threshold`: of a near-copy, by default what the store's groups give (`near_copy_threshold`).
+
+    Returns:
+        One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
+        correlation, shift_y_px and shift_x_px (px of the stored frames: how far it lies below and
+        right of the training frame), turn_deg and scale (of `closest`), mirrored, threshold,
+        near_copy (bool).
     """
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
     if not len(test) or not len(train):
         raise ValueError(f"got {len(train)} training and {len(test)} test frames: need both")
     maps = maps or describe_store(store)
+    threshold = threshold or near_copy_threshold(maps, store.index["group"])
     found = closest(maps.take(test), maps.take(train))
     names = store.index[["case_id", "group"]]
     copied = names.iloc[train[found["row"]]].reset_index(drop=True).add_prefix("train_")
     table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
     for axis, length in zip("yx", content_sides(store), strict=True):
         table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
-    near_copy = table["correlation"] >= NEAR_COPY
-    return table.assign(mirrored=found["mirrored"], near_copy=near_copy)
+    table = table.assign(turn_deg=found["turn"].round(1), scale=found["scale"].round(3))
+    near_copy = table["correlation"] >= threshold
+    return table.assign(mirrored=found["mirrored"], threshold=threshold, near_copy=near_copy)
 
 
 def leakage_of(
@@ -62,10 +77,11 @@ def leakage_of(
 ) -> pd.DataFrame:
     """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
     maps, parts, how = describe_store(store), {}, {"folds": folds, "val_share": val_share}
+    how_near = {"maps": maps, "threshold": near_copy_threshold(maps, store.index["group"])}
     for protocol in protocols:
         for fold in range(1 if protocol == "official" else folds):
             sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
-            parts[protocol, fold] = leakage(store, sides, maps=maps)
+            parts[protocol, fold] = leakage(store, sides, **how_near)
     table = pd.concat(parts, names=["protocol", "fold"])
     return table.reset_index(["protocol", "fold"]).reset_index(drop=True)
 

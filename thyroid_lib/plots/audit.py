@@ -100,8 +100,8 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     """Draw test frames beside the training frames that they copy, and the difference.
 
     Drawn is the closest pair of each two groups in `table`, of `leakage.leakage`, closest first.
-    The shift is down and right, in px of the store's squares. The difference is taken after shift
-    and mirroring are undone; black is none, white 64 gray levels or more.
+    The shift is down and right, in px of the store's squares. The difference is taken after shift,
+    turn, scale and mirroring are undone; black is none, white 64 gray levels or more.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
     groups = order[["train_group", "group"]].apply(frozenset, axis=1)
@@ -112,10 +112,11 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
         test, train = ids.index(pair.case_id), ids.index(pair.train_case_id)
         title = f"train: {pair.train_case_id} ({pair.train_group})"
         common.draw_frame(line[0], common.native(store, train), title)
-        title = f"test: {pair.case_id} ({pair.group})"
-        common.draw_frame(line[1], common.native(store, test), title)
-        shift = f"{pair.shift_y_px:+d}, {pair.shift_x_px:+d} px" + ", mirrored" * pair.mirrored
-        title = f"correlation {pair.correlation:.3f}, shift {shift}"
+        common.draw_frame(
+            line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
+        )
+        shift = f"shift {pair.shift_y_px:+d}, {pair.shift_x_px:+d} px, turn {pair.turn_deg:+.0f}°"
+        title = f"correlation {pair.correlation:.3f}, {shift}" + ", mirrored" * pair.mirrored
         common.draw_frame(line[2], _difference(store, test, train, pair), title)
     return fig
 
@@ -156,9 +157,15 @@ def _difference(store: Store, test: int, train: int, pair) -> np.ndarray:
     """Absolute difference after alignment, (H,W) in [0,1] for 0 to 64 gray levels."""
     image, copied = (store.images[row].astype(np.float32) / 255 for row in (test, train))
     image = image[:, ::-1] if pair.mirrored else image  # the shift is that of the mirrored frame
-    copied = ndimage.shift(copied, (pair.shift_y_px, pair.shift_x_px), order=0, cval=np.nan)
-    difference = np.nan_to_num(np.abs(image - copied))  # 0 where nothing is to compare with
     height, width = store.index.iloc[test][["height", "width"]].astype(int)
+    turn, middle = np.deg2rad(pair.turn_deg), (store.size - 1) / 2
+    # from the test frame to the training frame, turned at the frame's own aspect
+    aspect = width / height if store.settings["resize"] == "square" else 1
+    c, s = np.cos(turn) / pair.scale, np.sin(turn) / pair.scale
+    matrix = np.array([[c, -s * aspect], [s / aspect, c]])
+    offset = middle - matrix @ (middle + np.array([pair.shift_y_px, pair.shift_x_px]))
+    copied = ndimage.affine_transform(copied, matrix, offset, order=1, cval=np.nan)
+    difference = np.nan_to_num(np.abs(image - copied))  # 0 where nothing is to compare with
     shown = frames.restore_prob(difference, height, width, store.settings["resize"])
     return np.clip(shown * 255 / 64, 0, 1)
 
