@@ -67,7 +67,7 @@ def test_names_and_groups_that_are_not_there(tmp_path):
             f"{BOTH},official\nx/1.png,m/1.png,both\n",
             "official is 'both', need train, val, test or",
         ),
-        (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of 'x/1.png' differ"),
+        (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of '1.png' differ"),
         (f"{BOTH}\nx/1.png,m/1.png,p\n", "has more fields than the first line"),
     ],
 )

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from thyroid_lib.data import arrays, stacks
+from thyroid_lib.data import arrays
 from thyroid_lib.data.cases import COLUMNS
+from thyroid_lib.data.readers import expand_stacks
 
 RNG = np.random.default_rng(11)
 FRAMES = RNG.integers(0, 255, (12, 9, 13), np.uint8)
@@ -41,7 +42,7 @@ def test_a_row_for_each_frame(tmp_path, suffix):
     one = [write(tmp_path / kind / f"o{suffix}", FRAMES[:1]) for kind in ("images", "masks")]
     before = table(("c", *cine, "c", "mine", "train"), ("o", *one, "p1", "mine", "test"))
     before.attrs["layout"] = "kept"
-    after = stacks.expand(before)
+    after = expand_stacks(before)
     assert after["case_id"].tolist() == [*(f"c_{n:02d}" for n in range(12)), "o"]
     assert after["group"].tolist() == ["c"] * 12 + ["p1"]
     assert after["official"].tolist() == ["train"] * 12 + ["test"]
@@ -53,7 +54,7 @@ def test_a_row_for_each_frame(tmp_path, suffix):
 
 def test_each_of_several_masks_is_a_stack(tmp_path):
     files = [write(tmp_path / f"{name}.tif", FRAMES[:3]) for name in "abc"]
-    after = stacks.expand(table(("a", files[0], "\n".join(files[1:]), "a", "mine", "")))
+    after = expand_stacks(table(("a", files[0], "\n".join(files[1:]), "a", "mine", "")))
     assert after["mask_path"][2] == f"{files[1]}\t2\n{files[2]}\t2"
 
 
@@ -62,7 +63,7 @@ def test_other_numbers_of_masks_are_set_aside(tmp_path, images, masks):
     """Such as a mask of two pages, one for each class."""
     pair = write(tmp_path / "a.tif", FRAMES[:images]), write(tmp_path / "b.tif", FRAMES[:masks])
     plain = write(tmp_path / "c.png", FRAMES[:1])
-    after = stacks.expand(table(("a", *pair, "a", "", ""), ("c", plain, plain, "c", "", "")))
+    after = expand_stacks(table(("a", *pair, "a", "", ""), ("c", plain, plain, "c", "", "")))
     reason, detail = after["problem"][0]
     assert reason == "size mismatch"
     assert f"holds {images} pictures, the mask's {masks}: save one mask" in detail
@@ -74,5 +75,5 @@ def test_what_is_no_stack_stays_as_it_is(tmp_path):
     damaged.write_bytes(b"II*\0" + bytes(9))
     file = write(tmp_path / "b.tif", FRAMES[:4])
     before = table(("a", str(damaged), str(damaged), "", "", ""), ("b", file, "", "", "", ""))
-    pd.testing.assert_frame_equal(stacks.expand(before), before)
-    assert stacks.expand(before[:0]).empty
+    pd.testing.assert_frame_equal(expand_stacks(before)[before.columns], before)
+    assert expand_stacks(before[:0]).empty

@@ -35,29 +35,20 @@ def make_table(rows: list[tuple], *more: str) -> pd.DataFrame:
 
 
 def reference(path: str | Path, part: str | int = "") -> str:
-    """Name one picture as `image_path` and `mask_path` hold it.
-
-    Args:
-        part: which picture of a file of several: a page or frame from 0, or what a reader of
-            `readers.READERS` calls it.
-    """
+    """Name one picture as `image_path` and `mask_path` hold it; `part`: a page or frame from 0."""
     return f"{path}\t{part}" if str(part) else str(path)
 
 
 def split_references(text: str) -> list[tuple[str, str]]:
-    """Return the (path, part) of each reference; several masks of one image stand on a line each.
-
-    A file's own name holds neither tab nor line break: such names are refused as unusable.
-    """
+    """Return the (path, part) of each reference, one a line: several masks of one image."""
     return [tuple(f"{line}\t".split("\t")[:2]) for line in str(text).split("\n")]
 
 
 def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     """Read a case's image and mask, uint8 and bool (H,W) at native size; raises BadCase.
 
-    Args:
-        case: a row of the case table. Its masks are joined; `mask_rule` and `image_highest` may be
-            missing.
+    `case` is a row of the case table, with or without `mask_rule` and `image_highest`. Its masks
+    are joined.
     """
     image = _try("image", read_image, case)
     mask = np.zeros(image.shape, bool)
@@ -81,7 +72,7 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
 
 def read_image(case) -> np.ndarray:
     """Read the image of a row of the case table, uint8 (H,W); raises ValueError."""
-    path, part = split_references(case.image_path)[0]
+    [(path, part)] = split_references(case.image_path)
     return readers.read_image(path, part, getattr(case, "image_highest", 0))
 
 
@@ -97,10 +88,9 @@ def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
     """Read each mask of a case by its source's rule, bool (H,W); a reader may need the shape."""
     masks, rule = [], getattr(case, "mask_rule", "")
     for path, part in split_references(case.mask_path):
-        if reader := readers.reader_of(path):
-            levels = reader.read_mask(path, part, shape)
-            levels = mask_values.of_reader(levels, rule)
-        masks.append(levels if reader else mask_values.read_mask(path, part, rule))
+        reader = readers.reader_of(path)
+        levels = reader.read_mask(path, part, shape) if reader else None
+        masks.append(mask_values.read_mask(path, part, rule, levels))
     return masks
 
 

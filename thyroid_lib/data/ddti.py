@@ -25,7 +25,7 @@ from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.files.fingerprint import file_digest
 
 MAX_BYTES = 2**20  # of an XML file; the longest of the release has 20 kB
-DEPTH = 2  # folders below the given one that are searched
+IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml")
 
 
 class Outline(NamedTuple):
@@ -39,19 +39,14 @@ class Outline(NamedTuple):
 def cases(path: str | Path) -> pd.DataFrame | None:
     """Make the case table of DDTI in a folder, or up to two levels below it; None for other data.
 
-    One more column, `problem`: None, or the reason and a sentence for an image that has no usable
-    outline.
+    One more column, `problem`: None, or why an image has no usable outline.
     """
     folder = _find_folder(Path(path))
     if folder is None:
         return None
-    images, files = {}, {}
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        if re.fullmatch(r"\d+_\d+", stem) and suffix.lower() in (".jpg", ".jpeg", ".png"):
-            images[stem] = str(folder / name)
-        elif re.fullmatch(r"\d+\.xml", name):
-            files[stem] = str(folder / name)
+    names = sorted(os.listdir(folder))
+    images = {m[1]: str(folder / m[0]) for m in map(IMAGE.fullmatch, names) if m}
+    files = {m[1]: str(folder / m[0]) for m in map(FILE.fullmatch, names) if m}
     read = {number: _read_outlines(file) for number, file in files.items()}
     named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
     group_of, rows, arrows = _join_cases(images), [], 0
@@ -91,25 +86,21 @@ def draw_polygon(points: list[tuple[float, float]], shape: tuple[int, int]) -> n
 
 def _find_folder(path: Path) -> Path | None:
     """Return the first folder that holds N.xml beside N_k.jpg."""
-    for folder, below, names in os.walk(path):
-        numbers = {name[:-4] for name in names if re.fullmatch(r"\d+\.xml", name)}
-        if any(re.match(r"\d+_\d+\.", n) and n.partition("_")[0] in numbers for n in names):
-            return Path(folder)
-        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
-        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
+        images = map(IMAGE.fullmatch, os.listdir(folder) if folder.is_dir() else ())
+        if any(m and (folder / f"{m[1].partition('_')[0]}.xml").is_file() for m in images):
+            return folder
     return None
 
 
 def _join_cases(images: dict[str, str]) -> dict[str, str]:
     """Return the group of each case number: "150+233" where two hold the same image."""
-    members = {name.partition("_")[0]: {name.partition("_")[0]} for name in images}
+    members = {(number := name.partition("_")[0]): {number} for name in images}
     first_with: dict[str, str] = {}  # digest: case number
     for name, file in images.items():
         number = name.partition("_")[0]
-        other = first_with.setdefault(file_digest(file), number)
-        if members[other] is not members[number]:
-            members[other] |= members[number]
-            members |= dict.fromkeys(members[number], members[other])
+        members[number] |= members[first_with.setdefault(file_digest(file), number)]
+        members |= dict.fromkeys(members[number], members[number])
     return {number: "+".join(sorted(joined, key=int)) for number, joined in members.items()}
 
 

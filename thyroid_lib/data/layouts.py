@@ -203,7 +203,8 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
     """Return {image: its masks}, the masks without an image, and sentences on how they paired."""
     for how, keys_of in _ways(images, masks, pairing):
         masks_of, left = _pair_by(images, masks, keys_of)
-        if paired := sum(map(bool, masks_of.values())):
+        if any(masks_of.values()):
+            said = f"{sum(map(bool, masks_of.values()))} images have a mask, paired by {how}"
             break
     else:
         first = [f"{each[0].folder}/ begins with {each[0].path.name!r}" for each in (images, masks)]
@@ -229,8 +230,7 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
                 )
         several += [image.path.name] * (len({mask.stem for mask, _ in held}) > 1)
     affixes = sorted({affix for held in masks_of.values() for _, affix in held if affix})
-    shown = f" ({', '.join(affixes)})" * bool(affixes)
-    said = [f"{paired} images have a mask, paired by {how}{shown}"]
+    said = [said + f" ({', '.join(affixes)})" * bool(affixes)]
     if several:
         said.append(f"{len(several)} images have several masks, which are joined: {several[0]!r}")
     return masks_of, left, said

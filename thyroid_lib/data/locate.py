@@ -31,8 +31,7 @@ def find_data(data: str | Path) -> Path | None:
     `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
     set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
     TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
-    folder or zip named tg3k…), else fetched. ValueError: not of these forms. RuntimeError: it
-    cannot be fetched; says how to get it by hand.
+    folder or zip named tg3k…), else fetched. RuntimeError: it cannot be fetched; says what to do.
     """
     data = str(data)
     if data == "auto":
