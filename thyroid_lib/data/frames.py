@@ -32,13 +32,11 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
-    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen. ValueError, with the
-    file's name: no image file, damaged, several pictures, over 64 megapixels, levels that 8 bits
-    cannot hold.
+    black. ValueError, with the file's name: no image file, damaged, several pictures, over 64
+    megapixels, levels that 8 bits cannot hold.
 
-    Args:
-        page: number of the picture in a file of several, from 0; "" where there is one.
-        highest: white, in files of more than 8 bits; 0 for the highest level of the file's type.
+    page: number of the picture in a file of several, from 0; "" where there is one. highest: white,
+    in files of more than 8 bits; 0 for the highest level of the file's type.
     """
     return decode_file(path, partial(_gray_levels, highest=highest), page)
 
@@ -120,10 +118,9 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
-    20 % of the frame. Returns the mended mask, bool (H,W), and how many components and pixels were
-    removed.
+    20 % of the frame. Returns the mended mask, and how many components and pixels were removed.
     """
-    # One row and one column more than text may fill: what reaches these does not lie wholly inside.
+    # one row and one column more than text may fill: what reaches these is no text
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
     numbers, areas, text = _components(mask[: rows + 1, : columns + 1], TEXT_PX)
     text[numbers[rows:].ravel()] = text[numbers[:, columns:].ravel()] = False
