@@ -48,13 +48,8 @@ def is_archive(path: str | Path) -> bool:
 def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path:
     """Unpack an archive and return the folder, which is named after the archive and its content.
 
-    Args:
-        pattern: regular expression of the names to unpack, searched for; "" for all.
-        advice: what to do about an archive that cannot be unpacked.
-
-    Raises:
-        ValueError: no archive, a damaged or encrypted one, nothing wanted in it, two files of one
-            name, or more than the disk or `MAX_BYTES` can hold.
+    Only names in which `pattern` is found are unpacked. ValueError, with `advice` what to do: no
+    archive, damaged, encrypted, nothing wanted in it, more than the disk or `MAX_BYTES` can hold.
     """
     path = Path(path)
     try:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,11 +114,11 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
     except (OSError, ValueError, ElementTree.ParseError) as error:
         said = f"its XML cannot be read ({error}): copy {Path(file).name} again from its source"
         return {}, Outline([], ("damaged annotation", said))
-    texts: dict[str, list[str]] = {}
+    texts = defaultdict(list)
     for mark in root.iter("mark"):
         number, text = ((mark.findtext(tag) or "").strip() for tag in ("image", "svg"))
         if number.isdecimal():
-            texts.setdefault(number, []).append(text)
+            texts[number].append(text)
     said = f"{Path(file).name} has no mark of this image: outline it"
     found = {number: _parse_regions(of_image) for number, of_image in texts.items()}
     return found, Outline([], ("no region", said))
@@ -125,21 +126,17 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
 
 def _parse_regions(texts: list[str]) -> Outline:
     """Read the regions of one image, a JSON list per mark; one that is damaged spoils the image."""
-    polygons, arrows = [], 0
     try:
-        for text in filter(None, texts):
-            for region in json.loads(text):
-                points = [(float(point["x"]), float(point["y"])) for point in region["points"]]
-                if not all(abs(value) < 1e6 for value in np.ravel(points)):  # false for NaN
-                    raise ValueError("a point lies outside of every image")
-                if len(points) < 3:
-                    arrows += 1
-                else:
-                    polygons.append(points)
+        regions = [region["points"] for text in filter(None, texts) for region in json.loads(text)]
+        lines = [[(float(p["x"]), float(p["y"])) for p in points] for points in regions]
+        if not all(abs(value) < 1e6 for line in lines for value in np.ravel(line)):  # nor NaN
+            raise ValueError("a point lies outside of every image")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         said = f"the JSON of its outline is cut off or damaged ({error}): outline it again"
         return Outline([], ("damaged annotation", said))
-    if polygons:
-        return Outline(polygons, None, arrows)
-    said = "its marks are arrows of fewer than three points" if arrows else "its mark is empty"
-    return Outline([], ("no region", f"{said}: outline the nodule"), arrows)
+    polygons = [line for line in lines if len(line) > 2]
+    arrows, problem = len(lines) - len(polygons), None
+    if not polygons:
+        said = "its marks are arrows of fewer than three points" if arrows else "its mark is empty"
+        problem = "no region", f"{said}: outline the nodule"
+    return Outline(polygons, problem, arrows)

@@ -44,12 +44,8 @@ def assign_groups(
 ) -> tuple[list[str], str]:
     """Return each case's group, "" where it is not known, and a sentence that says whence.
 
-    Args:
-        cases: a case table whose files lie below `root`; `others`: the files that are no images.
-        wanted: the study's key `groups`, see above.
-
-    Raises:
-        ValueError: `wanted` is wrong, a file named group… cannot be read, or there are several.
+    The cases' files and `others`, which are no images, lie below `root`; `wanted` is the study's
+    key. ValueError: it is wrong, a file named group… cannot be read, or there are several.
     """
     if wanted == "none":
         return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"

@@ -93,10 +93,9 @@ def find_pairs(
 
     A missing partner is an empty path, a name that occurs twice is two rows.
 
-    Args:
-        images, masks: a folder below `root`, or a pattern such as "*_mask*.png"; "" to find them.
-        pairing: a regular expression whose brackets match what an image and its mask both have in
-            their names; "" to find it.
+    `images` and `masks` are a folder below `root` or a pattern such as "*_mask*.png", `pairing` is
+    a regular expression whose brackets match what an image and its mask both have in their names;
+    "" to find them.
 
     Returns a case table without groups, with the column `official`; the files that are no images;
     and sentences on what was found. ValueError: no images, no masks, no pair, masks of two kinds.
@@ -147,10 +146,8 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
         forced.append(chosen)
     for role, pattern in wanted.items():
         if pattern and role not in forced:
-            held = _folders(pictures)
-            raise ValueError(
-                f"{role}s: {pattern!r} matches no image file below {root}, found {held}"
-            )
+            problem = f"{role}s: {pattern!r} matches no image file below {root}"
+            raise ValueError(f"{problem}, found {_folders(pictures)}")
     pictures = _masks_by_name(pictures, forced, "other" if wanted["mask"] else "mask")
     if not any(p.role == "image" for p in pictures):
         pictures = [p._replace(role=p.role or "image") for p in pictures]

@@ -95,11 +95,10 @@ def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, l
 
 def _only_folder(path: Path) -> Path:
     """Return the folder below which everything lies."""
-    while path.is_dir():
-        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
-        if len(held) != 1 or not held[0].is_dir():
-            break
+    held = [path]
+    while len(held) == 1 and held[0].is_dir():
         path = held[0]
+        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
     return path
 
 

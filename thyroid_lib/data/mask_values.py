@@ -134,8 +134,8 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
 def _even_squares(image: Image.Image, _) -> np.ndarray:
     """Return the levels of those squares of a JPEG that hold one level, uint8 (n,)."""
     rgb = _rgb(image)
-    height, width = (side // SQUARE * SQUARE for side in rgb.shape[:2])
-    squares = rgb[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, 3)
+    height, width = (side // SQUARE for side in rgb.shape[:2])
+    squares = rgb[: height * SQUARE, : width * SQUARE].reshape(height, SQUARE, width, SQUARE, 3)
     low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,3)
     even = (high - low).max(axis=2) <= BLUR
     darkest, brightest = low.min(axis=2)[even], high.max(axis=2)[even]
@@ -147,14 +147,9 @@ def choose_rule(
 ) -> tuple[str, str]:
     """Choose a source's mask rule by what `count_levels` found in each of its masks.
 
-    Args:
-        wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0".
-        names: of levels, where the data set gives them.
-
-    Returns the rule, and a sentence that names every level with its share of the pixels.
-
-    Raises:
-        ValueError: levels that could be classes and are not in `wanted`; or `wanted` is not there.
+    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0". names: of
+    levels, where the data set gives them. Returns the rule, and a sentence that names every level
+    with its share of the pixels. ValueError: levels that could be classes; `wanted` is not there.
     """
     counts: Counter = Counter()
     for each in found:
@@ -215,15 +210,14 @@ def _gland_of_two(codes: list[float], borders: set) -> list[float] | None:
 
     Of two, background is what fills the border of every mask, else transparent, black, or darker.
     """
-    if len(codes) == 1:
-        return codes if codes[0] else []
-    if len(codes) != 2:
-        return None
+    if len(codes) < 2:
+        return [code for code in codes if code]
     if len(borders) == 1 and borders <= set(codes):
-        return [code for code in codes if code not in borders]
-    gray = min(codes) >= 0
-    around = TRANSPARENT if TRANSPARENT in codes else min(codes) if gray else 0
-    return [code for code in codes if code != around] if around in codes else None
+        [around] = borders
+    else:
+        around = TRANSPARENT if TRANSPARENT in codes else max(min(codes), 0)
+    others = [code for code in codes if code != around]
+    return others if len(codes) == 2 and len(others) == 1 else None
 
 
 def _proposal(levels: dict[str, float], counts: Counter) -> str:
@@ -231,8 +225,8 @@ def _proposal(levels: dict[str, float], counts: Counter) -> str:
     if len(levels) > 16 and min(counts) >= 0:
         middle = 0.5 if max(counts) <= 1 else 127 if max(counts) <= 255 else int(max(counts)) // 2
         return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle}"'
-    usual = [name for name in ("transparent", "0") if name in levels]
-    background = usual[0] if usual else level_name(counts.most_common(1)[0][0])
+    most = level_name(counts.most_common(1)[0][0])
+    background = next((name for name in ("transparent", "0") if name in levels), most)
     others = ", ".join(name for name in levels if name != background)
     return f'Name those that are, all but {background} would be mask_values: "{others}"'
 

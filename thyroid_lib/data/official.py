@@ -20,9 +20,8 @@ COLUMNS = ("split", "official", "side", "set", "subset", "fold", "phase", "parti
 def find_sides(cases: pd.DataFrame, root: Path, wanted: str = "") -> tuple[list[str], str]:
     """Return each case's side, "train", "val", "test" or "", and a sentence that says whence.
 
-    Args:
-        cases: a case table whose column `official` holds the sides by folder.
-        wanted: the study's key `split`, see above. ValueError: no such file, or of another form.
+    Column `official` of `cases` holds the sides by folder; `wanted` is the study's key `split`.
+    ValueError: no such file, or one of another form.
     """
     sides, source = list(cases["official"]), "folders"
     if wanted == "none":
