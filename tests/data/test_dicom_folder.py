@@ -203,14 +203,6 @@ def test_what_lies_over_no_frame_is_counted(tmp_path):
     assert "4 frames that are not here have segmentations; 1 other objects" in table.attrs["layout"]
 
 
-def test_files_of_one_name_are_told_apart(tmp_path):
-    for number in (1, 2):
-        write(tmp_path / str(number), IM_dcm=make_us(ONE, uid=f"1.2.{number}"))
-    names = dicom_folder.cases(tmp_path)["case_id"]
-    assert names.is_unique
-    assert names.str.fullmatch("IM-[0-9a-f]{8}").all()
-
-
 @pytest.mark.parametrize("kind", ["compressed", "fractional"])
 def test_segmentations_of_other_pixels_are_refused(tmp_path, kind):
     seg = make_seg(MASKS[:1], [("1.2.1", 0)])
