@@ -11,7 +11,7 @@ from thyroid_lib.data import __main__ as command
 from thyroid_lib.data.groups import UNKNOWN, assign_groups
 from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.data.look import look
-from thyroid_lib.data.shrink import lost_masks, size_needed
+from thyroid_lib.data.shrink import size_needed, sizes_needed
 from thyroid_lib.data.store import build_store, load_cases
 
 # Data sets of every layout, mask and groups file: test_layouts.py. Bad files: test_bad_files.py.
@@ -114,10 +114,11 @@ def test_masks_that_a_size_loses_are_counted_with_the_size_that_keeps_them(tmp_p
             {f"images/a{i}.png": np.zeros((500, 600), np.uint8), f"masks/a{i}.png": mask}, tmp_path
         )
     built = build_store(look(tmp_path).cases, tmp_path / "store", size=64, mend=[])
-    lost = lost_masks(built)
-    assert lost["case_id"].tolist() == ["a0", "a1"] + ["a2"] * (len(lost) == 3)
-    for case in lost.itertuples():
-        mask = built.reference(int(case.case_id[1]))
-        assert size_needed(mask, case.size_needed, "square") == 0
-        assert size_needed(mask, case.size_needed - 32, "square") == case.size_needed
+    needed = sizes_needed(built)
+    assert [side > 0 for side in needed] == [True, True, needed[2] > 0, False]
+    for row, side in enumerate(needed):
+        if side:
+            assert size_needed(built.reference(row), side, "square") == 0
+            assert size_needed(built.reference(row), side - 32, "square") == side
+    lost = [side for side in needed if side]
     assert f"at 64 px {len(lost)} of 4 masks vanish" in capsys.readouterr().err

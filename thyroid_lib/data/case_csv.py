@@ -22,11 +22,8 @@ OWN = ["case_id", "dataset", "official"]
 def cases(path: str | Path) -> pd.DataFrame | None:
     """Make the case table from a CSV file, or from the one in a folder; None where none is.
 
-    Groups are left to `groups.assign_groups`, which reads the same table.
-
-    Raises:
-        ValueError: several such tables, columns missing from the given one, no file where the
-            paths lead, lines of one image that differ, or a side that is none.
+    Groups are left to `groups.assign_groups`, which reads the same table. ValueError: several such
+    tables, columns missing from the given one, or lines that are wrong.
     """
     path, tables = Path(path), {}
     for file in [path] if path.is_file() else sorted(path.glob("*")):

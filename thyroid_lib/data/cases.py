@@ -1,11 +1,9 @@
 """Case table: one row per image with the path of its mask, whatever the source.
 
-A source (phantom, tg3k, folder) makes the table; the store reads each pair. A case that cannot be
-used has one of a few reasons, so that they can be counted.
-
-A row may have more than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what
-in a mask is gland, see `mask_values`), `image_highest` (white, in images of more than 8 bits) and
-`problem` (reason and detail, where the source knows that the case cannot be used).
+A source (phantom, tg3k, folder) makes the table; the store reads each pair. A row may have more
+than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what in a mask is gland,
+see `mask_values`), `image_highest` (white, in images of more than 8 bits) and `problem` (reason and
+detail, where the source knows that the case cannot be used).
 """
 
 import unicodedata
@@ -106,22 +104,17 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
 
     Names that differ in letter case only are equal, as they are on some disks.
     """
-    keys = cases["case_id"].map(name_key)
-    problems = []
+    keys, problems = cases["case_id"].map(name_key), []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
-        found = getattr(case, "problem", None)
-        if found:
-            pass  # the source knows
-        elif count > 1:
-            found = "duplicate name", f"{count} files have this name, keep one"
-        elif not is_one_line(case.case_id):
-            found = "unusable name", "it holds a line break or what is no text, rename it"
-        elif not case.image_path:
-            found = "missing image", "add the image under the mask's name"
-        elif not case.mask_path:
-            found = "missing mask", "add the mask under the image's name"
-        elif not case.group:
-            found = "no group", "its sweep or patient is not known, name it in groups.csv"
+        known, twice = getattr(case, "problem", None), f"{count} files have this name, keep one"
+        checks = (
+            (count > 1, "duplicate name", twice),
+            (not is_one_line(case.case_id), "unusable name", "no text of one line, rename it"),
+            (not case.image_path, "missing image", "add the image under the mask's name"),
+            (not case.mask_path, "missing mask", "add the mask under the image's name"),
+            (not case.group, "no group", "its patient is not known, name it in groups.csv"),
+        )
+        found = known or next((problem for wrong, *problem in checks if wrong), None)
         problems.append(found and problem_row(case, *found))
     return problems
 

@@ -38,10 +38,7 @@ class Outline(NamedTuple):
 
 
 def cases(path: str | Path) -> pd.DataFrame | None:
-    """Make the case table of DDTI in a folder, or up to two levels below it; None for other data.
-
-    One more column, `problem`: None, or why an image has no usable outline.
-    """
+    """Make the case table of DDTI, in a folder or up to two levels below; None for other data."""
     folder = _find_folder(Path(path))
     if folder is None:
         return None

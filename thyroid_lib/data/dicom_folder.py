@@ -45,9 +45,8 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
     `problem` is None, or why a file cannot be used. Segments of several kinds are levels from 1 in
     the masks; `attrs["levels"]` names them. ImportError: pydicom is missing.
 
-    Args:
-        salt: is hashed with each PatientID; "" for the UIDs of all studies in the folder, which
-            nobody knows who has not got the files. A patient in two folders needs one salt.
+    `salt` is hashed with each PatientID; "" for the UIDs of all studies in the folder, which nobody
+    knows who has not got the files. A patient in two folders needs one salt.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     images, segments, broken, others = _read_headers(filter(is_dicom, found))

@@ -67,16 +67,14 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
             image.seek(int(page or 0))
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
-        if isinstance(error, Refused):
-            what = str(error)
-        elif isinstance(error, Image.DecompressionBombError):
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, Image.DecompressionBombError):
             what = f"has more than {MAX_PIXELS // 1_000_000} megapixels, save it smaller"
         elif isinstance(error, Image.UnidentifiedImageError):
             what = "is no PNG, JPEG, BMP or TIFF image, convert it to one"
         elif isinstance(error, OSError) and error.errno:
             what = f"cannot be opened ({error.strerror}), check its permissions"
-        else:
-            what = (str(error) or type(error).__name__).splitlines()[0]
+        elif not isinstance(error, Refused):
             what = f"is damaged ({what}), copy or export it again"
         # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {what}") from error
@@ -90,8 +88,7 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     """
     levels = np.asarray(levels)
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
-    colour = levels.ndim == 3 and levels.shape[2] == 3 and levels.dtype == np.uint8
-    if not levels.size or not (gray or colour):
+    if not levels.size or not (gray or (levels.shape[2:] == (3,) and levels.dtype == np.uint8)):
         need = "gray levels (H,W), uint8 or uint16, or RGB (H,W,3), uint8"
         raise ValueError(f"got {levels.dtype} {levels.shape}, need {need}")
     if levels.shape[0] * levels.shape[1] > MAX_PIXELS:
@@ -100,7 +97,7 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     if inverted:
         levels = highest - np.minimum(levels, highest)
     if levels.dtype == np.uint16:
-        return np.rint(np.minimum(levels, highest) / (highest / 255)).astype(np.uint8)
+        return scale_levels(levels, highest)
     return np.array(Image.fromarray(levels).convert("L"))
 
 
@@ -215,19 +212,17 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
 
 
 def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
-    if highest and image.mode.startswith(("I", "F")):
-        levels = np.asarray(image)
-        return scale_levels(highest - levels if tags.get(262) == 0 else levels, highest)
-    if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
-        levels = np.asarray(image)
+    if image.mode.startswith(("I", "F")):  # 16 bits, "I;16" or in a container of 32; or float
+        levels, white_at_0 = np.asarray(image), tags.get(262) == 0
+        if highest:
+            return scale_levels(highest - levels if white_at_0 else levels, highest)
+        if image.mode == "F":
+            raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
         if levels.min() < 0 or levels.max() > 65535:
             raise Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
-        # a TIFF may have 12 bits (tag 258), or 0 for white (tag 262)
-        of_tiff = tags if image.mode == "I;16" else {}
-        bits, inverted = of_tiff.get(258, (16,))[0], of_tiff.get(262) == 0
+        bits = tags.get(258, (16,))[0] if image.mode == "I;16" else 16  # a TIFF may have 12
+        inverted = white_at_0 and image.mode == "I;16"
         return to_gray(levels.astype(np.uint16), bits=bits, inverted=inverted)
-    if image.mode == "F":
-        raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
     if image.mode == "1":
         image = image.convert("L")  # Pillow makes nothing transparent in one bit
     if image.has_transparency_data:

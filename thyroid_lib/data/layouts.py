@@ -75,8 +75,8 @@ def list_files(root: Path) -> tuple[list[Path], list[Path]]:
         below[:] = [] if deep else sorted(filter(_is_named, below))
         tables = [name for name in below if name.lower().endswith(TABLES)]  # refused when read
         for name in sorted(filter(_is_named, [*names, *tables])):
-            ending = os.path.splitext(name)[1].lower()
-            (images if ending in (*PICTURES, ".npy") else others).append(Path(folder, name))
+            is_image = name.lower().endswith((*PICTURES, ".npy"))
+            (images if is_image else others).append(Path(folder, name))
     return images, others
 
 

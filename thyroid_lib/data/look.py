@@ -55,12 +55,8 @@ class Look:
 def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
     """Look at a folder or archive: find images, masks and groups, and what the masks' levels mean.
 
-    Args:
-        dataset: names the cases; "" for a name of the format.
-        choices: any of `CHOICES`, as in a study's YAML; "" or left out to find it.
-
-    Raises:
-        ValueError: what cannot be decided; says what was found and which key decides it.
+    `dataset` names the cases, "" for the format's name; `choices` are any of `CHOICES`, as in a
+    study's YAML. ValueError: what cannot be decided; says what was found and which key decides it.
     """
     path = archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):

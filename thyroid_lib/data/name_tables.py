@@ -40,11 +40,7 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV as texts, its columns named as by `column_key`.
-
-    Raises:
-        ValueError: not a table with a first line of names and two columns; says what is wrong.
-    """
+    """Read a CSV as texts, its columns named as by `column_key`; ValueError says what is wrong."""
     problem = f"{path.name} is no table in CSV"
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{problem} ({', '.join(TABLES)}): save it as one")
@@ -119,13 +115,13 @@ class Names:
 
     def column(self, table: pd.DataFrame) -> str:
         """Return the column that names the images: a usual one, else that which names most."""
-        found = {c: sum(bool(self.find(v)) for v in table[c]) for c in table.columns}
         if headless := [name for name in table.columns if self.find(name)]:
             needed = "write the columns' names there, case_id,group"
             raise ValueError(f"the first line of a table names an image, {headless[0]!r}: {needed}")
-        usual = [name for name in IDS if found.get(name)]
+        found = {c: sum(bool(self.find(v)) for v in table[c]) for c in table.columns}
         best = max(found, key=found.get)
-        return usual[0] if usual else best if found[best] > len(table) / 2 else ""
+        most = best if found[best] > len(table) / 2 else ""
+        return next((name for name in IDS if found.get(name)), most)
 
 
 def _key(name: str) -> str:

@@ -31,7 +31,7 @@ from thyroid_lib.data import frames, phantom, tg3k
 from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
-from thyroid_lib.data.shrink import lost_masks, lost_sentence
+from thyroid_lib.data.shrink import lost_sentence, sizes_needed
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers, map_in_order
@@ -147,8 +147,7 @@ def build_store(
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers)
         store = open_store(folder, verify=False)
-        if len(lost := lost_masks(store)):
-            needed = [*lost["size_needed"], *[0] * (len(store) - len(lost))]
+        if any(needed := sizes_needed(store)):
             print_note(lost_sentence(needed, size))
         return store
     except BaseException as error:
@@ -260,15 +259,13 @@ def _hash_json(about: dict) -> str:
 
 def _digest(path: str | Path) -> str:
     """SHA-256 of a file; "" for a missing or unreadable one, which reading will report."""
-    try:
-        return file_digest(path) if os.path.isfile(path) else ""
-    except OSError:
-        return ""
+    with suppress(OSError):
+        return file_digest(path)
+    return ""
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(FILES, pool.map(lambda name: _digest(folder / name), FILES), strict=True))
+    return {name: _digest(folder / name) for name in FILES}
 
 
 def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:

@@ -40,16 +40,16 @@ def cases(path: str | Path) -> pd.DataFrame:
     """Make the case table of TG3K, or of any part of it, in what `locate` finds at a path.
 
     case_id is as in the release ("0007"), group run01 … run15, "" for a name that it does not have.
-    One more column, `official`: the side in the release's own split, "train" or "test", "" where
-    the split's file is missing.
+    Column `official` is the side in the release's own split, "" where the split's file is missing.
     """
     folder = locate(path)
     table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
     group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
-    table["group"] = [group_of.get(case_id, "") for case_id in table["case_id"]]
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
-    return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
+    for column, known in (("group", group_of), ("official", side_of)):
+        table[column] = [known.get(case_id, "") for case_id in table["case_id"]]
+    return table
 
 
 def locate(path: str | Path) -> Path:
