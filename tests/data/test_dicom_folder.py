@@ -28,41 +28,33 @@ def items(**elements) -> list[Dataset]:
     return [dataset]
 
 
-def make_seg(masks, over, kinds=("Thyroid gland",), segments=None, shared=False, **attributes):
+def make_seg(masks, over, kinds=("Thyroid gland",), segments=None, shared=False):
     """Make a segmentation object: bool (N,H,W), frame i over the (uid, frame) `over[i]`."""
-    seg, masks = Dataset(), np.asarray(masks)
+    seg, masks, frames = Dataset(), np.asarray(masks), []
     seg.file_meta = FileMetaDataset()
     seg.file_meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian
     seg.file_meta.MediaStorageSOPClassUID = seg.SOPClassUID = uids.SegmentationStorage
     seg.file_meta.MediaStorageSOPInstanceUID = seg.SOPInstanceUID = "1.2.3.9"
-    seg.SegmentSequence = [
-        items(SegmentNumber=n, SegmentLabel=kind, SegmentedPropertyTypeCodeSequence=code)[0]
-        for n, kind in enumerate(kinds, 1)
-        for code in [items(CodeValue="1", CodingSchemeDesignator="99", CodeMeaning="Tissue")]
-    ]
-    frames = []
+    code = items(CodeValue="1", CodingSchemeDesignator="99", CodeMeaning="Tissue")
+    seg.SegmentSequence = []
+    for number, kind in enumerate(kinds, 1):
+        about = {"SegmentNumber": number, "SegmentLabel": kind}
+        seg.SegmentSequence += items(SegmentedPropertyTypeCodeSequence=code, **about)
+
+    def identity(number):
+        return {"SegmentIdentificationSequence": items(ReferencedSegmentNumber=number)}
+
     for (image, number), segment in zip(over, segments or [1] * len(over), strict=True):
-        source = {"ReferencedSOPInstanceUID": image} | (
-            {} if number is None else {"ReferencedFrameNumber": number + 1}
-        )
-        derived = items(SourceImageSequence=items(**source) if image else [])
-        identity = (
-            {}
-            if shared
-            else {"SegmentIdentificationSequence": items(ReferencedSegmentNumber=segment)}
-        )
-        frames += items(DerivationImageSequence=derived, **identity)
-    identity = items(ReferencedSegmentNumber=1)
-    seg.SharedFunctionalGroupsSequence = items(
-        **({"SegmentIdentificationSequence": identity} if shared else {})
-    )
+        frame = {} if number is None else {"ReferencedFrameNumber": number + 1}
+        sources = items(ReferencedSOPInstanceUID=image, **frame) if image else []
+        derived = items(SourceImageSequence=sources)
+        frames += items(DerivationImageSequence=derived, **({} if shared else identity(segment)))
+    seg.SharedFunctionalGroupsSequence = items(**(identity(1) if shared else {}))
     seg.PerFrameFunctionalGroupsSequence = frames
     seg.NumberOfFrames, (seg.Rows, seg.Columns) = len(masks), masks.shape[1:]
     seg.BitsAllocated, seg.SegmentationType = 1, "BINARY"
     data = np.packbits(masks.ravel(), bitorder="little").tobytes()
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
-    for keyword, value in attributes.items():
-        setattr(seg, keyword, value)
     return seg
 
 

@@ -8,8 +8,6 @@ from format_cases import CINES, IMAGES, MASKS, NAMES, OWN, READ, REFUSED
 from fuzzing import attempt
 from test_arrays import npz
 from test_bad_files import damaged
-from test_ddti import mark
-from test_ddti import write as write_ddti
 
 from thyroid_lib.data.frames import fit_image
 from thyroid_lib.data.look import look
@@ -70,21 +68,6 @@ def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
         changed.write_bytes(content)
         _, said = attempt(counts, look, changed)
         assert said is None or len(said.splitlines()) == 1
-
-
-def test_ddti_to_the_store(tmp_path):
-    """Damaged annotations are set aside with their reasons, the rest is read."""
-    square = [(2, 1), (6, 1), (6, 4), (2, 4)]
-    levels = {"1_1": 10, "1_2": 20, "2_1": 20, "3_1": 30}
-    marks = {"n1": [mark(1, square), mark(2, square, cut=-3)], "n2": [mark(1, square)]}
-    write_ddti(tmp_path / "data", images=levels, n3=[mark(1)], **marks)
-    seen = look(tmp_path / "data")
-    store = build_store(seen.cases, tmp_path / "store", size=32, mend=[], workers=1)
-    assert store.index[["case_id", "group"]].to_numpy().tolist() == [["1_1", "1+2"], ["2_1", "1+2"]]
-    assert store.reference(0).sum() == 20
-    reasons = store.quarantine[["case_id", "reason"]].to_numpy().tolist()
-    assert reasons == [["1_2", "damaged annotation"], ["3_1", "no region"]]
-    assert seen.seen["groups"].startswith("case numbers")
 
 
 def test_a_changed_part_of_a_file_changes_the_store(tmp_path):
