@@ -77,7 +77,8 @@ def test_a_changed_part_of_a_file_changes_the_store(tmp_path):
         path = npz(tmp_path / "a.npz", x=IMAGES, y=masks)
         store = build_store(look(path).cases, tmp_path / "store", size=32, workers=1)
         prints.add(store.fingerprint)
-    table = look(path).cases
+    table = look(path, dataset="mine").cases
+    assert set(table["dataset"]) == {"mine"}
     table["mask_path"] = table["mask_path"].to_numpy()[::-1]
     prints.add(build_store(table, tmp_path / "other", size=32, workers=1).fingerprint)
     assert len(prints) == 3

@@ -72,8 +72,7 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
 
 
 def _unpack(path: Path, members: list[Member], name: str) -> Path:
-    beside = os.access(path.parent, os.W_OK)
-    parent = path.parent if beside else project_path("results/data")
+    parent = path.parent if os.access(path.parent, os.W_OK) else project_path("results/data")
     parent.mkdir(parents=True, exist_ok=True)
     with claim_path(parent / ".unpack", path.name):  # one archive after the other
         if (parent / name).is_dir():

@@ -48,9 +48,15 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     `case` is a row of the case table, with or without `mask_rule` and `image_highest`. Its masks
     are joined.
     """
-    image = _try("image", read_image, case)
+    kind = "image"
+    try:
+        image = read_image(case)
+        kind = "mask"
+        masks = _read_masks(case, image.shape)
+    except (ValueError, OSError, ImportError) as error:
+        raise BadCase(f"unreadable {kind}", str(error)) from error
     mask = np.zeros(image.shape, bool)
-    for found in _try("mask", _read_masks, case, image.shape):
+    for found in masks:
         if image.shape != found.shape:
             sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
             detail = f"image and mask are {' and '.join(sizes)} (height x width)"
@@ -90,13 +96,6 @@ def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
         levels = reader.read_mask(path, part, shape) if reader else None
         masks.append(mask_values.read_mask(path, part, rule, levels))
     return masks
-
-
-def _try(kind: str, read, *arguments):
-    try:
-        return read(*arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise BadCase(f"unreadable {kind}", str(error)) from error
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:

@@ -178,10 +178,10 @@ def _segments(file: Path, header) -> Iterator[Segment]:
         identity, derived = (own.get(name) or shared.get(name) or [] for name in names)
         kind = kind_of.get(identity[0].get("ReferencedSegmentNumber"), "") if identity else ""
         sources = [source for each in derived for source in each.get("SourceImageSequence") or ()]
-        image, frame = "", None
-        if len(sources) == 1:  # of several, nobody can tell which one it lies over
-            image = str(sources[0].get("ReferencedSOPInstanceUID"))
-            frame = sources[0].get("ReferencedFrameNumber")
+        # of several, nobody can tell which one it lies over
+        source = sources[0] if len(sources) == 1 else {}
+        frame = source.get("ReferencedFrameNumber")
+        image = str(source.get("ReferencedSOPInstanceUID", ""))
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
 
 

@@ -39,10 +39,14 @@ def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndar
         return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
     jpeg = is_jpeg(path)
     if jpeg and rule.startswith("above"):  # as `count_levels` sees it
-        return apply_rule(decode_file(path, lambda image, _: _rgb(image).max(axis=2), page), rule)
+        return apply_rule(decode_file(path, _brightest, page), rule)
     if jpeg or not rule:
         return read_gray(path, page=page) > 127
     return apply_rule(read_codes(path, page), rule)
+
+
+def _brightest(image: Image.Image, _) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).max(axis=2)
 
 
 def is_jpeg(path: str | Path) -> bool:
@@ -92,10 +96,6 @@ def _codes(image: Image.Image, tags) -> np.ndarray:
     return codes
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB"))
-
-
 def _colour_code(rgb):
     """Return the code of a colour, or of an array of them: below `TRANSPARENT`."""
     gray = (rgb >> 16 == rgb >> 8 & 255) & (rgb & 255 == rgb >> 8 & 255)
@@ -133,7 +133,7 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
 
 def _even_squares(image: Image.Image, _) -> np.ndarray:
     """Return the levels of those squares of a JPEG that hold one level, uint8 (n,)."""
-    rgb = _rgb(image)
+    rgb = np.asarray(image.convert("RGB"))
     height, width = (side // SQUARE for side in rgb.shape[:2])
     squares = rgb[: height * SQUARE, : width * SQUARE].reshape(height, SQUARE, width, SQUARE, 3)
     low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,3)

@@ -74,17 +74,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _decode(content: bytes) -> str:
-    """Decode a text file: UTF-16 by its mark or zero bytes, UTF-8, or as Windows writes it."""
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if not utf16 and b"\0" in content[:200]:
-        text = content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be")
-    else:
-        try:
-            text = content.decode("utf-16" if utf16 else "utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252")
+    """Decode a text file: UTF-16 by its mark, UTF-8, or as Windows writes it."""
+    try:
+        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text.split("\n", 1)[1] if text[:4].lower() == "sep=" and "\n" in text else text
+    return re.sub(r"^sep=.*\n", "", text, flags=re.IGNORECASE)  # as Excel writes it
 
 
 class Names:

@@ -63,11 +63,10 @@ def locate(path: str | Path) -> Path:
         path = archives.unpack(path, pattern=WANTED, advice=BY_HAND)
     if not path.is_dir():
         raise ValueError(f"no TG3K at {path}: nothing is there; {BY_HAND}, or call tg3k.download")
-    for folder, below, _ in os.walk(path):
-        if IMAGES in below and MASKS in below:
-            return Path(folder)
-        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
-        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    for depth in range(DEPTH + 1):
+        for images in sorted(path.glob("*/" * depth + IMAGES)):
+            if (images.parent / MASKS).is_dir():
+                return images.parent
     found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
     needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
     raise ValueError(f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download")
