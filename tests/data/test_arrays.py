@@ -77,6 +77,15 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
+def test_one_picture_in_an_array_of_pictures_and_two_files_of_one_name(tmp_path):
+    npz(tmp_path / "a.npz", image=IMAGES[:1], mask=MASKS[0], patient_id="p7")
+    hdf5(tmp_path / "a.h5", image=IMAGES[1:3], mask=MASKS[1:3], patient_id="p7")
+    table = arrays.cases(tmp_path)
+    assert table["case_id"].tolist() == ["a.h5_0", "a.h5_1", "a.npz_0"]
+    assert table["group"].tolist() == ["p7"] * 3
+    assert_read(table, IMAGES[[1, 2, 0]], MASKS[[1, 2, 0]])
+
+
 def test_colours_stay_colours_and_a_mask_in_colours_is_refused(tmp_path):
     colours = RNG.integers(0, 255, (5, 12, 16, 3), np.uint8)
     table = arrays.cases(npz(tmp_path / "a.npz", images=colours, masks=MASKS))

@@ -119,6 +119,15 @@ def test_a_bad_picture_is_refused(tmp_path, kind):
     check_message(str(error.value), "x y.png", words)
 
 
+def test_a_picture_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, mode):  # root may read all, so rights alone would not show it
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(frames, "open", refuse, raising=False)
+    with pytest.raises(ValueError, match=r"'x' cannot be opened \(Permission .*check its p"):
+        frames.read_gray(put(tmp_path / "x", PNG))
+
+
 GOOD = encode(MASK)
 # name of the image: (image, mask, reason, words); None is no file; without a reason both are read
 # as IMAGE and MASK

@@ -180,6 +180,8 @@ def test_pictures_of_one_name_belong_to_the_file_beside_them(tmp_path):
     for image, mask in zip(table["image_path"], table["mask_path"], strict=True):
         assert mask == image.replace("IM.dcm", "masks/IM.png")
     (tmp_path / "p1" / "masks" / "IM.png").rename(tmp_path / "im.png")  # whose is it?
+    assert table["case_id"].is_unique
+    assert table["case_id"].str.fullmatch("IM-[0-9a-f]{8}").all()
     masks = dicom_folder.cases(tmp_path).set_index("image_path")["mask_path"]
     assert masks[str(tmp_path / "p1" / "IM.dcm")] == ""
     assert masks[str(tmp_path / "p2" / "IM.dcm")] == str(tmp_path / "p2" / "masks" / "IM.png")

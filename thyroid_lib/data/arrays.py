@@ -107,8 +107,11 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
     if any(file.suffix.lower() in PICTURES for file in found):
         return {}
     npy = [file for file in found if file.suffix.lower() == ".npy"]
-    files = {file.stem: [file] for file in found if file.suffix.lower() in (".npz", *HDF5)}
-    return files or ({path.name: npy} if npy else {})
+    files = [file for file in found if file.suffix.lower() in (".npz", *HDF5)]
+    if not files:
+        return {path.name: npy} if npy else {}
+    twice = len({file.stem for file in files}) < len(files)  # a.npz and a.h5
+    return {file.name if twice else file.stem: [file] for file in files}
 
 
 def _list_arrays(files: list[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
