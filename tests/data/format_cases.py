@@ -126,11 +126,16 @@ def case_table(top):
     return top / "cases.csv"
 
 
-def one_hot(top):
-    pairs(top, mask="masks/{}.tif")
-    for name, gland in zip(NAMES, MASKS, strict=True):
-        pages = [Image.fromarray(each * np.uint8(255)) for each in (~gland, gland)]
-        pages[0].save(top / "masks" / f"{name}.tif", save_all=True, append_images=pages[1:])
+def pages(kind, count):
+    """Images or masks of several pages, such as one for each class or channel."""
+
+    def make(top):
+        pairs(top, "images/{}.tif", "masks/{}.tif")
+        for file in (top / kind).iterdir():
+            page = Image.open(file).copy()
+            page.save(file, save_all=True, append_images=[page] * (count - 1))
+
+    return make
 
 
 def seven(top):
@@ -196,7 +201,12 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         r"1 Tissue: Nodule \(.*2 Tissue: Thyroid gland \(.*which of them are gland",
         {"mask_values": "2"},
     ),
-    "TIFF masks with a page for each class": (one_hot, "the mask's 2: save one mask", {}),
+    "TIFF masks with a page for each class": (
+        pages("masks", 2), "the mask's 2: save one mask .* no class or channel as a page", {},
+    ),
+    "TIFF images with a page for each channel": (
+        pages("images", 5), "holds 5 pictures, the mask's 1: .* no class or channel", {},
+    ),
     "pictures along the last axis": (
         one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
         r"may be \(H,W,N\) or \(N,H,W\)", {},

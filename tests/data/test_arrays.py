@@ -43,34 +43,6 @@ def assert_read(table, images=IMAGES, masks=MASKS):
         assert (image.dtype, mask.dtype) == (images.dtype, masks.dtype)
 
 
-@pytest.mark.parametrize("write", [npz, hdf5])
-@pytest.mark.parametrize(
-    ("images", "masks"),
-    [
-        ("uint8", "bool"),
-        ("uint16", "int64"),
-        ("float32", "float64"),
-    ],
-)
-def test_pictures_of_one_file_as_stored(tmp_path, write, images, masks):
-    ending = "npz" if write is npz else "h5"
-    file = write(tmp_path / f"set.{ending}", X=IMAGES.astype(images), Y=MASKS.astype(masks))
-    for path in (file, tmp_path):
-        table = arrays.cases(path)
-        assert table["case_id"].tolist() == ["0", "1", "2", "3", "4"]
-        assert_read(table, IMAGES.astype(images), MASKS.astype(masks))
-        assert table.attrs["groups"] == ""
-        assert table["group"].tolist() == table["case_id"].tolist()
-
-
-def test_two_npy_files_of_a_folder(tmp_path):
-    np.save(tmp_path / "Images.npy", IMAGES[..., None])
-    np.save(tmp_path / "gt.npy", MASKS)
-    table = arrays.cases(tmp_path)
-    assert_read(table)
-    assert arrays.count_pictures(tmp_path / "gt.npy") == 5
-
-
 def test_the_stanford_cine_clips(tmp_path):
     """Groups are annotations, cases their frames, in the order of the numbers."""
     annotations, frames = [b"12_", b"12_", b"7_", b"7_", b"7_"], [9, 10, 2, 0, 1]
@@ -105,7 +77,7 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
-def test_one_picture_in_an_array_of_pictures_and_one_patient_of_a_file(tmp_path):
+def test_one_picture_in_an_array_of_pictures_and_two_files_of_one_name(tmp_path):
     npz(tmp_path / "a.npz", image=IMAGES[:1], mask=MASKS[0], patient_id="p7")
     hdf5(tmp_path / "a.h5", image=IMAGES[1:3], mask=MASKS[1:3], patient_id="p7")
     table = arrays.cases(tmp_path)

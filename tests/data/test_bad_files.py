@@ -156,12 +156,8 @@ PAIRS = {
     "\u00e9.png": (PNG, GOOD, "duplicate name", "2 files have this name"),
     "e\u0301.png": (PNG, None, "duplicate name", "2 files have this name"),
     "stranger.png": (PNG, GOOD, "no group", "name it in groups.csv"),
-    "16 bits.png": (encode(IMAGE * np.uint16(257)), encode(MASK, mode="P"), "", ""),
-    "rgba.png": (
-        encode(colour(IMAGE), mode="RGBA"), encode(colour(MASK), mode="RGBA"), "", "",
-    ),
+    "rgba.png": (encode(colour(IMAGE), mode="RGBA"), encode(MASK, mode="P"), "", ""),
     "one bit.bmp": (BMP, encode(MASK > 0), "", ""),
-    "tiff.tiff": (TIFF, encode(MASK, "TIFF"), "", ""),
     "gif named.jpg": (encode(IMAGE, "GIF"), GOOD, "", ""),
     "turned.png": (
         encode(np.rot90(IMAGE), exif=TURNED), encode(np.rot90(MASK), exif=TURNED), "", "",
@@ -208,7 +204,6 @@ def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
 
 BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
     "no folder": (".", None, "no folder at .*: give one that holds images and masks"),
-    "no images": ("images", None, "no masks found among 6 image files in masks.*set masks to"),
     "masks empty": ("masks", Path.mkdir, "no masks found among 6 image files in images/"),
     "nothing": (".", Path.mkdir, r"no image file \(.png .jpg .*: it holds nothing"),
     "no name in common": (
@@ -216,19 +211,11 @@ BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
         lambda path: path.with_name(f"x{path.stem[1:]}{ord(path.stem[0])}.png").touch(),
         "images/ begins with 'a00.png', masks/ begins with 'x0097.png'; name each mask as its",
     ),
-    "other types": (
-        "images/*", lambda path: path.with_suffix(".mha").touch(), "no masks found .*in masks/",
-    ),
     "no usable case": ("images/*", PNG, "no case can be used, of 6: 6 size mismatch; .*: a00"),
 }  # fmt: skip
 BAD_GROUPS = {
     "empty": ("", r"groups.csv needs a first line of two .* it has \[\]"),
     "a folder": (Path.mkdir, "groups.csv is no table in CSV"),
-    "of others": ("case_id,group\nx,1\n", "names no image that is there, in 1"),
-    "no group column": (
-        "case_id,age,sex\na00,1,f\n", "no column group, its .* age, sex; set groups to one",
-    ),
-    "two group columns": ("case_id,group,group\na00,1,2\n", "different column names"),
     "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' more than once, in two"),
     "no lines": ("case_id,group\n", "names no image that is there"),
     "a comma too many": ("case_id,group\na00,S, J\n", "line of 'a00' has more fields than"),

@@ -47,14 +47,6 @@ def test_as_a_spreadsheet_writes_it(tmp_path):
     assert table["official"].tolist() == ["", ""]
 
 
-def test_names_and_groups_that_are_not_there(tmp_path):
-    text = "image_path,mask_path\nx/1.png,m/1.png\ny/1.png,m/2.png\n"
-    table = case_csv.cases(write(tmp_path, text))
-    assert table["case_id"].tolist() == ["x-1", "y-1"]
-    write(tmp_path, "case_id,image_path,mask_path\nb,x/1.png,m/1.png\na,y/1.png,m/2.png\n")
-    assert case_csv.cases(tmp_path)["case_id"].tolist() == ["a", "b"]
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -67,7 +59,7 @@ def test_names_and_groups_that_are_not_there(tmp_path):
             f"{BOTH},official\nx/1.png,m/1.png,both\n",
             "official is 'both', need train, val, test or",
         ),
-        (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of 'x/1.png' differ"),
+        (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of '1.png' differ"),
         (f"{BOTH}\nx/1.png,m/1.png,p\n", "has more fields than the first line"),
     ],
 )
@@ -83,10 +75,3 @@ def test_two_tables_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"a\.csv and b\.csv name images and masks"):
         case_csv.cases(tmp_path)
     assert len(case_csv.cases(tmp_path / "b.csv")) == 1
-
-
-def test_other_data_are_left_to_other_formats(tmp_path):
-    write(tmp_path, "case_id,group\n1,p\n", "groups.csv")
-    (tmp_path / "notes.txt").write_text("no table")
-    for path in (tmp_path, tmp_path / "x" / "1.png", tmp_path / "nowhere"):
-        assert case_csv.cases(path) is None

@@ -28,41 +28,33 @@ def items(**elements) -> list[Dataset]:
     return [dataset]
 
 
-def make_seg(masks, over, kinds=("Thyroid gland",), segments=None, shared=False, **attributes):
+def make_seg(masks, over, kinds=("Thyroid gland",), segments=None, shared=False):
     """Make a segmentation object: bool (N,H,W), frame i over the (uid, frame) `over[i]`."""
-    seg, masks = Dataset(), np.asarray(masks)
+    seg, masks, frames = Dataset(), np.asarray(masks), []
     seg.file_meta = FileMetaDataset()
     seg.file_meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian
     seg.file_meta.MediaStorageSOPClassUID = seg.SOPClassUID = uids.SegmentationStorage
     seg.file_meta.MediaStorageSOPInstanceUID = seg.SOPInstanceUID = "1.2.3.9"
-    seg.SegmentSequence = [
-        items(SegmentNumber=n, SegmentLabel=kind, SegmentedPropertyTypeCodeSequence=code)[0]
-        for n, kind in enumerate(kinds, 1)
-        for code in [items(CodeValue="1", CodingSchemeDesignator="99", CodeMeaning="Tissue")]
-    ]
-    frames = []
+    code = items(CodeValue="1", CodingSchemeDesignator="99", CodeMeaning="Tissue")
+    seg.SegmentSequence = []
+    for number, kind in enumerate(kinds, 1):
+        about = {"SegmentNumber": number, "SegmentLabel": kind}
+        seg.SegmentSequence += items(SegmentedPropertyTypeCodeSequence=code, **about)
+
+    def identity(number):
+        return {"SegmentIdentificationSequence": items(ReferencedSegmentNumber=number)}
+
     for (image, number), segment in zip(over, segments or [1] * len(over), strict=True):
-        source = {"ReferencedSOPInstanceUID": image} | (
-            {} if number is None else {"ReferencedFrameNumber": number + 1}
-        )
-        derived = items(SourceImageSequence=items(**source) if image else [])
-        identity = (
-            {}
-            if shared
-            else {"SegmentIdentificationSequence": items(ReferencedSegmentNumber=segment)}
-        )
-        frames += items(DerivationImageSequence=derived, **identity)
-    identity = items(ReferencedSegmentNumber=1)
-    seg.SharedFunctionalGroupsSequence = items(
-        **({"SegmentIdentificationSequence": identity} if shared else {})
-    )
+        frame = {} if number is None else {"ReferencedFrameNumber": number + 1}
+        sources = items(ReferencedSOPInstanceUID=image, **frame) if image else []
+        derived = items(SourceImageSequence=sources)
+        frames += items(DerivationImageSequence=derived, **({} if shared else identity(segment)))
+    seg.SharedFunctionalGroupsSequence = items(**(identity(1) if shared else {}))
     seg.PerFrameFunctionalGroupsSequence = frames
     seg.NumberOfFrames, (seg.Rows, seg.Columns) = len(masks), masks.shape[1:]
     seg.BitsAllocated, seg.SegmentationType = 1, "BINARY"
     data = np.packbits(masks.ravel(), bitorder="little").tobytes()
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
-    for keyword, value in attributes.items():
-        setattr(seg, keyword, value)
     return seg
 
 
@@ -188,6 +180,8 @@ def test_pictures_of_one_name_belong_to_the_file_beside_them(tmp_path):
     for image, mask in zip(table["image_path"], table["mask_path"], strict=True):
         assert mask == image.replace("IM.dcm", "masks/IM.png")
     (tmp_path / "p1" / "masks" / "IM.png").rename(tmp_path / "im.png")  # whose is it?
+    assert table["case_id"].is_unique
+    assert table["case_id"].str.fullmatch("IM-[0-9a-f]{8}").all()
     masks = dicom_folder.cases(tmp_path).set_index("image_path")["mask_path"]
     assert masks[str(tmp_path / "p1" / "IM.dcm")] == ""
     assert masks[str(tmp_path / "p2" / "IM.dcm")] == str(tmp_path / "p2" / "masks" / "IM.png")
@@ -201,14 +195,6 @@ def test_what_lies_over_no_frame_is_counted(tmp_path):
     table = dicom_folder.cases(tmp_path)
     assert set(table["mask_path"]) == {""}
     assert "4 frames that are not here have segmentations; 1 other objects" in table.attrs["layout"]
-
-
-def test_files_of_one_name_are_told_apart(tmp_path):
-    for number in (1, 2):
-        write(tmp_path / str(number), IM_dcm=make_us(ONE, uid=f"1.2.{number}"))
-    names = dicom_folder.cases(tmp_path)["case_id"]
-    assert names.is_unique
-    assert names.str.fullmatch("IM-[0-9a-f]{8}").all()
 
 
 @pytest.mark.parametrize("kind", ["compressed", "fractional"])

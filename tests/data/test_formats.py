@@ -1,20 +1,23 @@
 """Formats of their own, from their files to the store: pixels, groups, or what to do instead."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from format_cases import CINES, COUNT, IMAGES, MASKS, NAMES, OWN, READ, REFUSED
+from format_cases import CINES, IMAGES, MASKS, NAMES, OWN, READ, REFUSED
 from fuzzing import attempt
-from test_arrays import hdf5, npz
+from test_arrays import npz
 from test_bad_files import damaged
-from test_ddti import mark
-from test_ddti import write as write_ddti
 
 from thyroid_lib.data.frames import fit_image
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
+
+
+def drawn(draw, folder) -> Path:
+    folder.mkdir()
+    path = draw(folder)
+    return path if isinstance(path, Path) else folder
 
 
 def assert_stored(path, tmp_path, names, groups, **choices):
@@ -24,24 +27,20 @@ def assert_stored(path, tmp_path, names, groups, **choices):
     order = np.argsort(names)
     assert store.index["case_id"].tolist() == [names[i] for i in order]
     for row, i in enumerate(order):
-        drawn = fit_image(IMAGES[i], 32, "square").astype(int)
-        assert np.abs(store.images[row] - drawn).max() <= 1, names[i]
+        square = fit_image(IMAGES[i], 32, "square").astype(int)
+        assert np.abs(store.images[row] - square).max() <= 1, names[i]
         np.testing.assert_array_equal(store.reference(row), MASKS[i], err_msg=names[i])
-    number = {group: place for place, group in enumerate(groups)}
     found = dict(zip(store.index["case_id"], store.index["group"], strict=True))
     shown = [found[name] for name in names]
     assert [shown.index(group) for group in shown] == [groups.index(group) for group in groups]
-    assert len(number) == store.index["group"].nunique()
+    assert len(set(groups)) == store.index["group"].nunique()
     return seen
 
 
 @pytest.mark.parametrize("kind", READ)
 def test_what_is_drawn_is_in_the_store(tmp_path, kind):
     draw, names, groups = READ[kind]
-    (tmp_path / "data").mkdir()
-    path = draw(tmp_path / "data")
-    path = path if isinstance(path, Path) else tmp_path / "data"
-    seen = assert_stored(path, tmp_path, names, groups)
+    seen = assert_stored(drawn(draw, tmp_path / "data"), tmp_path, names, groups)
     assert ("own" in seen.seen["groups"]) == (groups in (NAMES, OWN, CINES) and "DICOM" not in kind)
     if "DICOM" in kind:
         assert "Doe" not in seen.cases.to_csv()
@@ -50,64 +49,25 @@ def test_what_is_drawn_is_in_the_store(tmp_path, kind):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_known_is_refused_with_a_way_out(tmp_path, kind):
     draw, words, choices = REFUSED[kind]
-    (tmp_path / "data").mkdir()
-    path = draw(tmp_path / "data")
-    path = path if isinstance(path, Path) else tmp_path / "data"
+    path = drawn(draw, tmp_path / "data")
     with pytest.raises(ValueError, match=words):
         build_store(look(path).cases, tmp_path / "store", size=32, workers=1)
     if choices:
         build_store(look(path, **choices).cases, tmp_path / "store", size=32, mend=[], workers=1)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_no_class_is_lost(tmp_path, seed):
-    """Pixels of every drawn level are gland in the store, or the level is named in the refusal."""
-    rng = np.random.default_rng(seed)
-    levels = rng.choice(np.arange(1, 250), 1 + seed % 4, replace=False)
-    kinds = ["uint8", "uint16", "int64", "float32"]
-    which = np.indices(MASKS[0].shape).sum(0) % len(levels)
-    drawn = np.where(MASKS, levels[which], 0).astype(kinds[seed // 3])
-    write = [npz, hdf5][seed % 2]
-    path = write(tmp_path / ["a.npz", "a.h5"][seed % 2], x=IMAGES, y=drawn)
-    if len(levels) == 1:
-        store = build_store(look(path).cases, tmp_path / "store", size=32, mend=[], workers=1)
-        stored = np.stack([store.reference(i) for i in range(COUNT)])
-        np.testing.assert_array_equal(stored, MASKS)
-    else:
-        with pytest.raises(ValueError, match="which of them are gland") as error:
-            look(path)
-        for level in levels:
-            assert re.search(rf"\b{level}(\.0)? \(", str(error.value))
-
-
 @pytest.mark.parametrize(
-    "kind", ["HDF5 of the Stanford cine clips", "npz with patients", "tar.gz, masks"]
+    "kind", ["HDF5 of the Stanford cine clips", "npz with patients", "tar.gz, masks", "zip"]
 )
 def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
     [draw] = [READ[each][0] for each in READ if each.startswith(kind)]
-    (tmp_path / "data").mkdir()
-    file = draw(tmp_path / "data")
+    file = drawn(draw, tmp_path / "data")
     for how, content in damaged(12, file.read_bytes(), 8):
         changed = tmp_path / how.replace(" ", "_") / file.name
         changed.parent.mkdir(exist_ok=True)
         changed.write_bytes(content)
         _, said = attempt(counts, look, changed)
         assert said is None or len(said.splitlines()) == 1
-
-
-def test_ddti_to_the_store(tmp_path):
-    """Damaged annotations are set aside with their reasons, the rest is read."""
-    square = [(2, 1), (6, 1), (6, 4), (2, 4)]
-    levels = {"1_1": 10, "1_2": 20, "2_1": 20, "3_1": 30}
-    marks = {"n1": [mark(1, square), mark(2, square, cut=-3)], "n2": [mark(1, square)]}
-    write_ddti(tmp_path / "data", images=levels, n3=[mark(1)], **marks)
-    seen = look(tmp_path / "data")
-    store = build_store(seen.cases, tmp_path / "store", size=32, mend=[], workers=1)
-    assert store.index[["case_id", "group"]].to_numpy().tolist() == [["1_1", "1+2"], ["2_1", "1+2"]]
-    assert store.reference(0).sum() == 20
-    reasons = store.quarantine[["case_id", "reason"]].to_numpy().tolist()
-    assert reasons == [["1_2", "damaged annotation"], ["3_1", "no region"]]
-    assert seen.seen["groups"].startswith("case numbers")
 
 
 def test_a_changed_part_of_a_file_changes_the_store(tmp_path):
@@ -117,7 +77,8 @@ def test_a_changed_part_of_a_file_changes_the_store(tmp_path):
         path = npz(tmp_path / "a.npz", x=IMAGES, y=masks)
         store = build_store(look(path).cases, tmp_path / "store", size=32, workers=1)
         prints.add(store.fingerprint)
-    table = look(path).cases
+    table = look(path, dataset="mine").cases
+    assert set(table["dataset"]) == {"mine"}
     table["mask_path"] = table["mask_path"].to_numpy()[::-1]
     prints.add(build_store(table, tmp_path / "other", size=32, workers=1).fingerprint)
     assert len(prints) == 3

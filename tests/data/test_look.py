@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from layout_cases import levels, pairs, table, write
 from PIL import Image
 
 from thyroid_lib.data import __main__ as command
-from thyroid_lib.data.groups import UNKNOWN, are_unknown, assign_groups
+from thyroid_lib.data.groups import UNKNOWN, assign_groups
 from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.data.look import look
-from thyroid_lib.data.shrink import lost_masks, size_needed
+from thyroid_lib.data.shrink import size_needed, sizes_needed
 from thyroid_lib.data.store import build_store, load_cases
 
 # Data sets of every layout, mask and groups file: test_layouts.py. Bad files: test_bad_files.py.
@@ -55,24 +54,16 @@ def test_names_are_paired_and_grouped(tmp_path, images, masks, groups, found):
 def test_what_is_seen_goes_into_the_store(tmp_path, capsys):
     write(pairs(draw=levels(7)), tmp_path / "data")
     cases = load_cases("folder", tmp_path / "data")
-    assert "groups: groups are not known" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "groups: groups are not known" in said.out
+    assert f"note: {UNKNOWN}" in said.err
     built = build_store(cases, tmp_path / "store", size=16, mend=[])
     assert built.seen == cases.attrs["seen"]
+    other = load_cases("folder", tmp_path / "data", mask_values=">3")
+    assert build_store(other, tmp_path / "s", size=16, mend=[]).fingerprint != built.fingerprint
     assert built.seen["masks"].startswith("gland is 7 (")
     assert set(built.index["mask_rule"]) == {"levels:7"}
     assert "image_highest" not in built.index  # all are of 8 bits
-
-
-def test_another_rule_is_another_store(tmp_path):
-    write(pairs(draw=levels(1, 2)), tmp_path / "data")
-    built = [
-        build_store(
-            load_cases("folder", tmp_path / "data", mask_values=v), tmp_path / "store", size=16
-        )
-        for v in ("1, 2", "2")
-    ]
-    assert built[0].fingerprint != built[1].fingerprint
-    np.testing.assert_array_equal(built[1].reference(0), levels(1, 2)(0) == 2)
 
 
 @pytest.mark.parametrize("value", [-1, np.nan])
@@ -89,14 +80,11 @@ def test_masks_of_levels_that_mean_nothing_are_set_aside(tmp_path, value):
     assert "levels below 0, or that are no numbers" in built.quarantine["detail"][0]
 
 
-def test_an_unknown_choice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="got mask, need any of images, masks"):
-        look(tmp_path, mask="x")
-
-
-def test_a_store_inside_the_data_is_no_data(small_folder):
+def test_a_store_inside_the_data_is_no_data_and_an_unknown_choice_is_refused(small_folder):
     build_store(look(small_folder).cases, small_folder / "store", size=16)
     assert len(look(small_folder).cases) == 6
+    with pytest.raises(ValueError, match="got mask, need any of images, masks"):
+        look(small_folder, mask="x")
 
 
 def test_the_command_tells_what_is_set_aside_and_draws_a_sheet(tmp_path, monkeypatch, capsys):
@@ -126,25 +114,11 @@ def test_masks_that_a_size_loses_are_counted_with_the_size_that_keeps_them(tmp_p
             {f"images/a{i}.png": np.zeros((500, 600), np.uint8), f"masks/a{i}.png": mask}, tmp_path
         )
     built = build_store(look(tmp_path).cases, tmp_path / "store", size=64, mend=[])
-    lost = lost_masks(built)
-    assert lost["case_id"].tolist() == ["a0", "a1"] + ["a2"] * (len(lost) == 3)
-    for case in lost.itertuples():
-        mask = built.reference(int(case.case_id[1]))
-        assert size_needed(mask, case.size_needed, "square") == 0
-        assert size_needed(mask, case.size_needed - 32, "square") == case.size_needed
+    needed = sizes_needed(built)
+    assert [side > 0 for side in needed] == [True, True, needed[2] > 0, False]
+    for row, side in enumerate(needed):
+        if side:
+            assert size_needed(built.reference(row), side, "square") == 0
+            assert size_needed(built.reference(row), side - 32, "square") == side
+    lost = [side for side in needed if side]
     assert f"at 64 px {len(lost)} of 4 masks vanish" in capsys.readouterr().err
-
-
-def test_every_official_side_is_used(tmp_path):
-    from thyroid_lib.data.splits import split_cases
-
-    index = pd.DataFrame(
-        {"case_id": [*"abc"], "group": [*"abc"], "official": ["train", "val", "test"]}
-    )
-    assert split_cases(index, protocol="official").tolist() == ["train", "val", "test"]
-
-
-def test_unknown_groups_are_said_in_the_terminal(tmp_path, capsys):
-    assert not are_unknown(pd.DataFrame({"case_id": ["1", "2"], "group": ["1", "1"]}))
-    load_cases("folder", write(pairs(), tmp_path))
-    assert f"note: {UNKNOWN}" in capsys.readouterr().err

@@ -21,17 +21,6 @@ def write(folder, *names, labels=LABELS, ending=".png", **about):
 PAIRS = "imagesTr/b_1_0000.png", "imagesTr/a_0000.png", "labelsTr/a.png", "labelsTr/b_1.png"
 
 
-def test_images_and_labels(tmp_path):
-    root = write(tmp_path / "Dataset007_Thyroid", *PAIRS, "imagesTs/c_0000.png")
-    for path in (tmp_path, root):
-        table = nnunet.cases(path)
-        assert table["case_id"].tolist() == ["a", "b_1"]
-        assert table["image_path"].tolist() == [str(root / PAIRS[1]), str(root / PAIRS[0])]
-        assert table["mask_path"].tolist() == [str(root / PAIRS[2]), str(root / PAIRS[3])]
-        assert table["official"].tolist() == ["", ""]
-    assert table.attrs["layout"].startswith("nnU-Net, labels 0 background, 1 gland; ")
-
-
 def test_labels_for_testing_are_the_test_side(tmp_path):
     write(tmp_path, *PAIRS, "imagesTs/c_0000.png", "imagesTs/d_0000.png", "labelsTs/c.png")
     table = nnunet.cases(tmp_path).set_index("case_id")
@@ -65,9 +54,3 @@ def test_levels_have_names(tmp_path, labels, levels):
 def test_what_is_not_read(tmp_path, more, about, words):
     with pytest.raises(ValueError, match=words):
         nnunet.cases(write(tmp_path, *PAIRS, *more, **about))
-
-
-def test_other_folders_are_left_to_other_formats(tmp_path):
-    write(tmp_path, "images/a.png")
-    assert nnunet.cases(tmp_path) is None
-    assert nnunet.cases(tmp_path / "nowhere") is None

@@ -107,8 +107,8 @@ def test_a_folder_is_drawn_once(folder, monkeypatch):
 
 @pytest.mark.parametrize("change", [{"sweeps": 1}, {"frames": 1}, {"seed": 4}, {"text": False}])
 def test_drawn_anew_when_a_setting_changes(folder, tmp_path, change):
-    phantom.cases(folder, **FIRST | change)
-    phantom.cases(tmp_path / "b", **FIRST | change)
+    for path in (folder, tmp_path / "b"):
+        phantom.cases(path, **FIRST | change)
     assert folder_bytes(folder) == folder_bytes(tmp_path / "b")
 
 

@@ -32,6 +32,8 @@ def test_official_is_the_datas_own_and_may_leak():
     assert ((sides == "test") == (index.official == "test")).all()
     assert set(index.group[sides == "val"]) <= {f"run{i:02d}" for i in range(9)}
     assert {"train", "test"} <= set(sides[index.group == "run09"])
+    three = index_of({"a": 1, "b": 1, "c": 1}).assign(official=["train", "val", "test"])
+    assert split_cases(three, protocol="official").tolist() == ["train", "val", "test"]
     with pytest.raises(ValueError, match="no official split"):
         split_cases(TWELVE.assign(official=""), protocol="official")
     with pytest.raises(ValueError, match="is one: need 0"):

@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    for what, sentence in (seen.seen | said).items():
-        print(f"{what:9}  {sentence}")
+    said = seen.seen | said
     if not given.no_sheet:
-        sheet = project_path("results/look") / f"{Path(given.path).stem}.png"
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(seen.cases).save(sheet)
-        print(f"{'sheet':9}  {sheet}")
+        said["sheet"] = project_path("results/look") / f"{Path(given.path).stem}.png"
+        said["sheet"].parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(seen.cases).save(said["sheet"])
+    for what, sentence in said.items():
+        print(f"{what:9}  {sentence}")
     return 0
 
 

@@ -28,6 +28,7 @@ SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".ta
 OTHERS = (".7z", ".rar", ".zst")
 MAX_BYTES = 100 * 1024**3  # unpacked
 ADVICE = "unpack it by hand, and set `data` to the folder"
+LINK = 0o12  # a symbolic link's type in a zip
 
 
 class Member(NamedTuple):
@@ -35,7 +36,7 @@ class Member(NamedTuple):
 
     name: str  # relative, parts joined by "/"
     size: int  # bytes
-    content: tuple  # changes with the file's bytes
+    checksum: object  # changes with the file's bytes
     open: Callable[[], IO[bytes]]
 
 
@@ -45,52 +46,48 @@ def is_archive(path: str | Path) -> bool:
 
 
 def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path:
-    """Unpack an archive and return the folder; what is unpacked already is not touched.
+    """Unpack an archive and return the folder, which is named after the archive and its content.
 
-    The folder is named after the archive and a digest of its content.
-
-    Args:
-        pattern: regular expression of the names to unpack, searched for; "" for all.
-        advice: what to do about an archive that cannot be unpacked.
-
-    Raises:
-        ValueError: no archive, a damaged or encrypted one, nothing wanted in it, two files of one
-            name, or more than the disk or `MAX_BYTES` can hold.
+    Only names in which `pattern` is found are unpacked. ValueError, with `advice` what to do: no
+    archive, damaged, encrypted, nothing wanted in it, more than the disk or `MAX_BYTES` can hold.
     """
     path = Path(path)
     try:
         if path.name.lower().endswith(OTHERS):
-            raise Refused(f"{path.name} is no zip or tar archive: {advice}")
+            raise Refused("is no zip or tar archive")
         with ExitStack() as stack:
             members = _list_members(path, stack)
             wanted = [member for member in members if re.search(pattern, member.name)]
             if not wanted:
                 there = ", ".join(member.name for member in members[:8]) or "nothing"
-                raise Refused(f"{path.name} holds no file that is needed, but {there}: {advice}")
-            content = repr([member.content for member in wanted])
+                raise Refused(f"holds no file that is needed, but {there}")
+            content = repr([member[:3] for member in wanted])
             digest = hashlib.sha256(content.encode()).hexdigest()
             stem = re.sub(r"\.tar$", "", path.stem, flags=re.IGNORECASE)
-            return _unpack(path, wanted, f"{stem}-{digest[:8]}", advice)
-    except Refused:
-        raise
+            return _unpack(path, wanted, f"{stem}-{digest[:8]}")
     except Exception as error:  # zipfile and tarfile raise a dozen kinds on a damaged archive
         what = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path.name} cannot be unpacked ({what}): {advice}") from error
+        what = what if isinstance(error, Refused) else f"cannot be unpacked ({what})"
+        raise ValueError(f"{path.name} {what}: {advice}") from error
 
 
-def _unpack(path: Path, members: list[Member], name: str, advice: str) -> Path:
-    beside = os.access(path.parent, os.W_OK)
-    parent = path.parent if beside else project_path("results/data")
+def _unpack(path: Path, members: list[Member], name: str) -> Path:
+    parent = path.parent if os.access(path.parent, os.W_OK) else project_path("results/data")
     parent.mkdir(parents=True, exist_ok=True)
     with claim_path(parent / ".unpack", path.name):  # one archive after the other
         if (parent / name).is_dir():
             return parent / name
         for killed in parent.glob(f".unpack-{name}-*"):  # left by a process that was killed
             shutil.rmtree(killed, ignore_errors=True)
-        _check(path, members, parent, advice)
+        total, free = sum(member.size for member in members), shutil.disk_usage(parent).free
+        if total > min(free, MAX_BYTES):
+            most = f"{parent} has {free / 1e9:.1f} GB free" if free < MAX_BYTES else "it may not"
+            raise Refused(f"unpacks to {total / 1e9:.1f} GB, but {most}")
         with tempfile.TemporaryDirectory(prefix=f".unpack-{name}-", dir=parent) as work:
             for member in members:
                 target = Path(work, name, member.name)
+                if target.exists():
+                    raise Refused(f"holds two files of the name {member.name!r}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file, 2**20)
@@ -98,33 +95,16 @@ def _unpack(path: Path, members: list[Member], name: str, advice: str) -> Path:
     return parent / name
 
 
-def _check(path: Path, members: list[Member], parent: Path, advice: str) -> None:
-    total, free = sum(member.size for member in members), shutil.disk_usage(parent).free
-    if total > min(free, MAX_BYTES):
-        most = f"{parent} has {free / 1e9:.1f} GB free" if free < MAX_BYTES else "it may not"
-        raise Refused(f"{path.name} unpacks to {total / 1e9:.1f} GB, but {most}: {advice}")
-    names = [member.name for member in members]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(f"{path.name} holds two files of the name {twice!r}: {advice}")
-
-
 def _list_members(path: Path, stack: ExitStack) -> list[Member]:
     """List the regular files of an archive, which the stack will close."""
     if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
-        zipped, link = stack.enter_context(zipfile.ZipFile(path)), 0o12  # a symbolic link's type
-        files = [e for e in zipped.infolist() if not e.is_dir() and e.external_attr >> 28 != link]
-        whole = [(e.filename, e.CRC, e.file_size) for e in files]
-        found = [
-            Member(e.filename, e.file_size, content, partial(zipped.open, e))
-            for e, content in zip(files, whole, strict=True)
-        ]
+        zipped = stack.enter_context(zipfile.ZipFile(path))
+        files = [e for e in zipped.infolist() if not e.is_dir() and e.external_attr >> 28 != LINK]
+        found = [Member(e.filename, e.file_size, e.CRC, partial(zipped.open, e)) for e in files]
     else:
         packed, digest = stack.enter_context(tarfile.open(path)), file_digest(path)  # noqa: SIM115
         files = [entry for entry in packed if entry.isfile()]  # a tar has no checksums
-        found = [
-            Member(e.name, e.size, (e.name, digest), partial(packed.extractfile, e)) for e in files
-        ]
+        found = [Member(e.name, e.size, digest, partial(packed.extractfile, e)) for e in files]
     safe = [member._replace(name=_safe_name(member.name)) for member in found]
     return [member for member in safe if member.name]
 

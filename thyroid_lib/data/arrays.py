@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
+from thyroid_lib.data.readers import PICTURES
 
 HDF5 = (".h5", ".hdf5", ".hdf")
-SUFFIXES = (".npy", ".npz", *HDF5)
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # beside these, arrays are no source
 IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
 MASKS = ("mask", "masks", "label", "labels", "gt", "y", "seg", "segmentation", "annotations")
 # the first that is there counts: a patient may have several annotated nodules
@@ -34,19 +33,17 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     """Make the case table of an npz or HDF5 file, or of a folder of arrays; None for other data.
 
     The pictures of one file are one group where there are several files; an array `annot_id`,
-    `patient_id` … says it better. `problem` is None, or why a file cannot be used.
-
-    Raises:
-        ValueError: no file has an image's and a mask's array.
+    `patient_id` … says it better. `problem` is None, or why a file cannot be used. ValueError: no
+    file has an image's and a mask's array.
     """
-    files, rows, found = _find_files(Path(path)), [], {}
+    files, rows, known = _find_files(Path(path)), [], set()
     for unit, parts in files.items():
         try:
-            found[unit] = _list_arrays(parts)
-            rows += _rows(unit, found[unit], len(files) > 1)
+            arrays = _list_arrays(parts)
+            known |= arrays.keys()
+            rows += _rows(unit, arrays, len(files) > 1)
         except ValueError as error:
-            named = "" if unit in str(error) else f"{unit}: "
-            problem = "unreadable image", f"{named}{error}"
+            problem = "unreadable image", str(error) if unit in str(error) else f"{unit}: {error}"
             rows.append((unit, str(parts[0]), str(parts[0]), unit, "arrays", problem))
     if all(row[5] for row in rows):  # not one that can be used
         folders = Path(path).is_dir() and any(each.is_dir() for each in Path(path).iterdir())
@@ -54,13 +51,12 @@ def cases(path: str | Path) -> pd.DataFrame | None:
             return None  # they lie beside data of another layout
         raise ValueError(rows[0][5][1])
     table = make_table(rows, "problem")
-    known = {name for arrays in found.values() for name in arrays}
-    names = [name for name in GROUPS if name in known]
+    names = [f"array {name}" for name in GROUPS if name in known]
+    names += ["one per file"] * bool(len(files) > 1 and table["group"].duplicated().any())
     unread = sorted(known - {*IMAGES, *MASKS, *GROUPS, *FRAMES})
     more = f"; not read: {', '.join(unread)}" * bool(unread)
-    several = len(files) > 1 and table["group"].duplicated().any()
     table.attrs["layout"] = f"arrays: {len(table)} pictures in {len(files)} files or pairs{more}"
-    table.attrs["groups"] = f"array {names[0]}" if names else "one per file" if several else ""
+    table.attrs["groups"] = names[0] if names else ""
     return table
 
 
@@ -68,11 +64,10 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
     """Read a picture as stored: gray (H,W) of any type, or RGB (H,W,3)."""
     key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
     with _opened(path) as file:
-        array = file[key] if key or "" in file or len(file) > 1 else file[next(iter(file))]
-        count = _count_pictures(array.shape)
+        count = _count_pictures(file[key].shape)
         if count and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")
-        levels = np.array(array[int(number)] if count else array[()])
+        levels = np.array(file[key][int(number) if count else ()])
         if levels.dtype.kind == "f" and not np.isfinite(levels).all():
             raise ValueError("it holds levels that are no numbers")
     one = levels.ndim == 3 and (levels == levels[..., :1]).all()
@@ -109,14 +104,14 @@ def _count_pictures(shape: tuple[int, ...]) -> int:
 def _find_files(path: Path) -> dict[str, list[Path]]:
     """Return the files of each unit: an npz or HDF5 file, else all npy files of the folder."""
     found = [path] if path.is_file() else sorted(path.glob("*"))
-    kinds = {suffix: [f for f in found if f.suffix.lower() == suffix] for suffix in SUFFIXES}
     if any(file.suffix.lower() in PICTURES for file in found):
         return {}
-    files = [file for suffix in (".npz", *HDF5) for file in kinds[suffix]]
+    npy = [file for file in found if file.suffix.lower() == ".npy"]
+    files = [file for file in found if file.suffix.lower() in (".npz", *HDF5)]
     if not files:
-        return {path.name: kinds[".npy"]} if kinds[".npy"] else {}
-    several = len({file.stem for file in files}) < len(files)  # a.npz and a.h5
-    return {file.name if several else file.stem: [file] for file in files}
+        return {path.name: npy} if npy else {}
+    twice = len({file.stem for file in files}) < len(files)  # a.npz and a.h5
+    return {file.name if twice else file.stem: [file] for file in files}
 
 
 def _list_arrays(files: list[Path]) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
@@ -132,13 +127,12 @@ def _list_arrays(files: list[Path]) -> dict[str, tuple[Path, str, tuple[int, ...
 
 def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
     """Return the rows of one unit: `COLUMNS` and None for no problem."""
-    named = [
-        [n for n in names if n in arrays and len(arrays[n][2]) > 1] for names in (IMAGES, MASKS)
-    ]
+    large = [name for name, (*_, shape) in arrays.items() if len(shape) > 1]
+    named = [[name for name in large if name in names] for names in (IMAGES, MASKS)]
     if [len(names) for names in named] != [1, 1]:
         held = ", ".join(f"{name} {shape}" for name, (*_, shape) in arrays.items()) or "no array"
         raise ValueError(f"{unit} holds {held}: name one array image, and one mask")
-    pair = [arrays[names[0]] for names in named]
+    pair = [arrays[name] for [name] in named]
     counts = [_count_pictures(shape) for *_, shape in pair]
     count = counts[0] or 1
     if count != (counts[1] or 1):
@@ -146,17 +140,17 @@ def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
     groups, frames, clips = (
         _read_names(arrays, names, count) for names in (GROUPS, FRAMES, GROUPS[::-1])
     )
-    numbers = [f"{number:0{len(str(count))}}" if counts[0] else "" for number in range(count)]
+    names = [f"{number:0{len(str(count))}}" if counts[0] else "" for number in range(count)]
     if len(set(zip(clips, frames, strict=False))) == count > 1:
         width, pictures = max(map(len, frames)), zip(clips, frames, strict=True)
-        numbers = [f"{clip.rstrip('_')}_{frame:0>{width}}" for clip, frame in pictures]
+        names = [f"{clip.rstrip('_')}_{frame:0>{width}}" for clip, frame in pictures]
     rows = []
-    for number, name in enumerate(numbers):
+    for number, name in enumerate(names):
         case_id = "_".join(filter(None, (unit if several or not name else "", name)))
-        paths = [
-            reference(path, "/".join(filter(None, (key, str(number) if own else ""))))
+        paths = (
+            reference(path, "/".join(filter(None, (key, str(number) * (own > 0)))))
             for (path, key, _), own in zip(pair, counts, strict=True)
-        ]
+        )
         group = groups[number] if groups else unit if several else case_id
         rows.append((case_id, *paths, group, "arrays", None))
     return rows
@@ -164,15 +158,15 @@ def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
 
 def _read_names(arrays: dict, names: tuple[str, ...], count: int) -> list[str]:
     """Read the first array of these names as texts, one for each picture; [] if there is none."""
-    for name in (name for name in names if name in arrays):
-        path, key, shape = arrays[name]
-        with _opened(path) as file:
-            values = np.ravel(file[key][()]).tolist()
-        if len(values) not in (1, count):
-            raise ValueError(f"{name} {shape} needs a value for each of {count} pictures")
-        texts = [(v.decode() if isinstance(v, bytes) else str(v)).strip() for v in values]
-        return texts if len(texts) == count else texts * count
-    return []
+    if not (held := [name for name in names if name in arrays]):
+        return []
+    path, key, shape = arrays[held[0]]
+    with _opened(path) as file:
+        values = np.ravel(file[key][()]).tolist()
+    if len(values) not in (1, count):
+        raise ValueError(f"{held[0]} {shape} needs a value for each of {count} pictures")
+    texts = [(v.decode() if isinstance(v, bytes) else str(v)).strip() for v in values]
+    return texts * (count // len(texts))
 
 
 @contextmanager
@@ -185,15 +179,14 @@ def _opened(path: str | Path) -> Iterator[dict]:
         elif path.suffix.lower() == ".npy":
             yield {"": np.load(path, mmap_mode="r", allow_pickle=False)}
         else:
-            try:
-                import h5py
-            except ImportError as error:
-                raise ValueError("this needs the package h5py: pip install h5py") from error
+            import h5py
+
             with h5py.File(path, "r") as file:
                 yield file
     except Exception as error:  # of a dozen kinds on a damaged file
         what = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path.name!r} cannot be read: {what}") from error
+        more = ": pip install h5py" * isinstance(error, ImportError)
+        raise ValueError(f"{path.name!r} cannot be read: {what}{more}") from error
 
 
 @lru_cache(maxsize=2)

@@ -1,11 +1,9 @@
 """Case table: one row per image with the path of its mask, whatever the source.
 
-A source (phantom, tg3k, folder) makes the table; the store reads each pair. A case that cannot be
-used has one of a few reasons, so that they can be counted.
-
-A row may have more than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what
-in a mask is gland, see `mask_values`), `image_highest` (white, in images of more than 8 bits) and
-`problem` (reason and detail, where the source knows that the case cannot be used).
+A source (phantom, tg3k, folder) makes the table; the store reads each pair. A row may have more
+than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what in a mask is gland,
+see `mask_values`), `image_highest` (white, in images of more than 8 bits) and `problem` (reason and
+detail, where the source knows that the case cannot be used).
 """
 
 import unicodedata
@@ -35,33 +33,30 @@ def make_table(rows: list[tuple], *more: str) -> pd.DataFrame:
 
 
 def reference(path: str | Path, part: str | int = "") -> str:
-    """Name one picture as `image_path` and `mask_path` hold it.
-
-    Args:
-        part: which picture of a file of several: a page or frame from 0, or what a reader of
-            `readers.READERS` calls it.
-    """
+    """Name one picture as `image_path` and `mask_path` hold it; `part`: a page or frame from 0."""
     return f"{path}\t{part}" if str(part) else str(path)
 
 
 def split_references(text: str) -> list[tuple[str, str]]:
-    """Return the (path, part) of each reference; several masks of one image stand on a line each.
-
-    A file's own name holds neither tab nor line break: such names are refused as unusable.
-    """
+    """Return the (path, part) of each reference, one a line: several masks of one image."""
     return [tuple(f"{line}\t".split("\t")[:2]) for line in str(text).split("\n")]
 
 
 def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     """Read a case's image and mask, uint8 and bool (H,W) at native size; raises BadCase.
 
-    Args:
-        case: a row of the case table. Its masks are joined; `mask_rule` and `image_highest` may be
-            missing.
+    `case` is a row of the case table, with or without `mask_rule` and `image_highest`. Its masks
+    are joined.
     """
-    image = _try("image", read_image, case)
+    kind = "image"
+    try:
+        image = read_image(case)
+        kind = "mask"
+        masks = _read_masks(case, image.shape)
+    except (ValueError, OSError, ImportError) as error:
+        raise BadCase(f"unreadable {kind}", str(error)) from error
     mask = np.zeros(image.shape, bool)
-    for found in _try("mask", _read_masks, case, image.shape):
+    for found in masks:
         if image.shape != found.shape:
             sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
             detail = f"image and mask are {' and '.join(sizes)} (height x width)"
@@ -81,7 +76,7 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
 
 def read_image(case) -> np.ndarray:
     """Read the image of a row of the case table, uint8 (H,W); raises ValueError."""
-    path, part = split_references(case.image_path)[0]
+    [(path, part)] = split_references(case.image_path)
     return readers.read_image(path, part, getattr(case, "image_highest", 0))
 
 
@@ -97,18 +92,10 @@ def _read_masks(case, shape: tuple[int, int]) -> list[np.ndarray]:
     """Read each mask of a case by its source's rule, bool (H,W); a reader may need the shape."""
     masks, rule = [], getattr(case, "mask_rule", "")
     for path, part in split_references(case.mask_path):
-        if reader := readers.reader_of(path):
-            levels = reader.read_mask(path, part, shape)
-            levels = mask_values.of_reader(levels, rule)
-        masks.append(levels if reader else mask_values.read_mask(path, part, rule))
+        reader = readers.reader_of(path)
+        levels = reader.read_mask(path, part, shape) if reader else None
+        masks.append(mask_values.read_mask(path, part, rule, levels))
     return masks
-
-
-def _try(kind: str, read, *arguments):
-    try:
-        return read(*arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise BadCase(f"unreadable {kind}", str(error)) from error
 
 
 def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
@@ -116,22 +103,17 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
 
     Names that differ in letter case only are equal, as they are on some disks.
     """
-    keys = cases["case_id"].map(name_key)
-    problems = []
+    keys, problems = cases["case_id"].map(name_key), []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
-        found = getattr(case, "problem", None)
-        if found:
-            pass  # the source knows
-        elif count > 1:
-            found = "duplicate name", f"{count} files have this name, keep one"
-        elif not is_one_line(case.case_id):
-            found = "unusable name", "it holds a line break or what is no text, rename it"
-        elif not case.image_path:
-            found = "missing image", "add the image under the mask's name"
-        elif not case.mask_path:
-            found = "missing mask", "add the mask under the image's name"
-        elif not case.group:
-            found = "no group", "its sweep or patient is not known, name it in groups.csv"
+        known, twice = getattr(case, "problem", None), f"{count} files have this name, keep one"
+        checks = (
+            (count > 1, "duplicate name", twice),
+            (not is_one_line(case.case_id), "unusable name", "no text of one line, rename it"),
+            (not case.image_path, "missing image", "add the image under the mask's name"),
+            (not case.mask_path, "missing mask", "add the mask under the image's name"),
+            (not case.group, "no group", "its patient is not known, name it in groups.csv"),
+        )
+        found = known or next((problem for wrong, *problem in checks if wrong), None)
         problems.append(found and problem_row(case, *found))
     return problems
 

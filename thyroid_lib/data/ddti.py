@@ -13,6 +13,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.files.fingerprint import file_digest
 
 MAX_BYTES = 2**20  # of an XML file; the longest of the release has 20 kB
-DEPTH = 2  # folders below the given one that are searched
+IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml")
 
 
 class Outline(NamedTuple):
@@ -37,21 +38,13 @@ class Outline(NamedTuple):
 
 
 def cases(path: str | Path) -> pd.DataFrame | None:
-    """Make the case table of DDTI in a folder, or up to two levels below it; None for other data.
-
-    One more column, `problem`: None, or the reason and a sentence for an image that has no usable
-    outline.
-    """
+    """Make the case table of DDTI, in a folder or up to two levels below; None for other data."""
     folder = _find_folder(Path(path))
     if folder is None:
         return None
-    images, files = {}, {}
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        if re.fullmatch(r"\d+_\d+", stem) and suffix.lower() in (".jpg", ".jpeg", ".png"):
-            images[stem] = str(folder / name)
-        elif re.fullmatch(r"\d+\.xml", name):
-            files[stem] = str(folder / name)
+    names = sorted(os.listdir(folder))
+    images = {m[1]: str(folder / m[0]) for m in map(IMAGE.fullmatch, names) if m}
+    files = {m[1]: str(folder / m[0]) for m in map(FILE.fullmatch, names) if m}
     read = {number: _read_outlines(file) for number, file in files.items()}
     named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
     group_of, rows, arrows = _join_cases(images), [], 0
@@ -91,25 +84,21 @@ def draw_polygon(points: list[tuple[float, float]], shape: tuple[int, int]) -> n
 
 def _find_folder(path: Path) -> Path | None:
     """Return the first folder that holds N.xml beside N_k.jpg."""
-    for folder, below, names in os.walk(path):
-        numbers = {name[:-4] for name in names if re.fullmatch(r"\d+\.xml", name)}
-        if any(re.match(r"\d+_\d+\.", n) and n.partition("_")[0] in numbers for n in names):
-            return Path(folder)
-        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
-        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
+        images = map(IMAGE.fullmatch, os.listdir(folder) if folder.is_dir() else ())
+        if any(m and (folder / f"{m[1].partition('_')[0]}.xml").is_file() for m in images):
+            return folder
     return None
 
 
 def _join_cases(images: dict[str, str]) -> dict[str, str]:
     """Return the group of each case number: "150+233" where two hold the same image."""
-    members = {name.partition("_")[0]: {name.partition("_")[0]} for name in images}
+    members = {(number := name.partition("_")[0]): {number} for name in images}
     first_with: dict[str, str] = {}  # digest: case number
     for name, file in images.items():
         number = name.partition("_")[0]
-        other = first_with.setdefault(file_digest(file), number)
-        if members[other] is not members[number]:
-            members[other] |= members[number]
-            members |= dict.fromkeys(members[number], members[other])
+        members[number] |= members[first_with.setdefault(file_digest(file), number)]
+        members |= dict.fromkeys(members[number], members[number])
     return {number: "+".join(sorted(joined, key=int)) for number, joined in members.items()}
 
 
@@ -122,11 +111,11 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
     except (OSError, ValueError, ElementTree.ParseError) as error:
         said = f"its XML cannot be read ({error}): copy {Path(file).name} again from its source"
         return {}, Outline([], ("damaged annotation", said))
-    texts: dict[str, list[str]] = {}
+    texts = defaultdict(list)
     for mark in root.iter("mark"):
         number, text = ((mark.findtext(tag) or "").strip() for tag in ("image", "svg"))
         if number.isdecimal():
-            texts.setdefault(number, []).append(text)
+            texts[number].append(text)
     said = f"{Path(file).name} has no mark of this image: outline it"
     found = {number: _parse_regions(of_image) for number, of_image in texts.items()}
     return found, Outline([], ("no region", said))
@@ -134,21 +123,17 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
 
 def _parse_regions(texts: list[str]) -> Outline:
     """Read the regions of one image, a JSON list per mark; one that is damaged spoils the image."""
-    polygons, arrows = [], 0
     try:
-        for text in filter(None, texts):
-            for region in json.loads(text):
-                points = [(float(point["x"]), float(point["y"])) for point in region["points"]]
-                if not all(abs(value) < 1e6 for value in np.ravel(points)):  # false for NaN
-                    raise ValueError("a point lies outside of every image")
-                if len(points) < 3:
-                    arrows += 1
-                else:
-                    polygons.append(points)
+        regions = [region["points"] for text in filter(None, texts) for region in json.loads(text)]
+        lines = [[(float(p["x"]), float(p["y"])) for p in points] for points in regions]
+        if not all(abs(value) < 1e6 for line in lines for value in np.ravel(line)):  # nor NaN
+            raise ValueError("a point lies outside of every image")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         said = f"the JSON of its outline is cut off or damaged ({error}): outline it again"
         return Outline([], ("damaged annotation", said))
-    if polygons:
-        return Outline(polygons, None, arrows)
-    said = "its marks are arrows of fewer than three points" if arrows else "its mark is empty"
-    return Outline([], ("no region", f"{said}: outline the nodule"), arrows)
+    polygons = [line for line in lines if len(line) > 2]
+    arrows, problem = len(lines) - len(polygons), None
+    if not polygons:
+        said = "its marks are arrows of fewer than three points" if arrows else "its mark is empty"
+        problem = "no region", f"{said}: outline the nodule"
+    return Outline(polygons, problem, arrows)

@@ -82,7 +82,7 @@ class Refused(ValueError):
 
 
 def as_refusal(error: Exception) -> Refused:
-    """Return what a sender is told of an error, whose own text might quote the object."""
+    """Return the refusal that a sender gets for an error, whose text might quote the object."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, (OSError, MemoryError)):  # this machine has no room

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,8 @@ import pandas as pd
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
 from thyroid_lib.data.layouts import ROLE_OF
+from thyroid_lib.data.readers import PICTURES
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
@@ -41,16 +42,11 @@ class Segment(NamedTuple):
 def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
     """Make the case table of a folder with DICOM files, a row for each frame; None without any.
 
-    `problem` is None, or the reason and a sentence for a file that cannot be used.
+    `problem` is None, or why a file cannot be used. Segments of several kinds are levels from 1 in
+    the masks; `attrs["levels"]` names them. ImportError: pydicom is missing.
 
-    Segments of several kinds are levels from 1 in the masks; `attrs["levels"]` names them.
-
-    Args:
-        salt: is hashed with each PatientID; "" for the UIDs of all studies in the folder, which
-            nobody knows who has not got the files. A patient in two folders needs one salt.
-
-    Raises:
-        ImportError: pydicom is missing.
+    `salt` is hashed with each PatientID; "" for the UIDs of all studies in the folder, which nobody
+    knows who has not got the files. A patient in two folders needs one salt.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     images, segments, broken, others = _read_headers(filter(is_dicom, found))
@@ -59,9 +55,13 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
     salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
     kinds = sorted({segment.kind for segment in segments})
     masks = _masks_of_frames(segments, images, kinds)
-    pictures = _index([file for file in found if file.suffix.lower() in PICTURES])
-    stems = Counter(file.stem.lower() for file in images)
-    rows = []
+    pictures = defaultdict(list)  # by name, and a_12.png by ("a", 12), too
+    for picture in (file for file in found if file.suffix.lower() in PICTURES):
+        name = picture.stem.lower()
+        head, _, tail = name.rpartition("_")
+        for key in {(name, None), (head, int(tail)) if tail.isdecimal() else (name, None)}:
+            pictures[key].append(picture)
+    stems, rows = Counter(file.stem.lower() for file in images), []
     for file, header in images.items():
         uid, alone = str(header.get("SOPInstanceUID")), stems[file.stem.lower()] == 1
         name = file.stem if alone else f"{file.stem}-{_digest(uid)[:8]}"
@@ -87,13 +87,10 @@ def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
 def is_dicom(path: str | Path) -> bool:
     """Say whether a file is a DICOM file, by its content."""
     path = Path(path)
-    if path.suffix.lower() in PICTURES or path.name.startswith("."):
-        return False
-    try:
-        with open(path, "rb") as file:
+    if path.suffix.lower() not in PICTURES and not path.name.startswith("."):
+        with suppress(OSError), open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return False
 
 
 def read_image(path: str | Path, part: str) -> np.ndarray:
@@ -181,10 +178,10 @@ def _segments(file: Path, header) -> Iterator[Segment]:
         identity, derived = (own.get(name) or shared.get(name) or [] for name in names)
         kind = kind_of.get(identity[0].get("ReferencedSegmentNumber"), "") if identity else ""
         sources = [source for each in derived for source in each.get("SourceImageSequence") or ()]
-        image, frame = "", None
-        if len(sources) == 1:  # of several, nobody can tell which one it lies over
-            image = str(sources[0].get("ReferencedSOPInstanceUID"))
-            frame = sources[0].get("ReferencedFrameNumber")
+        # of several, nobody can tell which one it lies over
+        source = sources[0] if len(sources) == 1 else {}
+        frame = source.get("ReferencedFrameNumber")
+        image = str(source.get("ReferencedSOPInstanceUID", ""))
         yield Segment(file, number, kind, image, frame - 1 if isinstance(frame, int) else None)
 
 
@@ -202,18 +199,6 @@ def _masks_of_frames(segments: list[Segment], images: dict, kinds: list[str]) ->
     }
 
 
-def _index(pictures: list[Path]) -> dict[tuple[str, int | None], list[Path]]:
-    """Sort pictures by (name, None), and a_12.png by ("a", 12), too."""
-    found = defaultdict(list)
-    for picture in pictures:
-        name = picture.stem.lower()
-        found[name, None].append(picture)
-        head, _, tail = name.rpartition("_")
-        if tail.isdecimal():
-            found[head, int(tail)].append(picture)
-    return dict(found)
-
-
 def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[str]:
     """Return for each frame the picture that is named after it, "" where that is not certain.
 
@@ -222,17 +207,11 @@ def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[st
     """
     stem, near = file.stem.lower(), (file.parent, file.parent.parent)
     for first in (0, 1):  # what the frames are numbered from
-        names = [(stem, first + frame if count > 1 else None) for frame in range(count)]
-        found = [pictures.get(name, []) for name in names]
-        if not alone:
-            found = [
-                [p for p in held if p.parent == file.parent or p.parent.parent in near]
-                for held in found
-            ]
-        found = [
-            [p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held
-            for held in found
-        ]
+        found = []
+        for frame in range(first, first + count):
+            held = pictures.get((stem, frame if count > 1 else None), [])
+            held = [p for p in held if alone or p.parent in near[:1] or p.parent.parent in near]
+            found.append([p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held)
         more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
         if not more and all(len(held) == 1 for held in found):
             return [str(held[0]) for held in found]
@@ -259,13 +238,10 @@ def _open_image(path: str, _changed: int) -> tuple[list[int], Iterator[np.ndarra
 @lru_cache(maxsize=2)
 def _open_segmentation(path: str, _changed: int):
     header = _read_header(Path(path), pixels=True)
-    size = int(header.Rows) * int(header.Columns) * _count_frames(header)
-    bits, data = header.get("BitsAllocated"), header.get("PixelData")
-    if header.file_meta.TransferSyntaxUID.is_encapsulated or bits != 1:
-        raise Refused(
-            "it is compressed or FRACTIONAL: save it as BINARY, Explicit VR Little Endian"
-        )
-    if not isinstance(data, bytes) or len(data) < -(-size // 8):
+    if header.file_meta.TransferSyntaxUID.is_encapsulated or header.get("BitsAllocated") != 1:
+        needed = "save it as BINARY, Explicit VR Little Endian"
+        raise Refused(f"it is compressed or FRACTIONAL: {needed}")
+    if 8 * len(header.PixelData) < int(header.Rows) * int(header.Columns) * _count_frames(header):
         raise EOFError
     return header
 

@@ -32,13 +32,11 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     """Read an image file as gray levels, uint8 (H,W); its content decides its format.
 
     EXIF rotation is applied, 16 bits are scaled to 8, colour becomes luma, transparent parts become
-    black. JPEG, BMP and TIFF have no checksums: a flipped bit may go unseen. ValueError, with the
-    file's name: no image file, damaged, several pictures, over 64 megapixels, levels that 8 bits
-    cannot hold.
+    black. ValueError, with the file's name: no image file, damaged, several pictures, over 64
+    megapixels, levels that 8 bits cannot hold.
 
-    Args:
-        page: number of the picture in a file of several, from 0; "" where there is one.
-        highest: white, in files of more than 8 bits; 0 for the highest level of the file's type.
+    page: number of the picture in a file of several, from 0; "" where there is one. highest: white,
+    in files of more than 8 bits; 0 for the highest level of the file's type.
     """
     return decode_file(path, partial(_gray_levels, highest=highest), page)
 
@@ -69,16 +67,14 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
             image.seek(int(page or 0))
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
-        if isinstance(error, Refused):
-            what = str(error)
-        elif isinstance(error, Image.DecompressionBombError):
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, Image.DecompressionBombError):
             what = f"has more than {MAX_PIXELS // 1_000_000} megapixels, save it smaller"
         elif isinstance(error, Image.UnidentifiedImageError):
             what = "is no PNG, JPEG, BMP or TIFF image, convert it to one"
         elif isinstance(error, OSError) and error.errno:
             what = f"cannot be opened ({error.strerror}), check its permissions"
-        else:
-            what = (str(error) or type(error).__name__).splitlines()[0]
+        elif not isinstance(error, Refused):
             what = f"is damaged ({what}), copy or export it again"
         # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {what}") from error
@@ -92,8 +88,7 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     """
     levels = np.asarray(levels)
     gray = levels.ndim == 2 and levels.dtype in (np.uint8, np.uint16)
-    colour = levels.ndim == 3 and levels.shape[2] == 3 and levels.dtype == np.uint8
-    if not levels.size or not (gray or colour):
+    if not levels.size or not (gray or (levels.shape[2:] == (3,) and levels.dtype == np.uint8)):
         need = "gray levels (H,W), uint8 or uint16, or RGB (H,W,3), uint8"
         raise ValueError(f"got {levels.dtype} {levels.shape}, need {need}")
     if levels.shape[0] * levels.shape[1] > MAX_PIXELS:
@@ -102,7 +97,7 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
     if inverted:
         levels = highest - np.minimum(levels, highest)
     if levels.dtype == np.uint16:
-        return np.rint(np.minimum(levels, highest) / (highest / 255)).astype(np.uint8)
+        return scale_levels(levels, highest)
     return np.array(Image.fromarray(levels).convert("L"))
 
 
@@ -120,10 +115,9 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove burnt-in text from a mask, bool (H,W) at native size.
 
     Text is a component (8-connected) under 80 px that lies wholly inside the top 10 % and the left
-    20 % of the frame. Returns the mended mask, bool (H,W), and how many components and pixels were
-    removed.
+    20 % of the frame. Returns the mended mask, and how many components and pixels were removed.
     """
-    # One row and one column more than text may fill: what reaches these does not lie wholly inside.
+    # one row and one column more than text may fill: what reaches these is no text
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
     numbers, areas, text = _components(mask[: rows + 1, : columns + 1], TEXT_PX)
     text[numbers[rows:].ravel()] = text[numbers[:, columns:].ravel()] = False
@@ -218,19 +212,17 @@ def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, 
 
 
 def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
-    if highest and image.mode.startswith(("I", "F")):
-        levels = np.asarray(image)
-        return scale_levels(highest - levels if tags.get(262) == 0 else levels, highest)
-    if image.mode.startswith("I"):  # 16 bits, "I;16" or in a container of 32
-        levels = np.asarray(image)
+    if image.mode.startswith(("I", "F")):  # 16 bits, "I;16" or in a container of 32; or float
+        levels, white_at_0 = np.asarray(image), tags.get(262) == 0
+        if highest:
+            return scale_levels(highest - levels if white_at_0 else levels, highest)
+        if image.mode == "F":
+            raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
         if levels.min() < 0 or levels.max() > 65535:
             raise Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
-        # a TIFF may have 12 bits (tag 258), or 0 for white (tag 262)
-        of_tiff = tags if image.mode == "I;16" else {}
-        bits, inverted = of_tiff.get(258, (16,))[0], of_tiff.get(262) == 0
+        bits = tags.get(258, (16,))[0] if image.mode == "I;16" else 16  # a TIFF may have 12
+        inverted = white_at_0 and image.mode == "I;16"
         return to_gray(levels.astype(np.uint16), bits=bits, inverted=inverted)
-    if image.mode == "F":
-        raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
     if image.mode == "1":
         image = image.convert("L")  # Pillow makes nothing transparent in one bit
     if image.has_transparency_data:

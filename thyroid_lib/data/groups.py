@@ -11,12 +11,13 @@ that are too large waste a little, groups that are too small put one patient on 
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from thyroid_lib.data.cases import name_key, split_references
-from thyroid_lib.data.name_tables import TABLES, Names, read_table
+from thyroid_lib.data.name_tables import TABLES, Names, column_key, compile_pattern, read_table
 
 GROUPS = (
     "group", "groups", "group_id", "patient", "patient_id", "patientid", "patients", "subject",
@@ -27,7 +28,6 @@ ALONE = (
     "one gland; add a groups.csv (columns case_id, group) or set groups to a pattern on the names, "
     'groups: "^(\\d+)_"'
 )
-
 UNKNOWN = (
     "Groups are not known: every image counts as a group of its own. Where two show one gland, "
     "results are too good and intervals too narrow."
@@ -44,13 +44,8 @@ def assign_groups(
 ) -> tuple[list[str], str]:
     """Return each case's group, "" where it is not known, and a sentence that says whence.
 
-    Args:
-        cases: a case table whose files lie below `root`.
-        others: the files below `root` that are no images.
-        wanted: the study's key `groups`, see above.
-
-    Raises:
-        ValueError: `wanted` is wrong, a file named group… cannot be read, or there are several.
+    The cases' files and `others`, which are no images, lie below `root`; `wanted` is the study's
+    key. ValueError: it is wrong, a file named group… cannot be read, or there are several.
     """
     if wanted == "none":
         return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"
@@ -71,28 +66,21 @@ def assign_groups(
         return _by_table(cases, names, named[0], "")
     for path in others:
         if path.suffix.lower() in TABLES:
-            try:
+            with suppress(ValueError):  # a table of something else
                 table = read_table(path)
-            except ValueError:
-                continue  # a table of something else
-            known = names.column(table)
-            column = next((name for name in GROUPS if name in table.columns and name != known), "")
-            if known and column and (table[column] != "").any():
-                return _by_table(cases, names, path, column)
+                known = names.column(table)
+                usual = [n for n in GROUPS if n in table and n != known and table[n].any()]
+                if known and usual:
+                    return _by_table(cases, names, path, usual[0])
     return cases["case_id"].tolist(), ALONE
 
 
 def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str], str]:
-    try:
-        pattern = re.compile(wanted)
-    except re.error as error:
-        raise ValueError(f"groups: {wanted!r} is no regular expression ({error})") from None
-    names = cases["case_id"]
+    pattern, names = compile_pattern("groups", wanted), cases["case_id"]
     if "/" in wanted:
         files = cases["image_path"].where(cases["image_path"] != "", cases["mask_path"])
         names = [Path(split_references(file)[0][0]).relative_to(root).as_posix() for file in files]
-    found = [pattern.search(name) for name in names]
-    groups = [match.group(1) or "" if match and pattern.groups else "" for match in found]
+    groups = [(match[1] or "") if (match := pattern.search(name)) else "" for name in names]
     if not any(groups):
         first = f"the first is {cases['case_id'].iloc[0]!r}"
         raise ValueError(f"groups: {wanted!r} matches no image name with its brackets, {first}")
@@ -103,39 +91,34 @@ def _by_table(cases: pd.DataFrame, names: Names, path: Path, column: str) -> tup
     """Read the groups from a table; `column` "" for a usual one."""
     table = read_table(path)
     if not (known := names.column(table)):
-        first = min(cases["case_id"])
         raise ValueError(
             f"{path.name} names no image that is there, in {len(table)} lines: a column case_id "
-            f"must hold names such as {first!r}"
+            f"must hold names such as {min(cases['case_id'])!r}"
         )
     rest = [name for name in table.columns if name != known]
     usual = [name for name in GROUPS if name in rest] or (rest if len(rest) == 1 else [])
-    column = column.casefold().replace(" ", "_").replace("-", "_") or (usual or [""])[0]
+    column = column_key(column) or (usual or [""])[0]
     if column not in rest:
         raise ValueError(
             f"{path.name} has no column {column or 'group'}, its columns are "
             f"{', '.join(rest[:8])}; set groups to one of them: {path.name}:{rest[0]}"
         )
-    groups, first_line = [""] * len(cases), {}
-    spelled: dict[str, str] = {}
-    strangers = []
+    groups, key_of, spelled, strangers = [""] * len(cases), {}, {}, []
     for name, group in zip(table[known], table[column], strict=True):
-        if not name:
-            continue
         rows = names.find(name)
         if len({cases["case_id"].iat[row] for row in rows}) > 1:
             raise ValueError(f"{path.name} names {name!r}, which several images have: write paths")
-        if not rows:
+        if name and not rows:
             strangers.append(name)
         key = re.sub(r"\b0+(?=\d)", "", name_key(" ".join(group.split())))
         for row in rows:
-            if first_line.setdefault(row, key) != key:
+            if key_of.setdefault(row, key) != key:
                 raise ValueError(
                     f"{path.name} names {name!r} more than once, in two groups: keep one line"
                 )
             groups[row] = spelled.setdefault(key, group)
     said = f"{_count(groups)} from {path.name} ({known}, {column})"
-    if merged := sorted({g for g in table[column] if g} - {*spelled.values()}):
+    if merged := sorted({*table[column]} - {"", *spelled.values()}):
         said += f"; {len(merged)} names count as one with another of their spelling: {merged[0]!r}"
     if missing := groups.count(""):
         said += f"; {missing} images are in no group and are set aside"

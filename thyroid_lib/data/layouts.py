@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from thyroid_lib.data.cases import COLUMNS, name_key
-from thyroid_lib.data.name_tables import TABLES
+from thyroid_lib.data.cases import make_table, name_key
+from thyroid_lib.data.name_tables import TABLES, compile_pattern
 from thyroid_lib.data.readers import PICTURES
 
 IMAGE = "image images imgs img original originals frame frames picture pictures scan scans raw"
@@ -34,9 +34,7 @@ SIDES = {
     "val": "val valid validation dev",
     "test": "test ts",
 }
-ROLE_OF = {
-    word: role for role, words in (("image", IMAGE), ("mask", MASK)) for word in words.split()
-}
+ROLE_OF = dict.fromkeys(IMAGE.split(), "image") | dict.fromkeys(MASK.split(), "mask")
 SIDE_OF = {word: side for side, words in SIDES.items() for word in words.split()}
 WORDS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")  # trainImages_2: train, Images, 2
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
@@ -60,32 +58,25 @@ class Picture(NamedTuple):
     """One image file: where it lies, and what its folders are called without the words above."""
 
     path: Path
-    below: str  # its path below the given folder, with /
+    folder: str  # below the given one, "." for that itself
     stem: str
     role: str  # "image", "mask", "other", or "" where that is not known
     context: tuple[str, ...]
-
-    @property
-    def folder(self) -> str:
-        """Return its folder below the given one, "." for that itself."""
-        return str(PurePosixPath(self.below).parent)
 
 
 def list_files(root: Path) -> tuple[list[Path], list[Path]]:
     """List the image files and the other files below a folder, without hidden ones and litter."""
     images, others, visited = [], [], set()
     for folder, below, names in os.walk(root, followlinks=True):
-        deep = len(Path(folder).relative_to(root).parts) >= DEPTH
-        if (real := os.path.realpath(folder)) in visited:  # by a link
+        real, deep = os.path.realpath(folder), len(Path(folder).relative_to(root).parts) >= DEPTH
+        if real in visited or "store.json" in names:  # by a link; a store of frames read already
             names, deep = [], True
         visited.add(real)
-        if "store.json" in names:  # a store of frames that were read already
-            names, deep = [], True
         below[:] = [] if deep else sorted(filter(_is_named, below))
         tables = [name for name in below if name.lower().endswith(TABLES)]  # refused when read
         for name in sorted(filter(_is_named, [*names, *tables])):
-            ending = os.path.splitext(name)[1].lower()
-            (images if ending in (*PICTURES, ".npy") else others).append(Path(folder, name))
+            is_image = name.lower().endswith((*PICTURES, ".npy"))
+            (images if is_image else others).append(Path(folder, name))
     return images, others
 
 
@@ -102,16 +93,12 @@ def find_pairs(
 
     A missing partner is an empty path, a name that occurs twice is two rows.
 
-    Args:
-        images, masks: a folder below `root`, or a pattern such as "*_mask*.png"; "" to find them.
-        pairing: a regular expression whose brackets match what an image and its mask both have in
-            their names; "" to find it.
+    `images` and `masks` are a folder below `root` or a pattern such as "*_mask*.png", `pairing` is
+    a regular expression whose brackets match what an image and its mask both have in their names;
+    "" to find them.
 
     Returns a case table without groups, with the column `official`; the files that are no images;
-    and sentences on what was found.
-
-    Raises:
-        ValueError: no images, no masks, no pair, or masks of two kinds.
+    and sentences on what was found. ValueError: no images, no masks, no pair, masks of two kinds.
     """
     files, others = list_files(root)
     if not files:
@@ -119,24 +106,19 @@ def find_pairs(
         raise ValueError(f"no image file ({' '.join(PICTURES)}) in {root}: it holds {held}")
     pictures = _pictures(root, files, {"image": images, "mask": masks})
     found = {role: [p for p in pictures if p.role == role] for role in ("image", "mask")}
-    for role, key, example in (("image", "images", "images"), ("mask", "masks", "*_mask.png")):
-        if not found[role]:
-            raise ValueError(
-                f"no {key} found among {len(files)} image files {_folders(pictures)} of {root}: "
-                f'set {key} to a folder or a pattern, {key}: "{example}"'
-            )
+    if missing := [f"{role}s" for role in found if not found[role]]:
+        held, example = f"{len(files)} image files {_folders(pictures)}", f"*_{missing[0][:-1]}.png"
+        needed = f'set {missing[0]} to a folder or a pattern, {missing[0]}: "{example}"'
+        raise ValueError(f"no {missing[0]} found among {held} of {root}: {needed}")
     masks_of, left, how = _pair(found["image"], found["mask"], pairing)
     said = [f"images {_folders(found['image'])}, masks {_folders(found['mask'])}", *how]
     odd = [path for path in others if path.suffix.lower() not in (*TABLES, ".json", ".md")]
     if odd:
         shown = ", ".join(ascii(path.name) for path in odd[:3])
-        said.append(
-            f"skipped {len(odd)} files by the ending: {shown}; needed are {' '.join(PICTURES)}"
-        )
+        said.append(f"skipped {len(odd)} files by the ending: {shown}")
     if skipped := [p for p in pictures if p.role not in found]:
-        said.append(
-            f"skipped {len(skipped)} image files {_folders(skipped)}: neither image nor mask"
-        )
+        held = f"{len(skipped)} image files {_folders(skipped)}"
+        said.append(f"skipped {held}: neither image nor mask")
     return _table(masks_of, left, dataset), others, said
 
 
@@ -145,28 +127,27 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
     top = os.path.commonpath([file.parent for file in files])
     pictures, forced = [], []
     for path in files:
-        below, parts, role, context = path.relative_to(root).as_posix(), (), "", []
-        forced.append(next((r for r in ("mask", "image") if _matches(below, wanted[r])), ""))
-        inside = f"{wanted[forced[-1]].strip('/')}/" if forced[-1] else ""
+        below, role, context = path.relative_to(root).as_posix(), "", []
+        chosen = next((r for r in ("mask", "image") if _matches(below, wanted[r])), "")
+        inside = f"{wanted[chosen].strip('/')}/" if chosen else ""
         parts = path.parent.relative_to(top).parts
         if inside and below.startswith(inside):  # what a wanted folder is called says nothing
             parts = PurePosixPath(below.removeprefix(inside)).parts[:-1]
         for name in parts:
             words = WORDS.findall(name)
             roles = {ROLE_OF[word.casefold()] for word in words if word.casefold() in ROLE_OF}
-            role = ("mask" if "mask" in roles else "image") if roles else role
+            role = max(roles, default=role)  # a mask rather than an image
             rest = [word for word in words if word.casefold() not in ROLE_OF]
             context += rest if roles else [name]
-        if forced[-1] or wanted.get(role):  # else the study names others
-            role = forced[-1] or "other"
-        stem = unicodedata.normalize("NFC", path.stem)
-        pictures.append(Picture(path, below, stem, role, tuple(context)))
+        if chosen or wanted.get(role):  # else the study names others
+            role = chosen or "other"
+        stem, folder = unicodedata.normalize("NFC", path.stem), str(PurePosixPath(below).parent)
+        pictures.append(Picture(path, folder, stem, role, tuple(context)))
+        forced.append(chosen)
     for role, pattern in wanted.items():
         if pattern and role not in forced:
-            held = _folders(pictures)
-            raise ValueError(
-                f"{role}s: {pattern!r} matches no image file below {root}, found {held}"
-            )
+            problem = f"{role}s: {pattern!r} matches no image file below {root}"
+            raise ValueError(f"{problem}, found {_folders(pictures)}")
     pictures = _masks_by_name(pictures, forced, "other" if wanted["mask"] else "mask")
     if not any(p.role == "image" for p in pictures):
         pictures = [p._replace(role=p.role or "image") for p in pictures]
@@ -174,10 +155,7 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
 
 
 def _masks_by_name(pictures: list[Picture], forced: list[str], role: str) -> list[Picture]:
-    """Find masks that lie beside their images, a.png and a_mask.png; else any so named.
-
-    They get `role`: the study may have named other masks.
-    """
+    """Give `role` to masks beside their images, a.png and a_mask.png, else to any so named."""
     names = defaultdict(set)
     for p in pictures:
         names[p.folder] |= {key for key, _ in _names(p.stem, "image")}
@@ -205,9 +183,9 @@ def _matches(below: str, pattern: str) -> bool:
 
 
 def _names(stem: str, role: str) -> list[tuple[str, str]]:
-    """Return the names by which a file may be paired: its own and those without an affix.
+    """Return the names by which a file may be paired, each with the affix that was cut off.
 
-    Beside each stands the affix without its number: masks of one kind have the same.
+    The affix is without its number: masks of one kind have the same.
     """
     found = [(name_key(stem), "")]
     for pattern in AFFIXES[role]:
@@ -222,8 +200,8 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
     """Return {image: its masks}, the masks without an image, and sentences on how they paired."""
     for how, keys_of in _ways(images, masks, pairing):
         masks_of, left = _pair_by(images, masks, keys_of)
-        if paired := sum(map(bool, masks_of.values())):
-            said = f"{paired} images have a mask, paired by {how}"
+        if any(masks_of.values()):
+            said = f"{sum(map(bool, masks_of.values()))} images have a mask, paired by {how}"
             break
     else:
         first = [f"{each[0].folder}/ begins with {each[0].path.name!r}" for each in (images, masks)]
@@ -238,20 +216,19 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
         if base and (image := image_of.get((mask.folder, base[1]))):
             masks_of[image].append((mask, masks_of[image][0][1]))
             left.remove(mask)
+    several = []
     for image, held in masks_of.items():
-        for what, found in (
-            ("folders", {f"{mask.folder}/*" for mask, _ in held}),
-            ("kinds", {affix or "*" for _, affix in held}),
-        ):
+        folders, kinds = {f"{mask.folder}/*" for mask, _ in held}, {a or "*" for _, a in held}
+        for what, found in (("folders", folders), ("kinds", kinds)):
             if len(found) > 1:
                 raise ValueError(
                     f"{image.path.name!r} has masks of two {what}, {' and '.join(sorted(found))}: "
                     f'set masks to those that are meant, masks: "{max(found, key=len)}"'
                 )
+        several += [image.path.name] * (len({mask.stem for mask, _ in held}) > 1)
     affixes = sorted({affix for held in masks_of.values() for _, affix in held if affix})
     said = [said + f" ({', '.join(affixes)})" * bool(affixes)]
-    stems = {image: {mask.stem for mask, _ in held} for image, held in masks_of.items()}
-    if several := [image.path.name for image, names in stems.items() if len(names) > 1]:
+    if several:
         said.append(f"{len(several)} images have several masks, which are joined: {several[0]!r}")
     return masks_of, left, said
 
@@ -260,8 +237,8 @@ def _pair_by(images: list[Picture], masks: list[Picture], keys_of: Callable) -> 
     """Pair by keys, the first that fits; returns {image: [(mask, affix)]} and the masks left."""
     whole, cut = defaultdict(list), defaultdict(list)
     for image in images:
-        for place, (key, _) in enumerate(keys_of(image, "image")):
-            (cut if place else whole)[key].append(image)
+        for found, (key, _) in zip((whole, cut, cut), keys_of(image, "image"), strict=False):
+            found[key].append(image)
     masks_of, left = {image: [] for image in images}, []
     for mask in masks:
         for key, affix in keys_of(mask, "mask"):
@@ -277,32 +254,24 @@ def _pair_by(images: list[Picture], masks: list[Picture], keys_of: Callable) -> 
 
 def _ways(images: list[Picture], masks: list[Picture], pairing: str) -> Iterator:
     """Yield ways to pair: what it is called, and a function (picture, role) -> [(key, affix)]."""
+    names, how = lambda p, role: _names(p.stem, role), "name"
     if pairing:
-        try:
-            pattern = re.compile(pairing)
-        except re.error as error:
-            raise ValueError(f"pairing: {pairing!r} is no regular expression ({error})") from None
-        if not pattern.groups:
-            raise ValueError(f"pairing: got {pairing!r}, need brackets around what names both")
+        pattern, how = compile_pattern("pairing", pairing), f"what {pairing} finds in their names"
 
         def names(p, role):
             match = pattern.search(p.stem)
             return [(name_key(match[1]), "")] if match and match[1] else []
 
-        how = f"what {pairing} finds in their names"
-    else:
-        names, how = lambda p, role: _names(p.stem, role), "name"
     yield how, lambda p, role: [((_place(p), key), affix) for key, affix in names(p, role)]
     yield f"{how}, whatever the folder", names
     if not pairing and min(len(images), len(masks)) > 1:
         ends = {"image": _common_ends(images), "mask": _common_ends(masks)}
-        how = "names without " + ", ".join(f"{a}…{b}" for a, b in ends.values())
 
         def middle(p, role):
             front, end = ends[role]
             return [((_place(p), name_key(p.stem[len(front) : len(p.stem) - len(end)])), "")]
 
-        yield how, middle
+        yield "names without " + ", ".join(f"{a}…{b}" for a, b in ends.values()), middle
 
 
 def _place(p: Picture) -> tuple[str, ...]:
@@ -325,23 +294,19 @@ def _table(masks_of: dict, left: list[Picture], dataset: str) -> pd.DataFrame:
         for mask, _ in held:
             by_stem[mask.stem].append(str(mask.path))
         # a.png and a.jpg are two rows, a_1.png and a_2.png are joined
-        twice = max(map(len, by_stem.values()), default=1)
-        for number in range(twice):
+        for number in range(max(map(len, by_stem.values()), default=1)):
             each = [paths[min(number, len(paths) - 1)] for _, paths in sorted(by_stem.items())]
             pairs.append((image, str(image.path), "\n".join(each)))
     pairs += [(mask, "", str(mask.path)) for mask in left]
-    folders = defaultdict(set)
-    for p, *_ in pairs:
-        folders[name_key(p.stem)].add(p.context)
-    long = any(len(contexts) > 1 for contexts in folders.values())
+    contexts = {(name_key(p.stem), p.context) for p, *_ in pairs}
+    long = len({stem for stem, _ in contexts}) < len(contexts)
     rows = []
     for p, image, mask in pairs:
-        words = (word.casefold() for name in p.context for word in WORDS.findall(name))
+        words = map(str.casefold, WORDS.findall(" ".join(p.context)))
         side = next((SIDE_OF[word] for word in words if word in SIDE_OF), "")
         case_id = "-".join((*p.context, p.stem)) if long else p.stem
         rows.append((case_id, image, mask, "", dataset, side))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "official"], dtype=object)
-    return table.sort_values(COLUMNS[:3], ignore_index=True)
+    return make_table(rows, "official")
 
 
 def _folders(pictures: list[Picture]) -> str:

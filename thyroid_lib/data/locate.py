@@ -31,8 +31,7 @@ def find_data(data: str | Path) -> Path | None:
     `data` is a path, relative to the project or absolute; or `kaggle:owner/slug/version`, a data
     set of Kaggle: the one attached to the notebook, whatever its version, else fetched; or `auto`,
     TG3K's release: attached on Kaggle, in data/ or results/data of the project, on Colab's Drive (a
-    folder or zip named tg3k…), else fetched. ValueError: not of these forms. RuntimeError: it
-    cannot be fetched; says how to get it by hand.
+    folder or zip named tg3k…), else fetched. RuntimeError: it cannot be fetched; says what to do.
     """
     data = str(data)
     if data == "auto":
@@ -58,14 +57,12 @@ def _find_release() -> Path:
                 return tg3k.locate(folder)
     drive = folder_of("content/drive/MyDrive")
     for path in sorted(drive.glob("[tT][gG]3[kK]*")):
-        if path.is_dir():
-            return path
-        if path.suffix.lower() == ".zip":  # unpacked there, each of its files would be fetched
-            target = project_path("results/data") / path.name
+        target = project_path("results/data") / path.name
+        if path.suffix.lower() == ".zip" and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                os.replace(shutil.copyfile(path, target.with_suffix(".partial")), target)
-            return target
+            os.replace(shutil.copyfile(path, target.with_suffix(".partial")), target)
+        if path.is_dir() or target.exists():  # unpacked there, each file would be fetched
+            return path if path.is_dir() else target
     print_note("no TG3K here: it is fetched from its public folder, about 395 MB")
     return tg3k.download(project_path("results/data"))
 

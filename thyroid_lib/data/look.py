@@ -9,6 +9,7 @@ From a terminal: python -m thyroid_lib.data my-data masks='*_mask*.png'
 """
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,21 +21,14 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from thyroid_lib.data import archives, stacks
-from thyroid_lib.data.cases import (
-    QUARANTINE,
-    BadCase,
-    find_problems,
-    problem_row,
-    read_pair,
-    split_references,
-)  # fmt: skip
+from thyroid_lib.data import archives
+from thyroid_lib.data import cases as case_table
 from thyroid_lib.data.frames import fit_image, fit_mask
 from thyroid_lib.data.groups import assign_groups
 from thyroid_lib.data.layouts import find_pairs, list_files
 from thyroid_lib.data.mask_values import choose_rule, count_levels
 from thyroid_lib.data.official import find_sides
-from thyroid_lib.data.readers import measure_image, reader_of, white_level
+from thyroid_lib.data.readers import expand_stacks, measure_image, reader_of, white_level
 from thyroid_lib.data.shrink import lost_sentence, size_needed
 from thyroid_lib.files.parallel import count_workers, map_in_order
 
@@ -58,14 +52,11 @@ class Look:
         return "\n".join(f"{what:{width}}  {said}" for what, said in self.seen.items())
 
 
-def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
+def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
     """Look at a folder or archive: find images, masks and groups, and what the masks' levels mean.
 
-    Args:
-        choices: any of `CHOICES`, as in a study's YAML; "" or left out to find it.
-
-    Raises:
-        ValueError: what cannot be decided; says what was found and which key decides it.
+    `dataset` names the cases, "" for the format's name; `choices` are any of `CHOICES`, as in a
+    study's YAML. ValueError: what cannot be decided; says what was found and which key decides it.
     """
     path = archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):
@@ -76,84 +67,69 @@ def look(path: str | Path, *, dataset: str = "folder", **choices: str) -> Look:
     if wanted["groups"] or not said:
         groups, said = assign_groups(table, root, others, wanted["groups"])
         table = table.assign(group=groups)
-    sides, split = find_sides(
-        table.assign(official=table.get("official", "")), root, wanted["split"]
-    )
-    table, seen = read_levels(stacks.expand(table.assign(official=sides)), wanted["mask_values"])
-    seen = {"layout": layout} | seen | {"groups": said, "split": split}
-    table.attrs["seen"] = seen
-    return Look(path, table, seen)
+    table = table.assign(official=table.get("official", ""))
+    sides, split = find_sides(table, root, wanted["split"])
+    table, seen = read_levels(expand_stacks(table.assign(official=sides)), wanted["mask_values"])
+    table.attrs["seen"] = {"layout": layout} | seen | {"groups": said, "split": split}
+    return Look(path, table, table.attrs["seen"])
 
 
 def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, list[Path], str]:
     """Return the cases of the first format that fits, the files that are none, and the layout."""
     pairs = {name: wanted[name] for name in ("images", "masks", "pairing")}
-    if not any(pairs.values()):
-        for name in FORMATS:
-            table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
-            if table is not None:
-                others = (
-                    list_files(path)[1] if path.is_dir() else [path, *path.parent.glob("[gG]*")]
-                )
-                return table, others, table.attrs["layout"]
+    for name in () if any(pairs.values()) else FORMATS:
+        table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
+        if table is not None:
+            table["dataset"] = dataset or table["dataset"]
+            others = list_files(path)[1] if path.is_dir() else [path, *path.parent.glob("[gG]*")]
+            return table, others, table.attrs["layout"]
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images and masks")
-    table, others, said = find_pairs(path, dataset=dataset, **pairs)
+    table, others, said = find_pairs(path, dataset=dataset or "folder", **pairs)
     return table, others, "; ".join(said)
 
 
 def _only_folder(path: Path) -> Path:
     """Return the folder below which everything lies."""
-    while path.is_dir():
-        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
-        if len(held) != 1 or not held[0].is_dir():
-            break
+    held = [path]
+    while len(held) == 1 and held[0].is_dir():
         path = held[0]
+        held = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
     return path
 
 
 def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, dict[str, str]]:
     """Read all files of a case table once; choose its mask rule and the white of deep images.
 
-    Args:
-        wanted: the study's key `mask_values`.
-
-    Returns the table with `mask_rule` and `image_highest`, and sentences on masks and images.
+    `wanted` is the study's key `mask_values`. Returns the table with `mask_rule` and
+    `image_highest`, and sentences on masks and images.
     """
     pairs = zip(cases["image_path"], cases["mask_path"], strict=True)
     found = list(map_in_order(_survey, pairs, count_workers(len(cases))))
     sizes, levels, masks = ([each[i] for each in found] for i in range(3))
     counted = [each for of_case in masks for each in of_case if each]
-    if "mask_rule" in cases:
-        rule, said = cases["mask_rule"], "as the data set's own description says"
-    elif counted:
+    rule, said = "", "they say by themselves what is gland" if any(masks) else "none can be read"
+    if counted:
         rule, said = choose_rule(counted, wanted, cases.attrs.get("levels"))
-    else:
-        rule, said = (
-            "",
-            "they say by themselves what is gland" if any(masks) else "none can be read",
-        )
     highest, deep = white_level(levels)
     numbers = Counter(size for size in sizes if size).most_common()
     shown = ", ".join(f"{height} x {width} ({n})" for (height, width), n in numbers[:4])
     images = f"{len(cases)}, height x width {shown}{', …' * (len(numbers) > 4)}"
-    images = f"{images}; {deep}" if deep else images
+    images += f"; {deep}" * bool(deep)
     return cases.assign(mask_rule=rule, image_highest=highest), {"masks": said, "images": images}
 
 
 def _survey(pair: tuple[str, str]) -> tuple[tuple | None, float, list]:
     """Return an image's size and its highest deep level, and the levels of each of its masks."""
     image, masks = pair
-    size, highest = measure_image(*split_references(image)[0]) if image else (None, 0)
-    found = []
-    for path, part in split_references(masks) if size and masks else ():
-        try:
+    references, found = case_table.split_references, []
+    size, highest = measure_image(*references(image)[0]) if image else (None, 0)
+    for path, part in references(masks) if size and masks else ():
+        with suppress(ValueError, OSError, ImportError):  # the store sets it aside
             reader = reader_of(path)
             levels = reader.read_mask(path, part, size) if reader else None
             drawn = levels is not None and levels.dtype == bool
             found.append(None if drawn else count_levels(path, part, levels))
-        except (ValueError, OSError, ImportError):
-            continue  # the store sets it aside
     return size, highest, found
 
 
@@ -165,21 +141,19 @@ def check_cases(
     Returns the rows that the store will set aside, with the columns of `cases.QUARANTINE`, and
     sentences on them and on masks that `size` would lose.
     """
-    rows = cases.assign(problem=find_problems(cases)).itertuples(index=False)
-    plain = (SimpleNamespace(**row._asdict()) for row in rows)
+    rows = cases.assign(problem=case_table.find_problems(cases)).to_dict("records")
     work = partial(_check, size=size, resize=resize)
-    checked = list(map_in_order(work, plain, count_workers(len(cases))))
-    bad = [each for each in checked if isinstance(each, list)]
-    table = pd.DataFrame(bad, columns=QUARANTINE, dtype=object)
-    said = {"set aside": "none"}
-    if bad:
-        reasons = [
-            f"{len(each)} {reason} ({each['file'].iloc[0]}: {each['detail'].iloc[0]})"
-            for reason, each in table.groupby("reason")
-        ]
-        said["set aside"] = f"{len(bad)} of {len(cases)}: {'; '.join(reasons)}"
-    said["size"] = lost_sentence([each for each in checked if not isinstance(each, list)], size)
-    return table, said
+    checked = map_in_order(work, (SimpleNamespace(**row) for row in rows), count_workers(len(rows)))
+    bad, needed = [], []
+    for each in checked:
+        (bad if isinstance(each, list) else needed).append(each)
+    table = pd.DataFrame(bad, columns=case_table.QUARANTINE, dtype=object)
+    reasons = [
+        f"{len(each)} {reason} ({each['file'].iloc[0]}: {each['detail'].iloc[0]})"
+        for reason, each in table.groupby("reason")
+    ]
+    aside = f"{len(bad)} of {len(cases)}: {'; '.join(reasons)}" if bad else "none"
+    return table, {"set aside": aside, "size": lost_sentence(needed, size)}
 
 
 def _check(case, *, size: int, resize: str) -> list[str] | int:
@@ -187,9 +161,9 @@ def _check(case, *, size: int, resize: str) -> list[str] | int:
     if case.problem:
         return case.problem
     try:
-        return size_needed(read_pair(case)[1], size, resize)
-    except BadCase as bad:
-        return problem_row(case, *bad.args)
+        return size_needed(case_table.read_pair(case)[1], size, resize)
+    except case_table.BadCase as bad:
+        return case_table.problem_row(case, *bad.args)
 
 
 def contact_sheet(cases: pd.DataFrame) -> Image.Image:
@@ -200,8 +174,8 @@ def contact_sheet(cases: pd.DataFrame) -> Image.Image:
     sheet = np.zeros((rows * side, columns * side, 3), np.uint8)
     for place, row in enumerate(np.linspace(0, len(usable) - 1, count).astype(int)):
         try:
-            image, mask = read_pair(usable.iloc[row])
-        except BadCase:
+            image, mask = case_table.read_pair(usable.iloc[row])
+        except case_table.BadCase:
             continue
         picture = np.repeat(fit_image(image, side, "letterbox")[:, :, None], 3, axis=2)
         inside = fit_mask(mask, side, "letterbox") > 0

@@ -13,13 +13,15 @@ Several rules, joined by ";", are gland where one of them says so.
 
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data.frames import Refused, decode_file, read_gray
+from thyroid_lib.data.frames import decode_file, read_gray
+from thyroid_lib.data.readers import check_levels
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
 MANY = 4096  # levels that are counted in one mask
@@ -28,31 +30,36 @@ BLUR = 24  # levels that differ by no more are one in a JPEG
 SQUARE = 4  # px
 
 
-def read_mask(path: str | Path, page: str = "", rule: str = "") -> np.ndarray:
-    """Read a mask file by a rule, bool (H,W); raises ValueError as `frames.read_gray`."""
+def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndarray:
+    """Read a mask by a rule, bool (H,W): a file, or what a reader of its own gave as `levels`.
+
+    Masks of a reader may be bool (H,W) already. ValueError: as `frames.read_gray`.
+    """
+    if levels is not None:
+        return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
     jpeg = is_jpeg(path)
     if jpeg and rule.startswith("above"):  # as `count_levels` sees it
-        return apply_rule(decode_file(path, lambda image, _: _rgb(image).max(axis=2), page), rule)
+        return apply_rule(decode_file(path, _brightest, page), rule)
     if jpeg or not rule:
         return read_gray(path, page=page) > 127
     return apply_rule(read_codes(path, page), rule)
 
 
+def _brightest(image: Image.Image, _) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).max(axis=2)
+
+
 def is_jpeg(path: str | Path) -> bool:
     """Say whether a file is a JPEG, whose levels are blurred, by its first bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(3) == b"\xff\xd8\xff"
-    except OSError:
-        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(3) == b"\xff\xd8\xff"
+    return False
 
 
 def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
     """Return which pixels are gland, bool (H,W), of codes as `read_codes` gives them."""
-    if not rule:
-        return codes > 127
     mask = np.zeros(codes.shape, bool)
-    for part in rule.split(";"):
+    for part in (rule or "above:127").split(";"):
         kind, _, values = part.partition(":")
         if kind == "levels":
             wanted = np.array([float(value) for value in values.split(",")])
@@ -60,20 +67,9 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
             mask |= np.isin(codes, wanted)
         elif kind == "colours":
             mask |= np.isin(codes, [_colour_code(int(value, 16)) for value in values.split(",")])
-        elif kind == "above":
-            mask |= codes > float(values)
-        elif kind == "transparent":
-            mask |= codes == TRANSPARENT
         else:
-            raise ValueError(
-                f"mask_rule: got {rule!r}, need levels:, colours:, above: or transparent"
-            )
+            mask |= codes > float(values) if kind == "above" else codes == TRANSPARENT
     return mask
-
-
-def of_reader(levels: np.ndarray, rule: str) -> np.ndarray:
-    """Return a mask, bool (H,W), of what a reader of its own gave: that, or levels for the rule."""
-    return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
 
 
 def read_codes(path: str | Path, page: str = "") -> np.ndarray:
@@ -93,23 +89,11 @@ def _codes(image: Image.Image, tags) -> np.ndarray:
     indices = np.asarray(image) if image.mode == "P" else None
     rgba = np.asarray(image.convert("RGBA")).astype(np.int32)  # (H,W,4)
     red, green, blue, alpha = np.moveaxis(rgba, 2, 0)
-    colours = (red << 16) | (green << 8) | blue
-    codes = np.where((red == green) & (green == blue), red, _colour_code(colours))
+    codes = _colour_code((red << 16) | (green << 8) | blue)
     codes = np.where(alpha <= 127, TRANSPARENT, codes).astype(np.int64)
     if indices is not None and len(np.unique(indices)) > len(np.unique(codes)):
         return indices.astype(np.int32)  # a palette that shows two classes alike
     return codes
-
-
-def check_levels(levels: np.ndarray) -> np.ndarray:
-    """Return a mask's levels as they are; raises Refused if some are below 0 or no numbers."""
-    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
-        raise Refused("has levels below 0, or that are no numbers: save masks with levels from 0")
-    return levels
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB"))
 
 
 def _colour_code(rgb):
@@ -119,9 +103,8 @@ def _colour_code(rgb):
 
 
 class Levels(NamedTuple):
-    """What one mask holds: its file's name, pixels by code, and of what kind the codes are."""
+    """What one mask holds: pixels by code, and of what kind the codes are."""
 
-    name: str
     counts: dict[float, int]
     border: float | None = None  # the code that fills the whole border, if one does
     jpeg: bool = False
@@ -129,12 +112,9 @@ class Levels(NamedTuple):
 
 
 def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) -> Levels:
-    """Count a mask's pixels by code.
+    """Count the pixels by code of an image file, or of `levels` that a reader of its own gave.
 
     Of a JPEG only even squares count: black as 0, white as 255, others by their brightest channel.
-
-    Args:
-        levels: what a reader of its own gave; None to read an image file.
     """
     jpeg = levels is None and is_jpeg(path)
     if jpeg:
@@ -146,17 +126,16 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)
     shortest = [float(str(value)) for value in values[most]]  # 0.1 of 32 bits is 0.1
     pixels = dict(zip(shortest, counts[most].tolist(), strict=True))
-    edges = [codes] if jpeg else [codes[0], codes[-1], codes[:, 0], codes[:, -1]]
+    edges = () if jpeg else (codes[0], codes[-1], codes[:, 0], codes[:, -1])
     border = {code for edge in edges for code in np.unique(edge).tolist()}
-    border = border.pop() if len(border) == 1 and not jpeg else None
-    return Levels(Path(path).name, pixels, border, jpeg, deep)
+    return Levels(pixels, border.pop() if len(border) == 1 else None, jpeg, deep)
 
 
 def _even_squares(image: Image.Image, _) -> np.ndarray:
     """Return the levels of those squares of a JPEG that hold one level, uint8 (n,)."""
-    rgb = _rgb(image)
-    height, width = (side // SQUARE * SQUARE for side in rgb.shape[:2])
-    squares = rgb[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, 3)
+    rgb = np.asarray(image.convert("RGB"))
+    height, width = (side // SQUARE for side in rgb.shape[:2])
+    squares = rgb[: height * SQUARE, : width * SQUARE].reshape(height, SQUARE, width, SQUARE, 3)
     low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,3)
     even = (high - low).max(axis=2) <= BLUR
     darkest, brightest = low.min(axis=2)[even], high.max(axis=2)[even]
@@ -168,20 +147,14 @@ def choose_rule(
 ) -> tuple[str, str]:
     """Choose a source's mask rule by what `count_levels` found in each of its masks.
 
-    Args:
-        wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0".
-        names: of levels, where the data set gives them.
-
-    Returns the rule, and a sentence that names every level with its share of the pixels.
-
-    Raises:
-        ValueError: levels that could be classes and are not in `wanted`; or `wanted` is not there.
+    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0". names: of
+    levels, where the data set gives them. Returns the rule, and a sentence that names every level
+    with its share of the pixels. ValueError: levels that could be classes; `wanted` is not there.
     """
     counts: Counter = Counter()
     for each in found:
         counts.update(each.counts)
-    jpegs = sum(each.jpeg for each in found)
-    total = sum(counts.values())
+    jpegs, total = sum(each.jpeg for each in found), counts.total()
     levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
     called = {str(level): f"{level} {name}" for level, name in (names or {}).items()}
     shares = {
@@ -190,14 +163,13 @@ def choose_rule(
     }
     shown = ", ".join(shares.values())
     if len(levels) > 16:
-        first, last = (level_name(code) for code in (min(counts), max(counts)))
-        shown = f"from {first} to {last}"
+        shown = f"from {level_name(min(counts))} to {level_name(max(counts))}"
     if wanted:
         rule, gland = _wanted_rule(wanted.strip(), levels, shown, jpegs)
     elif jpegs == len(found) or _is_blurred(counts):
-        between = sum(n for code, n in counts.items() if 0 < code < 255) if jpegs else 0
+        middle = [code for code in counts if 0 < code < 255] if jpegs else []
+        between = sum(counts[code] for code in middle)
         if between > 0.01 * (total - counts[0]):
-            middle = [code for code in counts if 0 < code < 255]
             raise ValueError(
                 "the JPEG masks hold areas that are neither black nor white, of levels "
                 f"{min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %): set the "
@@ -213,20 +185,17 @@ def choose_rule(
             )
         usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
         rule = "" if usual else _rule_of(gland)
-    names = [shares[level_name(code)] for code in gland]
-    rest = [share for name, share in shares.items() if levels[name] not in gland]
-    return (
-        rule,
-        f"gland is {', '.join(names) or 'nowhere'}, background {', '.join(rest) or 'nowhere'}",
-    )
+    sides = {"gland is": [], "background": []}
+    for name, share in shares.items():
+        sides["gland is" if levels[name] in gland else "background"].append(share)
+    return rule, ", ".join(f"{side} {', '.join(of) or 'nowhere'}" for side, of in sides.items())
 
 
 def level_name(code: float) -> str:
     """Return a code as it is shown and set: a number, "transparent", or a colour's RGB digits."""
     if code < TRANSPARENT:
         return f"{-2 - int(code):06x}"
-    number = int(code) if code == int(code) else code
-    return "transparent" if code == TRANSPARENT else str(number)
+    return "transparent" if code == TRANSPARENT else str(int(code) if code == int(code) else code)
 
 
 def _is_blurred(counts: Counter) -> bool:
@@ -241,15 +210,14 @@ def _gland_of_two(codes: list[float], borders: set) -> list[float] | None:
 
     Of two, background is what fills the border of every mask, else transparent, black, or darker.
     """
-    if len(codes) == 1:
-        return codes if codes[0] else []
-    if len(codes) != 2:
-        return None
+    if len(codes) < 2:
+        return [code for code in codes if code]
     if len(borders) == 1 and borders <= set(codes):
-        return [code for code in codes if code not in borders]
-    gray = min(codes) >= 0
-    around = TRANSPARENT if TRANSPARENT in codes else min(codes) if gray else 0
-    return [code for code in codes if code != around] if around in codes else None
+        [around] = borders
+    else:
+        around = TRANSPARENT if TRANSPARENT in codes else max(min(codes), 0)
+    others = [code for code in codes if code != around]
+    return others if len(codes) == 2 and len(others) == 1 else None
 
 
 def _proposal(levels: dict[str, float], counts: Counter) -> str:
@@ -257,30 +225,28 @@ def _proposal(levels: dict[str, float], counts: Counter) -> str:
     if len(levels) > 16 and min(counts) >= 0:
         middle = 0.5 if max(counts) <= 1 else 127 if max(counts) <= 255 else int(max(counts)) // 2
         return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle}"'
-    usual = [name for name in ("transparent", "0") if name in levels]
-    background = usual[0] if usual else level_name(counts.most_common(1)[0][0])
+    most = level_name(counts.most_common(1)[0][0])
+    background = next((name for name in ("transparent", "0") if name in levels), most)
     others = ", ".join(name for name in levels if name != background)
     return f'Name those that are, all but {background} would be mask_values: "{others}"'
 
 
 def _rule_of(gland: list[float]) -> str:
-    kinds = {
-        "levels": [level_name(code) for code in gland if code >= 0],
-        "colours": [level_name(code) for code in gland if code < TRANSPARENT],
-    }
-    parts = [f"{kind}:{','.join(names)}" for kind, names in kinds.items() if names]
-    return ";".join([*parts, *["transparent"][: gland.count(TRANSPARENT)]])
+    levels = [level_name(code) for code in gland if code >= 0]
+    colours = [level_name(code) for code in gland if code < TRANSPARENT]
+    parts = [f"levels:{','.join(levels)}"] * bool(levels)
+    parts += [f"colours:{','.join(colours)}"] * bool(colours)
+    return ";".join(parts + ["transparent"] * (TRANSPARENT in gland))
 
 
 def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     """Return the rule that a study sets, and the codes of the gland."""
     if wanted.startswith(">"):
-        try:
-            limit = float(wanted[1:])
-        except ValueError:
-            raise ValueError(f'mask_values: got {wanted!r}, need a number: ">0"') from None
-        if min(levels.values()) < 0:
-            raise ValueError(f"mask_values: {wanted!r} is for gray levels, the masks hold {shown}")
+        if not re.fullmatch(r">\s*\d+\.?\d*", wanted) or min(levels.values()) < 0:
+            raise ValueError(
+                f'mask_values: got {wanted!r}, need a gray level, ">0"; the masks hold {shown}'
+            )
+        limit = float(wanted[1:])
         return f"above:{limit:g}", [code for code in levels.values() if code > limit]
     if wanted == "alpha":
         wanted = " ".join(name for name in levels if name != "transparent")

@@ -7,6 +7,8 @@ the zeros at the front.
 
 import csv
 import io
+import re
+from collections import defaultdict
 from pathlib import Path, PurePath
 
 import pandas as pd
@@ -21,28 +23,36 @@ IDS = (
 )  # fmt: skip
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV as texts, its column names in lower case with _ for spaces.
+def column_key(name: str) -> str:
+    """Return a column's name in lower case, with _ for spaces."""
+    return name.casefold().replace(" ", "_").replace("-", "_")
 
-    Raises:
-        ValueError: not a table with a first line of names and two columns; says what is wrong.
-    """
+
+def compile_pattern(key: str, pattern: str) -> re.Pattern:
+    """Compile what a study's key sets; ValueError for no regular expression, or no brackets."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from None
+    if not compiled.groups:
+        raise ValueError(f"{key}: got {pattern!r}, need brackets around what counts")
+    return compiled
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV as texts, its columns named as by `column_key`; ValueError says what is wrong."""
     problem = f"{path.name} is no table in CSV"
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{problem} ({', '.join(TABLES)}): save it as one")
     try:
         text = _decode(path.read_bytes())
         first = text.lstrip("\n").split("\n")[0]
-        delimiter = max(
-            ",;\t|", key=lambda sign: len(next(csv.reader([first], delimiter=sign), ""))
-        )
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        sign = max(",;\t|", key=first.count)
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{problem} ({error}): save it as one in UTF-8") from error
     rows = [[field.strip() for field in row] for row in rows if any(map(str.strip, row))]
-    header = (
-        [name.casefold().replace(" ", "_").replace("-", "_") for name in rows[0]] if rows else []
-    )
+    header = [column_key(name) for name in rows[0]] if rows else []
     if len(header) < 2 or len(set(header)) < len(header):
         raise ValueError(
             f"{path.name} needs a first line of two or more different column names, it has "
@@ -59,67 +69,56 @@ def read_table(path: Path) -> pd.DataFrame:
                 f"{path.name} holds a line break or what is no text in {joined[:80]!r}: a quote "
                 "too many or too few?"
             )
-    width = len(header)
-    return pd.DataFrame(
-        [(row + [""] * width)[:width] for row in rows[1:]], columns=header, dtype=object
-    )
+    lines = [[*row, *[""] * len(header)][: len(header)] for row in rows[1:]]
+    return pd.DataFrame(lines, columns=header, dtype=object)
 
 
 def _decode(content: bytes) -> str:
-    """Decode a text file: by its mark, by its zero bytes, as UTF-8, or as Windows writes it."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = content.decode("utf-16")
-    elif b"\0" in content[:200]:
-        text = content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252")
+    """Decode a text file: UTF-16 by its mark, UTF-8, or as Windows writes it."""
+    try:
+        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text.split("\n", 1)[1] if text[:4].lower() == "sep=" and "\n" in text else text
+    return re.sub(r"^sep=.*\n", "", text, flags=re.IGNORECASE)  # as Excel writes it
 
 
 class Names:
     """The names by which tables may call the images of a case table."""
 
     def __init__(self, cases: pd.DataFrame, root: Path):
-        self.rows: dict[str, set[int]] = {}
+        self.rows, self.numbers = defaultdict(set), defaultdict(set)  # by name, without zeros
         for row, case in enumerate(cases.itertuples()):
             names = {case.case_id}
-            for text in (case.image_path, case.mask_path):
-                for path, _ in split_references(text) if text else ():
-                    parts = (
-                        Path(path).relative_to(root).parts
-                        if Path(path).is_relative_to(root)
-                        else ()
-                    )
-                    names |= {"/".join(parts[i:]) for i in range(len(parts))}
-            for key in {_key(name) for name in names}:
-                self.rows.setdefault(key, set()).add(row)
-        self.numbers: dict[str, set[int]] = {}
-        for key, rows in self.rows.items():
-            if key.isdecimal():
-                self.numbers.setdefault(key.lstrip("0"), set()).update(rows)
+            for path, _ in split_references(f"{case.image_path}\n{case.mask_path}"):
+                inside = path and Path(path).is_relative_to(root)
+                parts = Path(path).relative_to(root).parts if inside else ()
+                names |= {"/".join(parts[i:]) for i in range(len(parts))}
+            for key in map(_key, names):
+                self.rows[key].add(row)
+                if key.isdecimal():
+                    self.numbers[key.lstrip("0")].add(row)
 
     def find(self, name: str) -> set[int]:
         """Return the rows that a table's line names; empty if there are none."""
         key = _key(name.replace("\\", "/").removeprefix("./"))
         while key:
-            if rows := self.rows.get(key) or self.numbers.get(key.isdecimal() and key.lstrip("0")):
+            number = key.isdecimal() and key.lstrip("0")
+            if rows := self.rows.get(key) or self.numbers.get(number):
                 return rows
             key = key.partition("/")[2]  # a path that was another one where the table was written
         return set()
 
     def column(self, table: pd.DataFrame) -> str:
         """Return the column that names the images: a usual one, else that which names most."""
-        found = {c: sum(bool(self.find(v)) for v in table[c]) for c in table.columns}
         if headless := [name for name in table.columns if self.find(name)]:
             needed = "write the columns' names there, case_id,group"
             raise ValueError(f"the first line of a table names an image, {headless[0]!r}: {needed}")
-        usual = [name for name in IDS if found.get(name)]
+        found = {c: sum(bool(self.find(v)) for v in table[c]) for c in table.columns}
         best = max(found, key=found.get)
-        return usual[0] if usual else best if found[best] > len(table) / 2 else ""
+        most = best if found[best] > len(table) / 2 else ""
+        return next((name for name in IDS if found.get(name)), most)
 
 
 def _key(name: str) -> str:

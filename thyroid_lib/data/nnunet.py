@@ -23,18 +23,20 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     """Make the case table of a data set of nnU-Net, or of one a level below; None for other data.
 
     Images for testing count where they have labels. `attrs["levels"]` names the masks' levels.
-
-    Raises:
-        ValueError: a damaged dataset.json, several channels, or files that are no pictures.
+    ValueError: a damaged dataset.json, several channels, or files that are no pictures.
     """
     found = [*Path(path).glob("dataset.json"), *sorted(Path(path).glob("*/dataset.json"))]
     found = [file for file in found if (file.parent / "imagesTr").is_dir()]
     if not found:
         return None
-    root = found[0].parent
+    root, levels = found[0].parent, {}
     try:
         about = json.loads(found[0].read_text("utf-8"))
-        levels, ending = _levels(about["labels"]), str(about.get("file_ending", ".nii.gz"))
+        ending = str(about.get("file_ending", ".nii.gz"))
+        for key, value in about["labels"].items():  # {"gland": 1}, or {"1": "gland"}
+            name, level = (value, key) if str(key).isdecimal() else (key, value)
+            for each in level if isinstance(level, list) else [level]:  # a region of several
+                levels.setdefault(int(each), str(name))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"dataset.json is damaged ({type(error).__name__} {error})"
         raise ValueError(f'{problem}: it needs "labels" and "file_ending"') from error
@@ -51,13 +53,3 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     named = ", ".join(f"{level} {name}" for level, name in levels.items())
     table.attrs = {"layout": f"nnU-Net, labels {named}; {'; '.join(said)}", "levels": levels}
     return table
-
-
-def _levels(labels: dict) -> dict[int, str]:
-    """Return the names of levels, of either version: {"gland": 1}, or {"1": "gland"}."""
-    levels = {}
-    for key, value in labels.items():
-        name, level = (value, key) if str(key).isdecimal() else (key, value)
-        for each in level if isinstance(level, list) else [level]:  # a region of several labels
-            levels.setdefault(int(each), str(name))
-    return levels

@@ -64,15 +64,15 @@ def cases(
 ) -> pd.DataFrame:
     """Draw the phantoms into a folder, unless they are there, and return their case table.
 
-    Files: images/s00f000.png …, masks/, groups.csv (sweep00 …), phantom.json (what was drawn). A
-    folder that holds other files is refused.
+    Files: images/s00f000.png …, masks/, groups.csv, phantom.json (what was drawn). A folder that
+    holds other files is refused.
     """
     folder = Path(folder)
     drawn = {"sweeps": sweeps, "frames": frames, "seed": seed, "text": text}
     record, count = folder / "phantom.json", len(list(folder.glob("*/*.png")))
     wanted = json.dumps(drawn | {"phantom_version": PHANTOM_VERSION}, indent=1) + "\n"
-    whole = record.is_file() and count == 2 * sweeps * frames
-    if not whole or record.read_text("utf-8", "replace") != wanted:
+    held = record.read_text("utf-8", "replace") if record.is_file() else ""
+    if held != wanted or count != 2 * sweeps * frames:
         record.unlink(missing_ok=True)
         _draw_folder(folder, **drawn)
         write_file(record, wanted)  # last: only a complete folder has it

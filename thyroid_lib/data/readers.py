@@ -1,4 +1,4 @@
-"""Reading one image, whatever file it stands in; and the level that is white in deep images.
+"""Reading one image, whatever file it stands in; stacks; the level that is white in deep images.
 
 A format of its own is a module of this wing, named in `READERS` by its files' endings, with
 
@@ -11,13 +11,15 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
-from thyroid_lib.data.frames import FORMATS, decode_file, read_gray, scale_levels, to_gray
+from thyroid_lib.data.frames import FORMATS, Refused, decode_file, read_gray, scale_levels, to_gray
 
 PICTURES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2",
 )  # fmt: skip
+STACKS = (".tif", ".tiff", ".gif", ".npy")
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".hdf")
 READERS = dict.fromkeys(ARRAYS, "arrays") | {".xml": "ddti"}  # all others: DICOM
 
@@ -42,32 +44,32 @@ def read_image(path: str, part: str = "", highest: float = 0) -> np.ndarray:
 def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, float]:
     """Return an image's height and width, and its highest level if it has more than 8 bits, or 0.
 
-    A damaged image is None and 0: reading it for the store says why.
-
-    Raises:
-        ValueError: levels below 0, or no numbers.
+    A damaged image is None and 0: reading it for the store says why. ValueError: levels below 0,
+    or no numbers.
     """
     try:
         if reader := reader_of(path):
             levels = reader.read_image(path, part)
         else:
             with Image.open(path, formats=FORMATS) as image:
-                size, bits = (image.height, image.width), 16
-                if not image.mode.startswith(("I", "F")):
-                    return size, 0
-                if hasattr(image, "tag_v2"):
-                    bits = image.tag_v2.get(258, (16,))[0]
+                size, deep = (image.height, image.width), image.mode.startswith(("I", "F"))
+                bits = getattr(image, "tag_v2", {}).get(258, (16,))[0] if deep else 8
             if bits < 16:  # the header says it
-                return size, 2**bits - 1
+                return size, 2**bits - 1 if deep else 0
             levels = decode_file(path, lambda image, _: np.asarray(image), part)
     except Exception:  # decoders raise a dozen kinds
         return None, 0
     if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
         return levels.shape[:2], 0
-    if not np.isfinite(levels).all() or levels.min() < 0:
-        problem = f"{Path(path).name!r} has levels below 0, or that are no numbers"
-        raise ValueError(f"{problem}: save images with levels from 0 up")
-    return levels.shape, float(levels.max())
+    return levels.shape, float(check_levels(levels, Path(path).name).max())
+
+
+def check_levels(levels: np.ndarray, name: str = "") -> np.ndarray:
+    """Return gray levels as they are; raises Refused if some are below 0 or no numbers."""
+    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
+        problem = "has levels below 0, or that are no numbers: save levels from 0 up"
+        raise Refused(f"{name!r} {problem}" if name else problem)
+    return levels
 
 
 def white_level(found: list[float]) -> tuple[float, str]:
@@ -82,3 +84,44 @@ def white_level(found: list[float]) -> tuple[float, str]:
     bits = max(8, math.ceil(math.log2(highest + 1)))
     white = 1 if highest <= 1 and not whole else 2**bits - 1
     return 0 if white == 65535 else white, f"{count}: highest level {highest:g}, white is {white}"
+
+
+def count_pictures(path: str) -> int:
+    """Return how many pictures a file holds; 1 for files that are no stacks, damaged ones too."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".npy":
+            return reader_of(path).count_pictures(path) or 1
+        with Image.open(path, formats=("TIFF", "GIF")) as image:
+            return image.n_frames
+    except Exception:  # decoders raise a dozen kinds: reading it for the store says why
+        return 1
+
+
+def expand_stacks(table: pd.DataFrame) -> pd.DataFrame:
+    """Give each picture of a stack, with the mask of the same number, a row of its own.
+
+    A stack is a TIFF or GIF of several pages, or an npy array (N,H,W). Its pictures keep its group.
+    Where the mask's file holds another number, the row stays one and has a `problem`.
+    """
+    rows = []
+    for case in table.to_dict("records"):
+        files = [case["image_path"], *case["mask_path"].split("\n")]
+        counts = [count_pictures(file) if file.lower().endswith(STACKS) else 1 for file in files]
+        most = max(counts)
+        case = {"problem": None} | case
+        if most > min(counts) and all(files):
+            held = f"the image's file holds {counts[0]} pictures, the mask's {counts[1]}"
+            needed = "save one mask for each picture, and no class or channel as a page of its own"
+            case["problem"] = "size mismatch", f"{held}: {needed}"
+        if most == 1 or most > min(counts):
+            rows.append(case)
+            continue
+        for number in range(most):
+            image, *masks = (f"{file}\t{number}" for file in files)
+            case_id = f"{case['case_id']}_{number:0{len(str(most - 1))}}"
+            paths = {"image_path": image, "mask_path": "\n".join(masks)}
+            rows.append(case | {"case_id": case_id} | paths)
+    expanded = pd.DataFrame(rows, dtype=object) if rows else table
+    expanded.attrs = table.attrs
+    return expanded

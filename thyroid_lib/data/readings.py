@@ -31,9 +31,9 @@ def groups_sentence(index: pd.DataFrame) -> str:
 
 def mended_sentence(store: Store) -> str:
     """Say how many masks each rule changed, of the rules that were switched on."""
-    if not store.settings["mend"]:
-        return "No rule is switched on: masks are as they were published."
     each = [f"`{rule}` changed {store.mended[rule]}" for rule in store.settings["mend"]]
+    if not each:
+        return "No rule is switched on: masks are as they were published."
     return f"Of {len(store.index)} masks, {', '.join(each)}."
 
 

@@ -1,7 +1,6 @@
 """Masks that a study's size would lose: small structures vanish when frames are made smaller."""
 
 import numpy as np
-import pandas as pd
 
 from thyroid_lib.data.frames import fit_mask
 
@@ -19,15 +18,13 @@ def size_needed(mask: np.ndarray, size: int, resize: str) -> int:
     return longest
 
 
-def lost_masks(store) -> pd.DataFrame:
-    """List the cases of a store whose masks it has lost: case_id, pixels and size_needed."""
-    rows, resize = [], store.settings["resize"]
+def sizes_needed(store) -> list[int]:
+    """Return `size_needed` of each case of a store."""
+    resize = store.settings["resize"]
     kept = store.masks.mean(axis=(1, 2)) / store.index["foreground"].clip(lower=1e-9)
-    for row in np.flatnonzero(kept < (2 * KEPT if resize == "letterbox" else 1.1 * KEPT)):
-        mask = store.reference(row)
-        if needed := size_needed(mask, store.size, resize):
-            rows.append((store.index["case_id"].iat[row], int(mask.sum()), needed))
-    return pd.DataFrame(rows, columns=["case_id", "pixels", "size_needed"])
+    lost = kept < (2 * KEPT if resize == "letterbox" else 1.1 * KEPT)
+    masks = (store.reference(row) if low else None for row, low in enumerate(lost))
+    return [0 if mask is None else size_needed(mask, store.size, resize) for mask in masks]
 
 
 def lost_sentence(needed: list[int], size: int) -> str:

@@ -86,7 +86,7 @@ def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int
     if count < folds:
         problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
         raise ValueError(f"{problem} or fewer")
-    # Largest group first into the lightest fold: folds of nearly equal size, the same always.
+    # largest group first into the lightest fold: folds of nearly equal size, the same always
     loads, fold_of = np.zeros(folds, dtype=int), {}
     for group, size in frames.sort_values(ascending=False, kind="stable").items():
         fold_of[group] = int(loads.argmin())

@@ -31,7 +31,7 @@ from thyroid_lib.data import frames, phantom, tg3k
 from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
-from thyroid_lib.data.shrink import lost_masks, lost_sentence
+from thyroid_lib.data.shrink import lost_sentence, sizes_needed
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers, map_in_order
@@ -97,9 +97,8 @@ class Store:
 def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **choices):
     """Make the case table of a source: "phantom", "tg3k" or "folder".
 
-    `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
-    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed and text. Those of
-    "folder" are `look.CHOICES`.
+    `data` is where the latter two lie, as `locate.find_data` takes it; "phantom" is written to
+    `folder`, drawn by the choices sweeps, frames, seed and text. "folder" has `look.CHOICES`.
     """
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
@@ -108,12 +107,9 @@ def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", *
         raise ValueError(f"source {source} needs {name}: give a path")
     if source == "tg3k":
         return tg3k.cases(find_data(data))
-    kept = {
-        name: value for name, value in choices.items() if (name in CHOICES) == (source == "folder")
-    }
     if source == "phantom":
-        return phantom.cases(folder, **kept)
-    seen = look(find_data(data), **kept)
+        return phantom.cases(folder, **{n: v for n, v in choices.items() if n not in CHOICES})
+    seen = look(find_data(data), **{n: v for n, v in choices.items() if n in CHOICES})
     for what, said in seen.seen.items():
         print(f"{what}: {said}")
     if are_unknown(seen.cases):
@@ -132,9 +128,8 @@ def build_store(
 ) -> Store:
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
-    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine. Files
-    of other names in `folder` are left alone. ValueError: not one usable case, or a folder that
-    holds the store of another source.
+    Each row of `cases` ends up in the store's index or, with its reason, in its quarantine.
+    ValueError: not one usable case, or a folder that holds the store of another source.
 
     size: side of the stored squares in pixels. resize, mend: see `frames.fit_image` and
     `frames.mend_mask`. workers: processes; the result does not depend on it.
@@ -152,8 +147,7 @@ def build_store(
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers)
         store = open_store(folder, verify=False)
-        if len(lost := lost_masks(store)):
-            needed = [*lost["size_needed"], *[0] * (len(store) - len(lost))]
+        if any(needed := sizes_needed(store)):
             print_note(lost_sentence(needed, size))
         return store
     except BaseException as error:
@@ -187,10 +181,9 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
         problem = f"the store at {folder} is damaged ({what}): delete it and build it again"
         raise ValueError(problem) from error
     tables = zip(FILES[3:], (INDEX, str), strict=True)
-    index, quarantine = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
-    settings, fingerprint = about["settings"], about["fingerprint"]
-    seen = about.get("seen", {})
-    return Store(folder, images, masks, bits, index, quarantine, settings, fingerprint, seen)
+    tables = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
+    more = about["settings"], about["fingerprint"], about.get("seen", {})
+    return Store(folder, images, masks, bits, *tables, *more)
 
 
 def default_store(cases: pd.DataFrame | None = None) -> Store:
@@ -243,8 +236,7 @@ def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
     about = {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    names = ("image_path", "mask_path")
-    pairs = [[case_table.split_references(text) for text in cases[name]] for name in names]
+    pairs = [cases[n].map(case_table.split_references) for n in ("image_path", "mask_path")]
     files = dict.fromkeys(path for column in pairs for row in column for path, _ in row)
     with ThreadPoolExecutor() as pool:  # Python's lock is free while a file is hashed
         digests = dict(zip(files, pool.map(_digest, files), strict=True))
@@ -267,15 +259,13 @@ def _hash_json(about: dict) -> str:
 
 def _digest(path: str | Path) -> str:
     """SHA-256 of a file; "" for a missing or unreadable one, which reading will report."""
-    try:
-        return file_digest(path) if os.path.isfile(path) else ""
-    except OSError:
-        return ""
+    with suppress(OSError):
+        return file_digest(path)
+    return ""
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(FILES, pool.map(lambda name: _digest(folder / name), FILES), strict=True))
+    return {name: _digest(folder / name) for name in FILES}
 
 
 def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
@@ -319,11 +309,9 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
             counts = quarantine["reason"].value_counts().items()
-            reasons = ", ".join(f"{number} {reason}" for reason, number in counts)
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts) or "none"
             first = "".join(f"; the first: {' '.join(row[1:])}" for row in quarantine.values[:1])
-            raise ValueError(
-                f"no case can be used, of {len(quarantine)}: {reasons or 'none'}{first}"
-            )
+            raise ValueError(f"no case can be used, of {len(quarantine)}: {reasons}{first}")
         # the number of cases is known only now; NumPy leaves room for it in the header
         _write_headers(files, len(rows), settings["size"], offset)
         for file in files:

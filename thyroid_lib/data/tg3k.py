@@ -15,11 +15,8 @@ from bisect import bisect_left
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from thyroid_lib.data import archives
-from thyroid_lib.data.cases import COLUMNS, make_table
-from thyroid_lib.data.frames import FORMATS
 from thyroid_lib.data.layouts import find_pairs
 from thyroid_lib.files.writing import short_reason
 
@@ -31,15 +28,11 @@ BY_HAND = (
     f"set `data` to it, or to the unpacked folder that holds {IMAGES}/ and {MASKS}/"
 )
 DEPTH = 4  # folders below the given one that are searched
-# of the 15 sweeps: height and width in px, and the last frame
-HEIGHTS = 191, 194, 187, 174, 182, 209, 178, 209, 213, 191, 194, 204, 207, 193, 238
-WIDTHS = 265, 258, 241, 241, 270, 214, 234, 216, 241, 278, 242, 240, 281, 325, 251
 LASTS = 271, 448, 655, 826, 1017, 1196, 1512, 1691, 1952, 2188, 2445, 2696, 3025, 3269, 3584
-SWEEPS = {f"run{i:02d}": size for i, size in enumerate(zip(HEIGHTS, WIDTHS, strict=True), 1)}
 
 
 def sweep_of(frame: int) -> str:
-    """Return the sweep of a frame number, "" for a number that the release does not have."""
+    """Return the sweep of a frame by the sweeps' last ones, "" for one that the release has not."""
     return f"run{bisect_left(LASTS, frame) + 1:02d}" if 0 <= frame <= LASTS[-1] else ""
 
 
@@ -47,44 +40,36 @@ def cases(path: str | Path) -> pd.DataFrame:
     """Make the case table of TG3K, or of any part of it, in what `locate` finds at a path.
 
     case_id is as in the release ("0007"), group run01 … run15, "" for a name that it does not have.
-    One more column, `official`: the side in the release's own split, "train" or "test", "" where
-    the split's file is missing. Raises ValueError for frames of other sizes.
+    Column `official` is the side in the release's own split, "" where the split's file is missing.
     """
     folder = locate(path)
     table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
     group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
-    table["group"] = [group_of.get(case_id, "") for case_id in table["case_id"]]
-    _check_sizes(table)
-    table = make_table(table[COLUMNS].to_numpy().tolist())
     sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
     side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
-    return table.assign(official=[side_of.get(case_id, "") for case_id in table["case_id"]])
+    for column, known in (("group", group_of), ("official", side_of)):
+        table[column] = [known.get(case_id, "") for case_id in table["case_id"]]
+    return table
 
 
 def locate(path: str | Path) -> Path:
     """Return the folder that holds thyroid-image/ and thyroid-mask/.
 
     `path` is that folder, one up to four levels above it, or an archive with it inside, which is
-    unpacked, see `archives`. ValueError: it is not found; says what was found and how to get the
-    release.
+    unpacked, see `archives`. ValueError: it is not found; says how to get the release.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
         path = archives.unpack(path, pattern=WANTED, advice=BY_HAND)
     if not path.is_dir():
         raise ValueError(f"no TG3K at {path}: nothing is there; {BY_HAND}, or call tg3k.download")
-    for folder, below, _ in os.walk(path):
-        if IMAGES in below and MASKS in below:
-            return Path(folder)
-        deep = len(Path(folder).relative_to(path).parts) >= DEPTH
-        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
-    raise ValueError(_not_found(path, sorted(os.listdir(path))))
-
-
-def _not_found(path: Path, names: list[str]) -> str:
-    found = ", ".join(names[:8]) or "nothing"
+    for depth in range(DEPTH + 1):
+        for images in sorted(path.glob("*/" * depth + IMAGES)):
+            if (images.parent / MASKS).is_dir():
+                return images.parent
+    found = ", ".join(sorted(os.listdir(path))[:8]) or "nothing"
     needed = f"needed are the folders {IMAGES}/ and {MASKS}/, found was {found}"
-    return f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download"
+    raise ValueError(f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download")
 
 
 def official_split(path: str | Path) -> dict[str, list[str]]:
@@ -123,17 +108,3 @@ def download(folder: str | Path) -> Path:
             problem = f"download failed ({short_reason(error)}): pip install gdown if it is missing"
             raise RuntimeError(f"{problem}, or {BY_HAND}") from error
     return locate(archive)
-
-
-def _check_sizes(table: pd.DataFrame) -> None:
-    """Compare the first frame of each sweep with the release: other sizes are other data."""
-    for case in table[table["group"] != ""].drop_duplicates("group").itertuples():
-        try:
-            with Image.open(case.image_path, formats=FORMATS) as image:  # reads the header only
-                found = f"{image.height} x {image.width}"
-        except Exception:  # decoders raise a dozen kinds
-            continue  # damaged: the store reports it
-        if found != (known := "{} x {}".format(*SWEEPS[case.group])):
-            sizes = f"{Path(case.image_path).name} is {found}, {case.group} has {known}"
-            advice = 'for other data, or a resized copy, use source "folder" with a groups.csv'
-            raise ValueError(f"not TG3K's frames: {sizes} (height x width); {advice}")
