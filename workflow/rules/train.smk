@@ -31,3 +31,19 @@ rule train:
     resources:
         gpu=GPU,
     shell: execute("3-train.ipynb", pin=True)
+
+
+# Predictions made elsewhere: scored again as trained runs are.
+rule imported:
+    input: "store/store.json", "runs/{run}/imported.json"
+    output: multiext("runs/{run}/", *RUN_TABLES)
+    params:
+        *code_digests(PROJECT / "thyroid_lib" / "evaluate" / "imported.py"),
+        json=json.dumps({
+            key: config[key] for key in ("folds", "val_share", "threshold", "tolerance_px")
+        }),
+    wildcard_constraints:
+        run="|".join(IMPORTED) or "-",
+    shell:
+        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.imported score runs/{wildcards.run}'
+        " --store store --settings {params.json:q}"
