@@ -73,9 +73,9 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         else ABOUT.get(name, f"architecture `{name}` of {source}"),
         "cost": f"{row['parameters']:,.0f} parameters, {giga:.2f} G multiply-adds per image"
         if giga == giga
-        else "parameters and multiply-adds are unknown",
+        else "Parameters and multiply-adds are unknown",
         "settings": ", ".join(f"{key} {run[key]}" for key in used),
-        "data": ", ".join(data) or "not named",
+        "data": "unknown; scored on " * is_imported(name) + (", ".join(data) or "not named"),
         "cases": ", ".join(cases) or "not recorded",
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),

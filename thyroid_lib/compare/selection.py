@@ -9,6 +9,7 @@ import pandas as pd
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import GROUPS_FOR_SELECTION, SEEDS_FOR_STABILITY
 from thyroid_lib.compare.stability import worst_decile
+from thyroid_lib.evaluate.imported import is_imported
 
 
 def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> tuple:
@@ -49,7 +50,8 @@ def select(table, differences, stability, *, delta: float) -> dict:
     models, cost = _by_cost(rivals.reset_index())
     measured = stability[stability["protocol"] == protocol].pivot(index="model", columns="measure")
     spread, decile = (measured["value"][name].to_numpy() for name in ("seed_sd", "worst_decile"))
-    size = {name: int(rivals[name].min()) for name in ("seeds", "groups")}
+    trained = rivals[~rivals.index.map(is_imported)]
+    size = {name: int(trained[name].min()) for name in ("seeds", "groups")}
     dice, provisional = rivals["dice"].to_numpy(float), _is_provisional(**size)
     order, candidates = decide(
         dice[None], spread[None], decile, cost, delta=delta, provisional=provisional

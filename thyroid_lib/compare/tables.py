@@ -193,7 +193,8 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
             "dice_worst_decile": cases.agg(worst_decile)[models],
             **each,
             "missed": cases.agg(lambda dice: int((dice == 0).sum()))[models],
-            **{name: of.size[name] for name in ("groups", "folds", "seeds")},
+            **{name: of.size[name] for name in ("groups", "folds")},
+            "seeds": np.where(unknown, 1, of.size["seeds"]),
             **{name: first[name][models] for name in ("parameters", "multiply_adds")},
         }  # fmt: skip
         part = pd.DataFrame({name: np.asarray(value) for name, value in columns.items()})
