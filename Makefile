@@ -104,7 +104,7 @@ NAME ?=
 OUT ?= nnUNet_raw
 WORDS = $(foreach word,$(SET) $(if $(DATA),data=$(DATA)),$(call quote,$(word)))
 import-predictions: $(READY)  ## masks or maps made elsewhere, as runs of a study: NAME=nnunet FROM=<folder>
-	@$(BIN)/python -m thyroid_lib.evaluate.imported add --parameters $(PARAMETERS) --set $(WORDS) \
+	@$(BIN)/python -m thyroid_lib.evaluate.imported --parameters $(PARAMETERS) --set $(WORDS) \
 		--name $(call quote,$(NAME)) --predictions $(call quote,$(FROM)) $(OPTIONS)
 
 export-nnunet: $(READY)  ## a study's cases and folds for nnU-Net: PARAMETERS=…, OUT=nnUNet_raw

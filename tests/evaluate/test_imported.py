@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from thyroid_lib.evaluate.imported import add_runs
 from thyroid_lib.evaluate.metrics import score_case
 from thyroid_lib.evaluate.predict import segment_case
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"folds": 2, "val_share": 0.2, "threshold": 0.5, "tolerance_px": 2.0}
 TABLES = ("history", "scores", "thresholds", "calibration")
 
@@ -227,3 +229,20 @@ def test_a_trained_run_and_a_networks_name_are_never_taken(store, tmp_path):
             added(store, made, tmp_path / "runs", **how)
     shutil.rmtree(trained)
     assert added(store, made, tmp_path / "runs")
+
+
+def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
+    parameters = ["--parameters", str(ROOT / "parameters" / "demo.yaml")]
+    for words, says in (
+        ([], "predictions: need a folder"),
+        (["--predictions", "made"], "no store at"),
+        (["--predictions", "made", "--names", "none.csv"], "none.csv"),
+        (["--set", "sise=3"], "sise: unknown (did you mean size?)"),
+    ):
+        assert imported.main([*parameters, *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert says in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ from thyroid_lib.data.nnunet import CHANNEL
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, load_cases, open_store
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.files.writing import write_error, write_file, write_table
+from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.settings import LEAKY, read_study, read_yaml, step_settings
 
 
@@ -110,8 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         how = {"dataset": given.dataset, "protocol": given.protocol} | split
         print(export_nnunet(load_cases(**source), store, given.out, **how))
     except (OSError, ValueError) as error:
-        known = isinstance(error, OSError) and error.errno and error.filename
-        print(f"error: {write_error(error, error.filename) if known else error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,7 +1,6 @@
 """Predictions made elsewhere, masks or probability maps, scored as a run of the study.
 
-    python -m thyroid_lib.evaluate.imported add --parameters parameters/demo.yaml \\
-        --name nnunet --predictions FOLDER
+    python -m thyroid_lib.evaluate.imported --name nnunet --predictions FOLDER
 
     runs/<name>-<protocol>-fold<k>-seed<s>/
         predictions/    one PNG, .npy or .npz file per test case, as it was given
@@ -16,7 +15,6 @@ thresholds.csv and calibration.csv are headings alone and the Brier score is mis
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -34,16 +32,15 @@ from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.scores import score_maps
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.files.writing import write_error, write_file, write_table
+from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import user_networks
 from thyroid_lib.settings import NETWORKS, TRAINING, read_study, read_yaml
 
 MARK = " (imported)"  # ends the model's name, so that nothing shows such a model without it
 UNKNOWN = "unknown"
 ENDINGS = (".npz", ".npy", ".png")  # the first kind that a folder holds is read
-WHITE = {"b": 1, "u1": 255, "u2": 65_535, "i4": 65_535, "f": 1}  # by NumPy's kind (and bytes)
+WHITE = {"b1": 1, "u1": 255, "u2": 65_535, "i4": 65_535, "f2": 1, "f4": 1, "f8": 1}
 SCORING = ("folds", "val_share", "threshold", "tolerance_px")  # keys of a study
-SPLIT = ("protocol", "fold", "folds", "val_share")  # arguments of `split_cases`
 MEASURED = ("parameters", "multiply_adds", "train_seconds", "images_per_second", "peak_memory_mib")
 FOLD = re.compile(r"fold[_-]?(\d{1,4})(?:[_-]seed[_-]?(\d{1,9}))?")  # a subfolder's name
 
@@ -62,22 +59,26 @@ def find_predictions(folder: Path, names: dict[str, str] | None = None) -> dict[
     raise ValueError(f"{folder} holds no predictions: need a PNG, .npy or .npz file per test case")
 
 
-def read_levels(path: Path) -> np.ndarray:
-    """Read one prediction as it is, (H,W); of nnU-Net's .npz the probability of class 1."""
+def read_levels(path: Path) -> tuple[np.ndarray, int]:
+    """Read one prediction as it is, (H,W), and the level that means 1, 0 if none does.
+
+    Of nnU-Net's .npz it is the probability of class 1.
+    """
     if path.suffix == ".png":
-        return frames.decode_file(path, _gray_levels)
-    try:
-        levels = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            named = "probabilities" if "probabilities" in levels.files else levels.files[0]
-            levels = levels[named]
-    except Exception as error:  # NumPy raises half a dozen kinds on a damaged file
-        raise ValueError(f"{path.name!r} is damaged ({error}): save it again") from error
-    levels = levels.squeeze()
-    levels = levels[1] if levels.ndim == 3 and len(levels) == 2 else levels
+        levels = frames.decode_file(path, _gray_levels)
+    else:
+        try:
+            levels = np.load(path, allow_pickle=False)
+            if path.suffix == ".npz":
+                keys = levels.files
+                levels = levels["probabilities" if "probabilities" in keys else keys[0]]
+        except Exception as error:  # NumPy raises half a dozen kinds on a damaged file
+            raise ValueError(f"{path.name!r} is damaged ({error}): save it again") from error
+        levels = levels.squeeze()
+        levels = levels[1] if levels.ndim == 3 and len(levels) == 2 else levels
     if levels.ndim != 2:
         raise ValueError(f"{path.name!r} holds an array {levels.shape}, need (H,W) or (2,H,W)")
-    return levels
+    return levels, WHITE.get(levels.dtype.str[1:], 0)
 
 
 def _gray_levels(image, tags) -> np.ndarray:
@@ -88,11 +89,6 @@ def _gray_levels(image, tags) -> np.ndarray:
     return levels if levels.ndim == 2 else levels[..., 0]
 
 
-def _white(levels: np.ndarray) -> int:
-    kind = levels.dtype.kind
-    return WHITE.get(kind) or WHITE.get(f"{kind}{levels.itemsize}", 0)
-
-
 def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
     """Return what the files hold, "masks" or "probability maps".
 
@@ -100,40 +96,37 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
     most one other level. ValueError, naming cases: missing or foreign ones, another size than the
     frame's own, levels that are neither.
     """
-    tests = set(cases["case_id"])
+    tests, shades, highest = set(cases["case_id"]), "", 0.0
     for what, odd in (("missing", tests - set(files)), ("no test cases", set(files) - tests)):
         if odd:
             shown = ", ".join(sorted(odd)[:5]) + ", …" * (len(odd) > 5)
             need = f"need exactly the {len(tests)} test cases of this fold, each file named by its"
             raise ValueError(f"{what}: {shown} ({len(odd)} in all); {need} case_id")
-    odd, highest = "", 0.0
     for case in cases.itertuples():
-        path = files[case.case_id]
-        levels, shape = read_levels(path), (case.height, case.width)
-        if levels.shape != shape:
-            got, size = (" x ".join(map(str, each)) for each in (levels.shape, shape))
-            raise ValueError(f"{path.name!r} is {got}, but its frame is {size}: save it as large")
-        white, (low, high) = _white(levels), (levels.min(), levels.max())
+        name, (levels, white) = repr(files[case.case_id].name), read_levels(files[case.case_id])
+        if levels.shape != (case.height, case.width):
+            got, size = ("{} x {}".format(*x) for x in (levels.shape, (case.height, case.width)))
+            raise ValueError(f"{name} is {got}, but its frame is {size}: save it as large")
+        low, high = levels.min(), levels.max()
         if not np.isfinite(levels.sum(dtype=np.float64)) or low < 0:
-            raise ValueError(f"{path.name!r} has levels that are negative or no numbers")
+            raise ValueError(f"{name} has levels that are negative or no numbers")
         if not np.isin(levels, (0, high)).all():
-            odd = odd or path.name
-            if not white or high > white:
-                raise ValueError(f"{path.name!r} reaches {high}: need probabilities from 0 to 1")
+            shades = shades or name
+            if high > white:
+                raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
         highest = max(highest, high / white if white > 1 else 1.0)
-    if odd and highest <= 0.5:
+    if shades and highest <= 0.5:
         raise ValueError(
-            f"{odd!r} has more than two levels, and no file more than {highest:.3f} of white: need "
-            "masks (0 and one other level) or probability maps (255 or 65535 for 1)"
+            f"{shades} has more than two levels, and no file more than {highest:.3f} of white: "
+            "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
         )
-    return "probability maps" if odd else "masks"
+    return "probability maps" if shades else "masks"
 
 
 def read_prob(path: Path, kind: str) -> np.ndarray:
     """Return a prediction as probabilities, float32 (H,W) in [0,1]; `kind`: `check_predictions`."""
-    levels = read_levels(path)
-    prob = levels > 0 if kind == "masks" else levels / np.float64(_white(levels))
-    return prob.astype(np.float32)
+    levels, white = read_levels(path)
+    return (levels > 0 if kind == "masks" else levels / np.float64(white)).astype(np.float32)
 
 
 def segment_imported(run: Path, case_id: str) -> np.ndarray:
@@ -150,14 +143,12 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     `check_predictions`.
     """
     about = json.loads((run / "imported.json").read_text("utf-8")) | settings
-    sides = split_cases(store.index, **{key: about[key] for key in SPLIT})
-    rows = np.flatnonzero(sides == "test")
+    split = {key: about[key] for key in ("protocol", "fold", "folds", "val_share")}
+    rows = np.flatnonzero(split_cases(store.index, **split) == "test")
     cases, files = store.index.iloc[rows], find_predictions(run / "predictions")
     kind = check_predictions(files, cases)
-    batches = (
-        (read_prob(files[case_id], kind)[None], [store.reference(row)])
-        for case_id, row in zip(cases["case_id"], rows, strict=True)
-    )
+    pairs = zip(cases["case_id"], rows, strict=True)
+    batches = ((read_prob(files[case], kind)[None], [store.reference(row)]) for case, row in pairs)
     names = cases[["case_id", "dataset", "group"]].to_dict("records")
     how = {key: about[key] for key in ("threshold", "tolerance_px")}
     scored = score_maps(names, batches, resize=frames.NATIVE, **how)
@@ -166,14 +157,12 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     if kind == "masks":
         tables |= {name: tables[name].iloc[:0] for name in ("thresholds", "calibration")}
         tables["scores"] = scored.cases.assign(brier=np.nan)
-    versions = {each.__name__: each.__version__ for each in (np, pd)}
     about |= dict.fromkeys((*TRAINING, "training_version"), UNKNOWN) | dict.fromkeys(MEASURED)
     about |= {
         "model": about["name"] + MARK, "imported": True, "predictions": kind,
         "size": store.size, "resize": store.settings["resize"],
         "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
-        "cases": {"test": len(rows)}, "temperature": None,
-        "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
+        "cases": {"test": len(rows)}, "temperature": None, "versions": {"thyroid_lib": __version__},
     }  # fmt: skip
     paths = [write_table(run / f"{name}.csv", each) for name, each in tables.items()]
     about["files"] = {path.name: file_digest(path) for path in paths}
@@ -182,23 +171,14 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
 
 
 def add_runs(
-    predictions: Path,
-    runs: Path,
-    store: Store,
-    *,
-    name: str,
-    settings: dict,
-    protocol: str = "grouped",
-    fold: int = 0,
-    seed: int = 0,
-    source: str = "",
-    names: dict[str, str] | None = None,
-) -> Iterator[tuple[str, pd.DataFrame]]:
+    predictions: Path, runs: Path, store: Store, *, name: str, settings: dict,
+    protocol: str = "grouped", fold: int = 0, seed: int = 0, source: str = "", names=None,
+) -> Iterator[tuple[str, pd.DataFrame]]:  # fmt: skip
     """Make runs of a folder of predictions, or of its subfolders fold0, fold1-seed2 …; all or none.
 
-    `fold` and `seed` are those of a folder without such subfolders. An imported run of the same
-    name is replaced. Yields run_id and scores. ValueError: see `check_predictions`, or the name or
-    the run's folder belongs to a trained network.
+    `fold` and `seed` are those of a folder without such subfolders; `names`: `find_predictions`. An
+    imported run of the same name is replaced. Yields run_id and scores. ValueError: see
+    `check_predictions`, or the name or the run's folder belongs to a trained network.
     """
     if name in (*NETWORKS, *user_networks.files()) or not re.fullmatch(
         "[a-z][a-z0-9_]{0,39}", name
@@ -216,7 +196,7 @@ def add_runs(
             final, partial = runs / run_id, runs / f".{run_id}.{os.getpid()}.partial"
             if final.exists() and not (final / "imported.json").is_file():
                 raise ValueError(f"{final} holds another run: give another name")
-            if run_id in (path.name for path, _ in done.values()):
+            if partial in done:
                 raise ValueError(f"{run_id} is given twice, the second time by {folder.name}")
             made.callback(shutil.rmtree, partial, ignore_errors=True)
             for case_id, path in find_predictions(folder, names).items():
@@ -224,8 +204,8 @@ def add_runs(
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
             about = {"name": name, "protocol": protocol, "fold": k, "seed": s, "run_id": run_id}
-            text = json.dumps(about | {"source": source or UNKNOWN}, indent=1, sort_keys=True)
-            write_file(partial / "imported.json", text + "\n")
+            about |= {"source": source or UNKNOWN}
+            write_file(partial / "imported.json", json.dumps(about, indent=1) + "\n")
             try:
                 done[partial] = final, score_imported(partial, store, settings)
             except ValueError as error:
@@ -240,44 +220,37 @@ def add_runs(
 def main(arguments: list[str] | None = None) -> int:
     """Add predictions to a study, or score those of a run again; return 0, or 2 if refused."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(required=True, dest="command")
-    adding = commands.add_parser("add", help="make runs of a folder of predictions")
-    adding.add_argument("--parameters", default="parameters/demo.yaml", help="YAML of the study")
-    adding.add_argument("--set", nargs="*", default=[], help="key=value, other settings of it")
-    adding.add_argument("--name", required=True, help="what the model is called: nnunet")
-    adding.add_argument("--predictions", required=True, type=Path, help="folder, or fold0/ … in it")
-    adding.add_argument("--protocol", default="grouped")
-    adding.add_argument("--fold", type=int, default=0, help="of a folder without fold0/ … in it")
-    adding.add_argument("--seed", type=int, default=0)
-    adding.add_argument("--source", default="", help="who trained it, on what, how")
-    adding.add_argument("--names", help="names.csv of export-nnunet")
-    scoring = commands.add_parser("score", help="score an imported run again")
-    scoring.add_argument("run", type=Path)
-    scoring.add_argument("--store", required=True)
-    scoring.add_argument("--settings", required=True, type=json.loads)
+    parser.add_argument("--parameters", default="parameters/demo.yaml", help="YAML of the study")
+    parser.add_argument("--set", nargs="*", default=[], help="key=value, other settings of it")
+    parser.add_argument("--name", default="", help="what the model is called: nnunet")
+    parser.add_argument("--predictions", default="", help="folder, or one of fold0/ …")
+    parser.add_argument("--protocol", default="grouped")
+    parser.add_argument("--fold", type=int, default=0, help="of a folder without fold0/ … in it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", default="", help="who trained it, on what, how")
+    parser.add_argument("--names", help="names.csv of export-nnunet")
+    parser.add_argument("--again", nargs=2, help="for the workflow: a run's folder, settings")
     given = vars(parser.parse_args(arguments))
+    parameters, words, again = (given.pop(name) for name in ("parameters", "set", "again"))
     try:
-        if given.pop("command") == "score":
-            score_imported(given["run"], open_store(given["store"]), given["settings"])
+        if again:
+            score_imported(Path(again[0]), open_store("store"), json.loads(again[1]))
             return 0
-        words = (word.partition("=") for word in given.pop("set"))
-        overrides = {key: read_yaml(value) for key, _, value in words}
-        config = read_study([given.pop("parameters")], overrides)
-        study, names = project_path(f"results/{config['study']}"), given.pop("names")
-        if names:
-            table = pd.read_csv(names, dtype=str, na_filter=False)
-            names = dict(zip(table["name"], table["case_id"], strict=True))
-        settings = {key: config[key] for key in SCORING}
-        where = given.pop("predictions"), study / "runs", open_store(study / "store")
-        for run_id, scores in add_runs(*where, names=names, settings=settings, **given):
+        parts = (word.partition("=") for word in words)
+        config = read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
+        study, folder = project_path(f"results/{config['study']}"), given.pop("predictions")
+        if not folder:
+            raise ValueError("predictions: need a folder")
+        if names := given.pop("names"):
+            table = pd.read_csv(names, dtype=str, na_filter=False)[["name", "case_id"]]
+            names = dict(table.itertuples(index=False))
+        given |= {"names": names, "settings": {key: config[key] for key in SCORING}}
+        where = Path(folder), study / "runs", open_store(study / "store")
+        for run_id, scores in add_runs(*where, **given):
             dice = scores.groupby("group")["dice"].mean().mean()
             print(f"{run_id}: {len(scores)} cases, Dice {dice:.3f} (mean of groups)")
         print("start the study again: it compares them with its own runs")
-    except OSError as error:
-        error = write_error(error, error.filename) if error.errno and error.filename else error
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

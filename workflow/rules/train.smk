@@ -45,5 +45,5 @@ rule imported:
     wildcard_constraints:
         run="|".join(IMPORTED) or "-",
     shell:
-        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.imported score runs/{wildcards.run}'
-        " --store store --settings {params.json:q}"
+        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.imported --again runs/{wildcards.run}'
+        " {params.json:q}"
