@@ -34,13 +34,12 @@ from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import user_networks
-from thyroid_lib.settings import NETWORKS, TRAINING, read_study, read_yaml
+from thyroid_lib.settings import NETWORKS, TRAINING, read_study, read_yaml, step_settings
 
 MARK = " (imported)"  # ends the model's name, so that nothing shows such a model without it
 UNKNOWN = "unknown"
 ENDINGS = (".npz", ".npy", ".png")  # the first kind that a folder holds is read
 WHITE = {"b1": 1, "u1": 255, "u2": 65_535, "i4": 65_535, "f2": 1, "f4": 1, "f8": 1}
-SCORING = ("folds", "val_share", "threshold", "tolerance_px")  # keys of a study
 MEASURED = ("parameters", "multiply_adds", "train_seconds", "images_per_second", "peak_memory_mib")
 FOLD = re.compile(r"fold[_-]?(\d{1,4})(?:[_-]seed[_-]?(\d{1,9}))?")  # a subfolder's name
 
@@ -139,7 +138,7 @@ def segment_imported(run: Path, case_id: str) -> np.ndarray:
 def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     """Score the predictions in a run's folder; leave its tables and `run.json` there.
 
-    `settings` holds the study's keys of `SCORING`. Returns one row per case. Raises as
+    `settings` are the study's of the step "score". Returns one row per case. Raises as
     `check_predictions`.
     """
     about = json.loads((run / "imported.json").read_text("utf-8")) | settings
@@ -244,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         if names := given.pop("names"):
             table = pd.read_csv(names, dtype=str, na_filter=False)[["name", "case_id"]]
             names = dict(table.itertuples(index=False))
-        given |= {"names": names, "settings": {key: config[key] for key in SCORING}}
+        given |= {"names": names, "settings": step_settings(config, "score")}
         where = Path(folder), study / "runs", open_store(study / "store")
         for run_id, scores in add_runs(*where, **given):
             dice = scores.groupby("group")["dice"].mean().mean()

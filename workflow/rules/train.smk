@@ -39,9 +39,7 @@ rule imported:
     output: multiext("runs/{run}/", *RUN_TABLES)
     params:
         *code_digests(PROJECT / "thyroid_lib" / "evaluate" / "imported.py"),
-        json=json.dumps({
-            key: config[key] for key in ("folds", "val_share", "threshold", "tolerance_px")
-        }),
+        json=lambda wildcards: settings("score"),
     wildcard_constraints:
         run="|".join(IMPORTED) or "-",
     shell:
