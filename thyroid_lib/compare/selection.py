@@ -9,6 +9,7 @@ import pandas as pd
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import GROUPS_FOR_SELECTION, SEEDS_FOR_STABILITY
 from thyroid_lib.compare.stability import worst_decile
+from thyroid_lib.evaluate.imported import is_imported
 
 
 def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> tuple:
@@ -16,7 +17,8 @@ def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> t
 
     Candidates come first: the models whose mean lies within delta of the study's best mean. They
     are ordered by seed_sd, to six digits, then decile, then cost; if provisional, by Dice instead
-    of seed_sd. `dice` and `seed_sd` are (B,M), `decile` (worst decile) and `cost` (rank) (M,).
+    of seed_sd; an unknown one (NaN) comes last. `dice` and `seed_sd` are (B,M), `decile` (worst
+    decile) and `cost` (rank) (M,).
     Returns order, int (B,M), indices of models, the selected first; and candidates, bool (B,M).
     """
     candidates = dice.max(axis=1, keepdims=True) - dice <= delta
@@ -48,7 +50,8 @@ def select(table, differences, stability, *, delta: float) -> dict:
     models, cost = _by_cost(rivals.reset_index())
     measured = stability[stability["protocol"] == protocol].pivot(index="model", columns="measure")
     spread, decile = (measured["value"][name].to_numpy() for name in ("seed_sd", "worst_decile"))
-    size = {name: int(rivals[name].min()) for name in ("seeds", "groups")}
+    trained = rivals[~rivals.index.map(is_imported)]
+    size = {name: int(trained[name].min()) for name in ("seeds", "groups")}
     dice, provisional = rivals["dice"].to_numpy(float), _is_provisional(**size)
     order, candidates = decide(
         dice[None], spread[None], decile, cost, delta=delta, provisional=provisional
@@ -90,6 +93,7 @@ def ranks(
         each = bootstrap.macro_by_seed(of.values, draws)  # (B,M,S)
         dice, provisional = each.mean(axis=2), _is_provisional(len(of.seeds), len(of.groups))
         spread = each.std(axis=2, ddof=1) if len(of.seeds) > 1 else np.zeros_like(dice)
+        spread[:, np.isin(of.models, bootstrap.copied_models(scores))] = np.nan  # sorted last
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
         decile = cases.agg(worst_decile)[models]
         order, _ = decide(dice, spread, decile, cost, delta=delta, provisional=provisional)

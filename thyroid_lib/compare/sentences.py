@@ -249,7 +249,7 @@ def threshold_sentence(thresholds: pd.DataFrame) -> str:
 
 def calibration_sentence(table: pd.DataFrame) -> str:
     """Read the diagram: calibration errors, from `summary`."""
-    part = _deciding(table).sort_values(["ece", "model"])
+    part = _deciding(table).dropna(subset="ece").sort_values(["ece", "model"])
     each = [f"{row.model} {row.ece:.3f}" for row in part.itertuples()]
     order = ", best first" * (len(each) > 1)
     return f"Expected calibration error, weighed by pixels{order}: {_join(each)}."
@@ -284,16 +284,18 @@ def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
 
 def cost_sentence(table: pd.DataFrame) -> str:
     """Read cost against Dice: the cheapest model and what the best one asks for."""
-    part = _deciding(table)
+    part = _deciding(table).dropna(subset="multiply_adds")
+    imported = len(part) < len(_deciding(table))
+    known, rest = " trained here" * imported, " The cost of imported models is unknown." * imported
     best, cheap = part.iloc[0], part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
     if len(part) == 1:
-        return f"{best['model']} is the only model: there is no cost to compare."
+        return f"{best['model']} is the only model{known}: there is no cost to compare.{rest}"
     if cheap["model"] in _leaders(part.set_index("model")["dice"]):
-        return f"{cheap['model']} is the cheapest, and no model has a higher Dice."
+        return f"{cheap['model']} is the cheapest, and no model{known} has a higher Dice.{rest}"
     ratio = best["multiply_adds"] / max(1, cheap["multiply_adds"])
     return (
         f"{best['model']} asks for {ratio:.2f} times the multiply-adds of {cheap['model']}, the "
-        f"cheapest, and its Dice is {best['dice'] - cheap['dice']:.3f} higher."
+        f"cheapest, and its Dice is {best['dice'] - cheap['dice']:.3f} higher.{rest}"
     )
 
 

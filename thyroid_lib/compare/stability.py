@@ -38,13 +38,15 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
     rows = []
     for of in bootstrap.cubes(scores):
         draws = bootstrap.draw(of, resamples=resamples)
-        ranges = np.transpose(threshold_range(thresholds, of.protocol, draws))  # (M,3)
+        ranges = threshold_ranges(thresholds, of.protocol, draws)
         parts = (table[table["protocol"] == of.protocol] for table in (scores, histories))
         cases, epochs = (dict(list(part.groupby("model"))) for part in parts)
         for i, model in enumerate(of.models):
-            measured = measure_curves(epochs[model]) | {"seed_sd": seed_deviation(of.values[i])}
+            measured = measure_curves(epochs.get(model, histories.iloc[:0]))
+            one = slice(1) if model in bootstrap.copied_models(scores) else slice(None)
+            measured["seed_sd"] = seed_deviation(of.values[i][:, one])
             measured["worst_decile"] = worst_decile_interval(cases[model], of, draws)
-            measured["threshold_range"] = ranges[i]
+            measured["threshold_range"] = ranges.get(model, (np.nan,) * 3)
             row = of.protocol, model
             rows += [(*row, name, *measured[name], of.conditional) for name in MEASURES]
     columns = ["protocol", "model", "measure", "value", "low", "high", "conditional"]
@@ -124,9 +126,11 @@ def threshold_curves(thresholds: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return pd.DataFrame(rows, index=[*each], columns=each[0.5].models)
 
 
-def threshold_range(thresholds: pd.DataFrame, protocol: str, draws: Draws) -> tuple:
-    """Return `threshold_range` of every model: value, low, high, (M,) each."""
+def threshold_ranges(thresholds: pd.DataFrame, protocol: str, draws: Draws) -> dict[str, tuple]:
+    """Return `threshold_range` of every model that has probabilities: value, low, high."""
     each = threshold_cubes(thresholds, protocol).values()
     samples = np.stack([bootstrap.macro_means(of.values, draws) for of in each])  # (T,B,M)
     value = np.ptp([macro_estimate(of.values) for of in each], axis=0)
-    return value, *bounds(np.ptp(samples, axis=0), next(iter(each)))
+    of = next(iter(each))
+    rows = np.transpose([value, *bounds(np.ptp(samples, axis=0), of)])  # (M,3)
+    return dict(zip(of.models, rows, strict=True))

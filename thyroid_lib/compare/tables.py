@@ -11,6 +11,7 @@ from thyroid_lib import settings
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import cube, cubes, macro_estimate, sort_rows
 from thyroid_lib.compare.stability import MEASURES, worst_decile
+from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
@@ -75,9 +76,29 @@ def load_runs(folders: list[Path]) -> Results:
     about = [(folder, BEFORE | _read_run(folder)) for folder in folders]
     runs = pd.DataFrame([run for _, run in about]).sort_values(RUN[1:], ignore_index=True)
     parts = ([read_table(*pair, name) for pair in about] for name in NEEDED)
+    # an imported run has no history, one of masks neither thresholds nor calibration
+    parts = ([table for table in part if len(table)] or part for part in parts)
     results = Results(runs, *(sort_rows(pd.concat(part)) for part in parts))
     _check_comparable(results.runs, results.scores)
+    imported = runs[runs["model"].map(is_imported)]
+    if len(imported):
+        tables = (_repeat_seeds(table, runs, imported) for table in results[2:])
+        results = Results(runs, results.histories, *tables)
     return results
+
+
+def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFrame) -> pd.DataFrame:
+    """Repeat the rows of an imported model for the seeds that it lacks, marked as `copied`.
+
+    So the bootstrap sees no variation between its seeds, which nobody knows.
+    """
+    seeds, parts = runs[~runs.index.isin(imported.index)].groupby("protocol")["seed"], [table]
+    for (protocol, model, fold), own in imported.groupby(["protocol", "model", "fold"])["seed"]:
+        where = (table["protocol"] == protocol) & (table["model"] == model)
+        first = table[where & (table["fold"] == fold) & (table["seed"] == own.min())]
+        lacking = sorted(set(seeds.get_group(protocol)) - set(own))
+        parts += [first.assign(seed=seed, copied=True) for seed in lacking if len(first)]
+    return sort_rows(pd.concat(parts)) if len(parts) > 1 else table
 
 
 def _read_run(folder: Path) -> dict:
@@ -104,12 +125,17 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
+    imported = runs["model"].map(is_imported)
+    alone = set(runs.protocol[imported]) - set(runs.protocol[~imported])
+    if alone or imported.all():
+        alone = f" under {', '.join(sorted(alone))}" * bool(alone)
+        raise ValueError(f"all runs{alone} are imported: need at least one trained here beside")
     doubled = runs.run_id[runs.duplicated(RUN[1:])]
     if len(doubled):
         raise ValueError(f"runs given twice: {', '.join(doubled)}")
     for field in SHARED:
-        usual = runs[field].mode()[0]
-        other = runs[runs[field] != usual]
+        usual = runs.loc[~imported, field].mode()[0]
+        other = runs[(runs[field] != usual) & ~(imported & (runs[field] == UNKNOWN))]
         if len(other):
             each = other["run_id"] + " has " + other[field].astype(str)
             raise ValueError(
@@ -148,29 +174,40 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
     `METRICS` and ece: group-macro means, missed frames at the image's diagonal; missed: test frames
     with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
-    errors, parts = calibration_errors(calibration), []
+    errors, parts, copied = calibration_errors(calibration), [], bootstrap.copied_models(scores)
     for of in cubes(scores):
         draws, models = bootstrap.draw(of, resamples=resamples), list(of.models)
         low, high = bootstrap.bounds(bootstrap.macro_means(of.values, draws), of)
         cases = scores[scores["protocol"] == of.protocol].groupby("model")["dice"]
         first = runs[runs["protocol"] == of.protocol].drop_duplicates("model").set_index("model")
-        each = {name: cube(scores, of.protocol, name) for name in METRICS}
-        each["ece"] = cube(errors, of.protocol, "ece")
+        each = {name: _macro_means(scores, of, name) for name in METRICS}
+        each["ece"] = _macro_means(errors, of, "ece")
+        unknown = np.isin(models, copied)  # whose seeds vary nothing
         columns = {
             "protocol": of.protocol, "model": models, "selection": first["selection"][models],
             "dice": macro_estimate(of.values), "dice_low": low, "dice_high": high,
-            "conditional": of.conditional,
+            "conditional": of.conditional | unknown,
             "dice_sd_groups": pd.DataFrame(np.nanmean(of.values, axis=(1, 2))).std(axis=1),
-            "dice_sd_seeds": pd.DataFrame(np.nanmean(of.values, axis=1).mean(axis=2)).std(axis=1),
+            "dice_sd_seeds": pd.DataFrame(np.nanmean(of.values, axis=1).mean(axis=2)).std(axis=1)
+            .mask(unknown),
             "dice_worst_decile": cases.agg(worst_decile)[models],
-            **{name: macro_estimate(metric.values) for name, metric in each.items()},
+            **each,
             "missed": cases.agg(lambda dice: int((dice == 0).sum()))[models],
-            **{name: of.size[name] for name in ("groups", "folds", "seeds")},
+            **{name: of.size[name] for name in ("groups", "folds")},
+            "seeds": np.where(unknown, 1, of.size["seeds"]),
             **{name: first[name][models] for name in ("parameters", "multiply_adds")},
         }  # fmt: skip
         part = pd.DataFrame({name: np.asarray(value) for name, value in columns.items()})
         parts.append(part.sort_values(["dice", "model"], ascending=[False, True]))
     return pd.concat(parts, ignore_index=True)
+
+
+def _macro_means(table: pd.DataFrame, of: bootstrap.Cube, metric: str) -> np.ndarray:
+    """Return the group-macro mean of each model of `of`, (M,); NaN where masks were imported."""
+    known = table[table[metric].notna() | ~table["model"].map(is_imported)]
+    part = cube(known, of.protocol, metric)
+    means = pd.Series(macro_estimate(part.values), part.models)
+    return means.reindex(of.models).to_numpy()
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:

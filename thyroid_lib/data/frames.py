@@ -18,6 +18,7 @@ MAX_PIXELS = 64_000_000
 # Pillow knows more, some of which run programs
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 RESIZES = ("square", "letterbox")
+NATIVE = "native"  # of a probability map: it has its frame's own size
 TEXT_PX = 80  # a component of burnt-in text is smaller
 TEXT_TOP, TEXT_LEFT = 0.10, 0.20  # and lies wholly in this share of the frame
 SPECK_PX = 40  # no part of a gland is smaller: TG3K's smallest have 74 px, its specks up to 35

@@ -39,6 +39,7 @@ from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import METADATA, Predictor
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
+from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.writing import remove_file, write_file
@@ -113,6 +114,11 @@ def release(
         selected |= {key: str(selected[key]) for key in ("model", "protocol")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"selected.json is damaged ({error}): run the study again") from error
+    if is_imported(selected["model"]):
+        advice = "set deploy to false, or remove its imported runs and compare again"
+        raise ValueError(
+            f"{selected['model']} was selected, and its weights lie elsewhere: {advice}"
+        )
     text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
@@ -146,7 +152,8 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
     found = []
     for folder in sorted(map(Path, runs), reverse=True):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
-        if "_reported" in run["model"] or run["protocol"] == "reported":
+        no_rival = "_reported" in run["model"] or run["protocol"] == "reported"
+        if no_rival or is_imported(run["model"]):
             continue
         history = pd.read_csv(folder / "history.csv").set_index("epoch")
         if "val_dice" not in history:

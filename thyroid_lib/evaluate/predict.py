@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.imported import segment_imported
 from thyroid_lib.evaluate.scores import Scores, score_maps
 from thyroid_lib.models import arithmetic, build_model, checkpoint, to_input, user_networks
 
@@ -91,6 +92,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
 
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
     """Return a finished run's mask of one case of a store, bool (H,W), or raise a KeyError."""
+    if (Path(run) / "imported.json").is_file():
+        return segment_imported(Path(run), case_id)
     model, meta = load_model(Path(run) / "model.pt", device)
     rows = np.flatnonzero(store.index["case_id"] == case_id)
     if not len(rows):

@@ -73,10 +73,15 @@ def score_map(
 ) -> tuple[dict, dict, np.ndarray]:
     """Score one map, float32 (S,S), against its reference at native size, bool (H,W).
 
+    `resize`: as the frame's, or `frames.NATIVE` for a map (H,W).
+
     Returns the metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability
     and pixels of thyroid per bin of probability, float64 (3,BINS).
     """
-    prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)  # (H,W)
+    if resize == frames.NATIVE:
+        pred = frames.threshold_prob(prob, threshold)  # (H,W)
+    else:
+        prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)
     case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
     case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}

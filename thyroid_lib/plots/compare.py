@@ -251,7 +251,7 @@ def cost(table: pd.DataFrame) -> Figure:
     fig, axes, columns = _columns(table, 3.2, sharex=True, sharey=True)
     beside = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
     for ax, part in columns:
-        for row in part.itertuples():
+        for row in part.dropna(subset="multiply_adds").itertuples():
             look, giga = styles[row.model], row.multiply_adds / 1e9
             if np.isfinite(row.dice_low):
                 ax.vlines(giga, row.dice_low, row.dice_high, color=look["color"], linewidth=1.5)

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.data.store import open_store
+from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.plots.common import REFERENCE, draw_frame, native, outline
 
@@ -29,7 +30,8 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
     """
     protocols = order_protocols(summary["protocol"])
     kinds = {"random": "random", protocols[0]: "unseen"}
-    models, scores = list(dict.fromkeys(summary["model"])), []
+    models = [name for name in dict.fromkeys(summary["model"]) if not is_imported(name)]
+    scores = []
     for path in sorted(Path(study).glob("runs/*/run.json")):
         run, weights = json.loads(path.read_text("utf-8")), path.with_name("model.pt")
         if run["model"] in models and run["protocol"] in kinds and weights.is_file():
@@ -68,7 +70,7 @@ def front_figure(
     if deciding != "random":
         kinds[deciding] = (f"unseen {group}s", UNSEEN, -0.2)
     kinds = {name: look for name, look in kinds.items() if name in set(summary["protocol"])}
-    models = order[::-1][:4] if frame else []
+    models = [name for name in order[::-1] if name in frame["preds"]][:4] if frame else []
     colours = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
     with plt.rc_context(colours | {"font.size": 10, "axes.edgecolor": faint}):
         fig = plt.figure(figsize=(9.6, 2.4), facecolor=ground, layout="constrained")

@@ -9,7 +9,7 @@ TABLES = (
 rule compare:
     input:
         "store/store.json",
-        expand("runs/{run}/{file}", run=COMPARED, file=RUN_TABLES),
+        expand("runs/{run}/{file}", run=COMPARED + IMPORTED, file=RUN_TABLES),
     output:
         "notebooks/4-compare.ipynb",
         multiext("compare/", *TABLES),
@@ -19,7 +19,7 @@ rule compare:
         card=file_digest(PROJECT / "thyroid_lib" / "compare" / "model_card.md"),
         json=lambda wildcards: settings(
             "compare", store=f"{STUDY}/store", out=f"{STUDY}/compare",
-            runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
+            runs=[f"{STUDY}/runs/{run}" for run in COMPARED + IMPORTED],
         ),
     threads: THREADS
     shell: execute("4-compare.ipynb", pin=True)

@@ -31,3 +31,17 @@ rule train:
     resources:
         gpu=GPU,
     shell: execute("3-train.ipynb", pin=True)
+
+
+# Predictions made elsewhere: scored again as trained runs are.
+rule imported:
+    input: "store/store.json", "runs/{run}/imported.json"
+    output: multiext("runs/{run}/", *RUN_TABLES)
+    params:
+        *code_digests(PROJECT / "thyroid_lib" / "evaluate" / "imported.py"),
+        json=lambda wildcards: settings("score"),
+    wildcard_constraints:
+        run="|".join(IMPORTED) or "-",
+    shell:
+        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.imported --again runs/{wildcards.run}'
+        " {params.json:q}"
