@@ -1,7 +1,4 @@
-"""Readings of the comparison's figures: a sentence or two each, from the figures' tables.
-
-Each is about the protocol that decides; numbers are equal if the digits that are shown are.
-"""
+"""Readings of the comparison's figures, a sentence or two each, of the protocol that decides."""
 
 from collections import Counter
 
