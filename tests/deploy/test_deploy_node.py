@@ -329,17 +329,10 @@ def test_no_object_is_lost_by_kills(release, tmp_path, objects, node_kills, pacs
     assert "Traceback" not in served.log
 
 
-WRONG = {
-    "--port=80000": "cannot listen on 127.0.0.1:80000",
-    "--model=nothing": "no model at nothing",
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_setting_is_answered_by_a_sentence(release, tmp_path, wrong):
-    command = Node(tmp_path, release, wrong).command
+def test_a_wrong_setting_is_answered_by_a_sentence(release, tmp_path):
+    command = Node(tmp_path, release, "--port=80000").command
     done = subprocess.run(command, capture_output=True, text=True)
-    assert re.fullmatch(f"error: [^\n]*{WRONG[wrong]}[^\n]*\n", done.stderr)
+    assert re.fullmatch("error: cannot listen on 127.0.0.1:80000[^\n]*\n", done.stderr)
     assert done.returncode == 2
 
 

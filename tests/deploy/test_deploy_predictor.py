@@ -1,6 +1,5 @@
 """The predictor, and the command that segments a folder, of a release that takes no training."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -113,14 +112,13 @@ def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
     clear = Image.fromarray(colour)
     clear.putalpha(Image.fromarray(random_levels(20, 30)))
     kinds = {
-        "a.png": Image.fromarray(colour), "b.jpg": Image.fromarray(colour), "c.png": clear,
-        "d.gif": Image.fromarray(colour).quantize(), "e.png": Image.fromarray(colour[..., 0]),
+        "a.png": Image.fromarray(colour), "c.png": clear, "e.png": Image.fromarray(colour[..., 0]),
         "f.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
     }  # fmt: skip
     for name, image in kinds.items():
         image.save(tmp_path / name)
         read = read_picture(tmp_path / name)
-        assert read.ndim == (3 if name in ("a.png", "b.jpg", "d.gif") else 2), name
+        assert read.ndim == (3 if name == "a.png" else 2), name
         assert np.array_equal(frames.to_gray(read), frames.read_gray(tmp_path / name))
 
 
@@ -179,12 +177,3 @@ def test_masks_of_others_are_not_overwritten(predictor, tmp_path):
             predict_folder.segment_folder(predictor, tmp_path / part, out)
     assert (tmp_path / "masks" / "a.png").read_bytes() == before
     assert not (tmp_path / "areas.csv").exists()
-
-
-@pytest.mark.study
-def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):
-    for model, text in ((release, "no image in"), (tmp_path / "x.pt", "no model at")):
-        done = run(model, tmp_path, tmp_path / "out")
-        assert done.returncode == 2
-        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
-        assert text in done.stderr

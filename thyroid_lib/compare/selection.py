@@ -29,7 +29,6 @@ def _is_provisional(seeds: int, groups: int) -> bool:
 
 
 def _by_cost(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
-    """Return the models by name and the rank of each by multiply-adds, then parameters."""
     each = table.drop_duplicates("model").sort_values(["multiply_adds", "parameters", "model"])
     return sorted(each["model"]), np.argsort(list(each["model"]))
 

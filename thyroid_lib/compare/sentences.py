@@ -208,7 +208,6 @@ def curves_sentence(histories: pd.DataFrame) -> str:
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
-    """Find the largest fall below the best so far in one run's validation Dice, and describe it."""
     dice = run.set_index("epoch")["val_dice"]
     falls = dice.cummax() - dice
     low = falls.idxmax()

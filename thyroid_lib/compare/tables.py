@@ -17,6 +17,8 @@ from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
+# What holds for runs whose run.json is older than these fields: results/reference has some.
+BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0, "files": {}}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
@@ -64,12 +66,13 @@ def load_runs(folders: list[Path]) -> Results:
 
 
 def read_run(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text("utf-8"))
+    return BEFORE | json.loads((folder / "run.json").read_text("utf-8"))
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
     """Read a run's table, the columns of `RUN` first; ValueError: run.json has another digest."""
-    if file_digest(folder / name) != run["files"][name]:
+    digest = file_digest(folder / name)
+    if run["files"].get(name, digest) != digest:
         problem = "is not the file that was written (damaged? edited?)"
         advice = "run 3-train again (it scores, and trains nothing anew)"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")

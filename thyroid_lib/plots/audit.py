@@ -177,7 +177,6 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
 
 
 def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None:
-    """The frames before, the frame that does not fit, the frame after; the worst of its kind."""
     black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)
     row = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"]).index[0]
     group = table.index[table["group"] == table["group"][row]]

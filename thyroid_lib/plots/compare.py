@@ -166,8 +166,8 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
         ax.set_title(f"{measure}: {better}", loc="left")
         ax.set_xlabel(textwrap.fill(meaning, 36), fontsize="small")
     if len(protocols) > 1:
-        text = f"filled: {protocols[0]}; hollow: {', '.join(protocols[1:])}"
-        fig.suptitle(text, fontsize="small")
+        others = ", ".join(protocols[1:])
+        fig.suptitle(f"filled: {protocols[0]}; hollow: {others}", fontsize="small")
     return fig
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -41,10 +41,7 @@ def check_tensorboard(wanted: bool) -> None:
 
 @contextmanager
 def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], None]]:
-    """Open the event file of a run that has trained `done` epochs; later points are taken back.
-
-    Yields a function that writes an epoch's numbers, by name.
-    """
+    """Open the event file of a run after `done` epochs; yield a function that writes an epoch's."""
     if not wanted:
         yield lambda numbers: None
         return
@@ -61,12 +58,15 @@ def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], N
     except OSError as error:
         raise write_error(error, folder) from error
 
-    def show(numbers: dict) -> None:
-        for name in numbers.keys() - {"epoch"}:
-            side, _, measure = name.partition("_")  # train_loss -> loss/train
-            tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
-            writer.add_scalar(tag, numbers[name], numbers["epoch"])
-        writer.flush()
+    def show(numbers: dict, finish: Callable[[], None] = writer.flush) -> None:
+        with suppress(OSError):  # a full disk ends the curves, and not the training
+            for name in numbers.keys() - {"epoch"}:
+                side, _, measure = name.partition("_")  # train_loss -> loss/train
+                tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
+                writer.add_scalar(tag, numbers[name], numbers["epoch"])
+            finish()
 
-    with closing(writer):
+    try:
         yield show
+    finally:
+        show({}, writer.close)
