@@ -102,11 +102,11 @@ def test_no_sentence_says_nonsense_or_contradicts_its_table(results):
 
 
 def test_the_best_is_named_with_its_interval_and_doubts():
-    made = compared(groups=6)
+    made = compared(groups=8)
     said, row = sentences.best_sentence(made["table"], made["ranks"]), made["table"].iloc[0]
     assert said.startswith(f"Under grouped, {row.model} has the highest Dice, {row.dice:.3f} [")
     assert "† Under random the intervals are conditional on the trained runs" in said
-    assert "Intervals from 6 groups under grouped and 6 groups under random are" in said
+    assert "Intervals from 8 groups under grouped and 8 groups under random are" in said
 
 
 def pair(reading: str = "", **more) -> pd.DataFrame:
