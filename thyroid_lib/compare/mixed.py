@@ -1,7 +1,4 @@
-"""A linear mixed model of the group means, beside the bootstrap; it assumes more.
-
-Bates, Mächler, Bolker & Walker, J. Stat. Softw. 67 (2015), on such models; fitted by statsmodels.
-"""
+"""A linear mixed model of the group means (Bates et al., J. Stat. Softw. 67, 2015)."""
 
 import itertools
 import warnings
@@ -15,18 +12,17 @@ from thyroid_lib.compare.bootstrap import TAILS, Cube, cubes
 
 
 def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare models in pairs by a linear mixed model.
+    """Compare models in pairs by `dice ~ model`, fitted by restricted maximum likelihood.
 
-    `dice ~ model` with random effects of group, run and model × group, by restricted maximum
-    likelihood. An effect that cannot be told from the model or from the noise is left out.
-    Returns one row per protocol and pair: a, b, difference, low, high (95 %, Wald), note (a reason
-    to distrust it, or ""). NaN where no fit was possible; small studies never raise.
+    Random effects are group, run and model × group; one that cannot be told from the model or from
+    the noise is left out. Returns one row per protocol and pair: a, b, difference, low, high (95 %,
+    Wald), note (a reason to distrust it, or ""). NaN where no fit was possible.
     """
     rows = []
     for of in cubes(scores):
-        estimate, covariance, note = fit_mixed(of)
+        (estimate, covariance, note), unit = fit_mixed(of), np.eye(len(of.models))
         for i, j in itertools.combinations(range(len(of.models)), 2):
-            contrast = np.eye(len(of.models))[i] - np.eye(len(of.models))[j]
+            contrast = unit[i] - unit[j]
             variance = max(0.0, contrast @ covariance @ contrast)
             half, value = stats.norm.ppf(TAILS[1]) * np.sqrt(variance), contrast @ estimate
             pair = of.protocol, of.models[i], of.models[j]

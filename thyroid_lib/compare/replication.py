@@ -1,8 +1,7 @@
 """The replication of the reported study: its flaws are mended one by one, and each is measured.
 
-Runs of protocol "reported" repeat the study, flaws and all; those of "random" and "grouped" mend
-them step by step. A step keeps the networks, seeds and recipe of the one before, and both ends of a
-change resample the same groups. `reported_curves.csv` has the report's own curves, one run each.
+Runs of protocol "reported" repeat the study; those of "random" and "grouped" mend it. A step keeps
+the networks, seeds and recipe of the one before, and both resample the same groups.
 """
 
 from pathlib import Path
@@ -12,7 +11,6 @@ import pandas as pd
 
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import Cube, Draws
-from thyroid_lib.compare.sentences import SHOWN
 from thyroid_lib.compare.stability import MEASURES, OF_CURVES, measure_curve
 from thyroid_lib.compare.tables import SHARED, Results, load_runs, read_table
 from thyroid_lib.evaluate.metrics import pooled_dice
@@ -35,18 +33,13 @@ def reported_curves() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("reported_curves.csv"))
 
 
-def load_steps(
-    reported: list[str | Path], fair: list[str | Path]
-) -> tuple[dict[str, pd.DataFrame], Results]:
-    """Load the runs of protocol "reported", and of "random" and "grouped", from their folders.
+def load_steps(reported: list, fair: list) -> tuple[dict[str, pd.DataFrame], Results]:
+    """Load the runs of protocol "reported", and of "random" and "grouped".
 
     Returns for each of `STEPS` the scores, one row per run and test case; and the reported runs.
-    Raises as `tables.load_runs`, and ValueError where a step has no run, or where settings, seeds
-    or (under random) test cases of reported and fair runs differ.
+    ValueError: a step has no run, or settings, seeds or test cases differ.
     """
     flawed, mended = load_runs(reported), load_runs(fair)
-    if set(flawed.runs["protocol"]) != {"reported"}:
-        raise ValueError("the first folders must be runs of protocol reported, and nothing else")
     rows = {row["run_id"]: row for row in flawed.runs.to_dict("records")}
     of_val = pd.concat([read_table(f, rows[f.name], "scores_val.csv") for f in map(Path, reported)])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
@@ -56,14 +49,10 @@ def load_steps(
     for field in [name for name in ("seed", *SHARED) if name not in changed]:
         has, other = (sorted(set(results.runs[field])) for results in (flawed, mended))
         if has != other:
-            each = f"the reported runs have {has}, the fair ones {other}"
-            raise ValueError(f"{field} differs: {each}; train them again with equal settings")
+            raise ValueError(f"{field} differs: reported runs have {has}, fair ones {other}")
     if other := sorted(set(flawed.scores["case_id"]) ^ set(by_protocol["random"]["case_id"])):
-        raise ValueError(
-            f"{len(other)} test cases, {other[0]} among them, are tested by the reported or the "
-            "random runs alone: mending empties a mask, which changes the splits; take its case "
-            "out of the source"
-        )
+        what = "is tested by the reported or the random runs alone, as mending empties its mask"
+        raise ValueError(f"{other[0]} {what}: take it out of the source")
     tables = flawed.scores, flawed.scores, of_val, by_protocol["random"], by_protocol["grouped"]
     return dict(zip(STEPS, tables, strict=True)), flawed
 
@@ -73,16 +62,13 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
 
     "as reported" pools frames into batches at the network's size (`metrics.pooled_dice`); the other
     steps average cases at native size within groups, then groups. Models and groups that some step
-    lacks are left out; ValueError if none is left. Returns one row per step and model: step,
-    selection ("test" or "val"), model, dice, low, high, groups, seeds, change, change_low,
-    change_high (against the step before; NaN at the first).
+    lacks are left out. Returns one row per step and model: step, selection ("test" or "val"),
+    model, dice, low, high, groups, seeds; change, change_low, change_high (NaN at the first).
     """
     models, groups = (
         set.intersection(*(set(table[name]) for table in scores.values()))
         for name in ("model", "group")
     )
-    if not (models and groups):
-        raise ValueError(f"the steps share no {'group' if models else 'model'}: nothing to compare")
     parts, before = [], (np.nan, np.nan)
     for step, table in scores.items():
         table = table[table["model"].isin(models) & table["group"].isin(groups)]
@@ -163,10 +149,9 @@ def steps_sentence(table: pd.DataFrame) -> str:
 def floors(flawed: Results) -> pd.DataFrame:
     """Compare the reported SegNet's loss with the floor that its last ReLU sets.
 
-    Where every probability is at least 0.5, background costs ln 2 a pixel at least, so the mean
-    loss cannot fall below (1 − f)·ln 2, f the training masks' share of foreground. Returns one row
-    per run with and without the last ReLU: model, seed, floor, lowest and last training loss, below
-    (whether the lowest is under the floor).
+    Every probability is at least 0.5, so the loss is at least (1 − f)·ln 2, f the training masks'
+    share of foreground. Returns one row per run with and without the last ReLU: model, seed, floor,
+    lowest and last training loss, below (whether the lowest is under the floor).
     """
     runs = flawed.runs[flawed.runs["model"].isin(["segnet_reported", WITHOUT_RELU])]
     loss = flawed.histories.groupby("run_id")["train_loss"].agg(lowest="min", last="last")
@@ -204,10 +189,9 @@ def reported_stability(curves: pd.DataFrame) -> pd.DataFrame:
 def curves_sentence(stability: pd.DataFrame) -> str:
     """Say what the report's own curves show of stability."""
     falls, changes = stability["largest_fall"], stability["epoch_change"]
-    largest = f"The largest fall is {falls.idxmax()}'s, by {falls.max():.3f}"
-    largest = "No curve falls" if falls.max() < SHOWN else largest
-    text = f"{largest}; the calmest curve is {changes.idxmin()}'s."
-    return f"{text} One run of each network says nothing of another run of the same."
+    text = f"The largest fall is {falls.idxmax()}'s, by {falls.max():.3f}; the calmest curve is"
+    once = "One run of each network says nothing of another run of the same."
+    return f"{text} {changes.idxmin()}'s. {once}"
 
 
 def save_tables(out: Path, *, shown: pd.DataFrame, sentence: str, **tables: pd.DataFrame) -> None:

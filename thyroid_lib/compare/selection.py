@@ -15,11 +15,10 @@ from thyroid_lib.evaluate.imported import is_imported
 def decide(dice, seed_sd, decile, cost, *, delta: float, provisional: bool) -> tuple:
     """Order the models of each of B studies by the rule.
 
-    Candidates come first: the models whose mean lies within delta of the study's best mean. They
-    are ordered by seed_sd, to six digits, then decile, then cost; if provisional, by Dice instead
-    of seed_sd; an unknown one (NaN) comes last. `dice` and `seed_sd` are (B,M), `decile` (worst
-    decile) and `cost` (rank) (M,).
-    Returns order, int (B,M), indices of models, the selected first; and candidates, bool (B,M).
+    First those within delta of the study's best mean, by seed_sd, to six digits (by Dice if
+    provisional), then worst decile, then cost; an unknown one (NaN) comes last. `dice` and
+    `seed_sd` are (B,M), `decile` and `cost` (rank) (M,). Returns order, int (B,M), the selected
+    first; and candidates, bool (B,M).
     """
     candidates = dice.max(axis=1, keepdims=True) - dice <= delta
     first = -dice if provisional else seed_sd.round(6)
@@ -32,7 +31,6 @@ def _is_provisional(seeds: int, groups: int) -> bool:
 
 
 def _by_cost(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
-    """Return the models by name and the rank of each by multiply-adds, then parameters."""
     each = table.drop_duplicates("model").sort_values(["multiply_adds", "parameters", "model"])
     return sorted(each["model"]), np.argsort(list(each["model"]))
 
@@ -40,10 +38,9 @@ def _by_cost(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
 def select(table, differences, stability, *, delta: float) -> dict:
     """Select the model to deploy; the first of `bootstrap.PROTOCOLS` that was run decides.
 
-    A model that is no candidate (see `decide`) is dropped if the 95 % interval of (model − best)
-    lies wholly below −delta; otherwise it is not separated. `table` is that of `tables.summary`.
-    Returns model, protocol, best (highest mean Dice), candidates (in order), not_separated,
-    dropped, provisional, seeds, groups, conditional, delta, rule (in words).
+    `table` is that of `tables.summary`. Returns model, protocol, best (highest mean Dice),
+    candidates (in order), not_separated, dropped, provisional, seeds, groups, conditional, delta,
+    rule (in words).
     """
     protocol = bootstrap.order_protocols(table["protocol"])[0]
     rivals = table[table["protocol"] == protocol].set_index("model").sort_index()
@@ -76,15 +73,12 @@ def select(table, differences, stability, *, delta: float) -> dict:
     }  # fmt: skip
 
 
-def ranks(
-    scores: pd.DataFrame, runs: pd.DataFrame, *, delta: float, resamples: int = 10_000
-) -> pd.DataFrame:
+def ranks(scores, runs, *, delta: float, resamples: int = 10_000) -> pd.DataFrame:
     """Give each model's rank by Dice with its interval, P(best) and P(selected).
 
-    `decide` is applied to each resample: mean Dice and spread between seeds are the resample's;
-    worst decile, cost and whether the selection is provisional are the study's. Returns one row per
-    protocol and model: rank (mean), low, high, p_best (a tie is shared out), p_selected; NaN for a
-    single group, as resampling it varies nothing.
+    `decide` is applied to each resample's mean Dice and spread between seeds; all else is the
+    study's. Returns one row per protocol and model: rank (mean), low, high, p_best (a tie is shared
+    out), p_selected; NaN for a single group.
     """
     parts = []
     for of in bootstrap.cubes(scores):

@@ -1,7 +1,4 @@
-"""Readings of the comparison's figures: a sentence or two each, from the figures' tables.
-
-Each is about the protocol that decides; numbers are equal if the digits that are shown are.
-"""
+"""Readings of the comparison's figures, a sentence or two each, of the protocol that decides."""
 
 from collections import Counter
 
@@ -211,7 +208,6 @@ def curves_sentence(histories: pd.DataFrame) -> str:
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
-    """Find the largest fall below the best so far in one run's validation Dice, and describe it."""
     dice = run.set_index("epoch")["val_dice"]
     falls = dice.cummax() - dice
     low = falls.idxmax()

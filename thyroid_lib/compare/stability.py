@@ -1,11 +1,8 @@
 """Six measures of stability, each with its interval: between seeds, epochs, cases and thresholds.
 
-Stability is measured on runs that share schedule and epochs; the schedule alone moves the measures
-of the curve threefold. Changes from epoch to epoch and falls below the best so far (drawdown)
-follow Chan et al. 2020, arXiv 1912.05663.
+Runs share schedule and epochs. Changes from epoch to epoch and falls below the best so far
+(drawdown) follow Chan et al. 2020, arXiv 1912.05663.
 """
-
-import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +10,7 @@ from scipy import stats
 
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import TAILS, Cube, Draws, bounds, cube, macro_estimate
+from thyroid_lib.evaluate.scores import THRESHOLDS
 
 MEASURES = {
     "seed_sd": "SD of test Dice between seeds",
@@ -31,9 +29,8 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
 
     `seed_sd` takes its interval from chi-square (resampling five seeds covers too rarely), the
     measures of curves from Student's t over the runs, the others from the crossed bootstrap.
-    Arguments are tables of `tables.load_runs`; histories may lack val_dice. Returns one row per
-    protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where there is nothing to
-    measure (one seed, no validation); conditional (see `Cube`).
+    Returns one row per protocol, model and key of `MEASURES`: value, low, high, in Dice, NaN where
+    there is nothing to measure (one seed, no validation); conditional (see `Cube`).
     """
     rows = []
     for of in bootstrap.cubes(scores):
@@ -115,8 +112,7 @@ def worst_decile_interval(scores: pd.DataFrame, of: Cube, draws: Draws) -> tuple
 
 def threshold_cubes(thresholds: pd.DataFrame, protocol: str) -> dict[float, Cube]:
     """Return a protocol's cube of Dice at each threshold, in order."""
-    names = sorted(name for name in thresholds if re.fullmatch(r"0\.\d+", str(name)))
-    return {float(name): cube(thresholds, protocol, name) for name in names}
+    return {each: cube(thresholds, protocol, f"{each:.2f}") for each in THRESHOLDS}
 
 
 def threshold_curves(thresholds: pd.DataFrame, protocol: str) -> pd.DataFrame:

@@ -18,18 +18,11 @@ from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
-# What holds for runs whose run.json is older than these fields; 0: before versions were counted.
-BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0}
+# What holds for runs whose run.json is older than these fields: results/reference has some.
+BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0, "files": {}}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
-# The tables of a run's folder and the columns without which there is nothing to compare.
-NEEDED = {
-    "history.csv": ("epoch",),
-    "scores.csv": ("case_id", "group", "dice", *METRICS),
-    "thresholds.csv": ("case_id", "group", "0.50"),
-    "calibration.csv": ("group", "bin", "pixels", "mean_prob", "share"),
-}
-SCORE_AGAIN = "run 3-train again (it scores, and trains nothing anew)"
+NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
 
 
 class Results(NamedTuple):
@@ -43,14 +36,11 @@ class Results(NamedTuple):
 
 
 def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str) -> list[Path]:
-    """Return the folders of the named runs, or of the finished ones in `below`, of `protocols`.
-
-    Without any, a FileNotFoundError says what to do `first`.
-    """
+    """Return the named runs' folders, or the finished ones in `below`; FileNotFoundError: none."""
     if runs:
         return [project_path(run) for run in runs]
     found = sorted(path.parent for path in project_path(below).glob("*/run.json"))
-    found = [run for run in found if not protocols or _read_run(run)["protocol"] in protocols]
+    found = [run for run in found if not protocols or read_run(run)["protocol"] in protocols]
     if not found:
         kind = f" of protocol {' or '.join(protocols)}" if protocols else ""
         raise FileNotFoundError(f"no finished run{kind} in {below}: {first}")
@@ -58,22 +48,17 @@ def find_runs(runs: list[str], below: str, *, protocols: tuple = (), first: str)
 
 
 def load_runs(folders: list[Path]) -> Results:
-    """Load finished runs from their folders: `run.json`, a row of `runs` each, and their tables.
+    """Load finished runs: a row of `runs` each, and their tables, sorted, by the columns of `RUN`.
 
-    Rows are sorted; those of tables begin with the columns of `RUN`. Raises FileNotFoundError or
-    ValueError for no run, runs without a result, tables that were changed or lack columns, and
+    FileNotFoundError, ValueError: no run, runs without a result, tables that were changed, and
     settings or test cases that differ.
     """
     folders, files = sorted(map(Path, folders)), ("run.json", *NEEDED)
-    if not folders:
-        raise ValueError("no run was named: give the folders of at least one finished run")
     missing = [f.name for f in folders if not all((f / name).is_file() for name in files)]
     if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}; each "
-            f"needs {', '.join(files)}: run 3-train for them, then compare again"
-        )
-    about = [(folder, BEFORE | _read_run(folder)) for folder in folders]
+        lack = f"{len(missing)} of {len(folders)} runs have no result: {', '.join(missing)}"
+        raise FileNotFoundError(f"{lack}; run 3-train for them, then compare again")
+    about = [(folder, read_run(folder)) for folder in folders]
     runs = pd.DataFrame([run for _, run in about]).sort_values(RUN[1:], ignore_index=True)
     parts = ([read_table(*pair, name) for pair in about] for name in NEEDED)
     # an imported run has no history, one of masks neither thresholds nor calibration
@@ -101,26 +86,18 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFram
     return sort_rows(pd.concat(parts)) if len(parts) > 1 else table
 
 
-def _read_run(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "run.json").read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder.name}/run.json is damaged ({error}): {SCORE_AGAIN}") from error
+def read_run(folder: Path) -> dict:
+    return BEFORE | json.loads((folder / "run.json").read_text("utf-8"))
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
-    """Read a table of a run, the columns of `RUN` first; names of cases and groups stay text.
-
-    A ValueError refuses one whose digest is not that of `run` (run.json) or that lacks columns.
-    """
-    path, kept = folder / name, run.get("files", {})  # older runs recorded no digests
-    table, problem = pd.read_csv(path, dtype={"case_id": str, "group": str}), ""
-    if absent := [column for column in NEEDED.get(name, ()) if column not in table]:
-        problem = f"lacks {', '.join(absent)}: it was made by an older version"
-    if name in kept and file_digest(path) != kept[name]:
+    """Read a run's table, the columns of `RUN` first; ValueError: run.json has another digest."""
+    digest = file_digest(folder / name)
+    if run["files"].get(name, digest) != digest:
         problem = "is not the file that was written (damaged? edited?)"
-    if problem:
-        raise ValueError(f"{folder.name}/{name} {problem}; {SCORE_AGAIN}")
+        advice = "run 3-train again (it scores, and trains nothing anew)"
+        raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
+    table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
 
 
@@ -138,10 +115,8 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
         other = runs[(runs[field] != usual) & ~(imported & (runs[field] == UNKNOWN))]
         if len(other):
             each = other["run_id"] + " has " + other[field].astype(str)
-            raise ValueError(
-                f"{field} differs between runs: most have {usual}, but {', '.join(each)}; train "
-                "them again with equal settings (`auto` is not the same on all machines)"
-            )
+            what = f"{field} differs between runs: most have {usual}, but {', '.join(each)}"
+            raise ValueError(f"{what}; train them again with equal settings")
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
     for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):
         if lists.nunique() > 1:
@@ -159,9 +134,8 @@ def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 
 def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
     """Return ECE per run and group: the mean gap of probability and truth, weighed by pixels."""
-    table = calibration.dropna(subset=["mean_prob", "share"])
-    gap = table["pixels"] * (table["mean_prob"] - table["share"]).abs()
-    sums = table.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
+    gap = calibration["pixels"] * (calibration["mean_prob"] - calibration["share"]).abs()
+    sums = calibration.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
     return (sums["gap"] / sums["pixels"]).rename("ece").reset_index()
 
 
@@ -170,9 +144,8 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
 
     Columns: protocol, model; selection: which epoch's weights were kept; dice, its 95 % interval
     dice_low and dice_high (NaN for a single group) and whether it is conditional; dice_sd_groups,
-    dice_sd_seeds: standard deviations between group means and between seeds; dice_worst_decile;
-    `METRICS` and ece: group-macro means, missed frames at the image's diagonal; missed: test frames
-    with Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
+    dice_sd_seeds; dice_worst_decile; `METRICS` and ece: group-macro means; missed: test frames with
+    Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
     errors, parts, copied = calibration_errors(calibration), [], bootstrap.copied_models(scores)
     for of in cubes(scores):
@@ -275,16 +248,15 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
     """Put the bootstrap's differences and the mixed model's side by side, for people."""
     both = differences.merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
     mixed_names = ("difference_mixed", "low_mixed", "high_mixed")
-    return both[["protocol"]].assign(
-        **{
-            "a − b": both["a"] + " − " + both["b"],
-            "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
-            "mixed model": with_interval(both, mixed_names, 2),
-            "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
-            "reading": both["reading"],
-            "80 % see": both["smallest_gap"].map("{:.3f}".format),
-        }
-    )
+    columns = {
+        "a − b": both["a"] + " − " + both["b"],
+        "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
+        "mixed model": with_interval(both, mixed_names, 2),
+        "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
+        "reading": both["reading"],
+        "80 % see": both["smallest_gap"].map("{:.3f}".format),
+    }
+    return both[["protocol"]].assign(**columns)
 
 
 def show_stability(stability: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,3 @@
-"""The selected model in use: export to ONNX, predictor, web page, DICOM node.
-
-Only the export needs torch; the study imports nothing from here.
-"""
+"""The selected model in use: ONNX export, which alone needs torch, predictor, page, DICOM node."""
 
 NOTICE = "Research use, not for diagnosis"

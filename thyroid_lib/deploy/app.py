@@ -1,6 +1,5 @@
 """Web page (Streamlit) for a release: outline, size and doubts of uploaded frames.
 
-    make app
     streamlit run app/streamlit_app.py -- --model results/demo/deploy
 
 All results are `Predictor`'s, by ONNX Runtime without torch. An upload stays in memory, and in a
@@ -36,7 +35,7 @@ EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of f
     "Phantom 1": (29, 1), "Phantom 2": (34, 1), "Phantom 3, unlike the training frames": (31, 1),
     "Phantom cine, 12 frames": (29, 12),
 }  # fmt: skip
-MAX_MB, MAX_FILES = 50, 100  # the first as server.maxUploadSize
+MAX_FILES = 100
 MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured without a request
 BLUE = 58, 168, 255  # the prediction in every figure of the study
@@ -49,7 +48,7 @@ HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Th
 
 
 class Upload(NamedTuple):
-    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem; of DICOM also the dataset."""
+    """The frames of a file, uint8 (H,W) or RGB (H,W,3), or a problem."""
 
     frames: tuple = ()
     spacing_mm: tuple[float, float] | None = None
@@ -62,8 +61,6 @@ def read_upload(content: bytes, suffix: str) -> Upload:
     """Read a picture or a DICOM file; `problem` says why it cannot be used."""
     dataset = None
     try:
-        if len(content) > MAX_MB * 2**20:
-            raise ValueError(f"has more than {MAX_MB} MB, save it smaller")
         if content[128:132] == b"DICM" or suffix.lower() in (".dcm", ".dicom"):
             dataset = dicom.read_file(content)
             dicom.check(dataset)
@@ -100,20 +97,15 @@ def find_release() -> Path:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", default=os.environ.get("THYROID_RELEASE", ""))
     given = parser.parse_known_args()[0].model
-    found = [path for path in map(project_path, RELEASES) if path.is_dir()]
-    if not given and not found:
-        raise FileNotFoundError(
-            "There is no model yet: “make demo” trains and exports one in minutes; or give a "
-            "release, streamlit run app/streamlit_app.py -- --model FOLDER."
-        )
-    return project_path(given) if given else found[0]
+    for path in map(project_path, [given] if given else RELEASES):
+        if given or path.is_dir():
+            return path
+    raise FileNotFoundError("There is no model: “make demo” makes one, or give --model FOLDER.")
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the models …")
 def open_models(path: Path, changed: int) -> dict[str, Predictor]:
     """Open a release's models, the selected one first; `changed` is its modification time."""
-    if path.suffix == ".pt":
-        raise ValueError(f"{path.name} needs torch: give a release folder or an .onnx of 6-deploy")
     selected = Predictor.open(path)
     found = {selected.about["model"]: selected}
     if path.is_dir():
@@ -126,9 +118,7 @@ def open_models(path: Path, changed: int) -> dict[str, Predictor]:
 
 
 def _cached(network):
-    """Keep a network's last outputs: opacity, threshold and spacing must not run it again."""
-
-    @lru_cache(maxsize=128)  # of 256² px, 0.3 MB each
+    @lru_cache(maxsize=128)  # opacity, threshold and spacing do not run the network again
     def logits(content: bytes, shape: tuple) -> np.ndarray:
         return network(np.frombuffer(content, np.uint8).reshape(shape))
 
@@ -136,10 +126,7 @@ def _cached(network):
 
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask, bool (H,W), over its frame, uint8 (H,W) or (H,W,3), as PNG; enlarge small ones.
-
-    `opacity` of the area is in [0,1], `line` the width of the outline: 1 is thin, 0 none.
-    """
+    """Draw a mask, bool (H,W), over its frame, as PNG; a `line` of 1 is a thin outline, 0 none."""
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
     picture = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BICUBIC)
@@ -155,10 +142,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
 
 @st.cache_data(max_entries=1000, scope="session", show_spinner=False)
 def measure(key: str, release: str, model: str, spacing, threshold, _file, _predictor) -> list:
-    """Return a row for each frame of a file, without the numbers of refused frames.
-
-    `release`, path and time, is for the cache; `spacing` counts where the file has none.
-    """
+    """Return a row for each frame of a file; `release`, path and time, is for the cache."""
     upload, rows = load(key, _file), []
     same = {"file": safe_cell(upload.name), "model": model}
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
@@ -176,11 +160,6 @@ def printable(name: str) -> str:
 def safe_cell(name: str) -> str:
     """Return a name as a cell that no spreadsheet takes for a formula."""
     return "'" * (name.strip()[:1] in tuple("=+-@＝＋－＠")) + printable(name)
-
-
-def escaped(name: str) -> str:
-    """Return a name as code for Markdown, in which no letter has a meaning."""
-    return f"`{printable(name)[-80:].replace('`', chr(39)) or 'The file'}`"
 
 
 def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | None) -> bytes:
@@ -278,7 +257,6 @@ def show_table(sources: dict, release, predictors: dict, spacing, threshold, cou
 
 
 def main() -> None:
-    """Show the page."""
     st.set_page_config("Thyroid outline", str(LOGO), layout="wide")
     st.html(LOGO.with_suffix(".css"))
     st.html(HEAD.format(quote(LOGO.read_text("utf-8")), NOTICE))
@@ -329,13 +307,12 @@ def main() -> None:
             key=f"mm {hash(tuple(sources))}", disabled=upload.spacing_mm is not None,
             help="For areas in mm². A scale in a DICOM file is used instead of this.",
         )  # fmt: skip
-        if mm and len(sources) > 1:
-            st.caption("For all files that have no scale of their own.")
         if upload.spacing_mm:
             st.caption("The file has {:.4f} × {:.4f} mm.".format(*upload.spacing_mm))
     spacing = (mm, mm) if mm else None
     if upload.problem:
-        st.error(f"{escaped(upload.name)} {upload.problem}.", icon=":material/error:")
+        name = printable(upload.name)[-80:].replace("`", "'")  # as code: no letter has a meaning
+        st.error(f"`{name}` {upload.problem}.", icon=":material/error:")
     else:
         index = 0
         if len(upload.frames) > 1:

@@ -52,12 +52,10 @@ class Decoder:
                         raise TimeoutError
                     refused = self.pipe.recv()
                     break
-                except (EOFError, OSError) as error:
+                except (EOFError, OSError):
                     refused = dicom.Refused("its pixels crash the decoder, or take too long")
                     self.process.kill()
                     self.process.join()
                     self.start()
-                    if isinstance(error, TimeoutError):
-                        break
         if refused:
             raise refused

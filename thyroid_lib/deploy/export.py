@@ -3,9 +3,8 @@
     python -m thyroid_lib.deploy.export --study results/demo --out release
 
 One run of each network is released: of the selected protocol, the run whose kept weights have the
-best Dice on validation, of equals the first by name; or the run that is named. No test case takes
-part in this choice, in int8, in the confidence or in the distance from the training frames.
-docs/deploy.md lists the files.
+best Dice on validation, or the run that is named. No test case takes part in this choice, in int8,
+in the confidence or in the distance from the training frames. docs/deploy.md lists the files.
 """
 
 import argparse
@@ -51,8 +50,6 @@ PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
-OWN = ("README.md", "SHA256SUMS", "model_card.md", "parameters.json", "release.json",
-       "requirements.txt")  # fmt: skip
 # keys of run.json that say nothing of a model: they differ between two equal trainings
 MEASURED = ("files", "machine", "images_per_second", "peak_memory_mib", "scoring_seconds",
             "train_seconds", "trained_epochs")  # fmt: skip
@@ -102,18 +99,17 @@ def release(
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
-    `runs`, `store` and `compare` are folders of the study, `named` run_ids to release in place of
-    the best ones, `threads` of the CPU, 0 for all. OSError, ValueError: no finished study, or `out`
-    holds other files or cannot be written. RuntimeError: an export does not agree with torch.
+    `named` run_ids are released in place of the best ones; `threads` 0 are all of the CPU. OSError,
+    ValueError: no finished study, or `out` holds other files. RuntimeError: an export does not
+    agree with torch.
     """
     store, compare, out = Path(store), Path(compare), Path(out)
-    if foreign := [file.name for file in out.glob("*") if not _is_own(file)]:
+    sums = out / "SHA256SUMS"  # written first: it names the files of an export that was killed, too
+    own = {sums.name, *(sums.read_text("utf-8").split() if sums.is_file() else ())}
+    found = {re.sub(r"\.\d+\.partial$", "", file.name) for file in out.glob("*")}
+    if foreign := found - own:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
-    try:
-        selected = json.loads(_read(compare / "selected.json"))
-        selected |= {key: str(selected[key]) for key in ("model", "protocol")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"selected.json is damaged ({error}): run the study again") from error
+    selected = json.loads(_read(compare / "selected.json"))
     if is_imported(selected["model"]):
         advice = "set deploy to false, or remove its imported runs and compare again"
         raise ValueError(
@@ -138,7 +134,7 @@ def release(
         for each in about["models"].values():
             files |= {file: Path(scratch, file).read_bytes() for file in each.values()}
     about |= {"selected": name, "protocol": selected["protocol"], "study": store.parent.name}
-    about["provisional"] = selected.get("provisional", False)  # absent from older selections
+    about["provisional"] = selected["provisional"]
     files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
@@ -181,8 +177,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
     about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
-    versions = {"thyroid_lib": __version__, "torch": torch.__version__}
-    about |= {"precision": "fp32", "versions": versions}
+    about["versions"] = {"thyroid_lib": __version__, "torch": torch.__version__}
+    about["precision"] = "fp32"
     network = to_onnx(model, trained.about["size"])
     write_onnx(path, network, about)
     exported = Predictor.open(path, threads=torch.get_num_threads())
@@ -201,13 +197,11 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
     """Export a network for batches of any size; the same network gives the same bytes."""
-    with _quiet():
-        program = torch.onnx.export(
-            model.to(memory_format=torch.contiguous_format).eval(),
-            (torch.zeros(2, 1, size, size),),
-            input_names=["image"], output_names=["logits"], opset_version=OPSET, dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
-        )  # fmt: skip
+    program = torch.onnx.export(
+        model.to(memory_format=torch.contiguous_format).eval(), (torch.zeros(2, 1, size, size),),
+        input_names=["image"], output_names=["logits"], opset_version=OPSET, dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
+    )  # fmt: skip
     file = io.BytesIO()
     program.save(file)
     proto = onnx.load_from_string(file.getvalue())
@@ -255,8 +249,7 @@ def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFram
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise 3 x 3 convolutions behind the first stage; images, uint8 (N,S,S), set the ranges.
 
-    The first stage costs the most Dice, 1 x 1 convolutions gain little. Weights use seven bits of
-    eight, as on processors without VNNI sums of two products would overflow.
+    Weights use seven bits of eight: without VNNI the sums of two products would overflow.
     """
     inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
     frames = SimpleNamespace(get_next=lambda: next(inputs, None))
@@ -336,27 +329,17 @@ def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's and the quantiser's own notes off the terminal."""
-    usual = logging.root.manager.disable
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
     with warnings.catch_warnings(action="ignore"):
         yield
-    logging.disable(usual)
-
-
-def _is_own(file: Path) -> bool:
-    """Whether a file is from an export, finished or killed."""
-    name = re.sub(r"\.\d+\.partial$", "", file.name)
-    if name in OWN or (name != file.name and name.endswith(".onnx")):
-        return True
-    return file.suffix == ".onnx" and file.is_file() and METADATA.encode() in file.read_bytes()
+    logging.disable(logging.NOTSET)
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise FileNotFoundError(f"{path} is missing: run the study first") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the study first")
+    return path.read_text("utf-8")
 
 
 def _json(value) -> str:

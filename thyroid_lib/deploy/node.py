@@ -5,10 +5,9 @@
     python -m thyroid_lib.deploy.node study --model results/demo/deploy --study-uid UID \\
         --pacs http://127.0.0.1:8042/dicom-web --out areas.csv
 
-`serve` answers a C-STORE with success once the object was decoded and lies in the queue on disk;
-`object_queue` answers it from there. `study` measures what is in the PACS already (QIDO-RS,
-WADO-RS). The log names an object by 12 digits of the SHA-256 of its SOP Instance UID and quotes
-nothing of it. THYROID_PACS_USER and THYROID_PACS_PASSWORD log in to a PACS that requires it.
+`serve` confirms a C-STORE once the object was decoded and lies in the queue on disk. `study`
+measures what is in the PACS already (QIDO-RS, WADO-RS). The log names an object by 12 digits of the
+SHA-256 of its SOP Instance UID. THYROID_PACS_USER and THYROID_PACS_PASSWORD log in to the PACS.
 """
 
 import argparse
@@ -40,16 +39,12 @@ from thyroid_lib.files.writing import write_file
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
 SILENCE = 10  # seconds until a first request, and between bytes of a PDU
-GRACE = 8.0  # seconds for the current object at SIGTERM
-COLUMNS = (
-    "study", "instance", "model", "frame", "frames", "height", "width", *ROW, "stored", "problem",
-)  # fmt: skip
+OBJECT = ("study", "instance", "model", "frame", "frames", "height", "width")
+COLUMNS = (*OBJECT, *ROW, "stored", "problem")
 log = logging.getLogger("thyroid_lib.node")
 
 
-class Discard(BytesIO):
-    """Takes the rest of an object that is too large, and keeps nothing."""
-
+class Discard(BytesIO):  # in place of the rest of an object that is too large
     def write(self, data):
         return len(data)
 
@@ -105,8 +100,6 @@ def serve(arguments, predictor: Predictor):
     stop = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
-    if arguments.max_mib < 1 or arguments.associations < 1:
-        raise ValueError("--max-mib and --associations: need 1 or more")
     client, answering = pacs.pacs_client(arguments.pacs), partial(answer, predictor=predictor)
     queue, decoder = Queue(arguments.queue, client, answering), Decoder()
     ae = pynetdicom.AE(ae_title=arguments.aet)
@@ -131,7 +124,7 @@ def serve(arguments, predictor: Predictor):
     log.info("%s listens on %s, %d objects wait", arguments.aet, where, queue.waiting.qsize())
     queue.start()
     stop.wait()
-    queue.stop(GRACE)
+    queue.stop(8.0)  # seconds for the current object
     log.info("stopped, %d objects wait", len(queue.files("dcm")))
     os._exit(0)  # ends pynetdicom's threads, which would wait for silent callers
 
@@ -147,9 +140,7 @@ def read_finished(table: Path) -> dict[tuple, list[dict]]:
 
 
 def measure(client, found: tuple, predictor: Predictor, decoder: Decoder, store: bool) -> list:
-    """Measure an object, given by study, series and instance UID: a row per frame, with a `problem`
-    if it cannot be measured or stored. RequestException: the PACS does not answer.
-    """
+    """Measure an object, by study, series and instance UID: a row per frame, perhaps a problem."""
     content, measured, rows, problem = BytesIO(), [], [{}], ""
     try:
         client.retrieve_instance(*found).save_as(content)
@@ -170,10 +161,7 @@ def measure(client, found: tuple, predictor: Predictor, decoder: Decoder, store:
 
 
 def study(arguments, predictor: Predictor) -> int:
-    """Write the areas of all ultrasound of some studies; rows in the table are kept.
-
-    Returns 1 if a study has no ultrasound or an object could not be measured: see `problem`.
-    """
+    """Write the areas of all ultrasound of some studies; rows in the table are kept."""
     client, decoder, out = pacs.pacs_client(arguments.pacs), Decoder(), Path(arguments.out)
     uids, problems = {uid for each in arguments.study_uid if (uid := each.strip())}, 0
     model = predictor.about.get("run_id", predictor.about["model"])
@@ -186,12 +174,7 @@ def study(arguments, predictor: Predictor) -> int:
     kept = [row for own in done.values() for row in own]
     write_file(out, table_csv(kept, COLUMNS))  # without half-written objects
     for uid in sorted(uids):
-        try:
-            found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
-        except requests.HTTPError as error:
-            if error.response.status_code not in (400, 404):
-                raise
-            found = []  # an unknown study
+        found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
         if not found:
             problems += 1
             print(f"no ultrasound in study {uid}", file=sys.stderr)

@@ -1,7 +1,6 @@
-"""Queue on disk of received DICOM objects, and the thread that answers them.
+"""Queue on disk of received DICOM objects, which survive a kill, and the thread that answers them.
 
-An object is one file, so that an accepted object survives a kill or a loss of power. It leaves
-the queue when the PACS has confirmed segmentation and report.
+An object leaves the queue when the PACS has confirmed segmentation and report.
 """
 
 import logging
@@ -24,15 +23,13 @@ log = logging.getLogger("thyroid_lib.node")
 
 
 def object_name(path: Path) -> str:
-    """Return the name that the log uses for the object in a file of the queue."""
     return path.stem.partition("-")[2].partition(".")[0]
 
 
 class Queue(threading.Thread):
-    """Objects in a folder, and the thread that answers them one by one.
+    """Objects in a folder: <arrival>-<name>.<deaths>.dcm, and .working while one is answered.
 
-    A file is called <arrival>-<name>.<deaths>.dcm, and .working while it is answered; `deaths`
-    counts how often the node ended over it. ValueError: another process uses the folder.
+    `deaths` counts how often the node ended over it. ValueError: another process uses the folder.
     """
 
     def __init__(self, folder: str | Path, client=None, answer=None):

@@ -3,9 +3,8 @@
     python -m thyroid_lib.deploy.predict_folder --model MODEL --images DIR --out DIR
 
 MODEL is a release folder, one of its .onnx files, or the model.pt of a run (needs torch). Image
-0449.jpg gives OUT/masks/0449.png, 0 and 255 at the image's own size, which the study reads beside
-the images (`source: folder`); OUT/areas.csv has a row per image. As in the study, two images of one
-name (a.png and a.jpg, or A.png) are not used.
+0449.jpg gives OUT/masks/0449.png, 0 and 255 at the image's own size; OUT/areas.csv has a row per
+image. As in the study, two images of one name (a.png and a.jpg, or A.png) are not used.
 """
 
 import argparse
@@ -33,20 +32,16 @@ OPTIONS = {  # of every command that opens a model
 
 
 def open_model(arguments: argparse.Namespace) -> Predictor:
-    """Open the model that a command's arguments name, see OPTIONS."""
     how = {"model": arguments.name, "precision": arguments.precision, "threads": arguments.threads}
     return Predictor.open(arguments.model, **how)
 
 
 def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
-    """Segment every image of a folder; return a row of COLUMNS per image, as in `areas.csv`.
+    """Segment every image of a folder; return a row of COLUMNS each, as in `areas.csv`.
 
-    An image that cannot be used is skipped; its row has a `problem`. ValueError: no images, or
-    `out` has masks that this function has not written.
+    ValueError: no images, or `out` has masks that this function has not written.
     """
     images, out = Path(images), Path(out)
-    if not images.is_dir():
-        raise ValueError(f"no folder at {images}: give the folder that holds the images")
     table, masks = out / "areas.csv", out / "masks"
     if masks.exists() and (masks.samefile(images) or not table.exists()):
         raise ValueError(f"{out} has a folder masks/ of other origin: give another folder")
@@ -68,8 +63,7 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
             row |= found.row()
         except ValueError as error:
             row["problem"] = str(error)
-    # names need not be valid UTF-8
-    write_file(table, table_csv(rows, COLUMNS).encode(errors="surrogateescape"))
+    write_file(table, table_csv(rows, COLUMNS))
     return rows
 
 

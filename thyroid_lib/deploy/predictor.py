@@ -3,8 +3,8 @@
     predictor = Predictor.open("results/demo/deploy")  # a release folder, an .onnx or a model.pt
     found = predictor.predict(read_picture("frame.png"), spacing_mm=(0.08, 0.08))
 
-Notebooks, command line, web page and DICOM node all use it. Fit, restore and threshold are those of
-`thyroid_lib.data.frames`, as the study scored them. A release needs ONNX Runtime, and no torch.
+Notebooks, command line, web page and DICOM node all use it. Masks are made as the study scored
+them. A release needs ONNX Runtime, and no torch.
 """
 
 import json
@@ -25,9 +25,7 @@ from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
 from thyroid_lib.files.fingerprint import file_digest
 
 METADATA = "thyroid_lib"  # the key of an .onnx file's metadata under which it is described, JSON
-REQUIRED = ("model", "size", "resize", "threshold")
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
-MAX_THREADS = 1024
 ROW = (
     "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
     "distance", "doubts", "refused",
@@ -73,8 +71,7 @@ class Prediction:
 class Predictor:
     """A trained network, uint8 (N,S,S) to logits, float32 (N,S,S), with pre- and post-processing.
 
-    `about` is the metadata that `export` writes into an .onnx: model, size, resize, threshold, and,
-    if known, temperature, confidence, confidence_low and quality.
+    `about` is the metadata that `export` writes into an .onnx.
     """
 
     def __init__(self, network: Callable[[np.ndarray], np.ndarray], about: dict):
@@ -86,17 +83,13 @@ class Predictor:
     ) -> "Predictor":
         """Open a release folder, one of its .onnx files, or the model.pt of a run (needs torch).
 
-        Of a release, `model` "" is the selected one; `threads` are CPU threads of ONNX Runtime.
+        Of a release, `model` "" is the selected one; `threads` are ONNX Runtime's, 0 for all.
         FileNotFoundError, ValueError: no such model or precision, or a damaged file.
         """
         path = Path(path)
-        if not 1 <= threads <= MAX_THREADS:
-            raise ValueError(f"threads: got {threads}, need 1 to {MAX_THREADS}")
-        if path.is_dir():
-            path = _release_file(path, model, precision)
+        path = _release_file(path, model, precision) if path.is_dir() else path
         if not path.is_file():
-            need = "give a release folder, an .onnx or a model.pt"
-            raise FileNotFoundError(f"no model at {path}: {need}")
+            raise FileNotFoundError(f"no model at {path}: give a release, .onnx or model.pt")
         return cls(*(_open_torch(path) if path.suffix == ".pt" else _open_onnx(path, threads)))
 
     def predict(
@@ -109,11 +102,9 @@ class Predictor:
         """Segment one frame, uint8 (H,W) gray or (H,W,3) RGB; other depths by `frames.to_gray`.
 
         `spacing_mm` is of rows and columns; `threshold` None is the one that the model was
-        evaluated with. ValueError: an impossible image, spacing or threshold.
+        evaluated with. ValueError: an impossible image or spacing.
         """
         threshold = self.about["threshold"] if threshold is None else threshold
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold: got {threshold}, need a number between 0 and 1")
         if spacing_mm is not None and not all(0 < each < 100 for each in spacing_mm):
             raise ValueError(f"spacing_mm: got {spacing_mm}, need mm per pixel, above 0, below 100")
         gray = frames.to_gray(image)
@@ -184,19 +175,15 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 
 def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
-    """Return the longest diameter of the largest part of a mask, and its extent across that one.
+    """Return the longest diameter of a mask's largest part, and its extent across that one.
 
-    From pixel centre to pixel centre of a mask, bool (H,W), in the unit of the spacing, of rows and
-    of columns; (0, 0) for an empty mask.
+    Between pixel centres of a mask, bool (H,W), in the unit of the spacing; (0, 0) where empty.
     """
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     if not count:
         return 0.0, 0.0
     largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    rows = np.flatnonzero(largest.any(axis=1))
-    part = largest[rows]  # only the ends of rows can be corners of the hull
-    ends = part.argmax(axis=1), part.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
-    points = np.stack([np.tile(rows, 2), np.concatenate(ends)], axis=1) * np.array(spacing)  # (P,2)
+    points = np.argwhere(largest & ~ndimage.binary_erosion(largest)) * np.array(spacing)  # (P,2)
     try:
         points = points[ConvexHull(points).vertices]
     except QhullError:  # all on one line
@@ -214,14 +201,9 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
 def _release_file(folder: Path, model: str, precision: str) -> Path:
     """Return the path of a release's .onnx, after a check of its digest."""
     if not (listing := folder / "release.json").is_file():
-        need = "release.json is missing; make one with 6-deploy"
-        raise FileNotFoundError(f"no release in {folder}: {need}")
-    try:
-        release = json.loads(listing.read_text("utf-8"))
-        digests, selected, files = (release[key] for key in ("files", "selected", "models"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"release.json in {folder} is damaged ({error}): make it again") from error
-    model = model or selected
+        raise FileNotFoundError(f"no release.json in {folder}: make a release with 6-deploy")
+    release = json.loads(listing.read_text("utf-8"))
+    digests, files, model = release["files"], release["models"], model or release["selected"]
     for name, got, choices in (("model", model, files), ("precision", precision, files.get(model))):
         if got not in choices:
             raise ValueError(f"{name}: got {got!r}, this release has {', '.join(choices)}")
@@ -240,11 +222,9 @@ def _open_onnx(path: Path, threads: int) -> tuple:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-        [about[key] for key in REQUIRED]
     except Exception as error:  # ONNX Runtime raises a dozen kinds on what it cannot read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        need = "give one that 6-deploy has made"
-        raise ValueError(f"{path.name} is no model of this project ({reason}): {need}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path.name} is no model of 6-deploy ({reason})") from error
     name = session.get_inputs()[0].name
 
     def network(squares: np.ndarray) -> np.ndarray:

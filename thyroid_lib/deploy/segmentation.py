@@ -1,9 +1,8 @@
 """DICOM Segmentation objects from predictions, and the header that every derived object shares.
 
 Built here, as highdicom 0.28 refuses multi-frame ultrasound. No clock and no random number is used:
-an object that is sent twice has one segmentation, with the same bytes and UIDs.
-
-Sources: DICOM PS3.3 A.51 (Segmentation); PS3.5 B.2 (UIDs under 2.25).
+an object that is sent twice has one segmentation, with the same bytes and UIDs. Sources: DICOM
+PS3.3 A.51 (Segmentation); PS3.5 B.2 (UIDs under 2.25).
 """
 
 import hashlib
@@ -98,8 +97,7 @@ def _short_text(value) -> str:
 def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
     """Return a BINARY segmentation whose frame i lies over frame i of the source, empty or not.
 
-    It holds the masks of refused frames too; its label counts those. Predictions, one per frame,
-    are taken one by one, so that few are in memory.
+    Refused frames have their masks, too. Predictions are taken one by one: few are in memory.
     """
     rows, columns, count = source.Rows, source.Columns, int(source.get("NumberOfFrames") or 1)
     packed, rest, refused = [], np.zeros(0, bool), 0

@@ -2,10 +2,8 @@
 
     seg, sr = answer(dicom.read_file("cine.dcm"), Predictor.open("results/demo/deploy"))
 
-Patient, study and UIDs come from `segmentation.derive_object`: highdicom's own document takes the
-time of day and fails where the source lacks a patient's data.
-
-Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500 (Measurement Report), 1410 (Planar ROI), 1501.
+The header is `segmentation.derive_object`'s: highdicom's own has the time of day, and needs all of
+a patient's data. Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500, 1410 (Planar ROI), 1501.
 """
 
 from dataclasses import replace
@@ -28,10 +26,9 @@ PIXELS = Code("{pixels}", "UCUM", "pixels")
 def answer(
     source: Dataset, predictor: Predictor, *, measured: list | None = None
 ) -> tuple[Dataset, Dataset]:
-    """Return segmentation and report of an object, decoded and segmented frame by frame.
+    """Return segmentation and report of an object of `dicom.read_file`; Refused: it is unreadable.
 
-    The source is as `dicom.read_file` returns it; Refused: it cannot be read. `measured` is filled
-    with the predictions, without prob and mask.
+    `measured` is filled with the predictions, without prob and mask.
     """
     check(source)
     measured, spacing = [] if measured is None else measured, spacing_of(source)
@@ -47,10 +44,7 @@ def answer(
 
 
 def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
-    """Return the report: area and diameters of each frame, of a cine also the largest area.
-
-    In mm if the spacing is known, else in pixels; refused frames have no numbers.
-    """
+    """Return the report: area and diameters of each frame, of a cine also the largest area."""
     groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
     if len(predictions) > 1:
         groups.insert(0, _cine_group(seg, predictions))
@@ -120,7 +114,6 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
 
 
 def _identity(seg: Dataset, number: int, name: str) -> dict:
-    """Return the arguments that name a group, its finding and the algorithm."""
     tracking = sr.TrackingIdentifier(objects.name_uid(seg.SOPInstanceUID, number), name)
     algorithm = sr.AlgorithmIdentification(seg.ManufacturerModelName, __version__)
     named = {"tracking_identifier": tracking, "algorithm_id": algorithm}
@@ -128,7 +121,6 @@ def _identity(seg: Dataset, number: int, name: str) -> dict:
 
 
 def _sizes(found: Prediction) -> tuple:
-    """Return area, longest diameter and the extent across it, each with its unit."""
     if found.area_mm2 is None:
         return tuple((each, PIXELS) for each in (found.area_px, *found.diameters_px))
     mm = ((each, codes.UCUM.Millimeter) for each in found.diameters_mm)
@@ -141,5 +133,4 @@ def _measurement(name: Code, value: float, unit: Code, **more) -> sr.Measurement
 
 
 def _comment(text: str) -> sr.TextContentItem:
-    """Return a comment: TID 1500 allows it, highdicom's templates have no argument for it."""
     return sr.TextContentItem(codes.DCM.Comment, text, sr.RelationshipTypeValues.CONTAINS)

@@ -1,11 +1,8 @@
 """The networks under comparison, each as its paper draws it, in a file of its own.
 
 Shapes are written for the papers' width w = 64, images (N, 1, H, W). Every network takes
-(in_channels, out_channels, width), returns logits (N, out_channels, H, W) and has a bias in every
-convolution. All networks draw their initial weights by the same scheme (`initialise`).
-
-torch is imported with the first of these names, not with the package: the workflow reads the names
-of user networks at every start.
+(in_channels, out_channels, width) and returns logits (N, out_channels, H, W). torch is imported
+with the first of these names: the workflow reads the names of user networks at every start.
 """
 
 from importlib import import_module

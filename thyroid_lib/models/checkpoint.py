@@ -1,7 +1,6 @@
 """Checkpoints: files with checksums, used only under the key that they were saved under.
 
-The key covers all that decides the weights: data, split, training settings, versions, and the code
-of a user's own network. Changes of metrics, plots or file names do not change it.
+The key covers all that decides the weights, and nothing else.
 """
 
 import errno
@@ -45,26 +44,18 @@ def save(path: str | Path, state: dict) -> Path:
 
 
 def read(path: str | Path) -> dict:
-    """Read a file of `save` on to the CPU: data, never code (`weights_only=True`).
-
-    ValueError: damaged, or of another kind. OSError, MemoryError: it cannot be read now.
-    """
+    """Read a file of `save` on to the CPU, never code; ValueError: damaged, or of another kind."""
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as records:
             if damaged := records.testzip():  # torch does not look at the checksums
                 raise ValueError(f"checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"holds a {type(state).__name__}")
-        return state
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise a dozen kinds on a damaged file
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a wrong offset
+        wrong_offset = getattr(error, "errno", None) == errno.EINVAL
+        if isinstance(error, OSError | MemoryError) and not wrong_offset:
             raise
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise MemoryError(f"too little memory to read {path.name}") from error
         what = (str(error) or type(error).__name__).splitlines()[0]
-        what = "it holds code, which is not run" if "weights_only" in str(error) else what
         raise ValueError(f"{path.name} of {path.parent.name} is damaged ({what})") from error
 
 

@@ -30,8 +30,7 @@ def build_model(
 ) -> Network:
     """Build a network of the library or of a user by name; `initialise` then sets its weights.
 
-    A width of None or 0 is the papers' 64. ValueError: unknown or ambiguous name, a user's file
-    that does not fit, or a count below 1.
+    A width of None or 0 is the papers' 64. ValueError: unknown name, or a file that does not fit.
     """
     own, counts = user_networks.files(), (in_channels, out_channels, width or PAPER_WIDTH)
     file = f"{user_networks.FOLDER}/{name}.py"
@@ -82,10 +81,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: Network, size: int) -> int:
-    """Multiply-adds for one image (1, in_channels, size, size), biases not counted.
-
-    Counted on the "meta" device, which has shapes and no values: the model is untouched.
-    """
+    """Multiply-adds for one image (1, in_channels, size, size), biases not counted."""
     shapes = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes(torch.empty(1, model.in_channels, size, size, device="meta"))

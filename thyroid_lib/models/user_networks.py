@@ -2,8 +2,7 @@
 
     python -m thyroid_lib.models.user_networks dilated --width 8 --size 64  # checks the file
 
-docs/new-model.md has an example. Importing this module does not import torch: the workflow reads
-the names at every start.
+docs/new-model.md has an example. This module does not import torch: see `models`.
 """
 
 import argparse
@@ -31,12 +30,11 @@ def files() -> dict[str, Path]:
 
 def fingerprint(name: str) -> str:
     """Return a SHA-256 of the code of a user's network; "" for a network of the library."""
-    path = files().get(name)
-    return code_fingerprint(path) if path else ""
+    return code_fingerprint(files()[name]) if name in files() else ""
 
 
 def problem(name: str) -> str:
-    """Say in one line what is wrong with a network's name or file, without running it; else ""."""
+    """Say in a line what is wrong with a network's name or file, without running it; else ""."""
     where = f"{FOLDER}/{name[:50]}.py"
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
         return f"{where}: a name needs a-z first, then a-z, 0-9 and _, 40 at most"
@@ -49,10 +47,8 @@ def problem(name: str) -> str:
         return f"{where}: no class in it, need one derived from Network; {HELP}"
     except SyntaxError as error:
         return f"{where}, line {error.lineno}: {error.msg}: need Python; {HELP}"
-    except UnicodeDecodeError as error:
-        return f"{where}: need a text: {error}"
     except (OSError, ValueError) as error:
-        return str(error)
+        return f"{where}: {error}"
 
 
 def _parse(name: str) -> ast.Module:
@@ -62,8 +58,8 @@ def _parse(name: str) -> ast.Module:
 def packages(name: str) -> dict[str, str]:
     """Return the versions of the packages, other than torch, that a network's file imports.
 
-    ValueError: it imports another file of the project, more of the library than its models, or what
-    is not installed. An edit there would not retrain its runs.
+    ValueError: it imports another file of the project, whose edit would not retrain its runs, or
+    what is not installed.
     """
     lines, versions = {}, {}
     for node in ast.walk(_parse(name)):
@@ -74,24 +70,20 @@ def packages(name: str) -> dict[str, str]:
             inside = [f"{module}.{alias.name}" for alias in node.names]
             lines |= dict.fromkeys(inside if module == "thyroid_lib" else [module], node.lineno)
     for module, line in lines.items():
-        top, where = module.partition(".")[0], f"{FOLDER}/{name}.py, line {line}: imports"
+        top, where = module.partition(".")[0], f"line {line}: imports"
         if top == "thyroid_lib" and module.split(".")[1:2] != ["models"]:
             raise ValueError(f"{where} {module}: of the library need thyroid_lib.models alone")
         if top in {"torch", "thyroid_lib"} | sys.stdlib_module_names:
             continue
         if not (found := metadata.packages_distributions().get(top)):
-            problem = f"{top or 'a file beside it'}, which is no installed package"
-            advice = "install it, or write what is needed into this one file"
-            raise ValueError(f"{where} {problem}: {advice}")
+            what = f"{top or 'a file beside it'}, which is no installed package"
+            raise ValueError(f"{where} {what}: install it, or write all into this one file")
         versions[top] = metadata.version(found[0])
     return dict(sorted(versions.items()))
 
 
 def build(name: str, in_channels: int, out_channels: int, width: int):
-    """Run a network's file and build the one class in it that is derived from `models.Network`.
-
-    ValueError: names the file, its line where there is one, and what is needed.
-    """
+    """Run a network's file and build the one class in it that is derived from `models.Network`."""
     from thyroid_lib.models import Network
 
     if wrong := problem(name):
@@ -114,11 +106,8 @@ def build(name: str, in_channels: int, out_channels: int, width: int):
         raise _located(error, name, need) from error
     finally:
         sys.dont_write_bytecode = before
-    names = ", ".join(sorted(own)) or "none"
-    raise ValueError(
-        f"{FOLDER}/{name}.py: classes derived from thyroid_lib.models.Network: {names}; need one "
-        f"(its parts derive from torch's nn.Module); {HELP}"
-    )
+    names = f"classes derived from thyroid_lib.models.Network: {', '.join(sorted(own)) or 'none'}"
+    raise ValueError(f"{FOLDER}/{name}.py: {names}; need one; {HELP}")
 
 
 def check(net, name: str, size: int) -> None:
@@ -142,11 +131,8 @@ def _misfit(net, size: int) -> str:
         torch.nn.init.constant_(parameter, float("nan"))
     initialise(net, seed=0)
     if unset := [key for key, value in net.named_parameters() if not value.isfinite().all()]:
-        return (
-            f"the seed does not set {', '.join(unset[:5])}: give the class that makes it a method "
-            "reset_parameters(self), as most of torch's own layers have (around "
-            "nn.MultiheadAttention: one that calls its _reset_parameters)"
-        )
+        need = "give the class that makes it a method reset_parameters(self)"
+        return f"the seed does not set {', '.join(unset[:5])}: {need}, as torch's layers have"
     multiply_adds(net, size)  # has shapes alone: fails where forward uses a tensor's values
     side = net.divisor * -(-32 // net.divisor)
     image = torch.rand(2, net.in_channels, side, side, generator=torch.Generator().manual_seed(0))

@@ -22,10 +22,7 @@ APART, COPIED = "#8fb8de", "#12355b"
 
 
 def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int = 24) -> Figure:
-    """Draw the side of every case: a row per group (so many at most), its frames in order.
-
-    `splits`: sides, (N,) of "train", "val" and "test", by the name to write above them.
-    """
+    """Draw the side of every case, a row per group; `splits`: sides, (N,), by their title."""
     names = sorted(index["group"].unique())
     shown = names[:groups]
     longest = index["group"].value_counts()[shown].max()
@@ -50,10 +47,7 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
 
 
 def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
-    """Draw how much each frame resembles each other one, and how often how much.
-
-    `alike`: (N,N) correlations, from `leakage.alikeness`; `groups`: (N,), in order.
-    """
+    """Draw the correlations of frames, (N,N) of `leakage.alikeness`; `groups`: (N,), in order."""
     size = common.FIGURE_WIDTH, 3.9
     fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     shown = square.imshow(alike, cmap="mako", vmin=0, vmax=1, interpolation="nearest")
@@ -76,10 +70,7 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
 
 
 def correlations(table: pd.DataFrame, *, threshold: float = NEAR_COPY) -> Figure:
-    """Draw how closely test frames copy a training frame: a histogram per protocol.
-
-    `table`: from `leakage.leakage_of`; the folds of a protocol are drawn together.
-    """
+    """Draw how closely test frames copy a training frame, by protocol, of `leakage.leakage_of`."""
     protocols = table["protocol"].unique()
     size = common.FIGURE_WIDTH, 0.7 + 1.5 * len(protocols)
     fig, axes = plt.subplots(len(protocols), 1, sharex=True, squeeze=False, figsize=size)
@@ -100,8 +91,8 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     """Draw test frames beside the training frames that they copy, and the difference.
 
     Drawn is the closest pair of each two groups in `table`, of `leakage.leakage`, closest first.
-    The shift is down and right, in px of the store's squares. The difference is taken after shift,
-    turn, scale and mirroring are undone; black is none, white 64 gray levels or more.
+    The difference is taken after shift, turn, scale and mirroring are undone; white is 64 gray
+    levels or more.
     """
     order = table.sort_values(["correlation", "case_id"], ascending=[False, True])
     groups = order[["train_group", "group"]].apply(frozenset, axis=1)
@@ -122,10 +113,7 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
 
 
 def defect_gallery(cases: pd.DataFrame, store: Store, table: pd.DataFrame) -> Figure:
-    """Draw four of each defect in a table of `masks.audit_masks`, a row for each, in red.
-
-    The largest come first, of different groups where there are any; `cases`: the case table.
-    """
+    """Draw four of each defect in a table of `masks.audit_masks`, in red, the largest first."""
     found = [defect for defect in masks.DEFECTS if (table[defect] > 0).any()]
     fig, axes = common.image_axes(4 * max(1, len(found)), 4, 1.75)
     rows = cases.drop_duplicates("case_id").set_index("case_id")
@@ -197,8 +185,6 @@ def _draw_defect(ax, store: Store, row: int, defect: str, levels: np.ndarray, fo
 
 
 def _draw_sequence(line, store: Store, table: pd.DataFrame, defect: str) -> None:
-    """The frames before, the frame that does not fit, the frame after; the worst of its kind."""
-    # a change beside a nearly black frame says little: such come last
     black = table["nearly_black"] | table["nearly_black"].shift(fill_value=False)
     row = table.assign(black=black)[table[defect]].sort_values(["black", "correlation"]).index[0]
     group = table.index[table["group"] == table["group"][row]]

@@ -1,8 +1,4 @@
-"""Figures of data and of one run, and what all figures share: style, colours and saving.
-
-Each function draws one figure and returns it. A model keeps its colour in every figure, the
-reference outline is yellow, the prediction blue, what belongs to no model grey. Grounds are opaque.
-"""
+"""Figures of data and of one run, and what all figures share: style, colours and saving."""
 
 import io
 from pathlib import Path
@@ -33,15 +29,12 @@ FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
 def style() -> None:
     """Set the look of all figures; called once at the top of a notebook."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",
-            "axes.spines.top": False, "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-            "axes.titlesize": "medium", "legend.frameon": False, "pdf.fonttype": 42,
-            "figure.facecolor": "white", "savefig.facecolor": "auto",
-        }
-    )  # fmt: skip
+    plt.rcParams.update({
+        "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",
+        "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlesize": "medium", "legend.frameon": False, "pdf.fonttype": 42,
+        "figure.facecolor": "white", "savefig.facecolor": "auto",
+    })  # fmt: skip
 
 
 def looks(models) -> dict[str, dict]:
@@ -56,7 +49,6 @@ def looks(models) -> dict[str, dict]:
 
 
 def image_axes(count: int, columns: int, height: float, **ratios) -> tuple[Figure, np.ndarray]:
-    """Make axes for so many frames, in rows of this height, on the dark ground."""
     rows = -(-count // columns)
     size = FIGURE_WIDTH, height * rows
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, facecolor=GROUND, **ratios)
@@ -67,9 +59,9 @@ def image_axes(count: int, columns: int, height: float, **ratios) -> tuple[Figur
 
 def native(store: Store, row: int) -> np.ndarray:
     """Bring a stored image back to the shape that it had, float32 (H,W) in [0,1]."""
-    height, width = store.index.iloc[row][["height", "width"]].astype(int)
+    shape = store.index.iloc[row][["height", "width"]].astype(int)
     image = store.images[row].astype(np.float32) / 255
-    return frames.restore_prob(image, height, width, store.settings["resize"])
+    return frames.restore_prob(image, *shape, store.settings["resize"])
 
 
 def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
@@ -123,7 +115,6 @@ def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Fig
 
 
 def _draw_pair(pair, cases: pd.DataFrame, store: Store, row: int, title: str) -> None:
-    """Draw a case's source image on two axes, the second one with the reference outlined."""
     for ax, text in zip(pair, (title, ""), strict=True):
         draw_frame(ax, source_image(cases, store.index["case_id"].iloc[row]), text)
     outline(pair[1], store.reference(row), REFERENCE)

@@ -187,11 +187,11 @@ def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
 
 def reliability(calibration: pd.DataFrame) -> Figure:
     """Draw the share of thyroid against the probability, by bin, and how many pixels a bin has."""
-    styles, known = looks(calibration["model"]), calibration.dropna(subset=["mean_prob", "share"])
-    sums = known[["mean_prob", "share"]].mul(known["pixels"], axis=0)
-    known = known.assign(prob=sums["mean_prob"], thyroid=sums["share"])
+    styles = looks(calibration["model"])
+    sums = calibration[["mean_prob", "share"]].mul(calibration["pixels"], axis=0)
+    table = calibration.assign(prob=sums["mean_prob"], thyroid=sums["share"])
     sharing = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
-    fig, axes, columns = _columns(known, 4.4, rows=2, **sharing)
+    fig, axes, columns = _columns(table, 4.4, rows=2, **sharing)
     for (upper, lower), part in columns:
         upper.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
         for model, rows in part.groupby("model"):

@@ -16,13 +16,12 @@ SIDES = ("train", "val", "test")
 
 def released_table(about: dict) -> pd.DataFrame:
     """Return one row per model of release.json: its run, and whether its ONNX agrees with torch."""
-    table = pd.DataFrame({"model": list(about["runs"])}).set_index("model")
-    runs = about["runs"].values()
-    table["run"] = [run["run_id"] for run in runs]
-    table["frames compared"] = [run["agreement"]["frames"] for run in runs]
-    table["agrees with torch"] = ["yes" if run["agreement"]["agrees"] else "no" for run in runs]
-    table["files"] = [", ".join(about["models"][name].values()) for name in table.index]
-    return table
+    columns, rows = ["model", "run", "frames compared", "agrees with torch", "files"], []
+    for name, run in about["runs"].items():
+        agrees = "yes" if run["agreement"]["agrees"] else "no"
+        files = ", ".join(about["models"][name].values())
+        rows.append((name, run["run_id"], run["agreement"]["frames"], agrees, files))
+    return pd.DataFrame(rows, columns=columns).set_index("model")
 
 
 def released_sentence(about: dict) -> str:
@@ -94,10 +93,9 @@ def distances(found: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     right = max(1.1 * TOO_FAR, 1.05 * found["distance"].max())
     ax.set(xlim=(0, right), xlabel="distance from the training frames")
-    mark = {"linestyle": "", "marker": "o", "markersize": 5}
-    shown = found["side"].cat.categories
-    handles = [Line2D([], [], color=colours[side], label=side, **mark) for side in shown]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    mark = {"marker": "o", "linestyle": ""}
+    shown = {side: mark | {"color": colours[side]} for side in found["side"].cat.categories}
+    common.model_legend(fig, shown)
     return fig
 
 

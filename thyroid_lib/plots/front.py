@@ -23,10 +23,9 @@ THEMES = {"light": ("white", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3
 def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
     """Segment one frame with each network, trained on random frames and without the frame's group.
 
-    Of the frames that both trainings of every network tested, it has the highest mean Dice; each
-    network is shown with the seed that does better on it. Returns case_id; image, float (H,W) in
-    [0,1]; reference, bool (H,W); preds: per network its masks, bool (H,W), by "random" and
-    "unseen". None if there is no such frame.
+    Of the frames that all these trainings tested, it has the highest mean Dice; of each network the
+    better seed is shown. Returns case_id; image, float (H,W) in [0,1]; reference, bool (H,W);
+    preds: per network its masks by "random" and "unseen". None if there is no such frame.
     """
     protocols = order_protocols(summary["protocol"])
     kinds = {"random": "random", protocols[0]: "unseen"}
@@ -58,11 +57,7 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
 def front_figure(
     summary: pd.DataFrame, frame: dict | None = None, *, group: str = "group", theme: str = "light"
 ) -> Figure:
-    """Draw each network's Dice with its intervals, from `compare.tables.summary` or its CSV.
-
-    Beside it stands the `frame` of `outlined_frame`, of the first four networks; `group` is what a
-    group is called: sweep, patient.
-    """
+    """Draw each network's Dice, from `tables.summary`, beside the `frame` of `outlined_frame`."""
     ground, ink, faint = THEMES[theme]
     deciding = order_protocols(summary["protocol"])[0]
     order = list(summary[summary["protocol"] == deciding]["model"])[::-1]  # the best comes on top

@@ -34,9 +34,7 @@ def steps(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     return fig
 
 
-def floor(
-    histories: pd.DataFrame, floors: pd.DataFrame, calibration: pd.DataFrame, curves: pd.DataFrame
-) -> Figure:
+def floor(histories, floors, calibration, curves: pd.DataFrame) -> Figure:
     """Draw the loss of the reported SegNet against its floor, and where its probabilities lie."""
     colour = looks(["segnet_reported"])["segnet_reported"]["color"]
     kinds = {

@@ -26,8 +26,7 @@ def source(*functions) -> Markdown:
 def stages(net: Network, size: int) -> pd.DataFrame:
     """Return a network's stages in the order of its forward pass, one row for each call.
 
-    Columns: stage, output (channels×height×width for images of this size) and parameters, counted
-    at the stage's first call. Runs on the "meta" device: nothing is computed.
+    Columns: stage, output (channels×height×width for images of this size) and parameters.
     """
     rows, net = [], copy.deepcopy(net).to("meta").eval()
     image = torch.empty(1, net.in_channels, size, size, device="meta")

@@ -1,12 +1,9 @@
 """Augmentation of frames and masks, a batch at a time, on the device that they are on.
 
 "standard" is, in this order: mirror, turn, scale and shift, all in one resampling; gamma; gain;
-speckle. Each frame has its own draws. Frames are never turned upside down: depth has a direction,
-as shadows fall away from the probe. Pixels that move in from outside are black.
-
-Speckle multiplies, so black stays black: its spread is a fixed share of the mean echo (Wagner,
-Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156). It is an approximation, as a
-displayed gray level is nearer to the echo's logarithm.
+speckle. Each frame has its own draws. Frames are never turned upside down: shadows fall away from
+the probe. Speckle multiplies: its spread is a fixed share of the mean echo (Wagner, Smith, Sandrik
+& Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156); for displayed gray levels an approximation.
 """
 
 import math

@@ -12,10 +12,7 @@ from thyroid_lib.files.writing import print_note
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Turn "auto" into CUDA, Apple's mps or the CPU, the first that is there and works.
-
-    ValueError: the named device is not there, or torch cannot use it.
-    """
+    """Turn "auto" into CUDA, Apple's mps or the CPU; ValueError: the named one cannot be used."""
     problem = gpu_problem() if device in ("auto", "cuda") else ""
     names = ["cuda"] if torch.cuda.is_available() and not problem else []
     names += ["mps"] if torch.backends.mps.is_available() else []
@@ -33,7 +30,6 @@ def gpu_problem() -> str:
     """Say why torch cannot use this machine's GPU; "" if it can, or if there is none.
 
     torch lists GPUs that it has no code for, and fails at the first operation: one is tried here.
-    RuntimeError: it fails for another reason, which may pass (memory in use).
     """
     version = torch.__version__
     if not torch.cuda.is_available():
@@ -47,8 +43,7 @@ def gpu_problem() -> str:
         reason = str(error).strip().splitlines()[0]
         if "no kernel image" in reason:
             has = f"it has code for {', '.join(torch.cuda.get_arch_list())} alone"
-            advice = "take another GPU, on Kaggle the T4 under Settings, Accelerator"
-            return f"{here} use it ({has}): {advice}"
+            return f"{here} use it ({has}): take another GPU, on Kaggle the T4"
         advice = "end what else uses it, or set device to cpu"
         raise RuntimeError(f"{here} compute on it ({reason}): {advice}") from error
     return ""
@@ -109,19 +104,5 @@ def out_of_memory(device: torch.device, **settings) -> Iterator[None]:
             raise
         given = ", ".join(f"{name} {value}" for name, value in settings.items())
         lower = ", or else ".join(n for n in ("batch_size", "width", "size") if n in settings)
-        raise RuntimeError(
-            f"device {device.type} has too little memory for {given}: lower {lower}; precision "
-            "bf16 or fp16 takes less than fp32; or end what else uses the device, or set device "
-            "to cpu"
-        ) from error
-
-
-@contextmanager
-def fast_kernels() -> Iterator[None]:
-    """Within it, cuDNN finds the fastest kernels by trial; scores come from its default ones."""
-    usual = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = usual
+        what = f"device {device.type} has too little memory for {given}: lower {lower}"
+        raise RuntimeError(f"{what}, or set device to cpu") from error

@@ -10,13 +10,13 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
 from tqdm import tqdm
 
-from thyroid_lib.files.writing import print_note, write_error
+from thyroid_lib.files.writing import write_error
 
 FOLDER = "tensorboard"  # in a run's folder
 
@@ -36,23 +36,18 @@ def progress(name: str, *, steps: int, done: int) -> Iterator[tqdm]:
 def check_tensorboard(wanted: bool) -> None:
     """Raise ValueError if event files are wanted and TensorBoard is not installed."""
     if wanted and not importlib.util.find_spec("tensorboard"):
-        advice = "`pip install tensorboard`, or set tensorboard to false"
-        raise ValueError(f"tensorboard: is not installed: {advice}")
+        raise ValueError("tensorboard: is not installed: `pip install tensorboard`, or set false")
 
 
 @contextmanager
 def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], None]]:
-    """Open the event file of a run that has trained `done` epochs; later points are taken back.
-
-    Yields a function that writes an epoch's numbers, by name; if it fails, the curves end with a
-    note and the training goes on. OSError: the folder cannot be written.
-    """
+    """Open the event file of a run after `done` epochs; yield a function that writes an epoch's."""
     if not wanted:
         yield lambda numbers: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    folder, failed = run / FOLDER, []
+    folder = run / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*") if not done else ():
@@ -64,16 +59,12 @@ def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], N
         raise write_error(error, folder) from error
 
     def show(numbers: dict, finish: Callable[[], None] = writer.flush) -> None:
-        try:
-            for name in numbers.keys() - {"epoch"} if not failed else ():
+        with suppress(OSError):  # a full disk ends the curves, and not the training
+            for name in numbers.keys() - {"epoch"}:
                 side, _, measure = name.partition("_")  # train_loss -> loss/train
                 tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
                 writer.add_scalar(tag, numbers[name], numbers["epoch"])
             finish()
-        except OSError as error:
-            if not failed:
-                print_note(f"{run.name}: no more live curves ({error}); the training goes on")
-            failed.append(error)
 
     try:
         yield show

@@ -1,8 +1,8 @@
 """The training recipe, the same for every network: Adam on the cross-entropy of logits.
 
-A training that goes on from a state ends in the same bits as one that never stopped (on a CPU with
-as many threads): all random numbers depend on seed, epoch and step alone. Within an epoch nothing
-waits for the device. Fused Adam has exact square roots; the other one's differ between processors.
+A training that goes on from a state ends in the same bits as one that never stopped: all random
+numbers depend on seed, epoch and step alone. Within an epoch nothing waits for the device. Fused
+Adam has exact square roots; the other one's differ between processors.
 """
 
 import time
@@ -17,9 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from thyroid_lib.models import arithmetic, initialise, to_input
 from thyroid_lib.train.augment import augment as augment_standard
 
-# Raise by one with every change that moves a bit of any weight: of a network, the split, the
-# augmentation or this loop. Runs of another version are trained again.
-# tests/train/test_versions.py fails where that was forgotten.
+# Raise by one with every change that moves a bit of any weight, in networks, split, augmentation or
+# here: runs of another version are trained again. tests/train/test_versions.py fails otherwise.
 TRAINING_VERSION = 1
 SELECTIONS = ("last", "val", "test")
 

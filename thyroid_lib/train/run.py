@@ -9,7 +9,7 @@
     tensorboard/   on request, see `live`
 
 Weights are trained again only if their key has changed (see `models.checkpoint`). A training that
-was stopped (by a signal or a time budget) or killed goes on from its last whole epoch.
+was stopped or killed goes on from its last whole epoch.
 """
 
 import json
@@ -79,10 +79,7 @@ def train_model(
 ) -> Run:
     """Train, go on, or find the run finished; leave `model.pt` and `history.csv` in `out`.
 
-    `settings.Parameters` and `recipe.RECIPE` describe the settings. selection: the kept weights are
-    the last, those of best Dice on "val" or, under protocol "reported" alone, of best pooled Dice
-    on "test". device, precision: of training; scores are made in fp32.
-
+    `settings.Parameters` and `recipe.RECIPE` describe the settings; scores are made in fp32.
     ValueError: unknown or impossible settings, before any work. FloatingPointError: the loss is no
     finite number. RuntimeError: too little memory. Stopped: it was stopped; the next call goes on.
     """
@@ -152,17 +149,15 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         bar.update(steps)
         if reason := stop_reason():
             stopped = f"{out.name}: stopped in epoch {len(history) + 1} of {epochs}, as {reason}"
-            raise Stopped(
-                f"{stopped}; the epochs before it are kept, start it again and it goes on"
-            )
+            raise Stopped(f"{stopped}; start it again and it goes on")
 
     with (
         stop_requests(budget_minutes) as stop_reason,
         devices.out_of_memory(where, size=store.size, **sizes),
         live.curves(out, wanted=tensorboard, done=begun) as show,
         live.progress(out.name, steps=epochs * steps, done=begun * steps) as bar,
-        devices.fast_kernels(),
     ):
+        torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
         net.to(where, memory_format=torch.channels_last)
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
@@ -170,11 +165,10 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         )  # fmt: skip
         for state in states:
             if not math.isfinite(state["loss"]):
-                raise FloatingPointError(
-                    f"{out.name}: the loss became {state['loss']} in epoch {state['epoch']}, at lr "
-                    f"{lr:g} in {settings['precision']}: lower lr (to a tenth, say), train in "
-                    "fp32, or look at the frames; the last good checkpoint is kept"
-                )
+                at = f"in epoch {state['epoch']}, at lr {lr:g} in {settings['precision']}"
+                advice = "lower lr, train in fp32, or look at the frames; the last state is kept"
+                what = f"{out.name}: the loss became {state['loss']} {at}"
+                raise FloatingPointError(f"{what}: {advice}")
             record = {"epoch": state["epoch"], "lr": lr, "train_loss": state["loss"]}
             for side in watched:
                 cases, how = np.flatnonzero(sides == side), (where, settings["precision"])
@@ -215,12 +209,9 @@ def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
-    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder.
-
-    Protocol "reported" adds the columns square_both and square_total, for `metrics.pooled_dice`.
-    """
+    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder."""
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
-    torch.backends.cudnn.benchmark = False  # the same kernels at each call
+    torch.backends.cudnn.benchmark = False  # the same kernels at each call, unlike in `_train`
     device = devices.choose_device(run.meta["device"])
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how |= {"workers": count_workers(len(rows), run.meta["threads"])}
@@ -260,10 +251,9 @@ class Seen(NamedTuple):
     total: np.ndarray
 
     def summary(self, side: str) -> dict:
-        """Return mean loss and Dice of the side; for "test" the report's pooled Dice, too."""
         dice = float(dice_of_areas(self.both, self.total).mean())
         means = {f"{side}_loss": float(self.loss.mean(dtype=np.float64)), f"{side}_dice": dice}
-        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}
+        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}  # as in the report
         return means | (pooled if side == "test" else {})
 
 
