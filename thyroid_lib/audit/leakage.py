@@ -1,6 +1,6 @@
 """Leakage audit: are test frames near-copies of training frames? By content, whatever the names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -58,12 +58,18 @@ def leakage(store: Store, sides: np.ndarray, *, maps: Maps | None = None) -> pd.
 
 
 def leakage_of(
-    store: Store, protocols: Iterable[str], *, folds: int, val_share: float = 0.15
+    store: Store,
+    protocols: Iterable[str],
+    *,
+    folds: int,
+    val_share: float = 0.15,
+    external: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts, how = describe_store(store), {}, {"folds": folds, "val_share": val_share}
+    maps, parts = describe_store(store), {}
+    how = {"folds": folds, "val_share": val_share, "external": external}
     for protocol in protocols:
-        for fold in range(1 if protocol == "official" else folds):
+        for fold in range(1 if protocol in ("official", "external") else folds):
             sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
             parts[protocol, fold] = leakage(store, sides, maps=maps)
     table = pd.concat(parts, names=["protocol", "fold"])

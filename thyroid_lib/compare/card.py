@@ -52,6 +52,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
     used = [key for key in SHARED if key in run and key not in NO_SETTINGS]
+    used = [key for key in used if run[key] or key != "external"]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
     stable = {
         "measure": measured["measure"],
