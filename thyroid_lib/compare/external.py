@@ -75,4 +75,4 @@ def external_sentence(table: pd.DataFrame | None) -> str:
 
 
 def _groups(count: int) -> str:
-    return f"{count} group{'s' * (count != 1)}"
+    return f"{count} group{'' if count == 1 else 's'}"
