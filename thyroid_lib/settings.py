@@ -16,15 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WrapValidator,
-)  # fmt: skip
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic import confloat as number
 from pydantic import conint as whole
 
@@ -111,7 +103,7 @@ class Study(_Strict):
     """The keys of a study's YAML; upper bounds stop slips of the pen."""
 
     study: Name = _key("folder of the results: results/<study>")
-    source: Annotated[SourceName, WrapValidator(_check_source)] = _data(
+    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(
         "phantom (drawn here), tg3k or folder"
     )
     data: _text() = _data("folder, zip, kaggle:owner/slug/version, auto (TG3K); '' for phantoms")
@@ -156,18 +148,16 @@ class Study(_Strict):
     deploy: bool = _key("also export the models for use without torch")
 
 
-_OWN = [name for name in Study.model_fields if name in CHOICES or name.startswith("phantom_")]
 # One entry of a `source` that is a list; phantom_* that are left out are those of the study.
 Source = pydantic.create_model(
     "Source",
     __base__=_Strict,
     dataset=(Name, _key("name of the data set")),
     source=(SourceName, _key("phantom (drawn here), tg3k or folder")),
-    data=(_text(), _key("folder, zip, kaggle:owner/slug/version, auto (TG3K)", default="")),
     **{
         name: (field.rebuild_annotation() | None, _key(field.description, default=None))
         for name, field in Study.model_fields.items()
-        if name in _OWN
+        if name in ("data", *CHOICES) or name.startswith("phantom_")
     },
 )
 

@@ -1,6 +1,6 @@
 """Leakage audit: are test frames near-copies of training frames? By content, whatever the names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -57,17 +57,12 @@ def leakage(store: Store, sides: np.ndarray, *, maps: Maps | None = None) -> pd.
     return table.assign(mirrored=found["mirrored"], near_copy=near_copy)
 
 
-def leakage_of(
-    store: Store,
-    protocols: Iterable[str],
-    *,
-    folds: int,
-    val_share: float = 0.15,
-    external: Sequence[str] = (),
-) -> pd.DataFrame:
-    """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts = describe_store(store), {}
-    how = {"folds": folds, "val_share": val_share, "external": external}
+def leakage_of(store: Store, protocols: Iterable[str], *, folds: int, **how) -> pd.DataFrame:
+    """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first.
+
+    `how` are other arguments of `splits.split_cases`.
+    """
+    maps, parts, how = describe_store(store), {}, how | {"folds": folds}
     for protocol in protocols:
         for fold in range(1 if protocol in ("official", "external") else folds):
             sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
