@@ -41,7 +41,7 @@ def test_images_masks_and_groups_may_lie_anywhere(release, small_folder, tmp_pat
     shutil.move(small_folder / "images", images)
     table = shutil.move(small_folder / "groups.csv", tmp_path / "patients.csv")
     masks = shutil.make_archive(tmp_path / "drawn", "zip", small_folder / "masks")
-    how = {"images": images, "masks": masks, "groups": str(table)}
+    how = {"images": images, "masks": masks, "groups": f"{table}:group"}
     for model in (release, release / "unet.onnx"):
         apart = evaluate_folder(model, **how)
         columns = ["case_id", "group", *MEASURES]

@@ -58,14 +58,15 @@ def evaluate_folder(
         FileNotFoundError, ValueError: no such model, or data that cannot be read, and why.
     """
     network, about = open_network(model, device=device, threads=threads)
+    table, colon, column = choices.get("groups", "").partition(":")
+    if table and Path(table).is_file():  # it need not lie in the data's folder
+        choices["groups"] = f"{Path(table).resolve()}{colon}{column}"
     with tempfile.TemporaryDirectory() as scratch:
         if data:
             choices |= {"images": str(images), "masks": str(masks)}
         elif images and masks:
             data = _join_folders(Path(scratch, "data"), images=images, masks=masks)
             choices |= {"images": "images", "masks": "masks"}
-            if (table := Path(choices.get("groups", ""))).is_file():
-                choices["groups"] = str(table.resolve())
         else:
             raise ValueError("give data, or both images and masks")
         seen = look(data, dataset=Path(data).stem, **choices)
