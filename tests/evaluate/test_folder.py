@@ -49,6 +49,27 @@ def test_images_masks_and_groups_may_lie_anywhere(release, small_folder, tmp_pat
     assert apart.groups["group"].tolist() == ["a", "b", ALL]
 
 
+def test_masks_may_lie_among_the_images(release, small_folder, tmp_path):
+    (tmp_path / "flat" / "inner").mkdir(parents=True)
+    for name in ("a00", "a01", "b00"):
+        shutil.copy(small_folder / "images" / f"{name}.png", tmp_path / "flat" / f"{name}.png")
+        shutil.copy(small_folder / "masks" / f"{name}.png", tmp_path / "flat" / f"{name}_mask.png")
+    how = {"images": tmp_path / "flat", "masks": tmp_path / "flat", "groups": "^(.)"}
+    assert len(evaluate_folder(release, **how).scores) == 3
+    shutil.move(small_folder / "masks", small_folder / "images" / "masks")
+    how = {"images": small_folder / "images", "masks": small_folder / "images" / "masks"}
+    found = evaluate_folder(release, **how, groups=str(small_folder / "groups.csv"))
+    assert found.groups["frames"].tolist() == [3, 3, 6]
+
+
+def test_nothing_to_score_is_refused(release, small_folder):
+    for path in (small_folder / "masks").iterdir():
+        path.unlink()
+        shutil.copy(small_folder / "images" / path.name, path)  # no masks
+    with pytest.raises(ValueError, match=r"mask_values|no case|usable"):
+        evaluate_folder(release, small_folder)
+
+
 def test_groups_count_alike_and_are_what_is_resampled():
     dice = {"a": [0.2, 0.4], "b": [0.9]}
     rows = [{"group": g, **dict.fromkeys(MEASURES, x)} for g, each in dice.items() for x in each]

@@ -61,6 +61,9 @@ def evaluate_folder(
     table, colon, column = choices.get("groups", "").partition(":")
     if table and Path(table).is_file():  # it need not lie in the data's folder
         choices["groups"] = f"{Path(table).resolve()}{colon}{column}"
+    inner, outer = sorted((Path(images).resolve(), Path(masks).resolve()), reverse=True)
+    if images and masks and not data and inner.is_relative_to(outer):
+        data, images, masks = outer, "", ""  # they lie in one folder, and are told apart by `look`
     with tempfile.TemporaryDirectory() as scratch:
         if data:
             choices |= {"images": str(images), "masks": str(masks)}
@@ -72,9 +75,6 @@ def evaluate_folder(
         seen = look(data, dataset=Path(data).stem, **choices)
         how = {"size": about["size"], "resize": about["resize"], "mend": mend}
         store = build_store(seen.cases, Path(scratch, "store"), **how)
-        if not len(store):
-            first = store.quarantine.iloc[0]
-            raise ValueError(f"no case can be scored: {first['file']}: {first['detail']}")
         scores = score_maps(
             store.index[["case_id", "dataset", "group"]].to_dict("records"),
             _batches(network, store),
