@@ -17,8 +17,8 @@ from PIL import Image
 from thyroid_lib.data import frames
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
-from thyroid_lib.deploy.predictor import METADATA
 from thyroid_lib.evaluate.familiarity import describe_frames
+from thyroid_lib.evaluate.networks import METADATA
 
 HERE = Path(__file__).resolve().parent
 NEEDED = "dicomweb_client", "gdcm", "highdicom", "onnxscript", "pynetdicom", "streamlit"

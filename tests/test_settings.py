@@ -73,10 +73,27 @@ TOGETHER = [  # settings of a study or a notebook, each allowed, that do not go 
     ({"data": "x"}, "data: phantoms take none"),
     ({"source": "folder", "data": "auto"}, "data: auto finds TG3K's release"),
 ]
+ENTRY = {"dataset": "a", "source": "folder", "data": "x"}
+TOGETHER += [
+    ({"source": []}, "source: got [], value error, the list is empty"),
+    ({"source": [3]}, "entry 1: need a mapping: {dataset: a, source: folder, data: path/to/a}"),
+    ({"source": [ENTRY | {"group": "x"}]}, "entry 1: group: unknown (did you mean groups?)"),
+    ({"source": [ENTRY, {"source": "phantom"}]}, "entry 2: dataset: Field required"),
+    ({"source": [ENTRY | {"dataset": "B 2"}]}, 'entry 1: dataset: got "B 2", need a-z, 0-9'),
+    ({"source": [ENTRY | {"source": "tg3k", "data": ""}]}, "entry 1: data: is empty, source tg3k"),
+    ({"source": [ENTRY, ENTRY]}, "several entries have dataset: a, need one each"),
+    ({"source": [ENTRY], "data": "x"}, "data: is one of each entry of source, write it there"),
+    ({"source": [ENTRY], "masks": "x"}, "masks: is one of each entry of source, write it there"),
+]
 RANDOM = {"protocols": ["reported", "random", "grouped"]}
+OUTSIDE = {"source": [ENTRY], "protocols": ["external"]}
 OF_STUDY = [
     ({"protocols": ["reported"], "selection": "val"}, "protocol reported needs random and grouped"),
     (RANDOM, "reported needs val beside"),
+    ({"protocols": ["external"]}, "external: is empty, protocol external needs data sets"),
+    ({"external": ["b"]}, 'external: got ["b"], but protocols has no external to test them'),
+    (OUTSIDE | {"external": ["c"]}, 'external: got ["c"], the data sets are a'),
+    (OUTSIDE | {"external": ["a"]}, 'external: got ["a"], none is left to train on'),
     (RANDOM | {"selection": "val", "mend": []}, "mend: got [], but protocol reported needs text"),
     (RANDOM | {"selection": "val", "augment": "standard"}, "protocol reported needs none beside"),
 ]
@@ -259,6 +276,18 @@ def test_limits_and_right_parameters_are_allowed():
         parameters.check(fine, DEFAULTS["3-train"])
     for defaults in DEFAULTS.values():
         parameters.check({}, defaults)
+
+
+def test_a_source_may_be_a_list_whose_entries_keep_what_they_name():
+    entries = [ENTRY, {"dataset": "b", "source": "phantom", "phantom_seed": 3}]
+    right = {"source": entries, "protocols": ["grouped", "external"], "external": ["b"]}
+    config = settings.check_study(STUDY | right)
+    assert config["source"] == entries
+    assert config == settings.check_study(config)  # as a notebook checks it again
+    runs = settings.list_runs(config | {"models": ["unet"], "seeds": [0], "run_folds": [0, 1]})
+    assert list(runs) == [
+        f"unet-{x}-seed0" for x in ("grouped-fold0", "grouped-fold1", "external-fold0")
+    ]
 
 
 def test_the_wings_have_the_choices_that_settings_name():

@@ -24,8 +24,10 @@ from pydantic import conint as whole
 NETWORKS = (
     "unet", "segnet", "resunet", "segnet_reported", "resunet_reported", "segnet_reported_no_relu",
 )  # fmt: skip
-PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out")
+PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out", "external")
 LEAKY = ("random", "reported", "official")  # a group may stand on two sides of the split
+ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
+CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
 MENDS = ("text", "specks", "holes")
 AUGMENTS = ("none", "standard")
 SELECTIONS = ("last", "val", "test")
@@ -68,6 +70,7 @@ _choice = partial(_data, default="")  # how a folder is read
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
 _score = partial(_key, steps="train score", role="shared")
+SourceName = Literal["phantom", "tg3k", "folder"]
 HELD_BACK = "share of the training frames held back for validation"
 KEPT = "epoch whose weights are kept: last, or best on val"
 
@@ -76,11 +79,33 @@ class _Strict(BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+def _check_source(value, check_one):
+    """Check the name of one source, or a list of mappings: data sets, each with its `Source`."""
+    if not isinstance(value, list):
+        return check_one(value)
+    checked, problems = [], [] if value else ["the list is empty"]
+    for i, entry in enumerate(value, 1):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError("need a mapping: {dataset: a, source: folder, data: path/to/a}")
+            checked.append(check_study(entry, Source))
+        except ValueError as error:
+            problems += [f"entry {i}: {line}" for line in str(error).splitlines()]
+    names = [entry["dataset"] for entry in checked]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"several entries have dataset: {', '.join(doubled)}, need one each")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return [{key: x for key, x in entry.items() if x is not None} for entry in checked]
+
+
 class Study(_Strict):
     """The keys of a study's YAML; upper bounds stop slips of the pen."""
 
     study: Name = _key("folder of the results: results/<study>")
-    source: Literal["phantom", "tg3k", "folder"] = _data("phantom (drawn here), tg3k or folder")
+    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(
+        "phantom (drawn here), tg3k or folder"
+    )
     data: _text() = _data("folder, zip, kaggle:owner/slug/version, auto (TG3K); '' for phantoms")
     images: _text() = _choice("folder or pattern of the images; '' to find them")
     masks: _text() = _choice("folder or pattern of the masks, *_mask*.png; '' to find them")
@@ -101,6 +126,9 @@ class Study(_Strict):
     folds: whole(ge=2, le=999) = _score(
         "parts that the groups are dealt into", steps="audit train score"
     )
+    external: _some(Name, 0) = _score(
+        "data sets that only protocol external tests", steps="audit train score", default=[]
+    )
     run_folds: _some(Fold) = _key("which of the parts are tested, each in runs of its own")
     val_share: number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train score")
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
@@ -120,6 +148,20 @@ class Study(_Strict):
     budget_minutes: number(ge=0, le=100_000) = _key("minutes until training stops")
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
     deploy: bool = _key("also export the models for use without torch")
+
+
+# One entry of a `source` that is a list; phantom_* that are left out are those of the study.
+Source = pydantic.create_model(
+    "Source",
+    __base__=_Strict,
+    dataset=(Name, _key("name of the data set")),
+    source=(SourceName, _key("phantom (drawn here), tg3k or folder")),
+    **{
+        name: (field.rebuild_annotation() | None, _key(field.description, default=None))
+        for name, field in Study.model_fields.items()
+        if name in ("data", *CHOICES) or name.startswith("phantom_")
+    },
+)
 
 
 class Parameters(Study):
@@ -157,7 +199,7 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     problems = [unknown(name, fields) for name in config if name not in fields]
     known = {name: value for name, value in config.items() if name in fields}
     try:
-        checked = model.model_validate(known).model_dump()
+        checked = model.model_validate(known).model_dump(warnings=False)
         problems = problems or _clashes(checked)
     except ValidationError as error:
         messages = {x["loc"][0]: x["msg"] for x in error.errors(include_input=False)}
@@ -201,15 +243,27 @@ def _clashes(v: dict) -> list[str]:
     if {"source", "data"} <= v.keys():
         source, data = v["source"], v["data"]
         need = f"source {source} needs its folder (or zip)"
+        several = isinstance(source, list)
         rules += [
-            (source != "phantom" and not data, f"data: is empty, {need}"),
-            (source == "phantom" and data, "data: phantoms take none, leave it '' or set source"),
-            (source == "folder" and data == "auto", f"data: auto finds TG3K's release, {need}"),
-            *(
-                (source != "folder" and v.get(key), f"{key}: only source folder takes it")
-                for key in ("images", "masks", "pairing", "mask_values", "groups", "split")
-            ),
+            (several and v.get(key), f"{key}: is one of each entry of source, write it there")
+            for key in ("data", *CHOICES)
         ]
+        rules += (
+            []
+            if several
+            else [
+                (source != "phantom" and not data, f"data: is empty, {need}"),
+                (
+                    source == "phantom" and data,
+                    "data: phantoms take none, leave it '' or set source",
+                ),
+                (source == "folder" and data == "auto", f"data: auto finds TG3K's release, {need}"),
+                *(
+                    (source != "folder" and v.get(key), f"{key}: only source folder takes it")
+                    for key in CHOICES
+                ),
+            ]
+        )
     if {"protocol", "selection"} <= v.keys():
         protocol, kept = v["protocol"], v["selection"]
         need = "test" if protocol == "reported" else "last or val: only reported may take test"
@@ -222,6 +276,7 @@ def _clashes(v: dict) -> list[str]:
         rules += [
             (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
             (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
+            *_external_rules(v),
         ]
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
@@ -234,12 +289,24 @@ def _clashes(v: dict) -> list[str]:
     return [message for broken, message in rules if broken]
 
 
+def _external_rules(v: dict) -> list[tuple]:
+    tested, wanted = v["external"], "external" in v["protocols"]
+    names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
+    got = f"external: got {show(tested)}"
+    return [
+        (wanted and not tested, "external: is empty, protocol external needs data sets to test"),
+        (tested and not wanted, f"{got}, but protocols has no external to test them"),
+        (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
+        (names and {*names} == {*tested}, f"{got}, none is left to train on"),
+    ]
+
+
 def list_runs(config: dict) -> dict[str, dict]:
     """Return a study's runs in its order; run_id: model, protocol, fold and seed."""
     runs = [
         {"model": model, "protocol": protocol, "fold": fold, "seed": seed}
         for protocol in config["protocols"]
-        for fold in ([0] if protocol in LEAKY else config["run_folds"])
+        for fold in ([0] if protocol in ONE_SPLIT else config["run_folds"])
         for seed in config["seeds"]
         for model in config["models"]
         # it explains a loss and does not compete

@@ -95,6 +95,8 @@ def build(
         problem = f"frames: got {frames}, need their number, or 0 where it is known"
     elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
         problem = f"owner: got {owner!r}, need the name in the address of your Kaggle profile"
+    elif isinstance(config["source"], list):
+        problem = "source: a list of data sets cannot be sent to Kaggle, need a single one"
     elif not source and (config["data"] not in ("", "auto") or data):
         problem = (
             f"data: got {data or config['data']!r}, which Kaggle cannot see: upload it as a data "

@@ -21,10 +21,11 @@ from thyroid_lib.data import dicom, frames
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import build_store, load_cases, open_store
 from thyroid_lib.deploy import app, export
-from thyroid_lib.deploy.predictor import METADATA, Predictor, read_picture
+from thyroid_lib.deploy.predictor import Predictor, read_picture
 from thyroid_lib.deploy.structured_report import answer
 from thyroid_lib.evaluate import confidence
 from thyroid_lib.evaluate.familiarity import TOO_FAR, describe_frames, distance
+from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input

@@ -72,14 +72,15 @@ def leakage(
     return table.assign(mirrored=found["mirrored"], threshold=threshold, near_copy=near_copy)
 
 
-def leakage_of(
-    store: Store, protocols: Iterable[str], *, folds: int, val_share: float = 0.15
-) -> pd.DataFrame:
-    """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first."""
-    maps, parts, how = describe_store(store), {}, {"folds": folds, "val_share": val_share}
+def leakage_of(store: Store, protocols: Iterable[str], *, folds: int, **how) -> pd.DataFrame:
+    """Run `leakage` on every fold (or draw) of protocols; columns protocol and fold come first.
+
+    `how` are other arguments of `splits.split_cases`.
+    """
+    maps, parts, how = describe_store(store), {}, how | {"folds": folds}
     how_near = {"maps": maps, "threshold": near_copy_threshold(maps, store.index["group"])}
     for protocol in protocols:
-        for fold in range(1 if protocol == "official" else folds):
+        for fold in range(1 if protocol in ("official", "external") else folds):
             sides = split_cases(store.index, protocol=protocol, fold=fold, **how)
             parts[protocol, fold] = leakage(store, sides, **how_near)
     table = pd.concat(parts, names=["protocol", "fold"])

@@ -56,6 +56,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
     used = [key for key in SHARED if run.get(key, UNKNOWN) != UNKNOWN and key not in NO_SETTINGS]
+    used = [key for key in used if run[key] or key != "external"]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
     stable = {
         "measure": measured["measure"],

@@ -19,7 +19,13 @@ from thyroid_lib.files.writing import write_file, write_table
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds for runs whose run.json is older than these fields: results/reference has some.
-BEFORE = {"augment": "none", "precision": "fp32", "training_version": 0, "files": {}}
+BEFORE = {
+    "augment": "none",
+    "precision": "fp32",
+    "training_version": 0,
+    "external": "",
+    "files": {},
+}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
@@ -267,12 +273,13 @@ def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
 
 
 def save_tables(out: Path, *, scores, runs, table, selected: dict, card: str, **more) -> None:
-    """Write the comparison's tables into the folder `out`; of `more`, `x=…` gives x.csv."""
+    """Write the comparison's tables into the folder `out`; `x=…` of `more` gives x.csv, or None."""
     for name, shown in (("summary", show_summary(table)), ("details", show_details(table))):
         write_file(out / f"{name}.md", shown.to_markdown(index=False, disable_numparse=True) + "\n")
     # Fewer digits: the mixed model's optimiser stops at slightly other points on other machines.
     digits = {"cost": 1, "mixed": 3, "summary": 6, "groups": 6}
-    tables = {"summary": table, "groups": group_means(scores), "cost": cost(runs), **more}
+    tables = {"summary": table, "groups": group_means(scores), "cost": cost(runs)}
+    tables |= {name: content for name, content in more.items() if content is not None}
     for name, content in tables.items():
         write_table(out / f"{name}.csv", content, digits=digits.get(name, 4))
     write_file(out / "selected.json", json.dumps(selected, indent=1, sort_keys=True) + "\n")

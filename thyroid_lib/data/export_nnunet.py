@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def export_nnunet(
     protocol: str = "grouped",
     folds: int,
     val_share: float,
+    external: Sequence[str] = (),
 ) -> Path:
     """Write the cases of a store into the folder `out`/`dataset`, whole or not at all.
 
@@ -57,9 +59,9 @@ def export_nnunet(
         raise ValueError(f"{folder} is there already: remove it, or give another name or folder")
     index, splits = store.index, []
     names = np.array([f"thyroid_{row:05d}" for row in range(len(index))])
-    for fold in range(1 if protocol in LEAKY else folds):
-        how = {"protocol": protocol, "fold": fold, "folds": folds, "val_share": val_share}
-        sides = split_cases(index, **how)
+    how = {"protocol": protocol, "folds": folds, "val_share": val_share, "external": external}
+    for fold in range(1 if protocol in (*LEAKY, "external") else folds):
+        sides = split_cases(index, fold=fold, **how)
         parts = ("train", names[sides == "train"]), ("val", names[sides == "test"])
         splits.append({side: part.tolist() for side, part in parts})
     rows = {row.case_id: row for row in cases.itertuples()}
@@ -106,7 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
         source = {k.removeprefix("phantom_"): value for k, value in source.items()}
         for name in ("size", "resize", "mend"):
             del source[name]
-        store, split = open_store(study / "store"), {k: config[k] for k in ("folds", "val_share")}
+        store = open_store(study / "store")
+        split = {key: config[key] for key in ("folds", "val_share", "external")}
         how = {"dataset": given.dataset, "protocol": given.protocol} | split
         print(export_nnunet(load_cases(**source), store, given.out, **how))
     except (OSError, ValueError) as error:

@@ -35,8 +35,9 @@ UNKNOWN = (
 
 
 def are_unknown(table: pd.DataFrame) -> bool:
-    """Say whether every image of a store's index, or of scores, is a group of its own."""
-    return bool((table["group"].astype(str) == table["case_id"].astype(str)).all())
+    """Say whether every image of a data set is a group of its own, in an index or in scores."""
+    alone = table["group"].astype(str) == table["case_id"].astype(str)
+    return bool(alone.groupby(table.get("dataset", alone * 0)).all().any())
 
 
 def assign_groups(

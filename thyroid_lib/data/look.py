@@ -31,8 +31,8 @@ from thyroid_lib.data.official import find_sides
 from thyroid_lib.data.readers import expand_stacks, measure_image, reader_of, white_level
 from thyroid_lib.data.shrink import lost_sentence, size_needed
 from thyroid_lib.files.parallel import count_workers, map_in_order
+from thyroid_lib.settings import CHOICES
 
-CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # keys of a study
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
 FORMATS = ("nnunet", "ddti", "case_csv", "arrays", "dicom_folder")

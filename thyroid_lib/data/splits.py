@@ -3,19 +3,28 @@
 `random` cuts by frame, as the reported study did: frames of one sweep land on both sides, so its
 figures say how well a model remembers. `reported` is the same draw, for the runs that repeat the
 reported study's other flaws too. `official` is the split that came with the data. `grouped` and
-`leave-one-group-out` cut by group (sweep or patient).
+`leave-one-group-out` cut by group (sweep or patient). `external` tests whole data sets that were
+not trained on; where some are set aside for it, the other protocols use the rest alone.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.settings import LEAKY, PROTOCOLS
+from thyroid_lib.settings import LEAKY, ONE_SPLIT, PROTOCOLS, show
 
 TEST_SHARE = 0.3  # of the frames under `random`, as reported
 
 
 def split_cases(
-    index: pd.DataFrame, *, protocol: str, fold: int = 0, folds: int = 5, val_share: float = 0.15
+    index: pd.DataFrame,
+    *,
+    protocol: str,
+    fold: int = 0,
+    folds: int = 5,
+    val_share: float = 0.15,
+    external: Sequence[str] = (),
 ) -> np.ndarray:
     """Give each row of `index` its side: "train", "val", "test", or "" where it is left out.
 
@@ -23,12 +32,24 @@ def split_cases(
     `fold` of `folds` is tested: under `grouped` every group once, under `leave-one-group-out` each
     group by itself; under `random` it numbers the draw. `val_share` of the training frames is held
     back for validation; whole groups, except under `random`, so it is met as closely as they allow.
+    `external` names the data sets (column `dataset`) that protocol external alone tests.
 
     Returns an array of str (len(index),), the same for all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
-    if fold < 0 or (protocol not in LEAKY and fold >= folds):
+    if external or protocol == "external":
+        held = sorted(set(index["dataset"]))
+        if not external or set(external) - {*held} or {*held} == {*external}:
+            need = f"need some, not all, of {', '.join(held)}"
+            raise ValueError(f"external: got {show([*external])}, {need}")
+    if external and protocol != "external":
+        used = ~index["dataset"].isin(external).to_numpy()
+        sides = np.full(len(index), "", dtype="<U5")
+        how = {"protocol": protocol, "fold": fold, "folds": folds, "val_share": val_share}
+        sides[used] = split_cases(index[used], **how)
+        return sides
+    if fold < 0 or (protocol not in ONE_SPLIT and fold >= folds):
         raise ValueError(f"fold: got {fold}, need 0 … {folds - 1} for {folds} folds")
     if protocol in ("random", "reported"):
         order = np.random.default_rng(fold).permutation(len(index))
@@ -37,7 +58,7 @@ def split_cases(
         sides = np.full(len(order), "train")
         sides[order[:tests]], sides[order[tests : tests + vals]] = "test", "val"
     else:
-        tested, trained = _test_and_training(index, protocol, fold, folds)
+        tested, trained = _test_and_training(index, protocol, fold, folds, external)
         sides = _hold_back(index["group"].to_numpy(), tested, trained, fold, val_share)
         if protocol == "official" and (index["official"] == "val").any():
             sides = index["official"].to_numpy().astype(str)  # it has a side for validation
@@ -65,14 +86,19 @@ def count_split(index: pd.DataFrame, sides: np.ndarray) -> pd.DataFrame:
     return counts.rename_axis(index="group", columns=None)
 
 
-def _test_and_training(index: pd.DataFrame, protocol: str, fold: int, folds: int) -> tuple:
+def _test_and_training(
+    index: pd.DataFrame, protocol: str, fold: int, folds: int, external: Sequence[str]
+) -> tuple:
     """Return which cases are tested and which may be trained on: bool (N,) each."""
     frames = index["group"].value_counts().sort_index()  # by group
     count = len(frames)
+    if protocol in ("official", "external") and fold:
+        raise ValueError(f"fold: got {fold}, the {protocol} split is one: need 0")
+    if protocol == "external":
+        tested = index["dataset"].isin(external).to_numpy()
+        return tested, ~tested
     if protocol == "official":
         official = index["official"].to_numpy().astype(str)
-        if fold:
-            raise ValueError(f"fold: got {fold}, the official split is one: need 0")
         if not (official == "test").any():
             problem = "this data has no official split (TG3K's stands in its tg3k-trainval.json)"
             raise ValueError(f"{problem}: choose random, grouped or leave-one-group-out")

@@ -94,12 +94,18 @@ class Store:
         return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
 
 
-def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", **choices):
+def load_cases(source: str | list, data: str | Path = "", *, folder: str | Path = "", **choices):
     """Make the case table of a source: "phantom", "tg3k" or "folder".
 
-    `data` is where the latter two lie, as `locate.find_data` takes it; "phantom" is written to
-    `folder`, drawn by the choices sweeps, frames, seed and text. "folder" has `look.CHOICES`.
+    `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
+    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed and text. Those of
+    "folder" are `look.CHOICES`.
+
+    A list makes one table of several sources, a mapping each (see `settings.Source`); case ids and
+    groups then begin with the name of their data set, "a.0449".
     """
+    if not isinstance(source, str):
+        return _join_sources(source, folder, choices)
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
     name, path = ("folder", folder) if source == "phantom" else ("data", data)
@@ -115,6 +121,24 @@ def load_cases(source: str, data: str | Path = "", *, folder: str | Path = "", *
     if are_unknown(seen.cases):
         print_note(UNKNOWN)
     return seen.cases
+
+
+def _join_sources(sources: list[dict], folder: str | Path, shared: dict) -> pd.DataFrame:
+    """Make one case table of several sources; no case or group of two data sets has one name."""
+    tables, seen = [], {}
+    for entry in sources:
+        own = {name.removeprefix("phantom_"): value for name, value in entry.items()}
+        dataset, below = own.pop("dataset"), folder and Path(folder, entry["dataset"])
+        print(f"data set {dataset}")
+        table = load_cases(own.pop("source"), own.pop("data", ""), folder=below, **(shared | own))
+        # a dot is in no name of a data set: "a.b-1" and "a-b.1" stay two
+        names = {of: [x and f"{dataset}.{x}" for x in table[of]] for of in ("case_id", "group")}
+        tables.append(table.assign(dataset=dataset, **names))
+        seen |= {f"{dataset}: {what}": x for what, x in table.attrs.get("seen", {}).items()}
+    usual = dict.fromkeys(chain(*tables), "") | READING  # columns that not all sources have
+    joined = pd.concat([table.assign(**(usual | dict(table))) for table in tables])
+    joined.attrs["seen"] = seen
+    return joined.reset_index(drop=True)
 
 
 def build_store(

@@ -35,11 +35,12 @@ from thyroid_lib.data.cases import read_image
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
-from thyroid_lib.deploy.predictor import METADATA, Predictor
+from thyroid_lib.deploy.predictor import Predictor
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
+from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.writing import remove_file, write_file
 
@@ -172,7 +173,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:
         raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
-    split = {key: trained.about[key] for key in SPLIT}
+    split = split_of(trained.about)
     sides = split_cases(store.index, **split)
     keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
@@ -266,6 +267,12 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     return onnx.load(out)
 
 
+def split_of(run: dict) -> dict:
+    """Return the arguments of `split_cases` by which a run was split, from its run.json."""
+    external = run.get("external", "").split()  # recorded where there are such data sets
+    return {key: run[key] for key in SPLIT} | ({"external": external} if external else {})
+
+
 def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
     """Choose about `CALIBRATION` training frames, bool (N,): alike many of each group, spread."""
     parts = [part.index for _, part in store.index[train].groupby("group")]
@@ -276,7 +283,7 @@ def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
 
 def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
-    sides = split_cases(store.index, **{key: run[key] for key in SPLIT})
+    sides = split_cases(store.index, **split_of(run))
     images = store.images[calibration_rows(store, sides == "train")]
     small, about = path.with_name(f"{path.stem}-int8.onnx"), Predictor.open(path).about
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})

@@ -7,7 +7,6 @@ Notebooks, command line, web page and DICOM node all use it. Masks are made as t
 them. A release needs ONNX Runtime, and no torch.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,8 @@ from scipy.spatial.distance import pdist
 from thyroid_lib.data import frames
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
-from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.evaluate.networks import open_network
 
-METADATA = "thyroid_lib"  # the key of an .onnx file's metadata under which it is described, JSON
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
 ROW = (
     "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
@@ -86,11 +84,7 @@ class Predictor:
         Of a release, `model` "" is the selected one; `threads` are ONNX Runtime's, 0 for all.
         FileNotFoundError, ValueError: no such model or precision, or a damaged file.
         """
-        path = Path(path)
-        path = _release_file(path, model, precision) if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"no model at {path}: give a release, .onnx or model.pt")
-        return cls(*(_open_torch(path) if path.suffix == ".pt" else _open_onnx(path, threads)))
+        return cls(*open_network(path, model=model, precision=precision, threads=threads))
 
     def predict(
         self,
@@ -196,52 +190,3 @@ def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tu
         return 0.0, 0.0
     across = points @ np.array([-along[1], along[0]]) / length
     return length, float(np.ptp(across))
-
-
-def _release_file(folder: Path, model: str, precision: str) -> Path:
-    """Return the path of a release's .onnx, after a check of its digest."""
-    if not (listing := folder / "release.json").is_file():
-        raise FileNotFoundError(f"no release.json in {folder}: make a release with 6-deploy")
-    release = json.loads(listing.read_text("utf-8"))
-    digests, files, model = release["files"], release["models"], model or release["selected"]
-    for name, got, choices in (("model", model, files), ("precision", precision, files.get(model))):
-        if got not in choices:
-            raise ValueError(f"{name}: got {got!r}, this release has {', '.join(choices)}")
-    path = folder / files[model][precision]
-    if path.is_file() and file_digest(path) != digests.get(path.name):
-        raise ValueError(f"{path.name} has changed since the release was made: copy it again")
-    return path
-
-
-def _open_onnx(path: Path, threads: int) -> tuple:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-    except Exception as error:  # ONNX Runtime raises a dozen kinds on what it cannot read
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path.name} is no model of 6-deploy ({reason})") from error
-    name = session.get_inputs()[0].name
-
-    def network(squares: np.ndarray) -> np.ndarray:
-        image = squares[:, None].astype(np.float32) / 255  # (N,1,S,S)
-        return session.run(None, {name: image})[0][:, 0]
-
-    return network, about
-
-
-def _open_torch(path: Path) -> tuple:
-    from thyroid_lib.evaluate.predict import load_model, predict_logits
-
-    (model, about), run = load_model(path), path.with_name("run.json")
-    if run.is_file():
-        about = about | {"temperature": json.loads(run.read_text("utf-8")).get("temperature")}
-
-    def network(squares: np.ndarray) -> np.ndarray:
-        return np.concatenate([part[:, 0].numpy() for _, part in predict_logits(model, squares)])
-
-    return network, about

@@ -142,7 +142,7 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     `check_predictions`.
     """
     about = json.loads((run / "imported.json").read_text("utf-8")) | settings
-    split = {key: about[key] for key in ("protocol", "fold", "folds", "val_share")}
+    split = {key: about[key] for key in ("protocol", "fold", "folds", "val_share", "external")}
     rows = np.flatnonzero(split_cases(store.index, **split) == "test")
     cases, files = store.index.iloc[rows], find_predictions(run / "predictions")
     kind = check_predictions(files, cases)
@@ -159,6 +159,7 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     about |= dict.fromkeys((*TRAINING, "training_version"), UNKNOWN) | dict.fromkeys(MEASURED)
     about |= {
         "model": about["name"] + MARK, "imported": True, "predictions": kind,
+        "external": " ".join(about["external"]),
         "size": store.size, "resize": store.settings["resize"],
         "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
         "cases": {"test": len(rows)}, "temperature": None, "versions": {"thyroid_lib": __version__},

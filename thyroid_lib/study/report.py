@@ -18,6 +18,7 @@ import matplotlib
 import pandas as pd
 
 from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.external import external_sentence
 from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
@@ -104,6 +105,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]].astype(float).round(2)
     interval = f" [{low:.2f}, {high:.2f}]" if low <= high else ""  # NaN with a single group
     tested = {"random": "frames drawn at random", "official": "the official test frames"}
+    tested["external"] = "data sets that it was not trained on"
     tested = tested.get(deciding, f"{group}s that it was not trained on")
     status = "provisionally selected" if selected.get("provisional") else "selected"
     status = status if selected else "the best by its mean; nothing was selected"
@@ -143,6 +145,8 @@ def _verdict_section(study: Path) -> str:
         caption += f" Outlines: frame {frame['case_id']}, the one with the highest Dice among those"
         caption += " that every network tested both ways, and each network's better seed."
     said, index = verdict(summary, selected), study / "store" / "index.csv"
+    if (file := study / "compare/external.csv").is_file():
+        said.append(external_sentence(pd.read_csv(file)))
     if index.is_file() and are_unknown(pd.read_csv(index, dtype=str, na_filter=False)):
         said.append(UNKNOWN)
     return f"""<h1>Verdict</h1>

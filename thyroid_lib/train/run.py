@@ -17,6 +17,7 @@ import math
 import platform
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,8 @@ from thyroid_lib.settings import check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
-NOT_IN_KEY = {"protocol", "fold", "folds", "val_share", "threshold"}  # the first four: in the split
+SPLIT = ("protocol", "fold", "folds", "val_share", "external")
+NOT_IN_KEY = {*SPLIT, "threshold"}  # the key has each case's side
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def train_model(
     fold: int = 0,
     folds: int = 5,
     val_share: float = 0.15,
+    external: Sequence[str] = (),
     selection: str = "last",
     threshold: float = 0.5,
     threads: int = 0,
@@ -84,10 +87,11 @@ def train_model(
     finite number. RuntimeError: too little memory. Stopped: it was stopped; the next call goes on.
     """
     settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
+    settings["external"] = list(external)
     settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
     del settings["budget_minutes"], settings["tensorboard"]  # no result depends on them
-    split = {name: settings[name] for name in ("protocol", "fold", "folds", "val_share")}
-    sides = split_cases(store.index, **split)
+    sides = split_cases(store.index, **{name: settings[name] for name in SPLIT})
+    settings["external"] = " ".join(external)
     if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share")
     live.check_tensorboard(tensorboard)

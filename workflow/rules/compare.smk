@@ -12,7 +12,7 @@ rule compare:
         expand("runs/{run}/{file}", run=COMPARED + IMPORTED, file=RUN_TABLES),
     output:
         "notebooks/4-compare.ipynb",
-        multiext("compare/", *TABLES),
+        multiext("compare/", *TABLES, *["external.csv"] * ("external" in config["protocols"])),
     log: "logs/4-compare.ipynb"
     params:
         *code_digests(NOTEBOOKS / "4-compare.ipynb"),

@@ -1,0 +1,80 @@
+"""Score a trained network on a folder of images and masks, and print a table by group.
+
+    python -m thyroid_lib.evaluate --model MODEL --images DIR --masks DIR [--groups CSV]
+    python -m thyroid_lib.evaluate --model MODEL --data PATH [--out DIR]
+
+MODEL is a run's folder or model.pt, a release, or one of its .onnx files. PATH is any data set that
+`python -m thyroid_lib.data` reads. OUT/scores.csv has a row per case, groups.csv one per group,
+quarantine.csv what could not be scored.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from thyroid_lib.data.groups import UNKNOWN, are_unknown
+from thyroid_lib.data.locate import find_data
+from thyroid_lib.evaluate.folder import evaluate_folder, show_groups
+from thyroid_lib.files.writing import write_table
+from thyroid_lib.settings import MENDS
+
+CHOICES = ("groups", "pairing", "mask_values")
+FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0, or 1 where model or data cannot be read; the reason is printed."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m thyroid_lib.evaluate", description=__doc__, formatter_class=formatter
+    )
+    parser.add_argument("--model", required=True, help="run, model.pt, release or .onnx")
+    parser.add_argument("--data", default="", help="folder, archive or table with all of it")
+    parser.add_argument("--images", default="", help="their folder; with --data: or a pattern")
+    parser.add_argument("--masks", default="", help="their folder; with --data: or a pattern")
+    parser.add_argument("--groups", default="", help="CSV, CSV:column, pattern on names, or none")
+    parser.add_argument("--pairing", default="", help="pattern of what both names have")
+    parser.add_argument("--mask-values", default="", help="the gland's levels or colours")
+    parser.add_argument("--mend", nargs="*", default=[], choices=MENDS, help="default: nothing")
+    parser.add_argument("--tolerance", type=float, default=2.0, help="px, of the surface Dice")
+    parser.add_argument("--device", default="cpu", help="of torch: cpu, cuda or mps")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    parser.add_argument("--out", default="", help="folder of the tables; default: none is written")
+    given = parser.parse_args(arguments)
+    try:
+        found = evaluate_folder(
+            given.model,
+            find_data(given.data) or "",
+            images=given.images,
+            masks=given.masks,
+            mend=tuple(given.mend),
+            tolerance_px=given.tolerance,
+            device=given.device,
+            threads=given.threads,
+            **{name: getattr(given, name) for name in CHOICES},
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for what, sentence in found.seen.items():
+        print(f"{what}: {sentence}")
+    for reason, part in found.quarantine.groupby("reason"):
+        print(f"set aside: {len(part)} {reason} ({part['file'].iloc[0]})")
+    print(show_groups(found.groups).to_string(index=False))
+    count = len(found.groups) - 1
+    if are_unknown(found.scores):
+        print(f"note: {UNKNOWN}")
+    elif count < FEW_GROUPS:
+        few = "a single group gives no interval" if count == 1 else "the intervals are too narrow"
+        print(f"note: {count} group{'s' * (count > 1)}: {few}")
+    if given.out:
+        out = Path(given.out)
+        for name in ("scores", "groups", "quarantine"):
+            write_table(out / f"{name}.csv", getattr(found, name))
+        print(f"written: {out / 'scores.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
