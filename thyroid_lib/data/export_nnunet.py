@@ -33,7 +33,7 @@ from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, load_cases, open_store
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
-from thyroid_lib.settings import LEAKY, read_study, read_yaml, step_settings
+from thyroid_lib.settings import ONE_SPLIT, read_study, read_yaml, step_settings
 
 
 def export_nnunet(
@@ -60,7 +60,7 @@ def export_nnunet(
     index, splits = store.index, []
     names = np.array([f"thyroid_{row:05d}" for row in range(len(index))])
     how = {"protocol": protocol, "folds": folds, "val_share": val_share, "external": external}
-    for fold in range(1 if protocol in (*LEAKY, "external") else folds):
+    for fold in range(1 if protocol in ONE_SPLIT else folds):
         sides = split_cases(index, fold=fold, **how)
         parts = ("train", names[sides == "train"]), ("val", names[sides == "test"])
         splits.append({side: part.tolist() for side, part in parts})
