@@ -37,15 +37,12 @@ def code_of(cells, *tags: str) -> list:
     return [cell for cell, has in of if (has & set(tags) if tags else not has)]
 
 
-def test_cells_are_few_and_short(cells):
+def test_cells_are_few_short_and_plain(cells):
     assert len(cells) <= 24
     # the setup is the same everywhere, and a parameter more is no more to understand
     assert statistics.median(map(lines_of, code_of(cells))) <= 6
     assert max(map(lines_of, code_of(cells))) <= 20
     assert all(lines_of(cell) <= 8 for cell in code_of(cells, "setup"))
-
-
-def test_code_is_plain_use_of_the_library(cells):
     for cell in code_of(cells) + code_of(cells, "parameters"):  # the setup has pip's magic
         kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
         assert not kinds & {ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef}, cell.source
