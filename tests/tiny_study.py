@@ -50,10 +50,8 @@ def command(*options: str) -> list[str]:
 
 
 def snakemake(project: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*options), cwd=project, env=environment(project, **variables),
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    how = {"cwd": project, "env": environment(project, **variables), "timeout": 600, "text": True}
+    return subprocess.run(command(*options), capture_output=True, **how)
 
 
 def steps(project: Path, *options: str) -> dict[str, int]:

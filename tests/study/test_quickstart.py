@@ -65,7 +65,6 @@ def test_each_figure_has_its_reading_below(outputs):
 
 def test_readings_and_table_are_of_this_run(quickstart, outputs):
     table = pd.read_csv(quickstart / "results" / "quickstart" / "exams.csv")
-    assert list(table.columns) == ["model", "exam", "dice", "nsd", "hd95_px"]
     (shown,) = [data["text/html"] for data in outputs["table"]]
     said = readings(outputs)[-1]
     assert [f"{dice:.3f}" in shown and f"{dice:.3f}" in said for dice in table["dice"]] == [

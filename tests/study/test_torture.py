@@ -38,7 +38,6 @@ LOSSES = {
     "model.pt": lambda top: flip(top / RUN / "model.pt"),
     "differences.csv": lambda top: truncate(top / "compare" / "differences.csv"),
     "report.html differs": lambda top: truncate(top / "report.html"),
-    "frames.png: is missing": lambda top: (top / "compare" / "frames.png").unlink(),
     "more.npy: was not": lambda top: (top / "store" / "more.npy").touch(),
     "index.csv.123.partial": lambda top: (top / "store" / "index.csv.123.partial").touch(),
     "checkpoint.pt": lambda top: (top / RUN / "checkpoint.pt").touch(),
