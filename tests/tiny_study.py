@@ -73,9 +73,9 @@ def run_study(project: Path, *options: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def results_of(project: Path, results: Path = RESULTS) -> dict[str, bytes]:
+def results_of(project: Path) -> dict[str, bytes]:
     """Return the content of every file without times and memory."""
-    top = project / results
+    top = project / RESULTS
     files = [*top.glob("notebooks/*"), *top.glob("store/*"), *top.glob("runs/*/*.csv")]
     files += [path for path in top.glob("compare/*") if path.name != "cost.csv"]
     return {str(path.relative_to(top)): path.read_bytes() for path in files}

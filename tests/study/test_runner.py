@@ -146,7 +146,6 @@ def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
     assert outs[0].read_bytes() == outs[1].read_bytes()
     cells = nbformat.read(outs[0], as_version=4).cells
     assert [cell.id for cell in cells] == ["cell-0", "injected-parameters", "cell-2", "cell-3"]
-    assert cells[0].metadata == {"tags": ["parameters"]}
     text, figure = cells[2].outputs[0].text, cells[2].outputs[-1]
     assert text.startswith("0\n1\n2\nFalse 80 ")
     assert text.lower().endswith("utf-8\nasserted\n")

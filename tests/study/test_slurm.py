@@ -1,7 +1,4 @@
-"""Studies through SLURM: real daemons, which tests/cluster.py starts here and ends again.
-
-All files are compared with those of the same study run without SLURM, as `make verify` does.
-"""
+"""Studies through SLURM's real daemons, compared with the same studies run without SLURM."""
 
 import json
 import shutil

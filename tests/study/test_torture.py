@@ -1,7 +1,4 @@
-"""The short form of `make torture` on a smaller study: three kills, and what costs little more.
-
-First what finds losses is tested: a harness that sees none proves nothing.
-"""
+"""The short form of `make torture` on a smaller study: three kills, and what costs little more."""
 
 import signal
 import sys

@@ -160,21 +160,10 @@ def test_a_committed_set_is_a_selection_of_a_study(pair, tmp_path):
     assert (compare(kept, pair[1]).files, compare(kept, pair[1]).differences) == (2, [])
     (pair[1] / TABLE).unlink()
     shutil.copy(kept / "3-train.ipynb", pair[1] / "notebooks/3-more.ipynb")
+    with pytest.raises(ValueError, match="no file to compare in"):
+        compare(kept, tmp_path / "none")
     extra = "3-more.ipynb", "was not expected"
     assert compare(kept, pair[1]).differences == [extra, ("summary.csv", "is missing")]
-
-
-@pytest.mark.study
-def test_the_exit_code_of_the_command(pair, tmp_path):
-    """0 without torch, and 2; that it is 1 tests/tools/test_commands.py shows."""
-    code = "import sys; from thyroid_lib.study import verify; code = verify.main()\n"
-    code += "sys.exit(9 if 'torch' in sys.modules else code)"
-    for folders, status in ((pair, 0), ((pair[0], tmp_path / "none"), 2)):
-        command = [sys.executable, "-c", code, *map(str, folders)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == status
-        said = ("identical: 6 files", "error: no file to compare in")[status > 0]
-        assert said in done.stdout + done.stderr
 
 
 AFTERWARDS = {  # what is done to the new results: exit code, what is printed
