@@ -52,13 +52,9 @@ BAD = [
     ("seed", 2**32, "seed: got 4294967296, need less than 4294967296"),
 ]
 LIMITS = {  # a step below the range, its least, its most, a step above
-    "phantom_sweeps": (0, 1, 100, 101), "phantom_frames": (0, 1, 1000, 1001),
     "phantom_seed": (-1, 0, 2**32 - 1, 2**32), "size": (15, 16, 4096, 4097),
-    "width": (-1, 0, 512, 513), "folds": (1, 2, 999, 1000), "epochs": (0, 1, 10**5, 10**5 + 1),
-    "batch_size": (0, 1, 65_536, 65_537), "lr": (1e-13, 1e-12, 1e12, 1.1e12),
-    "threshold": (0, 0.01, 0.99, 1), "tolerance_px": (0, 1e-6, 4096, 4096.5),
-    "delta": (-0.1, 0, 1, 1.1), "resamples": (99, 100, 100_000, 100_001),
-    "threads": (-1, 0, 1024, 1025), "budget_minutes": (-1, 0, 100_000, 100_001),
+    "folds": (1, 2, 999, 1000), "lr": (1e-13, 1e-12, 1e12, 1.1e12), "delta": (-0.1, 0, 1, 1.1),
+    "threshold": (0, 0.01, 0.99, 1), "budget_minutes": (-1, 0, 100_000, 100_001),
 }  # fmt: skip
 BAD += [(k, v[side], f"{k}: got {v[side]}, need") for k, v in LIMITS.items() for side in (0, 3)]
 TOGETHER = [  # settings of a study or a notebook, each allowed, that do not go together
@@ -138,7 +134,7 @@ def test_bad_values_are_refused_by_name_whichever_way_they_come(way, tmp_path, c
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
             way(values, tmp_path=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
         assert str(caught.value).isprintable()  # one line
-    assert len(rows) > 35
+    assert len(rows) > 20
 
 
 @pytest.mark.study

@@ -50,10 +50,8 @@ class Study:
             copy_project(self.project, self.settings)
         names = [self.settings[key].strip("[]").split(", ") for key in ("models", "protocols")]
         self.runs = [f"{m}-{p}-fold0-seed0" for m in names[0] for p in names[1]]
-        self.trains = [f"3-train-{run}" for run in self.runs]
-        self.steps = ["1-preprocess", "2-audit", *self.trains, "4-compare", "report"]
-
-    # Running it
+        trains = [f"3-train-{run}" for run in self.runs]
+        self.steps = ["1-preprocess", "2-audit", *trains, "4-compare", "report"]
 
     def start(self, *options: str) -> None:
         """Start the workflow as a user does, as the leader of its own process group."""
@@ -100,8 +98,6 @@ class Study:
 
     def run_folder(self, run: str) -> Path:
         return self.results / "runs" / run
-
-    # Its processes
 
     def processes(self) -> dict[int, tuple[int, list[str]]]:
         """Return parent and arguments of every living process of this study, by pid."""
