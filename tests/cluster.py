@@ -78,9 +78,9 @@ class Cluster:
         for part in ("state", "spool", "bin"):
             (folder / part).mkdir()
         self.conf, srun = folder / "slurm.conf", folder / "bin" / "srun"
-        host, user = socket.gethostname().split(".")[0], getpass.getuser()
-        named = {"host": host, "user": user, "folder": folder, "name": NODE}
-        self.conf.write_text(CONF.format(**named, controller=controller, node=node), "utf-8")
+        named = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
+        named |= {"folder": folder, "name": NODE, "controller": controller, "node": node}
+        self.conf.write_text(CONF.format(**named), "utf-8")
         for gpu in range(2):  # SLURM reads the number of a GPU in the name of its file
             (folder / f"nvidia{gpu}").symlink_to("/dev/null")
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia[0-1]\n", "utf-8")
@@ -100,18 +100,13 @@ class Cluster:
             self.start("slurmctld")
             self.start("slurmd")
             wait_until(lambda: self.state() in ("idle", "mix"), "the node is idle", 30)
-        except BaseException as error:
+        except OSError as error:  # TimeoutError among them
             logs = [path.read_text("utf-8", "replace")[-900:] for path in self.folder.glob("*.log")]
-            self.end()
-            if isinstance(error, OSError | TimeoutError):
-                raise Missing("\n".join([f"SLURM does not run here: {error}", *logs])) from error
-            raise
+            self.__exit__()
+            raise Missing("\n".join([f"SLURM does not run here: {error}", *logs])) from error
         return self
 
-    def __exit__(self, *_) -> None:
-        self.end()
-
-    def start(self, name: str) -> subprocess.Popen:
+    def start(self, name: str) -> None:
         """Start a daemon as a child of this process."""
         clean = {name: value for name, value in os.environ.items() if name[:6] != "SLURM_"}
         with open(self.folder / f"{name}.out.log", "ab") as out:
@@ -120,7 +115,6 @@ class Cluster:
                 env=clean | self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
-        return self.running[name]
 
     def kill(self, name: str) -> None:
         """Kill a daemon; the processes of its jobs go on."""
@@ -129,24 +123,23 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """Run one of SLURM's commands and return its output, "" if it failed."""
-        done = subprocess.run(
-            command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60
-        )
+        how = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(command, env=os.environ | self.environment, **how)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def state(self) -> str:
         """Return the state of the node, in sinfo's words."""
         return self.ask("sinfo", "--noheader", "--format=%t").rstrip("*")
 
-    def jobs(self) -> dict[str, tuple[str, str]]:
+    def jobs(self) -> dict[str, list[str]]:
         """Return state and comment of every job that SLURM knows, by its id."""
         lines = self.ask("squeue", "--states=all", "--noheader", "--format=%i|%T|%k").splitlines()
-        return {line.split("|")[0]: tuple(line.split("|")[1:3]) for line in lines}
+        return {job: about for job, *about in (line.split("|") for line in lines)}
 
     def running_jobs(self, word: str = "") -> list[str]:
         """Return the ids of running jobs with this word in their comment."""
-        jobs = self.jobs().items()
-        return [job for job, (state, comment) in jobs if state == "RUNNING" and word in comment]
+        found = self.jobs().items()
+        return [job for job, about in found if about[0] == "RUNNING" and word in about[1]]
 
     def show(self, job: str) -> dict[str, str]:
         """Return what scontrol knows of a job."""
@@ -157,11 +150,10 @@ class Cluster:
         """Return the processes of jobs and daemons: only they have this cluster's environment."""
         return processes_with("SLURM_CONF", str(self.conf))
 
-    def end(self) -> None:
+    def __exit__(self, *_) -> None:
         """End the jobs and the daemons, and remove their folder."""
-        if self.running.get("slurmctld") and self.running["slurmctld"].poll() is None:
-            self.ask("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
-            self.ask("scancel", "--user", getpass.getuser())
+        self.ask("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
+        self.ask("scancel", "--user", getpass.getuser())
         for name in reversed(self.running):
             process = self.running[name]
             process.terminate()

@@ -1,8 +1,7 @@
-"""What can happen to a study, one function each.
+"""What can happen to a study, one function each: it returns what it did, for the table.
 
-Each function does its fault to a study of the bench, checks the messages to the user, removes the
-cause, and ends in `bench.restart` or `bench.compare`, which compare every byte with the undisturbed
-study. It returns what was done, for the table.
+It checks the messages to the user, removes the cause, and ends in `bench.restart` or
+`bench.compare`, which compare every byte with the undisturbed study.
 """
 
 import contextlib
@@ -42,29 +41,22 @@ def fault(function):
 @fault
 def kills(bench: Bench) -> str:
     done = kill_at_random(bench, bench.kills, seed=bench.seed)
-    whom, steps, runs = (
+    done = [(re.sub("-train-.*", "-train", step), kind, where) for step, kind, where in done]
+    steps, whom, runs = (
         ", ".join(f"{name} {count}" for name, count in sorted(Counter(names).items()))
-        for names in (
-            [kind for _, kind, _ in done],
-            [re.sub("-train-.*", "-train", step) for step, _, _ in done],
-            [where for _, _, where in done if where != "-"],
-        )
+        for names in zip(*done, strict=True)
     )
     return f"SIGKILL of {whom}; in {steps} (of the runs: {runs})"
 
 
 def stop_while_training(bench: Bench, send: Callable[[Study], None]) -> tuple[Study, list, float]:
-    """Stop a prepared study once a run has kept an epoch; return it, such runs, and the seconds.
-
-    A run may end before the signal reaches it: then its weights are kept, else its last epoch is.
-    """
+    """Stop a prepared study once a run has kept an epoch; return it, such runs, and the seconds."""
     study = bench.prepared()
     study.start()
     runs = study.wait_for(study.training)
     send(study)
     seconds = study.wait_until_alone()
-    for run in runs:
-        assert epochs_kept(study, run) >= 1, f"{run} was in training and has kept no epoch"
+    assert all(epochs_kept(study, run) >= 1 for run in runs), "a run has kept no epoch"
     return study, runs, seconds
 
 
@@ -116,12 +108,10 @@ def time_budget(bench: Bench) -> str:
 
 def second_start(study: Study) -> None:
     """Start a running study once more: it must be refused, and name the first one's process."""
-    second = subprocess.run(
-        study.workflow.args, cwd=study.project, env=study.environment(), text=True, timeout=300,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert second.returncode == 2, second.stdout
-    line_with(second.stdout, "error:", str(study.workflow.pid))
+    how = {"cwd": study.project, "env": study.environment(), "text": True, "timeout": 300}
+    second = subprocess.run(study.workflow.args, stderr=subprocess.PIPE, **how)
+    assert second.returncode == 2, second.stderr
+    line_with(second.stderr, "error:", str(study.workflow.pid))
 
 
 # Steps that cannot succeed
@@ -160,10 +150,7 @@ def truncate(path: Path) -> None:
 
 
 def damage(bench: Bench, how: Callable[[Path], None], names: list[str]) -> None:
-    """Damage files of a finished study: the next start must name them and make them again.
-
-    The damaged file may stay, put aside: it could be something that somebody edited.
-    """
+    """Damage files of a finished study: the next start must name them and make them again."""
     study = bench.finished()
     for name in names:
         how(study.results / name)
@@ -218,12 +205,9 @@ def damaged_checkpoints(bench: Bench) -> str:
 
 
 @contextlib.contextmanager
-def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int | None], None]]:
-    """Move a study's results to a small disk of their own; yield the function that fills it.
-
-    It takes the bytes to leave free, and writes the rest full; None empties the disk again.
-    """
-    aside, ballast = study.folder / "aside", study.results / "ballast"
+def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int], None]]:
+    """Move a study's results to a small disk; yield the function that fills it but for so much."""
+    aside = study.folder / "aside"
     study.results.mkdir(parents=True, exist_ok=True)
     study.results.rename(aside)
     study.results.mkdir()
@@ -232,12 +216,9 @@ def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int | None], N
     if done.returncode:
         raise Skip(f"no disk can be mounted here: {done.stderr.strip()}")
 
-    def fill(leave: int | None) -> None:
-        if leave is None:
-            ballast.unlink()
-            return
+    def fill(leave: int) -> None:
         free = shutil.disk_usage(study.results).free - leave
-        with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        with open(study.results / "ballast", "ab", 0) as file, contextlib.suppress(OSError):
             for _ in range(max(0, free) // 4096 + (leave == 0)):
                 file.write(bytes(4096))
 
@@ -252,10 +233,8 @@ def small_disk(study: Study, mib: int = 96) -> Iterator[Callable[[int | None], N
 def fill_disk(bench: Bench, study: Study, moments: list, *words: str, leave: int = 0) -> list[str]:
     """Fill the disk at each moment until the study ends, which must say so; then give it room.
 
-    With `leave`, so many bytes stay free from the start on instead.
-
-    Returns:
-        The runs that had kept an epoch by then; they went on from it.
+    With `leave`, so many bytes stay free from the start on instead. Return the runs that had kept
+    an epoch by then; they went on from it.
     """
     with small_disk(study) as fill:
         for moment in moments:
@@ -270,10 +249,9 @@ def fill_disk(bench: Bench, study: Study, moments: list, *words: str, leave: int
             code, said = study.end()
             assert code == 1, f"ended with {code} on a full disk:\n{said[-3000:]}"
             line_with(said, "error:", "full", *words)
-            left = [path.name for path in study.results.rglob("*.partial")]
-            assert not left, f"partial files on a full disk: {left}"
+            assert not list(study.results.rglob("*.partial"))
             kept = [run for run in bench.missing if epochs_kept(study, run) >= 1]
-            fill(None)
+            (study.results / "ballast").unlink()
         bench.restart(study)
         assert_resumed(study, *kept)
     return kept
@@ -321,16 +299,11 @@ def disk_read_only(bench: Bench) -> str:
 
 @fault
 def peak_disk(bench: Bench) -> str:
-    """Beside its results a study takes two checkpoints at most for each run under way.
+    """Beside its results a study takes two checkpoints at most for each of two runs under way.
 
-    A checkpoint holds weights, Adam's two moments and the best weights so far, four times the
-    weights; while one is written the one before is the other.
+    A checkpoint holds weights, Adam's two moments and the best weights so far: four times weights.
     """
     disk = bench.disk
-    beside, bound = disk["peak"] - disk["end"], 2 * 2 * 4 * disk["largest_weights"]  # two runs
+    beside, bound = disk["peak"] - disk["end"], 2 * 2 * 4 * disk["largest_weights"]
     assert beside <= bound, f"{beside} bytes beside the results, at most {bound} expected"
-    peak, end = (disk[name] / (disk["store"] + disk["weights"]) for name in ("peak", "end"))
-    return (
-        f"at most {beside / MIB:.0f} MiB beside the results, bound {bound / MIB:.0f};"
-        f" peak {peak:.1f}, end {end:.1f} times store and weights"
-    )
+    return f"at most {beside / MIB:.0f} MiB beside the results, bound {bound / MIB:.0f}"

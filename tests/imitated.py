@@ -34,8 +34,8 @@ class Platform:
 
 
 COLAB = Platform(
-    name="colab",
-    python="3.13",
+    "colab",
+    "3.13",
     packages=BOTH + "numpy==2.1.3 pandas==2.2.3 torch==2.11.0 tqdm==4.67.3 traitlets==5.7.1 "
     "nbclient==0.10.4 nbconvert==7.17.1 nbformat==5.11.1 packaging==26.3 pyzmq==26.2.1",
     variables={"COLAB_RELEASE_TAG": "release-colab_20260819", "COLAB_JUPYTER_IP": "127.0.0.1"},
@@ -63,7 +63,7 @@ def find_python(version: str) -> str | None:
     managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     for python in filter(None, (shutil.which(f"python{version}"), *map(str, managed))):
         command = [python, "-c", "import ensurepip, venv"]
-        if subprocess.run(command, capture_output=True).returncode == 0:  # no empty shim
+        if not subprocess.run(command, capture_output=True).returncode:  # no empty shim
             return python
     return None
 
@@ -75,11 +75,10 @@ def make_wheel(folder: Path) -> Path:
     shutil.copytree(ROOT / "thyroid_lib", source / "thyroid_lib", ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, source)
-    code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(folder)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True
-    )
-    return folder / done.stdout.split()[-1]
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    return next(folder.glob("*.whl"))
 
 
 class Session:
@@ -111,16 +110,12 @@ class Session:
 
     def variables(self) -> dict[str, str]:
         """The environment variables there: none of this project's, but pip's own settings."""
-        kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        own = {
-            "HOME": str(self.top / "home"),
-            "JUPYTER_PATH": str(self.top / "jupyter"),
+        kept = {name: x for name, x in os.environ.items() if name.startswith(("PIP_", "PATH"))}
+        return kept | self.platform.variables | {
+            "HOME": str(self.top / "home"), "JUPYTER_PATH": str(self.top / "jupyter"),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as both platforms set it
-            "PATH": os.environ["PATH"],
-            "THYROID_PLATFORM_ROOT": str(self.top / "root"),
-            "TQDM_DISABLE": "1",
-        }
-        return kept | own | self.platform.variables
+            "THYROID_PLATFORM_ROOT": str(self.top / "root"), "TQDM_DISABLE": "1",
+        }  # fmt: skip
 
     def run(self, notebook: Path, parameters: dict | None = None) -> dict:
         """Execute an uploaded notebook in the platform's kernel; return it, executed.
@@ -129,11 +124,10 @@ class Session:
         """
         uploaded, out = self.cwd / notebook.name, self.cwd / "out.ipynb"
         shutil.copy2(notebook, uploaded)
-        command = [sys.executable, "-m", "papermill", "-k", self.platform.name, "--no-progress-bar"]
-        done = subprocess.run(
-            [*command, str(uploaded), str(out), "-y", json.dumps(parameters or {})], cwd=self.cwd,
-            capture_output=True, text=True, env=self.variables(),
-        )  # fmt: skip
+        command = [sys.executable, "-m", "papermill", "-k", self.platform.name, uploaded, out]
+        command += ["--no-progress-bar", "-y", json.dumps(parameters or {})]
+        how = {"cwd": self.cwd, "env": self.variables(), "text": True}
+        done = subprocess.run(command, capture_output=True, **how)
         if done.returncode:
             raise OSError(done.stderr[-3000:])
         return json.loads(out.read_text("utf-8"))

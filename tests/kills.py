@@ -20,10 +20,8 @@ def kill_at_random(
 ) -> list[tuple[str, str, str]]:
     """Kill each step of a study once, restarting it until it is finished; then begin another.
 
-    Each time it is the kind that was killed least so far, at another part of the step.
-
-    Returns:
-        Step, what was killed, and what a run was doing, for each kill. All studies were compared.
+    Each time it is the kind that was killed least so far, at another part of the step. Return step,
+    what was killed, and what a run was doing, for each kill. All studies were compared.
     """
     kills, killed_kinds = [], Counter(dict.fromkeys(kinds, 0))
     while len(kills) < count:
@@ -70,7 +68,7 @@ def _kill(study: Study, step: str, kind: str, seconds: float) -> str:
         time.sleep(0.03)
     else:
         return ""
-    folder, where = study.run_folder(step.removeprefix("3-train-")), "-"
+    folder, where = study.run_folder(step.removeprefix("3-train-")), "no run"
     if step.startswith("3-train-"):
         where = "training" if list(folder.glob("checkpoint*")) else "starting"
         where = "scoring" if (folder / "model.pt").exists() else where

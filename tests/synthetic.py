@@ -80,9 +80,8 @@ def thresholds_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Dice falls with the distance from one half, by 0.04 at the ends: that is threshold_range."""
     keys = [c for c in scores if c not in ("dice", "dataset")]
     fall = {f"{t / 100:.2f}": (t - 50) ** 2 / 1e4 for t in range(30, 71, 5)}
-    return scores[keys].assign(
-        **{name: (scores["dice"] - x).clip(0, 1) for name, x in fall.items()}
-    )
+    fallen = {name: (scores["dice"] - x).clip(0, 1) for name, x in fall.items()}
+    return scores[keys].assign(**fallen)
 
 
 def calibration_of(scores: pd.DataFrame) -> pd.DataFrame:

@@ -24,48 +24,37 @@ DEFAULTS = {name: parameters.parameter_defaults(path) for name, path in NOTEBOOK
 PARAMETER_CELLS = {
     name: "".join(cell["source"])
     for name, path in NOTEBOOKS.items()
-    for cell in json.loads(path.read_text("utf-8"))["cells"]
-    if cell["id"] == "parameters"
-}
+    for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["id"] == "parameters"
+}  # fmt: skip
 KNOWN, KEYS = settings.Parameters.model_fields, settings.Study.model_fields
 
 # key, value, the words that its line of the message must have
 BAD = [
     ("epoch", 3, "epoch: unknown (did you mean epochs?); there are: "),
-    ("colour", "red", "colour: unknown; there are: "),
     ("a\nb", 1, '"a\\nb": unknown'),
     ("epochs", "8 passes", 'epochs: got "8 passes", need a valid integer (passes over'),
     ("epochs", 8.5, "epochs: got 8.5, need a valid integer"),
     ("threads", True, "threads: got true, need a valid integer"),
-    ("phantom_text", 1, "phantom_text: got 1, need a valid boolean"),
     ("lr", "fast", 'lr: got "fast", need a valid number'),
     ("lr", math.nan, "lr: got NaN, need a finite number (learning"),
-    ("lr", math.inf, "lr: got Infinity, need a finite number"),
     ("lr", 10**400, "lr: got 1000"),
     ("data", "a\0b", 'data: got "a\\u0000b", need a text without NUL'),
     ("out", "", 'out: got "", need a folder'),
     ("study", "a/b", 'study: got "a/b", need a-z, 0-9'),
-    ("study", "a" * 101, "100 at most"),
     ("study", "reference", "study: reference is taken"),
     ("source", "ddti", "source: got \"ddti\", need 'phantom', 'tg3k' or 'folder'"),
     ("mend", ["text", "text"], 'mend: got ["text", "text"], value error, no value may stand twice'),
     ("models", [], "models: got [], list should have at least 1 item"),
-    ("models", ["Unet 2"], 'models: got ["Unet 2"], string should match'),
     ("model", "2cool", 'model: got "2cool", need a-z first'),
     ("run_folds", [4], "run_folds: got [4], but folds: 4 has only 0 to 3"),
     ("seeds", 0, "seeds: got 0, need a valid list"),
     ("seeds", [[0]], "seeds: got [[0]], need a valid integer"),
     ("seed", 2**32, "seed: got 4294967296, need less than 4294967296"),
-    ("val_share", 0.5, "val_share: got 0.5, need less than 0.5"),
 ]
 LIMITS = {  # a step below the range, its least, its most, a step above
-    "phantom_sweeps": (0, 1, 100, 101), "phantom_frames": (0, 1, 1000, 1001),
     "phantom_seed": (-1, 0, 2**32 - 1, 2**32), "size": (15, 16, 4096, 4097),
-    "width": (-1, 0, 512, 513), "folds": (1, 2, 999, 1000), "epochs": (0, 1, 10**5, 10**5 + 1),
-    "batch_size": (0, 1, 65_536, 65_537), "lr": (1e-13, 1e-12, 1e12, 1.1e12),
-    "threshold": (0, 0.01, 0.99, 1), "tolerance_px": (0, 1e-6, 4096, 4096.5),
-    "delta": (-0.1, 0, 1, 1.1), "resamples": (99, 100, 100_000, 100_001),
-    "threads": (-1, 0, 1024, 1025), "budget_minutes": (-1, 0, 100_000, 100_001),
+    "folds": (1, 2, 999, 1000), "lr": (1e-13, 1e-12, 1e12, 1.1e12), "delta": (-0.1, 0, 1, 1.1),
+    "threshold": (0, 0.01, 0.99, 1), "budget_minutes": (-1, 0, 100_000, 100_001),
 }  # fmt: skip
 BAD += [(k, v[side], f"{k}: got {v[side]}, need") for k, v in LIMITS.items() for side in (0, 3)]
 TOGETHER = [  # settings of a study or a notebook, each allowed, that do not go together
@@ -124,9 +113,7 @@ def notebook_of(values) -> str | None:
 
 def by_runner(values, tmp_path, capsys, **_):
     notebook = NOTEBOOKS[notebook_of(values)]
-    out = tmp_path / "out.ipynb"
-    assert runner.run_notebook(notebook, out, values) == runner.BAD_PARAMETERS
-    assert not out.exists()
+    assert runner.run_notebook(notebook, tmp_path / "out.ipynb", values) == runner.BAD_PARAMETERS
     raise ValueError(capsys.readouterr().err.removeprefix(f"error: {notebook.name}: ").strip())
 
 
@@ -163,10 +150,8 @@ def test_bad_values_are_refused_by_name_whichever_way_they_come(way, tmp_path, c
     for values, words in rows:
         with pytest.raises(ValueError, match=re.escape(words)) as caught:
             way(values, tmp_path=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
-        message = str(caught.value)
-        assert message.isprintable()  # one line
-        assert len(message) < 900
-    assert len(rows) > 40
+        assert str(caught.value).isprintable()  # one line
+    assert len(rows) > 20
 
 
 @pytest.mark.study
@@ -181,25 +166,18 @@ def test_all_problems_come_at_once_and_a_workflow_does_not_start(tmp_path):
     for command in (["snakemake", "-n", "--configfile"], ["thyroid_lib.study.runner", "check"]):
         words = [sys.executable, "-m", *command, tmp_path / "bad.yaml"]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode != 0
+        assert done.returncode == 2
         assert all(words in done.stderr for _, words in last.values())
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, len(last))
 
 
 @pytest.mark.study
 def test_plain_papermill_refuses_before_any_work(tmp_path):
-    out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", NOTEBOOKS["3-train"], out]
-    command += ["-p", "epoch", "3", "-p", "tensorboard", "false", "-y", "lr: 1e-3"]
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS["3-train"], out := tmp_path / "o.ipynb"]
+    command += ["-p", "epoch", "3", "-y", "lr: 1e-3"]
     env = os.environ | {"THYROID_RESULTS": str(tmp_path / "results")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 1
-    for words in (
-        "ValueError: epoch: unknown (did you mean epochs?)",
-        'tensorboard: got "false", need a valid boolean',
-        'lr: got "1e-3", need a valid number: write 0.001',
-    ):
-        assert words in done.stderr
+    assert "ValueError: epoch: unknown (did you mean epochs?)" in done.stderr
+    assert 'lr: got "1e-3", need a valid number: write 0.001' in done.stderr
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -210,18 +188,14 @@ FILES = {  # what is done to the demo's text -> the words of the one line
     "seeds=[0, 1": r"study\.yaml, line",
     "+1: 1": r"1: unknown; there are: study",
     "lr=": r"lr: got null",
-    "epochs=1:30": r'epochs: got "1:30", need a valid integer',
     'epochs="8"': r'epochs: got "8", need a valid integer: write 8',
-    "threads=yes": r'threads: got "yes", need',
     "study=2026-99-99": r"study\.yaml: month must be",
     "epochs=!!int ''": r"study\.yaml, line \d+: write plain values",
     "models=&a [*a]": r"study\.yaml, line \d+: write plain values",
     "+<<: {lr: 1.0}": r"study\.yaml, line \d+: write plain values",
-    "=%YAML 1.1\n---\nlr: 010": r"study\.yaml, line \d+: write plain values",
     "models={2026-01-15: 1}": r"models: got \{.*\}, need a valid list",
     "+# \x01": r"study\.yaml: .*special characters are not allowed",
     "epochs=" + "9" * 5000: r"study\.yaml: .*digits",
-    "models=" + "[" * 400 + "]" * 400: r"models: got \[\[\[.*, need",
     'data="\\ud800"': r'data: got "\\ud800", need a text',
     "-lr": r"lr: Field required \(learning rate",
 }
@@ -321,23 +295,17 @@ def test_a_step_takes_its_keys_of_the_study():
     assert train["selection"] == "test"
     steps = "preprocess", "audit", "train", "compare", "replication", "deploy"
     for step, notebook in zip(steps, list(DEFAULTS)[1:], strict=True):
-        taken = settings.step_settings(STUDY, step)
-        assert taken
-        assert taken.keys() <= DEFAULTS[notebook].keys(), step
+        taken = settings.step_settings(STUDY, step).keys()
+        assert set() < taken <= DEFAULTS[notebook].keys(), step
     with pytest.raises(ValueError, match='step: got "trian"'):
         settings.step_settings(STUDY, "trian")
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}
 
 
-def test_runs_are_listed_in_order():
+def test_runs_are_listed_in_order_and_networks_must_exist():
     runs = list(settings.list_runs(STUDY | {"models": ["unet", "segnet"]}))
-    expected = ("unet-{}0", "segnet-{}0", "unet-{}1")
-    assert runs[:3] == [name.format("random-fold0-seed") for name in expected]
-    assert len(runs) == 8
-
-
-def test_networks_must_exist():
-    parameters.check_networks(["unet", "resunet_reported"])
+    order = "unet-random-fold0-seed0", "segnet-random-fold0-seed0", "unet-random-fold0-seed1"
+    assert (tuple(runs[:3]), len(runs)) == (order, 8)
     with pytest.raises(ValueError, match=r"unett: unknown \(did you mean unet\?\).*architectures"):
         parameters.check_networks(["unett"])
 
@@ -347,18 +315,16 @@ def test_data_are_known_by_names_and_sizes(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     before = parameters.list_data(str(tmp_path))
     (tmp_path / "x\udcff.png").write_bytes(b"1")  # no text: the store sets it aside
-    assert len(parameters.list_data(str(tmp_path))) == 64 != before
+    assert parameters.list_data(str(tmp_path)) != before
     for data in ("x" * 5000, "~nobody-of-this-name/x", str(tmp_path / "loop"), "a\nb"):
-        with pytest.raises(ValueError, match=r"^data: nothing is at ") as caught:
+        with pytest.raises(ValueError, match=r"^data: nothing is at "):
             parameters.list_data(data)
-        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_importing_settings_and_runner_is_light():
     heavy = {"torch", "pandas", "numpy", "papermill", "nbformat"}
-    code = f"import sys, thyroid_lib.study.runner; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+    code = f"import sys, thyroid_lib.study.runner; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.study
@@ -370,7 +336,7 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
 
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
     value = st.recursive(leaf, lambda x: st.lists(x, max_size=3) | st.dictionaries(leaf, x))
-    names = st.sampled_from([*KEYS, "epoch", "", "x" * 3000]) | leaf
+    names = st.sampled_from([*KEYS, "x" * 3000]) | leaf
 
     @how(max_examples=100, derandomize=True, deadline=None, database=None)
     @given(st.dictionaries(names, value, min_size=1, max_size=3))
@@ -413,12 +379,9 @@ def test_one_more_training_setting_takes_four_edits(tmp_path):
     copy_project(tmp_path)
     for name, line, more in EDITS:
         text = (tmp_path / name).read_text("utf-8")
-        text, found = re.subn(line, lambda hit, more=more: hit[0] + more, text, count=1)
-        assert found == 1, name
+        text = re.sub(line, lambda hit, more=more: hit[0] + more, text, count=1)
         (tmp_path / name).write_text(text, "utf-8")
     clean = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", ADDED]
-    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, env=clean, check=True)
     about = json.loads((tmp_path / "results/t/run/run.json").read_text("utf-8"))
     assert about["weight_decay"] == 0.25

@@ -50,10 +50,8 @@ def command(*options: str) -> list[str]:
 
 
 def snakemake(project: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*options), cwd=project, env=environment(project, **variables),
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    how = {"cwd": project, "env": environment(project, **variables), "timeout": 600, "text": True}
+    return subprocess.run(command(*options), capture_output=True, **how)
 
 
 def steps(project: Path, *options: str) -> dict[str, int]:
@@ -75,9 +73,9 @@ def run_study(project: Path, *options: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def results_of(project: Path, results: Path = RESULTS) -> dict[str, bytes]:
+def results_of(project: Path) -> dict[str, bytes]:
     """Return the content of every file without times and memory."""
-    top = project / results
+    top = project / RESULTS
     files = [*top.glob("notebooks/*"), *top.glob("store/*"), *top.glob("runs/*/*.csv")]
     files += [path for path in top.glob("compare/*") if path.name != "cost.csv"]
     return {str(path.relative_to(top)): path.read_bytes() for path in files}

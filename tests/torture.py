@@ -4,13 +4,9 @@
     python tests/torture.py --only kills --kills 3 --seed 1
     python tests/torture.py --write                # and renew the figures of docs/sturdy.md
 
-A small study is run once undisturbed. Then each fault is done to a study like it, the messages to
-the user are checked, the cause is removed, the study is started again with the same plain command,
-and every file is compared byte by byte with the undisturbed one's. The seed draws the moments;
-where a process is at that moment is the machine's choice, so no two runs are alike.
-
-Full and read-only disks are small ones, mounted as root or in a namespace of one's own (`unshare`);
-where neither is allowed these faults are skipped, and the table says so.
+A small study is run once undisturbed; each fault is done to a study like it. The seed draws the
+moments; where a process is then is the machine's choice. Full and read-only disks are small ones,
+mounted as root or in a namespace of one's own (`unshare`); elsewhere these faults are skipped.
 """
 
 import argparse

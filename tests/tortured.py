@@ -10,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import psutil
@@ -20,9 +20,7 @@ from tiny_study import TINY, command, copy_project, environment, processes_with,
 
 from thyroid_lib.study.verify import compare
 
-# Small but complete: enough frames for two store workers, enough epochs to be killed in, and the
-# best weights so far, which `selection: val` keeps, in every checkpoint. Arithmetic as the demo's:
-# fp32, one thread, pinned instructions.
+# Enough frames for two store workers and epochs to be killed in; best weights in every checkpoint.
 SETTINGS = TINY | {
     "study": "torture", "phantom_sweeps": 8, "phantom_frames": 32, "models": "[unet, resunet]",
     "width": 8, "protocols": "[random, grouped]", "epochs": 16, "batch_size": 16,
@@ -33,12 +31,7 @@ SECONDS = 120  # for an end "within seconds" on a machine that other work keeps 
 MIB = 2**20
 
 
-class Step(NamedTuple):
-    """A step at work, by the pids of its processes."""
-
-    runner: int
-    kernel: int | None
-    workers: list[int]  # of the kernel
+Step = namedtuple("Step", ["runner", "kernel", "workers"])  # pids; kernel may be None
 
 
 class Study:
@@ -57,26 +50,24 @@ class Study:
             copy_project(self.project, self.settings)
         names = [self.settings[key].strip("[]").split(", ") for key in ("models", "protocols")]
         self.runs = [f"{m}-{p}-fold0-seed0" for m in names[0] for p in names[1]]
-        self.trains = [f"3-train-{run}" for run in self.runs]
-        self.steps = ["1-preprocess", "2-audit", *self.trains, "4-compare", "report"]
-
-    # Running it
+        trains = [f"3-train-{run}" for run in self.runs]
+        self.steps = ["1-preprocess", "2-audit", *trains, "4-compare", "report"]
 
     def start(self, *options: str) -> None:
         """Start the workflow as a user does, as the leader of its own process group."""
         with open(self.output, "w") as output:
+            how = {"cwd": self.project, "env": self.environment(), "start_new_session": True}
             self.workflow = subprocess.Popen(
-                command(*options), cwd=self.project, env=self.environment(), stdout=output,
-                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                command(*options), stdout=output, stderr=output, stdin=subprocess.DEVNULL, **how
+            )
 
     def environment(self) -> dict[str, str]:
         variables = environment(self.project, TMPDIR=str(self.temporary))
         return {name: value for name, value in variables.items() if "THYROID" not in name}
 
-    def end(self, seconds: float = 600) -> tuple[int, str]:
+    def end(self) -> tuple[int, str]:
         """Wait for the workflow's end; return its exit code and output."""
-        return self.workflow.wait(seconds), self.said()
+        return self.workflow.wait(600), self.said()
 
     def finish(self, *options: str, codes: tuple = (0,)) -> str:
         """Run the workflow, which must end with one of these codes; return its output."""
@@ -89,10 +80,7 @@ class Study:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, condition):
-        """Wait until a function returns something true, and return it.
-
-        A workflow that ends before that is an error, told apart from the function's last look.
-        """
+        """Wait until a function returns something true, and return it; before the workflow ends."""
 
         def look():
             ended = self.workflow.poll() is not None
@@ -110,8 +98,6 @@ class Study:
 
     def run_folder(self, run: str) -> Path:
         return self.results / "runs" / run
-
-    # Its processes
 
     def processes(self) -> dict[int, tuple[int, list[str]]]:
         """Return parent and arguments of every living process of this study, by pid."""
@@ -148,10 +134,8 @@ class Study:
 
     def wait_until_alone(self) -> float:
         """Wait until none of its processes is left; return the seconds that it took."""
-        began = time.monotonic()
-        wait_until(
-            lambda: self.workflow.poll() is not None and not self.processes(), "all end", SECONDS
-        )
+        began, ended = time.monotonic(), self.workflow.poll
+        wait_until(lambda: ended() is not None and not self.processes(), "all end", SECONDS)
         return time.monotonic() - began
 
     def remove(self) -> None:
@@ -163,20 +147,16 @@ def assert_same(study: Study, expected: Study) -> tuple[int, int]:
     """Compare a finished study with the undisturbed one; return the files and bytes compared."""
     found = compare(expected.results, study.results)
     assert not found.differences, found.report()
-    assert _page(study.results) == _page(expected.results), "report.html differs"
+    pages = []
+    for results in (study.results, expected.results):  # without the table of times and memory
+        cost = pd.read_csv(results / "compare" / "cost.csv").to_html(index=False, border=0)
+        pages.append((results / "report.html").read_text(encoding="utf-8").replace(cost, ""))
+    assert pages[0] == pages[1], "report.html differs"
     files = [path for path in study.results.rglob("*") if path.is_file()]
-    names = [path.relative_to(study.results).as_posix() for path in study.results.rglob("*")]
+    names = [path.relative_to(study.results).as_posix() for path in files]
     assert not (left := [name for name in names if HALF_DONE.search(name)]), f"left behind: {left}"
     assert not (left := study.processes()), f"still running: {left}"
     return found.files + 1, sum(path.stat().st_size for path in files)
-
-
-def _page(results: Path) -> str:
-    """Return the report without its table of times and memory."""
-    cost = pd.read_csv(results / "compare" / "cost.csv").to_html(index=False, border=0)
-    page = (results / "report.html").read_text(encoding="utf-8")
-    assert cost in page
-    return page.replace(cost, "")
 
 
 def assert_no_traceback(said: str) -> None:
@@ -209,6 +189,7 @@ class Bench:
 
     def __post_init__(self):
         self.undisturbed = Study(self.folder / "undisturbed", **self.settings)
+        self.missing = [run for run in self.undisturbed.runs if "-grouped-" in run]
 
     def run_undisturbed(self) -> None:
         """Run it once; measure the time of each step, and the disk."""
@@ -224,11 +205,8 @@ class Bench:
         assert code == 0, f"the undisturbed study failed:\n{said[-4000:]}"
         self.usual = {step: last - first for step, (first, last) in seen.items()}
         weights = [disk_used(path) for path in study.results.glob("runs/*/model.pt")]
-        self.disk = {
-            "peak": peak, "end": disk_used(study.results),
-            "store": disk_used(study.results / "store"), "weights": sum(weights),
-            "largest_weights": max(weights),
-        }  # fmt: skip
+        self.disk = {"peak": peak, "end": disk_used(study.results), "weights": sum(weights)}
+        self.disk |= {"store": disk_used(study.results / "store"), "largest_weights": max(weights)}
 
     def finished(self) -> Study:
         """Return a copy of the undisturbed study."""
@@ -242,24 +220,18 @@ class Bench:
         return study
 
     def prepared(self) -> Study:
-        """Return a study that still lacks its grouped runs and what needs them."""
+        """Return a study that still lacks its grouped runs, `missing`, and what needs them."""
         study = self.finished()
-        shutil.rmtree(study.results / "compare")
-        for run in self.missing:
-            shutil.rmtree(study.run_folder(run))
-        for name in (*(f"3-train-{run}" for run in self.missing), "4-compare"):
-            (study.results / "notebooks" / f"{name}.ipynb").unlink()
-        (study.results / "report.html").unlink()
+        for folder in (study.results / "compare", *map(study.run_folder, self.missing)):
+            shutil.rmtree(folder)
+        names = [f"notebooks/3-train-{run}.ipynb" for run in self.missing]
+        for name in (*names, "notebooks/4-compare.ipynb", "report.html"):
+            (study.results / name).unlink()
         return study
 
-    @property
-    def missing(self) -> list[str]:
-        """The runs that a prepared study lacks."""
-        return [run for run in self.undisturbed.runs if "-grouped-" in run]
-
-    def restart(self, study: Study, *options: str) -> str:
+    def restart(self, study: Study) -> str:
         """Start a study plainly, compare it with the undisturbed one, and return its output."""
-        said = study.finish(*options)
+        said = study.finish()
         self.compare(study)
         return said
 
@@ -270,8 +242,7 @@ class Bench:
 
 def disk_used(path: Path) -> int:
     """Return the bytes that a file, or a folder with all that is in it, takes on the disk."""
-    walked = os.walk(path)  # which passes over folders that are removed meanwhile
-    below = [Path(top, name) for top, folders, names in walked for name in (*folders, *names)]
+    below = [Path(top, name) for top, folders, names in os.walk(path) for name in folders + names]
     total = 0
     for each in (path, *below):
         with contextlib.suppress(OSError):  # it was there a moment ago

@@ -31,51 +31,26 @@ def begin(platform, folder, wheel) -> Session:
     return session
 
 
-def check_untouched(session: Session) -> None:
-    """Every package that was installed before still is, in its version."""
-    assert {"torch", "numpy"} <= {package.split("==")[0] for package in session.given}
-    assert session.given <= session.packages()
-    assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
-
-
 @pytest.mark.parametrize(
     "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
 )
 def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
     """One after the other, with their defaults except for the size of the training."""
     session = begin(platform, tmp_path, wheel)
-    first = printed(session.run(NOTEBOOKS["1"]))
-    assert platform.note in first
-    assert f"results go to {session.cwd / 'results'}" in first
+    assert platform.note in printed(session.run(NOTEBOOKS["1"]))
     session.run(NOTEBOOKS["2"])
     session.run(NOTEBOOKS["3"], SMALL)
     compared = session.run(NOTEBOOKS["4"], {"resamples": 200})
     assert "image/png" in json.dumps(compared)
     assert "unet" in (session.cwd / "results/alone/compare/model_card.md").read_text("utf-8")
-    check_untouched(session)
+    assert session.given <= session.packages()  # no package was changed
+    assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", [COLAB, KAGGLE], ids=lambda each: each.name)
-def test_quickstart_and_replication_run_there_as_well(platform, tmp_path, wheel):
-    session = begin(platform, tmp_path, wheel)
-    session.run(NOTEBOOKS["0"])
-    stores = {"store": "results/r/store", "store_reported": "results/r/store-reported"}
-    session.run(NOTEBOOKS["1"], stores)
-    sides = {"reported": [], "fair": []}
-    for model in ("unet", "segnet_reported", "resunet_reported"):
-        for protocol in ("reported", "random", "grouped"):
-            out, reported = f"results/r/runs/{model}-{protocol}", protocol == "reported"
-            sides["reported" if reported else "fair"].append(out)
-            settings = SMALL | {
-                "store": stores["store_reported" if reported else "store"], "out": out,
-                "model": model, "protocol": protocol, "selection": "test" if reported else "val",
-            }  # fmt: skip
-            session.run(NOTEBOOKS["3"], settings)
-    session.run(NOTEBOOKS["5"], {"out": "results/r/replication", "resamples": 200} | sides)
-    steps = (session.cwd / "results/r/replication/steps.md").read_text("utf-8")
-    assert "the report itself" in steps
-    check_untouched(session)
+def test_the_quickstart_runs_there_as_well(platform, tmp_path, wheel):
+    begin(platform, tmp_path, wheel).run(NOTEBOOKS["0"])
 
 
 def test_without_a_wheel_the_set_up_cell_says_what_to_do(tmp_path):

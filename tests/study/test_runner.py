@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import nbformat
 import pytest
@@ -23,12 +24,11 @@ ROOT = Path(__file__).parents[2]
 PARAMETERS = 'name = "a"  # a text\ncount = 1\nrate = 0.5\nflag = True\nseeds = [0]'
 
 
-def write_notebook(path: Path, *cells: str, ids: bool = True, times: int = 1) -> Path:
+def write_notebook(path: Path, *cells: str, ids: bool = True) -> Path:
     """A notebook with the parameters above and these code cells."""
-    new, tag = nbformat.v4.new_code_cell, {"tags": ["parameters"]}
-    tagged = [new(PARAMETERS, id=f"p{n}", metadata=tag) for n in range(times)]
-    own = [new(source, id=f"c{n}") for n, source in enumerate(cells)]
-    content = json.loads(nbformat.writes(nbformat.v4.new_notebook(cells=tagged + own)))
+    made = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, *cells)]
+    made[0].metadata["tags"] = ["parameters"]
+    content = json.loads(nbformat.writes(nbformat.v4.new_notebook(cells=made)))
     if not ids:  # as Colab saves them
         content["nbformat_minor"] = 4
         for cell in content["cells"]:
@@ -48,10 +48,7 @@ def run_module(*words, **variables) -> subprocess.CompletedProcess:
 
 WRONG = {  # of a notebook with names of its own
     "coutn: unknown (did you mean count?); there are: name, count": {"coutn": 2},
-    "name: got 1, need a valid string": {"name": 1},
     'rate: got "1e-3", need a valid number: write 0.001 (see its default)': {"rate": "1e-3"},
-    "flag: got 0, need a valid boolean": {"flag": 0},
-    "seeds: got 0, need a valid list": {"seeds": 0},
 }
 
 
@@ -60,41 +57,26 @@ def test_wrong_parameters_stop_before_any_work(tmp_path, capsys):
     for message, given in WRONG.items():
         assert runner.run_notebook(notebook, tmp_path / "out.ipynb", given) == runner.BAD_PARAMETERS
         assert message in capsys.readouterr().err
-    twice = write_notebook(tmp_path / "twice.ipynb", times=2)
-    for path, out, words in (
-        (twice, "out.ipynb", "one cell tagged `parameters`, each line `name = value`: 2 cells"),
-        (notebook, "s3://bucket/o.ipynb", "got s3://bucket/o.ipynb, need a path on this machine"),
-    ):
-        assert runner.run_notebook(path, out, {"count": 2}) == runner.BAD_PARAMETERS
-        assert words in capsys.readouterr().err
-    assert sorted(tmp_path.iterdir()) == [notebook, twice]
+    assert list(tmp_path.iterdir()) == [notebook]
     parameters.check({"rate": 1}, parameters.parameter_defaults(notebook))
 
 
-NO_OBJECT = {  # what --parameters was given -> what its one line says
-    "{'seed': 1}": "Expecting property name", "[1]": "no object", "": "need a JSON object",
-    "x" * 5000: "Expecting value", '{"a": ' * 5000: "recursion",
-}  # fmt: skip
-
-
-def test_parameters_that_are_no_object_are_refused():
-    for given, words in NO_OBJECT.items():
-        with pytest.raises(ValueError, match=rf"^--parameters: got .*{words}") as caught:
-            parameters.read_parameters(given)
-        assert len(str(caught.value).splitlines()) == 1
-
-
-TAGGED = '{"cells": [{"metadata": {"tags": ["parameters"]}%s}]}'
+CELL = '{"metadata": {"tags": ["parameters"]}, "source": "a = b"}'
 NO_NOTEBOOK = [
-    "# no", '{"cells": 3}', "[" * 100_000, '{"cells": [{"metadata": {"tags": null}}]}',
-    '{"cells": []}', TAGGED % "", TAGGED % ', "source": "a = b"', TAGGED % ', "source": "a ="',
+    "# no", '{"cells": 3}', "[" * 100_000, '{"cells": []}', f'{{"cells": [{CELL}]}}',
+    f'{{"cells": [{CELL.replace("b", "1")}, {CELL.replace("b", "1")}]}}',
 ]  # fmt: skip
 
 
-def test_what_is_no_notebook_is_refused(tmp_path):
-    for text in (*NO_NOTEBOOK, None):
-        path = tmp_path / "n.ipynb"
-        path.unlink(missing_ok=True) if text is None else path.write_text(text, encoding="utf-8")
+def test_parameters_that_are_no_object_and_files_that_are_no_notebook_are_refused(tmp_path):
+    for given in ("{'seed': 1}", "[1]", "", "x" * 5000, '{"a": ' * 5000):
+        with pytest.raises(ValueError, match=r"^--parameters: got .*need a JSON object") as caught:
+            parameters.read_parameters(given)
+        assert len(str(caught.value)) < 200
+    path = tmp_path / "n.ipynb"
+    for text in (None, *NO_NOTEBOOK):
+        if text:
+            path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"n\.ipynb: .*one cell tagged .param") as caught:
             parameters.parameter_defaults(path)
         assert len(str(caught.value).splitlines()) == 1
@@ -118,7 +100,6 @@ def test_a_notebook_that_stops_half_way_is_not_done(end, tmp_path, capsys):
     assert said.startswith("error: out: ")
     assert message in said
     assert str(log) in said
-    assert len(said.splitlines()) < 14
     assert out.read_text(encoding="utf-8") == "the last good one"
     assert "count = 2" in log.read_text(encoding="utf-8")
 
@@ -148,11 +129,10 @@ plt.plot([0, 1]);
 
 
 def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
-    for name, text in {
-        "startup.py": "started = 1", "ipython/profile_default/startup/a.py": "started = 1",
-        "matplotlibrc": "figure.figsize: 1, 1",
-        "jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "x"}',
-    }.items():  # fmt: skip
+    for name, text in (
+        ("startup.py", "started = 1"), ("ipython/profile_default/startup/a.py", "started = 1"),
+        ("matplotlibrc", "figure.figsize: 1, 1"), ("jupyter/kernels/python3/kernel.json", "{}"),
+    ):  # fmt: skip
         (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "home" / name).write_text(text)
     foreign = {name: value.format(tmp_path / "home") for name, value in FOREIGN.items()}
@@ -161,13 +141,11 @@ def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
     for out, variables in zip(outs, ({}, foreign), strict=True):
         given = "--parameters", '{"name": "b", "rate": 2}'
         done = run_module("notebook", notebook, out, *given, **variables)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("out: done in ")
+        assert (done.returncode, done.stderr, done.stdout[:13]) == (0, "", "out: done in ")
         assert list(out.parent.iterdir()) == [out]
     assert outs[0].read_bytes() == outs[1].read_bytes()
     cells = nbformat.read(outs[0], as_version=4).cells
     assert [cell.id for cell in cells] == ["cell-0", "injected-parameters", "cell-2", "cell-3"]
-    assert cells[0].metadata == {"tags": ["parameters"]}
     text, figure = cells[2].outputs[0].text, cells[2].outputs[-1]
     assert text.startswith("0\n1\n2\nFalse 80 ")
     assert text.lower().endswith("utf-8\nasserted\n")
@@ -178,13 +156,7 @@ def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
 
 def test_env_prints_what_a_studys_notebooks_run_under():
     words = run_module("env", "parameters/demo.yaml").stdout.split()
-    code = "import os; print(os.environ.get('MPLBACKEND'), os.environ['OMP_NUM_THREADS'])"
-    done = subprocess.run(
-        ["env", *words, sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": "Agg"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout == "None 1\n"
-    assert "ATEN_CPU_CAPABILITY=avx2" in words
+    assert {"MPLBACKEND", "OMP_NUM_THREADS=1", "ATEN_CPU_CAPABILITY=avx2"} <= set(words)
     assert run_module("check", "parameters/tg3k.yaml").stdout == "ok: study tg3k\n"
     assert run_module("check", "pyproject.toml").returncode == runner.BAD_PARAMETERS
 
@@ -212,14 +184,12 @@ def test_kernel_log_variables_and_notes(tmp_path, capsys):
 def test_two_processes_never_make_one_notebook_at_once(tmp_path):
     notebook, out = write_notebook(tmp_path / "n.ipynb", "count"), tmp_path / "out.ipynb"
     held = locks.claim_path(out, "first")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    second = subprocess.Popen(command("notebook", notebook, out), cwd=ROOT, text=True, **pipes)
-    assert second.stderr.readline().startswith("note: out: ")
-    assert second.poll() is None
-    assert not out.exists()
-    held.close()
-    assert "out: done in" in second.communicate(timeout=300)[0]
-    assert out.exists()
+    how = {"cwd": ROOT, "text": True, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command("notebook", notebook, out), **how) as second:
+        assert second.stderr.readline().startswith("note: out: ")
+        assert not out.exists()
+        held.close()
+    assert (second.returncode, out.exists()) == (0, True)
 
 
 # --- stopped, failed, and what is left then
@@ -300,9 +270,7 @@ def test_checksums_and_reasons_come_and_go(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def full(*args, **how):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr("papermill.execute_notebook", full)
     notebook = write_notebook(tmp_path / "n.ipynb", "count")
     assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == runner.INCOMPLETE
@@ -313,18 +281,12 @@ def test_a_kernel_that_does_not_start_is_started_once_more(tmp_path, monkeypatch
     """Two that start at one moment may have drawn the same port; nothing has run by then."""
     import papermill
 
-    execute, failures = papermill.execute_notebook, []
-
-    def start(*words, **how):
-        if failures:
-            raise failures.pop()
-        return execute(*words, **how)
-
-    monkeypatch.setattr(papermill, "execute_notebook", start)
+    execute = Mock(wraps=papermill.execute_notebook)
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
     notebook = write_notebook(tmp_path / "n.ipynb", "1")
     for count, code in ((1, runner.DONE), (2, runner.INCOMPLETE)):
-        failures += [RuntimeError("Kernel didn't respond in 60 seconds")] * count
+        execute.side_effect = [RuntimeError("no answer")] * count + [DEFAULT]
         assert runner.run_notebook(notebook, tmp_path / "out.ipynb", {}) == code
         said = capsys.readouterr().err
-        assert "its kernel did not start (Kernel didn't respond in 60 seconds): once more" in said
+        assert "its kernel did not start (no answer): once more" in said
         assert ("the kernel died" in said) == (code == runner.INCOMPLETE)

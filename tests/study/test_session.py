@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -58,10 +57,6 @@ def test_only_one_start_runs_steps_and_all_may_look(start, tmp_path, capsys):
     for look in ("-n", "-np", "--dry-run", "--dryrun"):
         looking = start(look)
         assert (looking.open("results/demo"), looking.lock) == (study, None)
-    (study.parent / "other").write_text("a file")
-    with pytest.raises(SystemExit, match="2"):
-        start().open("results/other")
-    assert "a file lies where a folder is needed" in capsys.readouterr().err
 
 
 WORKFLOW = """
@@ -93,11 +88,3 @@ def test_a_signal_ends_it_and_its_steps(tmp_path, state, code):
         said = process.communicate(timeout=300)[1]
     assert (process.returncode, said) == (code, f"{session.STOPPED}\n")
     checksums.claim(tmp_path / "results" / "demo").close()  # its lock is free
-
-
-def test_the_terminal_shows_what_is_news():
-    for message, event, shown in (
-        ("Building DAG of jobs...", None, True), ("Select jobs to execute...", None, False),
-        ("anything", session.QUIET_EVENTS[0], False),
-    ):  # fmt: skip
-        assert session._is_news(SimpleNamespace(msg=message, event=event)) == shown

@@ -1,7 +1,4 @@
-"""Studies through SLURM: real daemons, which tests/cluster.py starts here and ends again.
-
-All files are compared with those of the same study run without SLURM, as `make verify` does.
-"""
+"""Studies through SLURM's real daemons, compared with the same studies run without SLURM."""
 
 import json
 import shutil
@@ -42,81 +39,47 @@ def cluster():
     assert not running.folder.exists()
 
 
-class Submitted:
-    """A study's workflow at work on the cluster."""
-
-    def __init__(self, project: Path, cluster: Cluster, *options: str):
-        self.project, self.log = project, project / "submitted.log"
-        command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm"]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *HERE, *options], cwd=project, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, env=environment(project, **cluster.environment),
-            )  # fmt: skip
-
-    def said(self) -> str:
-        """Return its output so far, and the last lines of the jobs that failed or run."""
-        logs = sorted(self.project.glob("results/*/.snakemake/slurm_logs/**/*.log"))
-        said = [f"{log.name}:\n{log.read_text('utf-8', 'replace')[-1500:]}" for log in logs]
-        return "\n".join([self.log.read_text("utf-8", "replace"), *said])
-
-    def wait_for(self, what, why: str):
-        def ended_or_found():
-            ended = self.process.poll() is not None
-            found = what()
-            assert found or not ended, f"it ended before {why}:\n{self.said()}"
-            return found
-
-        try:
-            return wait_until(ended_or_found, why)
-        except TimeoutError as error:
-            pytest.fail(f"{error}\n{self.said()}")
-
-    def end(self, seconds: float = 600) -> int:
-        """Wait for its end and return its exit code."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"it does not end:\n{self.said()}")
-        finally:
-            self.process.kill()
-
-
 @pytest.fixture
 def submit(cluster):
     """Start a study's workflow on the cluster; what is left of it ends with the test."""
     started = []
 
-    def start(project: Path, *options: str) -> Submitted:
-        started.append(Submitted(project, cluster, *options))
+    def start(project: Path, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm"]
+        how = {"cwd": project, "env": environment(project, **cluster.environment)}
+        with open(project / "submitted.log", "wb") as log:
+            command += [*HERE, *options]
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, **how))
         return started[-1]
 
     yield start
     for workflow in started:
-        workflow.process.kill()
-        workflow.process.wait()
+        workflow.kill()
+        workflow.wait()
     cluster.ask("scancel", "--full", "--signal=KILL", *cluster.running_jobs())
     cluster.ask("scancel", *cluster.jobs())
-
-
-def requeue(cluster: Cluster, job: str) -> None:
-    """Send a running job back into the queue, and spare it the two minutes that SLURM waits."""
-    cluster.ask("scontrol", "requeue", job)
-    wait_until(lambda: cluster.jobs()[job][0] == "PENDING", f"job {job} waits again")
-    assert cluster.show(job)["Restarts"] == "1"
-    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp_path):
     """Begun plainly; its training gets Ctrl-C; then its node's daemon dies; then it is requeued."""
     links = [link for one in cluster.processes() for link in one.net_connections("inet")]
     ports = {link.laddr.ip for link in links if link.status == psutil.CONN_LISTEN}
-    assert ports == {"127.0.0.1"}, "something listens to more than this machine"
+    assert ports == {"127.0.0.1"}
     settings = TINY | {"device": "auto", "epochs": 90, "resamples": 1000}
     plain = copy_project(tmp_path / "plain", settings)
     run_study(plain, "--until", "audit")
     project = shutil.copytree(plain, tmp_path / "cluster")
     folder = project / "results" / "tiny" / "runs" / RUN
+
+    def said() -> str:
+        logs = project.glob("results/*/.snakemake/slurm_logs/**/*.log")
+        logs = [project / "submitted.log", *logs]
+        return "\n".join(log.read_text("utf-8", "replace")[-3000:] for log in logs)
+
+    def wait_for(what, why: str):
+        found = wait_until(lambda: what() or (workflow.poll() is not None and "ended"), why)
+        assert found != "ended", said()
+        return found
 
     def kept() -> list[int]:
         """Return the identity of each state on the disk; a new state is a new file."""
@@ -130,26 +93,26 @@ def test_a_study_is_submitted_stopped_requeued_and_the_same(cluster, submit, tmp
 
     tiny = "--configfile", "parameters/tiny.yaml", "--until", "compare"
     workflow = submit(project, *tiny)
-    (job,) = workflow.wait_for(training, "the run trains")
-    about = cluster.show(job)
-    assert "gres:gpu:1" in about.get("TresPerJob", ""), f"no GPU asked for: {about}"
-    assert about["Requeue"] == "1"
-    workflow.process.send_signal(signal.SIGINT)
-    assert workflow.end() != 0
-    assert "start again and it goes on" in workflow.said()
+    (job,) = wait_for(training, "the run trains")
+    assert "gres:gpu:1" in cluster.show(job).get("TresPerJob", ""), "no GPU asked for"
+    workflow.send_signal(signal.SIGINT)
+    assert workflow.wait(600) != 0
+    assert "start again and it goes on" in said()
     wait_until(lambda: not cluster.running_jobs(), "its jobs end")
     assert not (folder / "scores.csv").exists()
     stopped = kept()
     workflow = submit(project, *tiny)
-    (job,) = workflow.wait_for(lambda: training(stopped), "the run trains on")
+    (job,) = wait_for(lambda: training(stopped), "the run trains on")
     cluster.kill("slurmd")
     cluster.start("slurmd")
-    workflow.wait_for(lambda: cluster.state() in ("idle", "mix", "alloc"), "the node is back")
-    requeue(cluster, job)
-    assert workflow.end() == 0, workflow.said()
+    wait_for(lambda: cluster.state() in ("idle", "mix", "alloc"), "the node is back")
+    cluster.ask("scontrol", "requeue", job)
+    wait_until(lambda: cluster.jobs()[job][0] == "PENDING", f"job {job} waits again")
+    # without the two minutes that SLURM waits
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert workflow.wait(600) == 0, said()
     trained = json.loads((folder / "run.json").read_text())["trained_epochs"]
     assert trained < 90, "all epochs were trained again"
     run_study(plain, "--until", "compare")
     found = compare(plain / "results" / "tiny", project / "results" / "tiny")
     assert not found.differences, found.report()
-    assert found.files > 10

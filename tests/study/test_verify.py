@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thyroid_lib.study.verify import Difference, compare
+from thyroid_lib.study.verify import compare
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "results" / "reference" / "demo"
@@ -95,10 +95,6 @@ def test_equal_studies_are_identical_although_their_times_differ(pair):
          "got 0.400004 (relative difference 1e-05)"),
         (TABLE, "grouped,segnet,0.400000,2\n", "",
          "expected 2 rows, got 1; the rows that both have are equal"),
-        (TABLE, "dice,", "iou,",
-         "expected the columns protocol, model, dice, groups, got protocol, model, iou, groups"),
-        (TABLE, ",0.400000,", ",,",
-         "row 2 (grouped, segnet), column dice: expected 0.400000, got nothing"),
         ("compare/summary.md", "0.76", "0.77", "line 3: expected | 0.76 |, got | 0.77 |"),
         (ABOUT, '"seed": 0', '"seed": 1', 'line 2: expected  "seed": 0, got  "seed": 1'),
         (NOTEBOOK, '"b\\n"', '"d\\n"', "1 differences, the first below “Does it learn?”:\n"
@@ -113,12 +109,6 @@ def test_one_change_is_named(pair, name, old, new, what):
     assert text.count(old) == 1
     (pair[1] / name).write_text(text.replace(old, new), encoding="utf-8")
     assert only_difference(pair, name) == what
-
-
-def test_without_nbdime_a_notebook_still_differs(pair, monkeypatch):
-    (pair[1] / NOTEBOOK).write_text(notebook().replace("It should.", "No."), encoding="utf-8")
-    monkeypatch.setitem(sys.modules, "nbdime", None)
-    assert only_difference(pair, NOTEBOOK) == "differs; pip install nbdime shows where"
 
 
 def test_pictures_are_compared_by_their_pixels(pair):
@@ -141,36 +131,22 @@ def test_weights_are_compared_and_the_rest_of_the_file_must_be_whole(pair):
     assert content.count(b"9.25") == 1  # the zip's checksum shows that this is damage
     file.write_bytes(content.replace(b"9.25", b"9.26"))
     assert "checksums do not match" in only_difference(pair, MODEL)
-    for path in pair:
-        (path / MODEL).write_bytes(f"no zip, {path.name}".encode())
-    assert only_difference(pair, MODEL).startswith("one of the two files is damaged (File is not a")
 
 
 def test_missing_and_unexpected_files_are_named_and_notebooks_come_first(pair):
     (pair[1] / NOTEBOOK).unlink()
     (pair[1] / "compare/left.csv.partial").touch()
     found = compare(*pair)
-    assert found.differences == [
-        Difference(NOTEBOOK, "is missing"),
-        Difference("compare/left.csv.partial", "was not expected"),
-    ]
-    assert found.report().startswith(
-        f"different: 2 of 7 files\n\n{NOTEBOOK}: is missing\n\n"
-        "also different:\n  compare/left.csv.partial\n"
-    )
+    partial = "compare/left.csv.partial", "was not expected"
+    assert found.differences == [(NOTEBOOK, "is missing"), partial]
+    said = f"different: 2 of 7 files\n\n{NOTEBOOK}: is missing\n\nalso different:\n  compare/left"
+    assert found.report().startswith(said)
 
 
 @pytest.mark.parametrize("name", [NOTEBOOK, TABLE, PICTURE, ABOUT, MODEL])
 def test_a_damaged_file_is_a_difference_and_no_traceback(pair, name):
     whole = (pair[1] / name).read_bytes()
-    for content in (
-        whole[: len(whole) * 2 // 3],
-        b"",
-        b"\0\xff\0",
-        b"[1]",
-        b'{"cells": [3]}',
-        b"{}",
-    ):
+    for content in (whole[: len(whole) * 2 // 3], b"", b"\0\xff\0", b"[1]", b'{"cells": [3]}'):
         (pair[1] / name).write_bytes(content)
         assert only_difference(pair, name)
         assert only_difference(pair[::-1], name)
@@ -184,26 +160,10 @@ def test_a_committed_set_is_a_selection_of_a_study(pair, tmp_path):
     assert (compare(kept, pair[1]).files, compare(kept, pair[1]).differences) == (2, [])
     (pair[1] / TABLE).unlink()
     shutil.copy(kept / "3-train.ipynb", pair[1] / "notebooks/3-more.ipynb")
-    assert compare(kept, pair[1]).differences == [
-        Difference("3-more.ipynb", "was not expected"),
-        Difference("summary.csv", "is missing"),
-    ]
-
-
-@pytest.mark.study
-def test_the_exit_code_of_the_command(pair, tmp_path):
-    """0 without torch, and 2; that it is 1 tests/tools/test_commands.py shows."""
-    (tmp_path / "empty").mkdir()
-    code = "import sys; from thyroid_lib.study import verify; code = verify.main()\n"
-    code += "sys.exit(9 if 'torch' in sys.modules else code)"
-    for folders, status in (
-        (pair, 0), ((pair[0], tmp_path / "none"), 2), ((tmp_path / "empty", pair[1]), 2)
-    ):  # fmt: skip
-        command = [sys.executable, "-c", code, *map(str, folders)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == status
-        assert done.stdout.startswith("identical: 6 files" if status == 0 else "")
-        assert done.stderr.startswith("error: no file to compare in" if status else "")
+    with pytest.raises(ValueError, match="no file to compare in"):
+        compare(kept, tmp_path / "none")
+    extra = "3-more.ipynb", "was not expected"
+    assert compare(kept, pair[1]).differences == [extra, ("summary.csv", "is missing")]
 
 
 AFTERWARDS = {  # what is done to the new results: exit code, what is printed
@@ -219,8 +179,8 @@ def test_make_verify_removes_equal_results_and_keeps_others(tmp_path, afterwards
     """With programs that copy the committed results instead of computing them."""
     code, says = AFTERWARDS[afterwards]
     programs, temporary = tmp_path / "bin", tmp_path / "temporary"
-    temporary.mkdir()
-    programs.mkdir()
+    for folder in (temporary, programs):
+        folder.mkdir()
     workflow = f"""echo "$@" >{tmp_path}/options; cd "$THYROID_RESULTS"
         mkdir -p demo/notebooks demo/compare && cd demo && cp {DEMO}/*.ipynb notebooks &&
         cp {DEMO}/*.[!i]* compare && {afterwards}"""
@@ -235,9 +195,7 @@ def test_make_verify_removes_equal_results_and_keeps_others(tmp_path, afterwards
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     assert says in done.stdout
-    left = [str(path / "demo") for path in temporary.iterdir()]
+    left = [path / "demo" for path in temporary.iterdir()]
     assert len(left) == (code > 0)
     assert all(f"the new run is kept: {path}\n" in done.stdout for path in left)
-    options = (tmp_path / "options").read_text(encoding="utf-8").split()
-    assert "parameters/demo.yaml" in options
-    assert "epochs=1" not in options
+    assert "epochs=1" not in (tmp_path / "options").read_text(encoding="utf-8")

@@ -1,7 +1,4 @@
-"""The workflow, tried with a study of one small run: which steps run again, and which do not.
-
-The study is run once; each change is made to a copy of it, where Snakemake only lists its steps.
-"""
+"""The workflow, tried with a study of one small run: which steps run again, and which do not."""
 
 import json
 import os
@@ -68,10 +65,7 @@ def touch_everything(project: Path) -> None:
                 os.utime(path, (4e9 + age, 4e9 + age))
 
 
-NO_STEP = (
-    "parameters/tiny.yaml", "parameters/demo.yaml", "thyroid_lib/settings.py",
-    "thyroid_lib/study/runner.py",
-)  # fmt: skip
+NO_STEP = "parameters/tiny.yaml", "thyroid_lib/settings.py", "thyroid_lib/study/runner.py"
 CHANGES = {  # a file that is changed or, of the results, deleted; or a setting
     "thyroid_lib/evaluate/metrics.py": TRAIN,
     "thyroid_lib/study/report.py": REPORT,
@@ -114,10 +108,6 @@ def test_results_alone_are_the_study(finished, tmp_path):
         if path.is_file():
             os.utime(path, (1e9 + age, 1e9 + age))
     assert steps(moved) == {}
-    records = list((moved / RESULTS / ".snakemake" / "metadata").iterdir())
-    assert len(records) > 20
-    for record in records:  # they name no folder of the machine
-        assert str(finished) not in record.read_text(encoding="utf-8")
     # content decides, also where a change is older than what was made before it
     statistics = Path("thyroid_lib", "compare", "bootstrap.py")
     change(moved / statistics)
@@ -153,10 +143,8 @@ def test_wrong_settings_stop_before_any_work(tmp_path):
     """More of them in tests/test_settings.py."""
     project = copy_project(tmp_path)
     done = snakemake(project, "--config", "source=tg3k", "data=results/data/none")
-    assert done.returncode == 2
+    assert (done.returncode, (project / RESULTS).exists()) == (2, False)
     assert "error in the parameters:\ndata: nothing is at results/data/none" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (project / RESULTS).exists()
 
 
 @pytest.mark.parametrize(("gpus", "threads"), [("-1", 4), ("3,5", 2)])
@@ -169,26 +157,18 @@ def test_every_gpu_has_a_run(gpus, threads, tmp_path):
     assert f"gpu={int(gpus != '-1')}" in train
 
 
-def apply_blocks(project: Path, page: str) -> list[str]:
-    """Apply the diffs that a how-to shows; return its Python blocks."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S)
-    assert blocks
-    for name, block in blocks:
-        lines = block.splitlines()
-        old = "\n".join(line[1:] for line in lines if line[0] in " -")
-        new = "\n".join(line[1:] for line in lines if line[0] in " +")
-        assert (project / name).read_text(encoding="utf-8").count(old) == 1
-        replace(project / name, old, new)
-    return re.findall(r"```python\n(.*?)```", text, re.S)
-
-
 def test_a_new_metric_rescores_and_trains_nothing(project):
-    """The how-to's own example: docs/new-metric.md."""
+    """The how-to's own example: docs/new-metric.md, with its diffs applied."""
+    text = (ROOT / "docs" / "new-metric.md").read_text(encoding="utf-8")
+    for name, block in re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S):
+        kept = [
+            [line[1:] for line in block.splitlines() if line[0] in side] for side in (" -", " +")
+        ]
+        replace(project / name, *map("\n".join, kept))
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
     run = project / RESULTS / "runs" / RUN
     weights, before = (run / "model.pt").read_bytes(), pd.read_csv(run / "scores.csv")
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 1
-    (example,) = apply_blocks(project, "new-metric.md")
     subprocess.run([sys.executable, "-c", example], cwd=project, check=True)
     run_study(project)
     assert json.loads((run / "run.json").read_text())["trained_epochs"] == 0
@@ -201,9 +181,7 @@ def test_a_new_metric_rescores_and_trains_nothing(project):
     summary = pd.read_csv(project / RESULTS / "compare" / "summary.csv")
     expected = off.groupby(after["group"]).mean().mean()
     assert summary["area_error"].tolist() == [pytest.approx(expected, abs=1e-5)]
-    table = (project / RESULTS / "compare" / "summary.md").read_text(encoding="utf-8")
-    assert f"| {expected:.3f} " in table.splitlines()[2]
-    assert "| area error " in table
+    assert "| area error " in (project / RESULTS / "compare" / "summary.md").read_text("utf-8")
     assert steps(project) == {}
 
 
@@ -212,24 +190,17 @@ def test_a_run_that_fails_stops_only_what_needs_it(tmp_path):
     # 48 px can be halved four times, as U-Net does, but not five, as SegNet does
     done = snakemake(project, "--config", "size=48", "models=[segnet,unet]")
     failed = RUN.replace("unet", "segnet")
-    top = project / RESULTS
     assert done.returncode == 1
     assert f"error: 3-train-{failed}: In [" in done.stdout + done.stderr
-    assert (top / "runs" / RUN / "scores.csv").exists()
-    assert (top / "notebooks" / f"3-train-{RUN}.ipynb").exists()
-    assert not (top / "notebooks" / f"3-train-{failed}.ipynb").exists()
-    assert not (top / "compare").exists() or not any((top / "compare").iterdir())
-    log = (top / "logs" / f"3-train-{failed}.ipynb").read_text(encoding="utf-8")
-    assert "multiple" in log
-    page = (top / "report.html").read_text(encoding="utf-8")
-    assert "1 of 5 steps failed, 0 were stopped, 3 are done" in page
-    assert f"3-train-{failed}: In [" in page
-    assert "1. Preprocess" in page
+    there = {path.stem for path in (project / RESULTS / "notebooks").iterdir()}
+    assert there == {"1-preprocess", "2-audit", f"3-train-{RUN}"}
+    page = project / RESULTS / "report.html"
+    assert "1 of 5 steps failed, 0 were stopped, 3 are done" in page.read_text("utf-8")
     assert steps(project, "--config", "size=48", "models=[segnet,unet]") == TRAIN
     # mended: only what is missing is done, and the report tells of failures no more
     output = run_study(project, "--config", "size=48", "models=[unet]")
     assert "3-train-unet" not in re.findall(r"(\S+): done in", output)
-    assert "not finished" not in (top / "report.html").read_text(encoding="utf-8")
+    assert "not finished" not in page.read_text("utf-8")
     assert steps(project, "--config", "size=48", "models=[unet]") == {}
 
 
@@ -296,7 +267,7 @@ def test_a_study_stops_at_the_end_of_its_time(project):
 
 
 def test_a_replication_is_taken_apart_step_by_step(tmp_path):
-    """With the results in another folder, whose name no file holds."""
+    """With the results in another folder."""
     project, top = copy_project(tmp_path / "project"), tmp_path / "elsewhere" / "tiny"
     run_study(
         project, "--config", "protocols=[reported,random,grouped]", "selection=val", "folds=2",
@@ -304,8 +275,6 @@ def test_a_replication_is_taken_apart_step_by_step(tmp_path):
         THYROID_RESULTS=str(top.parent),
     )  # fmt: skip
     assert not (project / RESULTS).exists()
-    for name, content in results_of(tmp_path, Path("elsewhere", "tiny")).items():
-        assert str(tmp_path).encode() not in content, name
     runs = {path.name: json.loads((path / "run.json").read_text()) for path in top.glob("runs/*")}
     assert len(runs) == 2 + 1 + 2  # the one without ReLU explains a loss, and is no rival
     for name, about in runs.items():
@@ -314,21 +283,19 @@ def test_a_replication_is_taken_apart_step_by_step(tmp_path):
         assert about["mend"] == ("" if reported else "text")
         assert (about["temperature"] is None) == reported
     steps = (top / "replication" / "steps.md").read_text(encoding="utf-8")
-    assert "| as reported (epoch picked on test)" in steps
     assert "From the first step to the last: segnet_reported" in steps
     summary = (top / "compare" / "summary.md").read_text(encoding="utf-8")
     assert "reported (" not in summary  # which has its own notebook
-    page = (top / "report.html").read_text(encoding="utf-8")
-    assert "5. Replication" in page
-    assert "2. Audit" in page
+    assert "5. Replication" in (top / "report.html").read_text(encoding="utf-8")
 
 
 def make_nbval(project: Path) -> subprocess.CompletedProcess:
     shutil.copy2(ROOT / "Makefile", project)
-    command = ["make", f"BIN={Path(sys.executable).parent}", "READY=", "nbval", "TRAINED=1"]
-    command += ["PARAMETERS=parameters/tiny.yaml"]
+    words = f"BIN={Path(sys.executable).parent}", "TRAINED=1", "PARAMETERS=parameters/tiny.yaml"
     how = {"cwd": project, "env": tiny_study.environment(project)}
-    return subprocess.run(command, capture_output=True, text=True, **how)
+    return subprocess.run(
+        ["make", "READY=", "nbval", *words], capture_output=True, text=True, **how
+    )
 
 
 def test_somebodys_own_executed_study_is_validated(project):
@@ -344,6 +311,4 @@ def test_somebodys_own_executed_study_is_validated(project):
     assert re.search(r"1 failed, \d+ passed", done.stdout)
     assert {path: path.read_bytes() for path in before} == before
     shutil.rmtree(results / "notebooks")
-    done = make_nbval(project)
-    assert "no executed notebooks in" in done.stderr
-    assert "make study PARAMETERS=parameters/tiny.yaml first" in done.stderr
+    assert "make study PARAMETERS=parameters/tiny.yaml first" in make_nbval(project).stderr

@@ -55,31 +55,27 @@ def test_an_address_reaches_readme_and_every_notebook(root):
     ):
         assert text in readme
     for path in notebooks(root):
-        cells = {
-            c["id"]: "".join(c["source"]) for c in json.loads(path.read_text("utf-8"))["cells"]
-        }
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        cells = {cell["id"]: "".join(cell["source"]) for cell in cells}
         name = "3-train" if path.stem.startswith("3-train") else path.stem
         assert f"somebody/thyroid-study/blob/main/notebooks/{name}.ipynb" in cells["title"]
         line = 'repository = "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"'
         assert line in cells["setup"]
     before = contents(root)
-    assert "0 files written" in run(root).stdout
     assert "0 files written" in run(root, "somebody/thyroid-study").stdout
+    done = run(root, "--", "-a/b")
+    assert (done.returncode, "need owner/name" in done.stderr) == (2, True)
     assert contents(root) == before
 
 
 def test_an_address_reaches_the_pages_that_clone(root):
     index, colab = root / "docs" / "index.md", root / "docs" / "colab.md"
     before = {page: page.read_text("utf-8") for page in (index, colab)}
-    badges.write_all(root, "somebody/first")
-    badges.write_all(root, "an-other/second.study")  # replaces the first
+    badges.write_all(root, "an-other/second.study")
     url = "https://github.com/an-other/second.study"
     clone = f"    git clone {url} && cd second.study\n    make quickstart\n"
     assert clone in index.read_text("utf-8")
     assert f"    !git clone {url} thyroid && cd thyroid && make env\n" in colab.read_text("utf-8")
-    for page in (index, colab, root / "README.md", root / "notebooks/3-train.ipynb"):
-        assert "an-other/second.study" in page.read_text("utf-8")
-        assert "somebody/first" not in page.read_text("utf-8")
     badges.write_all(root, "")
     assert {page: page.read_text("utf-8") for page in (index, colab)} == before
     index.write_text(before[index].replace("<!-- clone -->", ""), "utf-8")
@@ -87,25 +83,15 @@ def test_an_address_reaches_the_pages_that_clone(root):
         badges.write_all(root, "somebody/first")
 
 
-@pytest.mark.parametrize("repo", ["a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"])
-def test_valid_addresses(repo):
-    assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
-
-
 NO_ADDRESSES = [
-    "name", "https://github.com/a/b", "a/b/c", "a b/c", "/b", "a/b.git", "a/B.GIT", "a/.", "a/..",
-    "../b", "-a/b", "a/-b", "é/b", "a/bé", "a/b\n", "a/b\"", "a/b'", "a/b;ls", "a/", "a/\u212a",
+    "name", "https://github.com/a/b", "a/b/c", "a b/c", "a/b.git", "a/..", "-a/b", "a/bé", "a/b\n",
+    "a/b\"", "a/b;ls",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("repo", NO_ADDRESSES)
-def test_invalid_addresses(repo):
-    with pytest.raises(ValueError, match="need owner/name"):
-        badges.with_repository(PYPROJECT, repo)
-
-
-def test_an_invalid_address_changes_nothing(root):
-    before = contents(root)
-    done = run(root, "--", "-a/b")
-    assert (done.returncode, "need owner/name" in done.stderr) == (2, True)
-    assert contents(root) == before
+def test_addresses():
+    for repo in ("a/b", "a-1/b.c", "A/.github", "a/b_c-", "a/git", "a/b.gitx"):
+        assert badges.repository(badges.with_repository(PYPROJECT, repo)) == repo
+    for repo in NO_ADDRESSES:
+        with pytest.raises(ValueError, match="need owner/name"):
+            badges.with_repository(PYPROJECT, repo)

@@ -41,8 +41,6 @@ def test_the_first_screen_is_short():
     table = [line for line in first.splitlines() if line.startswith("|")]
     networks = pd.read_csv(ROOT / page.STUDY / "compare" / "summary.csv")["model"].nunique()
     assert len(table) == 2 + networks
-    assert all(line.count("|") == 4 for line in table)
-    assert len([line for line in first.splitlines() if line.startswith("    make ")]) == 2
     assert len(re.sub("<[^>]*>", "", first).split()) < 220  # the words that are seen
 
 
@@ -55,6 +53,3 @@ def test_what_is_stored_of_a_frame_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "outlined_frame", lambda study, summary: frame)
     page.write_frame(tmp_path, tmp_path / "frame.npz")
     np.testing.assert_equal(page.read_frame(tmp_path / "frame.npz"), frame)
-    monkeypatch.setattr(page, "outlined_frame", lambda study, summary: None)
-    with pytest.raises(ValueError, match="make demo"):
-        page.write_frame(tmp_path, tmp_path / "none.npz")

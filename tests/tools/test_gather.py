@@ -1,6 +1,7 @@
 """Merging the results of several machines: what is taken, what is refused, and why."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -102,11 +103,9 @@ def test_two_sessions_become_one_study(merge, settings, here, tmp_path):
         f"next: make kaggle PARAMETERS={settings} OWNER=<your name>",
         f"or, to finish here: make study PARAMETERS={settings}",
     ]
-    before = contents(here)
-    assert {
-        f"notebooks/3-train-{A}.ipynb", f"runs/{A}/model.pt", "store/images.npy",
-        *gather.records_of([f"notebooks/3-train-{A}.ipynb"]),
-    } <= set(before)  # fmt: skip
+    before, step = contents(here), f"notebooks/3-train-{A}.ipynb"
+    records = gather.records_of([step])
+    assert {step, f"runs/{A}/model.pt", "store/images.npy", *records} <= set(before)
     assert not any(name.startswith("logs/") for name in before)
     assert checksums.mend(here) == []  # every file has its recorded checksum
     assert merge(tmp_path / "one", tmp_path / "two")[0] == "nothing new"
@@ -142,8 +141,6 @@ OTHER = {"done": [A], "scores": "0.8"}
         (("a", "b"), {"done": [B], "store": "others"}, "store.json differs between a, b: these"),
         # sources of equal names hide none
         (("a/output", "b/output"), OTHER, "finished in .*a/output.*, .*b/output.*, but"),
-        (("results", "b"), OTHER, "finished in .*results.*, .*b.*, but"),
-        (("x", "x/y"), OTHER, "finished in .*x.*, .*x/y.*, but"),
     ],
 )
 def test_contradictions_are_refused_and_nothing_is_written(
@@ -152,23 +149,19 @@ def test_contradictions_are_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         merge(*names, **dict(zip(names, ({"done": [A]}, second), strict=True)))
     assert contents(here) == {}
-    assert "next: make study" in merge("three", three={"done": [A, B]})[-1]
-    before = contents(here)
+    merge("three", three={"done": [A, B]})
     with pytest.raises(ValueError, match="differs"):  # what is here counts as well
         merge(tmp_path / names[1])
-    assert contents(here) == before
 
 
-@pytest.mark.parametrize("name", ["scores.csv", "run.json"])
-@pytest.mark.parametrize("damage", ["changed", "not recorded"])
+@pytest.mark.parametrize(("name", "damage"), [("scores.csv", "0.7"), ("run.json", "not recorded")])
 def test_a_damaged_run_is_named_and_left_out(merge, tmp_path, name, damage, capsys):
     study = session(tmp_path / "one", done=[A, B]) / "results" / "demo"
-    if damage == "changed":
-        (study / "runs" / A / name).write_text("0.7")
+    record = study / "checksums" / f"3-train-{A}.sha256"
+    if name == "run.json":
+        record.write_text(re.sub(".*run.json\n", "", record.read_text()))
     else:
-        record = study / "checksums" / f"3-train-{A}.sha256"
-        lines = [line for line in record.read_text().splitlines(True) if name not in line]
-        record.write_text("".join(lines))
+        (study / "runs" / A / name).write_text(damage)
     lines = merge(tmp_path / "one")
     assert f"note: one: 3-train-{A}: runs/{A}/{name} is missing or not" in capsys.readouterr().err
     assert {"1 of 2 runs are done", f"{A}: not begun"} < set(lines)
@@ -192,11 +185,10 @@ def test_a_zip_is_read_like_a_folder(merge, here, tmp_path):
     assert not [*tmp_path.parent.glob("PWNED*"), *tmp_path.rglob("PWNED*")]
 
 
-@pytest.mark.parametrize("kind", ["truncated", "deflated", "lzma", "bzip2", "encrypted"])
+@pytest.mark.parametrize("kind", ["truncated", "deflated", "encrypted"])
 def test_a_damaged_zip_is_an_error(merge, tmp_path, kind):
-    how = {"lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}.get(kind, zipfile.ZIP_DEFLATED)
     path, name = tmp_path / "cut.zip", "results/demo/runs/x"
-    with zipfile.ZipFile(path, "w", how) as zipped:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr(name, "frames " * 999)
     raw = bytearray(path.read_bytes())
     begin, directory = 30 + len(name), raw.index(b"PK\1\2")
@@ -219,40 +211,33 @@ def test_removed_frames_are_no_damage(merge, here, tmp_path, capsys):
     assert not (here / "store").exists()
 
 
-def test_a_source_without_the_study_is_an_error(merge, here, tmp_path):
+def test_a_source_without_the_study_is_an_error(merge, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="nothing of the study demo in 1 sources"):
-        merge(tmp_path / "empty")
-    with pytest.raises(ValueError, match="there is no such folder or zip"):
-        merge(tmp_path / "none")
-    assert not here.exists()
+    for name, words in (("empty", "nothing of the study demo in 1"), ("none", "there is no such")):
+        with pytest.raises(ValueError, match=words):
+            merge(tmp_path / name)
 
 
-def test_a_run_of_other_settings_is_left_out(merge, here, tmp_path, capsys):
+def test_a_run_of_other_settings_is_left_out(merge, tmp_path, capsys):
     one = {"done": [A], "about": {"epochs": 1, "lr": 0.5}}
-    lines = merge("one", "two", one=one,
-                  two={"done": [B], "about": {"threshold": 0.4, "threads": 8}})  # fmt: skip
+    lines = merge("one", "two", one=one, two={"done": [B], "about": {"threshold": 0.4}})
     note = f"{A}: epochs 1, the study has 20; lr 0.5, the study has 0.006: left out"
     assert note in capsys.readouterr().err
     # of the second, only the scores are computed again
     assert {f"{A}: not begun", f"3-train-{B} is done (from two)"} < set(lines)
     session(tmp_path / "here", done=[A], about={"epochs": 1})  # nor does one here count
     assert f"3-train-{A} is done (from three)" in merge("three", three={"done": [A]})
-    assert json.loads((here / "runs" / A / "run.json").read_text())["epochs"] == 20
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "same"),
-    [
-        ("width", 9, False), ("seed", 1, False), ("mend", "", False), ("device", "cuda", False),
-        ("folds", 5, False), ("precision", "bf16", True), ("tolerance_px", 3, True),
-    ],
-)  # fmt: skip
-def test_settings_that_change_the_weights(settings, tmp_path, key, value, same):
+def test_settings_that_change_the_weights(settings, tmp_path):
     config = gather.read_study([settings], overrides={"device": "cpu", "precision": "auto"})
-    write(tmp_path / "run.json", json.dumps(settings_of(A, {key: value})))
-    said = gather.differing(tmp_path, A, config)
-    assert said == "" if same else said.startswith(f"{key} ")
+    for key, value in {
+        "width": 9, "seed": 1, "mend": "", "device": "cuda", "folds": 5, "precision": "bf16",
+        "tolerance_px": 3,
+    }.items():  # fmt: skip
+        write(tmp_path / "run.json", json.dumps(settings_of(A, {key: value})))
+        said = gather.differing(tmp_path, A, config).partition(" ")[0]
+        assert said == ("" if key in ("precision", "tolerance_px") else key)
 
 
 def test_the_reported_protocol_has_its_own_frames_and_selection(tmp_path):
@@ -271,20 +256,7 @@ def test_the_next_command_repeats_the_given_settings(settings, tmp_path):
     assert f"next: make study PARAMETERS={settings} {word}" in said
 
 
-def test_words_are_expanded_as_a_shell_does(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("output-2", "output-1 (1)", "a[1]"):
-        (tmp_path / name).mkdir()
-    assert gather.matching(["output-*", "a[1]", "none-*", "~/a*"]) == [
-        Path("output-1 (1)"), Path("output-2"), Path("a[1]"), Path("none-*"), tmp_path / "a[1]",
-    ]  # fmt: skip
-
-
-OUTSIDE = [
-    "runs/../../../PWNED.mk", "./../PWNED.mk", "../PWNED.mk", "runs/..", "/tmp/PWNED.mk",
-    "..\\PWNED.mk",
-]  # fmt: skip
+OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -306,10 +278,3 @@ def test_nothing_is_copied_through_a_link(merge, here, tmp_path):
     with pytest.raises(ValueError, match="leads out of"):
         merge("one", one={"done": [A]})
     assert not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_a_study_in_use_is_an_error(merge, here):
-    lock = checksums.claim(here)
-    with pytest.raises(BlockingIOError, match="another start of this study is at work"):
-        merge("one", one={"done": [A]})
-    lock.close()

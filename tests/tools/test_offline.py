@@ -45,15 +45,11 @@ NAMES = "GITHUB_TOKEN HF_TOKEN AWS_SECRET_ACCESS_KEY KAGGLE_KEY DB_PASSWORD SSH_
 SECRETS = {name: f"s3cr3t-{number}-of-jane" for number, name in enumerate(NAMES.split())}
 FAILS = """
 import pandas, socket
-from thyroid_lib.data.store import open_store
 try:
     socket.create_connection(("{nobody}", 9), timeout=1)
 except OSError as error:
-    print("refused:", type(error).__name__)
-try:
-    pandas.read_csv("{home}/none.csv")
-except OSError as error:
-    raise ValueError(f"nothing at {home}/none.csv") from error
+    print("refused:", error)
+pandas.read_csv("{home}/none.csv")
 """
 
 
@@ -95,42 +91,20 @@ def test_a_study_makes_no_connection(jane):
     assert jane.asked == ""
     watched = list(jane.connections.parent.glob("connections.*"))
     assert len(watched) >= 9  # Snakemake, four runners with a kernel each, the report's
-
-
-def test_a_connection_is_refused_and_recorded(jane):
-    """The test above can fail: a connection of a notebook's kernel is seen."""
+    # one of a notebook's kernel would be seen
     assert jane.failed.returncode == 3
     assert f"{UNREACHABLE} asked by " in jane.read_connections()
-    log = (jane.results / "logs" / "fails.ipynb").read_text("utf-8")
-    assert "refused: ConnectionRefusedError" in log
 
 
 def test_results_hold_nothing_of_their_user(jane):
     own = [jane.home, jane.project, jane.project.parent, sys.prefix, sys.base_prefix, ROOT]
     words = {*map(str, own), *SECRETS.values(), socket.gethostname()} - {"/usr", "/usr/local"}
     words = {"jane", *(word for word in words if len(word) > 3)}  # in every name above
-    files = {
-        path.relative_to(jane.results).as_posix(): path.read_bytes()
-        for path in jane.results.rglob("*") if path.is_file()
-    }  # fmt: skip
+    files = {path: path.read_bytes() for path in jane.results.rglob("*") if path.is_file()}
     assert [(f, word) for f, text in files.items() for word in words if word.encode() in text] == []
-    assert set(files) >= {
-        "report.html", f"runs/{RUN}/run.json", f"runs/{RUN}/model.pt", "store/index.csv",
-        "notebooks/1-preprocess.ipynb", "logs/1-preprocess.ipynb", f"logs/3-train-{RUN}.ipynb",
-        "logs/fails.ipynb", "logs/fails.failed.txt", "compare/model_card.md",
-    }  # fmt: skip
-
-
-def test_logs_show_folders_by_short_names(jane):
-    logs = jane.results / "logs"
-    log = (logs / "1-preprocess.ipynb").read_text("utf-8")
-    assert '"output_path": "results/tiny/logs/1-preprocess.ipynb"' in log
-    assert '"data": "~/data"' in log
-    executed = (logs.parent / "notebooks" / "1-preprocess.ipynb").read_text("utf-8")
-    assert 'data = \\"~/data\\"' in executed  # `project_path` expands it
-    failed = (logs / "fails.ipynb").read_text("utf-8")
-    assert "python/lib/" in failed  # the traceback through pandas
-    assert "nothing at ~/none.csv" in (logs / "fails.failed.txt").read_text("utf-8")
+    kept = {f"runs/{RUN}/model.pt", f"logs/3-train-{RUN}.ipynb", "logs/fails.failed.txt"}
+    assert {jane.results / name for name in kept} <= set(files)
+    assert '"data": "~/data"' in (jane.results / "logs/1-preprocess.ipynb").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -140,16 +114,13 @@ def test_logs_show_folders_by_short_names(jane):
         ("at /home/jane/study.", "at .."),
         ("\\u001b[32m/home/jane/study/a.py:1\\n/home/jane/b", "\\u001b[32m./a.py:1\\n~/b"),
         ("/home/jane", "~"),
-        ("/home/jane/studying", "~/studying"),
         ("/home/janet /home/jane.doe /home/jane-2", "/home/janet /home/jane.doe /home/jane-2"),
         ("/scratch/out/demo/x.csv", "results/demo/x.csv"),
         ("/scratch/tmp/ipykernel_1/2.py", "$TMPDIR/ipykernel_1/2.py"),
         ("/opt/env/lib/x.py", "python/lib/x.py"),
-        ("/usr/lib and /tmp/x", "/usr/lib and /tmp/x"),
         ('{"a": "/home/jane/caf\\u00e9/x"}', '{"a": "python/x"}'),
         ("/mnt/home/jane/x /srv-/home/jane", "/mnt/home/jane/x /srv-/home/jane"),
         ("a\\n/home/jane/x \\u001b[0;32m/home/jane", "a\\n~/x \\u001b[0;32m~"),
-        ("nothing", "nothing"),
     ],
 )
 def test_folders_are_replaced_by_short_names(text, hidden, monkeypatch):
@@ -170,13 +141,9 @@ PLACES = re.compile(
 
 
 def test_committed_results_name_no_folder_and_no_user():
-    found, read = [], set()
+    found = []
     for path in (ROOT / "results" / "reference").rglob("*"):
         if path.suffix in (".ipynb", ".json", ".md", ".csv"):
             text = re.sub(r'"image/png": "[^"]*"', "", path.read_text("utf-8"))
             found += [f"{path.name}: {hit}" for hit in PLACES.findall(text)]
-            read.add(path.name)
     assert found == []
-    assert read >= {"run.json", "4-compare.ipynb"}
-    for text in ("at |root|x", '"|tmp|x"', "jane@example.org", "password", "C:\\\\Users"):
-        assert PLACES.search(text.replace("|", "/"))

@@ -12,7 +12,6 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -55,16 +54,14 @@ def try_out(marker: Path, load) -> None:
     marker.rmdir()  # raises if there is none
 
 
-def torch_bytes(value, **how) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, **how)
+def torch_bytes(value) -> bytes:
+    torch.save(value, buffer := io.BytesIO())
     return buffer.getvalue()
 
 
 PICKLES = {
     "alone": pickle.dumps,
     "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
-    "torch's old form": lambda payload: torch_bytes(payload, _use_new_zipfile_serialization=False),
 }
 
 
@@ -80,13 +77,6 @@ def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, caps
     assert re.search("checkpoint.pt of .* passed over", capsys.readouterr().err)
 
 
-@pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss.]")  # torch's own, on such archives
-def test_a_jit_archive_as_model_is_refused(tmp_path):
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "model.pt"))
-    with pytest.raises(ValueError, match="is not a model of this project"):
-        load_model(tmp_path / "model.pt")
-
-
 @pytest.mark.parametrize("name", ["images", "masks", "reference"])
 def test_an_array_of_objects_in_a_store_is_refused(name, marker, small_folder, tmp_path):
     build_store(look(small_folder).cases, tmp_path / "store", size=16)
@@ -99,16 +89,13 @@ def test_an_array_of_objects_in_a_store_is_refused(name, marker, small_folder, t
             open_store(tmp_path / "store")
 
 
-@pytest.mark.parametrize("tag", ["apply:os.mkdir", "new:os.mkdir"])
-def test_yaml_that_creates_objects_is_refused(tag, marker, tmp_path):
-    path = tmp_path / "study.yaml"
-    text = f"study: !!python/object/{tag} ['{marker}']\n"
-    path.write_text(text)
-    if tag.startswith("apply"):
-        try_out(marker, lambda: yaml.load(text, yaml.UnsafeLoader))  # noqa: S506
+def test_yaml_that_creates_objects_is_refused(marker, tmp_path):
+    path, value = tmp_path / "study.yaml", f"!!python/object/apply:os.mkdir ['{marker}']"
+    path.write_text(f"study: {value}\n")
+    try_out(marker, lambda: yaml.load(path.read_text(), yaml.UnsafeLoader))  # noqa: S506
     with pytest.raises(ValueError, match=r"^study\.yaml, line 1: write plain values"):
         read_study([path])
-    given = {"epochs": f"!!python/object/{tag} ['{marker}']"}
+    given = {"epochs": value}
     with pytest.raises(ValueError, match="epochs: got"):
         read_study([ROOT / "parameters" / "demo.yaml"], overrides=given)
 
@@ -133,32 +120,17 @@ def test_postscript_is_no_image(marker, small_folder, monkeypatch):
         image.load()
     built = build_store(look(small_folder).cases, small_folder / "store", size=16)
     assert built.quarantine["reason"].tolist() == ["unreadable image"] * 2
-    assert all("is no PNG, JPEG, BMP or TIFF image" in text for text in built.quarantine["detail"])
     assert ran == [1]
 
 
-@pytest.mark.parametrize("value", ["__import__('os').mkdir({marker!r})", "f'{{1+1}}'", "open('x')"])
-def test_a_parameters_cell_is_parsed_and_not_run(value, marker, tmp_path, capsys):
-    source = f"a = {value.format(marker=str(marker))}"
-    path = tmp_path / "x.ipynb"
+def test_a_parameters_cell_is_parsed_and_not_run(marker, tmp_path, capsys):
+    source, path = f"a = __import__('os').mkdir({str(marker)!r})", tmp_path / "x.ipynb"
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
     path.write_text(json.dumps({"cells": [cell]}))
     with pytest.raises(ValueError, match="each line `name = value`"):
         parameter_defaults(path)
     assert run_notebook(path, tmp_path / "out.ipynb", {}) == BAD_PARAMETERS
     assert "tagged `parameters`" in capsys.readouterr().err
-
-
-@pytest.mark.study
-def test_a_parameter_is_a_literal_in_the_notebook(marker, tmp_path):
-    """papermill writes the text itself into the notebook, whatever it would do as code."""
-    text = f"\"); __import__('os').mkdir('{marker}'); (\" \\\" \\\\ ''' \"\"\" \n$HOME {{x}}"
-    cells = [
-        nbformat.v4.new_code_cell("a = ''", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(f"assert a == {text!r}"),
-    ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
-    assert run_notebook(tmp_path / "x.ipynb", tmp_path / "out.ipynb", {"a": text}) == 0
 
 
 LOADS = {  # calls that can run what they read; more are found by ruff's rules S
@@ -178,9 +150,4 @@ CODE = [
 @pytest.mark.parametrize("pattern", LOADS)
 def test_no_function_that_runs_what_it_reads_is_called(pattern):
     assert re.search(pattern, LOADS[pattern])
-    hits = (
-        (path.name, hit[0])
-        for path in CODE
-        for hit in re.finditer(pattern, path.read_text("utf-8"))
-    )
-    assert list(hits) == []
+    assert [path.name for path in CODE if re.search(pattern, path.read_text("utf-8"))] == []

@@ -16,10 +16,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def code_fingerprint(path: Path) -> str:
-    """Return a SHA-256 over a file of Python code without comments, docstrings and layout.
-
-    Every version of Python that parses the source alike gives the same fingerprint.
-    """
+    """Return a SHA-256 over a file of Python code without comments, docstrings and layout."""
     source = path.read_text("utf-8-sig")
     return hashlib.sha256(f"{path.stem} {_outline(ast.parse(source))}\n".encode()).hexdigest()
 

@@ -1,7 +1,6 @@
 """Advisory file locks for study folders and GPUs; the system releases them when a process ends.
 
-So no lock is ever stale, and none has to be removed by hand. A lock holds on one machine, and on a
-shared disk as far as that disk supports locks; where it does not, a note says so.
+A lock holds on one machine, and on a shared disk if that disk supports locks; else a note says so.
 """
 
 import errno
@@ -77,10 +76,7 @@ def visible_gpus() -> list[str]:
 
 
 def claim_gpu(name: str) -> ExitStack | None:
-    """Lock a GPU that no other run of this user holds, or wait for one; None if there is no GPU.
-
-    Snakemake starts as many runs as there are GPUs, but does not know of a second study.
-    """
+    """Lock a GPU that no other run of this user holds, or wait for one; None if there is no GPU."""
     gpus, noted = visible_gpus(), False
     job = os.environ.get("SLURM_JOB_ID", "")  # each job may see its own GPU as number 0
     while gpus:

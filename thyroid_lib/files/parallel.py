@@ -1,7 +1,6 @@
 """A map over processes that gives results in order and keeps few of them in memory.
 
-Processes and not threads: to read or score one frame takes many short calls, and threads would wait
-for Python's global lock between them.
+Not over threads: frames take many short calls, between which threads wait for Python's lock.
 """
 
 import gc
@@ -37,9 +36,9 @@ def cores() -> int:
 def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
     """Map over worker processes, results in order; one worker is this process itself.
 
-    `work` is a function of a module, or a `partial` of one: arguments and results are pickled.
-    Items are taken as workers become free. Close the iterator or exhaust it: until then the workers
-    stay. What `work` raises is raised here; RuntimeError if a worker was killed.
+    `work` is a function of a module, or a `partial` of one. Items are taken as workers become free;
+    these stay until the iterator is exhausted or closed. What `work` raises is raised here;
+    RuntimeError if a worker was killed.
     """
     if workers == 1:
         yield from map(work, items)

@@ -25,10 +25,9 @@ def project_path(path: str | Path) -> Path:
 
 
 def portable_path(path: str) -> str:
-    """Return a path as another machine would write it, if it lies in a folder that each has.
+    """Return a path of the results, project or home as another machine would write it.
 
-    These are the results, the project and the home: the inverse of `project_path`. Other texts,
-    names of data sets among them, stay as they are.
+    It is the inverse of `project_path`; other texts, names of data sets among them, stay.
     """
     for name, folder in (("results", "results"), ("", ""), ("~", "~")):
         below = project_path(folder)

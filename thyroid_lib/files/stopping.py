@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 GRACE = 3  # seconds
 
@@ -18,17 +18,9 @@ class Stopped(Exception):
 def deadline(budget_minutes: float = 0) -> float:
     """Return the Unix time at which to stop: after so many minutes (0: no limit), or at
     THYROID_DEADLINE, which the workflow sets for all of its runs, if that is earlier.
-
-    Raises:
-        ValueError: THYROID_DEADLINE is no number.
     """
     end = time.time() + 60 * budget_minutes if budget_minutes else math.inf
-    given = os.environ.get("THYROID_DEADLINE") or "inf"
-    with suppress(ValueError):
-        if not math.isnan(common := float(given)):
-            return min(end, common)
-    need = "need seconds of Unix time; unset it for no limit"
-    raise ValueError(f"THYROID_DEADLINE: got {given!r}, {need}")
+    return min(end, float(os.environ.get("THYROID_DEADLINE") or "inf"))
 
 
 def signals() -> list[int]:
@@ -42,10 +34,9 @@ def signals() -> list[int]:
 def stop_requests(budget_minutes: float = 0) -> Iterator[Callable[[], str]]:
     """Within this context, remember signals that ask for an end instead of obeying them.
 
-    It yields a function that returns the reason to stop, "" if there is none yet. A signal that
-    comes `GRACE` seconds or more after the first one is obeyed at once. An earlier one is not: a
-    batch system signals a process and its parent, which passes the signal on. Outside the main
-    thread, which alone receives signals, only the deadline counts.
+    It yields a function that returns the reason to stop, "" if there is none yet. A second signal
+    is obeyed if it comes `GRACE` seconds later: a batch system signals a process and its parent,
+    which passes the signal on. Outside the main thread only the deadline counts.
     """
     end, arrived, before = deadline(budget_minutes), [], {}
 

@@ -55,8 +55,6 @@ def write_error(error: OSError, path: str | Path) -> OSError:
         errno.EDQUOT: "the quota of disk space is used up: free some space",
         errno.EROFS: f"the disk is read-only: {elsewhere}",
         errno.EACCES: f"no permission to write here: change it, or {elsewhere}",
-        errno.ENOENT: "no such folder: make it, or look at THYROID_ROOT and THYROID_RESULTS",
-        errno.EISDIR: "a folder lies where a file is to be written: move it away",
         errno.ENOTDIR: in_the_way,
         errno.EEXIST: in_the_way,
     }.get(error.errno, error.strerror or str(error))
@@ -67,18 +65,13 @@ NOTE = "note: "
 
 
 def print_note(text: str) -> None:
-    """Print what was repaired or is waited for; no result depends on it.
-
-    The runner removes such lines from the executed notebook, which is the same with and without.
-    """
+    """Print what was repaired or is waited for; the runner keeps it out of executed notebooks."""
     print(f"{NOTE}{text}", file=sys.stderr, flush=True)
 
 
 def write_table(path: str | Path, table, *, digits: int = 6, **how) -> Path:
-    """Write a DataFrame as CSV, whole or not at all; `how` goes to `DataFrame.to_csv`.
-
-    Few digits after the decimal point hide the differences between machines.
-    """
+    """Write a DataFrame as CSV, whole or not at all; `how` goes to `DataFrame.to_csv`."""
+    # few digits hide the differences between machines
     how = {"index": False, "float_format": f"%.{digits}f", "lineterminator": "\n"} | how
     return write_file(path, table.to_csv(**how))
 

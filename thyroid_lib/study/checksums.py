@@ -71,9 +71,8 @@ def record(path: str | Path, files: Iterable[str | Path]) -> None:
 def mend(study: str | Path) -> list[str]:
     """Remove half-written files of killed steps, and put aside files that have changed since.
 
-    A changed file is renamed to `<name>.damaged`, and its step runs again: its notebook goes, which
-    Snakemake misses. Only weights stay: they carry checksums of their own, and cost most. Return
-    the names of what was put aside. The folder must be claimed.
+    A changed file is renamed to `<name>.damaged`, and its step runs again, as its notebook is
+    removed; weights stay, which have checksums of their own. Return the names of the renamed files.
     """
     study, aside, known, again = Path(study), [], {}, set()
     _remove_unfinished(study)
@@ -94,12 +93,9 @@ def mend(study: str | Path) -> list[str]:
         target = path.with_name(f"{path.name}.damaged")
         moved = os.path.lexists(path) and not (digest and path.name == WEIGHTS)
         if digest:
-            kept = f", and this one kept as {target.name}" if moved else ""
             said = "is not the file that was written (damaged? edited?): it is made again"
-            print_note(f"{name} of {study.name} {said}{kept}")
+            print_note(f"{name} of {study.name} {said}" + f"; kept as {target.name}" * moved)
         if moved:
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
             os.replace(path, target)
             aside.append(name)
     for step in again:
@@ -135,10 +131,7 @@ def _remove_unfinished(study: Path) -> None:
 
 
 def settle_times(study: str | Path) -> None:
-    """Set files of the future (of a machine with a wrong clock) to now.
-
-    Snakemake would fail each step whose output is older than such an input.
-    """
+    """Set files of the future (of a wrong clock) to now: Snakemake fails on such an input."""
     now, count = time.time(), 0
     for path in _below(study):
         with suppress(OSError):  # deleted meanwhile, or another user's
@@ -146,5 +139,4 @@ def settle_times(study: str | Path) -> None:
                 os.utime(path, (now, now))
                 count += 1
     if count:
-        advice = "set to now (is this machine's clock right?)"
-        print_note(f"{count} files bear times of the future: {advice}")
+        print_note(f"{count} files bear times of the future: set to now (is the clock right?)")

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from thyroid_lib.data.locate import asks_network
@@ -27,10 +28,8 @@ def parameter_defaults(notebook: str | Path) -> dict:
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        if len(tagged) != 1:
-            raise ValueError(f"{len(tagged)} cells have that tag")
-        lines = ast.parse("".join(tagged[0]["source"])).body
+        (tagged,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        lines = ast.parse("".join(tagged["source"])).body
         return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
     except Exception as error:  # any file may be given
         need = "need a notebook with one cell tagged `parameters`, each line `name = value`"
@@ -39,14 +38,10 @@ def parameter_defaults(notebook: str | Path) -> dict:
 
 def read_parameters(given: str) -> dict:
     """Read the JSON object that `--parameters` was given; ValueError, one line, if it is none."""
-    try:
-        parameters = json.loads(given)
-        if not isinstance(parameters, dict):
-            raise ValueError("no object")
-        return parameters
-    except (ValueError, RecursionError) as error:
-        need = 'need a JSON object such as {"seed": 1}'
-        raise ValueError(f"--parameters: got {show(given)}: {error}; {need}") from None
+    with suppress(ValueError, RecursionError):
+        if isinstance(parameters := json.loads(given), dict):
+            return parameters
+    raise ValueError(f'--parameters: got {show(given)}, need a JSON object such as {{"seed": 1}}')
 
 
 def check(given: dict, defaults: dict) -> None:
@@ -58,11 +53,10 @@ def check(given: dict, defaults: dict) -> None:
 
 
 def check_cells() -> None:
-    """Check the parameters of the notebook that runs in this kernel, as the runner does.
+    """Check the parameters of the notebook that runs in this kernel; raises as `check`.
 
-    Names come from the last parameters cell that ran and from what papermill injected after it;
-    values are those in effect, so that a cell edited by hand is checked, too. nbval keeps no
-    history of cells: its notebooks were checked when they were executed. Raises as `check`.
+    Names come from the last parameters cell that ran and from what papermill injected after it,
+    values are those in effect. nbval keeps no history of cells, so that nothing is checked there.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     own, injected = [], []
@@ -77,16 +71,12 @@ def check_cells() -> None:
 
 
 def check_networks(names: list[str], key: str = "models") -> None:
-    """Check that each network is the library's, or a user's own file that fits, without running it.
-
-    ValueError: names the network, the file and what is needed.
-    """
+    """Raise ValueError if a network is neither the library's nor a user's file that fits."""
     own = user_networks.files()
     problems = []
     for name in names:
         if name in NETWORKS and name in own:
-            path = f"architectures/{name}.py"
-            problems.append(f"{path} has the name of a network of the library: need another")
+            problems.append(f"architectures/{name}.py has a library network's name: need another")
         elif name in own:
             problems.append(user_networks.problem(name))
         elif name not in NETWORKS:

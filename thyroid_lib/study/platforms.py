@@ -1,8 +1,7 @@
 """Set-up of a notebook on Colab, on Kaggle, or on a local machine.
 
-The first cell of every notebook installs this library if it is missing, and calls `start`. On a
-local machine `start` prints nothing and loads no torch. On Colab and Kaggle it installs missing
-packages, runs an operation on the GPU, and says where results go and how they survive the session.
+The first cell of every notebook installs this library if it is missing, and calls `start`, which
+on a local machine prints nothing and loads no torch.
 """
 
 import importlib
@@ -52,26 +51,20 @@ def start() -> None:
     print_note(f"results go to {project_path('results')}; {survival}")
 
 
-def _installed() -> dict[str, str]:
-    """Return the version of every installed package; of two with one name, that which is used."""
-    importlib.invalidate_caches()
-    found = [(each.metadata["Name"], each.version) for each in metadata.distributions()]
-    return {name: version for name, version in reversed(found) if name and version}
-
-
 def install_missing() -> list[str]:
     """Install the requirements that this Python lacks; return them. RuntimeError: pip failed.
 
-    No installed package is changed: all versions, torch's and numpy's among them, are constraints
-    for pip. Wheels in the folder of the library's own wheel are used, so that no network is needed.
+    No installed package is changed: all versions are constraints for pip. Wheels in the folder of
+    the library's own wheel are used, so that no network is needed.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    before = _installed()
-    if "thyroid-lib" not in before:  # a copy of the files
+    found = [(each.metadata["Name"], each.version) for each in metadata.distributions()]
+    # reversed: of two packages with one name, Python uses the first
+    versions = {canonicalize_name(name): each for name, each in reversed(found) if name and each}
+    if "thyroid-lib" not in versions:  # a copy of the files
         return []
-    versions = {canonicalize_name(name): version for name, version in before.items()}
     needs = map(Requirement, metadata.requires("thyroid-lib") or [])
     missing = []
     for need in needs:
@@ -85,17 +78,16 @@ def install_missing() -> list[str]:
     wheels = Path(unquote(urlparse(json.loads(about)["url"] if about else "").path)).parent
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "installed.txt")
-        pins.write_text("\n".join(map("==".join, before.items())), "utf-8")
+        pins.write_text("\n".join(map("==".join, versions.items())), "utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = "\n".join(f"  | {line}" for line in done.stderr.strip().splitlines()[-6:])
-        advice = "switch the internet on, or put their wheels beside the library's own"
         problem = f"pip could not add {', '.join(missing)} beside the installed packages"
+        advice = "switch the internet on, or put their wheels beside the library's own"
         raise RuntimeError(f"{problem}:\n{reason}\n{advice}")
-    if replaced := sorted(map("==".join, before.items() - _installed().items())):
-        raise RuntimeError(f"pip replaced {', '.join(replaced)}: restart the session")
+    importlib.invalidate_caches()
     return missing
 
 

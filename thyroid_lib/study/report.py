@@ -50,11 +50,10 @@ SECTIONS = {  # id: (title, notebook), in the order of the page
 
 
 def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
-    """Write `report.html` into the study's folder.
+    """Write `report.html` into the study's folder: of these `steps`, names of notebooks.
 
-    It begins with those of the study's `steps` (names of notebooks) that are missing, and leaves
-    out runs that left the grid. By default it shows all that were executed; FileNotFoundError, if
-    there is no comparison among them.
+    Missing ones come first. By default it shows all that were executed; FileNotFoundError, if there
+    is no comparison among them.
     """
     study = Path(study)
     executed = {path.stem for path in study.glob("notebooks/*.ipynb")}
@@ -156,12 +155,10 @@ def _verdict_section(study: Path) -> str:
 
 
 def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
-    """Return the steps that are not done, each with its reason; "" if it waits for others.
-
-    Steps that compare runs count as not done if a run is missing: they show an earlier state.
-    """
+    """Return the steps that are not done, each with its reason; "" if it waits for others."""
     study = Path(study)
     done = {step for step in steps if (study / "notebooks" / f"{step}.ipynb").is_file()}
+    # what compares runs shows an earlier state, if one of them is missing
     if any(step.startswith(("1-", "3-")) for step in steps if step not in done):
         done = {step for step in done if not step.startswith(("4-", "5-", "6-"))}
     missing = {step: "" for step in steps if step not in done}

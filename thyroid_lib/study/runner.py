@@ -73,20 +73,15 @@ def run_notebook(
 ) -> int:
     """Execute a notebook; once all of it ran, write it, tidied, to `out`; return an exit code.
 
-    Args:
-        log: the notebook while it runs, and afterwards with its times; if it fails, the reason is
-            in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails.
-        pin: set the variables of `PINNED`.
-        checksums: file for the checksums of the files that the notebook `writes`.
+    `log` is the notebook while it runs, and afterwards with its times; if it fails, the reason is
+    in `<log>.failed.txt`. Default: `<out>.failed.ipynb`, which stays if it fails. `pin` sets the
+    variables of `PINNED`, `checksums` is the file for those of what the notebook `writes`.
     """
     reason = Path(log).with_suffix(".failed.txt") if log else None
     try:
-        for path in filter(None, (notebook, out, log)):
-            if re.match(r"\w+://", str(path)):
-                raise ValueError(f"got {path}, need a path on this machine")
         defaults = parameter_defaults(notebook)
         check(parameters, defaults)
-        deadline()  # refuses a THYROID_DEADLINE that is no number
+        end = deadline()
     except ValueError as error:
         return _fail(BAD_PARAMETERS, f"{Path(notebook).name}: {error}", reason)
     notebook, out, values = Path(notebook), Path(out), defaults | parameters
@@ -99,7 +94,7 @@ def run_notebook(
                 path.parent.mkdir(parents=True, exist_ok=True)
             for old in filter(None, (reason, checksums)):
                 Path(old).unlink(missing_ok=True)
-            if time.time() < deadline():
+            if time.time() < end:
                 gpu = claim_gpu(out.stem) if values.get("device") in ("auto", "cuda") else None
                 with gpu or nullcontext(), patch.dict(os.environ):  # which it restores
                     os.environ |= variables(values.get("threads", 0), pin)

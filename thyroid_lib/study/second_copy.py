@@ -1,8 +1,7 @@
 """Copies of results/ in a second folder that outlives the session, such as Colab's Drive.
 
-A thread copies what was written below results/, the checkpoint of each epoch included. A Drive that
-disconnects or hangs does not stop a training: the next pass tries again. Stores, phantoms and
-unpacked data are not copied: they are quickly built again.
+A thread copies what was written below results/, the checkpoint of each epoch included; if a Drive
+disconnects or hangs, the next pass tries again. Stores, phantoms and unpacked data are not copied.
 """
 
 import atexit

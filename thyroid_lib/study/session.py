@@ -1,7 +1,4 @@
-"""One start of a study's workflow: its environment, its lock, its stop by signals, its errors.
-
-Only workflow/Snakefile uses this module, and nothing here decides a result.
-"""
+"""One start of a study's workflow: its environment, its lock, its stop by signals, its errors."""
 
 import logging
 import os

@@ -19,9 +19,7 @@ METADATA = {
 def tidy_notebook(path: Path, *, source: Path) -> str:
     """Return an executed notebook's JSON without times, paths, versions, notes and random names.
 
-    Args:
-        source: the notebook before it ran; where its cells have no ids, the executed ones are
-            random and are replaced.
+    Where the cells of `source`, the notebook before it ran, have no ids, the new ones are random.
     """
     import nbformat
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -48,10 +46,9 @@ def tidy_notebook(path: Path, *, source: Path) -> str:
 
 
 def hide_places(text: str) -> str:
-    """Return a text, or a notebook's JSON, with this machine's folders replaced.
+    """Return a text, or a notebook's JSON, with this machine's folders replaced by short names.
 
-    The project becomes `.`, the folder of results `results` and the home `~`, which `project_path`
-    resolves again; Python's folder becomes `python`, that of temporary files `$TMPDIR`.
+    `project_path` resolves those of the project, the results and the home again.
     """
     names = {
         os.environ.get("THYROID_RESULTS"): "results",

@@ -55,9 +55,8 @@ class Comparison(NamedTuple):
 def compare(expected: str | Path, folder: str | Path) -> Comparison:
     """Compare a study's folder with another one; files and values that hold times are left out.
 
-    `expected` may be a committed set as `make reference` writes it: a flat selection of the files
-    in a study's notebooks/ and compare/. It may lack tables of the study, but no notebook.
-    ValueError: one of the two holds no file to compare. OSError: a file cannot be read.
+    `expected` may be a committed set: files of a study's notebooks/ and compare/ in one folder, all
+    notebooks among them. ValueError: one of the two holds no file to compare.
     """
     wanted, found = (
         {p.relative_to(top).as_posix(): p for p in top.rglob("*") if p.is_file()}
@@ -90,11 +89,9 @@ def _difference(expected: Path | None, found: Path | None) -> str:
         before, after = compared(old), compared(new)
         same = "the same content, written in another way"
         return "" if before == after else explain(before, after) or same
-    except ImportError as error:
-        return f"differs; pip install {error.name} shows where"
     except Exception as error:  # a damaged file fails in one of many ways
         reason = str(error).partition("\n")[0]
-        return f"one of the two files is damaged ({reason}); {_bytes(old, new)}"
+        return f"one of the two cannot be read ({reason}); {_bytes(old, new)}"
 
 
 def _without_times(content: bytes) -> bytes:
