@@ -70,11 +70,12 @@ LIBRARY_LINES = count_lines(MODULES.values())
     ("pattern", "most"),
     [
         # 10,500 for what there was before the reader, the external test and imported predictions
-        ("thyroid_lib/**/*.py", 13_200),
-        ("workflow/**/*", 275),
+        ("thyroid_lib/**/*.py", 13_700),
+        ("workflow/Snakefile workflow/rules/*.smk", 280),
         ("benchmarks/**/*.py", 2_000),
-        ("tests/**/*.py", 1.43 * LIBRARY_LINES),  # on its way to 1.2
+        ("tests/**/*.py", 1.2 * LIBRARY_LINES),
     ],
 )
 def test_there_is_not_more_than_was_agreed(pattern, most):
-    assert 0 < count_lines(path for path in ROOT.glob(pattern) if path.is_file()) <= most
+    paths = [path for each in pattern.split() for path in ROOT.glob(each)]
+    assert 0 < count_lines(paths) <= most

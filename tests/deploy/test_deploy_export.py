@@ -196,7 +196,7 @@ def test_a_full_disk_or_a_kill_leaves_no_release(made, tmp_path, monkeypatch, fa
     monkeypatch.setattr(export, "write_file", full)
     with pytest.raises(OSError, match="the disk is full"):
         export.write_release(copy, files, released.about)
-    with pytest.raises(FileNotFoundError, match=r"no release\.json in"):
+    with pytest.raises(FileNotFoundError, match=r"no release in"):
         Predictor.open(copy)
 
 

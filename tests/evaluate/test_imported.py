@@ -17,7 +17,7 @@ from thyroid_lib.evaluate.metrics import score_case
 from thyroid_lib.evaluate.predict import segment_case
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"folds": 2, "val_share": 0.2, "threshold": 0.5, "tolerance_px": 2.0}
+SETTINGS = {"folds": 2, "val_share": 0.2, "threshold": 0.5, "tolerance_px": 2.0, "external": []}
 TABLES = ("history", "scores", "thresholds", "calibration")
 
 

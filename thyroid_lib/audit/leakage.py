@@ -67,7 +67,7 @@ def leakage(
     table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
     for axis, length in zip("yx", content_sides(store), strict=True):
         table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
-    table = table.assign(turn_deg=found["turn"].round(1), scale=found["scale"].round(3))
+    table = table.assign(turn_deg=found["turn"].round(1) + 0.0, scale=found["scale"].round(3))
     near_copy = table["correlation"] >= threshold
     return table.assign(mirrored=found["mirrored"], threshold=threshold, near_copy=near_copy)
 

@@ -55,6 +55,7 @@ def write_error(error: OSError, path: str | Path) -> OSError:
         errno.EDQUOT: "the quota of disk space is used up: free some space",
         errno.EROFS: f"the disk is read-only: {elsewhere}",
         errno.EACCES: f"no permission to write here: change it, or {elsewhere}",
+        errno.EISDIR: "a folder lies where a file is to be written: move it away",
         errno.ENOTDIR: in_the_way,
         errno.EEXIST: in_the_way,
     }.get(error.errno, error.strerror or str(error))

@@ -106,7 +106,9 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
         common.draw_frame(
             line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
         )
-        shift = f"shift {pair.shift_y_px:+d}, {pair.shift_x_px:+d} px, turn {pair.turn_deg:+.0f}°"
+        shift = (
+            f"shift {pair.shift_y_px:+d}, {pair.shift_x_px:+d} px, turn {round(pair.turn_deg):+d}°"
+        )
         title = f"correlation {pair.correlation:.3f}, {shift}" + ", mirrored" * pair.mirrored
         common.draw_frame(line[2], _difference(store, test, train, pair), title)
     return fig

@@ -76,7 +76,8 @@ def check_networks(names: list[str], key: str = "models") -> None:
     problems = []
     for name in names:
         if name in NETWORKS and name in own:
-            problems.append(f"architectures/{name}.py has a library network's name: need another")
+            file = f"architectures/{name}.py"
+            problems.append(f"{file} has the name of a network of the library: rename the file")
         elif name in own:
             problems.append(user_networks.problem(name))
         elif name not in NETWORKS:
