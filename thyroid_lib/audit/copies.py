@@ -37,7 +37,7 @@ LEAST = 0.05  # part of a view that has content; with less a frame is blank
 BLOCK = 32  # frames compared at a time: some 100 MB, however many there are
 # The default: unrelated frames of TG3K, DDTI and phantoms stay below, copies above (measured.md).
 NEAR_COPY = 0.75
-BOUNDS = 0.65, 0.85  # of a threshold that is derived from a data set
+BOUNDS = 0.70, 0.85  # of a threshold that is derived from a data set
 PRIOR = 20  # groups: how much the default counts in such a threshold
 
 
