@@ -31,6 +31,7 @@ CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of
 MENDS = ("text", "specks", "holes")
 AUGMENTS = ("none", "standard")
 SELECTIONS = ("last", "val", "test")
+FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -243,27 +244,18 @@ def _clashes(v: dict) -> list[str]:
     if {"source", "data"} <= v.keys():
         source, data = v["source"], v["data"]
         need = f"source {source} needs its folder (or zip)"
-        several = isinstance(source, list)
-        rules += [
-            (several and v.get(key), f"{key}: is one of each entry of source, write it there")
-            for key in ("data", *CHOICES)
-        ]
-        rules += (
-            []
-            if several
-            else [
-                (source != "phantom" and not data, f"data: is empty, {need}"),
-                (
-                    source == "phantom" and data,
-                    "data: phantoms take none, leave it '' or set source",
-                ),
-                (source == "folder" and data == "auto", f"data: auto finds TG3K's release, {need}"),
-                *(
-                    (source != "folder" and v.get(key), f"{key}: only source folder takes it")
-                    for key in CHOICES
-                ),
+        if isinstance(source, list):
+            message = "{}: is one of each entry of source, write it there"
+            rules += [(v.get(key), message.format(key)) for key in ("data", *CHOICES)]
+        else:
+            none, auto = source == "phantom", source == "folder" and data == "auto"
+            message = "{}: only source folder takes it"
+            rules += [
+                (not none and not data, f"data: is empty, {need}"),
+                (none and data, "data: phantoms take none, leave it '' or set source"),
+                (auto, f"data: auto finds TG3K's release, {need}"),
+                *((source != "folder" and v.get(k), message.format(k)) for k in CHOICES),
             ]
-        )
     if {"protocol", "selection"} <= v.keys():
         protocol, kept = v["protocol"], v["selection"]
         need = "test" if protocol == "reported" else "last or val: only reported may take test"
@@ -344,6 +336,18 @@ def read_study(files: Iterable[str | Path], overrides: Mapping | Iterable | None
         value = "" if value is None else [] if value == "[]" else value  # `data=`, `mend=[]`
         config[key] = _meant(value, Study.model_fields[key]) if key in Study.model_fields else value
     return check_study(config)
+
+
+def add_study_arguments(parser) -> None:
+    """Add the arguments of an argparse parser by which a command names a study."""
+    parser.add_argument("--parameters", default="parameters/demo.yaml", help="YAML of the study")
+    parser.add_argument("--set", nargs="*", default=[], help="key=value, other settings of it")
+
+
+def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
+    """Read the study that `add_study_arguments` names; raises as `read_study`."""
+    parts = (word.partition("=") for word in words)
+    return read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
 
 
 def read_yaml(text: str):

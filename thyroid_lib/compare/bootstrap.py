@@ -13,7 +13,6 @@ from scipy import stats
 
 SEEDS_FOR_STABILITY = 5
 GROUPS_FOR_SELECTION = 5  # below, a selection is provisional
-FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
 # The first one that was run decides.
 PROTOCOLS = ("grouped", "leave-one-group-out", "external", "official", "random")

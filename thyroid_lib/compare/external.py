@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.compare import bootstrap
+from thyroid_lib.settings import FEW_GROUPS
 
 EXTERNAL, INSIDE = "external", ("grouped", "leave-one-group-out")
 
@@ -65,9 +66,7 @@ def external_sentence(table: pd.DataFrame | None) -> str:
         each.append(f"{row.model} has Dice {row.external:.3f} against {row.inside:.3f}, {change}")
     inside = f"against unseen groups of its own data ({_groups(size['inside_groups'])})"
     fewest = min(size["inside_groups"], size["external_groups"])
-    narrow = " The intervals are too narrow, as groups are few." * bool(
-        1 < fewest < bootstrap.FEW_GROUPS
-    )
+    narrow = " The intervals are too narrow, as groups are few." * bool(1 < fewest < FEW_GROUPS)
     note = " They hold for the trained runs, as the external split is a single one." * bool(
         fewest > 1 and size["conditional"]
     )

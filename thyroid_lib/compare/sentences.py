@@ -10,6 +10,7 @@ from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
+from thyroid_lib.settings import FEW_GROUPS
 
 SHOWN = 0.0005  # the smallest Dice that three digits show
 DEEP_FALL = 0.1  # a fall of validation Dice that a reading of the curves names
@@ -66,7 +67,7 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
             f" † Under {_join(marked)} the intervals are conditional on the trained runs: other "
             "seeds could move the figures further than they show."
         )
-    few = once[once["groups"] < bootstrap.FEW_GROUPS]
+    few = once[once["groups"] < FEW_GROUPS]
     each = [f"{row.groups} groups under {row.protocol}" for row in few.itertuples()]
     return text + (f" Intervals from {_join(each)} are too narrow." if each else "")
 
@@ -96,7 +97,7 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
     read = part["reading"].replace("equivalent", f"equivalent, within ±{delta}")
     pairs = zip(part["a"], part["b"], part["difference"], read, strict=True)
     each = [f"{a} − {b} {difference:+z.3f} ({text})" for a, b, difference, text in pairs]
-    limit = f", as far as {groups} groups can tell" * bool(groups < bootstrap.FEW_GROUPS)
+    limit = f", as far as {groups} groups can tell" * bool(groups < FEW_GROUPS)
     runs = ", in the trained runs" * bool(part["conditional"].any())
     text = f"Differences of Dice under {protocol}{limit}{runs}: {_join(each)}."
     return text.replace(" -", " −")
@@ -112,7 +113,7 @@ def power_sentence(differences: pd.DataFrame) -> str:
         return "The resamples do not differ: they do not say which gap could be seen."
     counts = [count_of(size[f"{name}s"], name) for name in ("group", "fold", "seed")]
     narrow = " The true figure is larger, as these intervals are too narrow."
-    narrow *= bool(size["conditional"] or size["groups"] < bootstrap.FEW_GROUPS)
+    narrow *= bool(size["conditional"] or size["groups"] < FEW_GROUPS)
     return (
         f"With {_join(counts)} a gap of {span(max(gaps.min(), 0.001), gaps.max())} Dice (by pair) "
         f"could be seen in 80 % of such studies; smaller ones would mostly be missed.{narrow}"

@@ -9,7 +9,7 @@
                             test set; this study's validation cases stand on neither side
         names.csv           name (thyroid_00000), case_id, group; import-predictions takes it
 
-nnU-Net never looks for names of patients; neither do these names hold any. Source: nnU-Net's
+Images get numbers as names, so that no name of a patient is passed on. Source: nnU-Net's
 documentation/dataset_format.md and manual_data_splits.md.
 """
 
@@ -33,7 +33,7 @@ from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, load_cases, open_store
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
-from thyroid_lib.settings import ONE_SPLIT, read_study, read_yaml, step_settings
+from thyroid_lib.settings import ONE_SPLIT, add_study_arguments, read_named_study, step_settings
 
 
 def export_nnunet(
@@ -94,15 +94,13 @@ def export_nnunet(
 def main(arguments: list[str] | None = None) -> int:
     """Export a study that has its store; return 0, or 2 if it is refused."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parameters", default="parameters/demo.yaml", help="YAML of the study")
-    parser.add_argument("--set", nargs="*", default=[], help="key=value, other settings of it")
+    add_study_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="nnU-Net's folder nnUNet_raw")
     parser.add_argument("--dataset", default="Dataset501_Thyroid")
     parser.add_argument("--protocol", default="grouped")
     given = parser.parse_args(arguments)
     try:
-        words = (word.partition("=") for word in given.set)
-        config = read_study([given.parameters], {key: read_yaml(value) for key, _, value in words})
+        config = read_named_study(given.parameters, given.set)
         study = project_path(f"results/{config['study']}")
         source = step_settings(config, "preprocess", folder=study / "phantom")
         source = {k.removeprefix("phantom_"): value for k, value in source.items()}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from thyroid_lib.settings import LEAKY, ONE_SPLIT, PROTOCOLS, show
 
+SPLIT = ("protocol", "fold", "folds", "val_share", "external")  # arguments of `split_cases`
 TEST_SHARE = 0.3  # of the frames under `random`, as reported
 
 

@@ -17,10 +17,9 @@ from thyroid_lib.data.groups import UNKNOWN, are_unknown
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.evaluate.folder import evaluate_folder, show_groups
 from thyroid_lib.files.writing import write_table
-from thyroid_lib.settings import MENDS
+from thyroid_lib.settings import FEW_GROUPS, MENDS
 
 CHOICES = ("groups", "pairing", "mask_values")
-FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,14 +27,20 @@ import pandas as pd
 
 from thyroid_lib import __version__
 from thyroid_lib.data import frames
-from thyroid_lib.data.splits import split_cases
+from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.scores import score_maps
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import user_networks
-from thyroid_lib.settings import NETWORKS, TRAINING, read_study, read_yaml, step_settings
+from thyroid_lib.settings import (
+    NETWORKS,
+    TRAINING,
+    add_study_arguments,
+    read_named_study,
+    step_settings,
+)
 
 MARK = " (imported)"  # ends the model's name, so that nothing shows such a model without it
 UNKNOWN = "unknown"
@@ -142,7 +148,7 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     `check_predictions`.
     """
     about = json.loads((run / "imported.json").read_text("utf-8")) | settings
-    split = {key: about[key] for key in ("protocol", "fold", "folds", "val_share", "external")}
+    split = {key: about[key] for key in SPLIT}
     rows = np.flatnonzero(split_cases(store.index, **split) == "test")
     cases, files = store.index.iloc[rows], find_predictions(run / "predictions")
     kind = check_predictions(files, cases)
@@ -220,8 +226,7 @@ def add_runs(
 def main(arguments: list[str] | None = None) -> int:
     """Add predictions to a study, or score those of a run again; return 0, or 2 if refused."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parameters", default="parameters/demo.yaml", help="YAML of the study")
-    parser.add_argument("--set", nargs="*", default=[], help="key=value, other settings of it")
+    add_study_arguments(parser)
     parser.add_argument("--name", default="", help="what the model is called: nnunet")
     parser.add_argument("--predictions", default="", help="folder, or one of fold0/ …")
     parser.add_argument("--protocol", default="grouped")
@@ -236,8 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         if again:
             score_imported(Path(again[0]), open_store("store"), json.loads(again[1]))
             return 0
-        parts = (word.partition("=") for word in words)
-        config = read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
+        config = read_named_study(parameters, words)
         study, folder = project_path(f"results/{config['study']}"), given.pop("predictions")
         if not folder:
             raise ValueError("predictions: need a folder")

@@ -29,7 +29,7 @@ from torch import nn
 
 from thyroid_lib import __version__, models
 from thyroid_lib.data.frames import threshold_prob
-from thyroid_lib.data.splits import split_cases
+from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
@@ -44,7 +44,6 @@ from thyroid_lib.settings import check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
-SPLIT = ("protocol", "fold", "folds", "val_share", "external")
 NOT_IN_KEY = {*SPLIT, "threshold"}  # the key has each case's side
 
 
