@@ -112,7 +112,7 @@ class Study(_Strict):
     masks: _text() = _choice("folder or pattern of the masks, *_mask*.png; '' to find them")
     pairing: _text() = _choice("pattern of what names an image and its mask; '' to find it")
     mask_values: _text() = _choice("levels or colours that are gland, '1, 2'; '' to find them")
-    groups: _text() = _choice("table, table:column, pattern on names, or none; '' to find it")
+    groups: _text() = _choice("table, table:column, pattern, proposed or none; '' to find it")
     split: _text() = _choice("table or JSON of the data's own split, or none; '' to find it")
     phantom_sweeps: whole(ge=1, le=100) = _data("sweeps to draw")
     phantom_frames: whole(ge=1, le=1000) = _data("frames per sweep")

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from thyroid_lib.audit import leakage as audit
 from thyroid_lib.audit.copies import describe
 from thyroid_lib.data import phantom
 from thyroid_lib.data.frames import fit_image
+from thyroid_lib.data.groups import ARE_PROPOSED, groups_note
 from thyroid_lib.data.store import build_store, load_cases
 
 
@@ -96,24 +98,58 @@ def test_a_letterbox_makes_no_copies_of_frames_of_one_shape(shared_data, tmp_pat
 
 
 def test_sweeps_are_proposed_in_order_and_one_that_goes_on_later_is_one_group(sweeps):
-    proposed = audit.propose_groups(describe(sweeps.images))
-    assert proposed.tolist() == [f"part00{sweep + 1}" for sweep in range(5) for _ in range(6)]
+    proposed = audit.propose_groups(sweeps)
+    assert proposed.tolist() == [f"proposed00{sweep + 1}" for sweep in range(5) for _ in range(6)]
     known = sweeps.index["group"].to_numpy()
     assert audit.groups_sentence(proposed, known).endswith("5 groups, the same as by name.")
-    assert "2 groups, against 5 by name; adj" in audit.groups_sentence(proposed < "part002", known)
+    assert "2 groups, against 5 by name; adj" in audit.groups_sentence(
+        proposed < "proposed002", known
+    )
     order = [0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 3, 4, 5]
-    proposed = audit.propose_groups(describe(sweeps.images[order]))
-    assert proposed.tolist() == ["part001"] * 3 + ["part002"] * 6 + ["part003"] + ["part001"] * 3
+    parts = audit.follow_frames(describe(sweeps.images[order]))
+    assert parts.tolist() == [0] * 3 + [1] * 6 + [2] + [0] * 3
 
 
 def test_proposed_groups_of_real_frames_agree_with_the_run_table(real):
-    proposed = audit.propose_groups(describe(real.images))
+    proposed = audit.propose_groups(real)
     known = real.index["group"].to_numpy()
     print(audit.groups_sentence(proposed, known))
     assert audit.adjusted_rand_index(proposed, known) >= 0.9  # measured: 0.95
     # split by what is proposed, no near-copy is left on the other side
     store = store_of(real.images, real.index.assign(group=proposed))
     assert not audit.leakage_of(store, ["grouped"], folds=3)["near_copy"].any()
+
+
+def test_groups_that_wait_are_proposed_in_the_store_and_known_ones_stay(tmp_path, capsys):
+    frames = {"lost": 12, "known": 4}  # more than 9: frame10 stands before frame2 in a store
+    for name, count in frames.items():
+        for sweep in range(2):
+            made = phantom.make_sweep(sweep=sweep, frames=count)
+            for part in ("images", "masks"):
+                (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+                for i, array in enumerate(made[part]):
+                    picture = Image.fromarray(array if part == "images" else array * np.uint8(255))
+                    picture.save(tmp_path / name / part / f"p{sweep}_frame{i}.png")
+    sources = [{"dataset": n, "source": "folder", "data": str(tmp_path / n)} for n in frames]
+    sources[0]["groups"], sources[1]["groups"] = "proposed", "^(p[0-9])_"
+    cases = load_cases(sources)
+    with pytest.raises(ValueError, match="1-preprocess"):
+        build_store(cases, tmp_path / "none", size=64)
+    how = {"size": 64, "propose": audit.propose_groups}
+    built = build_store(cases, tmp_path / "store", **how)
+    index = built.index.set_index("case_id")
+    assert set(index["group"]) == {"lost.proposed001", "lost.proposed002", "known.p0", "known.p1"}
+    for name, count in frames.items():  # each is one of the two drawn sweeps
+        sweep = index.filter(like=f"{name}.", axis=0).index.str.extract(r"(p\d)_")[0].to_numpy()
+        of = index["group"].filter(like=f"{name}.").groupby(sweep)
+        assert of.nunique().tolist() == [1, 1]
+        assert of.size().tolist() == [count, count]
+    written = (tmp_path / "store" / "index.csv").stat().st_mtime_ns
+    again = build_store(cases, tmp_path / "store", **how)
+    assert (tmp_path / "store" / "index.csv").stat().st_mtime_ns == written
+    assert groups_note(again.index) == ARE_PROPOSED == audit.groups_sentence(index, index["group"])
+    shares = audit.leakage_of(built, ["grouped"], folds=2)
+    assert audit.leakage_sentence(shares).endswith("none crosses a split shows nothing new.")
 
 
 def test_adjusted_rand_index_by_hand():

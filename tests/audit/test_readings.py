@@ -31,6 +31,7 @@ def column(values, count: int):
 def test_what_is_said_of_a_store(group, data):
     sizes = column(st.integers(1, 4000), len(group))
     index = pd.DataFrame({"group": group, "height": data.draw(sizes), "width": data.draw(sizes)})
+    index["case_id"] = [f"case{i}" for i in range(len(group))]
     index["foreground"] = data.draw(column(st.floats(0.0001, 0.99), len(group)))
     reasons = data.draw(st.lists(st.sampled_from(["empty mask", "no group"]), max_size=3))
     mend = data.draw(st.sampled_from([[], ["text"], ["text", "holes"]]))

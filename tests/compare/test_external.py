@@ -70,6 +70,7 @@ def test_what_is_missing_is_said():
         external_drop(other)
 
 
+@pytest.mark.study
 def test_another_scanner_costs_dice(tmp_path, monkeypatch):
     phantom.cases(tmp_path / "home", sweeps=4, frames=4)
     monkeypatch.setattr(phantom, "RANGES", phantom.RANGES | OTHER_SCANNER)

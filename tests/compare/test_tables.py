@@ -166,3 +166,21 @@ def test_tables_are_written_and_repeat_to_the_byte(tmp_path):
     tables_of = ("cost", "differences", "groups", "mixed", "ranks", "stability", "summary")
     more = {"details.md", "model_card.md", "selected.json", "summary.md"}
     assert first.keys() == {f"{name}.csv" for name in tables_of} | more
+
+
+def test_every_table_says_that_groups_were_proposed(tmp_path):
+    results = study(groups=4, seeds=2)
+    proposed = (
+        part.assign(group=part["group"].str.replace("g", "proposed0")) if "group" in part else part
+        for part in results
+    )
+    made = compare(type(results)(*proposed))
+    names = ("scores", "runs", "table", "selected", "differences", "stability", "mixed", "ranks")
+    tables.save_tables(tmp_path, card="", **{name: made[name] for name in names})
+    for path in tmp_path.glob("*.csv"):
+        if path.name != "cost.csv":  # which no group enters
+            assert set(pd.read_csv(path)["grouping"]) == {"proposed"}, path.name
+    shown = [(tmp_path / f"{name}.md").read_text("utf-8") for name in ("summary", "details")]
+    shown += [tables.show_pairs(made["differences"], made["mixed"]).to_string()]
+    shown += [tables.show_stability(made["stability"]).to_string()]
+    assert all(text.count("grouped (proposed groups)") == 3 for text in shown)

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_folder
 from PIL import Image
 
-from thyroid_lib.data.groups import are_unknown
+from thyroid_lib.data.groups import UNKNOWN, groups_note
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import build_store, load_cases
 
@@ -51,8 +51,9 @@ def test_sources_of_several_kinds_go_together(two, tmp_path):
     assert store.index["dataset"].value_counts().to_dict() == {"one": 6, "two": 6, "p0": 2, "p1": 2}
     first, second = (store.images[store.index["dataset"] == name] for name in ("p0", "p1"))
     assert (first != second).any()
-    assert not are_unknown(store.index)
-    assert are_unknown(load_cases([two[0], two[1] | {"groups": "none"}]))  # in one of them
+    assert groups_note(store.index) == ""
+    cases = load_cases([two[0], two[1] | {"groups": "none"}])  # in one of them
+    assert groups_note(cases) == UNKNOWN
 
 
 def test_external_data_sets_are_tested_whole_and_left_out_of_all_other_protocols(two, tmp_path):

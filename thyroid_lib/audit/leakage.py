@@ -1,5 +1,6 @@
 """Leakage audit: are test frames near-copies of training frames? By content, whatever the names."""
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,7 @@ from thyroid_lib.audit.copies import (
     near_copy_threshold,
     pair_correlation,
 )
+from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
@@ -110,7 +112,9 @@ def leakage_sentence(table: pd.DataFrame) -> str:
     if not len(shares):
         return "No protocol was audited."
     each = "; ".join(f"{name}: {percent(share)}" for name, share in shares.items())
-    return f"Test frames with a near-copy among the training frames. {each}."
+    made = " Groups were made by this likeness: that none crosses a split shows nothing new."
+    made *= are_proposed(table)
+    return f"Test frames with a near-copy among the training frames. {each}.{made}"
 
 
 def split_sentence(index: pd.DataFrame, splits: dict[str, np.ndarray]) -> str:
@@ -132,8 +136,30 @@ def closest_sentence(table: pd.DataFrame) -> str:
     return f"The closest pair, {names}, is of {groups}; its correlation is {value:.2f}."
 
 
-def propose_groups(maps: Maps) -> np.ndarray:
-    """Propose groups (sweeps), str (N,) "part001" …, for the maps of N frames in their order.
+def propose_groups(store: Store) -> np.ndarray:
+    """Propose groups (sweeps), str (N,) "proposed001" …, of frames in the order of their names.
+
+    Where some groups wait for it (`groups: proposed`), the others stay; else it is for all frames.
+    """
+    maps, case_ids = describe_store(store), store.index["case_id"].tolist()
+    groups = store.index["group"].to_numpy(object, copy=True)
+    waiting = sorted({name for name in groups if f".{name}".endswith(f".{PROPOSED}")})
+    if not waiting:
+        groups[:], waiting = PROPOSED, [PROPOSED]
+    in_order = np.array(sorted(range(len(groups)), key=lambda i: _order(case_ids[i])))
+    for name in waiting:  # one for each data set
+        rows = in_order[groups[in_order] == name]
+        groups[rows] = [f"{name}{number + 1:03d}" for number in follow_frames(maps.take(rows))]
+    return groups.astype(str)
+
+
+def _order(name: str) -> list:
+    """Return a key that sorts frame2 before frame10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def follow_frames(maps: Maps) -> np.ndarray:
+    """Number the parts, int (N,) from 0, that the maps of N frames, in their order, make up.
 
     A frame joins one of the five before it that it resembles, else it begins a new part; parts that
     hold near-copies of each other are merged. A patient may have several.
@@ -147,7 +173,7 @@ def propose_groups(maps: Maps) -> np.ndarray:
         for row in copies:
             one, other = sorted((parts[row], parts[found["row"][row]]))
             parts[parts == other] = one
-    return np.array([f"part{number + 1:03d}" for number in pd.factorize(parts)[0]], dtype=str)
+    return pd.factorize(parts)[0]
 
 
 def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
@@ -165,6 +191,8 @@ def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
 
 def groups_sentence(proposed: np.ndarray, known: np.ndarray) -> str:
     """Say in words how far proposed groups agree with the known ones."""
+    if are_proposed(pd.DataFrame({"group": known})):
+        return ARE_PROPOSED
     found, agree = len(set(proposed)), adjusted_rand_index(proposed, known)
     said = f"From the frames alone: {found} group{'s' * (found != 1)}"
     index = f"adjusted Rand index {max(agree, 0):.2f} (1: the same groups, 0: chance)"

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from thyroid_lib.data.groups import PROPOSED, are_proposed
+
 SEEDS_FOR_STABILITY = 5
 GROUPS_FOR_SELECTION = 5  # below, a selection is provisional
 TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
@@ -53,6 +55,11 @@ def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Put rows in the one order in which sums are taken, so that they agree to the last bit."""
     keys = ["protocol", "model", "fold", "seed", "group", "case_id"]
     return table.sort_values([key for key in keys if key in table], ignore_index=True)
+
+
+def mark_groups(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Add a column that says so to a table whose groups are proposed (`groups: proposed`)."""
+    return table.assign(grouping=PROPOSED) if are_proposed(scores) else table
 
 
 def copied_models(scores: pd.DataFrame) -> list[str]:
@@ -142,7 +149,7 @@ def differences(scores: pd.DataFrame, *, delta: float, resamples: int = 10_000) 
         pairs = zip(low, high, part["a"], part["b"], strict=True)
         part["reading"] = [read_interval(*pair, delta=delta) for pair in pairs]
         parts.append(pd.DataFrame(part | of.size))
-    return pd.concat(parts, ignore_index=True)
+    return mark_groups(pd.concat(parts, ignore_index=True), scores)
 
 
 def read_interval(low: float, high: float, a: str, b: str, *, delta: float) -> str:

@@ -11,8 +11,7 @@ from thyroid_lib.compare import sentences
 from thyroid_lib.compare.sentences import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
-from thyroid_lib.data.groups import UNKNOWN as NO_GROUPS
-from thyroid_lib.data.groups import are_unknown
+from thyroid_lib.data.groups import groups_note
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 
@@ -46,7 +45,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     run = mine.iloc[0].dropna().to_dict()
     data = sorted(scores["dataset"].unique())
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
-    limits += [NO_GROUPS] if are_unknown(scores) else []
+    limits += list(filter(None, [groups_note(scores)]))
     sizes = {"group": row["groups"], "trained fold": row["folds"], "seed": row["seeds"]}
     counts = pd.DataFrame(list(mine["cases"]))
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]

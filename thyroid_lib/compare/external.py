@@ -47,7 +47,8 @@ def external_drop(scores: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFr
         table |= {"protocol": protocol, "inside": within, "drop": within - estimate}
         table |= {"low": low, "high": high, "inside_groups": len(inside.groups)}
     size = {"external_groups": len(outside.groups), "seeds": len(outside.seeds)}
-    return pd.DataFrame(table | size | {"conditional": outside.conditional})
+    table = pd.DataFrame(table | size | {"conditional": outside.conditional})
+    return bootstrap.mark_groups(table, scores)
 
 
 def external_sentence(table: pd.DataFrame | None) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from thyroid_lib.compare.bootstrap import TAILS, Cube, cubes
+from thyroid_lib.compare.bootstrap import TAILS, Cube, cubes, mark_groups
 
 
 def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +27,8 @@ def mixed_model(scores: pd.DataFrame) -> pd.DataFrame:
             half, value = stats.norm.ppf(TAILS[1]) * np.sqrt(variance), contrast @ estimate
             pair = of.protocol, of.models[i], of.models[j]
             rows.append((*pair, value, value - half, value + half, note))
-    return pd.DataFrame(rows, columns=["protocol", "a", "b", "difference", "low", "high", "note"])
+    columns = ["protocol", "a", "b", "difference", "low", "high", "note"]
+    return mark_groups(pd.DataFrame(rows, columns=columns), scores)
 
 
 def fit_mixed(of: Cube) -> tuple[np.ndarray, np.ndarray, str]:

@@ -83,7 +83,7 @@ def measure_steps(scores: dict[str, pd.DataFrame], *, resamples: int = 10_000) -
         part["change_low"], part["change_high"] = bootstrap.bounds(now[1] - before[1], of)
         parts.append(pd.DataFrame(part))
         before = now
-    return pd.concat(parts, ignore_index=True)
+    return bootstrap.mark_groups(pd.concat(parts, ignore_index=True), table)
 
 
 def _pooled(table: pd.DataFrame, of: Cube, draws: Draws) -> tuple[np.ndarray, np.ndarray]:

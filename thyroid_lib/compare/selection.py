@@ -99,4 +99,4 @@ def ranks(scores, runs, *, delta: float, resamples: int = 10_000) -> pd.DataFram
         part["p_selected"] = np.bincount(order[:, 0], minlength=len(models)) / len(order)
         part *= 1 if len(of.groups) > 1 else np.nan
         parts.append(pd.DataFrame({"protocol": of.protocol, "model": models}).join(part))
-    return pd.concat(parts, ignore_index=True)
+    return bootstrap.mark_groups(pd.concat(parts, ignore_index=True), scores)

@@ -47,7 +47,7 @@ def stability(scores, histories, thresholds, *, resamples: int = 10_000) -> pd.D
             row = of.protocol, model
             rows += [(*row, name, *measured[name], of.conditional) for name in MEASURES]
     columns = ["protocol", "model", "measure", "value", "low", "high", "conditional"]
-    return pd.DataFrame(rows, columns=columns)
+    return bootstrap.mark_groups(pd.DataFrame(rows, columns=columns), scores)
 
 
 def seed_deviation(values: np.ndarray) -> tuple[float, float, float]:

@@ -135,7 +135,7 @@ def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     keys = ["protocol", "model", "group"]
     each = sort_rows(scores).groupby([*keys, "fold", "seed"])[metric].agg(["mean", "size"])
     means = each.groupby(keys).agg(**{metric: ("mean", "mean"), "frames": ("size", "first")})
-    return means.reset_index()
+    return bootstrap.mark_groups(means.reset_index(), scores)
 
 
 def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
@@ -178,7 +178,7 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
         }  # fmt: skip
         part = pd.DataFrame({name: np.asarray(value) for name, value in columns.items()})
         parts.append(part.sort_values(["dice", "model"], ascending=[False, True]))
-    return pd.concat(parts, ignore_index=True)
+    return bootstrap.mark_groups(pd.concat(parts, ignore_index=True), scores)
 
 
 def _macro_means(table: pd.DataFrame, of: bootstrap.Cube, metric: str) -> np.ndarray:
@@ -224,12 +224,17 @@ def _with_numbers(shown: pd.DataFrame, table: pd.DataFrame, *columns) -> pd.Data
     return shown.assign(**text)
 
 
+def _protocols(table: pd.DataFrame) -> pd.Series:
+    """Name each row's protocol, and say whether its groups were proposed."""
+    return table["protocol"] + " (proposed groups)" * ("grouping" in table)
+
+
 def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `summary` into the table for people; † marks intervals for the trained runs alone."""
     # Only the replication picks epochs on the test set, and no table of it goes without a mark.
     mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
     dice = with_interval(table, ("dice", "dice_low", "dice_high"))
-    shown = pd.DataFrame({"protocol": table["protocol"] + mark, "model": table["model"]})
+    shown = pd.DataFrame({"protocol": _protocols(table) + mark, "model": table["model"]})
     return _with_numbers(
         shown.assign(**{"Dice [95 % interval]": dice}), table,
         ("SD groups", "dice_sd_groups", 3), ("SD seeds", "dice_sd_seeds", 3),
@@ -242,8 +247,10 @@ def show_details(table: pd.DataFrame) -> pd.DataFrame:
     """Turn the rest of `summary` into a table for people: size of the study, parts, cost."""
     sizes = table[["groups", "folds", "seeds"]].astype(str).agg(" × ".join, axis=1)
     units = table.assign(m=table["parameters"] / 1e6, g=table["multiply_adds"] / 1e9)
+    shown = table[["model"]].assign(**{"groups × folds × seeds": sizes})
+    shown.insert(0, "protocol", _protocols(table))
     return _with_numbers(
-        table[["protocol", "model"]].assign(**{"groups × folds × seeds": sizes}), units,
+        shown, units,
         ("IoU", "iou", 3), ("ASSD (px)", "assd_px", 1), ("missed parts", "missed_parts", 2),
         ("false parts", "false_parts", 2), ("parameters (M)", "m", 2),
         ("multiply-adds (G)", "g", 2),
@@ -253,6 +260,7 @@ def show_details(table: pd.DataFrame) -> pd.DataFrame:
 def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
     """Put the bootstrap's differences and the mixed model's side by side, for people."""
     both = differences.merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
+    both["protocol"] = _protocols(differences)
     mixed_names = ("difference_mixed", "low_mixed", "high_mixed")
     columns = {
         "a − b": both["a"] + " − " + both["b"],
@@ -268,6 +276,7 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
 def show_stability(stability: pd.DataFrame) -> pd.DataFrame:
     """Turn `stability.stability` into a table for people: one column per measure."""
     text = stability.assign(text=with_interval(stability, ("value", "low", "high")))
+    text["protocol"] = _protocols(stability)
     wide = text.pivot(index=["protocol", "model"], columns="measure", values="text")
     return wide[list(MEASURES)].reset_index().rename_axis(columns=None)
 

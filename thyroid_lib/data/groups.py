@@ -4,6 +4,7 @@
     groups: patients.csv:number  this column of this table
     groups: "^(\\d+)_"           what the brackets match in the name of the image
     groups: "^([^/]+)/"          the same in its path below the data's folder
+    groups: proposed             frames that look alike, found when the store is built
     groups: none                 every image is a group of its own
 
 A table's group names are one if they differ in letter case, spaces or leading zeros alone: groups
@@ -26,18 +27,30 @@ GROUPS = (
 ALONE = (
     "groups are not known: every image counts as a group of its own, which is wrong if two show "
     "one gland; add a groups.csv (columns case_id, group) or set groups to a pattern on the names, "
-    'groups: "^(\\d+)_"'
+    'groups: "^(\\d+)_"; groups: proposed makes them of frames that look alike'
 )
 UNKNOWN = (
     "Groups are not known: every image counts as a group of its own. Where two show one gland, "
     "results are too good and intervals too narrow."
 )
+PROPOSED = "proposed"  # name of all groups until the store is built, and how they begin then
+ARE_PROPOSED = (
+    "Groups are proposed, made of frames that look alike, and not known: one patient who looks "
+    "different in two sweeps may stand on both sides of a split."
+)
 
 
-def are_unknown(table: pd.DataFrame) -> bool:
-    """Say whether every image of a data set is a group of its own, in an index or in scores."""
+def groups_note(table: pd.DataFrame) -> str:
+    """Say what is doubtful about the groups of an index or of scores, "" if they are known."""
     alone = table["group"].astype(str) == table["case_id"].astype(str)
-    return bool(alone.groupby(table.get("dataset", alone * 0)).all().any())
+    if alone.groupby(table.get("dataset", alone * 0)).all().any():
+        return UNKNOWN
+    return ARE_PROPOSED * are_proposed(table)
+
+
+def are_proposed(table: pd.DataFrame) -> bool:
+    """Say whether any group of a table was proposed, or waits for that (`groups: proposed`)."""
+    return bool(table["group"].astype(str).str.fullmatch(rf"(.+\.)?{PROPOSED}\d*").any())
 
 
 def assign_groups(
@@ -50,6 +63,8 @@ def assign_groups(
     """
     if wanted == "none":
         return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"
+    if wanted == PROPOSED:
+        return [PROPOSED] * len(cases), "made of frames that look alike (groups: proposed)"
     if "(" in wanted:
         return _by_pattern(cases, root, wanted)
     names = Names(cases, root)

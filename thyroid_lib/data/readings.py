@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from thyroid_lib.data.groups import groups_note
 from thyroid_lib.data.store import Store
 
 
@@ -26,7 +27,8 @@ def groups_sentence(index: pd.DataFrame) -> str:
     frames = "1 frame" if counts.max() == 1 else f"{_span(counts)} frames"
     if len(counts) == 1:
         return f"There is one group, of {frames}: no other one to test on."
-    return f"There are {len(counts)} groups, of {frames}{' each' * (counts.nunique() == 1)}."
+    said = f"There are {len(counts)} groups, of {frames}{' each' * (counts.nunique() == 1)}."
+    return f"{said} {groups_note(index)}".strip()
 
 
 def mended_sentence(store: Store) -> str:

@@ -14,7 +14,7 @@ The same sources give the same bytes, on any number of processes and in any fold
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ import pandas as pd
 
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data import frames, phantom, tg3k
-from thyroid_lib.data.groups import UNKNOWN, are_unknown
+from thyroid_lib.data.groups import are_proposed, groups_note
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
 from thyroid_lib.data.shrink import lost_sentence, sizes_needed
@@ -118,8 +118,8 @@ def load_cases(source: str | list, data: str | Path = "", *, folder: str | Path 
     seen = look(find_data(data), **{n: v for n, v in choices.items() if n in CHOICES})
     for what, said in seen.seen.items():
         print(f"{what}: {said}")
-    if are_unknown(seen.cases):
-        print_note(UNKNOWN)
+    if note := groups_note(seen.cases):
+        print_note(note)
     return seen.cases
 
 
@@ -149,6 +149,7 @@ def build_store(
     resize: str = "square",
     mend: Sequence[str] = ("text",),
     workers: int | None = None,
+    propose: Callable[["Store"], np.ndarray] | None = None,
 ) -> Store:
     """Check, mend and resize every case in one pass, streamed to disk; reuse what is up to date.
 
@@ -156,8 +157,11 @@ def build_store(
     ValueError: not one usable case, or a folder that holds the store of another source.
 
     size: side of the stored squares in pixels. resize, mend: see `frames.fit_image` and
-    `frames.mend_mask`. workers: processes; the result does not depend on it.
+    `frames.mend_mask`. workers: processes; the result does not depend on it. propose: gives the
+    groups of a store whose cases wait for them (`groups: proposed`): `leakage.propose_groups`.
     """
+    if are_proposed(cases) and not propose:
+        raise ValueError("groups: proposed are made in 1-preprocess; here, give a table or pattern")
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
     cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
@@ -169,7 +173,7 @@ def build_store(
         with folder_lock(folder):
             fingerprint = _fingerprint(cases, settings)
             if _held_fingerprint(folder, cases) != fingerprint:
-                _build(cases, folder, settings, fingerprint, workers)
+                _build(cases, folder, settings, fingerprint, workers, propose)
         store = open_store(folder, verify=False)
         if any(needed := sizes_needed(store)):
             print_note(lost_sentence(needed, size))
@@ -210,11 +214,11 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
     return Store(folder, images, masks, bits, *tables, *more)
 
 
-def default_store(cases: pd.DataFrame | None = None) -> Store:
+def default_store(cases: pd.DataFrame | None = None, **how) -> Store:
     """Return the store of a notebook that is run by itself, results/alone/store, and print it.
 
     Where it is missing, or holds another source than `cases`, a small store is built beside it: of
-    `cases` or, without any, of phantoms.
+    `cases` or, without any, of phantoms. `how` are arguments of `build_store`.
     """
     name, store = f"{ALONE}/store", None
     with suppress(FileNotFoundError):
@@ -226,7 +230,7 @@ def default_store(cases: pd.DataFrame | None = None) -> Store:
         if cases is None:
             cases = load_cases("phantom", folder=project_path(ALONE) / "phantom")
         name = f"{ALONE}/store-{cases['dataset'].iloc[0]}"
-        store = build_store(cases, project_path(name), size=64)
+        store = build_store(cases, project_path(name), size=64, **how)
     print(f"{name}: {store}")
     return store
 
@@ -311,7 +315,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
 
 
-def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, workers: int):
+def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, propose):
     """Stream the arrays of all usable cases into partial files, then rename these; tables last."""
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still write theirs.
@@ -341,9 +345,13 @@ def _build(cases: pd.DataFrame, folder: Path, settings: dict, fingerprint: str, 
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+    index = pd.DataFrame(rows, columns=[*INDEX, *READING])
+    if are_proposed(index):
+        arrays = (np.load(path, mmap_mode="r") for path in partial_files)
+        held = Store(folder, *arrays, index, quarantine, settings, fingerprint, {})
+        index["group"] = propose(held)
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
-    index = pd.DataFrame(rows, columns=[*INDEX, *READING])
     usual = [name for name, value in READING.items() if (index[name] == value).all()]
     index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from thyroid_lib.data.groups import UNKNOWN, are_unknown
+from thyroid_lib.data.groups import groups_note
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.evaluate.folder import evaluate_folder, show_groups
 from thyroid_lib.files.writing import write_table
@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"set aside: {len(part)} {reason} ({part['file'].iloc[0]})")
     print(show_groups(found.groups).to_string(index=False))
     count = len(found.groups) - 1
-    if are_unknown(found.scores):
-        print(f"note: {UNKNOWN}")
+    if note := groups_note(found.scores):
+        print(f"note: {note}")
     elif count < FEW_GROUPS:
         few = "a single group gives no interval" if count == 1 else "the intervals are too narrow"
         print(f"note: {count} group{'s' * (count > 1)}: {few}")

@@ -19,7 +19,7 @@ import pandas as pd
 
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.external import external_sentence
-from thyroid_lib.data.groups import UNKNOWN, are_unknown
+from thyroid_lib.data.groups import groups_note
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.checksums import UNFINISHED, record
@@ -146,10 +146,10 @@ def _verdict_section(study: Path) -> str:
     said, index = verdict(summary, selected), study / "store" / "index.csv"
     if (file := study / "compare/external.csv").is_file():
         said.append(external_sentence(pd.read_csv(file)))
-    if index.is_file() and are_unknown(pd.read_csv(index, dtype=str, na_filter=False)):
-        said.append(UNKNOWN)
+    if index.is_file():
+        said.append(groups_note(pd.read_csv(index, dtype=str, na_filter=False)))
     return f"""<h1>Verdict</h1>
-<p class="verdict">{html.escape(" ".join(said))}</p>
+<p class="verdict">{html.escape(" ".join(said).strip())}</p>
 <img alt="Dice of each network on random frames and on unseen groups" src="{image}">
 <p>{html.escape(caption)}</p>"""
 
