@@ -10,7 +10,6 @@ OPTIONS ?=
 ONLY ?=
 OWNER ?=
 HOURS ?= 8
-GPUS ?= 1
 FRAMES ?= 0
 FROM ?=
 UPGRADE ?=
@@ -245,7 +244,7 @@ pip-audit:  ## known vulnerabilities of what is locked; asks the registry's data
 
 # DATA is the data set's name there, and no path of this machine's.
 KAGGLE = --parameters $(call quote,$(PARAMETERS)) --owner $(call quote,$(OWNER)) --hours $(call quote,$(HOURS)) \
-	--gpus $(call quote,$(GPUS)) --frames $(call quote,$(FRAMES)) $(if $(DATA),--data $(call quote,$(DATA))) \
+	--frames $(call quote,$(FRAMES)) $(if $(DATA),--data $(call quote,$(DATA))) \
 	--set $(foreach word,$(SET),$(call quote,$(word)))
 kaggle: $(READY)  ## a study's missing runs as folders for Kaggle: OWNER=<you> DATA=<owner/slug> HOURS=8
 	@$(BIN)/python tools/kaggle.py $(KAGGLE)

@@ -43,14 +43,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")
 # Packages of the platform that Snakemake uses; these and their requirements are never replaced.
 PLATFORM = {"matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn", "statsmodels", "torch"}
-PYTHON = "3.12"  # on Kaggle
-KAGGLE = default_environment() | {
-    "python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_platform": "linux",
-    "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64", "extra": "",
-}  # fmt: skip
+PYTHONS = ("3.12", "3.13")  # Kaggle moves from one to the other; pip there takes what fits
+KAGGLE = [
+    default_environment() | {
+        "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
+        "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64", "extra": "",
+    }
+    for python in PYTHONS
+]  # fmt: skip
+GPUS = 2  # of a session: Kaggle's NvidiaTeslaT4 is two T4, of which each trains a run
 SYSTEMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
-# The reported study: seconds of a Residual U-Net's epoch on Kaggle, for so many frames of 256² px.
-EPOCH_SECONDS, EPOCH_FRAMES, EPOCH_SIZE = 208, 2509, 256
+# Of a T4, estimated and never measured: 40 % of its fp16 peak, training being three forward passes.
+SECONDS_PER_MULTIPLY_ADD = 3.1e-13
 MARGIN = 1.2  # factor for validation and scoring
 FIXED_MINUTES = 2  # of a run of any size
 START_MINUTES = 10  # of a session, before and after its runs
@@ -63,7 +67,6 @@ def build(
     owner: str,
     data: str = "",
     hours: float = 8,
-    gpus: int = 1,
     frames: int = 0,
     overrides: dict | None = None,
     out: str | Path = "kaggle",
@@ -74,7 +77,6 @@ def build(
     Args:
         data: the data set on Kaggle, `owner/slug/version`; "" for phantoms.
         hours: the limit of a session.
-        gpus: 1 or 2, the number of runs that a session trains at a time.
         frames: number of frames in the data; 0 where source or store say it.
         overrides: settings that replace the study's own.
         wheels: a folder with requirements.txt and the wheels for it; "" to download them.
@@ -109,7 +111,9 @@ def build(
     if problem or not missing:
         raise ValueError(problem or f"{study}: no run is missing in {results}")
     minutes = estimate(config, missing, frames or count_frames(config, results), results)
-    room = (60 * hours - START_MINUTES) * gpus
+    gpus = GPUS if config["device"] != "cpu" else 0
+    at_once = max(1, gpus)  # runs that a session trains
+    room = (60 * hours - START_MINUTES) * at_once
     kernels = pack(minutes, room)
 
     top = Path(out, study)
@@ -124,7 +128,7 @@ def build(
         for number, runs in enumerate(kernels, 1):
             _write_kernel(
                 new / f"kernel-{number}", f"{name}-{number}",
-                gpus=gpus if config["device"] != "cpu" else 0,
+                gpu=bool(gpus),
                 datasets=[name, *([source[1]] if source else [])],
                 bundle=name, study=study, runs=runs, minutes=60.0 * hours - START_MINUTES,
                 keep_store=number == 1 and not whole_store,
@@ -138,14 +142,14 @@ def build(
         shutil.rmtree(new, ignore_errors=True)
     total = 0.0
     for number, runs in enumerate(kernels, 1):
-        took = min(sum(minutes[run] for run in runs), room) / gpus / 60
+        longest = max(minutes[run] for run in runs)
+        took = min(max(sum(minutes[run] for run in runs), longest * at_once), room) / at_once / 60
         total += took + START_MINUTES / 60
         print(f"kernel-{number}: about {took:.1f} h for {len(runs)} runs: {', '.join(runs)}")
-    for run in (run for run in minutes if minutes[run] > room / gpus):
+    for run in (run for run in minutes if minutes[run] > room / at_once):
         print(f"{run} takes longer than a session: it stops in time, and continues in the next one")
-    unit = "GPU hours" if config["device"] != "cpu" else "hours"
-    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} {unit} in all"
-          f" (Kaggle gives about {WEEK_HOURS} GPU hours a week)")  # fmt: skip
+    week = f", of about {WEEK_HOURS} that Kaggle gives for GPUs in a week" * bool(gpus)
+    print(f"{len(minutes)} runs in {len(kernels)} sessions, about {total:.1f} hours in all{week}")
     print(_next_commands(top, name, len(kernels), again))
     return kernels
 
@@ -173,8 +177,7 @@ def count_frames(config: dict, results: Path) -> int:
 def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[str, float]:
     """Estimate the minutes of each of these runs on one of Kaggle's GPUs.
 
-    From the seconds of finished runs of the same network, or else from its multiply-adds and the
-    one time that the reported study gives.
+    From the seconds of finished runs of the same network, or else from its multiply-adds.
     """
     measured: dict[str, list[float]] = {}
     for path in results.glob("runs/*/run.json"):
@@ -186,11 +189,10 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
                 seen = about["epochs"] * about["cases"]["train"]
                 measured.setdefault(about["model"], []).append(about["train_seconds"] / seen)
     listed = {run: about for run, about in list_runs(config).items() if run in runs}
-    usual = multiply_adds(build_model("resunet_reported"), EPOCH_SIZE)
     seconds = {model: statistics.median(each) for model, each in measured.items()}  # of a frame
     for model in {about["model"] for about in listed.values()} - measured.keys():
         work = multiply_adds(build_model(model, width=config["width"] or None), config["size"])
-        seconds[model] = EPOCH_SECONDS / EPOCH_FRAMES * work / usual
+        seconds[model] = SECONDS_PER_MULTIPLY_ADD * work
     minutes = {}
     for run, about in listed.items():
         grouped = about["protocol"] in ("grouped", "leave-one-group-out")
@@ -258,17 +260,20 @@ def download_wheels(folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     make = [*pip, "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     get = [*pip, "download", "-qq", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    get += ["--python-version", PYTHON, "--implementation", "cp"]
-    get += [word for abi in ("cp312", "abi3", "none") for word in ("--abi", abi)]
+    get += ["--implementation", "cp"]
     get += [word for system in SYSTEMS for word in ("--platform", f"{system}_x86_64")]
     with tempfile.TemporaryDirectory() as work:
         for entry in entries:
             marker = Requirement(entry.splitlines()[0].rstrip(" \\")).marker
-            if marker and not marker.evaluate(KAGGLE):
-                continue
             one = ["--require-hashes", "-r", str(write_file(Path(work, "one.lock"), entry))]
-            if subprocess.run([*get, *one], capture_output=True).returncode:
-                subprocess.run([*make, *one], check=True)  # no wheel is published: pure Python
+            for python, platform in zip(PYTHONS, KAGGLE, strict=True):
+                if marker and not marker.evaluate(platform):
+                    continue
+                for_python = ["--python-version", python]
+                for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
+                    for_python += ["--abi", abi]
+                if subprocess.run([*get, *for_python, *one], capture_output=True).returncode:
+                    subprocess.run([*make, *one], check=True)  # no wheel is published: pure Python
         _copy_project(("thyroid_lib", "pyproject.toml", "README.md", "LICENSE"), Path(work, "own"))
         subprocess.run([*make, str(Path(work, "own"))], check=True)
     built = [path.name for path in folder.glob("*.whl") if "-any.whl" not in path.name]
@@ -285,7 +290,9 @@ def _closure(needs: list[str], seen: set[tuple[str, str]], extra: str = "") -> s
     """Return the names of all requirements on Kaggle, except those of its own packages."""
     for need in map(Requirement, needs):
         name = canonicalize_name(need.name)
-        marked = not need.marker or need.marker.evaluate(KAGGLE | {"extra": extra})
+        marked = not need.marker or any(
+            need.marker.evaluate(platform | {"extra": extra}) for platform in KAGGLE
+        )
         if marked and name not in PLATFORM:
             for pair in {(name, each) for each in ("", *need.extras)} - seen:
                 seen.add(pair)
@@ -294,17 +301,17 @@ def _closure(needs: list[str], seen: set[tuple[str, str]], extra: str = "") -> s
     return {name for name, _ in seen}
 
 
-def _write_kernel(folder: Path, name: str, *, gpus: int, datasets: list[str], **settings) -> None:
+def _write_kernel(folder: Path, name: str, *, gpu: bool, datasets: list[str], **settings) -> None:
     """Write a folder for `kaggle kernels push`: a notebook with its settings, and its metadata."""
     notebook = load_notebook_node(str(ROOT / "tools" / "kernel.ipynb"))
-    notebook = parameterize_notebook(notebook, settings | {"gpu": bool(gpus)})
+    notebook = parameterize_notebook(notebook, settings | {"gpu": gpu})
     title = name.split("/")[1]
     write_file(folder / f"{title}.ipynb", nbformat.writes(notebook) + "\n")
     about = {
         "id": name, "title": title, "code_file": f"{title}.ipynb", "language": "python",
         "kernel_type": "notebook", "is_private": "true",
-        "enable_gpu": "true" if gpus else "false", "enable_internet": "false",
-        "machine_shape": ("", "NvidiaTeslaT4", "NvidiaTeslaT4Highmem")[gpus],
+        "enable_gpu": "true" if gpu else "false", "enable_internet": "false",
+        "machine_shape": "NvidiaTeslaT4" if gpu else "",
         "dataset_sources": datasets, "competition_sources": [], "kernel_sources": [],
         "model_sources": [],
     }  # fmt: skip
@@ -335,14 +342,13 @@ def main() -> int:
     parser.add_argument("--owner", required=True, help="your name on Kaggle")
     parser.add_argument("--data", default="", help="data set on Kaggle, owner/slug/version")
     parser.add_argument("--hours", type=float, default=8, help="of a session, 12 at most")
-    parser.add_argument("--gpus", type=int, choices=(1, 2), default=1, help="T4, or T4 x2")
     parser.add_argument("--frames", type=int, default=0, help="of the data, if source is folder")
     parser.add_argument("--set", nargs="*", default=[], help="settings, key=value")
     args = parser.parse_args()
     data = args.data if args.data.count("/") != 1 else f"{args.data}/1"
     try:
         build(
-            args.parameters, owner=args.owner, data=data, hours=args.hours, gpus=args.gpus,
+            args.parameters, owner=args.owner, data=data, hours=args.hours,
             frames=args.frames, overrides=parse_config(args.set),
         )  # fmt: skip
     except (ValueError, OSError, subprocess.CalledProcessError) as error:

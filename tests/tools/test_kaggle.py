@@ -66,21 +66,21 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_estimate_follows_the_reported_time_and_measured_runs(tmp_path):
-    """208 s an epoch at 2,509 frames: 25 epochs are 86.7 minutes, and a fifth more, and two."""
-    run, frames = "resunet_reported-reported-fold0-seed0", 2509 / 0.7
+def test_the_estimate_follows_a_t4_and_measured_runs(tmp_path):
+    """A step of 16 frames in 0.238 s: 25 epochs of 2,509 frames are 15.6 minutes, + 1/5, + 2."""
+    run, frames = "unet-reported-fold0-seed0", 2509 / 0.7
     shape = {"width": 0, "size": 256}
     config = yaml.safe_load(DEMO.read_text("utf-8")) | shape | {
-        "models": ["resunet_reported"], "epochs": 25, "protocols": ["reported"], "seeds": [0],
+        "models": ["unet"], "epochs": 25, "protocols": ["reported"], "seeds": [0],
     }  # fmt: skip
     minutes = kaggle.estimate(config, [run], frames, tmp_path)
-    assert minutes[run] == pytest.approx(2 + 1.2 * 208 * 25 / 60)
+    assert minutes[run] == pytest.approx(2 + 1.2 * 0.238 / 16 * 2509 * 25 / 60, rel=0.02)
     # a quarter of the pixels is a quarter of the work
     small = kaggle.estimate(config | {"size": 128}, [run], frames, tmp_path)
     assert small[run] - 2 == pytest.approx((minutes[run] - 2) / 4)
-    # a finished run, of 0.05 s a frame, replaces the reported time
+    # a finished run, of 0.05 s a frame, replaces the estimate
     about = {"device": "cuda", "epochs": 10, "cases": {"train": 100}, "train_seconds": 50.0} | shape
-    write(tmp_path / "runs/x/run.json", json.dumps(about | {"model": "resunet_reported"}))
+    write(tmp_path / "runs/x/run.json", json.dumps(about | {"model": "unet"}))
     measured = kaggle.estimate(config, [run], 1000, tmp_path)
     assert measured[run] == pytest.approx(2 + 1.2 * 0.05 * 700 * 25 / 60)
 
@@ -114,7 +114,26 @@ def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
             "runs": runs, "bundle": "me/thyroid-tg3k", "minutes": 60 * 9 - 10,
             "keep_store": number == 1,
         }.items() <= settings_of(notebook).items()  # fmt: skip
-    assert any("GPU hours in all" in line for line in printed)
+    assert any("hours in all, of about 30 that Kaggle gives for GPUs" in line for line in printed)
+    kernels, printed, _ = build(DEMO, overrides={"device": "cpu"})
+    about = json.loads((tmp_path / "kaggle/demo/kernel-1/kernel-metadata.json").read_text())
+    assert (about["enable_gpu"], about["machine_shape"]) == ("false", "")
+    assert not any("GPU" in line for line in printed)
+
+
+def test_two_runs_share_a_session_of_two_gpus(build):
+    one, _, _ = build(TG3K, data="somebody/tg3k/3", hours=0.5, frames=600)
+    alone, _, _ = build(TG3K, data="somebody/tg3k/3", hours=0.5, frames=600,
+                        overrides={"device": "cpu"})  # fmt: skip
+    assert sum(map(len, one)) == sum(map(len, alone))
+    assert len(one) <= len(alone) / 2 + 1
+
+
+def test_requirements_of_both_pythons_are_carried():
+    """What only one of Kaggle's Pythons needs is among them, as are wheels for each."""
+    wanted = kaggle._closure(["a; python_version < '3.13'", "b; python_version > '3.12'",
+                              "c; python_version < '3.12'"], set())  # fmt: skip
+    assert wanted == {"a", "b"}
 
 
 @pytest.mark.parametrize(
