@@ -25,7 +25,6 @@ from thyroid_lib.compare.bootstrap import SEEN, TAILS, Cube, Draws, draw, macro_
 DEVIATIONS = {"group": 0.080, "model_group": 0.045, "run": 0.020, "rest": 0.030, "frame": 0.129}
 FRAMES = 48  # per group, as in that sample
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
-MARKS = "<!-- coverage -->", "<!-- /coverage -->"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,14 @@ DESIGNS = [
         ("single split", 20, 1, (5,)),
     )
     for seeds in of_seeds
+]
+
+
+# Of the protocol external: its groups and seeds, after those of the grouped protocol beside it.
+EXTERNAL = [
+    (Design("3 folds", inside, 3, seeds, run), Design("external", outside, 1, seeds, run))
+    for run in (DEVIATIONS["run"], 2 * DEVIATIONS["run"])
+    for inside, outside, seeds in ((9, 3, 1), (9, 3, 2), (9, 3, 5), (12, 8, 5), (12, 20, 5))
 ]
 
 
@@ -107,6 +114,26 @@ def measure(
     )  # fmt: skip
 
 
+def measure_drop(inside: Design, outside: Design, *, studies: int, seed: int) -> dict:
+    """Simulate a study with an external data set on which Dice does not fall.
+
+    "drop covered": the share of studies, in per cent, whose interval of the drop holds 0.
+    """
+    rng = np.random.default_rng([seed, outside.groups, outside.seeds])
+    means = []
+    for number, design in enumerate((inside, outside)):
+        values = simulate(design, studies, rng)[0]  # (N,F,S,G)
+        axes = [tuple(range(size)) for size in values.shape[1:]]
+        draws = draw(Cube("", ("a",), *axes, values[:1]), resamples=2000, seed=number)
+        means.append(macro_means(values, draws))
+    low, high = np.quantile(means[0] - means[1], TAILS, axis=0)
+    return {
+        "groups inside": inside.groups, "external groups": outside.groups, "seeds": outside.seeds,
+        "run SD": f"{outside.run:.2f}", "width of the interval": f"{(high - low).mean():.3f}",
+        "drop covered": f"{100 * ((low < 0) & (high > 0)).mean():.1f}",
+    }  # fmt: skip
+
+
 def _rivals(gap: np.ndarray, draws: Draws, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """What other tests reject, bool (N,) each."""
     every_seed = np.broadcast_to(np.arange(gap.shape[2]), draws.seeds.shape)
@@ -126,18 +153,21 @@ def _rivals(gap: np.ndarray, draws: Draws, rng: np.random.Generator) -> dict[str
 
 
 def main() -> None:
-    """Simulate every design and put the table into the page."""
+    """Simulate every design and put the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=10_000, help="simulated per design")
+    parser.add_argument("--tables", nargs="+", default=["coverage", "external"])
     args = parser.parse_args()
-    rows = []
-    for design in DESIGNS:
-        rows.append(measure(design, studies=args.studies, seed=1))
-        print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    page = PAGE.read_text(encoding="utf-8")
-    made = re.sub("(?s)(?<=" + ").*(?=".join(MARKS) + ")", lambda _: f"\n{table}\n", page)
-    PAGE.write_text(made, encoding="utf-8")
+    how = {"studies": args.studies, "seed": 1}
+    parts = {
+        "coverage": (measure(design, **how) for design in DESIGNS),
+        "external": (measure_drop(*designs, **how) for designs in EXTERNAL),
+    }
+    for name in args.tables:
+        table = pd.DataFrame(parts[name]).to_markdown(index=False, disable_numparse=True)
+        page, marks = PAGE.read_text(encoding="utf-8"), (f"<!-- {name} -->", f"<!-- /{name} -->")
+        before, _, after = re.split("(?s)(?<=" + ")(.*)(?=".join(marks) + ")", page)
+        PAGE.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
