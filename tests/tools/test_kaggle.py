@@ -26,7 +26,7 @@ import kaggle  # noqa: E402
 
 pytestmark = pytest.mark.study
 # Two runs, long enough to be stopped.
-SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 200, "batch_size": 2, "resamples": 200}
+SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 60, "batch_size": 2, "resamples": 200}
 
 
 @pytest.fixture

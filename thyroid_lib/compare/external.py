@@ -2,7 +2,7 @@
 
 The figure inside is that of the same study's grouped protocol, on unseen groups of the data sets
 that were trained on. Groups are resampled on each side by themselves, and seeds within each split,
-crossed with groups (see `bootstrap`). Inside, a network had fewer groups to learn from.
+crossed with groups (see `bootstrap`). The networks inside were trained on fewer groups.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def external_drop(scores: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFr
     of each side, seeds, and conditional, as one split is one draw of trainings.
 
     Raises:
-        ValueError: other models inside than outside.
+        ValueError: the two sides have different models.
     """
     protocols = set(scores["protocol"])
     if EXTERNAL not in protocols:
@@ -37,7 +37,7 @@ def external_drop(scores: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFr
             raise ValueError(
                 f"{protocol} and external need the same models: train the missing runs"
             )
-        means = [  # (B,M); another seed draws other groups and seeds
+        means = [  # (B,M); drawn independently for each side
             bootstrap.macro_means(of.values, bootstrap.draw(of, resamples=resamples, seed=seed))
             for seed, of in enumerate((inside, outside))
         ]

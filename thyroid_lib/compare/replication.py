@@ -29,7 +29,7 @@ WITHOUT_RELU = "segnet_reported_no_relu"
 
 
 def reported_curves() -> pd.DataFrame:
-    """Return the report's own learning curves, one run of each network, as its log has them."""
+    """Return the reported learning curves, one run of each network, as its log has them."""
     return pd.read_csv(Path(__file__).with_name("reported_curves.csv"))
 
 
@@ -105,7 +105,7 @@ def _pooled(table: pd.DataFrame, of: Cube, draws: Draws) -> tuple[np.ndarray, np
 
 
 def best_reported(curves: pd.DataFrame) -> pd.Series:
-    """Return the report's own best test Dice, by the name that its network has here."""
+    """Return the best reported test Dice, by the name that its network has here."""
     return curves.groupby(curves["model"].map(NAMES))["test_dice"].max()
 
 

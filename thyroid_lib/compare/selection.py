@@ -1,6 +1,7 @@
 """Selection of the model to deploy, by the rule that was declared before training.
 
-Test data selects between models here, once, after all were trained; it never selects weights.
+Test data select a model here, once, after all were trained. They never select weights, except
+under protocol reported.
 """
 
 import numpy as np

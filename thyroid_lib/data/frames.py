@@ -197,7 +197,7 @@ def restore_mask(
 
 
 def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return bool, true where the probability is strictly above the threshold, as in the report."""
+    """Return bool, true where the probability is strictly above the threshold, as reported."""
     return prob > threshold
 
 

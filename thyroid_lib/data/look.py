@@ -35,7 +35,7 @@ from thyroid_lib.settings import CHOICES
 
 # Modules of this wing with cases(path) -> case table, or None if the data are in another format;
 # attrs["layout"] and attrs["groups"] of the table say what was found.
-FORMATS = ("nnunet", "ddti", "case_csv", "arrays", "dicom_folder")
+DATA_FORMATS = ("nnunet", "ddti", "case_csv", "arrays", "dicom_folder")
 SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 
 
@@ -77,7 +77,7 @@ def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
 def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, list[Path], str]:
     """Return the cases of the first format that fits, the files that are none, and the layout."""
     pairs = {name: wanted[name] for name in ("images", "masks", "pairing")}
-    for name in () if any(pairs.values()) else FORMATS:
+    for name in () if any(pairs.values()) else DATA_FORMATS:
         table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
         if table is not None:
             table["dataset"] = dataset or table["dataset"]

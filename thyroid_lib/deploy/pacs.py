@@ -40,8 +40,8 @@ def http_status(error: Exception) -> str:
 
 
 def store(client: DICOMwebClient, objects: Iterable[Dataset]) -> None:
-    """Store objects by STOW-RS, until the answer names each, or a search finds it: a proxy's page
-    has status 200, too. Refused: the PACS refuses an object for good; RequestException: for now.
+    """Store each object by STOW-RS, and check that the answer names it or a search finds it, as a
+    proxy's page has status 200, too. Refused: for good; RequestException: for now.
     """
     for each in objects:
         each.preamble = bytes(128)

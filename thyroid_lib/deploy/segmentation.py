@@ -45,7 +45,7 @@ def name_uid(*parts: str | int) -> uid.UID:
 
 
 def reference(dataset: Dataset, frame: int = 0, **more) -> Dataset:
-    """Return a reference to an object; `frame`, from 1, counts where it may have several."""
+    """Return a reference to an object; `frame`, from 1, of a multi-frame object."""
     if frame and dataset.SOPClassUID not in SINGLE:
         more["ReferencedFrameNumber"] = frame
     sop = {"ReferencedSOPClassUID": dataset.SOPClassUID}
@@ -69,7 +69,7 @@ def derive_object(
         InstanceNumber=number if isinstance(number, int) else 1, Manufacturer=MAKER,
         ManufacturerModelName=_short_text(about.get("model", "model")),
         DeviceSerialNumber=model[:16], SoftwareVersions=__version__,
-        ContentDate="19000101", ContentTime="000000",
+        ContentDate="19000101", ContentTime="000000",  # where the source has no date
     )  # fmt: skip
     for keyword in COPIED + COPIED_IF_PRESENT:
         if keyword in source:
@@ -154,7 +154,7 @@ def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict
         seg.LossyImageCompression = "01"
         ratio = count * rows * columns * source.SamplesPerPixel / len(source.PixelData)
         for part, own in (("Ratio", f"{ratio:.4g}"), ("Method", "ISO_10918_1")):
-            keyword = f"LossyImageCompression{part}"  # of an earlier compression perhaps unknown
+            keyword = f"LossyImageCompression{part}"  # unknown after an earlier compression
             if value := source.get(keyword) or (own if lossy else None):
                 setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))

@@ -30,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="run, model.pt, release or .onnx")
     parser.add_argument("--data", default="", help="folder, archive or table with all of it")
-    parser.add_argument("--images", default="", help="their folder; with --data: or a pattern")
-    parser.add_argument("--masks", default="", help="their folder; with --data: or a pattern")
+    parser.add_argument(
+        "--images", default="", help="their folder; with --data a file pattern, too"
+    )
+    parser.add_argument("--masks", default="", help="their folder; with --data a file pattern, too")
     parser.add_argument("--groups", default="", help="CSV, CSV:column, pattern on names, or none")
-    parser.add_argument("--pairing", default="", help="pattern of what both names have")
+    parser.add_argument("--pairing", default="", help="pattern of what both names share")
     parser.add_argument("--mask-values", default="", help="the gland's levels or colours")
     parser.add_argument("--mend", nargs="*", default=[], choices=MENDS, help="default: nothing")
     parser.add_argument("--tolerance", type=float, default=2.0, help="px, of the surface Dice")

@@ -36,7 +36,7 @@ def fit(
     augment: str = "none",
     precision: str = "fp32",
     state: dict | None = None,
-    after_step: Callable[[], None] = lambda: None,  # an error that it raises ends the training
+    after_step: Callable[[], None] = lambda: None,  # an error in it ends the training
 ) -> Iterator[dict]:
     """Train on rows of uint8 (N,S,S); yield after each epoch a state that it can go on from."""
     initialise(net, seed)
@@ -73,7 +73,7 @@ def fit(
             after_step()
         loss = float(total) / len(rows)
         seconds += time.perf_counter() - began
-        state = {"epoch": epoch, "loss": loss, "seconds": seconds}  # frees the one of before
+        state = {"epoch": epoch, "loss": loss, "seconds": seconds}  # frees the previous state
         yield state | {name: part.state_dict() for name, part in parts.items()}
 
 

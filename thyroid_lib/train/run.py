@@ -44,7 +44,7 @@ from thyroid_lib.settings import check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
-NOT_IN_KEY = {*SPLIT, "threshold"}  # the key has each case's side
+NOT_IN_KEY = {*SPLIT, "threshold"}  # the key holds each case's side instead
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def train_model(
     settings |= {
         "device": where.type,
         "precision": devices.choose_precision(precision, where),
-        "threads": torch.get_num_threads() if where.type == "cpu" else 0,  # decide no bit of a GPU
+        "threads": torch.get_num_threads()
+        if where.type == "cpu"
+        else 0,  # do not affect a GPU's result
     }
     net = models.build_model(model, width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
@@ -131,7 +133,7 @@ def train_model(
             raise Stopped(f"{out.name}: trained, but not scored, as {stopped}; start it again")
         history = pd.DataFrame(finished["history"])
         write_table(out / "history.csv", history)
-    # Weights trained just now are restored like stored ones: both give the same bits of scores.
+    # Weights trained just now are restored, too, so that both give the same bits of scores.
     names = [name for name in ("weights", "val_weights") if name in finished]
     net, val_net, *_ = *(restore_model(model, width, finished[x]) for x in names), None
     return Run(out, net, val_net, sides, history, meta | {"trained_epochs": trained_epochs})
@@ -177,7 +179,7 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
                 cases, how = np.flatnonzero(sides == side), (where, settings["precision"])
                 seen = validate(net, store, cases, *how, after_batch=lambda: after_step(0))
                 record |= seen.summary(side)
-            for side in choosing:  # on "test" the reported study's Dice, as the choice was its own
+            for side in choosing:  # on "test" by the Dice by which the reported study chose
                 score = record["test_dice_pooled" if side == "test" else "val_dice"]
                 if side not in best or score > best[side]["score"]:
                     copied = {name: value.cpu().clone() for name, value in state["weights"].items()}
@@ -256,7 +258,7 @@ class Seen(NamedTuple):
     def summary(self, side: str) -> dict:
         dice = float(dice_of_areas(self.both, self.total).mean())
         means = {f"{side}_loss": float(self.loss.mean(dtype=np.float64)), f"{side}_dice": dice}
-        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}  # as in the report
+        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}  # as reported
         return means | (pooled if side == "test" else {})
 
 
