@@ -100,9 +100,7 @@ def train_model(
     settings |= {
         "device": where.type,
         "precision": devices.choose_precision(precision, where),
-        "threads": torch.get_num_threads()
-        if where.type == "cpu"
-        else 0,  # do not affect a GPU's result
+        "threads": torch.get_num_threads() if where.type == "cpu" else 0,  # no matter on a GPU
     }
     net = models.build_model(model, width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
