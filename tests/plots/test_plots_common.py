@@ -88,3 +88,12 @@ def test_every_figure_is_opaque_and_its_writing_stands_out(built):
         inks = [to_rgb(text.get_color()) for text in [*(ax.title for ax in fig.axes), *legends]]
         assert (np.abs(np.subtract(inks, ground)).mean(axis=1) > 0.5).all()
         assert alpha == 1
+
+
+def test_many_groups_have_no_names_and_the_largest_comes_first():
+    index = pd.DataFrame({"group": [f"g{i}" for i in range(60)] + ["g7"] * 4})
+    ax = plots.frames_per_group(index).axes[0]
+    assert ax.get_xlabel() == "60 groups, the largest first"
+    assert ax.patches[0].get_data().values[:2].tolist() == [5, 1]
+    few = plots.frames_per_group(index[:3]).axes[0]
+    assert [label.get_text() for label in few.get_xticklabels()] == ["g0", "g1", "g2"]

@@ -145,20 +145,31 @@ def sizes_and_areas(index: pd.DataFrame) -> Figure:
 
 
 def frames_per_group(index: pd.DataFrame) -> Figure:
-    """Draw how many frames each group (sweep or patient) has."""
+    """Draw how many frames each group (sweep or patient) has; of many groups without names."""
     counts = index["group"].value_counts().sort_index()
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 2.4))
-    ax.bar(counts.index, counts, color=GREY)
-    ax.set(ylabel="frames", xlabel="group")
-    ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
+    if len(counts) <= 40:
+        ax.bar(counts.index, counts, color=GREY)
+        ax.set_xlabel("group")
+        ax.tick_params(axis="x", rotation=90 if len(counts) > 12 else 0)
+    else:
+        ax.stairs(counts.sort_values(ascending=False), fill=True, color=GREY)
+        ax.set_xlabel(f"{len(counts)} groups, the largest first")
+    ax.set_ylabel("frames")
+    ax.yaxis.get_major_locator().set_params(integer=True)
     return fig
 
 
 def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> Figure:
     """Draw masks that held burnt-in text: the text marked above, what is kept below."""
     mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
+    if mended.empty:
+        fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.4))
+        ax.set_axis_off()
+        ax.text(0, 0.5, "No mask holds text.", va="center")
+        return fig
     rows = cases.drop_duplicates("case_id").set_index("case_id")
-    fig, axes = image_axes(2 * max(1, len(mended)), max(1, len(mended)), 1.9)
+    fig, axes = image_axes(2 * len(mended), len(mended), 1.9)
     for case_id, above, below in zip(mended, *axes, strict=False):
         before = read_levels(rows.loc[case_id]) > 127
         after, _, pixels = frames.mend_text(before)
@@ -166,8 +177,6 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
         marked[before & ~after] = to_rgb("#ff5c33")
         draw_frame(above, marked, f"{case_id}: {pixels} px of text")
         draw_frame(below, after.astype(float), f"{case_id}: what is kept")
-    if mended.empty:
-        axes[0, 0].text(0.5, 0.5, "no mask holds text", ha="center", va="center", color=INK)
     return fig
 
 
