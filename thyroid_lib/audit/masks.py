@@ -77,10 +77,8 @@ def mask_defects(levels: np.ndarray) -> dict:
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
     """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
-    numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(numbers.ravel())
-    areas[0] = areas[1:].max(initial=0)  # the background is no speck
-    return ((areas < SPECK_PX) & (areas < areas[0]))[numbers]
+    numbers, areas, small = frames.components(mask, SPECK_PX)
+    return (small & (areas < areas.max()))[numbers]
 
 
 def hole_map(mask: np.ndarray) -> np.ndarray:
