@@ -18,7 +18,7 @@ from thyroid_lib.data.cases import find_problems
 SPLIT = {"train": [*range(3226)], "val": [*range(3226, 3585)]}
 
 
-def write_release(path, frames=(0, 1, 272, 3584)):
+def write_release(path, frames=(0, 1, 271, 272, 3269, 3584)):
     """A small part of the release under `path`: empty masks, and the split."""
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (path / part).mkdir(parents=True, exist_ok=True)
@@ -47,24 +47,19 @@ def release(tmp_path):
     return write_release(tmp_path / "release")
 
 
-def test_the_sweep_of_a_frame():
-    known = {0: "run01", 271: "run01", 272: "run02", 3269: "run14", 3584: "run15", 3585: "", -1: ""}
-    assert {frame: tg3k.sweep_of(frame) for frame in known} == known
-
-
 def test_cases_have_the_release_s_names_sweeps_and_sides(release):
     cases = tg3k.cases(release)
-    assert cases["case_id"].tolist() == ["0000", "0001", "0272", "3584"]
-    assert cases["group"].tolist() == ["run01", "run01", "run02", "run15"]
-    assert cases["official"].tolist() == ["train", "train", "train", "test"]
+    assert cases["case_id"].tolist() == ["0000", "0001", "0271", "0272", "3269", "3584"]
+    assert cases["group"].tolist() == ["run01"] * 3 + ["run02", "run14", "run15"]
+    assert cases["official"].tolist() == ["train"] * 4 + ["test"] * 2
     assert cases["dataset"].unique().tolist() == ["tg3k"]
-    assert find_problems(cases) == [None] * 4
+    assert find_problems(cases) == [None] * 6
     (release / tg3k.SPLIT).unlink()
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (release / part / "0001.jpg").rename(release / part / "00².jpg")  # no frame of it
     (release / tg3k.IMAGES / "0272.jpg").write_bytes(b"")  # is left to the store
     cases = tg3k.cases(release)
-    assert cases["official"].tolist() == [""] * 4
+    assert cases["official"].tolist() == [""] * 6
     assert [(row[0], row[2]) for row in find_problems(cases) if row] == [("00²", "no group")]
 
 

@@ -28,12 +28,8 @@ BY_HAND = (
     f"set `data` to it, or to the unpacked folder that holds {IMAGES}/ and {MASKS}/"
 )
 DEPTH = 4  # folders below the given one that are searched
+# the last frame of each sweep
 LASTS = 271, 448, 655, 826, 1017, 1196, 1512, 1691, 1952, 2188, 2445, 2696, 3025, 3269, 3584
-
-
-def sweep_of(frame: int) -> str:
-    """Return the sweep of a frame by the sweeps' last ones, "" for one that the release has not."""
-    return f"run{bisect_left(LASTS, frame) + 1:02d}" if 0 <= frame <= LASTS[-1] else ""
 
 
 def cases(path: str | Path) -> pd.DataFrame:
@@ -44,7 +40,8 @@ def cases(path: str | Path) -> pd.DataFrame:
     """
     folder = locate(path)
     table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
-    group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
+    runs = ((frame, bisect_left(LASTS, frame) + 1) for frame in range(LASTS[-1] + 1))
+    group_of = {f"{frame:04d}": f"run{run:02d}" for frame, run in runs}
     side_of = official_sides(folder / SPLIT) if os.path.lexists(folder / SPLIT) else {}
     for column, known in (("group", group_of), ("official", side_of)):
         table[column] = [known.get(case_id, "") for case_id in table["case_id"]]
