@@ -170,19 +170,15 @@ def choose_rule(
         middle = [code for code in counts if 0 < code < 255] if jpegs else []
         between = sum(counts[code] for code in middle)
         if between > 0.01 * (total - counts[0]):
-            raise ValueError(
-                "the JPEG masks hold areas that are neither black nor white, of levels "
-                f"{min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %): set the "
-                f'least level that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
-            )
+            areas = f"levels {min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %)"
+            need = f'set the least that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
+            raise ValueError(f"JPEG masks hold areas neither black nor white, {areas}: {need}")
         return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     else:
         gland = _gland_of_two([*levels.values()], {each.border for each in found})
         if gland is None:
-            raise ValueError(
-                f"masks hold {len(levels)} levels or colours: {shown}; which of them are gland? "
-                f"{_proposal(levels, counts)}"
-            )
+            which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
+            raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
         usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
         rule = "" if usual else _rule_of(gland)
     sides = {"gland is": [], "background": []}
@@ -243,9 +239,8 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     """Return the rule that a study sets, and the codes of the gland."""
     if wanted.startswith(">"):
         if not re.fullmatch(r">\s*\d+\.?\d*", wanted) or min(levels.values()) < 0:
-            raise ValueError(
-                f'mask_values: got {wanted!r}, need a gray level, ">0"; the masks hold {shown}'
-            )
+            need = f'need a gray level, ">0"; the masks hold {shown}'
+            raise ValueError(f"mask_values: got {wanted!r}, {need}")
         limit = float(wanted[1:])
         return f"above:{limit:g}", [code for code in levels.values() if code > limit]
     if wanted == "alpha":
@@ -255,9 +250,7 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     if missing := [name for name in names if name not in levels]:
         raise ValueError(f"mask_values: got {', '.join(missing)}, the masks hold {shown}")
     if jpegs:
-        raise ValueError(
-            f"mask_values: got {wanted}, but {jpegs} masks are JPEG, whose levels are blurred: set "
-            'a limit, ">127", or save them as PNG'
-        )
+        need = 'set a limit, ">127", or save them as PNG'
+        raise ValueError(f"mask_values: got {wanted}, but {jpegs} masks are blurred JPEGs: {need}")
     gland = [levels[name] for name in names]
     return _rule_of(gland), gland

@@ -121,10 +121,8 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
                 raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
         highest = max(highest, high / white if white > 1 else 1.0)
     if shades and highest <= 0.5:
-        raise ValueError(
-            f"{shades} has more than two levels, and no file more than {highest:.3f} of white: "
-            "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
-        )
+        need = "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
+        raise ValueError(f"{shades} has more levels, and none above {highest:.3f} of white: {need}")
     return "probability maps" if shades else "masks"
 
 

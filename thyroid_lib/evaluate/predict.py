@@ -82,10 +82,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         raise ValueError(f"{path.name} is not a model of this project ({error}): {need}") from error
     name, trained = meta["model"], meta.get("architecture_fingerprint", "")
     if trained and user_networks.fingerprint(name) not in (trained, ""):
-        raise ValueError(
-            f"{path.name} was trained with another architectures/{name}.py than the one that is "
-            "there: put that one back, or train again"
-        )
+        advice = "put that file back, or train again"
+        raise ValueError(f"{path.name} was trained with another architectures/{name}.py: {advice}")
     return restore_model(name, meta["width"], weights).to(device), meta
 
 
