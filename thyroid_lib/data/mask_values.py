@@ -39,14 +39,11 @@ def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndar
         return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
     jpeg = is_jpeg(path)
     if jpeg and rule.startswith("above"):  # as `count_levels` sees it
-        return apply_rule(decode_file(path, _brightest, page), rule)
+        brightest = decode_file(path, lambda image, _: np.max(image.convert("RGB"), axis=2), page)
+        return apply_rule(brightest, rule)
     if jpeg or not rule:
         return read_gray(path, page=page) > 127
-    return apply_rule(read_codes(path, page), rule)
-
-
-def _brightest(image: Image.Image, _) -> np.ndarray:
-    return np.asarray(image.convert("RGB")).max(axis=2)
+    return apply_rule(decode_file(path, _codes, page), rule)
 
 
 def is_jpeg(path: str | Path) -> bool:
@@ -57,7 +54,7 @@ def is_jpeg(path: str | Path) -> bool:
 
 
 def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
-    """Return which pixels are gland, bool (H,W), of codes as `read_codes` gives them."""
+    """Return which pixels are gland, bool (H,W), of codes as `_codes` gives them."""
     mask = np.zeros(codes.shape, bool)
     for part in (rule or "above:127").split(";"):
         kind, _, values = part.partition(":")
@@ -72,12 +69,8 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
     return mask
 
 
-def read_codes(path: str | Path, page: str = "") -> np.ndarray:
-    """Read a mask's levels as stored, (H,W): gray levels, `TRANSPARENT`, or codes of colours."""
-    return decode_file(path, _codes, page)
-
-
 def _codes(image: Image.Image, tags) -> np.ndarray:
+    """Return a mask's levels as stored, (H,W): gray levels, `TRANSPARENT`, or codes of colours."""
     if image.mode.startswith(("I", "F")):
         levels = check_levels(np.asarray(image))
         if tags.get(262) == 0 and levels.dtype == np.uint16:  # 0 is white
@@ -120,7 +113,7 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     if jpeg:
         codes = decode_file(path, _even_squares, page)
     else:
-        codes = read_codes(path, page) if levels is None else check_levels(levels)
+        codes = decode_file(path, _codes, page) if levels is None else check_levels(levels)
     values, counts = np.unique(codes, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:MANY]
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)

@@ -184,9 +184,8 @@ def add_runs(
     imported run of the same name is replaced. Yields run_id and scores. ValueError: see
     `check_predictions`, or the name or the run's folder belongs to a trained network.
     """
-    if name in (*NETWORKS, *user_networks.files()) or not re.fullmatch(
-        "[a-z][a-z0-9_]{0,39}", name
-    ):
+    taken = name in (*NETWORKS, *user_networks.files())
+    if taken or not re.fullmatch("[a-z][a-z0-9_]{0,39}", name):
         need = "a-z first, then a-z, 0-9 and _, and no network of the study"
         raise ValueError(f"name: got {name!r}, need {need}")
     if protocol == "reported":
