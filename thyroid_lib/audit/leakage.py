@@ -14,6 +14,7 @@ from thyroid_lib.audit.copies import (
     near_copy_threshold,
     pair_correlation,
 )
+from thyroid_lib.data.frames import content_box
 from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
@@ -28,20 +29,15 @@ def describe_store(store: Store) -> Maps:
     """Make the maps of a store's frames, without the border that a letterbox adds."""
     if store.settings["resize"] == "square":
         return describe(store.images, store.index[["height", "width"]].to_numpy())
-    sides = np.stack(content_sides(store), axis=1)
-    corners = (store.size - sides) // 2
-    cut = zip(store.images, corners, sides, strict=True)
-    return describe([image[y : y + h, x : x + w] for image, (y, x), (h, w) in cut])
+    cut = zip(store.images, content_boxes(store), strict=True)
+    return describe([image[y : y + h, x : x + w] for image, (y, x, h, w) in cut])
 
 
-def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Return height and width, (N,) each, that every frame fills in its stored square, in px."""
-    if store.settings["resize"] == "square":
-        return (np.full(len(store.images), store.size),) * 2
-    sides = store.index[["height", "width"]].to_numpy()
-    scale = store.size / sides.max(axis=1, keepdims=True)
-    height, width = np.rint(sides * scale).clip(min=1).astype(int).T  # as `frames.fit_image`
-    return height, width
+def content_boxes(store: Store) -> np.ndarray:
+    """Return top, left, height and width, (N,4) in px, of each frame in its stored square."""
+    how = store.size, store.settings["resize"]
+    sides = store.index[["height", "width"]].to_numpy().tolist()
+    return np.array([content_box(*side, *how) for side in sides])
 
 
 def leakage(
@@ -63,7 +59,7 @@ def leakage(
     names = store.index[["case_id", "group"]]
     copied = names.iloc[train[found["row"]]].reset_index(drop=True).add_prefix("train_")
     table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
-    for axis, length in zip("yx", content_sides(store), strict=True):
+    for axis, length in zip("yx", content_boxes(store)[:, 2:].T, strict=True):
         table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
     table = table.assign(turn_deg=found["turn"].round(1) + 0.0, scale=found["scale"].round(3))
     near_copy = table["correlation"] >= threshold

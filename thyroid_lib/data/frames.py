@@ -157,7 +157,7 @@ def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     `resize` "square" stretches the frame, as the reported study did; "letterbox" keeps its aspect,
     centres it and pads with 0.
     """
-    top, left, height, width = _content_box(*image.shape, size, resize)
+    top, left, height, width = content_box(*image.shape, size, resize)
     content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     fitted = np.zeros((size, size), np.uint8)
     fitted[top : top + height, left : left + width] = content
@@ -174,7 +174,7 @@ def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.n
 
     Bilinear, the inverse of `fit_image`; a letterbox's border is cut off first.
     """
-    top, left, rows, columns = _content_box(height, width, len(prob), resize)
+    top, left, rows, columns = content_box(height, width, len(prob), resize)
     content = prob[top : top + rows, left : left + columns].astype(np.float32)
     return np.array(Image.fromarray(content).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -192,7 +192,7 @@ def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     return prob > threshold
 
 
-def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, int, int, int]:
+def content_box(height: int, width: int, size: int, resize: str) -> tuple[int, int, int, int]:
     """Return the area that a frame fills in the square: top, left, height, width in pixels."""
     if resize not in RESIZES:
         raise ValueError(f"resize: got {resize!r}, need one of {', '.join(RESIZES)}")
