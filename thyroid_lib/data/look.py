@@ -43,7 +43,6 @@ SHEET = (4, 6, 160)  # rows and columns of the contact sheet, px of a picture
 class Look:
     """A case table that is ready for `build_store`, and a sentence on each thing that was seen."""
 
-    path: Path
     cases: pd.DataFrame
     seen: dict[str, str]  # layout, masks, images, groups, split
 
@@ -71,7 +70,7 @@ def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
     sides, split = find_sides(table, root, wanted["split"])
     table, seen = read_levels(expand_stacks(table.assign(official=sides)), wanted["mask_values"])
     table.attrs["seen"] = {"layout": layout} | seen | {"groups": said, "split": split}
-    return Look(path, table, table.attrs["seen"])
+    return Look(table, table.attrs["seen"])
 
 
 def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, list[Path], str]:

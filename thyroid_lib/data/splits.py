@@ -33,9 +33,8 @@ def split_cases(
     `fold` of `folds` is tested: under `grouped` every group once, under `leave-one-group-out` each
     group by itself; under `random` it numbers the draw. `val_share` of the training frames is held
     back for validation; whole groups, except under `random`, so it is met as closely as they allow.
-    `external` names the data sets (column `dataset`) that protocol external alone tests.
-
-    Returns an array of str (len(index),), the same for all models and seeds.
+    `external` names the data sets (column `dataset`) that protocol external alone tests. Returns
+    str (N,), the same for all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
