@@ -59,10 +59,3 @@ def test_workers_change_nothing():
     for table in ("cases", "thresholds", "calibration"):
         assert getattr(one, table).equals(getattr(three, table))
     assert one.cases.case_id.tolist() == [str(i) for i in range(12)]
-
-
-def test_a_batch_too_few_is_noticed():
-    prob, ref = drawn_case(0)
-    rows = pd.DataFrame({"case_id": ["a", "b"], "dataset": "d", "group": "g"})
-    with pytest.raises(ValueError, match="zip"):
-        score_maps(rows, [(prob[None], [ref])], **HOW)

@@ -49,8 +49,7 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     brightness: mean gray level, 0 to 255; correlation: with the group's frame before, or NaN.
     Raises ValueError where `cases` lacks a case of the store, or a mask can no longer be read.
     """
-    rows = cases.drop_duplicates("case_id").set_index("case_id")
-    index = store.index.reset_index(drop=True)
+    rows, index = cases.drop_duplicates("case_id").set_index("case_id"), store.index
     if missing := sorted(set(index["case_id"]) - set(rows.index)):
         lacking = f"{len(missing)} cases of the store are not in the case table"
         raise ValueError(f"{lacking}, such as {missing[0]!r}: give the table it was built from")

@@ -146,10 +146,8 @@ def _read_header(file: str | Path, *, pixels: bool = False):
     """Read a DICOM file's elements."""
     import pydicom
 
-    from thyroid_lib.data import dicom  # also silences pydicom, which quotes values
+    from thyroid_lib.data import dicom  # noqa: F401 (silences pydicom, which quotes values)
 
-    if os.path.getsize(file) > dicom.MAX_BYTES:
-        raise Refused(f"it has more than {dicom.MAX_BYTES >> 20} MiB")
     header = pydicom.dcmread(file, stop_before_pixels=not pixels)
     header.decode()  # texts, so that errors come now
     if "SOPClassUID" not in header and "DirectoryRecordSequence" not in header:
