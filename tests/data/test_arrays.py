@@ -44,19 +44,18 @@ def assert_read(table, images=IMAGES, masks=MASKS):
 
 
 def test_the_stanford_cine_clips(tmp_path):
-    """Groups are annotations, cases their frames, in the order of the numbers."""
+    """Groups are annotations, or patients; cases are frames, in the order of the numbers."""
     annotations, frames = [b"12_", b"12_", b"7_", b"7_", b"7_"], [9, 10, 2, 0, 1]
     held = {"image": IMAGES, "mask": MASKS, "annot_id": annotations, "frame_num": frames}
-    table = arrays.cases(hdf5(tmp_path / "dataset.hdf5", **held))
-    assert table["case_id"].tolist() == ["12_09", "12_10", "7_00", "7_01", "7_02"]
-    assert table["group"].tolist() == ["12_", "12_", "7_", "7_", "7_"]
+    patients = {"patient": [b"A", b"A", b"B", b"B", b"A"]}
+    for more, named, groups in (
+        ({}, "annot_id", ["12_", "12_", "7_", "7_", "7_"]), (patients, "patient", [*"AABAB"]),
+    ):  # fmt: skip
+        table = arrays.cases(hdf5(tmp_path / "dataset.hdf5", **held, **more))
+        assert table["case_id"].tolist() == ["12_09", "12_10", "7_00", "7_01", "7_02"]
+        assert table["group"].tolist() == groups
+        assert table.attrs["groups"] == f"array {named}"
     assert_read(table, IMAGES[[0, 1, 3, 4, 2]], MASKS[[0, 1, 3, 4, 2]])
-    assert table.attrs["groups"] == "array annot_id"
-    held["patient"] = [b"A", b"A", b"B", b"B", b"A"]
-    table = arrays.cases(hdf5(tmp_path / "dataset.hdf5", **held))
-    assert table["case_id"].tolist() == ["12_09", "12_10", "7_00", "7_01", "7_02"]
-    assert table["group"].tolist() == ["A", "A", "B", "A", "B"]
-    assert table.attrs["groups"] == "array patient"
 
 
 def test_a_file_per_patient_and_a_file_per_image(tmp_path):

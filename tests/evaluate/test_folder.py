@@ -62,14 +62,6 @@ def test_masks_may_lie_among_the_images(release, small_folder, tmp_path):
     assert found.groups["frames"].tolist() == [3, 3, 6]
 
 
-def test_nothing_to_score_is_refused(release, small_folder):
-    for path in (small_folder / "masks").iterdir():
-        path.unlink()
-        shutil.copy(small_folder / "images" / path.name, path)  # no masks
-    with pytest.raises(ValueError, match=r"mask_values|no case|usable"):
-        evaluate_folder(release, small_folder)
-
-
 def test_groups_count_alike_and_are_what_is_resampled():
     dice = {"a": [0.2, 0.4], "b": [0.9]}
     rows = [{"group": g, **dict.fromkeys(MEASURES, x)} for g, each in dice.items() for x in each]

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from thyroid_lib.evaluate.scores import BINS, count_logits, fit_temperature, score_map, score_maps
@@ -47,21 +48,14 @@ def test_bins_count_every_pixel_once():
 
 def test_workers_change_nothing():
     cases = [drawn_case(i, (20 + i, 30)) for i in range(12)]
-    names = [{"case_id": f"{i}", "dataset": "d", "group": "ab"[i % 2]} for i in range(12)]
+    rows = pd.DataFrame({"case_id": map(str, range(12)), "dataset": "d", "group": [*"ab"] * 6})
 
     def batches():
         for start in range(0, 12, 5):
             probs, refs = zip(*cases[start : start + 5], strict=True)
             yield np.stack(probs), list(refs)
 
-    one, three = (score_maps(names, batches(), **HOW, workers=count) for count in (1, 3))
+    one, three = (score_maps(rows, batches(), **HOW, workers=count) for count in (1, 3))
     for table in ("cases", "thresholds", "calibration"):
         assert getattr(one, table).equals(getattr(three, table))
     assert one.cases.case_id.tolist() == [str(i) for i in range(12)]
-
-
-def test_a_batch_too_few_is_noticed():
-    prob, ref = drawn_case(0)
-    names = [{"case_id": "a", "dataset": "d", "group": "g"}] * 2
-    with pytest.raises(ValueError, match="zip"):
-        score_maps(names, [(prob[None], [ref])], **HOW)

@@ -103,9 +103,7 @@ UNREAD = {  # kind: (name, text, words)
     "a file beside it": ("faulty", "import torch, blocks\n", "imports blocks"),
     "relative": ("faulty", "from . import blocks\n", "imports a file beside it"),
     "a library's name": ("unet", EXAMPLE, "has the name of a network of the library"),
-    "a hyphen": ("a-b", EXAMPLE, "a name needs a-z first"),
     "a replication's name": ("unet_reported", EXAMPLE, "_reported marks"),
-    "a long name": ("a" * 41, EXAMPLE, "40 at most"),
 }
 
 

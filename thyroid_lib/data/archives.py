@@ -26,7 +26,6 @@ from thyroid_lib.files.paths import project_path
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 OTHERS = (".7z", ".rar", ".zst")
-MAX_BYTES = 100 * 1024**3  # unpacked
 ADVICE = "unpack it by hand, and set `data` to the folder"
 LINK = 0o12  # a symbolic link's type in a zip
 
@@ -49,7 +48,7 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
     """Unpack an archive and return the folder, which is named after the archive and its content.
 
     Only names in which `pattern` is found are unpacked. ValueError, with `advice` what to do: no
-    archive, damaged, encrypted, nothing wanted in it, more than the disk or `MAX_BYTES` can hold.
+    archive, damaged, encrypted, nothing wanted in it, more than the disk can hold.
     """
     path = Path(path)
     try:
@@ -80,9 +79,9 @@ def _unpack(path: Path, members: list[Member], name: str) -> Path:
         for killed in parent.glob(f".unpack-{name}-*"):  # left by a process that was killed
             shutil.rmtree(killed, ignore_errors=True)
         total, free = sum(member.size for member in members), shutil.disk_usage(parent).free
-        if total > min(free, MAX_BYTES):
-            most = f"{parent} has {free / 1e9:.1f} GB free" if free < MAX_BYTES else "it may not"
-            raise Refused(f"unpacks to {total / 1e9:.1f} GB, but {most}")
+        if total > free:
+            room = f"{parent} has {free / 1e9:.1f} GB free"
+            raise Refused(f"unpacks to {total / 1e9:.1f} GB, but {room}")
         with tempfile.TemporaryDirectory(prefix=f".unpack-{name}-", dir=parent) as work:
             for member in members:
                 target = Path(work, name, member.name)

@@ -121,10 +121,8 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
                 raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
         highest = max(highest, high / white if white > 1 else 1.0)
     if shades and highest <= 0.5:
-        raise ValueError(
-            f"{shades} has more than two levels, and no file more than {highest:.3f} of white: "
-            "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
-        )
+        need = "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
+        raise ValueError(f"{shades} has more levels, and none above {highest:.3f} of white: {need}")
     return "probability maps" if shades else "masks"
 
 
@@ -154,9 +152,8 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     kind = check_predictions(files, cases)
     pairs = zip(cases["case_id"], rows, strict=True)
     batches = ((read_prob(files[case], kind)[None], [store.reference(row)]) for case, row in pairs)
-    names = cases[["case_id", "dataset", "group"]].to_dict("records")
     how = {key: about[key] for key in ("threshold", "tolerance_px")}
-    scored = score_maps(names, batches, resize=frames.NATIVE, **how)
+    scored = score_maps(cases, batches, resize=frames.NATIVE, **how)
     tables = {"history": pd.DataFrame(columns=["epoch"]), "scores": scored.cases}
     tables |= {"thresholds": scored.thresholds, "calibration": scored.calibration}
     if kind == "masks":
@@ -186,9 +183,8 @@ def add_runs(
     imported run of the same name is replaced. Yields run_id and scores. ValueError: see
     `check_predictions`, or the name or the run's folder belongs to a trained network.
     """
-    if name in (*NETWORKS, *user_networks.files()) or not re.fullmatch(
-        "[a-z][a-z0-9_]{0,39}", name
-    ):
+    taken = name in (*NETWORKS, *user_networks.files())
+    if taken or not re.fullmatch("[a-z][a-z0-9_]{0,39}", name):
         need = "a-z first, then a-z, 0-9 and _, and no network of the study"
         raise ValueError(f"name: got {name!r}, need {need}")
     if protocol == "reported":
