@@ -268,7 +268,6 @@ def _clashes(v: dict) -> list[str]:
         rules += [
             (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
             (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
-            *_external_rules(v),
         ]
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
@@ -278,19 +277,16 @@ def _clashes(v: dict) -> list[str]:
         ):
             message = f"{key}: got {show(v[key])}, but protocol reported needs {need} beside"
             rules.append(("reported" in v["protocols"] and missing, message))
+        tested, wanted = v["external"], "external" in v["protocols"]
+        names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
+        got = f"external: got {show(tested)}"
+        rules += [
+            (wanted and not tested, "external: is empty, protocol external needs data sets"),
+            (tested and not wanted, f"{got}, but protocols has no external to test them"),
+            (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
+            (names and {*names} == {*tested}, f"{got}, none is left to train on"),
+        ]
     return [message for broken, message in rules if broken]
-
-
-def _external_rules(v: dict) -> list[tuple]:
-    tested, wanted = v["external"], "external" in v["protocols"]
-    names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
-    got = f"external: got {show(tested)}"
-    return [
-        (wanted and not tested, "external: is empty, protocol external needs data sets to test"),
-        (tested and not wanted, f"{got}, but protocols has no external to test them"),
-        (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
-        (names and {*names} == {*tested}, f"{got}, none is left to train on"),
-    ]
 
 
 def list_runs(config: dict) -> dict[str, dict]:
@@ -351,23 +347,14 @@ def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
 
 
 def read_yaml(text: str):
-    """Read YAML 1.2 without aliases, merges and tags: settings need none, and a few can do harm.
-
-    ValueError: begins with ", line n: " or ": ".
-    """
+    """Read YAML 1.2; ValueError: begins with ", line n: " or ": "."""
     from ruamel.yaml import YAML, YAMLError  # not there yet when a notebook installs the library
 
-    yaml, line = YAML(typ="safe", pure=True), None
     try:
-        for event in yaml.parse(text):
-            odd = [getattr(event, name, None) for name in ("anchor", "tag", "version")]
-            if any(odd) or getattr(event, "value", None) == "<<":
-                line = event.start_mark.line
-                raise ValueError("write plain values, without &, *, !, << and %YAML")
-        return yaml.load(text)
+        return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", line)
-        where = "" if line is None else f", line {line + 1}"
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
         said = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"{where}: {said}") from None
 
