@@ -165,12 +165,10 @@ def floor_sentence(table: pd.DataFrame) -> str:
     with_relu, without = (table[table["model"] == m] for m in ("segnet_reported", WITHOUT_RELU))
     if with_relu.empty:
         return "The reported SegNet is not among these runs."
-    fell = "fell" if with_relu["below"].any() else "never fell"
+    fell = f"{'fell' if with_relu['below'].any() else 'never fell'} below its floor"
     floor, gap = with_relu["floor"].mean(), (with_relu["last"] - with_relu["floor"]).max()
     ended = f"ended {abs(gap):.3f} {'above' if gap > 0 else 'below'} it"
-    text = (
-        f"With its last ReLU the reported SegNet {fell} below its floor of {floor:.3f} and {ended}"
-    )
+    text = f"With its last ReLU the reported SegNet {fell} of {floor:.3f} and {ended}"
     if len(without):
         side = "below" if without["below"].all() else "not below"
         text += "; without that ReLU, and nothing else changed, it ended at "
