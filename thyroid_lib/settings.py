@@ -71,7 +71,9 @@ _choice = partial(_data, default="")  # how a folder is read
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
 _score = partial(_key, steps="train score", role="shared")
+_split = partial(_score, steps="audit train score")
 SourceName = Literal["phantom", "tg3k", "folder"]
+ONE_SOURCE = "phantom (drawn here), tg3k or folder"
 HELD_BACK = "share of the training frames held back for validation"
 KEPT = "epoch whose weights are kept: last, or best on val"
 
@@ -104,9 +106,7 @@ class Study(_Strict):
     """The keys of a study's YAML; upper bounds stop slips of the pen."""
 
     study: Name = _key("folder of the results: results/<study>")
-    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(
-        "phantom (drawn here), tg3k or folder"
-    )
+    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(ONE_SOURCE)
     data: _text() = _data("folder, zip, kaggle:owner/slug/version, auto (TG3K); '' for phantoms")
     images: _text() = _choice("folder or pattern of the images; '' to find them")
     masks: _text() = _choice("folder or pattern of the masks, *_mask*.png; '' to find them")
@@ -124,14 +124,10 @@ class Study(_Strict):
     models: _some(Network) = _key("networks to train")
     width: whole(ge=0, le=512) = _recipe("base channels; 0 for each paper's own")
     protocols: _some(Protocol) = _key("how cases are split: grouped, random, official", "audit")
-    folds: whole(ge=2, le=999) = _score(
-        "parts that the groups are dealt into", steps="audit train score"
-    )
-    external: _some(Name, 0) = _score(
-        "data sets that only protocol external tests", steps="audit train score", default=[]
-    )
+    folds: whole(ge=2, le=999) = _split("parts that the groups are dealt into")
+    external: _some(Name, 0) = _split("data sets that only protocol external tests", default=[])
     run_folds: _some(Fold) = _key("which of the parts are tested, each in runs of its own")
-    val_share: number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train score")
+    val_share: number(gt=0, lt=0.5) = _split(HELD_BACK)
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: whole(ge=1, le=100_000) = _recipe("passes over the training frames")
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")
@@ -156,7 +152,7 @@ Source = pydantic.create_model(
     "Source",
     __base__=_Strict,
     dataset=(Name, _key("name of the data set")),
-    source=(SourceName, _key("phantom (drawn here), tg3k or folder")),
+    source=(SourceName, _key(ONE_SOURCE)),
     **{
         name: (field.rebuild_annotation() | None, _key(field.description, default=None))
         for name, field in Study.model_fields.items()
