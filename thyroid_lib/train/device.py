@@ -78,11 +78,6 @@ def describe_machine(device: torch.device) -> dict:
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
 
 
-def fits(device: torch.device, needed: int) -> bool:
-    """Whether so many bytes should be kept on a CUDA device: they fill half of what is free."""
-    return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] // 2
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
     if device.type == "cuda":
