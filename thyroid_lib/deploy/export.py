@@ -63,18 +63,6 @@ DESCRIPTION = {
     "postprocessing": "sigmoid; a letterbox's border cut off; bilinear to the frame's own size; "
     "thyroid where the probability is strictly above the threshold",
 }
-README = """# Release of the study “{study}”: thyroid in ultrasound, {selected}
-
-{notice}; `model_card.md` has the evaluation. It runs without torch:
-
-    sha256sum -c SHA256SUMS
-    pip install -r requirements.txt
-    pip install --no-deps thyroid_lib-*.whl    # of the project, by `make wheel`
-    python -m thyroid_lib.deploy.predict_folder --model . --images <folder> --out <folder>
-
-    from thyroid_lib.deploy.predictor import Predictor, read_picture
-    found = Predictor.open(".").predict(read_picture("frame.png"))  # .mask .confidence .doubts
-"""
 
 
 class Release(NamedTuple):
@@ -113,9 +101,7 @@ def release(
     selected = json.loads(_read(compare / "selected.json"))
     if is_imported(selected["model"]):
         advice = "set deploy to false, or remove its imported runs and compare again"
-        raise ValueError(
-            f"{selected['model']} was selected, and its weights lie elsewhere: {advice}"
-        )
+        raise ValueError(f"selected is {selected['model']}, whose weights lie elsewhere: {advice}")
     text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
@@ -139,7 +125,8 @@ def release(
     files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
-    files["README.md"] = README.format(**about, notice=NOTICE)
+    readme = Path(__file__).with_name("release.md").read_text("utf-8")
+    files["README.md"] = readme.format(**about, notice=NOTICE)
     write_release(out, files, about)
     return Release(about, val, groups)
 

@@ -24,22 +24,6 @@ from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.checksums import UNFINISHED, record
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem; }
-p, li { max-width: 52rem; }
-nav a { margin-right: 1.2em; }
-img { max-width: 100%; height: auto; background: #fff; }
-table { border-collapse: collapse; display: block; font-size: .84rem; overflow-x: auto; }
-th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em;
-  text-align: right; white-space: nowrap; }
-pre { font-size: .85rem; white-space: pre-wrap; }
-details { border: 1px solid var(--line); margin: .7rem 0; padding: .6rem 1rem; }
-.verdict { font-size: 1.15rem; }
-.failed { border-left: 4px solid #c33; padding: .1rem 1rem; }
-.anchor-link { display: none; }
-"""
-
 SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
@@ -79,7 +63,8 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
     bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{study.name}: thyroid segmentation study</title><style>{STYLE}</style>
+<title>{study.name}: thyroid segmentation study</title><style>
+{Path(__file__).with_suffix(".css").read_text("utf-8")}</style>
 <nav><strong>Study “{study.name}”</strong> &ensp; {links}</nav>
 {bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>
 """
