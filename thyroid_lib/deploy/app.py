@@ -296,9 +296,7 @@ def main() -> None:
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
     if len(sources) > 1:
-        which = st.selectbox(
-            "File", sources, format_func=lambda key: sources[key].name, key="which"
-        )
+        which = st.selectbox("File", sources, 0, lambda key: sources[key].name, "which")
     upload = load(which, sources[which])
     with st.sidebar:
         st.subheader("Scale", anchor=False)
