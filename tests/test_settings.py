@@ -265,14 +265,11 @@ def test_a_source_may_be_a_list_whose_entries_keep_what_they_name():
 def test_the_wings_have_the_choices_that_settings_name():
     from thyroid_lib.data import frames, splits
     from thyroid_lib.models import MODELS, registry
-    from thyroid_lib.train import augment, recipe
 
     assert tuple(MODELS) == settings.NETWORKS
     assert tuple(splits.PROTOCOLS) == settings.PROTOCOLS
     assert tuple(splits.LEAKY) == settings.LEAKY
     assert tuple(frames.MENDS) == settings.MENDS
-    assert tuple(augment.AUGMENTS) == settings.AUGMENTS
-    assert tuple(recipe.SELECTIONS) == settings.SELECTIONS
     assert tuple(registry.PRECISIONS) == settings.PRECISIONS
 
 
@@ -306,6 +303,13 @@ def test_runs_are_listed_in_order_and_networks_must_exist():
     assert (tuple(runs[:3]), len(runs)) == (order, 8)
     with pytest.raises(ValueError, match=r"unett: unknown \(did you mean unet\?\).*architectures"):
         parameters.check_networks(["unett"])
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    settings.check_packages("deploy", False, "nbformat")
+    with pytest.raises(ValueError, match="deploy: nbformat not installed: `pip install nbformat`"):
+        settings.check_packages("deploy", True, "json", "nbformat")
 
 
 def test_data_are_known_by_names_and_sizes(tmp_path):

@@ -7,6 +7,7 @@ Importing this module loads no torch: it takes 0.1 s.
 """
 
 import difflib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -353,6 +354,13 @@ def read_yaml(text: str):
         where = f", line {mark.line + 1}" if mark else ""
         said = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"{where}: {said}") from None
+
+
+def check_packages(key: str, wanted: bool, *names: str) -> None:
+    """Raise ValueError if packages are not installed that a setting needs, if it is wanted."""
+    if missing := [name for name in names if wanted and not importlib.util.find_spec(name)]:
+        advice = f"`pip install {' '.join(missing)}`, or set {key} to false"
+        raise ValueError(f"{key}: {', '.join(missing)} not installed: {advice}")
 
 
 def show(value) -> str:

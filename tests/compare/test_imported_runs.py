@@ -135,7 +135,7 @@ def test_a_release_refuses_the_selected_one_and_passes_over_others(trained, tmp_
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "selected.json").write_text(json.dumps(chosen))
     where = {"store": tmp_path, "compare": tmp_path / "compare", "out": tmp_path / "out"}
-    with pytest.raises(ValueError, match=r"other \(imported\) was selected, and its weights lie"):
+    with pytest.raises(ValueError, match=r"selected is other \(imported\), whose weights lie"):
         export.release([], **where)
     assert not (tmp_path / "out").exists()
     for folder in trained:

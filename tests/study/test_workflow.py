@@ -69,6 +69,7 @@ NO_STEP = "parameters/tiny.yaml", "thyroid_lib/settings.py", "thyroid_lib/study/
 CHANGES = {  # a file that is changed or, of the results, deleted; or a setting
     "thyroid_lib/evaluate/metrics.py": TRAIN,
     "thyroid_lib/study/report.py": REPORT,
+    "thyroid_lib/study/report.css": REPORT,
     "notebooks/1-preprocess.ipynb": ALL,
     "notebooks/2-audit.ipynb": AUDIT,
     "notebooks/3-train.ipynb": TRAIN,

@@ -25,7 +25,6 @@ def history(*dice, loss=None):
         ((0.4, 0.4), "validation Dice stays at 0.40."),
         ((0.0, 0.001), "validation Dice stays near 0: nothing is found yet."),
         ((0.3, 0.001), "ends near 0 and falls by 0.1 or more from one epoch to the next once."),
-        ((0.7,), "one epoch, training loss 1; validation Dice is 0.70."),
         ((None, None), "unet: training loss goes from 1 to 0.5; no validation cases."),
         ((0.3, np.nan), "; no validation cases."),
     ],

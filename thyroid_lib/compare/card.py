@@ -36,12 +36,9 @@ NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
 
 def model_card(selected: dict, table, *, runs, scores, differences, stability, ranks) -> str:
     """Write the selected model's card in Markdown, from the tables of `tables.save_tables`."""
-    name, protocol = selected["model"], selected["protocol"]
-    of_model = table[table["model"] == name]
-    row = of_model[of_model["protocol"] == protocol].iloc[0]
-    mine, measured = (
-        part[(part["model"] == name) & (part["protocol"] == protocol)] for part in (runs, stability)
-    )
+    name, bare = selected["model"], {"index": False, "disable_numparse": True}
+    chosen = f"model == '{name}' and protocol == '{selected['protocol']}'"
+    row, mine, measured = table.query(chosen).iloc[0], runs.query(chosen), stability.query(chosen)
     run = mine.iloc[0].dropna().to_dict()
     data = sorted(scores["dataset"].unique())
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
@@ -79,8 +76,8 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),
         "conditional": conditional * selected["conditional"],
         "power": sentences.power_sentence(differences),
-        "metrics": show_summary(of_model).to_markdown(index=False, disable_numparse=True),
-        "stability": pd.DataFrame(stable).to_markdown(index=False, disable_numparse=True),
+        "metrics": show_summary(table[table["model"] == name]).to_markdown(**bare),
+        "stability": pd.DataFrame(stable).to_markdown(**bare),
         "calibration": sentences.calibration_sentence(table),
         "temperature": span(*heat, "{:.2f}") if heat else "none",
         "failures": sentences.failures_sentence(scores),

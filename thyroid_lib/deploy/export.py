@@ -78,13 +78,7 @@ class Release(NamedTuple):
 
 
 def release(
-    runs: list[Path],
-    *,
-    store: str | Path,
-    compare: str | Path,
-    out: str | Path,
-    named: tuple[str, ...] = (),
-    threads: int = 0,
+    runs: list[Path], *, store: Path, compare: Path, out: Path, named: tuple = (), threads: int = 0
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
@@ -92,7 +86,6 @@ def release(
     ValueError: no finished study, or `out` holds other files. RuntimeError: an export does not
     agree with torch.
     """
-    store, compare, out = Path(store), Path(compare), Path(out)
     sums = out / "SHA256SUMS"  # written first: it names the files of an export that was killed, too
     own = {sums.name, *(sums.read_text("utf-8").split() if sums.is_file() else ())}
     found = {re.sub(r"\.\d+\.partial$", "", file.name) for file in out.glob("*")}
@@ -343,18 +336,16 @@ def _json(value) -> str:
 def main() -> int:
     """Export from the command line; exit code 2, with the reason, if there is no release."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", required=True, help="folder of a finished study")
-    parser.add_argument("--out", required=True, help="folder for the release")
+    parser.add_argument("--study", required=True, type=Path, help="folder of a finished study")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the release")
     parser.add_argument("--run", action="append", default=[], help="run_id to release; repeatable")
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     arguments = parser.parse_args()
-    study = Path(arguments.study)
+    study = arguments.study
     try:
-        released = release(
-            [file.parent for file in study.glob("runs/*/run.json")],
-            store=study / "store", compare=study / "compare", out=arguments.out,
-            named=tuple(arguments.run), threads=arguments.threads,
-        )  # fmt: skip
+        runs = [file.parent for file in study.glob("runs/*/run.json")]
+        places = {"store": study / "store", "compare": study / "compare", "out": arguments.out}
+        released = release(runs, **places, named=arguments.run, threads=arguments.threads)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

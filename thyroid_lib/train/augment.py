@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-AUGMENTS = ("none", "standard")  # "none": `augment` is not called
 MIRRORED = 0.5  # share of the frames
 SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
 RANGES = {  # what a frame draws, uniformly; gamma by its logarithm

@@ -6,7 +6,6 @@
 Event files hold times, so no two runs have the same ones; no table is made from them.
 """
 
-import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +28,6 @@ def progress(name: str, *, steps: int, done: int) -> Iterator[tqdm]:
         from IPython.display import clear_output
 
         clear_output()
-
-
-def check_tensorboard(wanted: bool) -> None:
-    """Raise ValueError if event files are wanted and TensorBoard is not installed."""
-    if wanted and not importlib.util.find_spec("tensorboard"):
-        raise ValueError("tensorboard: is not installed: `pip install tensorboard`, or set false")
 
 
 @contextmanager

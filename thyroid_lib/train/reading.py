@@ -39,8 +39,6 @@ def curve_reading(name: str, history: pd.DataFrame) -> str:
     """
     loss, last = history["train_loss"].to_numpy(), int(history["epoch"].iloc[-1])
     learned = f"{name}: training loss goes from {loss[0]:.2g} to {loss[-1]:.2g}"
-    if last == 1:
-        learned = f"{name}: one epoch, training loss {loss[0]:.2g}"
     if "val_dice" not in history or not np.isfinite(history["val_dice"]).all():
         return f"{learned}; no validation cases."
     dice = history["val_dice"].to_numpy().round(2)  # what is said is what is compared
@@ -49,7 +47,7 @@ def curve_reading(name: str, history: pd.DataFrame) -> str:
     if dice[best] == 0:
         end = "stays near 0: nothing is found yet"
     elif dice.min() == dice.max():
-        end = f"{'is' if last == 1 else 'stays at'} {dice[-1]:.2f}"
+        end = f"stays at {dice[-1]:.2f}"
     elif dice[-1] < dice[best]:
         ends = f"at {dice[-1]:.2f}" if dice[-1] else "near 0"
         epoch = history["epoch"].iloc[best]

@@ -40,7 +40,7 @@ from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, user_networks
-from thyroid_lib.settings import check_parameters
+from thyroid_lib.settings import check_packages, check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
@@ -93,7 +93,7 @@ def train_model(
     settings["external"] = " ".join(external)
     if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share")
-    live.check_tensorboard(tensorboard)
+    check_packages("tensorboard", tensorboard, "tensorboard")
     where = devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
