@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib.compare import sentences
-from thyroid_lib.compare.sentences import count_of, span
+from thyroid_lib.compare import readings
+from thyroid_lib.compare.readings import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
 from thyroid_lib.data.groups import groups_note
@@ -75,15 +75,15 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),
         "conditional": conditional * selected["conditional"],
-        "power": sentences.power_sentence(differences),
+        "power": readings.power_sentence(differences),
         "metrics": show_summary(table[table["model"] == name]).to_markdown(**bare),
         "stability": pd.DataFrame(stable).to_markdown(**bare),
-        "calibration": sentences.calibration_sentence(table),
+        "calibration": readings.calibration_sentence(table),
         "temperature": span(*heat, "{:.2f}") if heat else "none",
-        "failures": sentences.failures_sentence(scores),
+        "failures": readings.failures_sentence(scores),
         "limits": "".join(f"- {text}\n" for text in limits),
-        "selection": sentences.selection_sentence(selected, ranks),
-        "difference": sentences.difference_sentence(differences, delta=selected["delta"]),
+        "selection": readings.selection_sentence(selected, ranks),
+        "difference": readings.difference_sentence(differences, delta=selected["delta"]),
         "runs": ", ".join(mine["run_id"]),
         "version": run["training_version"],
         "versions": ", ".join(f"{key} {v}" for key, v in sorted(run["versions"].items())),

@@ -8,14 +8,14 @@ from thyroid_lib.data.store import Store
 FALL = 0.1  # of validation Dice between two epochs: counted as a large one
 
 
-def data_reading(store: Store) -> str:
+def data_sentence(store: Store) -> str:
     """Say what a store holds: dataset, frames, groups and size."""
     sources, groups = ", ".join(sorted(set(store.index["dataset"]))), store.index["group"].nunique()
     held = f"{len(store)} frames of {groups} group{'s' * (groups != 1)}"
     return f"Data: {sources}, {held}, {store.size}×{store.size} px."
 
 
-def batch_reading(augment: str) -> str:
+def batch_sentence(augment: str) -> str:
     """Say which of the two rows of `plots.train.batch` the network is trained on."""
     return (
         "Above: frames as stored. Below: the same frames as augmentation `standard` changes them, "
@@ -24,7 +24,7 @@ def batch_reading(augment: str) -> str:
     )
 
 
-def cases_reading(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
+def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     """Say the Dice of the picked ones (best, median, worst) of the cases that were scored."""
     frames, groups = scores["case_id"].nunique(), scores["group"].nunique()
     each = ", ".join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
@@ -32,7 +32,7 @@ def cases_reading(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     return f"Dice of {of}: {each}."
 
 
-def curve_reading(name: str, history: pd.DataFrame) -> str:
+def curve_sentence(name: str, history: pd.DataFrame) -> str:
     """Say where validation Dice is best, how it ends and how often it falls.
 
     The history has a row per epoch: epoch, train_loss and, with validation cases, val_dice.

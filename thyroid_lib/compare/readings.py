@@ -1,4 +1,4 @@
-"""Readings of the comparison's figures, a sentence or two each, of the protocol that decides."""
+"""Sentences below the comparison's figures: what they show under the protocol that decides."""
 
 from collections import Counter
 
