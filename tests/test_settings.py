@@ -292,8 +292,6 @@ def test_a_step_takes_its_keys_of_the_study():
     for step, notebook in zip(steps, list(DEFAULTS)[1:], strict=True):
         taken = settings.step_settings(STUDY, step).keys()
         assert set() < taken <= DEFAULTS[notebook].keys(), step
-    with pytest.raises(ValueError, match='step: got "trian"'):
-        settings.step_settings(STUDY, "trian")
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}
 
 

@@ -48,9 +48,11 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
     giga = row["multiply_adds"] / 1e9
     own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
-    if is_imported(name):
-        limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
+    about = ABOUT.get(name, f"architecture `{name}` of {source}")
+    if is_imported(name):
+        about = f"predictions of a model trained elsewhere; their origin: {run['source']}"
+        limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     used = [key for key in SHARED if run.get(key, UNKNOWN) != UNKNOWN and key not in NO_SETTINGS]
     used = [key for key in used if run[key] or key != "external"]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
@@ -63,9 +65,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     conditional = "; here † they hold for the trained runs alone: seeds or splits are few"
     fields = {
         "provisional": provisional * selected["provisional"],
-        "about": f"predictions of a model trained elsewhere; their origin: {run['source']}"
-        if is_imported(name)
-        else ABOUT.get(name, f"architecture `{name}` of {source}"),
+        "about": about,
         "cost": f"{row['parameters']:,.0f} parameters, {giga:.2f} G multiply-adds per image"
         if giga == giga
         else "Parameters and multiply-adds are unknown",

@@ -43,6 +43,7 @@ from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.writing import remove_file, write_file
+from thyroid_lib.settings import MEASURED
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
@@ -51,9 +52,7 @@ PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
-# keys of run.json that say nothing of a model: they differ between two equal trainings
-MEASURED = ("files", "machine", "images_per_second", "peak_memory_mib", "scoring_seconds",
-            "train_seconds", "trained_epochs")  # fmt: skip
+NOT_RELEASED = (*MEASURED, "files", "machine")  # keys of run.json that say nothing of a model
 DESCRIPTION = {
     "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
     "preprocessing": "gray levels, uint8; colour by 0.299 R + 0.587 G + 0.114 B; to S x S by "
@@ -105,7 +104,7 @@ def release(
             scores, about["runs"][model] = export_run(run.pop("folder"), data, path)
             val.append(scores.assign(model=model))
             about["models"][model] = {"fp32": path.name}
-            settings[model] = {key: run[key] for key in run if key not in MEASURED}
+            settings[model] = {key: run[key] for key in run if key not in NOT_RELEASED}
         val = pd.concat(val, ignore_index=True)
         gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
         about["runs"][name]["int8"] = gate

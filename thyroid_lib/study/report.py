@@ -33,13 +33,12 @@ SECTIONS = {  # id: (title, notebook), in the order of the page
 }
 
 
-def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
+def build_report(study: Path, steps: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder: of these `steps`, names of notebooks.
 
     Missing ones come first. By default it shows all that were executed; FileNotFoundError, if there
     is no comparison among them.
     """
-    study = Path(study)
     executed = {path.stem for path in study.glob("notebooks/*.ipynb")}
     if steps is None and "4-compare" not in executed:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
@@ -53,11 +52,8 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
         sections.append(("verdict", "Verdict", _verdict_section(study)))
     for name, (title, step) in SECTIONS.items():
         sections += [(name, title, notebooks[step])] if step in notebooks else []
-    runs = [
-        f"<details><summary>{step.removeprefix('3-train-')}</summary>{body}</details>"
-        for step, body in notebooks.items()
-        if step.startswith("3-train-")
-    ]
+    trained = {step[8:]: body for step, body in notebooks.items() if step.startswith("3-train-")}
+    runs = [f"<details><summary>{run}</summary>{x}</details>" for run, x in trained.items()]
     sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{''.join(runs)}"))
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
@@ -84,8 +80,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     deciding = order_protocols(summary["protocol"])[0]
     table = summary[summary["protocol"] == deciding].set_index("model")
     best = table["dice"].idxmax()
-    name = selected.get("model")
-    name = name if name in table.index else best
+    name = selected.get("model", best)
     dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]].astype(float).round(2)
     interval = f" [{low:.2f}, {high:.2f}]" if low <= high else ""  # NaN with a single group
     tested = {"random": "frames drawn at random", "official": "the official test frames"}
@@ -139,9 +134,8 @@ def _verdict_section(study: Path) -> str:
 <p>{html.escape(caption)}</p>"""
 
 
-def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
+def missing_steps(study: Path, steps: list[str]) -> dict[str, str]:
     """Return the steps that are not done, each with its reason; "" if it waits for others."""
-    study = Path(study)
     done = {step for step in steps if (study / "notebooks" / f"{step}.ipynb").is_file()}
     # what compares runs shows an earlier state, if one of them is missing
     if any(step.startswith(("1-", "3-")) for step in steps if step not in done):
@@ -190,7 +184,7 @@ def _body(notebook: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Build the report of one study from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("study", help="folder of the study, e.g. results/demo")
+    parser.add_argument("study", type=Path, help="folder of the study, e.g. results/demo")
     parser.add_argument("--steps", nargs="+", help="notebooks that the study has; all by default")
     options = parser.parse_args(arguments)
     try:

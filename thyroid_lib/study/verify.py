@@ -20,10 +20,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops
 
-# Keys of run.json that differ between two runs of the same study: times, memory, epochs of a call.
-TIMES = (
-    "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
-)  # fmt: skip
+from thyroid_lib.settings import MEASURED
+
 LEFT_OUT = re.compile(
     r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
@@ -95,7 +93,7 @@ def _difference(expected: Path | None, found: Path | None) -> str:
 
 
 def _without_times(content: bytes) -> bytes:
-    about = {name: value for name, value in json.loads(content).items() if name not in TIMES}
+    about = {name: value for name, value in json.loads(content).items() if name not in MEASURED}
     return json.dumps(about, indent=1, sort_keys=True).encode()
 
 

@@ -35,7 +35,6 @@ def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tup
         gamma = _draw("gamma", images, generator, log=True).view(-1, 1, 1, 1)
         gain = _draw("gain", images, generator).view(-1, 1, 1, 1)
         new_images = (gain * moved**gamma * _speckle(images, generator)).clamp_(0, 1)
-    # in the memory layout of the arguments
     return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
 
 

@@ -15,8 +15,7 @@ def choose_device(device: str = "auto") -> torch.device:
     """Turn "auto" into CUDA, Apple's mps or the CPU; ValueError: the named one cannot be used."""
     problem = gpu_problem() if device in ("auto", "cuda") else ""
     names = ["cuda"] if torch.cuda.is_available() and not problem else []
-    names += ["mps"] if torch.backends.mps.is_available() else []
-    names += ["cpu"]
+    names += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
     if device == "auto" and problem:
         print_note(f"{problem}; {names[0]} is used instead")
     if device not in ("auto", *names):
