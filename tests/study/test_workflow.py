@@ -140,14 +140,6 @@ def test_settings_of_the_command_line_are_those_of_the_file(project):
     assert steps(project, "--config", *both) == more | {"audit": 1}
 
 
-def test_wrong_settings_stop_before_any_work(tmp_path):
-    """More of them in tests/test_settings.py."""
-    project = copy_project(tmp_path)
-    done = snakemake(project, "--config", "source=tg3k", "data=results/data/none")
-    assert (done.returncode, (project / RESULTS).exists()) == (2, False)
-    assert "error in the parameters:\ndata: nothing is at results/data/none" in done.stderr
-
-
 @pytest.mark.parametrize(("gpus", "threads"), [("-1", 4), ("3,5", 2)])
 def test_every_gpu_has_a_run(gpus, threads, tmp_path):
     """All threads are shared by the GPUs' runs: else one run would wait for the other."""
