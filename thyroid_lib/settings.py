@@ -7,6 +7,7 @@ Importing this module loads no torch: it takes 0.1 s.
 """
 
 import difflib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -33,6 +34,10 @@ AUGMENTS = ("none", "standard")
 SELECTIONS = ("last", "val", "test")
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Keys of run.json that two equal trainings do not share: times, memory, epochs of a call.
+MEASURED = (
+    "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
+)  # fmt: skip
 
 
 def _unique(values: list) -> list:
@@ -71,7 +76,9 @@ _choice = partial(_data, default="")  # how a folder is read
 _store = partial(_key, steps="preprocess", role="shared")
 _recipe = partial(_key, steps="train", role="training")
 _score = partial(_key, steps="train score", role="shared")
+_split = partial(_score, steps="audit train score")
 SourceName = Literal["phantom", "tg3k", "folder"]
+ONE_SOURCE = "phantom (drawn here), tg3k or folder"
 HELD_BACK = "share of the training frames held back for validation"
 KEPT = "epoch whose weights are kept: last, or best on val"
 
@@ -104,9 +111,7 @@ class Study(_Strict):
     """The keys of a study's YAML; upper bounds stop slips of the pen."""
 
     study: Name = _key("folder of the results: results/<study>")
-    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(
-        "phantom (drawn here), tg3k or folder"
-    )
+    source: Annotated[SourceName, pydantic.WrapValidator(_check_source)] = _data(ONE_SOURCE)
     data: _text() = _data("folder, zip, kaggle:owner/slug/version, auto (TG3K); '' for phantoms")
     images: _text() = _choice("folder or pattern of the images; '' to find them")
     masks: _text() = _choice("folder or pattern of the masks, *_mask*.png; '' to find them")
@@ -124,14 +129,10 @@ class Study(_Strict):
     models: _some(Network) = _key("networks to train")
     width: whole(ge=0, le=512) = _recipe("base channels; 0 for each paper's own")
     protocols: _some(Protocol) = _key("how cases are split: grouped, random, official", "audit")
-    folds: whole(ge=2, le=999) = _score(
-        "parts that the groups are dealt into", steps="audit train score"
-    )
-    external: _some(Name, 0) = _score(
-        "data sets that only protocol external tests", steps="audit train score", default=[]
-    )
+    folds: whole(ge=2, le=999) = _split("parts that the groups are dealt into")
+    external: _some(Name, 0) = _split("data sets that only protocol external tests", default=[])
     run_folds: _some(Fold) = _key("which of the parts are tested, each in runs of its own")
-    val_share: number(gt=0, lt=0.5) = _score(HELD_BACK, steps="audit train score")
+    val_share: number(gt=0, lt=0.5) = _split(HELD_BACK)
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: whole(ge=1, le=100_000) = _recipe("passes over the training frames")
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")
@@ -156,7 +157,7 @@ Source = pydantic.create_model(
     "Source",
     __base__=_Strict,
     dataset=(Name, _key("name of the data set")),
-    source=(SourceName, _key("phantom (drawn here), tg3k or folder")),
+    source=(SourceName, _key(ONE_SOURCE)),
     **{
         name: (field.rebuild_annotation() | None, _key(field.description, default=None))
         for name, field in Study.model_fields.items()
@@ -268,7 +269,6 @@ def _clashes(v: dict) -> list[str]:
         rules += [
             (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
             (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
-            *_external_rules(v),
         ]
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
@@ -278,19 +278,16 @@ def _clashes(v: dict) -> list[str]:
         ):
             message = f"{key}: got {show(v[key])}, but protocol reported needs {need} beside"
             rules.append(("reported" in v["protocols"] and missing, message))
+        tested, wanted = v["external"], "external" in v["protocols"]
+        names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
+        got = f"external: got {show(tested)}"
+        rules += [
+            (wanted and not tested, "external: is empty, protocol external needs data sets"),
+            (tested and not wanted, f"{got}, but protocols has no external to test them"),
+            (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
+            (names and {*names} == {*tested}, f"{got}, none is left to train on"),
+        ]
     return [message for broken, message in rules if broken]
-
-
-def _external_rules(v: dict) -> list[tuple]:
-    tested, wanted = v["external"], "external" in v["protocols"]
-    names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
-    got = f"external: got {show(tested)}"
-    return [
-        (wanted and not tested, "external: is empty, protocol external needs data sets to test"),
-        (tested and not wanted, f"{got}, but protocols has no external to test them"),
-        (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
-        (names and {*names} == {*tested}, f"{got}, none is left to train on"),
-    ]
 
 
 def list_runs(config: dict) -> dict[str, dict]:
@@ -311,8 +308,6 @@ def step_settings(config: dict, step: str, **others) -> dict:
     """Return the parameters of a step's notebook: its keys of the study, then `others`."""
     fields = Study.model_fields.items()
     names = [name for name, field in fields if step in field.json_schema_extra["steps"].split()]
-    if not names:
-        raise ValueError(f"step: got {show(step)}, which no key of a study names")
     return {name: config[name] for name in names} | others
 
 
@@ -351,25 +346,23 @@ def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
 
 
 def read_yaml(text: str):
-    """Read YAML 1.2 without aliases, merges and tags: settings need none, and a few can do harm.
-
-    ValueError: begins with ", line n: " or ": ".
-    """
+    """Read YAML 1.2; ValueError: begins with ", line n: " or ": "."""
     from ruamel.yaml import YAML, YAMLError  # not there yet when a notebook installs the library
 
-    yaml, line = YAML(typ="safe", pure=True), None
     try:
-        for event in yaml.parse(text):
-            odd = [getattr(event, name, None) for name in ("anchor", "tag", "version")]
-            if any(odd) or getattr(event, "value", None) == "<<":
-                line = event.start_mark.line
-                raise ValueError("write plain values, without &, *, !, << and %YAML")
-        return yaml.load(text)
+        return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", line)
-        where = "" if line is None else f", line {line + 1}"
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
         said = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"{where}: {said}") from None
+
+
+def check_packages(key: str, wanted: bool, *names: str) -> None:
+    """Raise ValueError if packages are not installed that a setting needs, if it is wanted."""
+    if missing := [name for name in names if wanted and not importlib.util.find_spec(name)]:
+        advice = f"`pip install {' '.join(missing)}`, or set {key} to false"
+        raise ValueError(f"{key}: {', '.join(missing)} not installed: {advice}")
 
 
 def show(value) -> str:

@@ -8,7 +8,7 @@ import pytest
 from synthetic import study
 from whole import closed_figures, compare  # noqa: F401
 
-from thyroid_lib.compare import card, selection, sentences, tables
+from thyroid_lib.compare import card, readings, selection, tables
 from thyroid_lib.compare.tables import RUN, SHARED, load_runs
 from thyroid_lib.plots import compare as figures
 
@@ -75,7 +75,7 @@ def test_they_are_ranked_and_shown_and_change_no_other_row(masks, trained, tmp_p
 
     shown = tables.show_summary(both["table"]).iloc[0]
     assert (shown["model"], shown["SD seeds"]) == (NAME, "–")
-    assert "The cost of imported models is unknown." in sentences.cost_sentence(both["table"])
+    assert "The cost of imported models is unknown." in readings.cost_sentence(both["table"])
     names = ("table", "differences", "stability", "ranks", "selected")
     parts = {name: both[name] for name in names}
     text = card.model_card(runs=results.runs, scores=results.scores, **parts)
@@ -135,7 +135,7 @@ def test_a_release_refuses_the_selected_one_and_passes_over_others(trained, tmp_
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "selected.json").write_text(json.dumps(chosen))
     where = {"store": tmp_path, "compare": tmp_path / "compare", "out": tmp_path / "out"}
-    with pytest.raises(ValueError, match=r"other \(imported\) was selected, and its weights lie"):
+    with pytest.raises(ValueError, match=r"selected is other \(imported\), whose weights lie"):
         export.release([], **where)
     assert not (tmp_path / "out").exists()
     for folder in trained:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synthetic import study
 from whole import compare
 
-from thyroid_lib.compare.selection import decide, select
+from thyroid_lib.compare.selection import select
 
 
 def table_of(dice: dict, *, seeds: int = 5, groups: int = 5, **multiply_adds) -> pd.DataFrame:
@@ -148,12 +148,3 @@ def test_twins_share_the_lead_and_the_cheaper_is_selected():
     assert chosen["candidates"] == ["segnet", "unet"]
     assert chance["p_best"].tolist() == [0.5, 0.5]
     assert chance["p_selected"].to_dict() == {"segnet": 1, "unet": 0}
-
-
-def test_each_of_two_studies_at_once_is_ordered_by_its_own_means_and_spreads():
-    dice = np.array([[0.81, 0.70, 0.807], [0.70, 0.80, 0.79]])
-    spread, cost = np.array([[0.02, 0.001, 0.01], [0.001, 0.5, 0.001]]), np.array([2, 0, 1])
-    for provisional, first in ((False, [2, 1]), (True, [0, 1])):
-        how = {"delta": 0.005, "provisional": provisional}
-        order, _ = decide(dice, spread, np.full(3, 0.5), cost, **how)
-        assert order[:, 0].tolist() == first

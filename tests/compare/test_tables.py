@@ -33,7 +33,6 @@ def test_a_row_has_means_and_deviations_of_groups_and_seeds():
 
 def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_same():
     table = calibration_of(TWO_GROUPS)  # 90 pixels that are right and 10 that are half too sure
-    assert tables.calibration_errors(table)["ece"].tolist() == pytest.approx([0.05] * 4)
     assert summary_of(table)["ece"] == pytest.approx(0.05)
     table.loc[(table.group == "a") & (table.bin == 14), "share"] = 0.95  # a is perfect
     table.loc[table.group == "a", "pixels"] *= 100

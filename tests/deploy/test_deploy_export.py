@@ -29,7 +29,6 @@ from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input
-from thyroid_lib.study.parameters import check_deploy
 from thyroid_lib.train.run import score_run, train_model
 
 pytestmark = pytest.mark.study  # networks are trained and exported
@@ -314,11 +313,3 @@ def test_real_frames_of_other_sweeps_pass_and_what_is_none_is_refused(shared_dat
         assert min(distance(known, frame) for frame in nonsense) > TOO_FAR
         blurred = [ndimage.gaussian_filter(frame, 3) for frame in test[::20]]
         assert min(distance(known, frame) for frame in blurred) > 1
-
-
-def test_a_missing_exporter_is_named_before_any_work(monkeypatch):
-    check_deploy(True)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    check_deploy(False)
-    with pytest.raises(ValueError, match="deploy: onnxscript not installed: `pip ins"):
-        check_deploy(True)

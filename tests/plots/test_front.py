@@ -20,7 +20,7 @@ SUMMARY["dice_low"], SUMMARY["dice_high"] = SUMMARY["dice"] - 0.1, SUMMARY["dice
 def run(study, model: str, protocol: str, seed: int, dice: dict):
     folder = study / "runs" / f"{model}-{protocol}-fold0-seed{seed}"
     folder.mkdir(parents=True)
-    about = {"model": model, "protocol": protocol, "seed": seed}
+    about = {"run_id": folder.name, "model": model, "protocol": protocol, "fold": 0, "seed": seed}
     (folder / "run.json").write_text(json.dumps(about))
     pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
     (folder / "model.pt").touch()

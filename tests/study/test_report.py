@@ -126,11 +126,6 @@ VERDICTS = {
         "U-Net (selected) has Dice 0.70 [0.60, 0.80] on groups that it was not trained on. On "
         "frames drawn at random it has 0.70, which is the same. No other network was compared.",
     ),
-    "random frames harder": (
-        summary(("grouped", "unet", 0.7), ("random", "unet", 0.6)), {"model": "gone"},
-        "U-Net (selected) has Dice 0.70 [0.60, 0.80] on groups that it was not trained on. On "
-        "frames drawn at random it has 0.60, which is 0.10 less. No other network was compared.",
-    ),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.models import PRECISIONS, initialise
-from thyroid_lib.train.augment import AUGMENTS
+from thyroid_lib.settings import AUGMENTS
 from thyroid_lib.train.recipe import RECIPE, cut_batches, fit
 
 IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib.compare import sentences
-from thyroid_lib.compare.sentences import count_of, span
+from thyroid_lib.compare import readings
+from thyroid_lib.compare.readings import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
 from thyroid_lib.data.groups import groups_note
@@ -36,12 +36,9 @@ NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
 
 def model_card(selected: dict, table, *, runs, scores, differences, stability, ranks) -> str:
     """Write the selected model's card in Markdown, from the tables of `tables.save_tables`."""
-    name, protocol = selected["model"], selected["protocol"]
-    of_model = table[table["model"] == name]
-    row = of_model[of_model["protocol"] == protocol].iloc[0]
-    mine, measured = (
-        part[(part["model"] == name) & (part["protocol"] == protocol)] for part in (runs, stability)
-    )
+    name, bare = selected["model"], {"index": False, "disable_numparse": True}
+    chosen = f"model == '{name}' and protocol == '{selected['protocol']}'"
+    row, mine, measured = table.query(chosen).iloc[0], runs.query(chosen), stability.query(chosen)
     run = mine.iloc[0].dropna().to_dict()
     data = sorted(scores["dataset"].unique())
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
@@ -51,9 +48,11 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
     giga = row["multiply_adds"] / 1e9
     own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
-    if is_imported(name):
-        limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
+    about = ABOUT.get(name, f"architecture `{name}` of {source}")
+    if is_imported(name):
+        about = f"predictions of a model trained elsewhere; their origin: {run['source']}"
+        limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     used = [key for key in SHARED if run.get(key, UNKNOWN) != UNKNOWN and key not in NO_SETTINGS]
     used = [key for key in used if run[key] or key != "external"]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
@@ -66,9 +65,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
     conditional = "; here † they hold for the trained runs alone: seeds or splits are few"
     fields = {
         "provisional": provisional * selected["provisional"],
-        "about": f"predictions of a model trained elsewhere; their origin: {run['source']}"
-        if is_imported(name)
-        else ABOUT.get(name, f"architecture `{name}` of {source}"),
+        "about": about,
         "cost": f"{row['parameters']:,.0f} parameters, {giga:.2f} G multiply-adds per image"
         if giga == giga
         else "Parameters and multiply-adds are unknown",
@@ -78,15 +75,15 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),
         "conditional": conditional * selected["conditional"],
-        "power": sentences.power_sentence(differences),
-        "metrics": show_summary(of_model).to_markdown(index=False, disable_numparse=True),
-        "stability": pd.DataFrame(stable).to_markdown(index=False, disable_numparse=True),
-        "calibration": sentences.calibration_sentence(table),
+        "power": readings.power_sentence(differences),
+        "metrics": show_summary(table[table["model"] == name]).to_markdown(**bare),
+        "stability": pd.DataFrame(stable).to_markdown(**bare),
+        "calibration": readings.calibration_sentence(table),
         "temperature": span(*heat, "{:.2f}") if heat else "none",
-        "failures": sentences.failures_sentence(scores),
+        "failures": readings.failures_sentence(scores),
         "limits": "".join(f"- {text}\n" for text in limits),
-        "selection": sentences.selection_sentence(selected, ranks),
-        "difference": sentences.difference_sentence(differences, delta=selected["delta"]),
+        "selection": readings.selection_sentence(selected, ranks),
+        "difference": readings.difference_sentence(differences, delta=selected["delta"]),
         "runs": ", ".join(mine["run_id"]),
         "version": run["training_version"],
         "versions": ", ".join(f"{key} {v}" for key, v in sorted(run["versions"].items())),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.compare import bootstrap
+from thyroid_lib.compare.readings import count_of
 from thyroid_lib.settings import FEW_GROUPS
 
 EXTERNAL, INSIDE = "external", ("grouped", "leave-one-group-out")
@@ -19,10 +20,8 @@ def external_drop(scores: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFr
 
     Returns one row per model: protocol (of the figure inside, "" where none was run), inside,
     external, drop (inside − external), low, high (95 %; NaN for a single group on a side), groups
-    of each side, seeds, and conditional, as one split is one draw of trainings.
-
-    Raises:
-        ValueError: the two sides have different models.
+    of each side, seeds, and conditional, as one split is one draw of trainings. ValueError: the two
+    sides have different models.
     """
     protocols = set(scores["protocol"])
     if EXTERNAL not in protocols:
@@ -34,9 +33,7 @@ def external_drop(scores: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFr
     if protocol := next((name for name in INSIDE if name in protocols), ""):
         inside = bootstrap.cube(scores, protocol)
         if inside.models != outside.models:
-            raise ValueError(
-                f"{protocol} and external need the same models: train the missing runs"
-            )
+            raise ValueError(f"{protocol} and external need the same models: train missing runs")
         means = [  # (B,M); drawn independently for each side
             bootstrap.macro_means(of.values, bootstrap.draw(of, resamples=resamples, seed=seed))
             for seed, of in enumerate((inside, outside))
@@ -56,7 +53,7 @@ def external_sentence(table: pd.DataFrame | None) -> str:
     if table is None:
         return ""
     size = table.iloc[0]
-    told = f"On the external data sets ({_groups(size['external_groups'])})"
+    told = f"On the external data sets ({count_of(size['external_groups'], 'group')})"
     if pd.isna(size["inside"]):
         each = [f"{row.model} has Dice {row.external:.3f}" for row in table.itertuples()]
         return f"{told} {', '.join(each)}; no grouped runs say what it is inside."
@@ -65,14 +62,9 @@ def external_sentence(table: pd.DataFrame | None) -> str:
         interval = f" [{row.low:z.3f}, {row.high:z.3f}]" if row.low == row.low else ""
         change = f"a drop of {row.drop:z.3f}{interval}".replace("-", "−")
         each.append(f"{row.model} has Dice {row.external:.3f} against {row.inside:.3f}, {change}")
-    inside = f"against unseen groups of its own data ({_groups(size['inside_groups'])})"
+    inside = f"against unseen groups of its own data ({count_of(size['inside_groups'], 'group')})"
     fewest = min(size["inside_groups"], size["external_groups"])
     narrow = " The intervals are too narrow, as groups are few." * bool(1 < fewest < FEW_GROUPS)
-    note = " They hold for the trained runs, as the external split is a single one." * bool(
-        fewest > 1 and size["conditional"]
-    )
+    held = " They hold for the trained runs, as the external split is a single one."
+    note = held * bool(fewest > 1 and size["conditional"])
     return f"{told} {inside}: {'; '.join(each)}.{narrow}{note}"
-
-
-def _groups(count: int) -> str:
-    return f"{count} group{'' if count == 1 else 's'}"

@@ -12,7 +12,7 @@ import pandas as pd
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import Cube, Draws
 from thyroid_lib.compare.stability import MEASURES, OF_CURVES, measure_curve
-from thyroid_lib.compare.tables import SHARED, Results, load_runs, read_table
+from thyroid_lib.compare.tables import SHARED, Results, load_runs, read_run, read_table
 from thyroid_lib.evaluate.metrics import pooled_dice
 from thyroid_lib.files.writing import write_file, write_table
 
@@ -40,8 +40,7 @@ def load_steps(reported: list, fair: list) -> tuple[dict[str, pd.DataFrame], Res
     ValueError: a step has no run, or settings, seeds or test cases differ.
     """
     flawed, mended = load_runs(reported), load_runs(fair)
-    rows = {row["run_id"]: row for row in flawed.runs.to_dict("records")}
-    of_val = pd.concat([read_table(f, rows[f.name], "scores_val.csv") for f in map(Path, reported)])
+    of_val = pd.concat([read_table(f, read_run(f), "scores_val.csv") for f in map(Path, reported)])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
     if absent := [name for name in ("random", "grouped") if name not in by_protocol]:
         raise ValueError(f"no run of protocol {', '.join(absent)}: train them, or name them")
@@ -165,12 +164,10 @@ def floor_sentence(table: pd.DataFrame) -> str:
     with_relu, without = (table[table["model"] == m] for m in ("segnet_reported", WITHOUT_RELU))
     if with_relu.empty:
         return "The reported SegNet is not among these runs."
-    fell = "fell" if with_relu["below"].any() else "never fell"
+    fell = f"{'fell' if with_relu['below'].any() else 'never fell'} below its floor"
     floor, gap = with_relu["floor"].mean(), (with_relu["last"] - with_relu["floor"]).max()
     ended = f"ended {abs(gap):.3f} {'above' if gap > 0 else 'below'} it"
-    text = (
-        f"With its last ReLU the reported SegNet {fell} below its floor of {floor:.3f} and {ended}"
-    )
+    text = f"With its last ReLU the reported SegNet {fell} of {floor:.3f} and {ended}"
     if len(without):
         side = "below" if without["below"].all() else "not below"
         text += "; without that ReLU, and nothing else changed, it ended at "

@@ -51,9 +51,8 @@ def select(table, differences, stability, *, delta: float) -> dict:
     trained = rivals[~rivals.index.map(is_imported)]
     size = {name: int(trained[name].min()) for name in ("seeds", "groups")}
     dice, provisional = rivals["dice"].to_numpy(float), _is_provisional(**size)
-    order, candidates = decide(
-        dice[None], spread[None], decile, cost, delta=delta, provisional=provisional
-    )
+    how = {"delta": delta, "provisional": provisional}
+    order, candidates = decide(dice[None], spread[None], decile, cost, **how)
     ranked = [models[i] for i in order[0]]
     first, rest = ranked[: candidates.sum()], sorted(ranked[candidates.sum() :])
     best = first[0] if provisional else models[dice.argmax()]

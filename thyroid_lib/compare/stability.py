@@ -93,21 +93,14 @@ def worst_decile(values: np.ndarray) -> float:
 
 def worst_decile_interval(scores: pd.DataFrame, of: Cube, draws: Draws) -> tuple:
     """Resample `worst_decile` of one model's cases by their groups and runs: value, low, high."""
-    rows = bootstrap.sort_rows(scores).sort_values("dice", kind="stable")
     axes = {"fold": of.folds, "seed": of.seeds, "group": of.groups}
-    shape = of.values.shape[1:]  # (F,S,G)
-    cell = np.ravel_multi_index([np.searchsorted(axes[a], rows[a]) for a in axes], shape)  # (N,)
+    places = [np.searchsorted(values, scores[name]) for name, values in axes.items()]
+    cell = np.ravel_multi_index(places, of.values.shape[1:])  # (N,)
     runs = (draws.seeds[..., None] == np.arange(len(of.seeds))).sum(axis=2)  # (B,F,S)
-    dice, samples = rows["dice"].to_numpy(), []
-    for start in range(0, len(runs), 250):  # all resamples of all cases would fill memory
-        part = slice(start, start + 250)
-        weights = runs[part][..., None] * draws.groups[part][:, None, None]
-        weights = weights.reshape(-1, np.prod(shape)).astype(np.int32)
-        counts = weights[:, cell]  # (b,N), the lowest Dice first
-        upto = counts.cumsum(axis=1)
-        tenth = np.maximum(1, upto[:, -1:] // 10)
-        samples.append(np.clip(tenth - (upto - counts), 0, counts) @ dice / tenth[:, 0])
-    return worst_decile(dice), *map(float, bounds(np.concatenate(samples), of))
+    counts = (runs[..., None] * draws.groups[:, None, None]).reshape(len(runs), -1)  # (B,F·S·G)
+    dice = scores["dice"].to_numpy()
+    samples = [worst_decile(np.repeat(dice, drawn[cell])) for drawn in counts]
+    return worst_decile(dice), *map(float, bounds(np.array(samples), of))
 
 
 def threshold_cubes(thresholds: pd.DataFrame, protocol: str) -> dict[float, Cube]:

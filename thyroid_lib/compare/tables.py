@@ -19,13 +19,7 @@ from thyroid_lib.files.writing import write_file, write_table
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds for runs whose run.json is older than these fields: results/reference has some.
-BEFORE = {
-    "augment": "none",
-    "precision": "fp32",
-    "training_version": 0,
-    "external": "",
-    "files": {},
-}
+BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
@@ -138,13 +132,6 @@ def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     return bootstrap.mark_groups(means.reset_index(), scores)
 
 
-def calibration_errors(calibration: pd.DataFrame) -> pd.DataFrame:
-    """Return ECE per run and group: the mean gap of probability and truth, weighed by pixels."""
-    gap = calibration["pixels"] * (calibration["mean_prob"] - calibration["share"]).abs()
-    sums = calibration.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
-    return (sums["gap"] / sums["pixels"]).rename("ece").reset_index()
-
-
 def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFrame:
     """Summarise each protocol and model in a row, best Dice first within a protocol.
 
@@ -153,7 +140,10 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
     dice_sd_seeds; dice_worst_decile; `METRICS` and ece: group-macro means; missed: test frames with
     Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
-    errors, parts, copied = calibration_errors(calibration), [], bootstrap.copied_models(scores)
+    parts, copied = [], bootstrap.copied_models(scores)
+    gap = calibration["pixels"] * (calibration["mean_prob"] - calibration["share"]).abs()
+    sums = calibration.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
+    errors = (sums["gap"] / sums["pixels"]).rename("ece").reset_index()  # weighed by pixels
     for of in cubes(scores):
         draws, models = bootstrap.draw(of, resamples=resamples), list(of.models)
         low, high = bootstrap.bounds(bootstrap.macro_means(of.values, draws), of)

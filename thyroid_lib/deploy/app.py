@@ -42,9 +42,6 @@ BLUE = 58, 168, 255  # the prediction in every figure of the study
 DRAWN = 1000  # pixels of a picture's longer side, at least
 COLUMNS = ("file", "frame", "model", *ROW, "problem")
 LOGO = Path(__file__).with_suffix(".svg")
-HEAD = """<div class="brand"><img alt="" src="data:image/svg+xml,{}"><div><h1>Thyroid outline</h1>
-<p>Outlines the thyroid in an ultrasound frame, measures it, and says when not to trust it.</p>
-</div></div><div class="notice" role="note">{}</div>"""
 
 
 class Upload(NamedTuple):
@@ -259,7 +256,8 @@ def show_table(sources: dict, release, predictors: dict, spacing, threshold, cou
 def main() -> None:
     st.set_page_config("Thyroid outline", str(LOGO), layout="wide")
     st.html(LOGO.with_suffix(".css"))
-    st.html(HEAD.format(quote(LOGO.read_text("utf-8")), NOTICE))
+    head = LOGO.with_suffix(".html").read_text("utf-8")
+    st.html(head.format(quote(LOGO.read_text("utf-8")), NOTICE))
     try:
         path = find_release()
         dated = path / "release.json" if path.is_dir() else path
@@ -296,9 +294,7 @@ def main() -> None:
     if len(files) > MAX_FILES:
         st.warning(f"Of {len(files)} files the first {MAX_FILES} are used.")
     if len(sources) > 1:
-        which = st.selectbox(
-            "File", sources, format_func=lambda key: sources[key].name, key="which"
-        )
+        which = st.selectbox("File", sources, 0, lambda key: sources[key].name, "which")
     upload = load(which, sources[which])
     with st.sidebar:
         st.subheader("Scale", anchor=False)

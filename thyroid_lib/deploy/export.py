@@ -43,6 +43,7 @@ from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.writing import remove_file, write_file
+from thyroid_lib.settings import MEASURED
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
@@ -51,9 +52,7 @@ PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
-# keys of run.json that say nothing of a model: they differ between two equal trainings
-MEASURED = ("files", "machine", "images_per_second", "peak_memory_mib", "scoring_seconds",
-            "train_seconds", "trained_epochs")  # fmt: skip
+NOT_RELEASED = (*MEASURED, "files", "machine")  # keys of run.json that say nothing of a model
 DESCRIPTION = {
     "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
     "preprocessing": "gray levels, uint8; colour by 0.299 R + 0.587 G + 0.114 B; to S x S by "
@@ -63,18 +62,6 @@ DESCRIPTION = {
     "postprocessing": "sigmoid; a letterbox's border cut off; bilinear to the frame's own size; "
     "thyroid where the probability is strictly above the threshold",
 }
-README = """# Release of the study “{study}”: thyroid in ultrasound, {selected}
-
-{notice}; `model_card.md` has the evaluation. It runs without torch:
-
-    sha256sum -c SHA256SUMS
-    pip install -r requirements.txt
-    pip install --no-deps thyroid_lib-*.whl    # of the project, by `make wheel`
-    python -m thyroid_lib.deploy.predict_folder --model . --images <folder> --out <folder>
-
-    from thyroid_lib.deploy.predictor import Predictor, read_picture
-    found = Predictor.open(".").predict(read_picture("frame.png"))  # .mask .confidence .doubts
-"""
 
 
 class Release(NamedTuple):
@@ -90,13 +77,7 @@ class Release(NamedTuple):
 
 
 def release(
-    runs: list[Path],
-    *,
-    store: str | Path,
-    compare: str | Path,
-    out: str | Path,
-    named: tuple[str, ...] = (),
-    threads: int = 0,
+    runs: list[Path], *, store: Path, compare: Path, out: Path, named: tuple = (), threads: int = 0
 ) -> Release:
     """Export a finished study's models into `out`, whole or not at all.
 
@@ -104,7 +85,6 @@ def release(
     ValueError: no finished study, or `out` holds other files. RuntimeError: an export does not
     agree with torch.
     """
-    store, compare, out = Path(store), Path(compare), Path(out)
     sums = out / "SHA256SUMS"  # written first: it names the files of an export that was killed, too
     own = {sums.name, *(sums.read_text("utf-8").split() if sums.is_file() else ())}
     found = {re.sub(r"\.\d+\.partial$", "", file.name) for file in out.glob("*")}
@@ -113,9 +93,7 @@ def release(
     selected = json.loads(_read(compare / "selected.json"))
     if is_imported(selected["model"]):
         advice = "set deploy to false, or remove its imported runs and compare again"
-        raise ValueError(
-            f"{selected['model']} was selected, and its weights lie elsewhere: {advice}"
-        )
+        raise ValueError(f"selected is {selected['model']}, whose weights lie elsewhere: {advice}")
     text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
@@ -126,7 +104,7 @@ def release(
             scores, about["runs"][model] = export_run(run.pop("folder"), data, path)
             val.append(scores.assign(model=model))
             about["models"][model] = {"fp32": path.name}
-            settings[model] = {key: run[key] for key in run if key not in MEASURED}
+            settings[model] = {key: run[key] for key in run if key not in NOT_RELEASED}
         val = pd.concat(val, ignore_index=True)
         gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
         about["runs"][name]["int8"] = gate
@@ -139,7 +117,8 @@ def release(
     files["model_card.md"] = f"{text.rstrip()}\n\n{card.released(about)}"
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
-    files["README.md"] = README.format(**about, notice=NOTICE)
+    readme = Path(__file__).with_name("release.md").read_text("utf-8")
+    files["README.md"] = readme.format(**about, notice=NOTICE)
     write_release(out, files, about)
     return Release(about, val, groups)
 
@@ -356,18 +335,16 @@ def _json(value) -> str:
 def main() -> int:
     """Export from the command line; exit code 2, with the reason, if there is no release."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", required=True, help="folder of a finished study")
-    parser.add_argument("--out", required=True, help="folder for the release")
+    parser.add_argument("--study", required=True, type=Path, help="folder of a finished study")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the release")
     parser.add_argument("--run", action="append", default=[], help="run_id to release; repeatable")
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     arguments = parser.parse_args()
-    study = Path(arguments.study)
+    study = arguments.study
     try:
-        released = release(
-            [file.parent for file in study.glob("runs/*/run.json")],
-            store=study / "store", compare=study / "compare", out=arguments.out,
-            named=tuple(arguments.run), threads=arguments.threads,
-        )  # fmt: skip
+        runs = [file.parent for file in study.glob("runs/*/run.json")]
+        places = {"store": study / "store", "compare": study / "compare", "out": arguments.out}
+        released = release(runs, **places, named=arguments.run, threads=arguments.threads)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
 from thyroid_lib.evaluate.networks import open_network
 
+Pair = tuple[float, float]
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
 ROW = (
     "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
@@ -45,9 +46,9 @@ class Prediction:
     prob: np.ndarray  # float32 (H,W) in [0,1], before the threshold
     mask: np.ndarray  # bool (H,W)
     area_px: int
-    diameters_px: tuple[float, float]  # see `diameters`
+    diameters_px: Pair  # see `diameters`
     area_mm2: float | None
-    diameters_mm: tuple[float, float] | None
+    diameters_mm: Pair | None
     confidence: float | None  # the expected Dice, in [0,1]
     distance: float | None  # from the training frames, see `familiarity.distance`
     doubts: tuple[Doubt, ...]
@@ -87,11 +88,7 @@ class Predictor:
         return cls(*open_network(path, model=model, precision=precision, threads=threads))
 
     def predict(
-        self,
-        image: np.ndarray,
-        *,
-        spacing_mm: tuple[float, float] | None = None,
-        threshold: float | None = None,
+        self, image: np.ndarray, *, spacing_mm: Pair | None = None, threshold: float | None = None
     ) -> Prediction:
         """Segment one frame, uint8 (H,W) gray or (H,W,3) RGB; other depths by `frames.to_gray`.
 
@@ -168,7 +165,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     return colour if known else gray
 
 
-def diameters(mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
+def diameters(mask: np.ndarray, spacing: Pair = (1.0, 1.0)) -> Pair:
     """Return the longest diameter of a mask's largest part, and its extent across that one.
 
     Between pixel centres of a mask, bool (H,W), in the unit of the spacing; (0, 0) where empty.

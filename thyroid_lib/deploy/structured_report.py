@@ -50,15 +50,12 @@ def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: 
         groups.insert(0, _cine_group(seg, predictions))
     kind, content = (uid.ComprehensiveSRStorage, "SR", 9102), [seg.SOPInstanceUID, *predictions]
     document = objects.derive_object(source, about, *kind, repr(content).encode())
-    device = sr.DeviceObserverIdentifyingAttributes(
-        objects.name_uid(objects.MAKER, document.DeviceSerialNumber), objects.MAKER
-    )
+    own_uid = objects.name_uid(objects.MAKER, document.DeviceSerialNumber)
+    device = sr.DeviceObserverIdentifyingAttributes(own_uid, objects.MAKER)
     observer = sr.ObserverContext(codes.DCM.Device, device)
-    [root] = sr.MeasurementReport(
-        sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=codes.SCT.DiagnosticUltrasonography,
-        imaging_measurements=groups,
-    )
+    context = sr.ObservationContext(observer_device_context=observer)
+    procedure = codes.SCT.DiagnosticUltrasonography
+    [root] = sr.MeasurementReport(context, procedure, imaging_measurements=groups)
     root.ContentSequence.append(_comment(NOTICE))
     document.update(root)
     make = objects.make_dataset
@@ -89,10 +86,8 @@ def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
     image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
     frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
     del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
-    named = _identity(seg, number, f"Thyroid, frame {number}")
-    group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        **named, referenced_segment=frame, measurements=measurements
-    )
+    named = _identity(seg, number, f"Thyroid, frame {number}") | {"measurements": measurements}
+    group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(**named, referenced_segment=frame)
     group[0].ContentSequence.extend(map(_comment, comments))
     return group
 
@@ -106,9 +101,8 @@ def _cine_group(seg: Dataset, predictions: list[Prediction]):
         text += f" Largest in frame {predictions.index(largest) + 1}."
         area = _sizes(largest)[0]
         measurements = [_measurement(codes.SCT.Area, *area, derivation=codes.SCT.Maximum)]
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        **_identity(seg, 0, "Thyroid, all frames"), measurements=measurements
-    )
+    named = _identity(seg, 0, "Thyroid, all frames") | {"measurements": measurements}
+    group = sr.MeasurementsAndQualitativeEvaluations(**named)
     group[0].ContentSequence.append(_comment(text))
     return group
 

@@ -101,16 +101,15 @@ def worst_pairs(store: Store, table: pd.DataFrame, *, count: int = 3) -> Figure:
     fig, axes = common.image_axes(3 * len(pairs), 3, 2.55)
     for line, pair in zip(axes, pairs.itertuples(), strict=True):
         test, train = ids.index(pair.case_id), ids.index(pair.train_case_id)
-        title = f"train: {pair.train_case_id} ({pair.train_group})"
-        common.draw_frame(line[0], common.native(store, train), title)
-        common.draw_frame(
-            line[1], common.native(store, test), f"test: {pair.case_id} ({pair.group})"
-        )
-        shift = (
-            f"shift {pair.shift_y_px:+d}, {pair.shift_x_px:+d} px, turn {round(pair.turn_deg):+d}°"
-        )
-        title = f"correlation {pair.correlation:.3f}, {shift}" + ", mirrored" * pair.mirrored
-        common.draw_frame(line[2], _difference(store, test, train, pair), title)
+        moved = f"shift {pair.shift_y_px:+d}, {pair.shift_x_px:+d} px"
+        moved += f", turn {round(pair.turn_deg):+d}°" + ", mirrored" * pair.mirrored
+        pictures = {
+            f"train: {pair.train_case_id} ({pair.train_group})": common.native(store, train),
+            f"test: {pair.case_id} ({pair.group})": common.native(store, test),
+            f"correlation {pair.correlation:.3f}, {moved}": _difference(store, test, train, pair),
+        }
+        for ax, (title, picture) in zip(line, pictures.items(), strict=True):
+            common.draw_frame(ax, picture, title)
     return fig
 
 

@@ -1,6 +1,5 @@
 """The figure that opens README and `report.html`: Dice on random frames against unseen groups."""
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.tables import read_run, read_table
 from thyroid_lib.data.store import open_store
 from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.predict import segment_case
@@ -32,11 +32,10 @@ def outlined_frame(study: str | Path, summary: pd.DataFrame) -> dict | None:
     models = [name for name in dict.fromkeys(summary["model"]) if not is_imported(name)]
     scores = []
     for path in sorted(Path(study).glob("runs/*/run.json")):
-        run, weights = json.loads(path.read_text("utf-8")), path.with_name("model.pt")
+        run, weights = read_run(path.parent), path.with_name("model.pt")
         if run["model"] in models and run["protocol"] in kinds and weights.is_file():
-            table = pd.read_csv(path.with_name("scores.csv"), dtype={"case_id": str})
-            about = {"model": run["model"], "seed": run["seed"], "kind": kinds[run["protocol"]]}
-            scores.append(table[["case_id", "dice"]].assign(**about, run=path.parent))
+            table = read_table(path.parent, run, "scores.csv")
+            scores.append(table.assign(kind=kinds[run["protocol"]], run=path.parent))
     if protocols[0] == "random" or "random" not in protocols or not scores:
         return None
     table = pd.concat(scores).set_index(["case_id", "model", "seed", "kind"]).sort_index()

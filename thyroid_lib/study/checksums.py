@@ -36,8 +36,7 @@ def claim(study: str | Path) -> ExitStack:
     path = Path(study, ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(path)
-        if lock is not None:
+        if (lock := locks.take(path)) is not None:
             path.write_text(str(os.getpid()), "utf-8")
             return lock
     except OSError as error:

@@ -6,7 +6,6 @@ browser, `platforms.start` in the set-up cell calls `check_cells`, which reads t
 
 import ast
 import hashlib
-import importlib.util
 import json
 import os
 import sys
@@ -85,14 +84,6 @@ def check_networks(names: list[str], key: str = "models") -> None:
             problems.append(f"{unknown(name, [*NETWORKS, *own])}, {file}")
     if problems := [f"{key}: {problem}" for problem in problems if problem]:
         raise ValueError("\n".join(problems))
-
-
-def check_deploy(wanted: bool) -> None:
-    """Raise ValueError if models are to be exported and a package for that is missing."""
-    need = ("onnx", "onnxruntime", "onnxscript")
-    if missing := [name for name in need if wanted and not importlib.util.find_spec(name)]:
-        advice = f"`pip install {' '.join(missing)}`, or set deploy to false"
-        raise ValueError(f"deploy: {', '.join(missing)} not installed: {advice}")
 
 
 def list_data(data: str) -> str:

@@ -65,9 +65,8 @@ def install_missing() -> list[str]:
     versions = {canonicalize_name(name): each for name, each in reversed(found) if name and each}
     if "thyroid-lib" not in versions:  # a copy of the files
         return []
-    needs = map(Requirement, metadata.requires("thyroid-lib") or [])
     missing = []
-    for need in needs:
+    for need in map(Requirement, metadata.requires("thyroid-lib") or []):
         version = versions.get(canonicalize_name(need.name))
         fits = version is not None and need.specifier.contains(version, prereleases=True)
         if not fits and (not need.marker or need.marker.evaluate({"extra": ""})):

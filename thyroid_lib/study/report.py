@@ -24,22 +24,6 @@ from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.checksums import UNFINISHED, record
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem; }
-p, li { max-width: 52rem; }
-nav a { margin-right: 1.2em; }
-img { max-width: 100%; height: auto; background: #fff; }
-table { border-collapse: collapse; display: block; font-size: .84rem; overflow-x: auto; }
-th, td { border: 0 solid var(--line); border-bottom-width: 1px; padding: .3em .55em;
-  text-align: right; white-space: nowrap; }
-pre { font-size: .85rem; white-space: pre-wrap; }
-details { border: 1px solid var(--line); margin: .7rem 0; padding: .6rem 1rem; }
-.verdict { font-size: 1.15rem; }
-.failed { border-left: 4px solid #c33; padding: .1rem 1rem; }
-.anchor-link { display: none; }
-"""
-
 SECTIONS = {  # id: (title, notebook), in the order of the page
     "compare": ("Comparison", "4-compare"),
     "replication": ("Replication", "5-replication"),
@@ -49,13 +33,12 @@ SECTIONS = {  # id: (title, notebook), in the order of the page
 }
 
 
-def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
+def build_report(study: Path, steps: list[str] | None = None) -> Path:
     """Write `report.html` into the study's folder: of these `steps`, names of notebooks.
 
     Missing ones come first. By default it shows all that were executed; FileNotFoundError, if there
     is no comparison among them.
     """
-    study = Path(study)
     executed = {path.stem for path in study.glob("notebooks/*.ipynb")}
     if steps is None and "4-compare" not in executed:
         raise FileNotFoundError(f"{study.name} has no notebooks/4-compare.ipynb: run the study")
@@ -69,17 +52,15 @@ def build_report(study: str | Path, steps: list[str] | None = None) -> Path:
         sections.append(("verdict", "Verdict", _verdict_section(study)))
     for name, (title, step) in SECTIONS.items():
         sections += [(name, title, notebooks[step])] if step in notebooks else []
-    runs = [
-        f"<details><summary>{step.removeprefix('3-train-')}</summary>{body}</details>"
-        for step, body in notebooks.items()
-        if step.startswith("3-train-")
-    ]
+    trained = {step[8:]: body for step, body in notebooks.items() if step.startswith("3-train-")}
+    runs = [f"<details><summary>{run}</summary>{x}</details>" for run, x in trained.items()]
     sections.append(("runs", f"The {len(runs)} runs", f"<h1>The runs</h1>{''.join(runs)}"))
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     bodies = "".join(f'<section id="{name}">{body}</section>' for name, _, body in sections)
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{study.name}: thyroid segmentation study</title><style>{STYLE}</style>
+<title>{study.name}: thyroid segmentation study</title><style>
+{Path(__file__).with_suffix(".css").read_text("utf-8")}</style>
 <nav><strong>Study “{study.name}”</strong> &ensp; {links}</nav>
 {bodies}<footer><p>Research use, not for diagnosis.</p></footer></html>
 """
@@ -99,8 +80,7 @@ def verdict(summary: pd.DataFrame, selected: dict, *, group: str = "group") -> l
     deciding = order_protocols(summary["protocol"])[0]
     table = summary[summary["protocol"] == deciding].set_index("model")
     best = table["dice"].idxmax()
-    name = selected.get("model")
-    name = name if name in table.index else best
+    name = selected.get("model", best)
     dice, low, high = table.loc[name, ["dice", "dice_low", "dice_high"]].astype(float).round(2)
     interval = f" [{low:.2f}, {high:.2f}]" if low <= high else ""  # NaN with a single group
     tested = {"random": "frames drawn at random", "official": "the official test frames"}
@@ -154,9 +134,8 @@ def _verdict_section(study: Path) -> str:
 <p>{html.escape(caption)}</p>"""
 
 
-def missing_steps(study: str | Path, steps: list[str]) -> dict[str, str]:
+def missing_steps(study: Path, steps: list[str]) -> dict[str, str]:
     """Return the steps that are not done, each with its reason; "" if it waits for others."""
-    study = Path(study)
     done = {step for step in steps if (study / "notebooks" / f"{step}.ipynb").is_file()}
     # what compares runs shows an earlier state, if one of them is missing
     if any(step.startswith(("1-", "3-")) for step in steps if step not in done):
@@ -205,7 +184,7 @@ def _body(notebook: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Build the report of one study from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("study", help="folder of the study, e.g. results/demo")
+    parser.add_argument("study", type=Path, help="folder of the study, e.g. results/demo")
     parser.add_argument("--steps", nargs="+", help="notebooks that the study has; all by default")
     options = parser.parse_args(arguments)
     try:

@@ -142,21 +142,14 @@ def _execute(notebook: Path, running: Path, parameters: dict, stderr) -> tuple[i
         begun.append(True)
         _end_if_signalled()
 
+    how = {"kernel_name": "python3", "language": "python", "cwd": project_path("")}
+    how |= {"progress_bar": False, "on_cell_start": begin, "stderr_file": stderr}
+    how["extra_arguments"] = ["--log-level=CRITICAL"]  # of the kernel
     for again in (True, False):
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 os.environ["IPYTHONDIR"] = folder
-                papermill.execute_notebook(
-                    *paths,
-                    parameters,
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    cwd=project_path(""),
-                    extra_arguments=["--log-level=CRITICAL"],  # of the kernel
-                    on_cell_start=begin,
-                    stderr_file=stderr,
-                )
+                papermill.execute_notebook(*paths, parameters, **how)
             break
         except papermill.PapermillExecutionError as error:
             if error.ename in ("Stopped", "KeyboardInterrupt"):

@@ -186,10 +186,8 @@ def bring_back(folder: str | Path) -> int:
 
 def _equal(target: Path, stat: os.stat_result) -> bool:
     """Return whether a copy has the file's size, and its time to 2 s (as coarse as some disks)."""
-    if not target.exists():
-        return False
-    there = target.stat()
-    return there.st_size == stat.st_size and abs(there.st_mtime - stat.st_mtime) < 2
+    there = target.stat() if target.exists() else None
+    return bool(there and there.st_size == stat.st_size and abs(there.st_mtime - stat.st_mtime) < 2)
 
 
 def copy_whole(path: Path, target: Path) -> None:

@@ -32,9 +32,8 @@ def tidy_notebook(path: Path, *, source: Path) -> str:
             cell.id = f"cell-{number}"
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"
-        for timed in ("papermill", "execution"):
-            cell.metadata.pop(timed, None)
-        cell.metadata = {key: value for key, value in cell.metadata.items() if value}
+        timed = "papermill", "execution"
+        cell.metadata = {k: x for k, x in cell.metadata.items() if x and k not in timed}
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)

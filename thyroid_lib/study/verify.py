@@ -20,10 +20,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops
 
-# Keys of run.json that differ between two runs of the same study: times, memory, epochs of a call.
-TIMES = (
-    "images_per_second", "peak_memory_mib", "scoring_seconds", "train_seconds", "trained_epochs",
-)  # fmt: skip
+from thyroid_lib.settings import MEASURED
+
 LEFT_OUT = re.compile(
     r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
@@ -95,7 +93,7 @@ def _difference(expected: Path | None, found: Path | None) -> str:
 
 
 def _without_times(content: bytes) -> bytes:
-    about = {name: value for name, value in json.loads(content).items() if name not in TIMES}
+    about = {name: value for name, value in json.loads(content).items() if name not in MEASURED}
     return json.dumps(about, indent=1, sort_keys=True).encode()
 
 
@@ -127,21 +125,15 @@ def _table(old: bytes, new: bytes) -> str:
     """Name the row and the column of the first value that differs."""
     how = {"dtype": str, "keep_default_na": False}
     before, after = (pd.read_csv(io.BytesIO(part), **how) for part in (old, new))
-    if list(before) != list(after):
-        return f"expected the columns {', '.join(before)}, got {', '.join(after)}"
-    rows = min(len(before), len(after))
-    apart = (before[:rows] != after[:rows]).stack()
+    if list(before) != list(after) or len(before) != len(after):
+        return _text(old, new)
+    apart = (before != after).stack()
     if not apart.any():
-        counts = f"expected {len(before)} rows, got {len(after)}; the rows that both have are equal"
-        return counts if len(before) != len(after) else ""
+        return ""
     row, column = apart.idxmax()
-    was, now = before.at[row, column], after.at[row, column]
+    was, now = (table.at[row, column] or "nothing" for table in (before, after))
     keys = ", ".join(value for value in before.loc[row] if value[:1].isalpha())[:WIDTH]
-    numbers = pd.to_numeric(pd.Series([was, now]), errors="coerce")
-    share = abs(numbers.pct_change(fill_method=None)[1])
-    where = f"row {row + 1}{f' ({keys})' if keys else ''}, column {column}"
-    text = f"{where}: expected {was or 'nothing'}, got {now or 'nothing'}"
-    return f"{text} (relative difference {share:.2g})" if np.isfinite(share) else text
+    return f"row {row + 1} ({keys}), column {column}: expected {was}, got {now}"
 
 
 def _picture(old: bytes, new: bytes) -> str:
@@ -156,7 +148,7 @@ def _picture(old: bytes, new: bytes) -> str:
 
 
 def _notebook(old: bytes, new: bytes) -> str:
-    """Return the first difference that nbdime shows, with the heading above it."""
+    """Return the first difference that nbdime shows."""
     import nbdime
     import nbformat
     from nbdime.prettyprint import PrettyPrintConfig, pretty_print_notebook_diff
@@ -168,12 +160,7 @@ def _notebook(old: bytes, new: bytes) -> str:
     if not parts:
         return ""
     lines = [line[:WIDTH] for line in parts[0].strip().splitlines()[:LINES]]
-    cell = re.search(r"/cells/(\d+)", lines[0])
-    above = before.cells[: int(cell[1]) + 1] if cell else []
-    texts = "\n".join(each.source for each in above if each.cell_type == "markdown")
-    headings = re.findall(r"(?m)^#+ (.*)", texts)
-    below = f" below “{headings[-1]}”" if headings else ""
-    return "\n".join([f"{len(parts)} differences, the first{below}:", *lines])
+    return "\n".join([f"{len(parts)} differences, the first:", *lines])
 
 
 COMPARED = {"run.json": _without_times, "model.pt": _weights}  # the rest of them holds times

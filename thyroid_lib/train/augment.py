@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-AUGMENTS = ("none", "standard")  # "none": `augment` is not called
 MIRRORED = 0.5  # share of the frames
 SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
 RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
@@ -36,7 +35,6 @@ def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tup
         gamma = _draw("gamma", images, generator, log=True).view(-1, 1, 1, 1)
         gain = _draw("gain", images, generator).view(-1, 1, 1, 1)
         new_images = (gain * moved**gamma * _speckle(images, generator)).clamp_(0, 1)
-    # in the memory layout of the arguments
     return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
 
 

@@ -15,8 +15,7 @@ def choose_device(device: str = "auto") -> torch.device:
     """Turn "auto" into CUDA, Apple's mps or the CPU; ValueError: the named one cannot be used."""
     problem = gpu_problem() if device in ("auto", "cuda") else ""
     names = ["cuda"] if torch.cuda.is_available() and not problem else []
-    names += ["mps"] if torch.backends.mps.is_available() else []
-    names += ["cpu"]
+    names += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
     if device == "auto" and problem:
         print_note(f"{problem}; {names[0]} is used instead")
     if device not in ("auto", *names):
@@ -76,11 +75,6 @@ def describe_machine(device: torch.device) -> dict:
     machine = {"system": platform.system(), "processor": platform.machine()}
     machine |= {"capability": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
-
-
-def fits(device: torch.device, needed: int) -> bool:
-    """Whether so many bytes should be kept on a CUDA device: they fill half of what is free."""
-    return device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,7 +6,6 @@
 Event files hold times, so no two runs have the same ones; no table is made from them.
 """
 
-import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +14,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tqdm import tqdm
-
-from thyroid_lib.files.writing import write_error
 
 FOLDER = "tensorboard"  # in a run's folder
 
@@ -33,12 +30,6 @@ def progress(name: str, *, steps: int, done: int) -> Iterator[tqdm]:
         clear_output()
 
 
-def check_tensorboard(wanted: bool) -> None:
-    """Raise ValueError if event files are wanted and TensorBoard is not installed."""
-    if wanted and not importlib.util.find_spec("tensorboard"):
-        raise ValueError("tensorboard: is not installed: `pip install tensorboard`, or set false")
-
-
 @contextmanager
 def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], None]]:
     """Open the event file of a run after `done` epochs; yield a function that writes an epoch's."""
@@ -47,26 +38,18 @@ def curves(run: Path, *, wanted: bool, done: int) -> Iterator[Callable[[dict], N
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = run / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*") if not done else ():
-            old.unlink()
-        with patch.object(socket, "gethostname", lambda: "localhost"):  # it goes into the name
-            writer = SummaryWriter(str(folder), purge_step=done + 1)
-        writer.flush()
-    except OSError as error:
-        raise write_error(error, folder) from error
+    for old in (run / FOLDER).glob("events.out.tfevents.*") if not done else ():
+        old.unlink()
+    with patch.object(socket, "gethostname", lambda: "localhost"):  # it goes into the name
+        writer = SummaryWriter(str(run / FOLDER), purge_step=done + 1)
 
-    def show(numbers: dict, finish: Callable[[], None] = writer.flush) -> None:
+    def show(numbers: dict) -> None:
         with suppress(OSError):  # a full disk ends the curves, and not the training
             for name in numbers.keys() - {"epoch"}:
                 side, _, measure = name.partition("_")  # train_loss -> loss/train
                 tag = f"{measure}/{side}" if side in ("train", "val", "test") else name
                 writer.add_scalar(tag, numbers[name], numbers["epoch"])
-            finish()
+            writer.flush()
 
-    try:
+    with writer:
         yield show
-    finally:
-        show({}, writer.close)

@@ -20,7 +20,6 @@ from thyroid_lib.train.augment import augment as augment_standard
 # Raise by one with every change that moves a bit of any weight, in networks, split, augmentation or
 # here: runs of another version are trained again. tests/train/test_versions.py fails otherwise.
 TRAINING_VERSION = 1
-SELECTIONS = ("last", "val", "test")
 
 
 def fit(

@@ -40,7 +40,7 @@ from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, user_networks
-from thyroid_lib.settings import check_parameters
+from thyroid_lib.settings import check_packages, check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
@@ -93,15 +93,13 @@ def train_model(
     settings["external"] = " ".join(external)
     if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share")
-    live.check_tensorboard(tensorboard)
+    check_packages("tensorboard", tensorboard, "tensorboard")
     where = devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    settings |= {
-        "device": where.type,
-        "precision": devices.choose_precision(precision, where),
-        "threads": torch.get_num_threads() if where.type == "cpu" else 0,  # no matter on a GPU
-    }
+    settings |= {"device": where.type, "precision": devices.choose_precision(precision, where)}
+    # threads change no bit of a GPU's result
+    settings["threads"] = torch.get_num_threads() if where.type == "cpu" else 0
     net = models.build_model(model, width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
     own = {}
@@ -203,11 +201,12 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a store's images and masks, uint8 (N,S,S), on the device if it has room for them."""
+    """Return a store's images and masks, uint8 (N,S,S), on a GPU with room for twice as much."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written
         pair = torch.from_numpy(store.images), torch.from_numpy(store.masks)
-    keep_there = devices.fits(device, 2 * store.images.nbytes)
+    cuda, needed = device.type == "cuda", 2 * store.images.nbytes
+    keep_there = cuda and needed <= torch.cuda.mem_get_info(device)[0] // 2
     return tuple(part.to(device) for part in pair) if keep_there else pair
 
 

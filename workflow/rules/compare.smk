@@ -15,8 +15,7 @@ rule compare:
         multiext("compare/", *TABLES, *["external.csv"] * ("external" in config["protocols"])),
     log: "logs/4-compare.ipynb"
     params:
-        *code_digests(NOTEBOOKS / "4-compare.ipynb"),
-        card=file_digest(PROJECT / "thyroid_lib" / "compare" / "model_card.md"),
+        *code_digests(NOTEBOOKS / "4-compare.ipynb", LIBRARY / "compare/model_card.md"),
         json=lambda wildcards: settings(
             "compare", store=f"{STUDY}/store", out=f"{STUDY}/compare",
             runs=[f"{STUDY}/runs/{run}" for run in COMPARED + IMPORTED],
@@ -32,8 +31,7 @@ rule replication:
         multiext("replication/", "steps.csv", "steps.md", "floors.csv", "reported_stability.csv"),
     log: "logs/5-replication.ipynb"
     params:
-        *code_digests(NOTEBOOKS / "5-replication.ipynb"),
-        curves=file_digest(PROJECT / "thyroid_lib" / "compare" / "reported_curves.csv"),
+        *code_digests(NOTEBOOKS / "5-replication.ipynb", LIBRARY / "compare/reported_curves.csv"),
         json=lambda wildcards: settings(
             "replication", out=f"{STUDY}/replication",
             reported=[f"{STUDY}/runs/{run}" for run in REPORTED],
@@ -46,6 +44,6 @@ rule report:
     input: expand("notebooks/{step}.ipynb", step=STEPS), "compare/cost.csv"
     output: "report.html"
     params:
-        *code_digests(PROJECT / "thyroid_lib" / "study" / "report.py"),
+        *code_digests(LIBRARY / "study/report.py", LIBRARY / "study/report.css"),
         steps=STEPS,
     shell: '"$THYROID_PYTHON" -m thyroid_lib.study.report "$PWD" --steps {params.steps}'

@@ -1,6 +1,7 @@
 # The release of the selected model. A quantised network is no output: it is there if it costs no Dice.
 
 TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
+TEMPLATES = LIBRARY / "compare/released.md", LIBRARY / "deploy/release.md"
 RELEASE = *sorted({f"{RUNS[run]['model']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
 
 
@@ -14,8 +15,7 @@ rule deploy:
         multiext("deploy/", *RELEASE),
     log: "logs/6-deploy.ipynb"
     params:
-        *code_digests(NOTEBOOKS / "6-deploy.ipynb"),
-        card=file_digest(PROJECT / "thyroid_lib" / "compare" / "released.md"),
+        *code_digests(NOTEBOOKS / "6-deploy.ipynb", *TEMPLATES),
         json=lambda wildcards: settings(
             "deploy", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
             compare=f"{STUDY}/compare", runs=[f"{STUDY}/runs/{run}" for run in COMPARED],

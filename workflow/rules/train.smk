@@ -1,15 +1,10 @@
 # The trainings: one job per run.
 
-
-def own_network(wildcards):
-    """Return the digest of the user's file that defines this run's network, if one does."""
-    path = user_networks.files().get(RUNS[wildcards.run]["model"])
-    return code_digests(path) if path else []
+OWN_NETWORKS = {name: code_digests(file) for name, file in user_networks.files().items()}
 
 
-# model.pt is no declared output: Snakemake deletes those before a step and when it fails, and then
-# a new metric, or an error in one, would cost the training. Of the store, store.json is compared: it
-# holds checksums of the arrays, which are too large.
+# model.pt is no declared output: Snakemake deletes those before a step and when it fails, and a new
+# metric would cost the training. Of the store, store.json is compared: it has the arrays' checksums.
 rule train:
     input: lambda wildcards: f"{STORES[wildcards.run]}/store.json"
     output:
@@ -18,18 +13,15 @@ rule train:
     log: "logs/3-train-{run}.ipynb"
     params:
         *code_digests(NOTEBOOKS / "3-train.ipynb"),
-        own_network=own_network,
+        own_network=lambda wildcards: OWN_NETWORKS.get(RUNS[wildcards.run]["model"], []),
         json=lambda wildcards: settings(
-            "train",
-            selection="test" if wildcards.run in REPORTED else config["selection"],
+            "train", selection="test" if wildcards.run in REPORTED else config["selection"],
             store=f"{STUDY}/{STORES[wildcards.run]}", out=f"{STUDY}/runs/{wildcards.run}",
             **RUNS[wildcards.run],
         ),
-    wildcard_constraints:
-        run="|".join(RUNS),
+    wildcard_constraints: run="|".join(RUNS)
     threads: THREADS
-    resources:
-        gpu=GPU,
+    resources: gpu=GPU
     shell: execute("3-train.ipynb", pin=True)
 
 
@@ -38,10 +30,9 @@ rule imported:
     input: "store/store.json", "runs/{run}/imported.json"
     output: multiext("runs/{run}/", *RUN_TABLES)
     params:
-        *code_digests(PROJECT / "thyroid_lib" / "evaluate" / "imported.py"),
+        *code_digests(LIBRARY / "evaluate/imported.py"),
         json=lambda wildcards: settings("score"),
-    wildcard_constraints:
-        run="|".join(IMPORTED) or "-",
+    wildcard_constraints: run="|".join(IMPORTED) or "-"
     shell:
         '"$THYROID_PYTHON" -m thyroid_lib.evaluate.imported --again runs/{wildcards.run}'
         " {params.json:q}"

@@ -8,14 +8,14 @@ from thyroid_lib.data.store import Store
 FALL = 0.1  # of validation Dice between two epochs: counted as a large one
 
 
-def data_reading(store: Store) -> str:
+def data_sentence(store: Store) -> str:
     """Say what a store holds: dataset, frames, groups and size."""
     sources, groups = ", ".join(sorted(set(store.index["dataset"]))), store.index["group"].nunique()
     held = f"{len(store)} frames of {groups} group{'s' * (groups != 1)}"
     return f"Data: {sources}, {held}, {store.size}×{store.size} px."
 
 
-def batch_reading(augment: str) -> str:
+def batch_sentence(augment: str) -> str:
     """Say which of the two rows of `plots.train.batch` the network is trained on."""
     return (
         "Above: frames as stored. Below: the same frames as augmentation `standard` changes them, "
@@ -24,7 +24,7 @@ def batch_reading(augment: str) -> str:
     )
 
 
-def cases_reading(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
+def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     """Say the Dice of the picked ones (best, median, worst) of the cases that were scored."""
     frames, groups = scores["case_id"].nunique(), scores["group"].nunique()
     each = ", ".join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
@@ -32,15 +32,13 @@ def cases_reading(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     return f"Dice of {of}: {each}."
 
 
-def curve_reading(name: str, history: pd.DataFrame) -> str:
+def curve_sentence(name: str, history: pd.DataFrame) -> str:
     """Say where validation Dice is best, how it ends and how often it falls.
 
     The history has a row per epoch: epoch, train_loss and, with validation cases, val_dice.
     """
     loss, last = history["train_loss"].to_numpy(), int(history["epoch"].iloc[-1])
     learned = f"{name}: training loss goes from {loss[0]:.2g} to {loss[-1]:.2g}"
-    if last == 1:
-        learned = f"{name}: one epoch, training loss {loss[0]:.2g}"
     if "val_dice" not in history or not np.isfinite(history["val_dice"]).all():
         return f"{learned}; no validation cases."
     dice = history["val_dice"].to_numpy().round(2)  # what is said is what is compared
@@ -49,7 +47,7 @@ def curve_reading(name: str, history: pd.DataFrame) -> str:
     if dice[best] == 0:
         end = "stays near 0: nothing is found yet"
     elif dice.min() == dice.max():
-        end = f"{'is' if last == 1 else 'stays at'} {dice[-1]:.2f}"
+        end = f"stays at {dice[-1]:.2f}"
     elif dice[-1] < dice[best]:
         ends = f"at {dice[-1]:.2f}" if dice[-1] else "near 0"
         epoch = history["epoch"].iloc[best]

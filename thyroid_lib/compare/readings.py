@@ -1,4 +1,4 @@
-"""Readings of the comparison's figures, a sentence or two each, of the protocol that decides."""
+"""Sentences below the comparison's figures: what they show under the protocol that decides."""
 
 from collections import Counter
 
@@ -56,10 +56,8 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     sure, dice = bool(best["groups"] > 1 and len(leaders) == 1), f"{best['dice']:.3f}"
     dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]" * sure
     text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
-    text += f", and leads in {percent(chance)} of the resamples" if sure else ""
-    if len(part) == 1:
-        text = f"{best['model']}, the only model, has Dice {dice}"
     text = f"Under {best['protocol']}, {text}"
+    text += f", and leads in {percent(chance)} of the resamples" if sure else ""
     text += " (a single group: no interval)." if best["groups"] == 1 else "."
     once = table[table["groups"] > 1].drop_duplicates("protocol")
     if marked := list(once.loc[once["conditional"].astype(bool), "protocol"]):
@@ -172,18 +170,17 @@ def alikeness_sentence(alike: np.ndarray, groups: np.ndarray, *, threshold: floa
 
 def exams_sentence(table: pd.DataFrame) -> str:
     """Say what the exam moves and what the architecture moves; Dice by model and two exams."""
-    (first, second), gaps, several = table.columns, -table.diff(axis=1).iloc[:, 1], len(table) > 1
+    (first, second), gaps = table.columns, -table.diff(axis=1).iloc[:, 1]
     form = f"{{}} has {{:.3f}} on {first} and {{:.3f}} on {second}"
     each = [form.format(*row) for row in table.itertuples()]
     verdict = "The exam does not move all models the same way"
     if gaps.abs().max() < SHOWN:
         verdict = "The exam moves no model's Dice"
     elif len(set(np.sign(gaps))) == 1:
-        average = " on average over the models" * several
-        verdict = f"The exam moves Dice by {gaps.abs().mean():.3f}{average}"
-    apart = float((table.max() - table.min()).mean())
-    beside = f", the choice of the model by {apart:.3f} on average over the exams" * several
-    return f"{'; '.join(each)}. {verdict}{beside}."
+        verdict = f"The exam moves Dice by {gaps.abs().mean():.3f} on average over the models"
+    apart = (table.max() - table.min()).mean()
+    beside = f"the choice of the model by {apart:.3f} on average over the exams"
+    return f"{'; '.join(each)}. {verdict}, {beside}."
 
 
 def curves_sentence(histories: pd.DataFrame) -> str:
@@ -226,11 +223,10 @@ def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
         measures = steadiest.setdefault(_join(_leaders(values)), [])
         measures.append(f"{name} ({abs(values.max()):.3f})")
     each = "; ".join(f"{models} by {_join(names)}" for models, names in steadiest.items())
-    text = f"Steadiest{' in the trained runs' * (seeds < least)}: {each}."
-    if len(wide) == 1:
-        text = f"Of {wide.index[0]}, the only model: {_join(steadiest[wide.index[0]])}."
-    claim = f" Seeds: {seeds}; below {least} no stability between seeds is claimed."
-    return text + claim * (seeds < least)
+    if seeds >= least:
+        return f"Steadiest: {each}."
+    claim = f"Seeds: {seeds}; below {least} no stability between seeds is claimed."
+    return f"Steadiest in the trained runs: {each}. {claim}"
 
 
 def threshold_sentence(thresholds: pd.DataFrame) -> str:
@@ -274,9 +270,7 @@ def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
     spread = part.groupby("case_id")["dice"].agg(["min", "max"])
     shown = zip(picked["rank"], picked["case_id"], strict=True)
     each = [f"{rank} {case}: {span(*spread.loc[case], '{:.2f}')}" for rank, case in shown]
-    several = part["model"].nunique() > 1
-    which = "from the weakest to the strongest model" if several else "of the only model"
-    return f"Dice {which}, {_join(each)}."
+    return f"Dice from the weakest to the strongest model, {_join(each)}."
 
 
 def cost_sentence(table: pd.DataFrame) -> str:
@@ -285,8 +279,6 @@ def cost_sentence(table: pd.DataFrame) -> str:
     imported = len(part) < len(_deciding(table))
     known, rest = " trained here" * imported, " The cost of imported models is unknown." * imported
     best, cheap = part.iloc[0], part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
-    if len(part) == 1:
-        return f"{best['model']} is the only model{known}: there is no cost to compare.{rest}"
     if cheap["model"] in _leaders(part.set_index("model")["dice"]):
         return f"{cheap['model']} is the cheapest, and no model{known} has a higher Dice.{rest}"
     ratio = best["multiply_adds"] / max(1, cheap["multiply_adds"])
@@ -301,13 +293,11 @@ def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     name, protocol, delta = selected["model"], selected["protocol"], selected["delta"]
     part = ranks[ranks["protocol"] == protocol].set_index("model")
     chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
-    size = f"{count_of(selected['groups'], 'group')} and {count_of(selected['seeds'], 'seed')}"
-    if len(part) == 1:
-        return f"Selected: {name}, the only model ({size})."
     only = f"the only model within {delta} Dice of the best mean"
     first = only if len(candidates) == 1 else "the first of the candidates by the rule"
     text = f"Selected: {name}, {first}."
     if selected["provisional"]:
+        size = f"{count_of(selected['groups'], 'group')} and {count_of(selected['seeds'], 'seed')}"
         text = (
             f"Selected, provisional: {name}; no model has a higher mean Dice under {protocol}. "
             f"Selecting by stability needs {bootstrap.GROUPS_FOR_SELECTION} groups and "

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid_lib.train.reading import batch_reading, curve_reading, data_reading
+from thyroid_lib.train.readings import batch_sentence, curve_sentence, data_sentence
 
 
 def history(*dice, loss=None):
@@ -25,13 +25,12 @@ def history(*dice, loss=None):
         ((0.4, 0.4), "validation Dice stays at 0.40."),
         ((0.0, 0.001), "validation Dice stays near 0: nothing is found yet."),
         ((0.3, 0.001), "ends near 0 and falls by 0.1 or more from one epoch to the next once."),
-        ((0.7,), "one epoch, training loss 1; validation Dice is 0.70."),
         ((None, None), "unet: training loss goes from 1 to 0.5; no validation cases."),
         ((0.3, np.nan), "; no validation cases."),
     ],
 )  # fmt: skip
 def test_the_curve_is_read(dice, reading):
-    assert curve_reading("unet", history(*dice)).endswith(reading)
+    assert curve_sentence("unet", history(*dice)).endswith(reading)
 
 
 def test_any_curve_gives_one_sentence_without_nonsense():
@@ -40,7 +39,7 @@ def test_any_curve_gives_one_sentence_without_nonsense():
         dice = rng.uniform(0, rng.choice([1e-4, 0.01, 1]), rng.integers(1, 30))
         dice = dice.round(rng.choice([1, 9]))
         loss = list(rng.uniform(0, rng.choice([1e-6, 1, 100]), len(dice)))
-        said = curve_reading("net", history(*dice, loss=loss))
+        said = curve_sentence("net", history(*dice, loss=loss))
         assert said.endswith(".")
         assert not re.search(r"nan|inf|-\d|\b0\.0+\b|  ", re.sub(r" loss .*?;", "", said)), said
         if best := re.search(r"best in epoch (\d+)", said):
@@ -48,6 +47,6 @@ def test_any_curve_gives_one_sentence_without_nonsense():
 
 
 def test_data_and_batch_are_named(tiny_store):
-    assert data_reading(tiny_store) == "Data: folder, 24 frames of 4 groups, 32×32 px."
-    assert batch_reading("none").endswith("the upper row.")
-    assert batch_reading("standard").endswith("the lower row.")
+    assert data_sentence(tiny_store) == "Data: folder, 24 frames of 4 groups, 32×32 px."
+    assert batch_sentence("none").endswith("the upper row.")
+    assert batch_sentence("standard").endswith("the lower row.")
