@@ -117,5 +117,8 @@ def test_a_study_of_two_data_sets_ends_in_a_report_with_the_drop(tmp_path):
     assert (row.inside_groups, row.external_groups) == (4, 2)
     for page in ("report.html", "notebooks/4-compare.ipynb"):
         assert "On the external data sets (2 groups) against" in (results / page).read_text("utf-8")
+    card = (results / "compare" / "model_card.md").read_text("utf-8")
+    assert "- Data: a; fingerprint" in card  # b was never trained on
+    assert "\n- On the external data sets (2 groups) against" in card
     leaks = pd.read_csv(results / "audit" / "leakage.csv")
     assert leaks.groupby("protocol")["fold"].nunique().to_dict() == {"external": 1, "grouped": 2}

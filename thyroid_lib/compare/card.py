@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.compare import readings
+from thyroid_lib.compare.external import external_sentence
 from thyroid_lib.compare.readings import count_of, span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
@@ -34,13 +35,16 @@ WEIGHTS = {
 NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
 
 
-def model_card(selected: dict, table, *, runs, scores, differences, stability, ranks) -> str:
+def model_card(
+    selected: dict, table, *, runs, scores, differences, stability, ranks, external=None
+) -> str:
     """Write the selected model's card in Markdown, from the tables of `tables.save_tables`."""
     name, bare = selected["model"], {"index": False, "disable_numparse": True}
     chosen = f"model == '{name}' and protocol == '{selected['protocol']}'"
     row, mine, measured = table.query(chosen).iloc[0], runs.query(chosen), stability.query(chosen)
     run = mine.iloc[0].dropna().to_dict()
-    data = sorted(scores["dataset"].unique())
+    outside = str(run.get("external", "")).split()
+    data = sorted(set(scores["dataset"]) - set(outside)) or [f"all but {', '.join(outside)}"]
     limits = [text for start, text in LIMITS.items() if any(d.startswith(start) for d in data)]
     limits += list(filter(None, [groups_note(scores)]))
     sizes = {"group": row["groups"], "trained fold": row["folds"], "seed": row["seeds"]}
@@ -72,6 +76,7 @@ def model_card(selected: dict, table, *, runs, scores, differences, stability, r
         "settings": ", ".join(f"{key} {run[key]}" for key in used),
         "data": "unknown; scored on " * is_imported(name) + ", ".join(data),
         "cases": ", ".join(cases),
+        "external": f"- {external_sentence(external)}\n" * (external is not None),
         "weights": WEIGHTS.get(run["selection"], run["selection"]),
         "sizes": ", ".join(count_of(n, what) for what, n in (sizes | {"run": len(mine)}).items()),
         "conditional": conditional * selected["conditional"],
