@@ -50,7 +50,7 @@ def test_what_is_said_of_a_split(group, data):
     sides = column(st.sampled_from(["train", "val", "test", ""]), len(group))
     index = pd.DataFrame({"group": group})
     check(leakage.split_sentence(index, {name: np.array(data.draw(sides)) for name in "xy"}))
-    correlation = data.draw(st.lists(st.floats(-1, 1), max_size=len(group)))
+    correlation = data.draw(st.lists(st.floats(-1, 1), min_size=1, max_size=len(group)))
     names = {"protocol": "random", "train_group": "a", "case_id": "q", "train_case_id": "t"}
     table = index[: len(correlation)].assign(**names, correlation=correlation)
     table["near_copy"] = table["correlation"] > 0.65

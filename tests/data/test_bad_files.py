@@ -214,12 +214,12 @@ BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
     "no usable case": ("images/*", PNG, "no case can be used, of 6: 6 size mismatch; .*: a00"),
 }  # fmt: skip
 BAD_GROUPS = {
-    "empty": ("", r"groups.csv needs a first line of two .* it has \[\]"),
+    "empty": ("", r"first line of groups.csv is \[\]: need two or"),
     "a folder": (Path.mkdir, "groups.csv is no table in CSV"),
-    "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' more than once, in two"),
+    "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' in two groups: keep"),
     "no lines": ("case_id,group\n", "names no image that is there"),
-    "a comma too many": ("case_id,group\na00,S, J\n", "line of 'a00' has more fields than"),
-    "a quote too many": ('case_id,group\na00,"1\nb00,2"\n', r"line break .*1\\nb00,2"),
+    "a comma too many": ("case_id,group\na00,S, J\n", "groups.csv, line 'a00,S,J': too many"),
+    "a quote too many": ('case_id,group\na00,"1\nb00,2"\n', r"'a00,1\\nb00,2': it holds a"),
     "a quote without end": ('case_id,group\n"a00,1\n', "no table .*unexpected end of data"),
 }  # fmt: skip
 BAD_FOLDERS |= {f"groups: {kind}": ("groups.csv", *each) for kind, each in BAD_GROUPS.items()}

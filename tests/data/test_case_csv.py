@@ -60,7 +60,7 @@ def test_as_a_spreadsheet_writes_it(tmp_path):
             "official is 'both', need train, val, test or",
         ),
         (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of '1.png' differ"),
-        (f"{BOTH}\nx/1.png,m/1.png,p\n", "has more fields than the first line"),
+        (f"{BOTH}\nx/1.png,m/1.png,p\n", "too many fields"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path, text, words):

@@ -134,15 +134,13 @@ def test_only_the_rules_that_are_asked_for_mend_and_each_is_counted():
     same, counts = frames.mend_mask(mask, ())
     assert (same == mask).all()
     assert set(counts.values()) == {(0, 0)}
-    with pytest.raises(ValueError, match="got dust, need any of text, specks, holes"):
-        frames.mend_mask(mask, ("text", "dust"))
 
 
 def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data):
     paths = sorted((shared_data / "tg3k-sample" / "thyroid-mask").iterdir())
     assert len(paths) == 581  # run 14, the only one without text, is not among them
     for path in paths:
-        mask = frames.read_mask(path)
+        mask = frames.read_gray(path) > 127
         mended, components, pixels = frames.mend_text(mask)
         _, count = ndimage.label(mask & ~mended, structure=np.ones((3, 3)))
         assert 1 <= components == count, path.name

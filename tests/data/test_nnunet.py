@@ -31,8 +31,7 @@ def test_labels_for_testing_are_the_test_side(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "levels"),
     [
-        ({"0": "background", "1": "gland", "2": "nodule"}, {1: "gland", 2: "nodule"}),
-        ({"background": 0, "whole": [1, 2], "nodule": 2}, {1: "whole", 2: "whole"}),
+        ({"background": 0, "whole": [1, 2], "nodule": 2}, {1: "whole", 2: "nodule"}),
         ({"background": 0, "gland": 3, "ignore": 4}, {3: "gland", 4: "ignore"}),
     ],
 )

@@ -18,7 +18,7 @@ from thyroid_lib.data.cases import find_problems
 SPLIT = {"train": [*range(3226)], "val": [*range(3226, 3585)]}
 
 
-def write_release(path, frames=(0, 1, 272, 3584)):
+def write_release(path, frames=(0, 1, 271, 272, 3269, 3584)):
     """A small part of the release under `path`: empty masks, and the split."""
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (path / part).mkdir(parents=True, exist_ok=True)
@@ -47,24 +47,19 @@ def release(tmp_path):
     return write_release(tmp_path / "release")
 
 
-def test_the_sweep_of_a_frame():
-    known = {0: "run01", 271: "run01", 272: "run02", 3269: "run14", 3584: "run15", 3585: "", -1: ""}
-    assert {frame: tg3k.sweep_of(frame) for frame in known} == known
-
-
 def test_cases_have_the_release_s_names_sweeps_and_sides(release):
     cases = tg3k.cases(release)
-    assert cases["case_id"].tolist() == ["0000", "0001", "0272", "3584"]
-    assert cases["group"].tolist() == ["run01", "run01", "run02", "run15"]
-    assert cases["official"].tolist() == ["train", "train", "train", "test"]
+    assert cases["case_id"].tolist() == ["0000", "0001", "0271", "0272", "3269", "3584"]
+    assert cases["group"].tolist() == ["run01"] * 3 + ["run02", "run14", "run15"]
+    assert cases["official"].tolist() == ["train"] * 4 + ["test"] * 2
     assert cases["dataset"].unique().tolist() == ["tg3k"]
-    assert find_problems(cases) == [None] * 4
+    assert find_problems(cases) == [None] * 6
     (release / tg3k.SPLIT).unlink()
     for part in (tg3k.IMAGES, tg3k.MASKS):
         (release / part / "0001.jpg").rename(release / part / "00².jpg")  # no frame of it
     (release / tg3k.IMAGES / "0272.jpg").write_bytes(b"")  # is left to the store
     cases = tg3k.cases(release)
-    assert cases["official"].tolist() == [""] * 4
+    assert cases["official"].tolist() == [""] * 6
     assert [(row[0], row[2]) for row in find_problems(cases) if row] == [("00²", "no group")]
 
 
@@ -90,20 +85,18 @@ BAD_SPLITS = {
 
 
 def test_the_official_split_is_that_of_the_release_or_refused(release, counts):
-    sound, file = tg3k.official_split(release), release / tg3k.SPLIT
-    assert {side: len(ids) for side, ids in sound.items()} == {"train": 3226, "test": 359}
-    assert sound["train"][7] == "0007"
+    file = release / tg3k.SPLIT
+    sound = tg3k.official_sides(file)
+    assert sound == {f"{n:04d}": "train" if n < 3226 else "test" for n in range(3585)}
     for how, broken in damaged(6, file.read_bytes(), 8):
         file.write_bytes(broken)
-        split, said = attempt(counts, tg3k.official_split, release)
+        split, said = attempt(counts, tg3k.official_sides, file)
         assert split == sound if said is None else tg3k.SPLIT in said, how
     for content in BAD_SPLITS.values():
         file.write_text(content)
         with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged: needed are two li"):
             tg3k.cases(release)
     file.unlink()
-    with pytest.raises(ValueError, match=r"no tg3k-trainval\.json beside thyroid-image/"):
-        tg3k.official_split(release)
     file.mkdir()
     with pytest.raises(ValueError, match=r"tg3k-trainval\.json is damaged"):
         tg3k.cases(release)
@@ -128,7 +121,6 @@ def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
     home.mkdir(parents=True)
     archive = zip_of(home / "set.zip", release, *OTHERS, prefix="Thyroid Dataset/tg3k/")
     assert files_of(tg3k.locate(archive)) == files_of(release)
-    assert tg3k.official_split(archive)["test"][0] == "3226"
     assert len(list(home.iterdir())) == 2
     zip_of(archive, release / tg3k.SPLIT, "tn3k/0.jpg")
     with pytest.raises(ValueError, match=r"holds no file that is needed, but tn3k.*file id"):

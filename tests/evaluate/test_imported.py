@@ -183,7 +183,7 @@ REFUSED = {
     "a case is missing": (remove, "missing: "),
     "a foreign case": (save_in("zz.png", GRAY), "no test cases: zz "),
     "another size": (save_in("{first}.png", GRAY[:32, :32]), "is 32 x 32, but its frame is 40"),
-    "classes": (all_levels(1, 2), "more than two levels, and no file more than 0.008 of white"),
+    "classes": (all_levels(1, 2), "more levels, and none above 0.008 of white"),
     "colours": (save_in("{first}.png", np.stack([GRAY, GRAY + 9, GRAY], 2)), "has colours"),
     "a damaged file": (lambda f: (f / "{first}.png").write_bytes(b"no picture"), "is no PNG"),
     "logits": (save_array(-4.0), "negative or no numbers"),

@@ -36,38 +36,19 @@ def test_overlap_by_hand():
 
 
 def test_keys_in_order_and_a_perfect_prediction():
-    assert list(score_case(pred=SOMETHING, ref=SOMETHING)) == KEYS
-    perfect = score_case(pred=SOMETHING, ref=SOMETHING.copy(), tolerance_px=0, spacing_mm=(3, 2))
-    assert list(perfect) == [*KEYS, "hd95_mm", "assd_mm"]
+    perfect = score_case(pred=SOMETHING, ref=SOMETHING.copy(), tolerance_px=0)
+    assert list(perfect) == KEYS
     assert all(type(value) is float for value in perfect.values())
     assert perfect == {key: float(key in KEYS[:5]) for key in perfect}
 
 
-def test_spacing_is_row_then_column():
-    for ref, px, mm in ((2, 4), 2, 4), ((4, 2), 2, 2), ((7, 8), 5, math.hypot(3 * 2, 4 * 1)):
-        scores = score_case(pred=pixel(4, 4), ref=pixel(*ref), spacing_mm=(2, 1))
-        assert scores["hd95_px"] == scores["assd_px"] == pytest.approx(px)
-        assert scores["hd95_mm"] == scores["assd_mm"] == pytest.approx(mm)
-
-
-TOLERANCES = [  # two pixels so many rows apart, in px, mm per row, tolerances; NSD
-    (2, None, 1.9, None, 0),
-    (2, None, 2, None, 1),
-    (2, 2, 2, None, 1),  # 2 px, 4 mm
-    (2, 2, 2, 3.9, 0),
-    (2, 2, 0, 4, 1),
-    (3, 0.1, 2, 0.3, 1),  # though 3 * 0.1 > 0.3 in floating point
-    (7, 0.1, 2, 0.7, 1),
-]
-
-
-def test_tolerance_in_mm_replaces_the_one_in_px():
-    for apart, mm, in_px, in_mm, nsd in TOLERANCES:
-        how = {"tolerance_px": in_px, "spacing_mm": mm and (mm, 1), "tolerance_mm": in_mm}
-        scores = score_case(pred=pixel(1, 4), ref=pixel(1 + apart, 4), **how)
-        assert scores["nsd"] == nsd, (apart, how)
-        assert scores["dice"] == scores["iou"] == 0
-        assert scores["hd95_px"] == scores["assd_px"] == apart
+def test_distance_and_tolerance_of_two_pixels():
+    for ref, apart in ((2, 4), 2), ((4, 6), 2), ((7, 8), 5):
+        for tolerance, nsd in (apart - 0.1, 0), (apart, 1):
+            scores = score_case(pred=pixel(4, 4), ref=pixel(*ref), tolerance_px=tolerance)
+            assert scores == dict.fromkeys(KEYS, 0) | {
+                "hd95_px": apart, "assd_px": apart, "nsd": nsd,
+            }  # fmt: skip
 
 
 def square_with(row, column):
@@ -101,11 +82,10 @@ def test_boundary_distances_by_hand(case):
 
 
 def test_room_around_the_masks_changes_nothing_and_masks_stay():
-    for pred, ref, spacing, _ in random_pairs(50):
+    for pred, ref in random_pairs(50):
         pred.flags.writeable = ref.flags.writeable = False
         roomy = {"pred": np.pad(pred, 3), "ref": np.asfortranarray(np.pad(ref, 3))}
-        bare = score_case(pred=pred, ref=ref, spacing_mm=spacing)
-        assert bare == score_case(**roomy, spacing_mm=spacing)
+        assert score_case(pred=pred, ref=ref) == score_case(**roomy)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +93,9 @@ def test_room_around_the_masks_changes_nothing_and_masks_stay():
     [(NOTHING, NOTHING, 1), (NOTHING, SOMETHING, 0), (SOMETHING, NOTHING, 0)],
 )
 def test_empty_masks_agree_or_are_a_total_miss(pred, ref, share):
-    scores = score_case(pred=pred, ref=ref, spacing_mm=(2, 1), tolerance_mm=1)
-    px, mm = (0, 0) if share else (math.hypot(9, 12), math.hypot(18, 12))  # the diagonal
-    distances = {"hd95_px": px, "assd_px": px, "hd95_mm": mm, "assd_mm": mm}
-    assert scores == {**dict.fromkeys(KEYS[:5], share), **distances}
+    px = 0 if share else math.hypot(9, 12)  # the diagonal
+    scores = dict.fromkeys(KEYS[:5], share) | {"hd95_px": px, "assd_px": px}
+    assert score_case(pred=pred, ref=ref) == scores
     assert dice(pred, ref) == share
 
 
@@ -127,10 +106,6 @@ REFUSED = [  # ref, settings, error, text
     (pixel(1, 1), {}, ValueError, r"got \(9, 12\) and \(9, 9\)"),
     (SOMETHING[:1], {}, ValueError, "one shape"),  # would broadcast
     *((SOMETHING, {"tolerance_px": x}, ValueError, "tolerance_px") for x in (-1, math.nan)),
-    (SOMETHING, {"tolerance_mm": 1}, ValueError, "needs spacing_mm"),
-    (SOMETHING, {"spacing_mm": (1, 1), "tolerance_mm": math.inf}, ValueError, "tolerance_mm"),
-    *((SOMETHING, {"spacing_mm": x}, ValueError, "two positive numbers")
-      for x in (1, (1, 1, 1), (1, 0), (math.nan, 1))),
 ]  # fmt: skip
 
 
@@ -157,35 +132,34 @@ def random_pairs(count, seed=0):
             pred = np.roll(ref, random.integers(-3, 4, 2), (0, 1))
         if pred.any() and ref.any():
             count -= 1
-            spacing = tuple(random.choice([0.05, 0.0731, 0.1, 0.3, 1, 2], 2).tolist())
-            yield pred, ref, spacing, float(random.choice([0.1, 0.3, 0.5, 2]))
+            yield pred, ref
 
 
-def by_definition(pred, ref, spacing, tolerance):
+def by_definition(pred, ref):
     """HD95, ASSD, NSD from all distances between boundary pixels, found by their neighbours."""
 
     def boundary(mask):
         ringed = np.pad(mask, 1)
         around = [np.roll(ringed, step, axis) for axis in (0, 1) for step in (-1, 1)]
-        return np.argwhere((ringed & ~np.logical_and.reduce(around))[1:-1, 1:-1]) * spacing
+        return np.argwhere((ringed & ~np.logical_and.reduce(around))[1:-1, 1:-1])
 
     apart = np.linalg.norm(boundary(pred)[:, None] - boundary(ref)[None], axis=2)
     there, back = apart.min(axis=1), apart.min(axis=0)
     both = np.concatenate([there, back])
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
-    return hd95, both.mean(), np.mean(both <= tolerance + 1e-9)
+    return hd95, both.mean(), np.mean(both <= 2)
 
 
-def by_monai(pred, ref, spacing, tolerance):
+def by_monai(pred, ref):
     import torch
     from monai import metrics
 
     y_pred, y = (torch.from_numpy(mask)[None, None].float() for mask in (pred, ref))
-    common = {"y_pred": y_pred, "y": y, "include_background": True, "spacing": spacing}
+    common = {"y_pred": y_pred, "y": y, "include_background": True, "spacing": (1.0, 1.0)}
     return (
         metrics.compute_hausdorff_distance(percentile=95, **common).item(),
         metrics.compute_average_surface_distance(symmetric=True, **common).item(),
-        metrics.compute_surface_dice(class_thresholds=[tolerance], **common).item(),
+        metrics.compute_surface_dice(class_thresholds=[2.0], **common).item(),
     )
 
 
@@ -195,12 +169,10 @@ def by_monai(pred, ref, spacing, tolerance):
     [(by_definition, 100, 1e-4), pytest.param(by_monai, 500, 1e-6, marks=pytest.mark.study)],
 )
 def test_agrees_with_reference_implementations(reference, count, exactness):
-    for pred, ref, spacing, tolerance in random_pairs(count):
-        px = score_case(pred=pred, ref=ref)
-        mm = score_case(pred=pred, ref=ref, spacing_mm=spacing, tolerance_mm=tolerance)
-        ours = px["hd95_px"], px["assd_px"], px["nsd"], mm["hd95_mm"], mm["assd_mm"], mm["nsd"]
-        theirs = reference(pred, ref, (1.0, 1.0), 2.0) + reference(pred, ref, spacing, tolerance)
-        assert ours == pytest.approx(theirs, rel=exactness, abs=1e-6)
+    for pred, ref in random_pairs(count):
+        scores = score_case(pred=pred, ref=ref)
+        ours = scores["hd95_px"], scores["assd_px"], scores["nsd"]
+        assert ours == pytest.approx(reference(pred, ref), rel=exactness, abs=1e-6)
 
 
 def test_pooled_batches_hide_a_miss_and_are_averaged():

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage, spatial
 
+from thyroid_lib.data.frames import components
+
 SIDE = 64  # px, of frames and views
 LONGEST = 128  # px, side of the frame in which its content is looked for
 FLAT = 6  # gray levels: rows and columns at the edge that vary less are bars
@@ -46,9 +48,8 @@ def scan_region(level: np.ndarray) -> np.ndarray:
     inner = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     low, high = np.percentile(level[inner], (2, 98))
     content[inner] = level[inner] > low + max(4, DARK * (high - low))
-    numbers, _ = ndimage.label(ndimage.binary_opening(content, iterations=3))  # no ticks, no text
-    areas = np.bincount(numbers.ravel())
-    areas[0] = 0
+    opened = ndimage.binary_opening(content, iterations=3)  # no ticks, no text
+    numbers, areas, _ = components(opened, diagonal=False)
     large = areas >= max(areas.max() / 8, level.size / 50)
     points = np.argwhere(large[numbers])
     hull = Image.new("1", level.shape[::-1])

@@ -68,13 +68,10 @@ def describe(images: Sequence[np.ndarray], sides: np.ndarray | None = None) -> M
 def closest(queries: Maps, pool: Maps, *, apart: tuple | None = None) -> pd.DataFrame:
     """Find for each of n queries the frame, of N in the pool, that it copies best.
 
-    `apart`: values (n,) and (N,); frames of equal value are not compared.
-
-    Returns:
-        One row per query: row, in the pool, -1 if there is none to compare with; correlation, at
-        most 1; mirrored (bool); how the query differs from that frame, after a mirrored one is
-        mirrored back: turn (degrees, clockwise), scale, shift_y and shift_x (of the frame's middle,
-        down and right, as parts of the side).
+    `apart`: values (n,) and (N,); frames of equal value are not compared. Returns one row per
+    query: row, in the pool, -1 if there is none to compare with; correlation, at most 1; mirrored
+    (bool); how the query differs from that frame, after a mirrored one is mirrored back: turn
+    (degrees, clockwise), scale, shift_y and shift_x (of the frame's middle, as parts of the side).
     """
     windows, parts = _descriptors(pool.view, _SHIFTS), []
     for start in range(0, len(queries.view), BLOCK):

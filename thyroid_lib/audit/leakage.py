@@ -14,6 +14,7 @@ from thyroid_lib.audit.copies import (
     near_copy_threshold,
     pair_correlation,
 )
+from thyroid_lib.data.frames import content_box
 from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
@@ -28,20 +29,15 @@ def describe_store(store: Store) -> Maps:
     """Make the maps of a store's frames, without the border that a letterbox adds."""
     if store.settings["resize"] == "square":
         return describe(store.images, store.index[["height", "width"]].to_numpy())
-    sides = np.stack(content_sides(store), axis=1)
-    corners = (store.size - sides) // 2
-    cut = zip(store.images, corners, sides, strict=True)
-    return describe([image[y : y + h, x : x + w] for image, (y, x), (h, w) in cut])
+    cut = zip(store.images, content_boxes(store), strict=True)
+    return describe([image[y : y + h, x : x + w] for image, (y, x, h, w) in cut])
 
 
-def content_sides(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Return height and width, (N,) each, that every frame fills in its stored square, in px."""
-    if store.settings["resize"] == "square":
-        return (np.full(len(store.images), store.size),) * 2
-    sides = store.index[["height", "width"]].to_numpy()
-    scale = store.size / sides.max(axis=1, keepdims=True)
-    height, width = np.rint(sides * scale).clip(min=1).astype(int).T  # as `frames.fit_image`
-    return height, width
+def content_boxes(store: Store) -> np.ndarray:
+    """Return top, left, height and width, (N,4) in px, of each frame in its stored square."""
+    how = store.size, store.settings["resize"]
+    sides = store.index[["height", "width"]].to_numpy().tolist()
+    return np.array([content_box(*side, *how) for side in sides])
 
 
 def leakage(
@@ -51,23 +47,19 @@ def leakage(
 
     `sides`: (N,), of `splits.split_cases`; `maps`: `describe_store(store)`, if already made;
     `threshold`: of a near-copy, by default what the store's groups give (`near_copy_threshold`).
-
-    Returns:
-        One row per test frame, in the store's order: case_id, group, train_case_id, train_group,
-        correlation, shift_y_px and shift_x_px (px of the stored frames: how far it lies below and
-        right of the training frame), turn_deg and scale (of `closest`), mirrored, threshold,
-        near_copy (bool).
+    Returns one row per test frame, in the store's order: case_id, group, train_case_id,
+    train_group, correlation, shift_y_px and shift_x_px (px of the stored frames: how far it lies
+    below and right of the training frame), turn_deg and scale (of `closest`), mirrored, threshold,
+    near_copy (bool).
     """
     test, train = (np.flatnonzero(sides == side) for side in ("test", "train"))
-    if not len(test) or not len(train):
-        raise ValueError(f"got {len(train)} training and {len(test)} test frames: need both")
     maps = maps or describe_store(store)
     threshold = threshold or near_copy_threshold(maps, store.index["group"])
     found = closest(maps.take(test), maps.take(train))
     names = store.index[["case_id", "group"]]
     copied = names.iloc[train[found["row"]]].reset_index(drop=True).add_prefix("train_")
     table = names.iloc[test].reset_index(drop=True).join(copied).join(found[["correlation"]])
-    for axis, length in zip("yx", content_sides(store), strict=True):
+    for axis, length in zip("yx", content_boxes(store)[:, 2:].T, strict=True):
         table[f"shift_{axis}_px"] = np.rint(found[f"shift_{axis}"] * length[test]).astype(int)
     table = table.assign(turn_deg=found["turn"].round(1) + 0.0, scale=found["scale"].round(3))
     near_copy = table["correlation"] >= threshold
@@ -109,8 +101,6 @@ def alikeness(maps: Maps) -> np.ndarray:
 def leakage_sentence(table: pd.DataFrame) -> str:
     """Say in words what share of each protocol's test frames have a near-copy in training."""
     shares = table.groupby("protocol", sort=False)["near_copy"].mean()
-    if not len(shares):
-        return "No protocol was audited."
     each = "; ".join(f"{name}: {percent(share)}" for name, share in shares.items())
     made = " Groups were made by this likeness: that none crosses a split shows nothing new."
     made *= are_proposed(table)
@@ -128,8 +118,6 @@ def split_sentence(index: pd.DataFrame, splits: dict[str, np.ndarray]) -> str:
 
 def closest_sentence(table: pd.DataFrame) -> str:
     """Say in words which test frame of `leakage` copies a training frame best."""
-    if not len(table):
-        return "No test frame was compared."
     pair = table.loc[table["correlation"].idxmax()]
     groups = "one group" if pair["group"] == pair["train_group"] else "two groups"
     names, value = f"{pair['train_case_id']} and {pair['case_id']}", pair["correlation"]

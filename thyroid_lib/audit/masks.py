@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import ndimage
 
 from thyroid_lib.audit.copies import pair_correlation
-from thyroid_lib.audit.leakage import SAME_SWEEP, content_sides, describe_store
+from thyroid_lib.audit.leakage import SAME_SWEEP, content_boxes, describe_store
 from thyroid_lib.data import frames
 from thyroid_lib.data.cases import read_levels
 from thyroid_lib.data.store import Store
@@ -58,7 +58,7 @@ def audit_masks(cases: pd.DataFrame, store: Store) -> pd.DataFrame:
     table = index[["case_id", "group"]].join(pd.DataFrame(found))
     table["area"] = _area_outliers(table["foreground"], table["group"])
     table = table.join(_sequence(describe_store(store).fine, table["group"].to_numpy()))
-    height, width = content_sides(store)
+    height, width = content_boxes(store)[:, 2:].T
     content = height * width / store.size**2  # a letterbox adds black
     brightness = [float(image.mean()) for image in store.images] / content
     return table.assign(brightness=brightness, nearly_black=brightness < BLACK_LEVEL)
@@ -77,10 +77,8 @@ def mask_defects(levels: np.ndarray) -> dict:
 
 def speck_map(mask: np.ndarray) -> np.ndarray:
     """Components (8-connected) under 80 px, but never the largest: bool (H,W), as `mask`."""
-    numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(numbers.ravel())
-    areas[0] = areas[1:].max(initial=0)  # the background is no speck
-    return ((areas < SPECK_PX) & (areas < areas[0]))[numbers]
+    numbers, areas, small = frames.components(mask, SPECK_PX)
+    return (small & (areas < areas.max()))[numbers]
 
 
 def hole_map(mask: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         choices = dict(choice.split("=", 1) for choice in given.choices)
         seen = look(find_data(given.path), **choices)
-        _, said = check_cases(seen.cases, size=given.size, resize=given.resize)
+        said = check_cases(seen.cases, size=given.size, resize=given.resize)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -64,7 +64,7 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
     """Read a picture as stored: gray (H,W) of any type, or RGB (H,W,3)."""
     key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
     with _opened(path) as file:
-        count = _count_pictures(file[key].shape)
+        count = count_pictures(file[key].shape)
         if count and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")
         levels = np.array(file[key][int(number) if count else ()])
@@ -82,13 +82,7 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
     return levels
 
 
-def count_pictures(path: str | Path) -> int:
-    """Return how many pictures an npy file holds, 0 for one without an axis for them."""
-    with _opened(path) as file:
-        return _count_pictures(file[""].shape)
-
-
-def _count_pictures(shape: tuple[int, ...]) -> int:
+def count_pictures(shape: tuple[int, ...]) -> int:
     """Return the length of the axis of pictures; 0 for one picture, (H,W) or (H,W,C)."""
     colour = shape[-1:] in ((1,), (3,))
     if len(shape) == 2 or (len(shape) == 3 and colour):
@@ -133,7 +127,7 @@ def _rows(unit: str, arrays: dict, several: bool) -> list[tuple]:
         held = ", ".join(f"{name} {shape}" for name, (*_, shape) in arrays.items()) or "no array"
         raise ValueError(f"{unit} holds {held}: name one array image, and one mask")
     pair = [arrays[name] for [name] in named]
-    counts = [_count_pictures(shape) for *_, shape in pair]
+    counts = [count_pictures(shape) for *_, shape in pair]
     count = counts[0] or 1
     if count != (counts[1] or 1):
         raise ValueError(f"{unit} holds {count} images and {counts[1] or 1} masks")

@@ -39,20 +39,18 @@ class Segment(NamedTuple):
     image_frame: int | None  # from 0; None where the object names an image only
 
 
-def cases(path: str | Path, *, salt: str = "") -> pd.DataFrame | None:
+def cases(path: str | Path) -> pd.DataFrame | None:
     """Make the case table of a folder with DICOM files, a row for each frame; None without any.
 
     `problem` is None, or why a file cannot be used. Segments of several kinds are levels from 1 in
     the masks; `attrs["levels"]` names them. ImportError: pydicom is missing.
-
-    `salt` is hashed with each PatientID; "" for the UIDs of all studies in the folder, which nobody
-    knows who has not got the files. A patient in two folders needs one salt.
     """
     found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     images, segments, broken, others = _read_headers(filter(is_dicom, found))
     if not (images or segments or broken):
         return None
-    salt = salt or "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
+    # nobody knows all UIDs who has not got the files: no table of numbers gives a patient away
+    salt = "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
     kinds = sorted({segment.kind for segment in segments})
     masks = _masks_of_frames(segments, images, kinds)
     pictures = defaultdict(list)  # by name, and a_12.png by ("a", 12), too
@@ -202,8 +200,7 @@ def _masks_of_frames(segments: list[Segment], images: dict, kinds: list[str]) ->
 def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[str]:
     """Return for each frame the picture that is named after it, "" where that is not certain.
 
-    Of several pictures, one in a folder called masks or the like is meant. Where files in several
-    folders have this file's name (not `alone`), it must lie beside this file or its folder.
+    `alone`: no other file has this name; else the picture must lie beside this file or its folder.
     """
     stem, near = file.stem.lower(), (file.parent, file.parent.parent)
     for first in (0, 1):  # what the frames are numbered from
@@ -211,6 +208,7 @@ def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[st
         for frame in range(first, first + count):
             held = pictures.get((stem, frame if count > 1 else None), [])
             held = [p for p in held if alone or p.parent in near[:1] or p.parent.parent in near]
+            # of several pictures, one in a folder called masks or the like is meant
             found.append([p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held)
         more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
         if not more and all(len(held) == 1 for held in found):

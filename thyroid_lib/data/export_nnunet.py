@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,13 +43,13 @@ def export_nnunet(
     dataset: str = "Dataset501_Thyroid",
     protocol: str = "grouped",
     folds: int,
-    val_share: float,
-    external: Sequence[str] = (),
+    **split,
 ) -> Path:
     """Write the cases of a store into the folder `out`/`dataset`, whole or not at all.
 
-    `cases` is the case table that the store was built from. ValueError: a wrong name, a folder that
-    is there already, or frames that have changed since.
+    `cases` is the case table that the store was built from, `split` other arguments of
+    `splits.split_cases`. ValueError: a wrong name, a folder that is there already, or frames that
+    have changed since.
     """
     if not re.fullmatch(r"Dataset\d{3}_[A-Za-z0-9]+", dataset):
         raise ValueError(f"dataset: got {dataset!r}, need a name such as Dataset501_Thyroid")
@@ -59,9 +58,9 @@ def export_nnunet(
         raise ValueError(f"{folder} is there already: remove it, or give another name or folder")
     index, splits = store.index, []
     names = np.array([f"thyroid_{row:05d}" for row in range(len(index))])
-    how = {"protocol": protocol, "folds": folds, "val_share": val_share, "external": external}
+    split |= {"protocol": protocol, "folds": folds}
     for fold in range(1 if protocol in ONE_SPLIT else folds):
-        sides = split_cases(index, fold=fold, **how)
+        sides = split_cases(index, fold=fold, **split)
         parts = ("train", names[sides == "train"]), ("val", names[sides == "test"])
         splits.append({side: part.tolist() for side, part in parts})
     rows = {row.case_id: row for row in cases.itertuples()}
@@ -103,13 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_named_study(given.parameters, given.set)
         study = project_path(f"results/{config['study']}")
         source = step_settings(config, "preprocess", folder=study / "phantom")
-        source = {k.removeprefix("phantom_"): value for k, value in source.items()}
-        for name in ("size", "resize", "mend"):
-            del source[name]
-        store = open_store(study / "store")
-        split = {key: config[key] for key in ("folds", "val_share", "external")}
-        how = {"dataset": given.dataset, "protocol": given.protocol} | split
-        print(export_nnunet(load_cases(**source), store, given.out, **how))
+        of_store = ("size", "resize", "mend")
+        source = {k.removeprefix("phantom_"): v for k, v in source.items() if k not in of_store}
+        how = {key: config[key] for key in ("folds", "val_share", "external")}
+        how |= {"dataset": given.dataset, "protocol": given.protocol}
+        print(export_nnunet(load_cases(**source), open_store(study / "store"), given.out, **how))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -107,11 +107,6 @@ def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
     return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file, bool (H,W): where its gray level is above 127. Raises as `read_gray`."""
-    return read_gray(path) > 127
-
-
 def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove burnt-in text from a mask, bool (H,W) at native size.
 
@@ -120,7 +115,7 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """
     # one row and one column more than text may fill: what reaches these is no text
     rows, columns = int(TEXT_TOP * mask.shape[0]), int(TEXT_LEFT * mask.shape[1])
-    numbers, areas, text = _components(mask[: rows + 1, : columns + 1], TEXT_PX)
+    numbers, areas, text = components(mask[: rows + 1, : columns + 1], TEXT_PX)
     text[numbers[rows:].ravel()] = text[numbers[:, columns:].ravel()] = False
     mended = mask.copy()
     mended[: rows + 1, : columns + 1] &= ~text[numbers]
@@ -129,14 +124,14 @@ def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 def mend_specks(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Remove components (8-connected) under 40 px, wherever they lie; returns as `mend_text`."""
-    numbers, areas, specks = _components(mask, SPECK_PX)
+    numbers, areas, specks = components(mask, SPECK_PX)
     return mask & ~specks[numbers], int(specks.sum()), int(areas[specks].sum())
 
 
 def mend_holes(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Fill background under 40 px that foreground encloses; returns as `mend_text`."""
     enclosed = ndimage.binary_fill_holes(mask) & ~mask
-    numbers, areas, holes = _components(enclosed, HOLE_PX, diagonal=False)
+    numbers, areas, holes = components(enclosed, HOLE_PX, diagonal=False)
     return mask | holes[numbers], int(holes.sum()), int(areas[holes].sum())
 
 
@@ -148,8 +143,6 @@ def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.nd
 
     Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
     """
-    if unknown := sorted(set(rules) - set(MENDS)):
-        raise ValueError(f"mend: got {', '.join(unknown)}, need any of {', '.join(MENDS)}")
     counts = dict.fromkeys(MENDS, (0, 0))
     for name in MENDS:
         if name in rules:
@@ -164,7 +157,7 @@ def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     `resize` "square" stretches the frame, as the reported study did; "letterbox" keeps its aspect,
     centres it and pads with 0.
     """
-    top, left, height, width = _content_box(*image.shape, size, resize)
+    top, left, height, width = content_box(*image.shape, size, resize)
     content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     fitted = np.zeros((size, size), np.uint8)
     fitted[top : top + height, left : left + width] = content
@@ -181,9 +174,7 @@ def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.n
 
     Bilinear, the inverse of `fit_image`; a letterbox's border is cut off first.
     """
-    if prob.ndim != 2 or prob.shape[0] != prob.shape[1]:
-        raise ValueError(f"prob: got shape {prob.shape}, need one square map (S,S)")
-    top, left, rows, columns = _content_box(height, width, len(prob), resize)
+    top, left, rows, columns = content_box(height, width, len(prob), resize)
     content = prob[top : top + rows, left : left + columns].astype(np.float32)
     return np.array(Image.fromarray(content).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -201,7 +192,7 @@ def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     return prob > threshold
 
 
-def _content_box(height: int, width: int, size: int, resize: str) -> tuple[int, int, int, int]:
+def content_box(height: int, width: int, size: int, resize: str) -> tuple[int, int, int, int]:
     """Return the area that a frame fills in the square: top, left, height, width in pixels."""
     if resize not in RESIZES:
         raise ValueError(f"resize: got {resize!r}, need one of {', '.join(RESIZES)}")
@@ -233,7 +224,7 @@ def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np
     return to_gray(np.asarray(image if image.mode == "L" else image.convert("RGB")))
 
 
-def _components(mask: np.ndarray, limit: int, *, diagonal: bool = True) -> tuple:
+def components(mask: np.ndarray, limit: int = 0, *, diagonal: bool = True) -> tuple:
     """Number components from 1, (H,W); by number: areas in px, and whether that is below limit."""
     numbers, _ = ndimage.label(mask, structure=np.ones((3, 3)) if diagonal else None)
     areas = np.bincount(numbers.ravel())

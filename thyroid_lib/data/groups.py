@@ -107,18 +107,14 @@ def _by_table(cases: pd.DataFrame, names: Names, path: Path, column: str) -> tup
     """Read the groups from a table; `column` "" for a usual one."""
     table = read_table(path)
     if not (known := names.column(table)):
-        raise ValueError(
-            f"{path.name} names no image that is there, in {len(table)} lines: a column case_id "
-            f"must hold names such as {min(cases['case_id'])!r}"
-        )
+        need = f"need a column case_id of names such as {min(cases['case_id'])!r}"
+        raise ValueError(f"{path.name} names no image that is there: {need}")
     rest = [name for name in table.columns if name != known]
     usual = [name for name in GROUPS if name in rest] or (rest if len(rest) == 1 else [])
     column = column_key(column) or (usual or [""])[0]
     if column not in rest:
-        raise ValueError(
-            f"{path.name} has no column {column or 'group'}, its columns are "
-            f"{', '.join(rest[:8])}; set groups to one of them: {path.name}:{rest[0]}"
-        )
+        held = f"{', '.join(rest[:8])}; set groups to one of them: {path.name}:{rest[0]}"
+        raise ValueError(f"{path.name} has no column {column or 'group'}, its columns are {held}")
     groups, key_of, spelled, strangers = [""] * len(cases), {}, {}, []
     for name, group in zip(table[known], table[column], strict=True):
         rows = names.find(name)
@@ -129,9 +125,7 @@ def _by_table(cases: pd.DataFrame, names: Names, path: Path, column: str) -> tup
         key = re.sub(r"\b0+(?=\d)", "", name_key(" ".join(group.split())))
         for row in rows:
             if key_of.setdefault(row, key) != key:
-                raise ValueError(
-                    f"{path.name} names {name!r} more than once, in two groups: keep one line"
-                )
+                raise ValueError(f"{path.name} names {name!r} in two groups: keep one line")
             groups[row] = spelled.setdefault(key, group)
     said = f"{_count(groups)} from {path.name} ({known}, {column})"
     if merged := sorted({*table[column]} - {"", *spelled.values()}):

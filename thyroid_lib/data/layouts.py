@@ -205,10 +205,8 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
             break
     else:
         first = [f"{each[0].folder}/ begins with {each[0].path.name!r}" for each in (images, masks)]
-        raise ValueError(
-            f"no image has a mask of its name: {', '.join(first)}; name each mask as its image, or "
-            'set pairing to what both have in their names, pairing: "(\\d+)"'
-        )
+        advice = 'name each mask as its image, or set what both have, pairing: "(\\d+)"'
+        raise ValueError(f"no image has a mask of its name: {', '.join(first)}; {advice}")
     # a second mask that a person renamed: a.png and a_1.png for the image a.png
     image_of = {(m.folder, m.stem): image for image, held in masks_of.items() for m, _ in held}
     for mask in list(left):
@@ -221,9 +219,9 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
         folders, kinds = {f"{mask.folder}/*" for mask, _ in held}, {a or "*" for _, a in held}
         for what, found in (("folders", folders), ("kinds", kinds)):
             if len(found) > 1:
+                held = f"{image.path.name!r} has masks of two {what}, {' and '.join(sorted(found))}"
                 raise ValueError(
-                    f"{image.path.name!r} has masks of two {what}, {' and '.join(sorted(found))}: "
-                    f'set masks to those that are meant, masks: "{max(found, key=len)}"'
+                    f'{held}: set those that are meant, masks: "{max(found, key=len)}"'
                 )
         several += [image.path.name] * (len({mask.stem for mask, _ in held}) > 1)
     affixes = sorted({affix for held in masks_of.values() for _, affix in held if affix})

@@ -82,8 +82,8 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        raise RuntimeError(
-            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if it is "
-            f"missing, or attach the data set {owner}/{slug} to the notebook (Add Input), or get "
-            "it with a browser and set `data` to its folder"
-        ) from error
+        failed = (
+            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if missing"
+        )
+        ways = f"attach the data set {owner}/{slug} (Add Input), or set `data` to a folder of it"
+        raise RuntimeError(f"{failed}, {ways}") from error

@@ -8,7 +8,7 @@
 From a terminal: python -m thyroid_lib.data my-data masks='*_mask*.png'
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -133,27 +133,21 @@ def _survey(pair: tuple[str, str]) -> tuple[tuple | None, float, list]:
     return size, highest, found
 
 
-def check_cases(
-    cases: pd.DataFrame, *, size: int = 256, resize: str = "square"
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Read every pair as the store will.
-
-    Returns the rows that the store will set aside, with the columns of `cases.QUARANTINE`, and
-    sentences on them and on masks that `size` would lose.
-    """
+def check_cases(cases: pd.DataFrame, *, size: int, resize: str) -> dict[str, str]:
+    """Read every pair; say what a store will set aside, and how many masks its size would lose."""
     rows = cases.assign(problem=case_table.find_problems(cases)).to_dict("records")
     work = partial(_check, size=size, resize=resize)
-    checked = map_in_order(work, (SimpleNamespace(**row) for row in rows), count_workers(len(rows)))
-    bad, needed = [], []
-    for each in checked:
-        (bad if isinstance(each, list) else needed).append(each)
-    table = pd.DataFrame(bad, columns=case_table.QUARANTINE, dtype=object)
-    reasons = [
-        f"{len(each)} {reason} ({each['file'].iloc[0]}: {each['detail'].iloc[0]})"
-        for reason, each in table.groupby("reason")
-    ]
-    aside = f"{len(bad)} of {len(cases)}: {'; '.join(reasons)}" if bad else "none"
-    return table, {"set aside": aside, "size": lost_sentence(needed, size)}
+    bad, needed = defaultdict(list), []
+    each = (SimpleNamespace(**row) for row in rows)
+    for found in map_in_order(work, each, count_workers(len(rows))):
+        if isinstance(found, int):
+            needed.append(found)
+        else:
+            _, file, reason, detail = found
+            bad[reason].append(f"({file}: {detail})")
+    reasons = "; ".join(f"{len(of)} {reason} {of[0]}" for reason, of in sorted(bad.items()))
+    aside = f"{len(cases) - len(needed)} of {len(cases)}: {reasons}" if bad else "none"
+    return {"set aside": aside, "size": lost_sentence(needed, size)}
 
 
 def _check(case, *, size: int, resize: str) -> list[str] | int:
@@ -171,15 +165,15 @@ def contact_sheet(cases: pd.DataFrame) -> Image.Image:
     rows, columns, side = SHEET
     usable = cases[(cases["image_path"] != "") & (cases["mask_path"] != "")]
     count = min(rows * columns, len(usable))
-    sheet = np.zeros((rows * side, columns * side, 3), np.uint8)
+    sheet = Image.new("RGB", (columns * side, rows * side))
     for place, row in enumerate(np.linspace(0, len(usable) - 1, count).astype(int)):
         try:
             image, mask = case_table.read_pair(usable.iloc[row])
         except case_table.BadCase:
             continue
-        picture = np.repeat(fit_image(image, side, "letterbox")[:, :, None], 3, axis=2)
+        picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
         inside = fit_mask(mask, side, "letterbox") > 0
-        picture[inside & ~ndimage.binary_erosion(inside)] = (255, 214, 0)
-        top, left = place // columns * side, place % columns * side
-        sheet[top : top + side, left : left + side] = picture
-    return Image.fromarray(sheet)
+        outline = Image.fromarray(inside & ~ndimage.binary_erosion(inside))
+        picture.paste((255, 214, 0), mask=outline)
+        sheet.paste(picture, (place % columns * side, place // columns * side))
+    return sheet

@@ -39,14 +39,11 @@ def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndar
         return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
     jpeg = is_jpeg(path)
     if jpeg and rule.startswith("above"):  # as `count_levels` sees it
-        return apply_rule(decode_file(path, _brightest, page), rule)
+        brightest = decode_file(path, lambda image, _: np.max(image.convert("RGB"), axis=2), page)
+        return apply_rule(brightest, rule)
     if jpeg or not rule:
         return read_gray(path, page=page) > 127
-    return apply_rule(read_codes(path, page), rule)
-
-
-def _brightest(image: Image.Image, _) -> np.ndarray:
-    return np.asarray(image.convert("RGB")).max(axis=2)
+    return apply_rule(decode_file(path, _codes, page), rule)
 
 
 def is_jpeg(path: str | Path) -> bool:
@@ -57,7 +54,7 @@ def is_jpeg(path: str | Path) -> bool:
 
 
 def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
-    """Return which pixels are gland, bool (H,W), of codes as `read_codes` gives them."""
+    """Return which pixels are gland, bool (H,W), of codes as `_codes` gives them."""
     mask = np.zeros(codes.shape, bool)
     for part in (rule or "above:127").split(";"):
         kind, _, values = part.partition(":")
@@ -72,12 +69,8 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
     return mask
 
 
-def read_codes(path: str | Path, page: str = "") -> np.ndarray:
-    """Read a mask's levels as stored, (H,W): gray levels, `TRANSPARENT`, or codes of colours."""
-    return decode_file(path, _codes, page)
-
-
 def _codes(image: Image.Image, tags) -> np.ndarray:
+    """Return a mask's levels as stored, (H,W): gray levels, `TRANSPARENT`, or codes of colours."""
     if image.mode.startswith(("I", "F")):
         levels = check_levels(np.asarray(image))
         if tags.get(262) == 0 and levels.dtype == np.uint16:  # 0 is white
@@ -120,7 +113,7 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     if jpeg:
         codes = decode_file(path, _even_squares, page)
     else:
-        codes = read_codes(path, page) if levels is None else check_levels(levels)
+        codes = decode_file(path, _codes, page) if levels is None else check_levels(levels)
     values, counts = np.unique(codes, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:MANY]
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)
@@ -170,19 +163,15 @@ def choose_rule(
         middle = [code for code in counts if 0 < code < 255] if jpegs else []
         between = sum(counts[code] for code in middle)
         if between > 0.01 * (total - counts[0]):
-            raise ValueError(
-                "the JPEG masks hold areas that are neither black nor white, of levels "
-                f"{min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %): set the "
-                f'least level that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
-            )
+            areas = f"levels {min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %)"
+            need = f'set the least that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
+            raise ValueError(f"JPEG masks hold areas neither black nor white, {areas}: {need}")
         return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     else:
         gland = _gland_of_two([*levels.values()], {each.border for each in found})
         if gland is None:
-            raise ValueError(
-                f"masks hold {len(levels)} levels or colours: {shown}; which of them are gland? "
-                f"{_proposal(levels, counts)}"
-            )
+            which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
+            raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
         usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
         rule = "" if usual else _rule_of(gland)
     sides = {"gland is": [], "background": []}
@@ -243,9 +232,8 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     """Return the rule that a study sets, and the codes of the gland."""
     if wanted.startswith(">"):
         if not re.fullmatch(r">\s*\d+\.?\d*", wanted) or min(levels.values()) < 0:
-            raise ValueError(
-                f'mask_values: got {wanted!r}, need a gray level, ">0"; the masks hold {shown}'
-            )
+            need = f'need a gray level, ">0"; the masks hold {shown}'
+            raise ValueError(f"mask_values: got {wanted!r}, {need}")
         limit = float(wanted[1:])
         return f"above:{limit:g}", [code for code in levels.values() if code > limit]
     if wanted == "alpha":
@@ -255,9 +243,7 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
     if missing := [name for name in names if name not in levels]:
         raise ValueError(f"mask_values: got {', '.join(missing)}, the masks hold {shown}")
     if jpegs:
-        raise ValueError(
-            f"mask_values: got {wanted}, but {jpegs} masks are JPEG, whose levels are blurred: set "
-            'a limit, ">127", or save them as PNG'
-        )
+        need = 'set a limit, ">127", or save them as PNG'
+        raise ValueError(f"mask_values: got {wanted}, but {jpegs} masks are blurred JPEGs: {need}")
     gland = [levels[name] for name in names]
     return _rule_of(gland), gland

@@ -54,21 +54,14 @@ def read_table(path: Path) -> pd.DataFrame:
     rows = [[field.strip() for field in row] for row in rows if any(map(str.strip, row))]
     header = [column_key(name) for name in rows[0]] if rows else []
     if len(header) < 2 or len(set(header)) < len(header):
-        raise ValueError(
-            f"{path.name} needs a first line of two or more different column names, it has "
-            f"{header[:8]}; write case_id,group, separated by a comma"
-        )
+        need = "need two or more different columns, such as case_id,group"
+        raise ValueError(f"the first line of {path.name} is {header[:8]}: {need}")
     for row in rows[1:]:
+        line = f"{path.name}, line {','.join(row)[:80]!r}"
         if any(row[len(header) :]):
-            raise ValueError(
-                f"{path.name}: the line of {row[0][:80]!r} has more fields than the first line; "
-                'put a text that holds a comma in "quotes"'
-            )
-        if not is_one_line(joined := "".join(row)):
-            raise ValueError(
-                f"{path.name} holds a line break or what is no text in {joined[:80]!r}: a quote "
-                "too many or too few?"
-            )
+            raise ValueError(f'{line}: too many fields, put a text with a comma in "quotes"')
+        if not is_one_line("".join(row)):
+            raise ValueError(f"{line}: it holds a line break, is a quote too many or too few?")
     lines = [[*row, *[""] * len(header)][: len(header)] for row in rows[1:]]
     return pd.DataFrame(lines, columns=header, dtype=object)
 

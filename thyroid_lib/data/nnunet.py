@@ -33,10 +33,8 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     try:
         about = json.loads(found[0].read_text("utf-8"))
         ending = str(about.get("file_ending", ".nii.gz"))
-        for key, value in about["labels"].items():  # {"gland": 1}, or {"1": "gland"}
-            name, level = (value, key) if str(key).isdecimal() else (key, value)
-            for each in level if isinstance(level, list) else [level]:  # a region of several
-                levels.setdefault(int(each), str(name))
+        for name, level in about["labels"].items():
+            levels |= dict.fromkeys(map(int, level if isinstance(level, list) else [level]), name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"dataset.json is damaged ({type(error).__name__} {error})"
         raise ValueError(f'{problem}: it needs "labels" and "file_ending"') from error

@@ -39,10 +39,8 @@ def find_sides(cases: pd.DataFrame, root: Path, wanted: str = "") -> tuple[list[
                 first = f"images are called as {cases['case_id'].iloc[0]!r}"
                 raise ValueError(f"it puts no image in train or none in test, {first}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"split: {wanted} cannot be read ({error}): need a CSV with columns case_id and "
-                'split, or a JSON file {"train": [names], "test": [names]}'
-            ) from error
+            need = 'a CSV of case_id and split, or a JSON file {"train": [names], "test": [names]}'
+            raise ValueError(f"split: {wanted} cannot be read ({error}): need {need}") from error
     counts = {side: sides.count(side) for side in ("train", "val", "test") if side in sides}
     shown = ", ".join(f"{count} {side}" for side, count in counts.items())
     said = f"{shown}, by {source} (protocol official)" if shown else "none came with the data"

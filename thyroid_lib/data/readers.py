@@ -91,7 +91,7 @@ def count_pictures(path: str) -> int:
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".npy":
-            return reader_of(path).count_pictures(path) or 1
+            return reader_of(path).count_pictures(np.load(path, mmap_mode="r").shape) or 1
         with Image.open(path, formats=("TIFF", "GIF")) as image:
             return image.n_frames
     except Exception:  # decoders raise a dozen kinds: reading it for the store says why

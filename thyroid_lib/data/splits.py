@@ -95,30 +95,29 @@ def _test_and_training(
     count = len(frames)
     if protocol in ("official", "external") and fold:
         raise ValueError(f"fold: got {fold}, the {protocol} split is one: need 0")
-    if protocol == "external":
-        tested = index["dataset"].isin(external).to_numpy()
-        return tested, ~tested
     if protocol == "official":
         official = index["official"].to_numpy().astype(str)
         if not (official == "test").any():
             problem = "this data has no official split (TG3K's stands in its tg3k-trainval.json)"
             raise ValueError(f"{problem}: choose random, grouped or leave-one-group-out")
         return official == "test", official == "train"
-    if protocol == "leave-one-group-out":
+    if protocol == "external":
+        tested = index["dataset"].isin(external).to_numpy()
+    elif protocol == "leave-one-group-out":
         if folds != count:
-            problem = f"folds: got {folds}, {protocol} has one fold per group: set folds to {count}"
-            raise ValueError(problem)
+            raise ValueError(
+                f"folds: got {folds}, {protocol} has one per group: set folds to {count}"
+            )
         tested = index["group"].to_numpy() == frames.index[fold]
-        return tested, ~tested
-    if count < folds:
-        problem = f"{folds} folds need as many groups, got {count}: lower `folds` to {count}"
-        raise ValueError(f"{problem} or fewer")
-    # largest group first into the lightest fold: folds of nearly equal size, the same always
-    loads, fold_of = np.zeros(folds, dtype=int), {}
-    for group, size in frames.sort_values(ascending=False, kind="stable").items():
-        fold_of[group] = int(loads.argmin())
-        loads[fold_of[group]] += size
-    tested = index["group"].map(fold_of).to_numpy() == fold
+    else:
+        if count < folds:
+            raise ValueError(f"{folds} folds need as many groups, got {count}: lower `folds`")
+        # largest group first into the lightest fold: folds of nearly equal size, the same always
+        loads, fold_of = np.zeros(folds, dtype=int), {}
+        for group, size in frames.sort_values(ascending=False, kind="stable").items():
+            fold_of[group] = int(loads.argmin())
+            loads[fold_of[group]] += size
+        tested = index["group"].map(fold_of).to_numpy() == fold
     return tested, ~tested
 
 

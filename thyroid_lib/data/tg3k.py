@@ -28,12 +28,8 @@ BY_HAND = (
     f"set `data` to it, or to the unpacked folder that holds {IMAGES}/ and {MASKS}/"
 )
 DEPTH = 4  # folders below the given one that are searched
+# the last frame of each sweep
 LASTS = 271, 448, 655, 826, 1017, 1196, 1512, 1691, 1952, 2188, 2445, 2696, 3025, 3269, 3584
-
-
-def sweep_of(frame: int) -> str:
-    """Return the sweep of a frame by the sweeps' last ones, "" for one that the release has not."""
-    return f"run{bisect_left(LASTS, frame) + 1:02d}" if 0 <= frame <= LASTS[-1] else ""
 
 
 def cases(path: str | Path) -> pd.DataFrame:
@@ -44,9 +40,9 @@ def cases(path: str | Path) -> pd.DataFrame:
     """
     folder = locate(path)
     table, _, _ = find_pairs(folder, images=IMAGES, masks=MASKS, dataset="tg3k")
-    group_of = {f"{frame:04d}": sweep_of(frame) for frame in range(LASTS[-1] + 1)}
-    sides = official_split(folder) if os.path.lexists(folder / SPLIT) else {}
-    side_of = {case_id: side for side, case_ids in sides.items() for case_id in case_ids}
+    runs = ((frame, bisect_left(LASTS, frame) + 1) for frame in range(LASTS[-1] + 1))
+    group_of = {f"{frame:04d}": f"run{run:02d}" for frame, run in runs}
+    side_of = official_sides(folder / SPLIT) if os.path.lexists(folder / SPLIT) else {}
     for column, known in (("group", group_of), ("official", side_of)):
         table[column] = [known.get(case_id, "") for case_id in table["case_id"]]
     return table
@@ -72,20 +68,15 @@ def locate(path: str | Path) -> Path:
     raise ValueError(f"no TG3K in {path}: {needed}; {BY_HAND}, or call tg3k.download")
 
 
-def official_split(path: str | Path) -> dict[str, list[str]]:
-    """Read the release's own split, {"train": case_ids, "test": case_ids}; it has no third part.
-
-    It leaks, as run14 lies on both sides. Raises ValueError for no file, or one of another form.
-    """
-    file = locate(path) / SPLIT
-    if not os.path.lexists(file):
-        raise ValueError(f"no {SPLIT} beside {IMAGES}/: copy it from the release")
+def official_sides(file: Path) -> dict[str, str]:
+    """Read the release's own split, {case_id: "train" or "test"}: run14 lies on both sides."""
     try:
         split = json.loads(file.read_text("utf-8"))
-        parts = {"train": split["train"], "test": split["val"]}
-        if sorted([*parts["train"], *parts["test"]]) != list(range(LASTS[-1] + 1)):
+        sides = [("train", frame) for frame in split["train"]]
+        sides += [("test", frame) for frame in split["val"]]
+        if sorted(frame for _, frame in sides) != list(range(LASTS[-1] + 1)):
             raise ValueError("not every frame once")
-        return {side: [f"{frame:04d}" for frame in part] for side, part in parts.items()}
+        return {f"{frame:04d}": side for side, frame in sides}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         needed = f"two lists of frame numbers, train and val, with each of 0 to {LASTS[-1]} once"
         raise ValueError(f"{SPLIT} is damaged: needed are {needed}; copy it again") from error

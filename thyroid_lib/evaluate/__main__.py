@@ -19,8 +19,6 @@ from thyroid_lib.evaluate.folder import evaluate_folder, show_groups
 from thyroid_lib.files.writing import write_table
 from thyroid_lib.settings import FEW_GROUPS, MENDS
 
-CHOICES = ("groups", "pairing", "mask_values")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 1 where model or data cannot be read; the reason is printed."""
@@ -38,23 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairing", default="", help="pattern of what both names share")
     parser.add_argument("--mask-values", default="", help="the gland's levels or colours")
     parser.add_argument("--mend", nargs="*", default=[], choices=MENDS, help="default: nothing")
-    parser.add_argument("--tolerance", type=float, default=2.0, help="px, of the surface Dice")
+    tolerance = {"dest": "tolerance_px", "type": float, "default": 2.0}
+    parser.add_argument("--tolerance", **tolerance, help="px, of the surface Dice")
     parser.add_argument("--device", default="cpu", help="of torch: cpu, cuda or mps")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     parser.add_argument("--out", default="", help="folder of the tables; default: none is written")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
+    out = given.pop("out")
     try:
-        found = evaluate_folder(
-            given.model,
-            find_data(given.data) or "",
-            images=given.images,
-            masks=given.masks,
-            mend=tuple(given.mend),
-            tolerance_px=given.tolerance,
-            device=given.device,
-            threads=given.threads,
-            **{name: getattr(given, name) for name in CHOICES},
-        )
+        found = evaluate_folder(**given | {"data": find_data(given["data"]) or ""})
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,11 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     elif count < FEW_GROUPS:
         few = "a single group gives no interval" if count == 1 else "the intervals are too narrow"
         print(f"note: {count} group{'s' * (count > 1)}: {few}")
-    if given.out:
-        out = Path(given.out)
+    if out:
         for name in ("scores", "groups", "quarantine"):
-            write_table(out / f"{name}.csv", getattr(found, name))
-        print(f"written: {out / 'scores.csv'}")
+            write_table(Path(out, f"{name}.csv"), getattr(found, name))
+        print(f"written: {Path(out, 'scores.csv')}")
     return 0
 
 

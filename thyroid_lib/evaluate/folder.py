@@ -5,6 +5,7 @@ found.groups  # mean of each group, then of all groups with 95 % intervals
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def evaluate_folder(
     *,
     images: str | Path = "",
     masks: str | Path = "",
-    mend: tuple[str, ...] = (),
+    mend: Sequence[str] = (),
     tolerance_px: float = 2.0,
     device: str = "cpu",
     threads: int = 1,
@@ -47,15 +48,10 @@ def evaluate_folder(
 ) -> Found:
     """Predict a data set's images and score the masks; nothing is trained or chosen on it.
 
-    Args:
-        model: see `networks.open_network`.
-        data: anything that `look` reads; or give `images` and `masks`, two folders or archives.
-        mend: rules that mend the masks first, see `frames.mend_mask`.
-        tolerance_px: of the surface Dice.
-        choices: how the data are read, see `look.CHOICES`; with `data` also images and masks.
-
-    Raises:
-        FileNotFoundError, ValueError: no such model, or data that cannot be read, and why.
+    model: see `networks.open_network`. data: anything that `look` reads; or give `images` and
+    `masks`, two folders or archives. mend: rules that mend the masks first, see `frames.mend_mask`.
+    tolerance_px: of the surface Dice. choices: how the data are read, see `look.CHOICES`; with
+    `data` also images and masks. FileNotFoundError, ValueError: no such model, or unreadable data.
     """
     network, about = open_network(model, device=device, threads=threads)
     table, colon, column = choices.get("groups", "").partition(":")
@@ -75,14 +71,10 @@ def evaluate_folder(
         seen = look(data, dataset=Path(data).stem, **choices)
         how = {"size": about["size"], "resize": about["resize"], "mend": mend}
         store = build_store(seen.cases, Path(scratch, "store"), **how)
-        scores = score_maps(
-            store.index[["case_id", "dataset", "group"]].to_dict("records"),
-            _batches(network, store),
-            workers=count_workers(len(store)),
-            resize=about["resize"],
-            threshold=about["threshold"],
-            tolerance_px=tolerance_px,
-        ).cases
+        names = store.index[["case_id", "dataset", "group"]].to_dict("records")
+        how = {key: about[key] for key in ("resize", "threshold")}
+        how |= {"tolerance_px": tolerance_px, "workers": count_workers(len(store))}
+        scores = score_maps(names, _batches(network, store), **how).cases
         return Found(scores, by_group(scores), store.quarantine, seen.seen)
 
 

@@ -121,10 +121,8 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
                 raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
         highest = max(highest, high / white if white > 1 else 1.0)
     if shades and highest <= 0.5:
-        raise ValueError(
-            f"{shades} has more than two levels, and no file more than {highest:.3f} of white: "
-            "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
-        )
+        need = "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
+        raise ValueError(f"{shades} has more levels, and none above {highest:.3f} of white: {need}")
     return "probability maps" if shades else "masks"
 
 
@@ -186,9 +184,8 @@ def add_runs(
     imported run of the same name is replaced. Yields run_id and scores. ValueError: see
     `check_predictions`, or the name or the run's folder belongs to a trained network.
     """
-    if name in (*NETWORKS, *user_networks.files()) or not re.fullmatch(
-        "[a-z][a-z0-9_]{0,39}", name
-    ):
+    taken = name in (*NETWORKS, *user_networks.files())
+    if taken or not re.fullmatch("[a-z][a-z0-9_]{0,39}", name):
         need = "a-z first, then a-z, 0-9 and _, and no network of the study"
         raise ValueError(f"name: got {name!r}, need {need}")
     if protocol == "reported":

@@ -12,7 +12,6 @@ Sources: Maier-Hein et al. 2024 (arXiv 2206.01653); NSD: Nikolov et al. 2018 (ar
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -59,34 +58,20 @@ def part_errors(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
     return errors
 
 
-def score_case(
-    *,
-    pred: np.ndarray,
-    ref: np.ndarray,
-    tolerance_px: float = 2.0,
-    spacing_mm: Sequence[float] | None = None,
-    tolerance_mm: float | None = None,
-) -> dict[str, float]:
+def score_case(*, pred: np.ndarray, ref: np.ndarray, tolerance_px: float = 2.0) -> dict[str, float]:
     """Score one predicted mask against its reference; both are bool (H, W), at native size.
 
-    Args:
-        tolerance_px: NSD counts a boundary pixel as correct if the other boundary is no farther.
-        spacing_mm: (row, column) in mm per pixel.
-        tolerance_mm: replaces `tolerance_px` in `nsd`; needs `spacing_mm`.
-
-    Returns:
-        `dice`, `iou`, `precision` (share of pred that is in ref), `recall` (share of ref that is
-        in pred), `nsd`: in [0, 1], higher is better. `hd95_px` (the larger of the two directed 95th
-        percentiles), `assd_px` (mean over the pixels of both boundaries): in pixels, lower is
-        better. With a spacing also `hd95_mm` and `assd_mm`. Empty masks: see the module.
-
-    Raises:
-        TypeError, ValueError: masks, spacing or tolerance are not as above.
+    Returns `dice`, `iou`, `precision` (share of pred that is in ref), `recall` (share of ref that
+    is in pred), `nsd` (share of both boundaries within `tolerance_px` of the other one): in [0, 1],
+    higher is better. `hd95_px` (the larger of the two directed 95th percentiles), `assd_px` (mean
+    over the pixels of both boundaries): in pixels, lower is better. Empty masks: see the module.
+    Raises TypeError or ValueError unless masks and tolerance are as above.
     """
     check_masks(pred, ref)
     if pred.ndim != 2:
         raise ValueError(f"masks must be (H, W), got {pred.shape}; score one case at a time")
-    check_units(tolerance_px, spacing_mm, tolerance_mm)
+    if not 0 <= tolerance_px < math.inf:
+        raise ValueError(f"tolerance_px must be a finite number from 0, got {tolerance_px!r}")
     both, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (pred & ref, pred, ref))
     either = n_pred + n_ref - both
     agreed = 1.0 if either == 0 else 0.0  # a share whose denominator is 0
@@ -97,25 +82,19 @@ def score_case(
         "recall": both / n_ref if n_ref else agreed,
         "nsd": agreed,
     }
-    units = {"px": ((1.0, 1.0), tolerance_px)}
-    if spacing_mm is not None:
-        units["mm"] = (spacing_mm, tolerance_mm)
+    if not (n_pred and n_ref):
+        return scores | dict.fromkeys(
+            ("hd95_px", "assd_px"), 0.0 if agreed else math.hypot(*pred.shape)
+        )
     box = bounding_box(pred | ref)
     edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (pred[box], ref[box])]
-    for unit, (spacing, tolerance) in units.items():
-        if not (n_pred and n_ref):
-            miss = math.hypot(pred.shape[0] * spacing[0], pred.shape[1] * spacing[1])
-            scores[f"hd95_{unit}"] = scores[f"assd_{unit}"] = 0.0 if agreed else miss
-            continue
-        pred_edge, ref_edge = (edge * spacing for edge in edges)
-        # float32 as in MONAI; in float64, 3 x 0.1 mm would exceed a tolerance of 0.3 mm
-        to_ref = KDTree(ref_edge).query(pred_edge)[0].astype(np.float32)
-        to_pred = KDTree(pred_edge).query(ref_edge)[0].astype(np.float32)
-        distances, share = np.concatenate([to_ref, to_pred]), np.float32(0.95)
-        scores[f"hd95_{unit}"] = float(max(np.quantile(to_ref, share), np.quantile(to_pred, share)))
-        scores[f"assd_{unit}"] = float(distances.mean(dtype=np.float64))
-        if tolerance is not None:
-            scores["nsd"] = float(np.mean(distances <= np.float32(tolerance)))
+    pairs = zip(edges, edges[::-1], strict=True)
+    # float32 as in MONAI
+    to_ref, to_pred = (KDTree(other).query(edge)[0].astype(np.float32) for edge, other in pairs)
+    distances, share = np.concatenate([to_ref, to_pred]), np.float32(0.95)
+    scores["nsd"] = float(np.mean(distances <= np.float32(tolerance_px)))
+    scores["hd95_px"] = float(max(np.quantile(to_ref, share), np.quantile(to_pred, share)))
+    scores["assd_px"] = float(distances.mean(dtype=np.float64))
     return scores
 
 
@@ -135,15 +114,3 @@ def check_masks(pred: np.ndarray, ref: np.ndarray) -> None:
     if pred.shape != ref.shape:
         more = "resize the prediction to the frame's native size"
         raise ValueError(f"pred and ref need one shape, got {pred.shape} and {ref.shape}: {more}")
-
-
-def check_units(tolerance_px, spacing_mm, tolerance_mm) -> None:
-    """Raise ValueError for an impossible length."""
-    for name, tolerance in (("tolerance_px", tolerance_px), ("tolerance_mm", tolerance_mm)):
-        if tolerance is not None and not 0 <= tolerance < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {tolerance!r}")
-    if spacing_mm is None and tolerance_mm is not None:
-        raise ValueError(f"tolerance_mm={tolerance_mm} needs spacing_mm=(row, column)")
-    steps = (1, 1) if spacing_mm is None else spacing_mm
-    if np.shape(steps) != (2,) or not all(0 < step < math.inf for step in steps):
-        raise ValueError(f"spacing_mm must be two positive numbers (row, column), got {steps!r}")

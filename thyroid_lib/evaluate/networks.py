@@ -16,7 +16,6 @@ from thyroid_lib.files.fingerprint import file_digest
 
 METADATA = "thyroid_lib"  # the key of an .onnx file's metadata under which it is described, JSON
 REQUIRED = ("model", "size", "resize", "threshold")
-MAX_THREADS = 1024
 
 
 def open_network(
@@ -31,14 +30,10 @@ def open_network(
 
     Of a release, `model` "" is the selected one; `threads` are ONNX Runtime's, 0 for all;
     `device` is torch's. Returns the network, uint8 (N,S,S) to logits, float32 (N,S,S), and its
-    metadata: REQUIRED and what else is known.
-
-    Raises:
-        FileNotFoundError, ValueError: no such model or precision, or a damaged file.
+    metadata: REQUIRED and what else is known. FileNotFoundError, ValueError: no such model or
+    precision, or a damaged file.
     """
     path = Path(path)
-    if not 0 <= threads <= MAX_THREADS:
-        raise ValueError(f"threads: got {threads}, need 0 (all) to {MAX_THREADS}")
     if (path / "model.pt").is_file():
         path = path / "model.pt"
     if path.is_dir():

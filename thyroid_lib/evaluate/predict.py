@@ -65,9 +65,8 @@ def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
 def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, dict]:
     """Read a finished run's `model.pt`: the model in evaluation mode, and its metadata.
 
-    Raises:
-        FileNotFoundError, ValueError: nothing there, not a model of this project, or its file in
-            architectures/ has changed or is gone.
+    FileNotFoundError, ValueError: nothing there, not a model of this project, or its file in
+    architectures/ has changed or is gone.
     """
     path, need = Path(path), "give the model.pt of a finished run"
     if not path.is_file():
@@ -83,23 +82,19 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         raise ValueError(f"{path.name} is not a model of this project ({error}): {need}") from error
     name, trained = meta["model"], meta.get("architecture_fingerprint", "")
     if trained and user_networks.fingerprint(name) not in (trained, ""):
-        raise ValueError(
-            f"{path.name} was trained with another architectures/{name}.py than the one that is "
-            "there: put that one back, or train again"
-        )
+        advice = "put that file back, or train again"
+        raise ValueError(f"{path.name} was trained with another architectures/{name}.py: {advice}")
     return restore_model(name, meta["width"], weights).to(device), meta
 
 
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
-    """Return a finished run's mask of one case of a store, bool (H,W), or raise a KeyError."""
+    """Return a finished run's mask of one case of a store, bool (H,W)."""
     if (Path(run) / "imported.json").is_file():
         return segment_imported(Path(run), case_id)
     model, meta = load_model(Path(run) / "model.pt", device)
-    rows = np.flatnonzero(store.index["case_id"] == case_id)
-    if not len(rows):
-        raise KeyError(f"no case {case_id} in the store {store.folder.name}")
-    [prob] = predict_prob(model, store.images[rows], device=device)
-    height, width = store.index.iloc[rows[0]][["height", "width"]].astype(int)
+    row = store.index["case_id"].tolist().index(case_id)
+    [prob] = predict_prob(model, store.images[[row]], device=device)
+    height, width = (int(store.index[side][row]) for side in ("height", "width"))
     how = {"resize": store.settings["resize"], "threshold": meta["threshold"]}
     return frames.restore_mask(prob, height, width, **how)[1]
 

@@ -49,17 +49,15 @@ def write_error(error: OSError, path: str | Path) -> OSError:
     if str(error.strerror).endswith(what_next):
         return error
     elsewhere = "set THYROID_RESULTS to a folder that can be written"
-    in_the_way = "a file lies where a folder is needed: move it away"
-    advice = {
+    in_the_way = "a file lies where a folder is needed, or the reverse: move it away"
+    advice = dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST), in_the_way) | {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the quota of disk space is used up: free some space",
         errno.EROFS: f"the disk is read-only: {elsewhere}",
         errno.EACCES: f"no permission to write here: change it, or {elsewhere}",
-        errno.EISDIR: "a folder lies where a file is to be written: move it away",
-        errno.ENOTDIR: in_the_way,
-        errno.EEXIST: in_the_way,
-    }.get(error.errno, error.strerror or str(error))
-    return OSError(error.errno, advice + what_next, str(path))
+    }
+    said = advice.get(error.errno, error.strerror or str(error))
+    return OSError(error.errno, said + what_next, str(path))
 
 
 NOTE = "note: "

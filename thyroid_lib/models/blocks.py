@@ -39,17 +39,12 @@ class Network(nn.Module):
         """Raise ValueError, with what to do, unless images are (N, in_channels, H, W) that fit."""
         shape, name, step = tuple(images.shape), type(self).__name__, self.divisor
         if len(shape) != 4 or shape[1] != self.in_channels:
-            raise ValueError(
-                f"{name} needs images of shape (N, {self.in_channels}, H, W), got {shape}; "
-                "add the missing axis or build the model with another in_channels"
-            )
+            need = f"images of shape (N, {self.in_channels}, H, W)"
+            raise ValueError(f"{name} needs {need}, got {shape}: add an axis, or set in_channels")
         height, width = (max(1, math.ceil(side / step)) * step for side in shape[2:])
         if (height, width) != shape[2:]:
-            raise ValueError(
-                f"{name} needs height and width that are multiples of {step}, got "
-                f"{shape[2]}x{shape[3]}; the nearest padded size is {height}x{width}: change "
-                "`size` in the parameters"
-            )
+            got = f"got {shape[2]}x{shape[3]}; the nearest padded size is {height}x{width}"
+            raise ValueError(f"{name} needs multiples of {step}, {got}: change `size`")
 
 
 def at_least_one(name: str, value: int) -> int:

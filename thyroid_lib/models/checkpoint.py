@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thyroid_lib.files.writing import print_note, remove_file, write_error, write_file
+from thyroid_lib.files.writing import print_note, remove_file, write_file
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
@@ -71,8 +71,6 @@ def load(path: str | Path, *, key: str) -> dict | None:
     except ValueError as error:
         print_note(f"{error}: it is passed over and removed")
         path.unlink()
-    except OSError as error:  # such as a folder in its place
-        raise write_error(error, path) from error
     return state if state.get("key") == key else None
 
 
