@@ -2,7 +2,7 @@
 
     folder = archives.unpack("BUSI.zip")
 
-Only regular files are unpacked, whatever paths the archive names; hidden ones are left out. The
+Only regular files are unpacked; hidden ones are left out, a path outside is refused. The
 folder appears whole or not at all: it is filled under another name, then renamed.
 """
 
@@ -110,7 +110,11 @@ def _list_members(path: Path, stack: ExitStack) -> list[Member]:
 
 
 def _safe_name(name: str) -> str:
-    """Return a relative name below the folder; "" for a hidden file or one that leads outside."""
+    """Return a relative name below the folder, "" for a hidden file; Refused for one outside."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-    hidden = any(part.startswith(".") or part == "__MACOSX" or ":" in part for part in parts)
-    return "" if hidden else "/".join(parts)
+    hidden = re.compile(r"\.(?!\.$)|__macosx$|.*:zone\.identifier$", re.IGNORECASE)
+    if any(map(hidden.match, parts)):
+        return ""
+    if ".." in parts or ":" in name:
+        raise Refused(f"holds {name!r}, which leads outside of it")
+    return "/".join(parts)
