@@ -15,7 +15,7 @@ from thyroid_lib.audit.copies import (
     pair_correlation,
 )
 from thyroid_lib.data.frames import content_box
-from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed
+from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed, waits
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
@@ -131,7 +131,7 @@ def propose_groups(store: Store) -> np.ndarray:
     """
     maps, case_ids = describe_store(store), store.index["case_id"].tolist()
     groups = store.index["group"].to_numpy(object, copy=True)
-    waiting = sorted({name for name in groups if f".{name}".endswith(f".{PROPOSED}")})
+    waiting = sorted({*groups[waits(store.index)]})
     if not waiting:
         groups[:], waiting = PROPOSED, [PROPOSED]
     in_order = np.array(sorted(range(len(groups)), key=lambda i: _order(case_ids[i])))
