@@ -112,8 +112,7 @@ def _list_members(path: Path, stack: ExitStack) -> list[Member]:
 def _safe_name(name: str) -> str:
     """Return a relative name below the folder, "" for a hidden file; Refused for one outside."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-    hidden = re.compile(r"\.(?!\.$)|__macosx$|.*:zone\.identifier$", re.IGNORECASE)
-    if any(map(hidden.match, parts)):
+    if any(re.match(r"(?i)\.(?!\.$)|__macosx$|.*:zone\.identifier$", part) for part in parts):
         return ""
     if ".." in parts or ":" in name:
         raise Refused(f"holds {name!r}, which leads outside of it")

@@ -58,8 +58,7 @@ def are_proposed(table: pd.DataFrame) -> bool:
 
 def group_key(name: str) -> str:
     """Return the same key for spellings of one group: P 1, p1, P01 and p001; 7 and 7.0."""
-    key = re.sub(r"\s|^0+(?=\w)|(?<!\d)0+(?=\d)", "", name_key(name))
-    return re.sub(r"^(\d+)\.0+$", r"\1", key)
+    return re.sub(r"\s|^0+(?=\w)|(?<!\d)0+(?=\d)|(?<=\d)\.0+$", "", name_key(name))
 
 
 def assign_groups(
@@ -101,9 +100,7 @@ def assign_groups(
         except ValueError as error:
             unused += [path.name if path.suffix.lower() == ".txt" else str(error)]  # a read-me?
     more = f"; no groups were found in {'; '.join(unused)}" if unused else ""
-    if not found:
-        return cases["case_id"].tolist(), ALONE + more
-    groups, said = _by_tables(names, found)
+    groups, said = _by_tables(names, found) if found else (cases["case_id"].tolist(), ALONE)
     return groups, said + more
 
 
@@ -120,10 +117,7 @@ def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str]
 
 
 def _read_lines(names: Names, path: Path, column: str = "", *, may: bool = False) -> tuple | None:
-    """Return a table's lines, (name, group), its name and columns; `column` "" for a usual one.
-
-    None for a table that `may` be of something else, and names no image or no group.
-    """
+    """Return a table's lines, name and columns; None if it `may` and does not name groups."""
     table, column = name_tables.read_table(path), column_key(column)
     known = names.column(table.drop(columns=column, errors="ignore"), path.name)
     rest = [name for name in table.columns if name != known]

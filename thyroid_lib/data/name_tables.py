@@ -25,8 +25,8 @@ GROUPS = (
     "group", "groups", "group_id", "patient", "patient_id", "patientid", "patients", "subject",
     "subject_id", "subjectid", "pid", "person", "sweep", "case",
 )  # fmt: skip
-# a line of two filled fields or more, and no comment
-HEADER = re.compile(r"(?!#)[\s,;|]*[^\s,;|][^,;\t|]*[,;\t|][\s,;|]*[^\s,;|]")
+HEADER = re.compile(r"(?!#)[\s,;|]*[^\s,;|][^,;\t|]*[,;\t|][\s,;|]*[^\s,;|]")  # two filled fields
+ZEROS = re.compile(r"^0+(?=\d+$)")  # which spreadsheets cut
 
 
 def column_key(name: str) -> str:
@@ -46,10 +46,7 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV as texts, its columns named as by `column_key`; ValueError says what is wrong.
-
-    Titles and comments above are left out, and columns without a name, as pandas numbers lines.
-    """
+    """Read a CSV as texts, columns as by `column_key`, without titles above and unnamed columns."""
     problem = f"{path.name} is no table in CSV"
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{problem} ({', '.join(TABLES)}): save it as one")
@@ -112,7 +109,7 @@ class Names:
                 self.rows[key].add(row)
             cut = [pattern.fullmatch(Path(case.image_path).stem) for pattern in AFFIXES["image"]]
             for key in keys | {_key(match[1]) for match in cut if match}:  # a of a_image
-                self.second[_cut_zeros(key)].add(row)
+                self.second[ZEROS.sub("", key)].add(row)
             self.files |= {*files}
             self.of_row.append((case.case_id, case.image_path.partition("\t")[0]))
 
@@ -120,16 +117,13 @@ class Names:
         """Return the rows that a table's line names; empty if there are none."""
         key = _key(name.replace("\\", "/").removeprefix("./"))
         while key:
-            if rows := self.rows.get(key) or self.second.get(_cut_zeros(key)):
+            if rows := self.rows.get(key) or self.second.get(ZEROS.sub("", key)):
                 return rows
             key = key.partition("/")[2]  # a path that was another one where the table was written
         return set()
 
     def spread(self, lines: list[tuple[str, str]], file: str) -> tuple[list[str], str]:
-        """Return each row's value by lines of (name, value), and a sentence on names of no image.
-
-        Rows that no line names are "". ValueError: a name of several images, lines that differ.
-        """
+        """Return each row's value by lines of (name, value), "" for none, and names of no image."""
         values, strangers = [""] * len(self.of_row), []
         for name, value in lines:
             rows = self.find(name)
@@ -147,17 +141,13 @@ class Names:
         return values, said + f": {strangers[0]!r}" if strangers else ""
 
     def column(self, table: pd.DataFrame, file: str) -> str:
-        """Return the column that names the images: by endings, by its own name, or by most; or "".
-
-        ValueError: two columns that name different images.
-        """
+        """Return the column that names the images: by endings, its name or most lines; or ""."""
         if headless := [name for name in table.columns if self.find(name)]:
             needed = "write the columns' names there, case_id,group"
             raise ValueError(f"the first line of {file} names an image, {headless[0]!r}: {needed}")
         lines = table.drop_duplicates()
         found = {name: [self.find(value) for value in lines[name]] for name in lines}
-        least = {name: 0 if name in IDS else len(lines) / 2 for name in lines}
-        fit = [name for name, rows in found.items() if sum(map(bool, rows)) > least[name]]
+        fit = [c for c, of in found.items() if sum(map(bool, of)) > (c not in IDS) * len(of) / 2]
         ended = [c for c in fit if lines[c].str.lower().str.endswith((*PICTURES, *READERS)).any()]
         rank = {name: 2 for name in GROUPS} | {name: -1 / i for i, name in enumerate(IDS, 1)}
         best, *others = sorted(ended or fit, key=lambda name: rank.get(name, 1)) or [""]
@@ -168,10 +158,6 @@ class Names:
                 which = f"columns {best} and {other} of {file} name different images"
                 raise ValueError(f"{which}: remove the one that does not name them")
         return best
-
-
-def _cut_zeros(key: str) -> str:
-    return re.sub(r"^0+(?=\d+$)", "", key)  # as spreadsheets do
 
 
 def _key(name: str) -> str:
