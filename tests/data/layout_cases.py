@@ -307,10 +307,6 @@ MASKS = {
         pairs(masks="masks/a{}.tif", draw=lambda i: smooth(gland(i))), said='mask_values: ">0.5"',
         refused=True, mend={"mask_values": ">0.5"},
     ),
-    "no level": Case(
-        pairs(), choices={"mask_values": ","}, said="mask_values: got ,, the masks hold 0 (",
-        refused=True,
-    ),
     "a level that no mask has": Case(
         pairs(), choices={"mask_values": "3"}, said="mask_values: got 3, the masks hold 0 (",
         refused=True,

@@ -61,6 +61,8 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
             if not wanted:
                 there = ", ".join(member.name for member in members[:8]) or "nothing"
                 raise Refused(f"holds no file that is needed, but {there}")
+            if outside := [m.name for m in wanted if ".." in m.name.split("/") or ":" in m.name]:
+                raise Refused(f"holds {outside[0]!r}, which leads outside of it")
             content = repr([member[:3] for member in wanted])
             digest = hashlib.sha256(content.encode()).hexdigest()
             stem = re.sub(r"\.tar$", "", path.stem, flags=re.IGNORECASE)
@@ -110,10 +112,7 @@ def _list_members(path: Path, stack: ExitStack) -> list[Member]:
 
 
 def _safe_name(name: str) -> str:
-    """Return a relative name below the folder, "" for a hidden file; Refused for one outside."""
+    """Return a name with / between its parts; "" for a hidden file."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-    if any(re.match(r"(?i)\.(?!\.$)|__macosx$|.*:zone\.identifier$", part) for part in parts):
-        return ""
-    if ".." in parts or ":" in name:
-        raise Refused(f"holds {name!r}, which leads outside of it")
-    return "/".join(parts)
+    hidden = re.compile(r"\.(?!\.$)|__macosx$|.*:zone\.identifier$", re.IGNORECASE)
+    return "" if any(map(hidden.match, parts)) else "/".join(parts)

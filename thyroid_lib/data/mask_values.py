@@ -240,8 +240,8 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
         wanted = " ".join(name for name in levels if name != "transparent")
     names = [name.strip("#\"'").lower() for name in re.split(r"[\s,;]+", wanted) if name]
     names = [level_name(float(n)) if re.fullmatch(r"\d+\.\d*", n) else n for n in names]
-    if (missing := [name for name in names if name not in levels]) or not names:
-        raise ValueError(f"mask_values: got {', '.join(missing) or wanted}, the masks hold {shown}")
+    if missing := [name for name in names if name not in levels]:
+        raise ValueError(f"mask_values: got {', '.join(missing)}, the masks hold {shown}")
     if jpegs:
         need = 'set a limit, ">127", or save them as PNG'
         raise ValueError(f"mask_values: got {wanted}, but {jpegs} masks are blurred JPEGs: {need}")

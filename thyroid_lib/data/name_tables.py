@@ -7,6 +7,7 @@ the zeros at the front.
 
 import csv
 import io
+import os
 import re
 from collections import defaultdict
 from pathlib import Path, PurePath
@@ -94,8 +95,6 @@ class Names:
     """The names by which tables may call the images of a case table."""
 
     def __init__(self, cases: pd.DataFrame, root: Path):
-        from thyroid_lib.data.layouts import AFFIXES  # which imports this module
-
         self.rows, self.second = defaultdict(set), defaultdict(set)  # by name; if there is none
         self.files, self.of_row = set(), []
         for row, case in enumerate(cases.itertuples()):
@@ -107,8 +106,7 @@ class Names:
             keys = {*map(_key, names)}
             for key in keys:
                 self.rows[key].add(row)
-            cut = [pattern.fullmatch(Path(case.image_path).stem) for pattern in AFFIXES["image"]]
-            for key in keys | {_key(match[1]) for match in cut if match}:  # a of a_image
+            for key in keys | _common_name(*(path.stem for path in files[:2])):
                 self.second[ZEROS.sub("", key)].add(row)
             self.files |= {*files}
             self.of_row.append((case.case_id, case.image_path.partition("\t")[0]))
@@ -158,6 +156,17 @@ class Names:
                 which = f"columns {best} and {other} of {file} name different images"
                 raise ValueError(f"{which}: remove the one that does not name them")
         return best
+
+
+def _common_name(image: str = "", mask: str = "") -> set[str]:
+    """Return what an image and its mask are called but for a word: "a" for a_image and a_mask."""
+    for turn in (1, -1):  # from the front, from the end
+        names = image[::turn], mask[::turn]
+        match = re.match(r"(.+)[-_. ]", os.path.commonprefix(names))  # noqa: RUF071
+        rests = {name[match.end() :] for name in names} if match else {""}
+        if len(rests) == 2 and all(map(str.isalpha, rests)):
+            return {name_key(match[1][::turn])}
+    return set()
 
 
 def _key(name: str) -> str:
