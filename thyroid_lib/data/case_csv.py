@@ -52,7 +52,8 @@ def _read(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     lines = table.assign(official=table.get(column, ""))
     lines = lines.reindex(columns=[*NEEDED, *OWN], fill_value="")
     for needed in NEEDED:
-        lines[needed] = [_locate(folder, text) for text in lines[needed]]
+        paths = [text.replace("\\", "/") for text in lines[needed]]  # as Windows writes them
+        lines[needed] = [str(folder / text) if text else "" for text in paths]
     lines["dataset"] = lines["dataset"].replace("", "csv")
     if wrong := sorted({*lines["official"].str.casefold()} - {"", *SIDE_OF}):
         raise ValueError(f"{name}: {column} is {wrong[0]!r}, need train, val, test or nothing")
@@ -79,9 +80,3 @@ def _read(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     said += f"; {len(left)} images beside them are in no line: {left[0]!r}" if left else ""
     made.attrs = {"layout": said, "official": name}
     return made
-
-
-def _locate(folder: Path, name: str) -> str:
-    """Return the path of a file that a line names; Windows writes paths with backslashes."""
-    path = folder / name
-    return str(path if path.exists() else folder / name.replace("\\", "/")) if name else ""
