@@ -16,7 +16,7 @@ HEAD = ["| data | read or refused | what decides it |", "|---|---|---|"]
 def tables() -> str:
     """Return a table for each part of the drawn data sets, in Markdown."""
     from format_cases import READ, REFUSED
-    from layout_cases import CASES
+    from table_cases import CASES
 
     lines = ["### Formats", "", *HEAD, *(f"| {title} | read | |" for title in READ)]
     lines += ["| DDTI, outlines in XML | read, damaged outlines set aside | |"]

@@ -108,6 +108,16 @@ def test_sweeps_are_proposed_in_order_and_one_that_goes_on_later_is_one_group(sw
     assert parts.tolist() == [0] * 3 + [1] * 6 + [2] + [0] * 3
 
 
+def test_sweeps_in_turn_stay_apart_and_frames_without_content_are_one_group(sweeps):
+    order = [sweep * 6 + frame for frame in range(6) for sweep in (3, 0, 4, 1)]
+    images = sweeps.images[order].copy()
+    images[[5, 6, 17]] = np.array([0, 40, 255])[:, None, None]
+    expected = [0, 1, 2, 3] * 6
+    for row in (5, 6, 17):
+        expected[row] = 4
+    assert audit.follow_frames(describe(images)).tolist() == expected
+
+
 def test_proposed_groups_of_real_frames_agree_with_the_run_table(real):
     proposed = audit.propose_groups(real)
     known = real.index["group"].to_numpy()

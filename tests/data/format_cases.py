@@ -37,7 +37,8 @@ def pairs(top, image="images/{}.png", mask="masks/{}.png", level=255, masks=MASK
 
 
 def groups_csv(top, names=NAMES):
-    lines = [f"{name},{patient}\n" for name, patient in zip(names, PATIENTS, strict=True)]
+    named = names if isinstance(names, dict) else dict(zip(names, PATIENTS, strict=True))
+    lines = [f"{name},{patient}\n" for name, patient in named.items()]
     (top / "groups.csv").write_text(f"case_id,group\n{''.join(lines)}")
 
 
@@ -159,6 +160,20 @@ READ = {  # kind: (drawing, names of the cases, groups)
     "npz with patients": (
         one_file(npz, "a.npz", image=IMAGES, mask=MASKS * 2, patient_id=PATIENTS), OWN, PATIENTS,
     ),
+    "groups.csv beside npz with patients": (
+        lambda top: groups_csv(npz(top / "a.npz", x=IMAGES, y=MASKS, group=OWN).parent, OWN),
+        OWN, PATIENTS,
+    ),
+    "groups.csv of the names of npz files": (
+        lambda top: [
+            npz(top / f"{name}.npz", x=IMAGES[part], y=MASKS[part])
+            for name, part in (("k", np.s_[:3]), ("m", np.s_[3:]))
+        ] and groups_csv(top, {"k": "p1", "m": "P01"}),
+        K, ["one"] * COUNT,
+    ),
+    "groups.csv beside a zip": (
+        lambda top: groups_csv(top, NAMES) or packed("set.zip", pairs)(top), NAMES, PATIENTS,
+    ),
     "npz of floats": (
         one_file(npz, "a.npz", x=(IMAGES / 255).astype(np.float32), y=MASKS * 1.0), OWN, OWN,
     ),
@@ -182,6 +197,9 @@ READ = {  # kind: (drawing, names of the cases, groups)
     "npy stacks": (stacks(".npy", 1), K, CINES),
     "DICOM cines with a segmentation object": (dicom(), DICOM, CINES),
     "DICOM with PNG masks": (dicom_with_pictures, NAMES, ["one"] * COUNT),
+    "groups.csv beside DICOM with PNG masks": (
+        lambda top: groups_csv(top) or dicom_with_pictures(top), NAMES, PATIENTS,
+    ),
     "nnU-Net": (nnunet({"background": 0, "gland": 1}, MASKS), NAMES, NAMES),
     "CSV of paths (image_path, mask_path, patient)": (case_table, NAMES, PATIENTS),
 }  # fmt: skip

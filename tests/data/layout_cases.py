@@ -1,6 +1,6 @@
-"""Layouts, mask conventions and groups files as people have them, each drawn in a few lines.
+"""Layouts, masks and images as people have them, each drawn in a few lines.
 
-`CASES` is one table for tests/data/test_layouts.py and for the table in docs/own-data.md.
+With the tables of `table_cases` they are one table for test_layouts.py and for docs/own-data.md.
 """
 
 import io
@@ -161,10 +161,6 @@ RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
 
 def table(line="a{},{}", header="case_id,group", groups=PATIENTS) -> str:
     return "\n".join([header, *(line.format(i, group) for i, group in groups.items())]) + "\n"
-
-
-def grouped(content, name="groups.csv", **how) -> Case:
-    return Case(pairs() | {name: content}, groups=PATIENTS, **how)
 
 
 def classes(draw, said: str, one: str, **how) -> Case:
@@ -332,100 +328,7 @@ IMAGES = {
         said="'a0.tif' has levels below 0", refused=True,
     ),
 }  # fmt: skip
-TABLES = {
-    "`groups.csv`": grouped(table(), said="2 groups from groups.csv (case_id, group)"),
-    "`Groups.CSV`": grouped(table(), "Groups.CSV"),
-    "`group_info.txt`, tabs": grouped(table("a{}\t{}", "case_id\tgroup"), "group_info.txt"),
-    "semicolons": grouped(table("a{};{}", "case_id;group")),
-    "Excel's `sep=;`": grouped("sep=;\n" + table("a{};{}", "case_id;group")),
-    "UTF-16": grouped(table().encode("utf-16")),
-    "Windows-1252": Case(
-        pairs() | {"groups.csv": table(groups=dict.fromkeys(range(5), "Größe")).encode("cp1252")},
-        groups=dict.fromkeys(range(5), "Größe"),
-    ),
-    "names in capitals, `Case_ID, Group`": grouped(table("A{},{}", "Case_ID,Group")),
-    "names with endings": grouped(table("a{}.png,{}")),
-    "paths": grouped(table("C:\\data\\images\\a{}.png,{}")),
-    "columns of other names, `Image, Patient ID, Age`": grouped(
-        table("a{},{},50", "Image,Patient ID,Age")
-    ),
-    "zeros lost in a spreadsheet": Case(
-        pairs("images/00{}.png", "masks/00{}.png") | {"groups.csv": table("{},{}")},
-        ids="00{}", groups=PATIENTS,
-    ),
-    "groups spelled in two ways, `p1` and `P1 `": grouped(
-        table(groups=PATIENTS | {1: "P1 "}), said="1 names count as one with another"
-    ),
-    "a pattern on names": Case(
-        pairs("images/{0}-a{0}.png", "masks/{0}-a{0}.png"), ids="{0}-a{0}",
-        groups={i: str(i) for i in range(5)}, choices={"groups": r"^(\d+)-"},
-        said="5 groups by the pattern",
-    ),
-    "folders of patients": Case(
-        {
-            f"p{i // 3 + 1}/{kind}/a{i}.png": draw(i)
-            for kind, draw in (("images", image), ("masks", levels(255))) for i in range(5)
-        },
-        groups={i: f"p{i // 3 + 1}" for i in range(5)}, choices={"groups": "^([^/]+)/"},
-    ),
-    "no first line": Case(
-        pairs() | {"groups.csv": table().split("\n", 1)[1]}, refused=True, groups=PATIENTS,
-        said="the first line of a table names an image, 'a0'",
-    ),
-    "a column of a table": grouped(
-        table("a{},{},x", "name,owner,age"), "about.csv", choices={"groups": "about.csv:owner"}
-    ),
-    "`groups: none`": Case(
-        pairs() | {"groups.csv": table()}, choices={"groups": "none"}, said="(groups: none)"
-    ),
-    "none": Case(pairs(), said="groups are not known"),
-    "an image is missing in it": Case(
-        pairs() | {"groups.csv": table(groups={i: PATIENTS[i] for i in range(4)})},
-        groups=PATIENTS | {4: ""}, said="1 images are in no group and are set aside",
-    ),
-    "two files": Case(
-        pairs() | {"groups.csv": table(), "group2.csv": table()}, refused=True, groups=PATIENTS,
-        said="several files may name the groups: group2.csv, groups.csv",
-        mend={"groups": "groups.csv"},
-    ),
-    "no column of groups": Case(
-        pairs() | {"groups.csv": table("a{},{},x", "case_id,owner,age")}, refused=True,
-        groups=PATIENTS, said="groups.csv has no column group, its columns are owner, age",
-        mend={"groups": "groups.csv:owner"},
-    ),
-    "a spreadsheet file": Case(
-        pairs() | {"groups.xlsx": b"PK\3\4"}, refused=True, said="groups.xlsx is no table in CSV",
-        mend={"groups": "none"},
-    ),
-    "another image's names": Case(
-        pairs() | {"groups.csv": table("b{},{}")}, refused=True,
-        said="names no image that is there",
-    ),
-}  # fmt: skip
-SPLITS = {
-    "`split.csv`": Case(
-        pairs() | {"split.csv": table("a{},{}", "name,split", OFFICIAL)}, official=OFFICIAL,
-        choices={"split": "split.csv"},
-    ),
-    "`split.json`": Case(
-        pairs() | {"split.json": '{"train": ["a0", "a1", "a2", "a3"], "val": [], "test": ["a4"]}'},
-        official=OFFICIAL, choices={"split": "split.json"},
-    ),
-    "folders that do not count": Case(
-        sides("{}/{}/a{}.png"), choices={"split": "none"}, said="not used (split: none)"
-    ),
-    "one side only": Case(
-        pairs() | {"split.json": '{"train": ["a0"]}'}, choices={"split": "split.json"},
-        said="puts no image in train or none in test", refused=True,
-    ),
-}  # fmt: skip
-CASES = {
-    "Layouts": LAYOUTS,
-    "Masks": MASKS,
-    "Images": IMAGES,
-    "Groups": TABLES,
-    "The data's own split": SPLITS,
-}  # fmt: skip
+CASES = {"Layouts": LAYOUTS, "Masks": MASKS, "Images": IMAGES}
 
 
 def write(files: dict, top: Path) -> Path:

@@ -11,7 +11,8 @@ import pytest
 from thyroid_lib.data import archives
 
 CONTENT = {"set/images/a.png": b"image", "set/masks/a.png": b"mask" * 1000}
-LITTER = ("__MACOSX/set/._a.png", "set/.DS_Store", "../out.png", "set/../../out.png", "set/b:c.png")
+LITTER = ("__MACOSX/set/._a.png", "set/.DS_Store", "set/..a.png", "set/a.png:Zone.Identifier")
+OUTSIDE = ("../out.png", "set/../../out.png", "set\\..\\b.png", "C:\\set\\b.png")
 
 
 def write_zip(path, content, method=zipfile.ZIP_DEFLATED):
@@ -62,6 +63,10 @@ def test_an_archive_is_unpacked_once_beside_itself(tmp_path, suffix):
 @EVERY
 def test_nothing_lands_outside_and_litter_is_left_out(tmp_path, suffix):
     (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in OUTSIDE:  # nothing vanishes
+        archive = write(tmp_path / "a" / "b", suffix, CONTENT | {name: b"x"})
+        with pytest.raises(ValueError, match="which leads outside of it: unpack it by hand"):
+            archives.unpack(archive)
     names = [*LITTER, "/set/masks/b.png", "set\\masks\\c.png"]
     archive = write(tmp_path / "a" / "b", suffix, CONTENT | dict.fromkeys(names, b"x"))
     found = files_of(archives.unpack(archive))

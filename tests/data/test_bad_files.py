@@ -216,7 +216,7 @@ BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
 BAD_GROUPS = {
     "empty": ("", r"first line of groups.csv is \[\]: need two or"),
     "a folder": (Path.mkdir, "groups.csv is no table in CSV"),
-    "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' in two groups: keep"),
+    "a case twice": ("case_id,group\na00,1\na00,2\n", "names 'a00' twice, with '1' and '2': keep"),
     "no lines": ("case_id,group\n", "names no image that is there"),
     "a comma too many": ("case_id,group\na00,S, J\n", "groups.csv, line 'a00,S,J': too many"),
     "a quote too many": ('case_id,group\na00,"1\nb00,2"\n', r"'a00,1\\nb00,2': it holds a"),

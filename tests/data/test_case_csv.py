@@ -31,7 +31,9 @@ def test_all_columns(tmp_path):
             ["1", f"{top}/x/1.png", f"{top}/m/1.png", "", "siteA", "train"],
             ["2", f"{top}/x/2.png", f"{top}/m/2.png", "", "siteB", "test"],
         ]
-        assert table.attrs["layout"] == "cases.csv: 2 images in 2 lines"
+        assert table.attrs["layout"] == (
+            "cases.csv: 2 images in 2 lines; 1 images beside them are in no line: '3.png'"
+        )
         seen = look(path)
         assert seen.cases["group"].tolist() == ["p1", "p2"]
         assert seen.seen["groups"].startswith("2 groups from cases.csv")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from layout_cases import CASES, Case, image, write
+from layout_cases import Case, image, write
+from table_cases import CASES
 
 from thyroid_lib.data.frames import fit_image
 from thyroid_lib.data.look import look

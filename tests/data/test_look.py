@@ -1,5 +1,6 @@
 """Looking at a data set: files paired and grouped, what is said, the sheet, the command."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_the_command_tells_what_is_set_aside_and_draws_a_sheet(tmp_path, monkeyp
     ]  # fmt: skip
     assert command.main([str(tmp_path / "mine"), "masks=nowhere", "--no-sheet"]) == 1
     assert "masks: 'nowhere' matches no image file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([""], "got '' []: need a path, then key=value"),
+        (["set", "masks", "groups=none"], "got 'set' ['masks', 'groups=none']: need a path"),
+        (["kaggle:some/set/2"], "cannot be fetched"),
+        (["set"], "DICOM needs the package pydicom"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
+    for name in ("kagglehub", "pydicom"):
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported
+    monkeypatch.chdir(write({"set/a.dcm": bytes(128) + b"DICM"}, tmp_path))
+    given = [str(tmp_path / "set") if each == "set" and words[0] == "D" else each for each in given]
+    assert command.main([*given, "--no-sheet"]) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert words in said
 
 
 def test_masks_that_a_size_loses_are_counted_with_the_size_that_keeps_them(tmp_path, capsys):

@@ -113,7 +113,7 @@ def test_found_in_folders_below_or_it_says_what_was_found_and_how_to_get_it(tmp_
     assert tg3k.locate(tmp_path) == tmp_path / "a/b/c/d"
 
 
-OTHERS = "../other.txt", "../../thyroid-image/2.jpg", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
+OTHERS = "../other.txt", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
 
 
 def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
@@ -122,6 +122,9 @@ def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
     archive = zip_of(home / "set.zip", release, *OTHERS, prefix="Thyroid Dataset/tg3k/")
     assert files_of(tg3k.locate(archive)) == files_of(release)
     assert len(list(home.iterdir())) == 2
+    zip_of(archive, release, "../../thyroid-image/2.jpg")
+    with pytest.raises(ValueError, match=r"/2\.jpg', which leads outside of it: get the archive"):
+        tg3k.locate(archive)
     zip_of(archive, release / tg3k.SPLIT, "tn3k/0.jpg")
     with pytest.raises(ValueError, match=r"holds no file that is needed, but tn3k.*file id"):
         tg3k.locate(archive)

@@ -15,7 +15,7 @@ from thyroid_lib.audit.copies import (
     pair_correlation,
 )
 from thyroid_lib.data.frames import content_box
-from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed
+from thyroid_lib.data.groups import ARE_PROPOSED, PROPOSED, are_proposed, waits
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store
 
@@ -131,7 +131,7 @@ def propose_groups(store: Store) -> np.ndarray:
     """
     maps, case_ids = describe_store(store), store.index["case_id"].tolist()
     groups = store.index["group"].to_numpy(object, copy=True)
-    waiting = sorted({name for name in groups if f".{name}".endswith(f".{PROPOSED}")})
+    waiting = sorted({*groups[waits(store.index)]})
     if not waiting:
         groups[:], waiting = PROPOSED, [PROPOSED]
     in_order = np.array(sorted(range(len(groups)), key=lambda i: _order(case_ids[i])))
@@ -149,11 +149,15 @@ def _order(name: str) -> list:
 def follow_frames(maps: Maps) -> np.ndarray:
     """Number the parts, int (N,) from 0, that the maps of N frames, in their order, make up.
 
-    A frame joins one of the five before it that it resembles, else it begins a new part; parts that
-    hold near-copies of each other are merged. A patient may have several.
+    A frame joins the part of that of the five before it which it resembles most, else it begins a
+    new part; frames without content are one part, and parts that hold near-copies of each other are
+    merged. A patient may have several.
     """
-    before = [pair_correlation(maps.fine, back) >= SAME_SWEEP for back in range(1, MEMORY + 1)]
-    parts = np.cumsum(~np.any(before, axis=0)) - 1
+    alike = np.array([pair_correlation(maps.fine, back) for back in range(1, MEMORY + 1)])  # (5,N)
+    parts = np.arange(len(maps.fine))
+    for row in np.flatnonzero(alike.max(axis=0) >= SAME_SWEEP):
+        parts[row] = parts[row - 1 - alike[:, row].argmax()]
+    parts[~maps.fine.any(axis=(1, 2))] = len(parts)
     copies = range(len(parts))
     while len(copies):  # a merged part may reach what its pieces could not
         found = closest(maps, maps, apart=(parts, parts))

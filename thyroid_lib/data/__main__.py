@@ -24,10 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-sheet", action="store_true")
     given = parser.parse_args(arguments)
     try:
+        if not given.path or not all("=" in choice for choice in given.choices):
+            raise ValueError(f"got {given.path!r} {given.choices}: need a path, then key=value")
         choices = dict(choice.split("=", 1) for choice in given.choices)
         seen = look(find_data(given.path), **choices)
         said = check_cases(seen.cases, size=given.size, resize=given.resize)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
     said = seen.seen | said

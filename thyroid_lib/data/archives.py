@@ -2,7 +2,7 @@
 
     folder = archives.unpack("BUSI.zip")
 
-Only regular files are unpacked, whatever paths the archive names; hidden ones are left out. The
+Only regular files are unpacked; hidden ones are left out, a path outside is refused. The
 folder appears whole or not at all: it is filled under another name, then renamed.
 """
 
@@ -60,6 +60,8 @@ def unpack(path: str | Path, *, pattern: str = "", advice: str = ADVICE) -> Path
             if not wanted:
                 there = ", ".join(member.name for member in members[:8]) or "nothing"
                 raise Refused(f"holds no file that is needed, but {there}")
+            if outside := [m.name for m in wanted if ".." in m.name.split("/") or ":" in m.name]:
+                raise Refused(f"holds {outside[0]!r}, which leads outside of it")
             content = repr([member[:3] for member in wanted])
             digest = hashlib.sha256(content.encode()).hexdigest()
             stem = re.sub(r"\.tar$", "", path.stem, flags=re.IGNORECASE)
@@ -109,7 +111,7 @@ def _list_members(path: Path, stack: ExitStack) -> list[Member]:
 
 
 def _safe_name(name: str) -> str:
-    """Return a relative name below the folder; "" for a hidden file or one that leads outside."""
+    """Return a name with / between its parts; "" for a hidden file."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-    hidden = any(part.startswith(".") or part == "__MACOSX" or ":" in part for part in parts)
-    return "" if hidden else "/".join(parts)
+    hidden = re.compile(r"\.(?!\.$)|__macosx$|.*:zone\.identifier$", re.IGNORECASE)
+    return "" if any(map(hidden.match, parts)) else "/".join(parts)

@@ -1,11 +1,12 @@
 """A case table of the user's own: a CSV file with the paths of images and masks.
 
-    cases.csv: image_path,mask_path,group,case_id,dataset,official
+    cases.csv: image_path,mask_path,group,case_id,dataset,split
 
 Paths begin at the table's folder. The last four columns may be left out. Lines of one image are one
 case, whose masks are joined.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pandas as pd
 from thyroid_lib.data.cases import make_table
 from thyroid_lib.data.layouts import SIDE_OF
 from thyroid_lib.data.name_tables import TABLES, read_table
+from thyroid_lib.data.official import COLUMNS
+from thyroid_lib.data.readers import PICTURES
 
 NEEDED = ["image_path", "mask_path"]
 OWN = ["case_id", "dataset", "official"]
@@ -43,12 +46,17 @@ def cases(path: str | Path) -> pd.DataFrame | None:
 
 
 def _read(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    lines = table.reindex(columns=[*NEEDED, *OWN], fill_value="")
-    for column in NEEDED:
-        lines[column] = [_locate(folder, text) for text in lines[column]]
+    words = {c: {*table[c].str.casefold()} - {""} for c in COLUMNS if c in table}
+    sided = [c for c, of in words.items() if c in COLUMNS[:2] or (of and of <= SIDE_OF.keys())]
+    [column, *_] = [*sided, "official"]
+    lines = table.assign(official=table.get(column, ""))
+    lines = lines.reindex(columns=[*NEEDED, *OWN], fill_value="")
+    for needed in NEEDED:
+        paths = [text.replace("\\", "/") for text in lines[needed]]  # as Windows writes them
+        lines[needed] = [str(folder / text) if text else "" for text in paths]
     lines["dataset"] = lines["dataset"].replace("", "csv")
     if wrong := sorted({*lines["official"].str.casefold()} - {"", *SIDE_OF}):
-        raise ValueError(f"{name}: official is {wrong[0]!r}, need train, val, test or nothing")
+        raise ValueError(f"{name}: {column} is {wrong[0]!r}, need train, val, test or nothing")
     about = lines[["image_path", *OWN]].drop_duplicates().set_index("image_path")
     if not about.index.is_unique:
         twice = about.index[about.index.duplicated()][0]
@@ -65,11 +73,10 @@ def _read(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
         side = SIDE_OF.get(side.casefold(), "")
         rows.append((case_id, image, masks_of[image], "", dataset, side))
     made = make_table(rows, "official")
-    made.attrs["layout"] = f"{name}: {len(made)} images in {len(table)} lines"
+    listed = {Path(os.path.abspath(f)) for f in {*lines[NEEDED].to_numpy().ravel()} - {""}}
+    left = {f for folder in {f.parent for f in listed} for f in folder.glob("*.*")} - listed
+    left = sorted(file.name for file in left if file.suffix.lower() in PICTURES)
+    said = f"{name}: {len(made)} images in {len(table)} lines"
+    said += f"; {len(left)} images beside them are in no line: {left[0]!r}" if left else ""
+    made.attrs = {"layout": said, "official": name}
     return made
-
-
-def _locate(folder: Path, name: str) -> str:
-    """Return the path of a file that a line names; Windows writes paths with backslashes."""
-    path = folder / name
-    return str(path if path.exists() else folder / name.replace("\\", "/")) if name else ""

@@ -7,23 +7,20 @@
     groups: proposed             frames that look alike, found when the store is built
     groups: none                 every image is a group of its own
 
-A table's group names are one if they differ in letter case, spaces or leading zeros alone: groups
-that are too large waste a little, groups that are too small put one patient on both sides.
+Group names are one if they differ in letter case, spaces or leading zeros alone, see `group_key`:
+groups that are too large waste a little, too small ones put one patient on both sides.
 """
 
 import re
-from contextlib import suppress
+from os.path import relpath
 from pathlib import Path
 
 import pandas as pd
 
+from thyroid_lib.data import name_tables
 from thyroid_lib.data.cases import name_key, split_references
-from thyroid_lib.data.name_tables import TABLES, Names, column_key, compile_pattern, read_table
+from thyroid_lib.data.name_tables import GROUPS, Names, column_key, compile_pattern
 
-GROUPS = (
-    "group", "groups", "group_id", "patient", "patient_id", "patientid", "patients", "subject",
-    "subject_id", "subjectid", "pid", "person", "sweep", "case",
-)  # fmt: skip
 ALONE = (
     "groups are not known: every image counts as a group of its own, which is wrong if two show "
     "one gland; add a groups.csv (columns case_id, group) or set groups to a pattern on the names, "
@@ -48,9 +45,20 @@ def groups_note(table: pd.DataFrame) -> str:
     return ARE_PROPOSED * are_proposed(table)
 
 
+def waits(table: pd.DataFrame) -> pd.Series:
+    """Say of each row whether its group is to be proposed (`groups: proposed`), bool (N,)."""
+    of_dataset = table.get("dataset", "") + f".{PROPOSED}"
+    return (table["group"] == PROPOSED) | (table["group"] == of_dataset)
+
+
 def are_proposed(table: pd.DataFrame) -> bool:
-    """Say whether any group of a table was proposed, or waits for that (`groups: proposed`)."""
+    """Say whether any group of a table was proposed, by its name, or is to be."""
     return bool(table["group"].astype(str).str.fullmatch(rf"(.+\.)?{PROPOSED}\d*").any())
+
+
+def group_key(name: str) -> str:
+    """Return the same key for spellings of one group: P 1, p1, P01 and p001; 7 and 7.0."""
+    return re.sub(r"\s|^0+(?=\w)|(?<!\d)0+(?=\d)|(?<=\d)\.0+$", "", name_key(name))
 
 
 def assign_groups(
@@ -59,7 +67,8 @@ def assign_groups(
     """Return each case's group, "" where it is not known, and a sentence that says whence.
 
     The cases' files and `others`, which are no images, lie below `root`; `wanted` is the study's
-    key. ValueError: it is wrong, a file named group… cannot be read, or there are several.
+    key. A table named group… comes before the groups that the data's format knows. ValueError: a
+    table that may name groups cannot be read, or tables differ.
     """
     if wanted == "none":
         return cases["case_id"].tolist(), "every image is a group of its own (groups: none)"
@@ -73,22 +82,26 @@ def assign_groups(
         if not (root / name).is_file():
             held = ", ".join(path.name for path in others[:8]) or "no table"
             raise ValueError(f"groups: no file {name} in {root}, which holds {held}")
-        return _by_table(cases, names, root / name, column.strip())
+        return _by_tables(names, [_read_lines(names, root / name, column.strip())])
+    others = [path for path in others if path not in names.files]
     named = [path for path in others if path.name.casefold().startswith("group")]
     if len(named) > 1:
-        shown = ", ".join(str(path.relative_to(root)) for path in named)
+        shown = ", ".join(relpath(path, root) for path in named)
         raise ValueError(f"several files may name the groups: {shown}; set groups to one of them")
     if named:
-        return _by_table(cases, names, named[0], "")
-    for path in others:
-        if path.suffix.lower() in TABLES:
-            with suppress(ValueError):  # a table of something else
-                table = read_table(path)
-                known = names.column(table)
-                usual = [n for n in GROUPS if n in table and n != known and table[n].any()]
-                if known and usual:
-                    return _by_table(cases, names, path, usual[0])
-    return cases["case_id"].tolist(), ALONE
+        return _by_tables(names, [_read_lines(names, named[0])])
+    if said := cases.attrs.get("groups"):
+        return cases["group"].tolist(), said
+    found, unused = [], []
+    for path in (path for path in others if path.suffix.lower() in name_tables.TABLES):
+        try:
+            found += filter(None, [_read_lines(names, path, may=True)])
+            unused += [path.name] * (found == [])
+        except ValueError as error:
+            unused += [path.name if path.suffix.lower() == ".txt" else str(error)]  # a read-me?
+    more = f"; no groups were found in {'; '.join(unused)}" if unused else ""
+    groups, said = _by_tables(names, found) if found else (cases["case_id"].tolist(), ALONE)
+    return groups, said + more
 
 
 def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str], str]:
@@ -103,38 +116,38 @@ def _by_pattern(cases: pd.DataFrame, root: Path, wanted: str) -> tuple[list[str]
     return groups, f"{_count(groups)} by the pattern {wanted} on the names"
 
 
-def _by_table(cases: pd.DataFrame, names: Names, path: Path, column: str) -> tuple[list[str], str]:
-    """Read the groups from a table; `column` "" for a usual one."""
-    table = read_table(path)
-    if not (known := names.column(table)):
-        need = f"need a column case_id of names such as {min(cases['case_id'])!r}"
-        raise ValueError(f"{path.name} names no image that is there: {need}")
+def _read_lines(names: Names, path: Path, column: str = "", *, may: bool = False) -> tuple | None:
+    """Return a table's lines, name and columns; None if it `may` and does not name groups."""
+    table, column = name_tables.read_table(path), column_key(column)
+    known = names.column(table.drop(columns=column, errors="ignore"), path.name)
     rest = [name for name in table.columns if name != known]
-    usual = [name for name in GROUPS if name in rest] or (rest if len(rest) == 1 else [])
-    column = column_key(column) or (usual or [""])[0]
+    usual = [name for name in GROUPS if name in rest and table[name].any()]
+    if may and not (known and usual):
+        return None
+    if not known:
+        need = f"need a column case_id of names such as {min(names.of_row)[0]!r}"
+        raise ValueError(f"{path.name} names no image that is there: {need}")
+    column = column or (usual or (rest if len(rest) == 1 else [""]))[0]
     if column not in rest:
         held = f"{', '.join(rest[:8])}; set groups to one of them: {path.name}:{rest[0]}"
         raise ValueError(f"{path.name} has no column {column or 'group'}, its columns are {held}")
-    groups, key_of, spelled, strangers = [""] * len(cases), {}, {}, []
-    for name, group in zip(table[known], table[column], strict=True):
-        rows = names.find(name)
-        if len({cases["case_id"].iat[row] for row in rows}) > 1:
-            raise ValueError(f"{path.name} names {name!r}, which several images have: write paths")
-        if name and not rows:
-            strangers.append(name)
-        key = re.sub(r"\b0+(?=\d)", "", name_key(" ".join(group.split())))
-        for row in rows:
-            if key_of.setdefault(row, key) != key:
-                raise ValueError(f"{path.name} names {name!r} in two groups: keep one line")
-            groups[row] = spelled.setdefault(key, group)
-    said = f"{_count(groups)} from {path.name} ({known}, {column})"
-    if merged := sorted({*table[column]} - {"", *spelled.values()}):
+    return list(zip(table[known], table[column], strict=True)), path.name, f"({known}, {column})"
+
+
+def _by_tables(names: Names, tables: list[tuple]) -> tuple[list[str], str]:
+    """Take each row's group from the lines of one or more tables, which must not differ."""
+    lines = [(name, " ".join(group.split())) for each, *_ in tables for name, group in each]
+    keyed, spelled = [(name, group_key(group)) for name, group in lines], {"": ""}
+    keys, strangers = names.spread(keyed, " with ".join(name for _, name, _ in tables))
+    for _, group in lines:
+        spelled.setdefault(group_key(group), group)
+    groups = [spelled[key] for key in keys]
+    said = f"{_count(groups)} from {', '.join(' '.join(about) for _, *about in tables)}"
+    if merged := sorted({group for _, group in lines} - {*spelled.values()}):
         said += f"; {len(merged)} names count as one with another of their spelling: {merged[0]!r}"
     if missing := groups.count(""):
         said += f"; {missing} images are in no group and are set aside"
-    if strangers:
-        said += f"; {len(strangers)} lines name no image that is there: {strangers[0]!r}"
-    return groups, said
+    return groups, said + strangers
 
 
 def _count(groups: list[str]) -> str:

@@ -24,9 +24,10 @@ from scipy import ndimage
 from thyroid_lib.data import archives
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data.frames import fit_image, fit_mask
-from thyroid_lib.data.groups import assign_groups
+from thyroid_lib.data.groups import PROPOSED, assign_groups
 from thyroid_lib.data.layouts import find_pairs, list_files
 from thyroid_lib.data.mask_values import choose_rule, count_levels
+from thyroid_lib.data.name_tables import TABLES
 from thyroid_lib.data.official import find_sides
 from thyroid_lib.data.readers import expand_stacks, measure_image, reader_of, white_level
 from thyroid_lib.data.shrink import lost_sentence, size_needed
@@ -57,16 +58,18 @@ def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
     `dataset` names the cases, "" for the format's name; `choices` are any of `CHOICES`, as in a
     study's YAML. ValueError: what cannot be decided; says what was found and which key decides it.
     """
-    path = archives.unpack(path) if archives.is_archive(path) else Path(path)
+    given, path = path, archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):
         raise ValueError(f"got {', '.join(unknown)}, need any of {', '.join(CHOICES)}")
     wanted = dict.fromkeys(CHOICES, "") | choices
     table, others, layout = _find_cases(path, dataset, wanted)
-    root, said = path if path.is_dir() else path.parent, table.attrs.get("groups", "")
-    if wanted["groups"] or not said:
-        groups, said = assign_groups(table, root, others, wanted["groups"])
-        table = table.assign(group=groups)
-    table = table.assign(official=table.get("official", ""))
+    root = path if path.is_dir() else path.parent
+    beside = Path(given).parent.glob("[gG][rR][oO][uU][pP]*") if Path(given).is_file() else ()
+    others += [f for f in beside if f.suffix.lower() in (*TABLES, ".xlsx") and f not in others]
+    groups, said = assign_groups(table, root, others, wanted["groups"])
+    if wanted["groups"] != PROPOSED:  # a group of that name does not wait to be proposed
+        groups = [f"{PROPOSED}000" if group == PROPOSED else group for group in groups]
+    table = table.assign(group=groups, official=table.get("official", ""))
     sides, split = find_sides(table, root, wanted["split"])
     table, seen = read_levels(expand_stacks(table.assign(official=sides)), wanted["mask_values"])
     table.attrs["seen"] = {"layout": layout} | seen | {"groups": said, "split": split}
@@ -80,7 +83,7 @@ def _find_cases(path: Path, dataset: str, wanted: dict) -> tuple[pd.DataFrame, l
         table = import_module(f"thyroid_lib.data.{name}").cases(_only_folder(path))
         if table is not None:
             table["dataset"] = dataset or table["dataset"]
-            others = list_files(path)[1] if path.is_dir() else [path, *path.parent.glob("[gG]*")]
+            others = list_files(path)[1] if path.is_dir() else [path]
             return table, others, table.attrs["layout"]
     if not path.is_dir():
         raise ValueError(f"no folder at {path}: give one that holds images and masks")

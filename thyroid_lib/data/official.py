@@ -2,7 +2,7 @@
 
 split: ""              folders such as train/, val/ and test/, if there are any
 split: split.csv       a column split, side, set, subset or fold with such words
-split: split.json      {"train": ["a01", …], "val": […], "test": […]}
+split: split.json      {"train": ["a01", …], "test": […]}, {"a01": "train", …}, or such records
 split: none            not used
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.data.layouts import SIDE_OF
-from thyroid_lib.data.name_tables import Names, read_table
+from thyroid_lib.data.name_tables import Names, column_key, read_table
 
 COLUMNS = ("split", "official", "side", "set", "subset", "fold", "phase", "partition")
 
@@ -20,21 +20,18 @@ COLUMNS = ("split", "official", "side", "set", "subset", "fold", "phase", "parti
 def find_sides(cases: pd.DataFrame, root: Path, wanted: str = "") -> tuple[list[str], str]:
     """Return each case's side, "train", "val", "test" or "", and a sentence that says whence.
 
-    Column `official` of `cases` holds the sides by folder; `wanted` is the study's key `split`.
+    Column `official` of `cases` holds the sides that the layout gives; `wanted` is the key `split`.
     ValueError: no such file, or one of another form.
     """
-    sides, source = list(cases["official"]), "folders"
+    sides, source, more = list(cases["official"]), cases.attrs.get("official", "folders"), ""
     if wanted == "none":
         return [""] * len(cases), "not used (split: none)"
     if wanted:
-        sides, source, names = [""] * len(cases), wanted, Names(cases, root)
+        source, names = wanted, Names(cases, root)
         try:
-            for name, word in _read_lines(root / wanted):
-                side = SIDE_OF[word.casefold()]
-                for row in names.find(name):
-                    if sides[row] not in ("", side):
-                        raise ValueError(f"{name!r} is on two sides")
-                    sides[row] = side
+            sides, more = names.spread(_read_lines(root / wanted, names), wanted)
+            if wrong := sorted({*sides} - {"", *SIDE_OF}):
+                raise ValueError(f"{wrong[0]!r} is neither train, val nor test")
             if not {"train", "test"} <= {*sides}:
                 first = f"images are called as {cases['case_id'].iloc[0]!r}"
                 raise ValueError(f"it puts no image in train or none in test, {first}")
@@ -43,16 +40,28 @@ def find_sides(cases: pd.DataFrame, root: Path, wanted: str = "") -> tuple[list[
             raise ValueError(f"split: {wanted} cannot be read ({error}): need {need}") from error
     counts = {side: sides.count(side) for side in ("train", "val", "test") if side in sides}
     shown = ", ".join(f"{count} {side}" for side, count in counts.items())
-    said = f"{shown}, by {source} (protocol official)" if shown else "none came with the data"
+    said = f"{shown}, by {source} (protocol official){more}" if shown else "none came with the data"
     return sides, said
 
 
-def _read_lines(path: Path) -> list[tuple[str, str]]:
-    """Read lines of a name and the word for its side."""
-    if path.suffix.lower() == ".json":
-        parts = json.loads(path.read_text("utf-8-sig"))
-        return [(str(name), side) for side, names in parts.items() for name in names]
-    table = read_table(path)
-    [column, *_] = [name for name in COLUMNS if name in table] or ["split"]
-    [first, *_] = table.columns.drop(column)
-    return list(zip(table[first], table[column], strict=True))
+def _read_lines(path: Path, names: Names) -> list[tuple[str, str]]:
+    """Read lines of a name and its side."""
+    table = _read_json(path) if path.suffix.lower() == ".json" else read_table(path)
+    if not (found := [name for name in COLUMNS if name in table]):
+        raise ValueError(f"it has no column split, but {', '.join(table)}")
+    words = [SIDE_OF.get(word.casefold(), word) for word in table.pop(found[0])]
+    known = names.column(table, path.name) or table.columns[0]
+    return list(zip(table[known], words, strict=True))
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    """Read a JSON file as a table: names by side, sides by name, or records."""
+    held, rows = json.loads(path.read_text("utf-8-sig")), []
+    if isinstance(held, list):
+        return pd.DataFrame(held).rename(columns=lambda name: column_key(str(name))).astype(str)
+    for key, value in held.items():
+        if isinstance(value, str):
+            rows.append((key, value))
+        elif isinstance(value, list):  # others describe the data
+            rows += [(str(v["image"] if isinstance(v, dict) else v), key) for v in value]
+    return pd.DataFrame(rows, columns=["name", "split"], dtype=object)

@@ -28,7 +28,7 @@ import pandas as pd
 
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data import frames, phantom, tg3k
-from thyroid_lib.data.groups import are_proposed, groups_note
+from thyroid_lib.data.groups import groups_note, waits
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
 from thyroid_lib.data.shrink import lost_sentence, sizes_needed
@@ -160,7 +160,7 @@ def build_store(
     `frames.mend_mask`. workers: processes; the result does not depend on it. propose: gives the
     groups of a store whose cases wait for them (`groups: proposed`): `leakage.propose_groups`.
     """
-    if are_proposed(cases) and not propose:
+    if waits(cases).any() and not propose:
         raise ValueError("groups: proposed are made in 1-preprocess; here, give a table or pattern")
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
@@ -346,7 +346,7 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
             file.flush()
             os.fsync(file.fileno())
     index = pd.DataFrame(rows, columns=[*INDEX, *READING])
-    if are_proposed(index):
+    if waits(index).any():
         arrays = (np.load(path, mmap_mode="r") for path in partial_files)
         held = Store(folder, *arrays, index, quarantine, settings, fingerprint, {})
         index["group"] = propose(held)
