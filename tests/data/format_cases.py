@@ -195,6 +195,10 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         r"0 background \(.*, 1 gland \(.*, 2 nodule \(.*which of them are gland",
         {"mask_values": "1, 2"},
     ),
+    "nnU-Net, the rest of each mask is to be ignored": (
+        nnunet({"background": 0, "gland": 1, "ignore": 2}, ~MASKS * np.uint8(2)),
+        r"0 background \(.*, 2 ignore \(.*which of them are gland", {"mask_values": "0"},
+    ),
     "nnU-Net of volumes": (nnunet({"gland": 1}, MASKS, ".nii.gz"), "volumes: save their", {}),
     "DICOM of two kinds": (
         dicom(("Thyroid gland", "Nodule")),

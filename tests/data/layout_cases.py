@@ -63,6 +63,12 @@ def colours(*rgb, around=(0, 0, 0)):
     return draw
 
 
+def lossy(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(levels(255)(i)).save(file, "WEBP", quality=60)
+    return file.getvalue()
+
+
 def palette(*rgb, index=(1, 2)):
     """Return a drawing of masks as indices into a palette."""
 
@@ -78,6 +84,15 @@ def smooth(mask: np.ndarray) -> np.ndarray:
     """Return probabilities, float32 (H,W), which are above 0.5 on a mask."""
     inside, outside = (ndimage.distance_transform_edt(each) for each in (mask, ~mask))
     return (1 / (1 + np.exp((outside - inside) / 2))).astype(np.float32)
+
+
+def border(i: int) -> np.ndarray:
+    """Draw a gland that leaves the picture at its left, bool (H,W)."""
+    return gland(i) | ((abs(ROWS - 20) < 4) & (COLUMNS < 25))
+
+
+def one_touches(i: int) -> np.ndarray:
+    return border(i) if i == 3 else gland(i)
 
 
 def blurred(i: int) -> np.ndarray:
@@ -157,6 +172,7 @@ def deep(white: float, dtype=np.uint16):
 OFFICIAL = {i: "test" if i == 4 else "train" for i in range(5)}
 PATIENTS = {0: "p1", 1: "p1", 2: "p2", 3: "p2", 4: "p2"}
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
+YELLOW = (255, 255, 0)
 
 
 def table(line="a{},{}", header="case_id,group", groups=PATIENTS) -> str:
@@ -283,6 +299,43 @@ MASKS = {
     "blurred by resizing": Case(
         pairs(draw=blurred), said="blurred at their edges"
     ),
+    "lossy WebP": Case(
+        pairs(masks="masks/a{}.webp", draw=lossy),
+        said="blurred at their edges",
+    ),
+    "black on white, the gland at the border of one": Case(
+        pairs(draw=lambda i: np.uint8(255) * ~one_touches(i)), masks=one_touches,
+        said="gland is 0 ",
+    ),
+    "ink that is half transparent": Case(
+        pairs(draw=colours((0, 90, 200, 70), around=(0, 0, 0, 0))), said="gland is 005ac8",
+    ),
+    "black on white, glands at the border": Case(
+        pairs(draw=lambda i: np.uint8(255) * ~border(i)),
+        masks=border, said="masks may be inverted, they hold 0 (", refused=True,
+        mend={"mask_values": "0"},
+    ),
+    "black on white in JPEG": Case(
+        pairs(masks="masks/a{}.jpg", draw=lambda i: ~levels(255)(i)), refused=True,
+        said='which is gland? Set mask_values: ">127" or "<128"', mend={"mask_values": "<128"},
+    ),
+    "black on white with soft edges": Case(
+        pairs(draw=lambda i: ~blurred(i)), said='">127" or "<128"', refused=True,
+        mend={"mask_values": "<128"},
+    ),
+    "red with soft edges": Case(
+        pairs(draw=lambda i: blurred(i)[..., None] * np.uint8([1, 0, 0])), refused=True,
+        said="neither black nor white", mend={"mask_values": ">127"},
+    ),
+    "soft edges, a gray class in one mask": Case(
+        pairs(draw=lambda i: blurred(i) + np.uint8(110 * (i == 2)) * cyst(i)), refused=True,
+        said='mask_values: ">55"', mend={"mask_values": ">127"},
+    ),
+    "a colour in one JPEG": Case(
+        pairs(masks="masks/a{}.jpg", draw=lambda i: colours(WHITE if i else YELLOW)(i)),
+        said="neither black nor white", refused=True, mend={"mask_values": ">127"},
+    ),
+    "a photograph": Case(pairs(draw=image), said="set a limit", refused=True),
     "gray classes 85 and 170": classes(
         levels(85, 170), 'all but 0 would be mask_values: "85, 170"', "85, 170"
     ),
@@ -310,6 +363,12 @@ MASKS = {
     "probabilities, 0.0 to 1.0": Case(
         pairs(masks="masks/a{}.tif", draw=lambda i: smooth(gland(i))), said='mask_values: ">0.5"',
         refused=True, mend={"mask_values": ">0.5"},
+    ),
+    "a colour whose zeros YAML cuts, `008000`": classes(
+        colours((0, 128, 0), RED), "008000 (", "8000", masks=lambda i: gland(i) & ~nodule(i)
+    ),
+    "a comma alone": Case(
+        pairs(), choices={"mask_values": ","}, said="mask_values: got ',', the masks", refused=True
     ),
     "a level that no mask has": Case(
         pairs(), choices={"mask_values": "3"}, said="mask_values: got 3, the masks hold 0 (",

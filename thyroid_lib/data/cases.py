@@ -70,7 +70,7 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
         raise BadCase("full mask", f"every pixel has {means}: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
         detail = f"the frame's whole border has {means}: save masks with the gland's level inside"
-        raise BadCase("inverted mask", f'{detail}, or set mask_values: "0"')
+        raise BadCase("inverted mask", f'{detail}, or set mask_values: "{"0" if rule else "<128"}"')
     return image, mask
 
 
