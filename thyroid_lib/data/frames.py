@@ -39,11 +39,14 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     page: number of the picture in a file of several, from 0; "" where there is one. highest: white,
     in files of more than 8 bits; 0 for the highest level of the file's type.
     """
-    return decode_file(path, partial(_gray_levels, highest=highest), page)
+    return decode_file(path, partial(_gray_levels, highest=highest), page, deep=True)
 
 
-def decode_file(path: str | Path, decode: Callable, page: str = ""):
-    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF)."""
+def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: bool = False):
+    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF).
+
+    `deep` turns colours of 16 bits into gray levels, of which Pillow's colours have 8 bits only.
+    """
     path = Path(path)
     try:
         if not path.is_file():
@@ -66,6 +69,10 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
                 file.seek(0)
                 image = Image.open(file, formats=FORMATS)
             image.seek(int(page or 0))
+            if tags.get(258) == (8,) and tags.get(339) == (2,):
+                raise Refused("has gray levels with a sign, save levels from 0 up")
+            if deep and is_deep(image) and not image.mode.startswith(("I", "F")):
+                image = _luma(image, Image.open(path, formats=FORMATS), int(page or 0))
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
         what = (str(error) or type(error).__name__).splitlines()[0]
@@ -79,6 +86,26 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
             what = f"is damaged ({what}), copy or export it again"
         # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {what}") from error
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Say whether an image that was opened and not read has more than 8 bits."""
+    return image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
+
+
+def _luma(image: Image.Image, twin: Image.Image, page: int) -> Image.Image:
+    """Turn colours of 16 bits into gray levels of mode I; `twin` is the same file."""
+    if image.mode != "RGB":
+        raise Refused("has 16 bits and transparency, save it as gray levels or with 8 bits")
+    twin.seek(page)
+    tiles = []
+    for tile in twin.tile:  # read in the other order of bytes, colours are their lower byte
+        first, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
+        first = first[:-1] + ("L" if first.endswith("B") else "B")
+        tiles.append(tile._replace(args=(first, *rest) if rest else first))
+    twin.tile = tiles
+    high, low = (np.asarray(ImageOps.exif_transpose(each), np.int32) for each in (image, twin))
+    return Image.fromarray((256 * high + low) @ np.array([299, 587, 114], np.int32) // 1000)
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
@@ -104,6 +131,8 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
 
 def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
     """Scale gray levels (H,W) of any type, black at 0 and white at `highest`, to uint8."""
+    if not np.isfinite(levels).all():
+        raise Refused("has levels that are no numbers, save it again")
     return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
 
 

@@ -166,9 +166,9 @@ def choose_rule(
 ) -> tuple[str, str]:
     """Choose a source's mask rule by what `count_levels` found in each of its masks.
 
-    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; ">0" or "<9". names:
-    of levels, where the data set gives them. Returns the rule, and a sentence that names every level
-    with its share of the pixels. ValueError: levels that could be classes; `wanted` is not there.
+    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; ">0" or "<9".
+    names: of levels, where the data set gives them. Returns the rule, and a sentence that names
+    every level with its share. ValueError: levels that could be classes; `wanted` is not there.
     """
     counts: Counter = Counter()
     for each in found:
