@@ -213,7 +213,7 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
     ),
     "pictures along the last axis": (
         one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
-        r"may be \(H,W,N\) or \(N,H,W\)", {},
+        r"may be \(N,H,W\) or \(H,W,N\)", {},
     ),
     "a 7z archive": (seven, "is no zip or tar archive: unpack it by hand", {}),
 }  # fmt: skip

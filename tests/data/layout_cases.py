@@ -257,6 +257,9 @@ LAYOUTS = {
         pairs("imagesTr/a{}_0000.png", "labelsTr/a{}.png", draw=levels(1)),
         ids="a{}_0000", official=dict.fromkeys(range(5), "train"),
     ),
+    "a folder for each case: `a/image.png`, `a/mask.png`": Case(
+        pairs("a{}/image.png", "a{}/mask.png")
+    ),
     "another folder beside them": Case(
         pairs() | {f"overlays/a{i}.png": image(9) for i in range(5)},
         said="skipped 5 image files in overlays/",
@@ -267,7 +270,7 @@ LAYOUTS = {
         refused=True, mend={"pairing": r"^[a-z]+(\d)"},
     ),
     "folders of any names": Case(
-        pairs("first/a{}.png", "second/a{}.png"), said="no masks found among 10 image files",
+        pairs("first/a{}.png", "second/a{}.png"), said="no masks go with 10 image files",
         refused=True, mend={"images": "first", "masks": "second"},
     ),
     "two masks of one image that are no series: `a_mask.png`, `a_seg.png`": Case(
@@ -279,8 +282,12 @@ LAYOUTS = {
         pairs(masks="gt/a{}.png") | {f"masks/a{i}.png": levels(255)(i + 1) for i in range(5)},
         said="has masks of two folders, gt/* and masks/*", refused=True, mend={"masks": "gt"},
     ),
+    "images in a format that is not read": Case(
+        {f"images/a{i}.tga": b"" for i in range(5)} | {f"masks/a{i}.png": b"" for i in range(5)},
+        said="no masks go with 5 image files in masks/ (5), as 'a0.png'", refused=True,
+    ),
     "no masks": Case(
-        {f"images/a{i}.png": image(i) for i in range(5)}, said="no masks found among 5 image files",
+        {f"images/a{i}.png": image(i) for i in range(5)}, said="no masks go with 5 image files",
         refused=True,
     ),
 }  # fmt: skip
@@ -348,6 +355,10 @@ MASKS = {
     "a colour in one JPEG": Case(
         pairs(masks="masks/a{}.jpg", draw=lambda i: colours(WHITE if i else YELLOW)(i)),
         said="neither black nor white", refused=True, mend={"mask_values": ">127"},
+    ),
+    "thin outlines that are not filled": Case(
+        pairs(draw=lambda i: levels(255)(i) * ndimage.binary_dilation(~gland(i))), refused=True,
+        said="no case can be used, of 5: 5 outline as mask",
     ),
     "a photograph": Case(pairs(draw=image), said="set a limit", refused=True),
     "gray classes 85 and 170": classes(
