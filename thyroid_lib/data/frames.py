@@ -71,7 +71,7 @@ def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: boo
             image.seek(int(page or 0))
             if tags.get(258) == (8,) and tags.get(339) == (2,):
                 raise Refused("has gray levels with a sign, save levels from 0 up")
-            if deep and is_deep(image) and not image.mode.startswith(("I", "F")):
+            if deep and ";16" in str(image.tile) and image.mode[0] != "I":
                 image = _luma(image, Image.open(path, formats=FORMATS), int(page or 0))
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
@@ -88,22 +88,15 @@ def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: boo
         raise ValueError(f"{path.name!r} {what}") from error
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Say whether an image that was opened and not read has more than 8 bits."""
-    return image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
-
-
 def _luma(image: Image.Image, twin: Image.Image, page: int) -> Image.Image:
     """Turn colours of 16 bits into gray levels of mode I; `twin` is the same file."""
     if image.mode != "RGB":
         raise Refused("has 16 bits and transparency, save it as gray levels or with 8 bits")
     twin.seek(page)
-    tiles = []
-    for tile in twin.tile:  # read in the other order of bytes, colours are their lower byte
-        first, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
-        first = first[:-1] + ("L" if first.endswith("B") else "B")
-        tiles.append(tile._replace(args=(first, *rest) if rest else first))
-    twin.tile = tiles
+    for number, tile in enumerate(twin.tile):  # the other order of bytes shows the lower ones
+        how, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        other = how[:-1] + ("L" if how.endswith("B") else "B")
+        twin.tile[number] = tile._replace(args=(other, *more))
     high, low = (np.asarray(ImageOps.exif_transpose(each), np.int32) for each in (image, twin))
     return Image.fromarray((256 * high + low) @ np.array([299, 587, 114], np.int32) // 1000)
 

@@ -64,15 +64,10 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
         elif kind == "transparent":
             mask |= codes == TRANSPARENT
         else:
-            gray, limit = _brightness(codes), float(values)
+            bright, limit = _channels(codes).max(axis=-1), float(values)
+            gray = np.where(codes < TRANSPARENT, bright, codes)
             mask |= gray > limit if kind == "above" else (gray >= 0) & (gray < limit)
     return mask
-
-
-def _brightness(codes: np.ndarray) -> np.ndarray:
-    """Return gray levels as they are, and of colours the brightest channel."""
-    colour = codes < TRANSPARENT
-    return np.where(colour, _channels(codes).max(axis=-1), codes) if colour.any() else codes
 
 
 def _channels(codes: np.ndarray) -> np.ndarray:
@@ -136,6 +131,9 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
         # else a photograph, or probabilities
         soft = 2 * SQUARE**2 * len(squares) > codes.size and (jpeg or squares.any())
     if soft:
+        middle = (squares > 0) & (squares < 255)
+        if middle.sum() <= 0.01 * (squares > 0).sum():
+            squares = squares[~middle]
         values, counts = np.unique(squares, return_counts=True)
         edges = _black_or_white(*[_channels(edges)] * 2)
     most = np.argsort(-counts, kind="stable")[:MANY]
@@ -173,7 +171,8 @@ def choose_rule(
     counts: Counter = Counter()
     for each in found:
         counts.update(each.counts)
-    soft, total = [each for each in found if each.soft], counts.total()
+    soft, total = sum(each.soft for each in found), counts.total()
+    around = Counter(each.border for each in found if each.border is not None)
     levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
     called = {str(level): f"{level} {name}" for level, name in (names or {}).items()}
     shares = {
@@ -183,50 +182,35 @@ def choose_rule(
     shown = ", ".join(shares.values())
     if len(levels) > SHARP:
         shown = f"from {level_name(min(counts))} to {level_name(max(counts))}"
+    deep = any(each.deep for each in found)
+    usual = {code for each in found if not each.soft for code in each.counts} <= {0, 255}
     if wanted:
-        rule, gland = _wanted_rule(wanted.strip(), levels, shown, len(soft))
-    elif soft and not any(
-        each.deep or {*each.counts} - {0, 255} for each in found if not each.soft
-    ):
-        _refuse_areas(soft)
-        _refuse_doubt(found, [255], ['">127"', '"<128"'], shown)
-        return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
+        rule, gland = _wanted_rule(wanted.strip(), levels, shown, soft)
+    elif soft and usual and not deep:
+        if middle := [code for code in counts if 0 < code < 255]:
+            areas = (
+                f"neither black nor white (levels {min(middle):g} to {max(middle):g}, or colours)"
+            )
+            need = f'a limit half way below what is gland, mask_values: ">{min(middle) // 2:g}"'
+            raise ValueError(f"blurred masks hold areas {areas}: set {need}")
+        rule, gland, ways = "", [255], ['">127"', '"<128"']
     else:
-        gland = _gland_of_two([*levels.values()], found, names or {})
+        gland, ways = _gland_of_two([*levels.values()], around, names or {}), [*levels]
         if gland is None:
             which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
             raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
-        if len(levels) > 1 and not names:
-            _refuse_doubt(found, gland, [f'"{name}"' for name in levels], shown)
-        usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
-        rule = "" if usual else _rule_of(gland)
+        rule = "" if usual and not deep and 0 not in gland else _rule_of(gland)
+    if not (wanted or names) and len(levels) > 1:
+        mixed = around.total() > 1.1 * max(around.values(), default=0)
+        if mixed or 2 * sum(counts[code] for code in gland) > total:
+            need = f"which is gland? Set mask_values: {' or '.join(ways)}"
+            raise ValueError(f"masks may be inverted, they hold {shown}: {need}")
+        if soft:
+            return rule, "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     sides = {"gland is": [], "background": []}
     for name, share in shares.items():
         sides["gland is" if levels[name] in gland else "background"].append(share)
     return rule, ", ".join(f"{side} {', '.join(of) or 'nowhere'}" for side, of in sides.items())
-
-
-def _refuse_areas(soft: list[Levels]) -> None:
-    """Raise ValueError if a soft mask holds more than its edge between black and white."""
-    bad = []
-    for each in soft:
-        middle = {code: count for code, count in each.counts.items() if 0 < code < 255}
-        if sum(middle.values()) > 0.01 * (sum(each.counts.values()) - each.counts.get(0, 0)):
-            bad += middle
-    if bad:
-        areas = f"levels {min(bad):g} to {max(bad):g}, or colours"
-        need = f'set a limit half way below what is gland, mask_values: ">{min(bad) // 2:g}"'
-        raise ValueError(f"blurred masks hold areas neither black nor white ({areas}): {need}")
-
-
-def _refuse_doubt(found: list[Levels], gland: list, ways: list[str], shown: str) -> None:
-    """Raise ValueError where gland and background of a whole source may be the other way round."""
-    around = Counter(each.border for each in found if each.border is not None)
-    total = sum(sum(each.counts.values()) for each in found)
-    inside = sum(each.counts.get(code, 0) for each in found for code in gland)
-    if 2 * inside > total or around.total() > 1.1 * max(around.values(), default=0):
-        need = f"which is gland? Set mask_values: {' or '.join(ways)}"
-        raise ValueError(f"masks may be inverted, they hold {shown}: {need}")
 
 
 def level_name(code: float) -> str:
@@ -236,7 +220,7 @@ def level_name(code: float) -> str:
     return "transparent" if code == TRANSPARENT else str(int(code) if code == int(code) else code)
 
 
-def _gland_of_two(codes: list[float], found: list[Levels], names: dict) -> list[float] | None:
+def _gland_of_two(codes: list[float], around: Counter, names: dict) -> list[float] | None:
     """Return the codes that are gland where there is but one way to see it; None otherwise.
 
     Of two, background is 0 where levels have names, else what fills the border of masks, else
@@ -244,7 +228,6 @@ def _gland_of_two(codes: list[float], found: list[Levels], names: dict) -> list[
     """
     if len(codes) < 2:
         return [code for code in codes if code]
-    around = Counter(each.border for each in found if each.border is not None)
     [(code, _)] = around.most_common(1) or [(max(min(codes), 0), 0)]
     background = 0 if names else TRANSPARENT if TRANSPARENT in codes and not around else code
     others = [code for code in codes if code != background]
@@ -255,10 +238,8 @@ def _gland_of_two(codes: list[float], found: list[Levels], names: dict) -> list[
 def _proposal(levels: dict[str, float], counts: Counter) -> str:
     """Return what a user may write where the levels alone do not say what is gland."""
     if len(levels) > SHARP:
-        middle = (
-            int(max(counts)) // 2 if max(counts) > 255 else 0.5 if 0 < max(counts) <= 1 else 127
-        )
-        return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle}"'
+        middle = 0.5 if 0 < max(counts) <= 1 else max(counts) // 2 or 127  # 0: black, of colours
+        return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle:g}"'
     most = level_name(counts.most_common(1)[0][0])
     background = next((name for name in ("transparent", "0") if name in levels), most)
     others = ", ".join(name for name in levels if name != background)

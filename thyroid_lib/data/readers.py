@@ -51,7 +51,8 @@ def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, fl
             levels = reader.read_image(path, part)
         else:
             with Image.open(path, formats=frames.FORMATS) as image:
-                size, deep = (image.height, image.width), frames.is_deep(image)
+                size, deep = (image.height, image.width), image.mode.startswith(("I", "F"))
+                deep |= ";16" in str(image.tile)
                 bits = getattr(image, "tag_v2", {}).get(258, (16,))[0] if deep else 8
             if bits < 16:  # the header says it
                 return size, 2**bits - 1 if deep else 0
