@@ -20,7 +20,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.layouts import list_files
-from thyroid_lib.data.readers import PICTURES
+from thyroid_lib.data.readers import ARRAYS, PICTURES
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
@@ -46,17 +46,16 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         except ValueError as error:
             problem = "unreadable image", str(error) if unit in str(error) else f"{unit}: {error}"
             rows.append((unit, str(parts[0]), str(parts[0]), unit, "arrays", problem))
+    images, others = list_files(Path(path))
+    others = [file for file in others if file.suffix.lower() in ARRAYS]
+    more = sorted({*images, *others}.difference(*files.values()))
     if all(row[5] for row in rows):  # not one that can be used
-        folders = Path(path).is_dir() and any(each.is_dir() for each in Path(path).iterdir())
-        if not rows or folders or Path(rows[0][1]).suffix.lower() == ".npy":
+        if not rows or more or Path(rows[0][1]).suffix.lower() == ".npy":
             return None  # they lie beside data of another layout
         raise ValueError(rows[0][5][1])
-    if Path(path).is_dir():
-        images, others = list_files(Path(path))
-        arrays = {file for file in others if file.suffix.lower() in (".npz", *HDF5)}
-        if more := sorted({*images, *arrays}.difference(*files.values())):
-            held = f"{', '.join(files)} and {len(more)} other files, such as {more[0].name!r}"
-            raise ValueError(f"there are arrays in {held}: give the path of one data set alone")
+    if more:
+        held = f"{', '.join(files)} and {len(more)} other files, such as {more[0].name!r}"
+        raise ValueError(f"there are arrays in {held}: give the path of one data set alone")
     table = make_table(rows, "problem")
     names = [f"array {name}" for name in GROUPS if name in known]
     names += ["one per file"] * bool(len(files) > 1 and table["group"].duplicated().any())
