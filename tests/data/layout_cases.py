@@ -278,6 +278,12 @@ LAYOUTS = {
         said="'a0.png' has masks of two kinds, *_mask and *_seg", refused=True,
         mend={"masks": "*_mask.png"},
     ),
+    "numbered masks of numbered images: `a_mask_1.png` for `a_1.png`": Case(
+        pairs("images/a_{}.png", "masks/a_mask_{}.png")
+        | {"images/a.png": image(9), "masks/a_mask.png": levels(255)(9)},
+        said="'a.png' has several masks, and is a series: name each mask as its image",
+        refused=True,
+    ),
     "masks in two folders": Case(
         pairs(masks="gt/a{}.png") | {f"masks/a{i}.png": levels(255)(i + 1) for i in range(5)},
         said="has masks of two folders, gt/* and masks/*", refused=True, mend={"masks": "gt"},

@@ -227,7 +227,11 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
                 raise ValueError(
                     f'{held}: set those that are meant, masks: "{max(found, key=len)}"'
                 )
-        several += [image.path.name] * (len({mask.stem for mask, _ in held}) > 1)
+        if len({mask.stem for mask, _ in held}) > 1:
+            several.append(image.path.name)
+            if (image.folder, image.stem) in series:  # whose masks are a_mask_1, a_mask_2?
+                need = "name each mask as its image"
+                raise ValueError(f"{image.path.name!r} has several masks, and is a series: {need}")
     affixes = sorted({affix for held in masks_of.values() for _, affix in held if affix})
     said = [said + f" ({', '.join(affixes)})" * bool(affixes)]
     if several:
