@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
+from thyroid_lib.data.frames import check_levels
 from thyroid_lib.data.layouts import list_files
 from thyroid_lib.data.readers import ARRAYS, PICTURES
 
@@ -73,9 +74,7 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
         count = count_pictures(file[key].shape)
         if count > 1 and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")
-        levels = np.array(file[key][int(number or 0) if count else ()])
-        if levels.dtype.kind == "f" and not np.isfinite(levels).all():
-            raise ValueError("it holds levels that are no numbers")
+        levels = check_levels(np.array(file[key][int(number or 0) if count else ()]))
     if levels.ndim == 3 and levels.shape[2] not in (1, 3):
         levels = np.moveaxis(levels, 0, 2)
     one = levels.ndim == 3 and (levels == levels[..., :1]).all()

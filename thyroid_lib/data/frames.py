@@ -124,9 +124,14 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
 
 def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
     """Scale gray levels (H,W) of any type, black at 0 and white at `highest`, to uint8."""
-    if not np.isfinite(levels).all():
-        raise Refused("has levels that are no numbers, save it again")
-    return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
+    return np.rint(np.clip(check_levels(levels), 0, highest) / (highest / 255)).astype(np.uint8)
+
+
+def check_levels(levels: np.ndarray) -> np.ndarray:
+    """Return gray levels as they are; raises Refused if some are below 0 or no numbers."""
+    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
+        raise Refused("has levels below 0, or that are no numbers: save levels from 0 up")
+    return levels
 
 
 def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -227,7 +232,7 @@ def content_box(height: int, width: int, size: int, resize: str) -> tuple[int, i
 
 def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # 16 bits, "I;16" or in a container of 32; or float
-        levels, white_at_0 = np.asarray(image), tags.get(262) == 0
+        levels, white_at_0 = check_levels(np.asarray(image)), tags.get(262) == 0
         if highest:
             return scale_levels(highest - levels if white_at_0 else levels, highest)
         if image.mode == "F":

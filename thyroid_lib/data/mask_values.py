@@ -20,8 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data.frames import decode_file, read_gray
-from thyroid_lib.data.readers import check_levels
+from thyroid_lib.data.frames import check_levels, decode_file, read_gray
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
 MANY = 4096  # levels that are counted in one mask

@@ -44,7 +44,7 @@ def read_image(path: str, part: str = "", highest: float = 0) -> np.ndarray:
 def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, float]:
     """Return an image's height and width, and its highest level if it has more than 8 bits, or 0.
 
-    A damaged image is None and 0: reading it for the store says why. ValueError: levels below 0.
+    An image that cannot be read is None and 0: reading it for the store says why.
     """
     try:
         if reader := reader_of(path):
@@ -57,21 +57,11 @@ def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, fl
             if bits < 16:  # the header says it
                 return size, 2**bits - 1 if deep else 0
             levels = frames.decode_file(path, lambda image, _: np.asarray(image), part, deep=True)
+        if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
+            return levels.shape[:2], 0
+        return levels.shape, float(frames.check_levels(levels).max())
     except Exception:  # decoders raise a dozen kinds
         return None, 0
-    if not np.isfinite(levels).all():
-        return None, 0
-    if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
-        return levels.shape[:2], 0
-    return levels.shape, float(check_levels(levels, Path(path).name).max())
-
-
-def check_levels(levels: np.ndarray, name: str = "") -> np.ndarray:
-    """Return gray levels as they are; raises Refused if some are below 0 or no numbers."""
-    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
-        problem = "has levels below 0, or that are no numbers: save levels from 0 up"
-        raise frames.Refused(f"{name!r} {problem}" if name else problem)
-    return levels
 
 
 def white_level(found: list[float]) -> tuple[float, str]:
