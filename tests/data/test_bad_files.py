@@ -204,7 +204,7 @@ def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
 
 BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
     "no folder": (".", None, "no folder at .*: give one that holds images and masks"),
-    "masks empty": ("masks", Path.mkdir, "no masks go with 6 image files in images/"),
+    "masks empty": ("masks", Path.mkdir, "no masks found among 6 image files in images/"),
     "nothing": (".", Path.mkdir, r"no image file \(.png .jpg .*: it holds nothing"),
     "no name in common": (
         "masks/*",

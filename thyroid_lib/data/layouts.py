@@ -112,7 +112,7 @@ def find_pairs(
     if missing := [f"{role}s" for role in found if not found[role]]:
         held = "; ".join([f"{len(files)} image files {_folders(pictures)} of {root}", *odd])
         needed = f'set {missing[0]} to a folder or a pattern, "*_{missing[0][:-1]}.png"'
-        raise ValueError(f"no {missing[0]} go with {held}: {needed}")
+        raise ValueError(f"no {missing[0]} found among {held}: {needed}")
     masks_of, left, how = _pair(found["image"], found["mask"], pairing)
     said = [f"images {_folders(found['image'])}, masks {_folders(found['mask'])}", *how, *odd]
     if skipped := [p for p in pictures if p.role not in found]:
@@ -149,7 +149,8 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
             raise ValueError(f"{problem}, found {_folders(pictures)}")
     pictures = _masks_by_name(pictures, forced, "other" if wanted["mask"] else "mask")
     if not any(p.role == "image" for p in pictures):
-        pictures = [p._replace(role=p.role or "image") for p in pictures]
+        role = ROLE_OF.get(os.path.basename(top).casefold(), "image")  # masks/ alone holds masks
+        pictures = [p._replace(role=p.role or role) for p in pictures]
     return pictures
 
 

@@ -138,7 +138,7 @@ def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) ->
     most = np.argsort(-counts, kind="stable")[:MANY]
     shortest = [float(str(value)) for value in values[most]]  # 0.1 of 32 bits is 0.1
     pixels = dict(zip(shortest, counts[most].tolist(), strict=True))
-    border = edges[0].item() if len(pixels) > 1 and (edges == edges[0]).all() else None
+    border = float(str(edges[0])) if len(pixels) > 1 and (edges == edges[0]).all() else None
     return Levels(pixels, border, soft, deep)
 
 
