@@ -187,14 +187,13 @@ def choose_rule(
         rule, gland = _wanted_rule(wanted.strip(), levels, shown, soft)
     elif soft and usual and not deep:
         if middle := [code for code in counts if 0 < code < 255]:
-            areas = (
-                f"neither black nor white (levels {min(middle):g} to {max(middle):g}, or colours)"
-            )
-            need = f'a limit half way below what is gland, mask_values: ">{min(middle) // 2:g}"'
-            raise ValueError(f"blurred masks hold areas {areas}: set {need}")
+            areas = f"areas neither black nor white, {min(middle):g} to {max(middle):g} or coloured"
+            need = f'set a limit half way below what is gland, mask_values: ">{min(middle) // 2:g}"'
+            raise ValueError(f"blurred masks hold {areas}: {need}")
         rule, gland, ways = "", [255], ['">127"', '"<128"']
     else:
-        gland, ways = _gland_of_two([*levels.values()], around, names or {}), [*levels]
+        gland = _gland_of_two([*levels.values()], around, names or {})
+        ways = [f'"{name}"' for name in levels]
         if gland is None:
             which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
             raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
@@ -204,8 +203,8 @@ def choose_rule(
         if mixed or 2 * sum(counts[code] for code in gland) > total:
             need = f"which is gland? Set mask_values: {' or '.join(ways)}"
             raise ValueError(f"masks may be inverted, they hold {shown}: {need}")
-        if soft:
-            return rule, "masks are blurred at their edges (JPEG or resized): above 127 is gland"
+    if soft and not (wanted or rule):
+        return rule, "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     sides = {"gland is": [], "background": []}
     for name, share in shares.items():
         sides["gland is" if levels[name] in gland else "background"].append(share)
