@@ -216,9 +216,8 @@ def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[st
         found = []
         for frame in range(first, first + count):
             held = pictures.get((stem, frame if count > 1 else None), [])
-            found.append(
-                [p for p in held if alone or p.parent in near[:1] or p.parent.parent in near]
-            )
+            held = [p for p in held if alone or p.parent in near[:1] or p.parent.parent in near]
+            found.append(held)
         more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
         if not more and all(len(held) == 1 for held in found):
             return [str(held[0]) for held in found]
