@@ -90,7 +90,7 @@ def make_us(
         fields |= {"NumberOfFrames": len(stack), "FrameTime": 40}
         fields["FrameIncrementPointer"] = 0x00181063
     if photometric == "PALETTE COLOR":  # the identity
-        levels = (np.arange(256) * 257).astype(f"{order}u2").tobytes()
+        levels = (np.arange(256) * 256).astype(f"{order}u2").tobytes()
         for name in ("Red", "Green", "Blue"):
             fields[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
             fields[f"{name}PaletteColorLookupTableData"] = levels

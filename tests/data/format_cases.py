@@ -213,6 +213,10 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         r"0 background \(.*, 1 gland \(.*, 2 nodule \(.*which of them are gland",
         {"mask_values": "1, 2"},
     ),
+    "nnU-Net, the rest of each mask is to be ignored": (
+        nnunet({"background": 0, "gland": 1, "ignore": 2}, ~MASKS * np.uint8(2)),
+        r"0 background \(.*, 2 ignore \(.*which of them are gland", {"mask_values": "0"},
+    ),
     "nnU-Net of volumes": (nnunet({"gland": 1}, MASKS, ".nii.gz"), "volumes: save their", {}),
     "DICOM of two kinds": (
         dicom(("Thyroid gland", "Nodule")),
@@ -227,7 +231,7 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
     ),
     "pictures along the last axis": (
         one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
-        r"may be \(H,W,N\) or \(N,H,W\)", {},
+        r"may be \(N,H,W\) or \(H,W,N\)", {},
     ),
     "a 7z archive": (seven, "is no zip or tar archive: unpack it by hand", {}),
 }  # fmt: skip

@@ -4,6 +4,8 @@ With the tables of `table_cases` they are one table for test_layouts.py and for 
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +65,12 @@ def colours(*rgb, around=(0, 0, 0)):
     return draw
 
 
+def lossy(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(levels(255)(i)).save(file, "WEBP", quality=60)
+    return file.getvalue()
+
+
 def palette(*rgb, index=(1, 2)):
     """Return a drawing of masks as indices into a palette."""
 
@@ -78,6 +86,15 @@ def smooth(mask: np.ndarray) -> np.ndarray:
     """Return probabilities, float32 (H,W), which are above 0.5 on a mask."""
     inside, outside = (ndimage.distance_transform_edt(each) for each in (mask, ~mask))
     return (1 / (1 + np.exp((outside - inside) / 2))).astype(np.float32)
+
+
+def border(i: int) -> np.ndarray:
+    """Draw a gland that leaves the picture at its left, bool (H,W)."""
+    return gland(i) | ((abs(ROWS - 20) < 4) & (COLUMNS < 25))
+
+
+def one_touches(i: int) -> np.ndarray:
+    return border(i) if i == 3 else gland(i)
 
 
 def blurred(i: int) -> np.ndarray:
@@ -154,9 +171,22 @@ def deep(white: float, dtype=np.uint16):
     return draw
 
 
+def png16(gray: np.ndarray) -> bytes:
+    """Return a PNG in colour of 16 bits, which Pillow does not write."""
+    rows = np.repeat(gray[..., None], 3, 2).astype(">u2").reshape(HEIGHT, -1).view(np.uint8)
+    content = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
+    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), (b"IDAT", content), (b"IEND", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        file += struct.pack(">I", len(data)) + kind + data + check
+    return file
+
+
 OFFICIAL = {i: "test" if i == 4 else "train" for i in range(5)}
 PATIENTS = {0: "p1", 1: "p1", 2: "p2", 3: "p2", 4: "p2"}
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
+YELLOW = (255, 255, 0)
 
 
 def table(line="a{},{}", header="case_id,group", groups=PATIENTS) -> str:
@@ -223,6 +253,9 @@ LAYOUTS = {
         pairs("imagesTr/a{}_0000.png", "labelsTr/a{}.png", draw=levels(1)),
         ids="a{}_0000", official=dict.fromkeys(range(5), "train"),
     ),
+    "a folder for each case: `a/image.png`, `a/mask.png`": Case(
+        pairs("a{}/image.png", "a{}/mask.png")
+    ),
     "another folder beside them": Case(
         pairs() | {f"overlays/a{i}.png": image(9) for i in range(5)},
         said="skipped 5 image files in overlays/",
@@ -241,9 +274,19 @@ LAYOUTS = {
         said="'a0.png' has masks of two kinds, *_mask and *_seg", refused=True,
         mend={"masks": "*_mask.png"},
     ),
+    "numbered masks of numbered images: `a_mask_1.png` for `a_1.png`": Case(
+        pairs("images/a_{}.png", "masks/a_mask_{}.png")
+        | {"images/a.png": image(9), "masks/a_mask.png": levels(255)(9)},
+        said="'a.png' has several masks, and is a series: name each mask as its image",
+        refused=True,
+    ),
     "masks in two folders": Case(
         pairs(masks="gt/a{}.png") | {f"masks/a{i}.png": levels(255)(i + 1) for i in range(5)},
         said="has masks of two folders, gt/* and masks/*", refused=True, mend={"masks": "gt"},
+    ),
+    "images in a format that is not read": Case(
+        {f"images/a{i}.tga": b"" for i in range(5)} | {f"masks/a{i}.png": b"" for i in range(5)},
+        said="no images found among 5 image files in masks/ (5), as 'a0.png'", refused=True,
     ),
     "no masks": Case(
         {f"images/a{i}.png": image(i) for i in range(5)}, said="no masks found among 5 image files",
@@ -261,6 +304,9 @@ MASKS = {
     "16 bits, 0 and 65535": Case(pairs(draw=levels(65535, dtype=np.uint16))),
     "32 bits, 0 and 70000": Case(pairs(masks="masks/a{}.tif", draw=levels(70_000, dtype=np.int32))),
     "0.0 and 1.0": Case(pairs(masks="masks/a{}.tif", draw=levels(1, dtype=np.float32))),
+    "0.1 and 0.9": Case(
+        pairs(masks="masks/a{}.tif", draw=lambda i: np.float32([0.1, 0.9])[gland(i).astype(int)])
+    ),
     "bool, `.npy`": Case(pairs(masks="masks/a{}.npy", draw=gland)),
     "palette, dark red as VOC has it": Case(
         pairs(draw=palette(BLACK, (128, 0, 0))), said="gland is 800000"
@@ -279,6 +325,44 @@ MASKS = {
     "blurred by resizing": Case(
         pairs(draw=blurred), said="blurred at their edges"
     ),
+    "lossy WebP": Case(pairs(masks="masks/a{}.webp", draw=lossy), said="blurred at their"),
+    "black on white, the gland at the border of one": Case(
+        pairs(draw=lambda i: np.uint8(255) * ~one_touches(i)), masks=one_touches,
+        said="gland is 0 ",
+    ),
+    "ink that is half transparent": Case(
+        pairs(draw=colours((0, 90, 200, 70), around=(0, 0, 0, 0))), said="gland is 005ac8",
+    ),
+    "black on white, glands at the border": Case(
+        pairs(draw=lambda i: np.uint8(255) * ~border(i)),
+        masks=border, said="masks may be inverted, they hold 0 (", refused=True,
+        mend={"mask_values": "0"},
+    ),
+    "black on white in JPEG": Case(
+        pairs(masks="masks/a{}.jpg", draw=lambda i: ~levels(255)(i)), refused=True,
+        said='which is gland? Set mask_values: ">127" or "<128"', mend={"mask_values": "<128"},
+    ),
+    "black on white with soft edges": Case(
+        pairs(draw=lambda i: ~blurred(i)), said='">127" or "<128"', refused=True,
+        mend={"mask_values": "<128"},
+    ),
+    "red with soft edges": Case(
+        pairs(draw=lambda i: blurred(i)[..., None] * np.uint8([1, 0, 0])), refused=True,
+        said="neither black nor white", mend={"mask_values": ">127"},
+    ),
+    "soft edges, a gray class in one mask": Case(
+        pairs(draw=lambda i: blurred(i) + np.uint8(110 * (i == 2)) * cyst(i)), refused=True,
+        said='mask_values: ">55"', mend={"mask_values": ">127"},
+    ),
+    "a colour in one JPEG": Case(
+        pairs(masks="masks/a{}.jpg", draw=lambda i: colours(WHITE if i else YELLOW)(i)),
+        said="neither black nor white", refused=True, mend={"mask_values": ">127"},
+    ),
+    "thin outlines that are not filled": Case(
+        pairs(draw=lambda i: levels(255)(i) * ndimage.binary_dilation(~gland(i))), refused=True,
+        said="no case can be used, of 5: 5 outline as mask",
+    ),
+    "a photograph": Case(pairs(draw=image), said="set a limit", refused=True),
     "gray classes 85 and 170": classes(
         levels(85, 170), 'all but 0 would be mask_values: "85, 170"', "85, 170"
     ),
@@ -307,6 +391,9 @@ MASKS = {
         pairs(masks="masks/a{}.tif", draw=lambda i: smooth(gland(i))), said='mask_values: ">0.5"',
         refused=True, mend={"mask_values": ">0.5"},
     ),
+    "a colour whose zeros YAML cuts, `008000`": classes(
+        colours((0, 128, 0), RED), "008000 (", "8000", masks=lambda i: gland(i) & ~nodule(i)
+    ),
     "a level that no mask has": Case(
         pairs(), choices={"mask_values": "3"}, said="mask_values: got 3, the masks hold 0 (",
         refused=True,
@@ -316,6 +403,9 @@ IMAGES = {
     "16 bits that use 12": Case(pairs(frames=deep(4095)), said="white is 4095", near=1),
     "16 bits that use 10": Case(pairs(frames=deep(1023)), said="white is 1023", near=1),
     "16 bits": Case(pairs(frames=deep(65535)), said="white is 65535"),
+    "16 bits in colour that use 12": Case(
+        pairs(frames=lambda i: png16(deep(4095)(i))), said="white is 4095", near=1
+    ),
     "0.0 to 1.0": Case(
         pairs("images/a{}.tif", frames=deep(1, np.float32)), said="white is 1"
     ),

@@ -76,6 +76,30 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
+@pytest.mark.parametrize(
+    ("shape", "save"),
+    [
+        ((30, 20, 24), lambda x: x[..., None]),
+        ((30, 20, 20), lambda x: x),
+        ((4, 15, 12), lambda x: x[:, None]),
+        ((4, 15, 12), lambda x: np.stack([x] * 3, 1)),
+    ],
+)
+def test_pictures_whose_axes_are_clear(tmp_path, shape, save):
+    frames = RNG.integers(0, 255, shape, np.uint8)
+    table = arrays.cases(npz(tmp_path / "a.npz", x=save(frames), y=save(frames > 99)))
+    assert_read(table, frames, frames > 99)
+
+
+def test_other_data_beside_arrays_stop_the_study(tmp_path):
+    npz(tmp_path / "a.npz", image=IMAGES, mask=MASKS)
+    for other in ("more/b.npz", "frames/u.png"):
+        (tmp_path / other).parent.mkdir()
+        (tmp_path / other).touch()
+        with pytest.raises(ValueError, match=r"there are arrays in a and . other files, such as"):
+            arrays.cases(tmp_path)
+
+
 def test_one_picture_in_an_array_of_pictures_and_two_files_of_one_name(tmp_path):
     npz(tmp_path / "a.npz", image=IMAGES[:1], mask=MASKS[0], patient_id="p7")
     hdf5(tmp_path / "a.h5", image=IMAGES[1:3], mask=MASKS[1:3], patient_id="p7")
@@ -101,7 +125,11 @@ BAD = {  # kind: (the file's arrays, or its bytes; words)
     "fewer masks": ({"image": IMAGES, "mask": MASKS[:4]}, "holds 5 images and 4 masks"),
     "one mask": ({"image": IMAGES, "mask": MASKS[0]}, "holds 5 images and 1 masks"),
     "groups of others": ({"image": IMAGES, "mask": MASKS, "patient": [1, 2]}, "each of 5 pictures"),
-    "last axis": ({"image": IMAGES.T[:12, :12], "mask": MASKS.T[:12, :12]}, r"may be \(H,W,N\)"),
+    "last axis": ({"image": IMAGES.T[:12, :12], "mask": MASKS.T[:12, :12]}, r"may be \(N,H,W\)"),
+    "as many": (
+        {"image": np.ones((50, 40, 60)), "mask": np.ones((50, 40, 60))},
+        "save \\(N,H,W,1\\)",
+    ),
     "five axes": ({"image": IMAGES[None, None], "mask": MASKS[None, None]}, "not that of pictures"),
     "objects": ({"image": np.array([[None] * 3] * 3), "mask": MASKS[0]}, "cannot be read"),
     "cut off": (b"PK\x03\x04" + bytes(90), "cannot be read"),
@@ -126,7 +154,7 @@ def test_a_bad_file_is_refused_alone_and_set_aside_among_others(tmp_path, kind):
 def test_pictures_that_cannot_be_read(tmp_path):
     wrong = np.where(IMAGES[0, 0, 0] == IMAGES, np.nan, IMAGES)
     table = arrays.cases(npz(tmp_path / "a.npz", image=wrong, mask=MASKS))
-    with pytest.raises(ValueError, match=r"'a\.npz' cannot be read: it holds levels that are no"):
+    with pytest.raises(ValueError, match=r"'a\.npz' cannot be read: has levels .* that are no"):
         pictures(table)
     np.save(tmp_path / "b.npy", IMAGES)
     with pytest.raises(ValueError, match="holds 5 pictures, save the one that is meant"):

@@ -160,9 +160,23 @@ def test_copies_of_images_are_no_masks(tmp_path):
     assert dicom_folder.cases(tmp_path)["mask_path"].tolist() == [str(tmp_path / "Labels/a.png")]
 
 
+def test_pictures_beside_images_are_masks_if_their_names_say_so(tmp_path):
+    seg = make_seg([MASKS[0]], [("1.2.1", None)])
+    write(tmp_path / "my masks", a_dcm=make_us(ONE, uid="1.2.1"), a_png=ONE)
+    assert dicom_folder.cases(tmp_path / "my masks") is None
+    write(tmp_path / "my masks", seg_dcm=seg, b_dcm=make_us(ONE, uid="1.2.2"), b_seg_png=ONE > 90)
+    table = dicom_folder.cases(tmp_path / "my masks").set_index("case_id")
+    assert table["mask_path"]["b"].endswith("b_seg.png")
+    assert table.attrs["layout"].endswith("1 frames of segmentations; 1 pictures are not read")
+    write(tmp_path / "cine", a_dcm=make_us(CINE))
+    write(tmp_path / "cine/gt", a_1_png=MASKS[0], a_2_png=MASKS[1])
+    with pytest.raises(ValueError, match=r"no DICOM file has all masks among 2 pictures: name"):
+        dicom_folder.cases(tmp_path / "cine")
+
+
 @pytest.mark.parametrize("numbers", [range(5), range(1, 6), range(2, 6), [0, 1, 3, 4]])
 def test_numbers_that_may_mean_other_frames_are_not_paired(tmp_path, numbers):
-    write(tmp_path, a_dcm=make_us(CINE), b_dcm=make_us(ONE, uid="1.2.3"), b_png=ONE > 90)
+    write(tmp_path, a_dcm=make_us(CINE), b_dcm=make_us(ONE, uid="1.2.3"), b_mask_png=ONE > 90)
     write(tmp_path / "masks", **{f"a_{number}_png": MASKS[0] for number in numbers})
     table = dicom_folder.cases(tmp_path).set_index("case_id")
     assert table["mask_path"][["a_1", "a_2", "a_3", "a_4"]].tolist() == [""] * 4

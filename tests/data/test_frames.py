@@ -51,6 +51,9 @@ def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
     ):
         (tmp_path / "a.tif").write_bytes(tiff(2, 1, content, **{"t262": 0} | tags))
         assert frames.read_gray(tmp_path / "a.tif").tolist() == [levels]
+    (tmp_path / "a.tif").write_bytes(tiff(2, 1, b"\0\xf0", t262=1, t339=2))
+    with pytest.raises(ValueError, match="has gray levels with a sign, save levels from 0 up"):
+        frames.read_gray(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from layout_cases import Case, image, write
+from layout_cases import Case, image, levels, pairs, write
 from table_cases import CASES
 
 from thyroid_lib.data.frames import fit_image
@@ -18,14 +18,19 @@ def test_a_data_set_is_read_right_or_refused_with_what_mends_it(tmp_path, title)
     top = write(case.files, tmp_path / "data")
     if case.refused:
         with pytest.raises(ValueError, match=r".") as error:
-            look(top, **case.choices)
+            read(top, tmp_path / "refused", **case.choices)
         assert case.said in str(error.value)
         assert len(str(error.value).splitlines()) == 1
         if not case.mend:
             return
-    seen = look(top, **case.choices | case.mend)
+    seen, built = read(top, tmp_path / "store", **case.choices | case.mend)
     assert case.refused or case.said in str(seen)
-    check_read(case, seen, build_store(seen.cases, tmp_path / "store", size=48, mend=[]))
+    check_read(case, seen, built)
+
+
+def read(top, folder, **choices):
+    seen = look(top, **choices)
+    return seen, build_store(seen.cases, folder, size=48, mend=[])
 
 
 def check_read(case: Case, seen, built) -> None:
@@ -45,3 +50,12 @@ def check_read(case: Case, seen, built) -> None:
         assert about.group == group
         if case.ids:
             assert about.official == case.official.get(i, "")
+
+
+def test_a_series_that_lost_an_image_keeps_its_masks_apart(tmp_path):
+    files = pairs("images/a_{}.png", "masks/a_{}.png")
+    files |= {"images/a.png": image(9), "masks/a.png": levels(255)(9)}
+    del files["images/a_3.png"]
+    seen = look(write(files, tmp_path))
+    assert seen.cases.set_index("case_id")["image_path"]["a_3"] == ""
+    assert "joined" not in str(seen)

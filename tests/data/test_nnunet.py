@@ -53,3 +53,10 @@ def test_levels_have_names(tmp_path, labels, levels):
 def test_what_is_not_read(tmp_path, more, about, words):
     with pytest.raises(ValueError, match=words):
         nnunet.cases(write(tmp_path, *PAIRS, *more, **about))
+
+
+def test_two_data_sets_in_one_folder_are_not_one(tmp_path):
+    for name in ("Dataset003_B", "Dataset007_C"):
+        write(tmp_path / name, *PAIRS)
+    with pytest.raises(ValueError, match="Dataset003_B and Dataset007_C are data sets each"):
+        nnunet.cases(tmp_path)

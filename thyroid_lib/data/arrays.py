@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
-from thyroid_lib.data.readers import PICTURES
+from thyroid_lib.data.frames import check_levels
+from thyroid_lib.data.layouts import list_files
+from thyroid_lib.data.readers import ARRAYS, PICTURES
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
@@ -45,11 +47,16 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         except ValueError as error:
             problem = "unreadable image", str(error) if unit in str(error) else f"{unit}: {error}"
             rows.append((unit, str(parts[0]), str(parts[0]), unit, "arrays", problem))
+    images, others = list_files(Path(path))
+    others = [file for file in others if file.suffix.lower() in ARRAYS]
+    more = sorted({*images, *others}.difference(*files.values()))
     if all(row[5] for row in rows):  # not one that can be used
-        folders = Path(path).is_dir() and any(each.is_dir() for each in Path(path).iterdir())
-        if not rows or folders or Path(rows[0][1]).suffix.lower() == ".npy":
+        if not rows or more or Path(rows[0][1]).suffix.lower() == ".npy":
             return None  # they lie beside data of another layout
         raise ValueError(rows[0][5][1])
+    if more:
+        held = f"{', '.join(files)} and {len(more)} other files, such as {more[0].name!r}"
+        raise ValueError(f"there are arrays in {held}: give the path of one data set alone")
     table = make_table(rows, "problem")
     names = [f"array {name}" for name in GROUPS if name in known]
     names += ["one per file"] * bool(len(files) > 1 and table["group"].duplicated().any())
@@ -65,11 +72,11 @@ def read_image(path: str | Path, part: str) -> np.ndarray:
     key, _, number = part.rpartition("/") if "/" in part or part.isdecimal() else (part, "", "")
     with _opened(path) as file:
         count = count_pictures(file[key].shape)
-        if count and not number:
+        if count > 1 and not number:
             raise ValueError(f"it holds {count} pictures, save the one that is meant alone")
-        levels = np.array(file[key][int(number) if count else ()])
-        if levels.dtype.kind == "f" and not np.isfinite(levels).all():
-            raise ValueError("it holds levels that are no numbers")
+        levels = check_levels(np.array(file[key][int(number or 0) if count else ()]))
+    if levels.ndim == 3 and levels.shape[2] not in (1, 3):
+        levels = np.moveaxis(levels, 0, 2)
     one = levels.ndim == 3 and (levels == levels[..., :1]).all()
     return levels[..., 0] if one else levels
 
@@ -83,14 +90,18 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int] | None = None)
 
 
 def count_pictures(shape: tuple[int, ...]) -> int:
-    """Return the length of the axis of pictures; 0 for one picture, (H,W) or (H,W,C)."""
+    """Return the length of the axis of pictures; 0 for one picture, (H,W) or (H,W,C).
+
+    (N,H,W) must make pictures of usual sides, and (H,W,N) none, or pictures be squares.
+    """
     colour = shape[-1:] in ((1,), (3,))
     if len(shape) == 2 or (len(shape) == 3 and colour):
         return 0
-    if len(shape) == 3 and shape[2] < min(shape[:2]):
-        advice = "save pictures along the first axis, one channel along the last: (N,H,W,1)"
-        raise ValueError(f"its shape {shape} may be (H,W,N) or (N,H,W): {advice}")
-    if len(shape) == 3 or (len(shape) == 4 and colour):
+    usual = [max(two) <= 2 * min(two) for two in (shape[:2], shape[1:])]
+    if len(shape) == 3 and usual != [False, True] and not shape[0] != shape[1] == shape[2]:
+        advice = "save (N,H,W,1): x[..., None], or np.moveaxis(x, 2, 0)[..., None] of (H,W,N)"
+        raise ValueError(f"its shape {shape} may be (N,H,W) or (H,W,N): {advice}")
+    if len(shape) == 3 or (len(shape) == 4 and (colour or shape[1] in (1, 3))):
         return shape[0]
     raise ValueError(f"its shape {shape} is not that of pictures: save (H,W) or (N,H,W)")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data import mask_values, readers
-from thyroid_lib.data.frames import read_gray
+from thyroid_lib.data.frames import components, read_gray
 
 # Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
 pd.set_option("mode.string_storage", "python")
@@ -70,7 +70,12 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
         raise BadCase("full mask", f"every pixel has {means}: is this the mask?")
     if all(edge.all() for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])):
         detail = f"the frame's whole border has {means}: save masks with the gland's level inside"
-        raise BadCase("inverted mask", f'{detail}, or set mask_values: "0"')
+        raise BadCase("inverted mask", f'{detail}, or set mask_values: "{"0" if rule else "<128"}"')
+    around, areas, _ = components(~mask, diagonal=False)
+    outside = {*around[0], *around[-1], *around[:, 0], *around[:, -1]}
+    if areas.sum() - areas[list(outside)].sum() > mask.sum():
+        detail = "it encloses more than it covers: save masks that are filled"
+        raise BadCase("outline as mask", detail)
     return image, mask
 
 

@@ -187,6 +187,10 @@ def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
     count, done = _number(dataset, "NumberOfFrames"), 0
     colour, bits = dataset.PhotometricInterpretation, dataset.BitsStored
     try:
+        if colour == "PALETTE COLOR" and not dataset.file_meta.TransferSyntaxUID.is_little_endian:
+            for each in ("Red", "Green", "Blue"):
+                words = dataset[f"{each}PaletteColorLookupTableData"]
+                words.value = np.frombuffer(words.value, ">u2").byteswap().tobytes()
         for done, levels in enumerate(_levels(dataset, colour, count), 1):
             if done > count or levels.shape[:2] != (dataset.Rows, dataset.Columns):
                 raise Refused("the frames in PixelData are not as its header says")

@@ -2,6 +2,7 @@
 
     set/a.dcm   set/seg.dcm      a segmentation object names the images and frames it lies over
     set/a.dcm   set/masks/a.png  a mask of the image's name; a_1.png, a_2.png … for its frames
+    set/a.dcm   set/a_mask.png   the same without a folder; set/a.png is no mask
 
 A group is a patient: PatientID, hashed with a salt, so that tables hold no patient's number. File
 names become the names of cases: they should hold no patient's name.
@@ -23,7 +24,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
-from thyroid_lib.data.layouts import ROLE_OF
+from thyroid_lib.data.layouts import ROLE_OF, WORDS, paired_names
 from thyroid_lib.data.readers import PICTURES
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -53,30 +54,38 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     salt = "\n".join(sorted({str(h.get("StudyInstanceUID")) for h in images.values()}))
     kinds = sorted({segment.kind for segment in segments})
     masks = _masks_of_frames(segments, images, kinds)
-    pictures = defaultdict(list)  # by name, and a_12.png by ("a", 12), too
-    for picture in (file for file in found if file.suffix.lower() in PICTURES):
-        name = picture.stem.lower()
-        head, _, tail = name.rpartition("_")
-        for key in {(name, None), (head, int(tail)) if tail.isdecimal() else (name, None)}:
-            pictures[key].append(picture)
+    pictures = [file for file in found if file.suffix.lower() in PICTURES]
+    drawn = defaultdict(list)  # masks by name, and a_12.png by ("a", 12), too
+    for picture in pictures:
+        words = map(str.casefold, WORDS.findall(picture.parent.relative_to(path).name))
+        names = [name for name, _ in paired_names(picture.stem, "mask")]
+        for name in names if "mask" in map(ROLE_OF.get, words) else names[1:]:
+            head, _, tail = name.rpartition("_")
+            for key in {(name, None), (head, int(tail)) if tail.isdecimal() else (name, None)}:
+                drawn[key].append(picture)
     stems, rows = Counter(file.stem.lower() for file in images), []
     for file, header in images.items():
         uid, alone = str(header.get("SOPInstanceUID")), stems[file.stem.lower()] == 1
         name = file.stem if alone else f"{file.stem}-{_digest(uid)[:8]}"
         count, patient = _count_frames(header), str(header.get("PatientID") or "").strip()
         group = f"patient-{_digest(salt, patient)[:10]}" if patient else ""
-        drawn = _drawn_masks(file, count, pictures, alone)
+        own = _drawn_masks(file, count, drawn, alone)
         for frame in range(count):
             case_id = name + f"_{frame + 1:0{len(str(count))}}" * (count > 1)
             image, over = reference(file, frame if count > 1 else ""), masks.pop((uid, frame), [])
-            rows.append((case_id, image, "\n".join(over) or drawn[frame], group, "dicom", None))
+            rows.append((case_id, image, "\n".join(over) or own[frame], group, "dicom", None))
     if pictures and not any(row[2] for row in rows):
+        if {*pictures} == {picture for held in drawn.values() for picture in held}:
+            need = "name each masks/a.png as its file, of several frames masks/a_1.png, a_2.png …"
+            raise ValueError(f"no DICOM file has all masks among {len(pictures)} pictures: {need}")
         return None  # DICOM files beside data of another layout
     table = make_table(rows + broken, "problem")
     said = [f"DICOM: {len(rows)} frames in {len(images)} files"]
     said += [f"{len(segments)} frames of segmentations"] * bool(segments)
     said += [f"{len(masks)} frames that are not here have segmentations"] * bool(masks)
     said += [f"{others} other objects are not read"] * bool(others)
+    unread = len({*map(str, pictures)} - {row[2] for row in rows})
+    said += [f"{unread} pictures are not read"] * bool(unread)
     table.attrs = {"layout": "; ".join(said), "groups": "patients (PatientID, hashed)"}
     table.attrs["levels"] = dict(enumerate(kinds, 1)) if len(kinds) > 1 else {}
     return table
@@ -206,8 +215,7 @@ def _drawn_masks(file: Path, count: int, pictures: dict, alone: bool) -> list[st
         for frame in range(first, first + count):
             held = pictures.get((stem, frame if count > 1 else None), [])
             held = [p for p in held if alone or p.parent in near[:1] or p.parent.parent in near]
-            # of several pictures, one in a folder called masks or the like is meant
-            found.append([p for p in held if ROLE_OF.get(p.parent.name.lower()) == "mask"] or held)
+            found.append(held)
         more = {(stem, first - 1), (stem, first + count)} & pictures.keys() if count > 1 else ()
         if not more and all(len(held) == 1 for held in found):
             return [str(held[0]) for held in found]

@@ -39,11 +39,14 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     page: number of the picture in a file of several, from 0; "" where there is one. highest: white,
     in files of more than 8 bits; 0 for the highest level of the file's type.
     """
-    return decode_file(path, partial(_gray_levels, highest=highest), page)
+    return decode_file(path, partial(_gray_levels, highest=highest), page, deep=True)
 
 
-def decode_file(path: str | Path, decode: Callable, page: str = ""):
-    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF)."""
+def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: bool = False):
+    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF).
+
+    `deep` turns colours of 16 bits into gray levels, of which Pillow's colours have 8 bits only.
+    """
     path = Path(path)
     try:
         if not path.is_file():
@@ -66,6 +69,10 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
                 file.seek(0)
                 image = Image.open(file, formats=FORMATS)
             image.seek(int(page or 0))
+            if tags.get(258) == (8,) and tags.get(339) == (2,):
+                raise Refused("has gray levels with a sign, save levels from 0 up")
+            if deep and ";16" in str(image.tile) and image.mode[0] != "I":
+                image = _luma(image, Image.open(path, formats=FORMATS), int(page or 0))
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
         what = (str(error) or type(error).__name__).splitlines()[0]
@@ -79,6 +86,19 @@ def decode_file(path: str | Path, decode: Callable, page: str = ""):
             what = f"is damaged ({what}), copy or export it again"
         # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {what}") from error
+
+
+def _luma(image: Image.Image, twin: Image.Image, page: int) -> Image.Image:
+    """Turn colours of 16 bits into gray levels of mode I; `twin` is the same file."""
+    if image.mode != "RGB":
+        raise Refused("has 16 bits and transparency, save it as gray levels or with 8 bits")
+    twin.seek(page)
+    for number, tile in enumerate(twin.tile):  # the other order of bytes shows the lower ones
+        how, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        other = how[:-1] + ("L" if how.endswith("B") else "B")
+        twin.tile[number] = tile._replace(args=(other, *more))
+    high, low = (np.asarray(ImageOps.exif_transpose(each), np.int32) for each in (image, twin))
+    return Image.fromarray((256 * high + low) @ np.array([299, 587, 114], np.int32) // 1000)
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:
@@ -104,7 +124,14 @@ def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.
 
 def scale_levels(levels: np.ndarray, highest: float) -> np.ndarray:
     """Scale gray levels (H,W) of any type, black at 0 and white at `highest`, to uint8."""
-    return np.rint(np.clip(levels, 0, highest) / (highest / 255)).astype(np.uint8)
+    return np.rint(np.clip(check_levels(levels), 0, highest) / (highest / 255)).astype(np.uint8)
+
+
+def check_levels(levels: np.ndarray) -> np.ndarray:
+    """Return gray levels as they are; raises Refused if some are below 0 or no numbers."""
+    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
+        raise Refused("has levels below 0, or that are no numbers: save levels from 0 up")
+    return levels
 
 
 def mend_text(mask: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -205,7 +232,7 @@ def content_box(height: int, width: int, size: int, resize: str) -> tuple[int, i
 
 def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # 16 bits, "I;16" or in a container of 32; or float
-        levels, white_at_0 = np.asarray(image), tags.get(262) == 0
+        levels, white_at_0 = check_levels(np.asarray(image)), tags.get(262) == 0
         if highest:
             return scale_levels(highest - levels if white_at_0 else levels, highest)
         if image.mode == "F":

@@ -106,16 +106,15 @@ def find_pairs(
         raise ValueError(f"no image file ({' '.join(PICTURES)}) in {root}: it holds {held}")
     pictures = _pictures(root, files, {"image": images, "mask": masks})
     found = {role: [p for p in pictures if p.role == role] for role in ("image", "mask")}
-    if missing := [f"{role}s" for role in found if not found[role]]:
-        held, example = f"{len(files)} image files {_folders(pictures)}", f"*_{missing[0][:-1]}.png"
-        needed = f'set {missing[0]} to a folder or a pattern, {missing[0]}: "{example}"'
-        raise ValueError(f"no {missing[0]} found among {held} of {root}: {needed}")
-    masks_of, left, how = _pair(found["image"], found["mask"], pairing)
-    said = [f"images {_folders(found['image'])}, masks {_folders(found['mask'])}", *how]
     odd = [path for path in others if path.suffix.lower() not in (*TABLES, ".json", ".md")]
-    if odd:
-        shown = ", ".join(ascii(path.name) for path in odd[:3])
-        said.append(f"skipped {len(odd)} files by the ending: {shown}")
+    shown = ", ".join(ascii(path.name) for path in odd[:3])
+    odd = [f"skipped {len(odd)} files by the ending: {shown}"] * bool(odd)
+    if missing := [f"{role}s" for role in found if not found[role]]:
+        held = "; ".join([f"{len(files)} image files {_folders(pictures)} of {root}", *odd])
+        needed = f'set {missing[0]} to a folder or a pattern, "*_{missing[0][:-1]}.png"'
+        raise ValueError(f"no {missing[0]} found among {held}: {needed}")
+    masks_of, left, how = _pair(found["image"], found["mask"], pairing)
+    said = [f"images {_folders(found['image'])}, masks {_folders(found['mask'])}", *how, *odd]
     if skipped := [p for p in pictures if p.role not in found]:
         held = f"{len(skipped)} image files {_folders(skipped)}"
         said.append(f"skipped {held}: neither image nor mask")
@@ -150,7 +149,8 @@ def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Pic
             raise ValueError(f"{problem}, found {_folders(pictures)}")
     pictures = _masks_by_name(pictures, forced, "other" if wanted["mask"] else "mask")
     if not any(p.role == "image" for p in pictures):
-        pictures = [p._replace(role=p.role or "image") for p in pictures]
+        role = ROLE_OF.get(os.path.basename(top).casefold(), "image")  # masks/ alone holds masks
+        pictures = [p._replace(role=p.role or role) for p in pictures]
     return pictures
 
 
@@ -158,16 +158,17 @@ def _masks_by_name(pictures: list[Picture], forced: list[str], role: str) -> lis
     """Give `role` to masks beside their images, a.png and a_mask.png, else to any so named."""
     names = defaultdict(set)
     for p in pictures:
-        names[p.folder] |= {key for key, _ in _names(p.stem, "image")}
+        names[p.folder] |= {key for key, _ in paired_names(p.stem, "image")}
     # where masks have a folder of their own, names in folders of images say nothing
     open_roles = ("",) if any(p.role == "mask" for p in pictures) else ("", "image")
     is_mask = [
-        p.role in open_roles and any(k in names[p.folder] for k, _ in _names(p.stem, "mask")[1:])
+        p.role in open_roles
+        and any(k in names[p.folder] for k, _ in paired_names(p.stem, "mask")[1:])
         for p in pictures
     ]
     mixed = {p.folder for p, named in zip(pictures, is_mask, strict=True) if named}
     if not mixed and not any(p.role == "mask" for p in pictures):
-        is_mask = [len(_names(p.stem, "mask")) > 1 for p in pictures]
+        is_mask = [len(paired_names(p.stem, "mask")) > 1 for p in pictures]
     return [
         p._replace(role=force or (role if named else p.role or "image" * (p.folder in mixed)))
         for p, named, force in zip(pictures, is_mask, forced, strict=True)
@@ -182,7 +183,7 @@ def _matches(below: str, pattern: str) -> bool:
     return bool(pattern) and (inside or fnmatchcase(below, pattern) or fnmatchcase(name, pattern))
 
 
-def _names(stem: str, role: str) -> list[tuple[str, str]]:
+def paired_names(stem: str, role: str) -> list[tuple[str, str]]:
     """Return the names by which a file may be paired, each with the affix that was cut off.
 
     The affix is without its number: masks of one kind have the same.
@@ -193,7 +194,8 @@ def _names(stem: str, role: str) -> list[tuple[str, str]]:
             start, end = match.span(1)
             affix = f"{stem[:start]}*{stem[end:]}".casefold()
             found.append((name_key(match[1].strip()), re.sub(r"[-_. (]*\d+\)?$", "", affix)))
-    return found
+    # case0/image.png and case0/mask.png have no other name than their folder's
+    return found + [("", "")] * (ROLE_OF.get(found[0][0]) == role)
 
 
 def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[dict, list, list]:
@@ -207,11 +209,14 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
         first = [f"{each[0].folder}/ begins with {each[0].path.name!r}" for each in (images, masks)]
         advice = 'name each mask as its image, or set what both have, pairing: "(\\d+)"'
         raise ValueError(f"no image has a mask of its name: {', '.join(first)}; {advice}")
-    # a second mask that a person renamed: a.png and a_1.png for the image a.png
+    # a second mask that a person renamed: a.png and a_1.png for the image a.png, if no image is a_2
     image_of = {(m.folder, m.stem): image for image, held in masks_of.items() for m, _ in held}
+    numbered = re.compile(r"(.+?)[-_ ]+\(?\d+\)?")
+    series = {(i.folder, base[1]) for i in images if (base := numbered.fullmatch(i.stem))}
     for mask in list(left):
-        base = re.fullmatch(r"(.+?)[-_ ]+\(?\d+\)?", mask.stem)
-        if base and (image := image_of.get((mask.folder, base[1]))):
+        base = numbered.fullmatch(mask.stem)
+        image = base and image_of.get((mask.folder, base[1]))
+        if image and (image.folder, base[1]) not in series:
             masks_of[image].append((mask, masks_of[image][0][1]))
             left.remove(mask)
     several = []
@@ -223,7 +228,11 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
                 raise ValueError(
                     f'{held}: set those that are meant, masks: "{max(found, key=len)}"'
                 )
-        several += [image.path.name] * (len({mask.stem for mask, _ in held}) > 1)
+        if len({mask.stem for mask, _ in held}) > 1:
+            several.append(image.path.name)
+            if (image.folder, image.stem) in series:  # whose masks are a_mask_1, a_mask_2?
+                need = "name each mask as its image"
+                raise ValueError(f"{image.path.name!r} has several masks, and is a series: {need}")
     affixes = sorted({affix for held in masks_of.values() for _, affix in held if affix})
     said = [said + f" ({', '.join(affixes)})" * bool(affixes)]
     if several:
@@ -252,7 +261,7 @@ def _pair_by(images: list[Picture], masks: list[Picture], keys_of: Callable) -> 
 
 def _ways(images: list[Picture], masks: list[Picture], pairing: str) -> Iterator:
     """Yield ways to pair: what it is called, and a function (picture, role) -> [(key, affix)]."""
-    names, how = lambda p, role: _names(p.stem, role), "name"
+    names, how = lambda p, role: paired_names(p.stem, role), "name"
     if pairing:
         pattern, how = compile_pattern("pairing", pairing), f"what {pairing} finds in their names"
 
@@ -302,7 +311,8 @@ def _table(masks_of: dict, left: list[Picture], dataset: str) -> pd.DataFrame:
     for p, image, mask in pairs:
         words = map(str.casefold, WORDS.findall(" ".join(p.context)))
         side = next((SIDE_OF[word] for word in words if word in SIDE_OF), "")
-        case_id = "-".join((*p.context, p.stem)) if long else p.stem
+        names = p.context if p.context and name_key(p.stem) in ROLE_OF else (*p.context, p.stem)
+        case_id = "-".join(names) if long else p.stem
         rows.append((case_id, image, mask, "", dataset, side))
     return make_table(rows, "official")
 

@@ -6,7 +6,7 @@ A rule holds for a whole source, in a form that the case table carries:
     "levels:1"             these gray levels, as stored: "levels:85,170"
     "colours:ff0000"       these colours, RGB in hexadecimal digits
     "transparent"          what is not there, of 4 channels
-    "above:0"              gray levels above a number
+    "above:0", "below:9"   gray levels above or below a number, of colours the brightest channel
 
 Several rules, joined by ";", are gland where one of them says so.
 """
@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data.frames import decode_file, read_gray
-from thyroid_lib.data.readers import check_levels
+from thyroid_lib.data.frames import check_levels, decode_file, read_gray
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
 MANY = 4096  # levels that are counted in one mask
-BLACK, WHITE = 32, 223  # channels of a JPEG's black are below, of its white above
-BLUR = 24  # levels that differ by no more are one in a JPEG
+SHARP = 16  # levels that a mask may hold; one of more has soft edges, as a JPEG has
+BLACK, WHITE = 32, 223  # channels of a soft mask's black are below, of its white above
+BLUR = 24  # levels that differ by no more are one in a soft mask
 SQUARE = 4  # px
 
 
@@ -37,11 +37,7 @@ def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndar
     """
     if levels is not None:
         return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
-    jpeg = is_jpeg(path)
-    if jpeg and rule.startswith("above"):  # as `count_levels` sees it
-        brightest = decode_file(path, lambda image, _: np.max(image.convert("RGB"), axis=2), page)
-        return apply_rule(brightest, rule)
-    if jpeg or not rule:
+    if not rule or (is_jpeg(path) and not rule.startswith(("above", "below"))):
         return read_gray(path, page=page) > 127
     return apply_rule(decode_file(path, _codes, page), rule)
 
@@ -64,9 +60,20 @@ def apply_rule(codes: np.ndarray, rule: str) -> np.ndarray:
             mask |= np.isin(codes, wanted)
         elif kind == "colours":
             mask |= np.isin(codes, [_colour_code(int(value, 16)) for value in values.split(",")])
+        elif kind == "transparent":
+            mask |= codes == TRANSPARENT
         else:
-            mask |= codes > float(values) if kind == "above" else codes == TRANSPARENT
+            bright, limit = _channels(codes).max(axis=-1), float(values)
+            gray = np.where(codes < TRANSPARENT, bright, codes)
+            mask |= gray > limit if kind == "above" else (gray >= 0) & (gray < limit)
     return mask
+
+
+def _channels(codes: np.ndarray) -> np.ndarray:
+    """Return the channels of codes of 8 bits, (…,3); transparent is black."""
+    codes = codes.astype(np.int64)
+    rgb = np.where(codes < TRANSPARENT, -2 - codes, np.maximum(codes, 0) * 0x010101)
+    return rgb[..., None] >> np.array([16, 8, 0]) & 255
 
 
 def _codes(image: Image.Image, tags) -> np.ndarray:
@@ -80,10 +87,13 @@ def _codes(image: Image.Image, tags) -> np.ndarray:
     if image.mode in ("1", "L") and not image.has_transparency_data:
         return np.asarray(image.convert("L"))
     indices = np.asarray(image) if image.mode == "P" else None
+    image = image if image.has_transparency_data else image.convert("RGB")
     rgba = np.asarray(image.convert("RGBA")).astype(np.int32)  # (H,W,4)
     red, green, blue, alpha = np.moveaxis(rgba, 2, 0)
     codes = _colour_code((red << 16) | (green << 8) | blue)
-    codes = np.where(alpha <= 127, TRANSPARENT, codes).astype(np.int64)
+    thin, _ = _even_squares(rgba[..., 3:])  # ink may be thin all over, or only at its edge
+    limit = thin[thin > BLACK].min(initial=alpha.max()) // 2
+    codes = np.where(alpha <= limit, TRANSPARENT, codes).astype(np.int64)
     if indices is not None and len(np.unique(indices)) > len(np.unique(codes)):
         return indices.astype(np.int32)  # a palette that shows two classes alike
     return codes
@@ -99,40 +109,53 @@ class Levels(NamedTuple):
     """What one mask holds: pixels by code, and of what kind the codes are."""
 
     counts: dict[float, int]
-    border: float | None = None  # the code that fills the whole border, if one does
-    jpeg: bool = False
+    border: float | None = None  # the code that fills the whole border, if one of several does
+    soft: bool = False  # only even squares are counted
     deep: bool = False  # "above 127" does not mean the codes
 
 
 def count_levels(path: str, page: str = "", levels: np.ndarray | None = None) -> Levels:
     """Count the pixels by code of an image file, or of `levels` that a reader of its own gave.
 
-    Of a JPEG only even squares count: black as 0, white as 255, others by their brightest channel.
+    Of soft masks, JPEG files or more than `SHARP` levels of 8 bits, only even squares count: black
+    as 0, white as 255, others by their brightest channel.
     """
-    jpeg = levels is None and is_jpeg(path)
-    if jpeg:
-        codes = decode_file(path, _even_squares, page)
-    else:
-        codes = decode_file(path, _codes, page) if levels is None else check_levels(levels)
+    codes = decode_file(path, _codes, page) if levels is None else check_levels(levels)
+    edges = np.concatenate([codes[0], codes[-1], codes[:, 0], codes[:, -1]])
     values, counts = np.unique(codes, return_counts=True)
-    most = np.argsort(-counts, kind="stable")[:MANY]
     deep = levels is None and codes.dtype not in (np.uint8, np.int64)
+    jpeg, soft = levels is None and is_jpeg(path), False
+    if codes.dtype.kind != "f" and values.max() <= 255 and (jpeg or len(values) > SHARP):
+        squares = _black_or_white(*_even_squares(_channels(codes)))
+        # else a photograph, or probabilities
+        soft = 2 * SQUARE**2 * len(squares) > codes.size and (jpeg or squares.any())
+    if soft:
+        middle = (squares > 0) & (squares < 255)
+        if middle.sum() <= 0.01 * (squares > 0).sum():
+            squares = squares[~middle]
+        values, counts = np.unique(squares, return_counts=True)
+        edges = _black_or_white(*[_channels(edges)] * 2)
+    most = np.argsort(-counts, kind="stable")[:MANY]
     shortest = [float(str(value)) for value in values[most]]  # 0.1 of 32 bits is 0.1
     pixels = dict(zip(shortest, counts[most].tolist(), strict=True))
-    edges = () if jpeg else (codes[0], codes[-1], codes[:, 0], codes[:, -1])
-    border = {code for edge in edges for code in np.unique(edge).tolist()}
-    return Levels(pixels, border.pop() if len(border) == 1 else None, jpeg, deep)
+    border = float(str(edges[0])) if len(pixels) > 1 and (edges == edges[0]).all() else None
+    return Levels(pixels, border, soft, deep)
 
 
-def _even_squares(image: Image.Image, _) -> np.ndarray:
-    """Return the levels of those squares of a JPEG that hold one level, uint8 (n,)."""
-    rgb = np.asarray(image.convert("RGB"))
-    height, width = (side // SQUARE for side in rgb.shape[:2])
-    squares = rgb[: height * SQUARE, : width * SQUARE].reshape(height, SQUARE, width, SQUARE, 3)
-    low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,3)
+def _even_squares(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and highest channels (n,C), of (H,W,C), of squares that hold one level."""
+    height, width = (side // SQUARE for side in channels.shape[:2])
+    cut = channels[: height * SQUARE, : width * SQUARE]
+    squares = cut.reshape(height, SQUARE, width, SQUARE, -1)
+    low, high = squares.min(axis=(1, 3)), squares.max(axis=(1, 3))  # (H/4,W/4,C)
     even = (high - low).max(axis=2) <= BLUR
-    darkest, brightest = low.min(axis=2)[even], high.max(axis=2)[even]
-    return np.select([brightest < BLACK, darkest > WHITE], [0, 255], brightest.astype(int))
+    return low[even], high[even]
+
+
+def _black_or_white(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return 0 for black, 255 for white, else the brightest of channels (…,3), at most 254."""
+    low, high = low.min(axis=-1), high.max(axis=-1)
+    return np.select([high < BLACK, low > WHITE], [0, 255], np.minimum(high, 254))
 
 
 def choose_rule(
@@ -140,14 +163,15 @@ def choose_rule(
 ) -> tuple[str, str]:
     """Choose a source's mask rule by what `count_levels` found in each of its masks.
 
-    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; or ">0". names: of
-    levels, where the data set gives them. Returns the rule, and a sentence that names every level
-    with its share of the pixels. ValueError: levels that could be classes; `wanted` is not there.
+    wanted: the gland's levels or colours, "1", "85, 170" or "ff0000"; "alpha"; ">0" or "<9".
+    names: of levels, where the data set gives them. Returns the rule, and a sentence that names
+    every level with its share. ValueError: levels that could be classes; `wanted` is not there.
     """
     counts: Counter = Counter()
     for each in found:
         counts.update(each.counts)
-    jpegs, total = sum(each.jpeg for each in found), counts.total()
+    soft, total = sum(each.soft for each in found), counts.total()
+    around = Counter(each.border for each in found if each.border is not None)
     levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
     called = {str(level): f"{level} {name}" for level, name in (names or {}).items()}
     shares = {
@@ -155,25 +179,32 @@ def choose_rule(
         for name, code in levels.items()
     }
     shown = ", ".join(shares.values())
-    if len(levels) > 16:
+    if len(levels) > SHARP:
         shown = f"from {level_name(min(counts))} to {level_name(max(counts))}"
+    deep = any(each.deep for each in found)
+    usual = {code for each in found if not each.soft for code in each.counts} <= {0, 255}
     if wanted:
-        rule, gland = _wanted_rule(wanted.strip(), levels, shown, jpegs)
-    elif jpegs == len(found) or _is_blurred(counts):
-        middle = [code for code in counts if 0 < code < 255] if jpegs else []
-        between = sum(counts[code] for code in middle)
-        if between > 0.01 * (total - counts[0]):
-            areas = f"levels {min(middle):g} to {max(middle):g} ({100 * between / total:.2g} %)"
-            need = f'set the least that is gland, mask_values: ">{max(0, min(middle) - 20):g}"'
-            raise ValueError(f"JPEG masks hold areas neither black nor white, {areas}: {need}")
-        return "", "masks are blurred at their edges (JPEG or resized): above 127 is gland"
+        rule, gland = _wanted_rule(wanted.strip(), levels, shown, soft)
+    elif soft and usual and not deep:
+        if middle := [code for code in counts if 0 < code < 255]:
+            areas = f"areas neither black nor white, {min(middle):g} to {max(middle):g} or coloured"
+            need = f'set a limit half way below what is gland, mask_values: ">{min(middle) // 2:g}"'
+            raise ValueError(f"blurred masks hold {areas}: {need}")
+        rule, gland, ways = "", [255], ['">127"', '"<128"']
     else:
-        gland = _gland_of_two([*levels.values()], {each.border for each in found})
+        gland = _gland_of_two([*levels.values()], around, names or {})
+        ways = [f'"{name}"' for name in levels]
         if gland is None:
             which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
             raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
-        usual = set(counts) <= {0, 255} and 0 not in gland and not any(each.deep for each in found)
-        rule = "" if usual else _rule_of(gland)
+        rule = "" if usual and not deep and 0 not in gland else _rule_of(gland)
+    if not (wanted or names) and len(levels) > 1:
+        mixed = around.total() > 1.1 * max(around.values(), default=0)
+        if mixed or 2 * sum(counts[code] for code in gland) > total:
+            need = f"which is gland? Set mask_values: {' or '.join(ways)}"
+            raise ValueError(f"masks may be inverted, they hold {shown}: {need}")
+    if soft and not (wanted or rule):
+        return rule, "masks are blurred at their edges (JPEG or resized): above 127 is gland"
     sides = {"gland is": [], "background": []}
     for name, share in shares.items():
         sides["gland is" if levels[name] in gland else "background"].append(share)
@@ -187,33 +218,26 @@ def level_name(code: float) -> str:
     return "transparent" if code == TRANSPARENT else str(int(code) if code == int(code) else code)
 
 
-def _is_blurred(counts: Counter) -> bool:
-    """Say whether gray levels between black and white are but the soft edge of one class."""
-    between = [n for code, n in counts.items() if 0 < code < 255]
-    some = len(between) > 16 and min(counts) >= 0 and max(counts) == 255
-    return some and max(between) < 0.02 * (counts[255] + sum(between)) and counts[0] > 0
-
-
-def _gland_of_two(codes: list[float], borders: set) -> list[float] | None:
+def _gland_of_two(codes: list[float], around: Counter, names: dict) -> list[float] | None:
     """Return the codes that are gland where there is but one way to see it; None otherwise.
 
-    Of two, background is what fills the border of every mask, else transparent, black, or darker.
+    Of two, background is 0 where levels have names, else what fills the border of masks, else
+    transparent, black, or darker. A level named ignore is neither.
     """
     if len(codes) < 2:
         return [code for code in codes if code]
-    if len(borders) == 1 and borders <= set(codes):
-        [around] = borders
-    else:
-        around = TRANSPARENT if TRANSPARENT in codes else max(min(codes), 0)
-    others = [code for code in codes if code != around]
-    return others if len(codes) == 2 and len(others) == 1 else None
+    [(code, _)] = around.most_common(1) or [(max(min(codes), 0), 0)]
+    background = 0 if names else TRANSPARENT if TRANSPARENT in codes and not around else code
+    others = [code for code in codes if code != background]
+    clear = len(codes) == 2 and len(others) == 1 and names.get(others[0]) != "ignore"
+    return others if clear else None
 
 
 def _proposal(levels: dict[str, float], counts: Counter) -> str:
     """Return what a user may write where the levels alone do not say what is gland."""
-    if len(levels) > 16 and min(counts) >= 0:
-        middle = 0.5 if max(counts) <= 1 else 127 if max(counts) <= 255 else int(max(counts)) // 2
-        return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle}"'
+    if len(levels) > SHARP:
+        middle = 0.5 if 0 < max(counts) <= 1 else max(counts) // 2 or 127  # 0: black, of colours
+        return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle:g}"'
     most = level_name(counts.most_common(1)[0][0])
     background = next((name for name in ("transparent", "0") if name in levels), most)
     others = ", ".join(name for name in levels if name != background)
@@ -228,22 +252,26 @@ def _rule_of(gland: list[float]) -> str:
     return ";".join(parts + ["transparent"] * (TRANSPARENT in gland))
 
 
-def _wanted_rule(wanted: str, levels: dict, shown: str, jpegs: int) -> tuple:
+def _wanted_rule(wanted: str, levels: dict, shown: str, soft: int) -> tuple:
     """Return the rule that a study sets, and the codes of the gland."""
-    if wanted.startswith(">"):
-        if not re.fullmatch(r">\s*\d+\.?\d*", wanted) or min(levels.values()) < 0:
+    if wanted.startswith((">", "<")):
+        if not re.fullmatch(r"[<>]\s*\d+\.?\d*", wanted):
             need = f'need a gray level, ">0"; the masks hold {shown}'
             raise ValueError(f"mask_values: got {wanted!r}, {need}")
-        limit = float(wanted[1:])
-        return f"above:{limit:g}", [code for code in levels.values() if code > limit]
+        rule = f"{'above' if wanted[0] == '>' else 'below'}:{float(wanted[1:]):g}"
+        codes = np.array([*levels.values()])
+        return rule, codes[apply_rule(codes, rule)].tolist()
     if wanted == "alpha":
         wanted = " ".join(name for name in levels if name != "transparent")
     names = [name.strip("#\"'").lower() for name in re.split(r"[\s,;]+", wanted) if name]
     names = [level_name(float(n)) if re.fullmatch(r"\d+\.\d*", n) else n for n in names]
-    if missing := [name for name in names if name not in levels]:
-        raise ValueError(f"mask_values: got {', '.join(missing)}, the masks hold {shown}")
-    if jpegs:
-        need = 'set a limit, ">127", or save them as PNG'
-        raise ValueError(f"mask_values: got {wanted}, but {jpegs} masks are blurred JPEGs: {need}")
+    names = [n.zfill(6) if n.zfill(6) in levels else n for n in names]  # 8000: YAML cuts the zeros
+    missing = [name for name in names if name not in levels]
+    if missing or not names:
+        got = ", ".join(missing) or repr(wanted)
+        raise ValueError(f"mask_values: got {got}, the masks hold {shown}")
+    if soft:
+        need = 'set a limit, ">127" or "<128", or save them as PNG with sharp edges'
+        raise ValueError(f"mask_values: got {wanted}, but {soft} masks are blurred: {need}")
     gland = [levels[name] for name in names]
     return _rule_of(gland), gland

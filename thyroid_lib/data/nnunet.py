@@ -29,6 +29,9 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     found = [file for file in found if (file.parent / "imagesTr").is_dir()]
     if not found:
         return None
+    if len(found) > 1:
+        held = " and ".join(file.parent.name for file in found)
+        raise ValueError(f"{held} are data sets each: give one's path, or list them as sources")
     root, levels = found[0].parent, {}
     try:
         about = json.loads(found[0].read_text("utf-8"))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from thyroid_lib.data.frames import FORMATS, Refused, decode_file, read_gray, scale_levels, to_gray
+from thyroid_lib.data import frames
 
 PICTURES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2",
@@ -35,41 +35,33 @@ def reader_of(path: str | Path):
 def read_image(path: str, part: str = "", highest: float = 0) -> np.ndarray:
     """Read an image as gray levels, uint8 (H,W); `highest` is white in images of over 8 bits."""
     if not (reader := reader_of(path)):
-        return read_gray(path, page=part, highest=highest)
+        return frames.read_gray(path, page=part, highest=highest)
     levels = reader.read_image(path, part)
     deep = highest and levels.ndim == 2 and levels.dtype != np.uint8
-    return scale_levels(levels, highest) if deep else to_gray(levels)
+    return frames.scale_levels(levels, highest) if deep else frames.to_gray(levels)
 
 
 def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, float]:
     """Return an image's height and width, and its highest level if it has more than 8 bits, or 0.
 
-    A damaged image is None and 0: reading it for the store says why. ValueError: levels below 0,
-    or no numbers.
+    An image that cannot be read is None and 0: reading it for the store says why.
     """
     try:
         if reader := reader_of(path):
             levels = reader.read_image(path, part)
         else:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=frames.FORMATS) as image:
                 size, deep = (image.height, image.width), image.mode.startswith(("I", "F"))
+                deep |= ";16" in str(image.tile)
                 bits = getattr(image, "tag_v2", {}).get(258, (16,))[0] if deep else 8
             if bits < 16:  # the header says it
                 return size, 2**bits - 1 if deep else 0
-            levels = decode_file(path, lambda image, _: np.asarray(image), part)
+            levels = frames.decode_file(path, lambda image, _: np.asarray(image), part, deep=True)
+        if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
+            return levels.shape[:2], 0
+        return levels.shape, float(frames.check_levels(levels).max())
     except Exception:  # decoders raise a dozen kinds
         return None, 0
-    if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
-        return levels.shape[:2], 0
-    return levels.shape, float(check_levels(levels, Path(path).name).max())
-
-
-def check_levels(levels: np.ndarray, name: str = "") -> np.ndarray:
-    """Return gray levels as they are; raises Refused if some are below 0 or no numbers."""
-    if not np.isfinite(levels).all() or levels.min(initial=0) < 0:
-        problem = "has levels below 0, or that are no numbers: save levels from 0 up"
-        raise Refused(f"{name!r} {problem}" if name else problem)
-    return levels
 
 
 def white_level(found: list[float]) -> tuple[float, str]:
