@@ -128,6 +128,14 @@ def test_proposed_groups_of_real_frames_agree_with_the_run_table(real):
     assert not audit.leakage_of(store, ["grouped"], folds=3)["near_copy"].any()
 
 
+def test_frames_in_chance_order_are_joined_by_near_copies_alone(real):
+    order = np.random.default_rng(0).permutation(len(real.images))[:300]
+    parts = audit.follow_frames(describe(real.images[order]))
+    groups = pd.Series(real.index["group"].to_numpy()[order]).groupby(parts)
+    assert groups.nunique().max() == 1  # no sweep is mixed with another
+    assert groups.size().max() > 10
+
+
 def test_groups_that_wait_are_proposed_in_the_store_and_known_ones_stay(tmp_path, capsys):
     frames = {"lost": 12, "known": 4}  # more than 9: frame10 stands before frame2 in a store
     for name, count in frames.items():
