@@ -47,8 +47,15 @@ def predictions(store: Store, folder, save, fold: int = 0):
     return folder
 
 
-def png(levels):
-    return lambda path, prob: Image.fromarray(levels(prob)).save(f"{path}.png")
+def png(levels, ending=".png", mode=None):
+    def save(path, prob):
+        image = Image.fromarray(levels(prob))
+        image.convert(mode or image.mode).save(f"{path}{ending}", **LEAST_LOSS)
+
+    return save
+
+
+LEAST_LOSS = {"quality": 95}  # of JPEG; other formats pass it over
 
 
 def array(levels):
@@ -67,6 +74,10 @@ MASKS = {
     "0 and 127": png(lambda p: np.uint8(127) * (p > 0.5)),
     "one bit": png(lambda p: p > 0.5),
     "gray in three channels": png(lambda p: np.repeat(np.uint8(255) * (p > 0.5)[..., None], 3, 2)),
+    "opaque": png(lambda p: np.uint8(255) * (p > 0.5), mode="RGBA"),
+    "letters of the ending": png(lambda p: (p > 0.5).astype(np.uint8), ".PNG"),
+    "TIFF": png(lambda p: np.uint16(900) * (p > 0.5), ".tif"),
+    "JPEG": png(lambda p: np.uint8(255) * (p > 0.5), ".JPG"),
     "bool array": array(lambda p: p > 0.5),
     "int64 array": array(lambda p: 7 * (p > 0.5).astype(np.int64)),
     "float array of 0 and 1": array(lambda p: (p > 0.5).astype(float)),
@@ -76,6 +87,8 @@ MAPS = {
     "16 bits": (png(lambda p: np.rint(65535 * p).astype(np.uint16)), 1e-4),
     "float32": (array(lambda p: p.astype(np.float32)), 1e-6),
     "nnU-Net's npz": (of_nnunet, 1e-3),
+    "TIFF of floats": (png(lambda p: p.astype(np.float32), ".tiff"), 1e-6),
+    "sums a little above 1": (array(lambda p: np.where(p == 0.8, 1.0004, p)), 0.21),
 }
 
 
@@ -178,18 +191,60 @@ def save_array(value, shape=(40, 60)):
     return change
 
 
+def save_arrays(**arrays):
+    """Give every case an npz beside its mask; an array is what its function makes of the mask."""
+
+    def change(folder):
+        for path in folder.glob("*.png"):
+            mask = np.asarray(Image.open(path))
+            np.savez(path.with_suffix(".npz"), **{k: make(mask) for k, make in arrays.items()})
+
+    return change
+
+
+def change_one(change):
+    def save(folder):
+        path = min(folder.glob("*.png"))
+        change(Image.open(path)).save(path)
+
+    return save
+
+
+def as_jpeg(folder):
+    for path in folder.glob("*.png"):
+        levels = np.asarray(Image.open(path)).copy() * 255
+        levels[4:36, 4:24] = 120
+        Image.fromarray(levels).save(path.with_suffix(".jpeg"))
+        path.unlink()
+
+
+def with_alpha(image):
+    image.putalpha(image.point(lambda level: 200 * level))
+    return image
+
+
 GRAY = np.zeros((40, 60), np.uint8)
 REFUSED = {
     "a case is missing": (remove, "missing: "),
     "a foreign case": (save_in("zz.png", GRAY), "no test cases: zz "),
     "another size": (save_in("{first}.png", GRAY[:32, :32]), "is 32 x 32, but its frame is 40"),
     "classes": (all_levels(1, 2), "more levels, and none above 0.008 of white"),
+    "three classes up to white": (all_levels(100, 255), "levels 0, 1, 100, 255 may be classes"),
+    "a map among masks": (change_one(lambda x: Image.linear_gradient("L").resize(x.size)),
+                          "png' has 0 and 1 alone, '.*png' more levels: need masks"),
     "colours": (save_in("{first}.png", np.stack([GRAY, GRAY + 9, GRAY], 2)), "has colours"),
+    "ink on nothing": (change_one(with_alpha), "transparent parts"),
+    "a palette of one colour": (change_one(lambda x: x.putpalette([7] * 768) or x), "a palette"),
+    "JPEG of three levels": (as_jpeg, "is a JPEG of more than black and white"),
+    "two arrays": (save_arrays(frame=lambda m: m, map=lambda m: m * 0.7), "holds frame, map: need"),
+    "two organs": (save_arrays(one=lambda m: np.stack([m * 0.9, m * 0.8])), "holds two maps, need"),
+    "two files of a case": (save_in("{first}.PNG", GRAY), "several files of one case"),
     "a damaged file": (lambda f: (f / "{first}.png").write_bytes(b"no picture"), "is no PNG"),
     "logits": (save_array(-4.0), "negative or no numbers"),
     "per cent": (save_array(100.0), "reaches 100.0: need probabilities from 0 to 1"),
     "not a number": (save_array(np.nan), "negative or no numbers"),
     "volumes": (save_array(1.0, (3, 40, 60)), r"holds an array \(3, 40, 60\)"),
+    "some negative": (save_arrays(p=lambda m: np.where(m, 0.9, -0.01)), "negative or no numbers"),
     "nothing": (lambda folder: [path.unlink() for path in folder.glob("*")], "no predictions"),
 }  # fmt: skip
 
@@ -202,8 +257,8 @@ def test_other_predictions_are_refused_by_name_and_leave_nothing(
     first = min(path.stem for path in folder.glob("*.png"))
     change, sentence = REFUSED[kind]
     change(folder)
-    if (odd := folder / "{first}.png").exists():
-        odd.rename(folder / f"{first}.png")
+    for odd in folder.glob("{first}.*"):
+        odd.rename(folder / f"{first}{odd.suffix}")
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match=f"nnunet-grouped-fold0-seed0: .*{sentence}|{sentence}"):
         added(store, tmp_path, tmp_path / "runs")
@@ -234,10 +289,15 @@ def test_a_trained_run_and_a_networks_name_are_never_taken(store, tmp_path):
 def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
     parameters = ["--parameters", str(ROOT / "parameters" / "demo.yaml")]
+    tables = {line: str(tmp_path / f"{line[0]}.csv") for line in ("x;y", "Name;Case_ID")}
+    for line, path in tables.items():
+        Path(path).write_text(f"{line}\nthyroid_00003;a00\n")
     for words, says in (
         ([], "predictions: need a folder"),
         (["--predictions", "made"], "no store at"),
         (["--predictions", "made", "--names", "none.csv"], "none.csv"),
+        (["--predictions", "made", "--names", tables["x;y"]], "has the columns x, y: need name"),
+        (["--predictions", "made", "--names", tables["Name;Case_ID"]], "no store at"),
         (["--set", "sise=3"], "sise: unknown (did you mean size?)"),
     ):
         assert imported.main([*parameters, *words]) == 2
@@ -245,4 +305,4 @@ def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, ca
         assert error.startswith("error: ")
         assert says in error
         assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == len(tables)
