@@ -106,9 +106,11 @@ def find_problems(cases: pd.DataFrame) -> list[list[str] | None]:
     keys, problems = cases["case_id"].map(name_key), []
     for case, count in zip(cases.itertuples(), keys.map(keys.value_counts()), strict=True):
         known, twice = getattr(case, "problem", None), f"{count} files have this name, keep one"
+        broken = "/" in case.image_path.translate({10: "\t"}).partition("\t")[2]  # a folder's name
+        odd = broken or not is_one_line(case.case_id)
         checks = (
             (count > 1, "duplicate name", twice),
-            (not is_one_line(case.case_id), "unusable name", "no text of one line, rename it"),
+            (odd, "unusable name", "no text of one line, rename it or its folder"),
             (not case.image_path, "missing image", "add the image under the mask's name"),
             (not case.mask_path, "missing mask", "add the mask under the image's name"),
             (not case.group, "no group", "its patient is not known, name it in groups.csv"),
