@@ -164,10 +164,8 @@ def build_store(
         raise ValueError("groups: proposed are made in 1-preprocess; here, give a table or pattern")
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
-    cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
+    cases = _in_order(cases)
     cases = cases.assign(problem=case_table.find_problems(cases))
-    cases = cases.assign(**{name: cases.get(name, value) for name, value in READING.items()})
-    cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -184,6 +182,17 @@ def build_store(
         if isinstance(error, OSError):  # of writing: sources that cannot be read are set aside
             raise write_error(error, error.filename or folder) from error
         raise
+
+
+def _in_order(cases: pd.DataFrame) -> pd.DataFrame:
+    """Give a case table all columns, and its rows the same order on every machine."""
+    usual = {name: cases.get(name, value) for name, value in (READING | {"official": ""}).items()}
+    return cases.assign(**usual).sort_values(["case_id", "image_path", "mask_path"])
+
+
+def is_made_of(store: Store, cases: pd.DataFrame) -> bool:
+    """Say whether a store was built from these cases, and none of their files has changed."""
+    return store.fingerprint == _fingerprint(_in_order(cases), store.settings)
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
