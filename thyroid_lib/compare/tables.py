@@ -93,17 +93,26 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFram
 
 
 def read_run(folder: Path) -> dict:
-    return BEFORE | json.loads((folder / "run.json").read_text("utf-8"))
+    """Read run.json; a setting that is younger than the run has its default."""
+    about = json.loads((folder / "run.json").read_text("utf-8"))
+    elsewhere = dict.fromkeys(settings.TRAINING, UNKNOWN) if about.get("imported") else {}
+    return settings.DEFAULTS | BEFORE | elsewhere | about
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
-    """Read a run's table, the columns of `RUN` first; ValueError: run.json has another digest."""
-    digest = file_digest(folder / name)
+    """Read a run's table, the columns of `RUN` first.
+
+    ValueError: run.json has another digest, or the run was scored before a metric existed.
+    """
+    digest, advice = file_digest(folder / name), "run 3-train again (it scores, and trains nothing)"
     if run["files"].get(name, digest) != digest:
         problem = "is not the file that was written (damaged? edited?)"
-        advice = "run 3-train again (it scores, and trains nothing anew)"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
+    lacking = [each for each in METRICS if each not in table and name == "scores.csv"]
+    if lacking:
+        problem = f"has no column {', '.join(lacking)}: the run was scored before it existed"
+        raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
 
 
