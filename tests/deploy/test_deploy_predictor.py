@@ -142,27 +142,22 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
 
 def test_deep_images_of_a_folder_have_one_white_and_one_alone_its_own(predictor, tmp_path):
     """As `evaluate` reads them: 11 of 16 bits, of which the second frame uses but 9."""
-    folder, other = tmp_path / "images", tmp_path / "other"
-    for part in (folder, other / "images", other / "masks"):
-        part.mkdir(parents=True)
-    frame = picture().astype(np.uint16) * 8
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    frame, seen = picture().astype(np.uint16) * 8, []
     frame[0, 0] = 2047
-    levels = {"a": frame, "b": frame // 4}
-    for name, deep in levels.items():
-        Image.fromarray(deep).save(folder / f"{name}.png")
-        Image.fromarray(deep).save(other / "images" / f"{name}.tif")
-        Image.fromarray(np.uint8(frame > 1000)).save(other / "masks" / f"{name}.png")
-    seen, scales = [], {"a": 2047, "b": 511}
+    for name, levels in (("a", frame), ("b", frame // 4)):
+        Image.fromarray(levels).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.uint8(frame > 1000)).save(tmp_path / "masks" / f"{name}.png")
+    cases = look(tmp_path).cases
     predictor = Predictor(predictor.network, predictor.about)
     predictor.predict = lambda image: seen.append(image) or Predictor.predict(predictor, image)
-    predict_folder.segment_folder(predictor, folder, tmp_path / "out")
-    studied = [read_pair(case)[0] for case in look(other).cases.itertuples()]
-    for name, image, same in zip(levels, seen, studied, strict=True):
-        by_hand = np.rint(levels[name] / 2047 * 255)
-        np.testing.assert_array_equal(image, by_hand)
-        np.testing.assert_array_equal(same, by_hand)
-        alone = read_picture(folder / f"{name}.png")
-        np.testing.assert_array_equal(alone, np.rint(levels[name] / scales[name] * 255))
+    predict_folder.segment_folder(predictor, tmp_path / "images", tmp_path / "out")
+    rows = cases.itertuples(), (frame, frame // 4), (2047, 511)
+    for case, levels, alone in zip(*rows, strict=True):
+        for image in (seen.pop(0), read_pair(case)[0]):
+            np.testing.assert_array_equal(image, np.rint(levels / 2047 * 255))
+        np.testing.assert_array_equal(read_picture(case.image_path), np.rint(levels / alone * 255))
 
 
 @pytest.mark.study

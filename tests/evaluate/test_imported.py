@@ -47,15 +47,8 @@ def predictions(store: Store, folder, save, fold: int = 0):
     return folder
 
 
-def png(levels, ending=".png", mode=None):
-    def save(path, prob):
-        image = Image.fromarray(levels(prob))
-        image.convert(mode or image.mode).save(f"{path}{ending}", **LEAST_LOSS)
-
-    return save
-
-
-LEAST_LOSS = {"quality": 95}  # of JPEG; other formats pass it over
+def png(levels, ending=".png"):
+    return lambda path, prob: Image.fromarray(levels(prob)).save(f"{path}{ending}", quality=95)
 
 
 def array(levels):
@@ -74,7 +67,7 @@ MASKS = {
     "0 and 127": png(lambda p: np.uint8(127) * (p > 0.5)),
     "one bit": png(lambda p: p > 0.5),
     "gray in three channels": png(lambda p: np.repeat(np.uint8(255) * (p > 0.5)[..., None], 3, 2)),
-    "opaque": png(lambda p: np.uint8(255) * (p > 0.5), mode="RGBA"),
+    "opaque": png(lambda p: np.stack([*3 * [np.uint8(255) * (p > 0.5)], np.uint8(255 + 0 * p)], 2)),
     "letters of the ending": png(lambda p: (p > 0.5).astype(np.uint8), ".PNG"),
     "TIFF": png(lambda p: np.uint16(900) * (p > 0.5), ".tif"),
     "JPEG": png(lambda p: np.uint8(255) * (p > 0.5), ".JPG"),
@@ -114,11 +107,8 @@ def test_masks_of_any_two_levels_are_scored_as_what_they_show(kind, store, tmp_p
     about = json.loads((tmp_path / "runs" / run_id / "run.json").read_text())
     assert about["imported"]
     assert (about["model"], about["source"]) == ("nnunet (imported)", "a colleague")
-    assert (about["epochs"], about["parameters"], about["predictions"]) == (
-        "unknown",
-        None,
-        "masks",
-    )
+    unknown = about["epochs"], about["parameters"], about["predictions"]
+    assert unknown == ("unknown", None, "masks")
 
 
 @pytest.mark.parametrize("kind", MAPS)
@@ -191,36 +181,18 @@ def save_array(value, shape=(40, 60)):
     return change
 
 
-def save_arrays(**arrays):
-    """Give every case an npz beside its mask; an array is what its function makes of the mask."""
+def for_each(save):
+    return lambda folder: [save(path.with_suffix("")) for path in folder.glob("*.png")]
+
+
+def redrawn(draw, **how):
+    """Draw the first case's mask anew."""
 
     def change(folder):
-        for path in folder.glob("*.png"):
-            mask = np.asarray(Image.open(path))
-            np.savez(path.with_suffix(".npz"), **{k: make(mask) for k, make in arrays.items()})
+        path = min(folder.glob("*.png"))
+        draw(Image.open(path)).save(path, **how)
 
     return change
-
-
-def change_one(change):
-    def save(folder):
-        path = min(folder.glob("*.png"))
-        change(Image.open(path)).save(path)
-
-    return save
-
-
-def as_jpeg(folder):
-    for path in folder.glob("*.png"):
-        levels = np.asarray(Image.open(path)).copy() * 255
-        levels[4:36, 4:24] = 120
-        Image.fromarray(levels).save(path.with_suffix(".jpeg"))
-        path.unlink()
-
-
-def with_alpha(image):
-    image.putalpha(image.point(lambda level: 200 * level))
-    return image
 
 
 GRAY = np.zeros((40, 60), np.uint8)
@@ -230,21 +202,20 @@ REFUSED = {
     "another size": (save_in("{first}.png", GRAY[:32, :32]), "is 32 x 32, but its frame is 40"),
     "classes": (all_levels(1, 2), "more levels, and none above 0.008 of white"),
     "three classes up to white": (all_levels(100, 255), "levels 0, 1, 100, 255 may be classes"),
-    "a map among masks": (change_one(lambda x: Image.linear_gradient("L").resize(x.size)),
+    "a map among masks": (redrawn(lambda x: Image.linear_gradient("L").resize(x.size)),
                           "png' has 0 and 1 alone, '.*png' more levels: need masks"),
     "colours": (save_in("{first}.png", np.stack([GRAY, GRAY + 9, GRAY], 2)), "has colours"),
-    "ink on nothing": (change_one(with_alpha), "transparent parts"),
-    "a palette of one colour": (change_one(lambda x: x.putpalette([7] * 768) or x), "a palette"),
-    "JPEG of three levels": (as_jpeg, "is a JPEG of more than black and white"),
-    "two arrays": (save_arrays(frame=lambda m: m, map=lambda m: m * 0.7), "holds frame, map: need"),
-    "two organs": (save_arrays(one=lambda m: np.stack([m * 0.9, m * 0.8])), "holds two maps, need"),
+    "ink": (redrawn(lambda x: x.putalpha(x.point(lambda v: 200 * v)) or x), "transparent parts"),
+    "a palette of one colour": (redrawn(lambda x: x.putpalette([7] * 768) or x), "a palette"),
+    "JPEG of classes": (redrawn(lambda x: x.point(lambda v: 120 * v), format="JPEG"), "is a JPEG"),
+    "two arrays": (for_each(lambda path: np.savez(path, frame=GRAY, map=GRAY)), "'frame', 'map'"),
+    "two organs": (for_each(lambda path: np.save(path, np.indices((40, 60)))), "holds two maps"),
     "two files of a case": (save_in("{first}.PNG", GRAY), "several files of one case"),
     "a damaged file": (lambda f: (f / "{first}.png").write_bytes(b"no picture"), "is no PNG"),
     "logits": (save_array(-4.0), "negative or no numbers"),
     "per cent": (save_array(100.0), "reaches 100.0: need probabilities from 0 to 1"),
     "not a number": (save_array(np.nan), "negative or no numbers"),
     "volumes": (save_array(1.0, (3, 40, 60)), r"holds an array \(3, 40, 60\)"),
-    "some negative": (save_arrays(p=lambda m: np.where(m, 0.9, -0.01)), "negative or no numbers"),
     "nothing": (lambda folder: [path.unlink() for path in folder.glob("*")], "no predictions"),
 }  # fmt: skip
 
@@ -289,15 +260,13 @@ def test_a_trained_run_and_a_networks_name_are_never_taken(store, tmp_path):
 def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
     parameters = ["--parameters", str(ROOT / "parameters" / "demo.yaml")]
-    tables = {line: str(tmp_path / f"{line[0]}.csv") for line in ("x;y", "Name;Case_ID")}
-    for line, path in tables.items():
-        Path(path).write_text(f"{line}\nthyroid_00003;a00\n")
+    names = tmp_path / "names.csv"
+    names.write_text("Name;Case\nthyroid_00003;a00\n")
     for words, says in (
         ([], "predictions: need a folder"),
         (["--predictions", "made"], "no store at"),
         (["--predictions", "made", "--names", "none.csv"], "none.csv"),
-        (["--predictions", "made", "--names", tables["x;y"]], "has the columns x, y: need name"),
-        (["--predictions", "made", "--names", tables["Name;Case_ID"]], "no store at"),
+        (["--predictions", "made", "--names", str(names)], "has the columns name, case: need name"),
         (["--set", "sise=3"], "sise: unknown (did you mean size?)"),
     ):
         assert imported.main([*parameters, *words]) == 2
@@ -305,4 +274,4 @@ def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, ca
         assert error.startswith("error: ")
         assert says in error
         assert error.count("\n") == 1
-    assert len(list(tmp_path.iterdir())) == len(tables)
+    assert list(tmp_path.iterdir()) == [names]

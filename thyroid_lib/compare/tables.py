@@ -18,7 +18,7 @@ from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
-# What holds for runs whose run.json is older than these fields: results/reference has some.
+# What holds, beside settings.DEFAULTS, for runs whose run.json is older than these fields.
 BEFORE = {
     "augment": "none",
     "precision": "fp32",
@@ -93,7 +93,6 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFram
 
 
 def read_run(folder: Path) -> dict:
-    """Read run.json; a setting that is younger than the run has its default."""
     about = json.loads((folder / "run.json").read_text("utf-8"))
     elsewhere = dict.fromkeys(settings.TRAINING, UNKNOWN) if about.get("imported") else {}
     return settings.DEFAULTS | BEFORE | elsewhere | about
@@ -109,8 +108,7 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
         problem = "is not the file that was written (damaged? edited?)"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
-    lacking = [each for each in METRICS if each not in table and name == "scores.csv"]
-    if lacking:
+    if lacking := [x for x in METRICS if x not in table and name == "scores.csv"]:
         problem = f"has no column {', '.join(lacking)}: the run was scored before it existed"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)

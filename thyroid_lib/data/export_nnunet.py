@@ -29,7 +29,7 @@ from PIL import Image
 from thyroid_lib.data.cases import read_image
 from thyroid_lib.data.nnunet import CHANNEL
 from thyroid_lib.data.splits import split_cases
-from thyroid_lib.data.store import Store, is_made_of, load_cases, open_store
+from thyroid_lib.data.store import Store, fingerprint_of, load_cases, open_store
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.settings import ONE_SPLIT, add_study_arguments, read_named_study, step_settings
@@ -56,7 +56,7 @@ def export_nnunet(
     folder, partial = out / dataset, out / f".{dataset}.{os.getpid()}.partial"
     if folder.exists():
         raise ValueError(f"{folder} is there already: remove it, or give another name or folder")
-    if not is_made_of(store, cases):
+    if fingerprint_of(cases, store.settings) != store.fingerprint:
         raise ValueError("images, masks or groups are not as in the store: run 1-preprocess again")
     index, splits = store.index, []
     names = np.array([f"thyroid_{row:05d}" for row in range(len(index))])

@@ -161,7 +161,7 @@ class Predictor:
 def read_picture(path: str | Path, white: float | None = None) -> np.ndarray:
     """Read an image file as `frames.read_gray` does; RGB (H,W,3) if it is in colour.
 
-    white: of more than 8 bits, `readers.white_level` of all images of a source; None: of this one.
+    white: `readers.white_level` of a source's images; None: of this one.
     """
     white = readers.white_level([readers.measure_image(path)[1]])[0] if white is None else white
     gray = frames.read_gray(path, highest=white)

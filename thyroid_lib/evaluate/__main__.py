@@ -22,10 +22,7 @@ from thyroid_lib.settings import FEW_GROUPS, MENDS
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 1 where model or data cannot be read; the reason is printed."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib.evaluate", description=__doc__, formatter_class=formatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="run, model.pt, release or .onnx")
     parser.add_argument("--data", default="", help="folder, archive or table with all of it")
     where = {"default": "", "help": "their folder; with --data a file pattern, too"}

@@ -46,12 +46,10 @@ from thyroid_lib.settings import (
 
 MARK = " (imported)"  # ends the model's name, so that nothing shows such a model without it
 UNKNOWN = "unknown"
-# the first kind that a folder holds is read
-ENDINGS = (".npz", ".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+ENDINGS = (".npz", ".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")  # the first found
 WHITE = {"b1": 1, "u1": 255, "u2": 65_535, "i4": 65_535, "f2": 1, "f4": 1, "f8": 1}
 MEASURED = ("parameters", "multiply_adds", "train_seconds", "images_per_second", "peak_memory_mib")
-ROUNDING = 0.001  # by which sums of float16 leave 0 to 1
-FEW = 16  # levels of whole numbers: classes, rather than probabilities
+ROUNDING, FEW = 0.001, 16  # by which float16 leaves 0 to 1; levels that may be classes
 FOLD = re.compile(r"(?i)fold[_-]?(\d{1,4})(?:[_-]seed[_-]?(\d{1,9}))?")  # a subfolder's name
 
 
@@ -63,15 +61,13 @@ def is_imported(model: str) -> bool:
 def find_predictions(folder: Path, names: dict[str, str] | None = None) -> dict[str, Path]:
     """Return the prediction file of each case; `names` maps files' names to cases' names."""
     for ending in ENDINGS:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ending)
-        given = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
-        found = dict(zip(((names or {}).get(n, n) for n in given), files, strict=True))
-        if len(found) < len(files):
-            raise ValueError(f"{folder} holds several files of one case: keep one of each")
-        if found:
+        if files := sorted(p for p in folder.rglob("*") if p.suffix.lower() == ending):
+            given = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+            found = {(names or {}).get(n, n): path for n, path in zip(given, files, strict=True)}
+            if len(found) < len(files):
+                raise ValueError(f"{folder} holds several files of one case: keep one of each")
             return found
-    need = f"need a file per test case, one of {', '.join(ENDINGS)}"
-    raise ValueError(f"{folder} holds no predictions: {need}")
+    raise ValueError(f"{folder} holds no predictions: need one of {', '.join(ENDINGS)} per case")
 
 
 def read_levels(path: Path) -> tuple[np.ndarray, int]:
@@ -89,16 +85,14 @@ def read_levels(path: Path) -> tuple[np.ndarray, int]:
     else:
         try:
             held = np.load(path, allow_pickle=False)
-            held = dict(held) if path.suffix.lower() == ".npz" else {"probabilities": held}
+            held = dict(held) if hasattr(held, "files") else {"probabilities": held}
         except Exception as error:  # NumPy raises half a dozen kinds on a damaged file
             raise ValueError(f"{path.name!r} is damaged ({error}): save it again") from error
         if len(held) != 1 and "probabilities" not in held:
-            need = "need one array, or one called probabilities"
-            raise ValueError(f"{path.name!r} holds {', '.join(held) or 'nothing'}: {need}")
+            raise ValueError(f"{path.name!r} holds {[*held]}: need an array called probabilities")
         levels = held.get("probabilities", next(iter(held.values()))).squeeze()
         if levels.ndim == 3 and len(levels) == 2:
-            both = levels.sum(axis=0, dtype=np.float64)
-            if np.ptp(both) > 0.02 * both.max():
+            if np.ptp(levels.sum(axis=0, dtype=np.float64)) > 0.02 * levels.max():
                 raise ValueError(f"{path.name!r} holds two maps, need background and thyroid")
             levels = levels[1]
     if levels.ndim != 2:
@@ -107,13 +101,12 @@ def read_levels(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _gray_levels(image, tags) -> np.ndarray:
-    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+    if image.mode in ("1", "L", "F", "I", "I;16", "I;16B") and not image.has_transparency_data:
         return np.asarray(image)
     levels = np.asarray(image.convert("RGBA"))  # (H,W,4)
     odd = (levels[..., 3] < 255).any() or (levels[..., :3] != levels[..., :1]).any()
     if odd or (image.mode == "P" and len(np.unique(image)) > len(np.unique(levels[..., 0]))):
-        advice = "save one gray level per pixel"
-        raise frames.Refused(f"has colours, transparent parts or a palette: {advice}")
+        raise frames.Refused("has colours, transparent parts or a palette, save gray levels")
     return levels[..., 0]
 
 
@@ -277,8 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
         if names := given.pop("names"):
             table = read_table(Path(names))
             if not {"name", "case_id"} <= {*table}:
-                need = "need name and case_id, as in names.csv of export-nnunet"
-                raise ValueError(f"{names} has the columns {', '.join(table)}: {need}")
+                raise ValueError(f"{names} has the columns {', '.join(table)}: need name, case_id")
             names = dict(zip(table["name"], table["case_id"], strict=True))
         given |= {"names": names, "settings": step_settings(config, "score")}
         where = Path(folder), study / "runs", open_store(study / "store")
