@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from thyroid_lib.evaluate.scores import BINS, count_logits, fit_temperature, score_map, score_maps
@@ -54,7 +55,9 @@ def test_workers_change_nothing():
             probs, refs = zip(*cases[start : start + 5], strict=True)
             yield np.stack(probs), list(refs)
 
-    one, three = (score_maps(names, batches(), **HOW, workers=count) for count in (1, 3))
+    one, three = (
+        score_maps(pd.DataFrame(names), batches(), **HOW, workers=count) for count in (1, 3)
+    )
     for table in ("cases", "thresholds", "calibration"):
         assert getattr(one, table).equals(getattr(three, table))
     assert one.cases.case_id.tolist() == [str(i) for i in range(12)]
@@ -64,4 +67,4 @@ def test_a_batch_too_few_is_noticed():
     prob, ref = drawn_case(0)
     names = [{"case_id": "a", "dataset": "d", "group": "g"}] * 2
     with pytest.raises(ValueError, match="zip"):
-        score_maps(names, [(prob[None], [ref])], **HOW)
+        score_maps(pd.DataFrame(names), [(prob[None], [ref])], **HOW)

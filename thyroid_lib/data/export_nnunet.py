@@ -83,8 +83,8 @@ def export_nnunet(
         }
         write_file(partial / "dataset.json", json.dumps(about, indent=1) + "\n")
         write_file(partial / "splits_final.json", json.dumps(splits, indent=1) + "\n")
-        table = index[["case_id", "group"]]
-        write_table(partial / "names.csv", table.assign(name=names)[["name", *table]])
+        named = index.assign(name=names)[["name", "case_id", "group"]]
+        write_table(partial / "names.csv", named)
         os.replace(partial, folder)
     return folder
 

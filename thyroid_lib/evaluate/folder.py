@@ -71,10 +71,9 @@ def evaluate_folder(
         seen = look(data, dataset=Path(data).stem, **choices)
         how = {"size": about["size"], "resize": about["resize"], "mend": mend}
         store = build_store(seen.cases, Path(scratch, "store"), **how)
-        names = store.index[["case_id", "dataset", "group"]].to_dict("records")
         how = {key: about[key] for key in ("resize", "threshold")}
         how |= {"tolerance_px": tolerance_px, "workers": count_workers(len(store))}
-        scores = score_maps(names, _batches(network, store), **how).cases
+        scores = score_maps(store.index, _batches(network, store), **how).cases
         return Found(scores, by_group(scores), store.quarantine, seen.seen)
 
 

@@ -177,9 +177,8 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     kind = check_predictions(files, cases)
     pairs = zip(cases["case_id"], rows, strict=True)
     batches = ((read_prob(files[case], kind)[None], [store.reference(row)]) for case, row in pairs)
-    names = cases[["case_id", "dataset", "group"]].to_dict("records")
     how = {key: about[key] for key in ("threshold", "tolerance_px")}
-    scored = score_maps(names, batches, resize=frames.NATIVE, **how)
+    scored = score_maps(cases, batches, resize=frames.NATIVE, **how)
     tables = {"history": pd.DataFrame(columns=["epoch"]), "scores": scored.cases}
     tables |= {"thresholds": scored.thresholds, "calibration": scored.calibration}
     if kind == "masks":

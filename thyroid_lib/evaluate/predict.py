@@ -106,5 +106,4 @@ def score_rows(
         (to_prob(logits), [store.reference(row) for row in part])
         for part, logits in predict_logits(model, store.images, **running)
     )
-    names = store.index.iloc[rows][["case_id", "dataset", "group"]].to_dict("records")
-    return score_maps(names, batches, resize=store.settings["resize"], **how)
+    return score_maps(store.index.iloc[rows], batches, resize=store.settings["resize"], **how)
