@@ -56,7 +56,7 @@ def write(path: Path, text: str) -> Path:
 
 def settings_of(run: str, changes: dict) -> dict:
     """What run.json holds of a run of the demo, but for these changes."""
-    return {key: DEMO[key] for key in (*gather.TRAINED, "folds")} | {
+    return {key: DEMO[key] for key in (*gather.TRAINED, "folds") if key in DEMO} | {
         "model": run.split("-")[0], "protocol": "grouped", "fold": 0, "seed": 0, "mend": "text",
         "device": "cpu", "precision": "fp32", "threads": 1, "run_id": run,
     } | changes  # fmt: skip

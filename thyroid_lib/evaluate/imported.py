@@ -135,7 +135,7 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
             shades = shades or name
             if high > (1 + ROUNDING) * white:
                 raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
-        elif high and abs(high - white) > ROUNDING * white:
+        elif high and abs(float(high) - white) > ROUNDING * white:
             masks = masks or f"{name} has 0 and {high}"
         seen |= set(np.unique(levels)[: FEW + 1].tolist()) if white > 1 else {*range(FEW + 1)}
         highest = max(highest, high / white if white > 1 else 1.0)
