@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from thyroid_lib.models import checkpoint
+from thyroid_lib.settings import read_study
 from thyroid_lib.study import checksums
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
-DEMO = yaml.safe_load((ROOT / "parameters" / "demo.yaml").read_text("utf-8"))
+DEMO = read_study([ROOT / "parameters" / "demo.yaml"])
 
 import gather  # noqa: E402
 
@@ -56,7 +57,7 @@ def write(path: Path, text: str) -> Path:
 
 def settings_of(run: str, changes: dict) -> dict:
     """What run.json holds of a run of the demo, but for these changes."""
-    return {key: DEMO[key] for key in (*gather.TRAINED, "folds") if key in DEMO} | {
+    return {key: DEMO[key] for key in (*gather.TRAINED, "folds")} | {
         "model": run.split("-")[0], "protocol": "grouped", "fold": 0, "seed": 0, "mend": "text",
         "device": "cpu", "precision": "fp32", "threads": 1, "run_id": run,
     } | changes  # fmt: skip
