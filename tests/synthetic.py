@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.compare.tables import Results
+from thyroid_lib.compare.tables import METRICS, Results
 
 COST = {"unet": (1_900_000, 750), "segnet": (1_800_000, 630), "resunet": (520_000, 710)}
 
@@ -68,12 +68,13 @@ def _about(model: str) -> dict:
 
 
 def complete(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add the other metrics, all of them a function of Dice."""
+    """Add the other metrics, each a function of Dice: Dice itself where no other is named."""
     dice = scores["dice"]
-    return scores.assign(
-        nsd=dice, iou=dice, hd95_px=dice, assd_px=dice, brier=(1 - dice) / 10,
-        missed_parts=(dice < 0.5).astype(int), false_parts=(dice < 0.6).astype(int),
-    )  # fmt: skip
+    return scores.assign(**dict.fromkeys(METRICS, dice)).assign(
+        brier=(1 - dice) / 10,
+        missed_parts=(dice < 0.5).astype(int),
+        false_parts=(dice < 0.6).astype(int),
+    )
 
 
 def thresholds_of(scores: pd.DataFrame) -> pd.DataFrame:

@@ -355,33 +355,48 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
     try_each()
 
 
-EDITS = [  # one more training setting: file, pattern of a line, and what follows it
+# One more training setting, in the words of docs/changing.md: a file, a line, what follows it.
+EDITS = [
     ("thyroid_lib/settings.py", r"\n    lr: .*",
-     '\n    weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
-    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*',
-     '\n    "weight_decay = 0.0  # weight decay of Adam\\n",'),
-    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "\n    weight_decay: float = 0.0,"),
-    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", " weight_decay=weight_decay,"),
+     'weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
+    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "weight_decay = 0.0  # weight decay of Adam"),
+    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "weight_decay: float = 0.0,"),
+    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", "weight_decay=weight_decay,"),
 ]  # fmt: skip
-ADDED = """
+TRAIN = """
 import sys
+from pathlib import Path
 from thyroid_lib import settings
+from thyroid_lib.compare.tables import load_runs
 from thyroid_lib.study import runner
-tiny = {"weight_decay": 0.25, "epochs": 1, "width": 2, "folds": 2, "models": ["unet"]}
+more = dict(word.split("=") for word in sys.argv[2:])
+tiny = {"epochs": 1, "width": 2, "folds": 2, "models": ["unet"]} | more
 study = settings.read_study(["parameters/demo.yaml"], tiny)
 given = settings.step_settings(study, "train", model="unet", out="results/t/run")
+for committed in Path(sys.argv[1]).glob("*/runs"):
+    assert len(load_runs([run for run in committed.iterdir() if "-reported-" not in run.name]).runs)
 sys.exit(runner.run_notebook("notebooks/3-train.ipynb", "out.ipynb", given))
 """
 
 
 @pytest.mark.slow
 def test_one_more_training_setting_takes_four_edits(tmp_path):
+    """Runs that are older have its default: they are compared, and none is trained again."""
+    text = (ROOT / "docs" / "changing.md").read_text("utf-8")
+    assert re.findall("`(weight_decay[^`]+)`", text) == [more for *_, more in EDITS]
     copy_project(tmp_path)
+    clean = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def train(*more: str) -> dict:
+        command = [sys.executable, "-c", TRAIN, ROOT / "results" / "reference", *more]
+        subprocess.run(command, cwd=tmp_path, env=clean, check=True)
+        return json.loads((tmp_path / "results/t/run/run.json").read_text("utf-8"))
+
+    assert train()["trained_epochs"] == 1
     for name, line, more in EDITS:
         text = (tmp_path / name).read_text("utf-8")
-        text = re.sub(line, lambda hit, more=more: hit[0] + more, text, count=1)
+        more = json.dumps(more + "\n") + "," if name.endswith(".ipynb") else more
+        text = re.sub(line, lambda hit, more=more: f"{hit[0]}\n    {more}", text, count=1)
         (tmp_path / name).write_text(text, "utf-8")
-    clean = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, env=clean, check=True)
-    about = json.loads((tmp_path / "results/t/run/run.json").read_text("utf-8"))
-    assert about["weight_decay"] == 0.25
+    trained = [train(), train("weight_decay=0.25")]
+    assert [(run["weight_decay"], run["trained_epochs"]) for run in trained] == [(0, 0), (0.25, 1)]

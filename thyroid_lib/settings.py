@@ -190,6 +190,8 @@ class Parameters(Study):
 ROLES = {name: field.json_schema_extra["role"] for name, field in Study.model_fields.items()}
 TRAINING = tuple(name for name, role in ROLES.items() if role == "training")
 SHARED = tuple(name for name, role in ROLES.items() if role)
+# Those that a file may leave out: what holds for runs that are older.
+DEFAULTS = {n: x.default for n, x in Study.model_fields.items() if ROLES[n] and not x.is_required()}
 
 
 def check_study(config: dict, model: type[BaseModel] = Study) -> dict:

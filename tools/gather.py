@@ -28,7 +28,7 @@ from pathlib import Path
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
-from thyroid_lib.settings import LEAKY, TRAINING, list_runs, read_study, show
+from thyroid_lib.settings import DEFAULTS, LEAKY, TRAINING, list_runs, read_study, show
 from thyroid_lib.study import checksums
 from thyroid_lib.study.second_copy import copy_whole
 
@@ -109,8 +109,8 @@ def differing(folder: Path, run: str, config: dict) -> str:
     Only settings that change the weights are compared, and those set to `auto` are not.
     """
     try:
-        about = json.loads((folder / "run.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        about = DEFAULTS | json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
         return ""  # unfinished, or damaged, which the checksums show
     wanted = {key: config[key] for key in TRAINED} | list_runs(config)[run]
     wanted |= {key: config[key] for key in ("device", "precision") if config[key] != "auto"}

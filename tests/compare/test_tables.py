@@ -9,6 +9,7 @@ import pytest
 from synthetic import calibration_of, complete, shuffled, study, thresholds_of
 from whole import TWO_GROUPS, compare, compared
 
+from thyroid_lib import settings
 from thyroid_lib.compare import tables
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
@@ -100,6 +101,25 @@ def edit(folder, **changed) -> None:
     (folder / "run.json").write_text(json.dumps(about))
 
 
+def drop_columns(folder) -> None:
+    table = pd.read_csv(folder / "scores.csv", dtype=str).drop(columns=["brier", "iou"])
+    table.to_csv(folder / "scores.csv", index=False)
+    edit(folder, files={})
+
+
+def test_a_run_that_is_older_than_a_setting_has_its_default(folders, monkeypatch):
+    monkeypatch.setitem(settings.DEFAULTS, "decay", 0.5)
+    monkeypatch.setattr(tables, "SHARED", (*SHARED, "decay"))
+    edit(folders[0], decay=0.5)
+    assert load_runs(folders).runs["decay"].tolist() == [0.5, 0.5]
+    edit(folders[0], decay=0.1)
+    with pytest.raises(ValueError, match="decay differs between runs"):
+        load_runs(folders)
+    monkeypatch.setattr(settings, "TRAINING", (*settings.TRAINING, "decay"))
+    edit(folders[1], imported=True)
+    assert tables.read_run(folders[1])["decay"] == "unknown"
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "says"),
     [
@@ -113,6 +133,8 @@ def edit(folder, **changed) -> None:
            rf"{field} differs between runs: most have 1, but {SEGNET} has 2; train them again")
           for field in ("lr", "data_fingerprint", "training_version", "selection")),
         (lambda one, other: one, ValueError, f"given twice: {UNET}"),
+        (lambda one, other: drop_columns(one) or drop_columns(other), ValueError,
+         rf"{SEGNET}/scores\.csv has no column iou, brier: the run was scored .*3-train again"),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_compared_are_named(folders, damage, error, says):

@@ -66,18 +66,20 @@ def test_its_folds_are_those_of_the_study(protocol, count, source, tmp_path):
 def test_what_it_cannot_do_is_refused_and_leaves_nothing(source, tmp_path):
     cases, store = source
     raw = tmp_path / "raw"
-    changed = cases.assign(image_path=str(raw.parent / "other.png"))
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(raw.parent / "other.png")
     for given, how, says in (
         (cases, {"dataset": "thyroid"}, "dataset: got 'thyroid', need a name such as"),
         (cases, {"protocol": "official"}, "no official split"),
         (cases, {"folds": 9}, "9 folds need as many groups"),
-        (changed, {}, "a01 is not as in the store: run 1-preprocess again"),
-        (cases.iloc[:2], {}, "b00 is not as in the store"),
+        (cases.iloc[:2], {}, "are not as in the store: run 1-preprocess again"),
+        (cases.assign(group="one"), {}, "are not as in the store: run 1-preprocess again"),
     ):
         with pytest.raises(ValueError, match=says):
             export_nnunet(given, store, raw, **SPLIT | how)
         assert not list(raw.glob("*"))
     export_nnunet(cases, store, raw, **SPLIT)
+    mirrored = np.asarray(Image.open(cases["image_path"][3]))[:, ::-1]
+    Image.fromarray(mirrored).save(cases["image_path"][3])
+    with pytest.raises(ValueError, match="images, masks or groups are not as in the store"):
+        export_nnunet(cases, store, raw / "again", **SPLIT)
     with pytest.raises(ValueError, match="Dataset501_Thyroid is there already"):
         export_nnunet(cases, store, raw, **SPLIT)

@@ -11,6 +11,7 @@ from conftest import ellipse_pair
 from PIL import Image
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.cases import read_pair
 from thyroid_lib.data.look import look
 from thyroid_lib.deploy import predict_folder
 from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
@@ -137,6 +138,26 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
     ):
         with pytest.raises(error, match=text):
             Predictor.open(path, **how)
+
+
+def test_deep_images_of_a_folder_have_one_white_and_one_alone_its_own(predictor, tmp_path):
+    """As `evaluate` reads them: 11 of 16 bits, of which the second frame uses but 9."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    frame, seen = picture().astype(np.uint16) * 8, []
+    frame[0, 0] = 2047
+    for name, levels in (("a", frame), ("b", frame // 4)):
+        Image.fromarray(levels).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.uint8(frame > 1000)).save(tmp_path / "masks" / f"{name}.png")
+    cases = look(tmp_path).cases
+    predictor = Predictor(predictor.network, predictor.about)
+    predictor.predict = lambda image: seen.append(image) or Predictor.predict(predictor, image)
+    predict_folder.segment_folder(predictor, tmp_path / "images", tmp_path / "out")
+    rows = cases.itertuples(), (frame, frame // 4), (2047, 511)
+    for case, levels, alone in zip(*rows, strict=True):
+        for image in (seen.pop(0), read_pair(case)[0]):
+            np.testing.assert_array_equal(image, np.rint(levels / 2047 * 255))
+        np.testing.assert_array_equal(read_picture(case.image_path), np.rint(levels / alone * 255))
 
 
 @pytest.mark.study

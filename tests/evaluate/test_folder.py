@@ -101,6 +101,8 @@ def test_the_command_prints_a_table_and_writes_the_scores(release, small_folder,
         (["--model", "{model}", "--data", "{data}", "--groups", "no.csv"], "groups: no file"),
         (["--model", "{model}", "--data", "{data}/none"], "no folder at"),
         (["--model", "{data}/groups.csv", "--data", "{data}"], "is no model of this project"),
+        (["--model", "{model}", "--data", "{data}/a\tb"], "holds a line break or tab, rename"),
+        (["--model", "{model}", "--data", "{data}", "--out", "{data}/groups.csv/x"], "out: got"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(words, said, release, small_folder, capsys):

@@ -47,8 +47,8 @@ def predictions(store: Store, folder, save, fold: int = 0):
     return folder
 
 
-def png(levels):
-    return lambda path, prob: Image.fromarray(levels(prob)).save(f"{path}.png")
+def png(levels, ending=".png"):
+    return lambda path, prob: Image.fromarray(levels(prob)).save(f"{path}{ending}", quality=95)
 
 
 def array(levels):
@@ -67,6 +67,10 @@ MASKS = {
     "0 and 127": png(lambda p: np.uint8(127) * (p > 0.5)),
     "one bit": png(lambda p: p > 0.5),
     "gray in three channels": png(lambda p: np.repeat(np.uint8(255) * (p > 0.5)[..., None], 3, 2)),
+    "opaque": png(lambda p: np.stack([*3 * [np.uint8(255) * (p > 0.5)], np.uint8(255 + 0 * p)], 2)),
+    "letters of the ending": png(lambda p: (p > 0.5).astype(np.uint8), ".PNG"),
+    "TIFF": png(lambda p: np.uint16(900) * (p > 0.5), ".tif"),
+    "JPEG": png(lambda p: np.uint8(255) * (p > 0.5), ".JPG"),
     "bool array": array(lambda p: p > 0.5),
     "int64 array": array(lambda p: 7 * (p > 0.5).astype(np.int64)),
     "float array of 0 and 1": array(lambda p: (p > 0.5).astype(float)),
@@ -76,6 +80,8 @@ MAPS = {
     "16 bits": (png(lambda p: np.rint(65535 * p).astype(np.uint16)), 1e-4),
     "float32": (array(lambda p: p.astype(np.float32)), 1e-6),
     "nnU-Net's npz": (of_nnunet, 1e-3),
+    "TIFF of floats": (png(lambda p: p.astype(np.float32), ".tiff"), 1e-6),
+    "sums a little above 1": (array(lambda p: np.where(p == 0.8, 1.0004, p)), 0.21),
 }
 
 
@@ -101,11 +107,8 @@ def test_masks_of_any_two_levels_are_scored_as_what_they_show(kind, store, tmp_p
     about = json.loads((tmp_path / "runs" / run_id / "run.json").read_text())
     assert about["imported"]
     assert (about["model"], about["source"]) == ("nnunet (imported)", "a colleague")
-    assert (about["epochs"], about["parameters"], about["predictions"]) == (
-        "unknown",
-        None,
-        "masks",
-    )
+    unknown = about["epochs"], about["parameters"], about["predictions"]
+    assert unknown == ("unknown", None, "masks")
 
 
 @pytest.mark.parametrize("kind", MAPS)
@@ -178,13 +181,36 @@ def save_array(value, shape=(40, 60)):
     return change
 
 
+def for_each(save):
+    return lambda folder: [save(path.with_suffix("")) for path in folder.glob("*.png")]
+
+
+def redrawn(draw, **how):
+    """Draw the first case's mask anew."""
+
+    def change(folder):
+        path = min(folder.glob("*.png"))
+        draw(Image.open(path)).save(path, **how)
+
+    return change
+
+
 GRAY = np.zeros((40, 60), np.uint8)
 REFUSED = {
     "a case is missing": (remove, "missing: "),
     "a foreign case": (save_in("zz.png", GRAY), "no test cases: zz "),
     "another size": (save_in("{first}.png", GRAY[:32, :32]), "is 32 x 32, but its frame is 40"),
     "classes": (all_levels(1, 2), "more levels, and none above 0.008 of white"),
+    "three classes up to white": (all_levels(100, 255), "levels 0, 1, 100, 255 may be classes"),
+    "a map among masks": (redrawn(lambda x: Image.linear_gradient("L").resize(x.size)),
+                          "png' has 0 and 1 alone, '.*png' more levels: need masks"),
     "colours": (save_in("{first}.png", np.stack([GRAY, GRAY + 9, GRAY], 2)), "has colours"),
+    "ink": (redrawn(lambda x: x.putalpha(x.point(lambda v: 200 * v)) or x), "transparent parts"),
+    "a palette of one colour": (redrawn(lambda x: x.putpalette([7] * 768) or x), "a palette"),
+    "JPEG of classes": (redrawn(lambda x: x.point(lambda v: 120 * v), format="JPEG"), "is a JPEG"),
+    "two arrays": (for_each(lambda path: np.savez(path, frame=GRAY, map=GRAY)), "'frame', 'map'"),
+    "two organs": (for_each(lambda path: np.save(path, np.indices((40, 60)))), "holds two maps"),
+    "two files of a case": (save_in("{first}.PNG", GRAY), "several files of one case"),
     "a damaged file": (lambda f: (f / "{first}.png").write_bytes(b"no picture"), "is no PNG"),
     "logits": (save_array(-4.0), "negative or no numbers"),
     "per cent": (save_array(100.0), "reaches 100.0: need probabilities from 0 to 1"),
@@ -202,8 +228,8 @@ def test_other_predictions_are_refused_by_name_and_leave_nothing(
     first = min(path.stem for path in folder.glob("*.png"))
     change, sentence = REFUSED[kind]
     change(folder)
-    if (odd := folder / "{first}.png").exists():
-        odd.rename(folder / f"{first}.png")
+    for odd in folder.glob("{first}.*"):
+        odd.rename(folder / f"{first}{odd.suffix}")
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match=f"nnunet-grouped-fold0-seed0: .*{sentence}|{sentence}"):
         added(store, tmp_path, tmp_path / "runs")
@@ -234,10 +260,13 @@ def test_a_trained_run_and_a_networks_name_are_never_taken(store, tmp_path):
 def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THYROID_RESULTS", str(tmp_path))
     parameters = ["--parameters", str(ROOT / "parameters" / "demo.yaml")]
+    names = tmp_path / "names.csv"
+    names.write_text("Name;Case\nthyroid_00003;a00\n")
     for words, says in (
         ([], "predictions: need a folder"),
         (["--predictions", "made"], "no store at"),
         (["--predictions", "made", "--names", "none.csv"], "none.csv"),
+        (["--predictions", "made", "--names", str(names)], "has the columns name, case: need name"),
         (["--set", "sise=3"], "sise: unknown (did you mean size?)"),
     ):
         assert imported.main([*parameters, *words]) == 2
@@ -245,4 +274,4 @@ def test_the_command_line_says_in_a_line_what_is_wrong(tmp_path, monkeypatch, ca
         assert error.startswith("error: ")
         assert says in error
         assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [names]

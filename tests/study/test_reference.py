@@ -33,6 +33,15 @@ def test_executed_notebooks_are_whole_and_clean(path):
     assert not re.search(r"/(?:home|root|work|tmp)/", path.read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def metrics_of_the_committed_runs():
+    """Leave out metrics that are younger than the committed runs, which would be refused."""
+    known = pd.read_csv(next(REAL.glob("runs/*/scores.csv")), nrows=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "METRICS", tuple(name for name in tables.METRICS if name in known))
+        yield
+
+
 @pytest.fixture(scope="module")
 def real_runs() -> tables.Results:
     folders = [run.parent for run in REAL.glob("runs/*/run.json")]

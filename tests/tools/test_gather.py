@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from thyroid_lib.models import checkpoint
+from thyroid_lib.settings import read_study
 from thyroid_lib.study import checksums
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
-DEMO = yaml.safe_load((ROOT / "parameters" / "demo.yaml").read_text("utf-8"))
+DEMO = read_study([ROOT / "parameters" / "demo.yaml"])
 
 import gather  # noqa: E402
 

@@ -18,7 +18,7 @@ from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
-# What holds for runs whose run.json is older than these fields: results/reference has some.
+# What holds, beside settings.DEFAULTS, for runs whose run.json is older than these fields.
 BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
@@ -87,17 +87,24 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFram
 
 
 def read_run(folder: Path) -> dict:
-    return BEFORE | json.loads((folder / "run.json").read_text("utf-8"))
+    about = json.loads((folder / "run.json").read_text("utf-8"))
+    elsewhere = dict.fromkeys(settings.TRAINING, UNKNOWN) if about.get("imported") else {}
+    return settings.DEFAULTS | BEFORE | elsewhere | about
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
-    """Read a run's table, the columns of `RUN` first; ValueError: run.json has another digest."""
-    digest = file_digest(folder / name)
+    """Read a run's table, the columns of `RUN` first.
+
+    ValueError: run.json has another digest, or the run was scored before a metric existed.
+    """
+    digest, advice = file_digest(folder / name), "run 3-train again (it scores, and trains nothing)"
     if run["files"].get(name, digest) != digest:
         problem = "is not the file that was written (damaged? edited?)"
-        advice = "run 3-train again (it scores, and trains nothing anew)"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
+    if lacking := [x for x in METRICS if x not in table and name == "scores.csv"]:
+        problem = f"has no column {', '.join(lacking)}: the run was scored before it existed"
+        raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 from thyroid_lib.data.cases import read_image
 from thyroid_lib.data.nnunet import CHANNEL
 from thyroid_lib.data.splits import split_cases
-from thyroid_lib.data.store import Store, load_cases, open_store
+from thyroid_lib.data.store import Store, fingerprint_of, load_cases, open_store
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.settings import ONE_SPLIT, add_study_arguments, read_named_study, step_settings
@@ -48,7 +48,7 @@ def export_nnunet(
     """Write the cases of a store into the folder `out`/`dataset`, whole or not at all.
 
     `cases` is the case table that the store was built from, `split` other arguments of
-    `splits.split_cases`. ValueError: a wrong name, a folder that is there already, or frames that
+    `splits.split_cases`. ValueError: a wrong name, a folder that is there already, or data that
     have changed since.
     """
     if not re.fullmatch(r"Dataset\d{3}_[A-Za-z0-9]+", dataset):
@@ -56,6 +56,8 @@ def export_nnunet(
     folder, partial = out / dataset, out / f".{dataset}.{os.getpid()}.partial"
     if folder.exists():
         raise ValueError(f"{folder} is there already: remove it, or give another name or folder")
+    if fingerprint_of(cases, store.settings) != store.fingerprint:
+        raise ValueError("images, masks or groups are not as in the store: run 1-preprocess again")
     index, splits = store.index, []
     names = np.array([f"thyroid_{row:05d}" for row in range(len(index))])
     split |= {"protocol": protocol, "folds": folds}
@@ -69,10 +71,7 @@ def export_nnunet(
         for part in ("imagesTr", "labelsTr"):
             (partial / part).mkdir(parents=True)
         for row, (name, case_id) in enumerate(zip(names, index["case_id"], strict=True)):
-            mask = store.reference(row)
-            image = read_image(rows[case_id]) if case_id in rows else None
-            if image is None or image.shape != mask.shape:
-                raise ValueError(f"{case_id} is not as in the store: run 1-preprocess again")
+            image, mask = read_image(rows[case_id]), store.reference(row)
             Image.fromarray(image).save(partial / "imagesTr" / f"{name}{CHANNEL}.png")
             Image.fromarray(mask.astype(np.uint8)).save(partial / "labelsTr" / f"{name}.png")
         about = {
@@ -84,8 +83,8 @@ def export_nnunet(
         }
         write_file(partial / "dataset.json", json.dumps(about, indent=1) + "\n")
         write_file(partial / "splits_final.json", json.dumps(splits, indent=1) + "\n")
-        table = index[["case_id", "group"]]
-        write_table(partial / "names.csv", table.assign(name=names)[["name", *table]])
+        named = index.assign(name=names)[["name", "case_id", "group"]]
+        write_table(partial / "names.csv", named)
         os.replace(partial, folder)
     return folder
 

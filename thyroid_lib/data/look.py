@@ -58,6 +58,8 @@ def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
     `dataset` names the cases, "" for the format's name; `choices` are any of `CHOICES`, as in a
     study's YAML. ValueError: what cannot be decided; says what was found and which key decides it.
     """
+    if {*"\n\t"} & {*str(path)}:  # a case table's signs between references
+        raise ValueError(f"{str(path)!r} holds a line break or tab, rename that folder")
     given, path = path, archives.unpack(path) if archives.is_archive(path) else Path(path)
     if unknown := sorted(set(choices) - set(CHOICES)):
         raise ValueError(f"got {', '.join(unknown)}, need any of {', '.join(CHOICES)}")

@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from thyroid_lib.data import frames
@@ -90,8 +89,8 @@ def count_pictures(path: str) -> int:
         return 1
 
 
-def expand_stacks(table: pd.DataFrame) -> pd.DataFrame:
-    """Give each picture of a stack, with the mask of the same number, a row of its own.
+def expand_stacks(table):
+    """Give each picture of a case table's stacks, with the mask of its number, a row of its own.
 
     A stack is a TIFF or GIF of several pages, or an npy array (N,H,W). Its pictures keep its group.
     Where the mask's file holds another number, the row stays one and has a `problem`.
@@ -114,6 +113,6 @@ def expand_stacks(table: pd.DataFrame) -> pd.DataFrame:
             case_id = f"{case['case_id']}_{number:0{len(str(most - 1))}}"
             paths = {"image_path": image, "mask_path": "\n".join(masks)}
             rows.append(case | {"case_id": case_id} | paths)
-    expanded = pd.DataFrame(rows, dtype=object) if rows else table
+    expanded = type(table)(rows, dtype=object) if rows else table
     expanded.attrs = table.attrs
     return expanded

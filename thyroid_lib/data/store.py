@@ -164,14 +164,12 @@ def build_store(
         raise ValueError("groups: proposed are made in 1-preprocess; here, give a table or pattern")
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
-    cases = cases.assign(official=cases.get("official", "")).reset_index(drop=True)
+    cases = _in_order(cases)
     cases = cases.assign(problem=case_table.find_problems(cases))
-    cases = cases.assign(**{name: cases.get(name, value) for name, value in READING.items()})
-    cases = cases.sort_values(["case_id", "image_path", "mask_path"])  # the same on every machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
-            fingerprint = _fingerprint(cases, settings)
+            fingerprint = fingerprint_of(cases, settings)
             if _held_fingerprint(folder, cases) != fingerprint:
                 _build(cases, folder, settings, fingerprint, workers, propose)
         store = open_store(folder, verify=False)
@@ -184,6 +182,12 @@ def build_store(
         if isinstance(error, OSError):  # of writing: sources that cannot be read are set aside
             raise write_error(error, error.filename or folder) from error
         raise
+
+
+def _in_order(cases: pd.DataFrame) -> pd.DataFrame:
+    """Give a case table all columns, and its rows the same order on every machine."""
+    usual = {name: cases.get(name, value) for name, value in (READING | {"official": ""}).items()}
+    return cases.assign(**usual).sort_values(["case_id", "image_path", "mask_path"])
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
@@ -260,9 +264,9 @@ def _held_fingerprint(folder: Path, cases: pd.DataFrame) -> str:
     return store.fingerprint
 
 
-def _fingerprint(cases: pd.DataFrame, settings: dict) -> str:
+def fingerprint_of(cases: pd.DataFrame, settings: dict) -> str:
     """Return the SHA-256 over everything that decides what a store holds, case by case."""
-    about = {"store_version": STORE_VERSION, "settings": settings}
+    cases, about = _in_order(cases), {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     pairs = [cases[n].map(case_table.split_references) for n in ("image_path", "mask_path")]
     files = dict.fromkeys(path for column in pairs for row in column for path, _ in row)

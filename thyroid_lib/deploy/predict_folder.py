@@ -13,12 +13,13 @@ import io
 import sys
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data import frames
+from thyroid_lib.data import frames, readers
 from thyroid_lib.deploy.predictor import ROW, Predictor, read_picture
 from thyroid_lib.files.writing import write_file
 
@@ -51,13 +52,17 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
     write_file(table, table_csv([], COLUMNS))
     keys = [unicodedata.normalize("NFC", file.stem).casefold() for file in files]
-    rows, counts = [], Counter(keys)
+    rows, counts, levels = [], Counter(keys), []
+    for file in files:
+        with suppress(ValueError):  # reading it says why
+            levels.append(readers.measure_image(file)[1])
+    white = readers.white_level(levels)[0]
     for file, key in zip(files, keys, strict=True):
         rows.append(row := {"file": file.name})
         try:
             if counts[key] > 1:
                 raise ValueError(f"{counts[key]} images have this name, keep one")
-            found = predictor.predict(read_picture(file))
+            found = predictor.predict(read_picture(file, white))
             write_file(masks / f"{file.stem}.png", mask_png(found.mask))
             row["height"], row["width"] = found.mask.shape
             row |= found.row()

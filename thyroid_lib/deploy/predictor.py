@@ -18,7 +18,7 @@ from scipy import ndimage, special
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
-from thyroid_lib.data import frames
+from thyroid_lib.data import frames, readers
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
 from thyroid_lib.evaluate.networks import open_network
@@ -155,9 +155,13 @@ class Predictor:
         return tuple(Doubt(code, text, grave) for code, holds, text, grave in checks if holds)
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Read an image file as `frames.read_gray` does; RGB (H,W,3) if it is in colour."""
-    gray = frames.read_gray(path)
+def read_picture(path: str | Path, white: float | None = None) -> np.ndarray:
+    """Read an image file as `frames.read_gray` does; RGB (H,W,3) if it is in colour.
+
+    white: `readers.white_level` of a source's images; None: of this one.
+    """
+    white = readers.white_level([readers.measure_image(path)[1]])[0] if white is None else white
+    gray = frames.read_gray(path, highest=white)
     with Image.open(path, formats=frames.FORMATS) as image:
         colour = None if image.mode in ("1", "L", "LA") else np.array(image.convert("RGB"))
     # a rotated, transparent or 16-bit picture has other gray levels: its colours are ignored

@@ -22,16 +22,12 @@ from thyroid_lib.settings import FEW_GROUPS, MENDS
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 1 where model or data cannot be read; the reason is printed."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib.evaluate", description=__doc__, formatter_class=formatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="run, model.pt, release or .onnx")
     parser.add_argument("--data", default="", help="folder, archive or table with all of it")
-    parser.add_argument(
-        "--images", default="", help="their folder; with --data a file pattern, too"
-    )
-    parser.add_argument("--masks", default="", help="their folder; with --data a file pattern, too")
+    where = {"default": "", "help": "their folder; with --data a file pattern, too"}
+    parser.add_argument("--images", **where)
+    parser.add_argument("--masks", **where)
     parser.add_argument("--groups", default="", help="CSV, CSV:column, pattern on names, or none")
     parser.add_argument("--pairing", default="", help="pattern of what both names share")
     parser.add_argument("--mask-values", default="", help="the gland's levels or colours")
@@ -44,7 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     try:
+        if out and not next(p for p in (Path(out), *Path(out).parents) if p.exists()).is_dir():
+            raise ValueError(f"out: got {out}, need a folder, and none below a file")
         found = evaluate_folder(**given | {"data": find_data(given["data"]) or ""})
+        for name in ("scores", "groups", "quarantine") if out else ():
+            write_table(Path(out, f"{name}.csv"), getattr(found, name))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -60,8 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         few = "a single group gives no interval" if count == 1 else "the intervals are too narrow"
         print(f"note: {count} group{'s' * (count > 1)}: {few}")
     if out:
-        for name in ("scores", "groups", "quarantine"):
-            write_table(Path(out, f"{name}.csv"), getattr(found, name))
         print(f"written: {Path(out, 'scores.csv')}")
     return 0
 

@@ -104,11 +104,10 @@ def by_group(scores: pd.DataFrame) -> pd.DataFrame:
     """
     groups = scores.groupby("group")
     means = groups[list(MEASURES)].mean()
-    drawn = np.random.default_rng(0).multinomial(
-        len(means), np.full(len(means), 1 / len(means)), size=RESAMPLES
-    )
-    samples = drawn @ means.to_numpy(float) / len(means)  # (B,M)
-    low, high = np.quantile(samples, (0.025, 0.975), axis=0) * (1 if len(means) > 1 else np.nan)
+    count = len(means)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    samples = drawn @ means.to_numpy(float) / count  # (B,M)
+    low, high = np.quantile(samples, (0.025, 0.975), axis=0) * (1 if count > 1 else np.nan)
     total = {"group": ALL, "frames": len(scores)} | means.mean().to_dict()
     for end, values in (("low", low), ("high", high)):
         total |= {f"{name}_{end}": x for name, x in zip(MEASURES, values, strict=True)}

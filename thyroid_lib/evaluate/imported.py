@@ -3,7 +3,7 @@
     python -m thyroid_lib.evaluate.imported --name nnunet --predictions FOLDER
 
     runs/<name>-<protocol>-fold<k>-seed<s>/
-        predictions/    one PNG, .npy or .npz file per test case, as it was given
+        predictions/    one picture, .npy or .npz file per test case, as it was given
         imported.json   name, split and origin of the predictions
         scores.csv  thresholds.csv  calibration.csv  run.json    as those of `train.run`
         history.csv     its heading alone, as nothing is known of the training
@@ -27,6 +27,8 @@ import pandas as pd
 
 from thyroid_lib import __version__
 from thyroid_lib.data import frames
+from thyroid_lib.data.mask_values import count_levels, is_jpeg
+from thyroid_lib.data.name_tables import read_table
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.scores import score_maps
@@ -44,10 +46,11 @@ from thyroid_lib.settings import (
 
 MARK = " (imported)"  # ends the model's name, so that nothing shows such a model without it
 UNKNOWN = "unknown"
-ENDINGS = (".npz", ".npy", ".png")  # the first kind that a folder holds is read
+ENDINGS = (".npz", ".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")  # the first found
 WHITE = {"b1": 1, "u1": 255, "u2": 65_535, "i4": 65_535, "f2": 1, "f4": 1, "f8": 1}
 MEASURED = ("parameters", "multiply_adds", "train_seconds", "images_per_second", "peak_memory_mib")
-FOLD = re.compile(r"fold[_-]?(\d{1,4})(?:[_-]seed[_-]?(\d{1,9}))?")  # a subfolder's name
+ROUNDING, FEW = 0.001, 16  # by which float16 leaves 0 to 1; levels that may be classes
+FOLD = re.compile(r"(?i)fold[_-]?(\d{1,4})(?:[_-]seed[_-]?(\d{1,9}))?")  # a subfolder's name
 
 
 def is_imported(model: str) -> bool:
@@ -58,40 +61,53 @@ def is_imported(model: str) -> bool:
 def find_predictions(folder: Path, names: dict[str, str] | None = None) -> dict[str, Path]:
     """Return the prediction file of each case; `names` maps files' names to cases' names."""
     for ending in ENDINGS:
-        if files := sorted(folder.rglob(f"*{ending}")):
-            given = [path.relative_to(folder).as_posix().removesuffix(ending) for path in files]
-            return {(names or {}).get(n, n): path for n, path in zip(given, files, strict=True)}
-    raise ValueError(f"{folder} holds no predictions: need a PNG, .npy or .npz file per test case")
+        if files := sorted(p for p in folder.rglob("*") if p.suffix.lower() == ending):
+            given = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+            found = {(names or {}).get(n, n): path for n, path in zip(given, files, strict=True)}
+            if len(found) < len(files):
+                raise ValueError(f"{folder} holds several files of one case: keep one of each")
+            return found
+    raise ValueError(f"{folder} holds no predictions: need one of {', '.join(ENDINGS)} per case")
 
 
 def read_levels(path: Path) -> tuple[np.ndarray, int]:
     """Read one prediction as it is, (H,W), and the level that means 1, 0 if none does.
 
-    Of nnU-Net's .npz it is the probability of class 1.
+    Of nnU-Net's .npz it is the probability of class 1. A JPEG is a mask, of what is above 127.
     """
-    if path.suffix == ".png":
+    if path.suffix.lower() not in (".npy", ".npz"):
         levels = frames.decode_file(path, _gray_levels)
+        if is_jpeg(path):
+            counts = count_levels(str(path)).counts
+            if sum(n for code, n in counts.items() if 0 < code < 255) > 0.01 * sum(counts.values()):
+                raise ValueError(f"{path.name!r} is a JPEG of more than black and white: need PNG")
+            levels = levels > 127
     else:
         try:
-            levels = np.load(path, allow_pickle=False)
-            if path.suffix == ".npz":
-                keys = levels.files
-                levels = levels["probabilities" if "probabilities" in keys else keys[0]]
+            held = np.load(path, allow_pickle=False)
+            held = dict(held) if hasattr(held, "files") else {"probabilities": held}
         except Exception as error:  # NumPy raises half a dozen kinds on a damaged file
             raise ValueError(f"{path.name!r} is damaged ({error}): save it again") from error
-        levels = levels.squeeze()
-        levels = levels[1] if levels.ndim == 3 and len(levels) == 2 else levels
+        if len(held) != 1 and "probabilities" not in held:
+            raise ValueError(f"{path.name!r} holds {[*held]}: need an array called probabilities")
+        levels = held.get("probabilities", next(iter(held.values()))).squeeze()
+        if levels.ndim == 3 and len(levels) == 2:
+            if np.ptp(levels.sum(axis=0, dtype=np.float64)) > 0.02 * levels.max():
+                raise ValueError(f"{path.name!r} holds two maps, need background and thyroid")
+            levels = levels[1]
     if levels.ndim != 2:
         raise ValueError(f"{path.name!r} holds an array {levels.shape}, need (H,W) or (2,H,W)")
     return levels, WHITE.get(levels.dtype.str[1:], 0)
 
 
 def _gray_levels(image, tags) -> np.ndarray:
-    gray = image.mode in ("1", "L") or image.mode.startswith("I")
-    levels = np.asarray(image if gray else image.convert("RGB"))
-    if levels.ndim == 3 and (levels != levels[..., :1]).any():
-        raise frames.Refused("has colours, save one gray level per pixel")
-    return levels if levels.ndim == 2 else levels[..., 0]
+    if image.mode in ("1", "L", "F", "I", "I;16", "I;16B") and not image.has_transparency_data:
+        return np.asarray(image)
+    levels = np.asarray(image.convert("RGBA"))  # (H,W,4)
+    odd = (levels[..., 3] < 255).any() or (levels[..., :3] != levels[..., :1]).any()
+    if odd or (image.mode == "P" and len(np.unique(image)) > len(np.unique(levels[..., 0]))):
+        raise frames.Refused("has colours, transparent parts or a palette, save gray levels")
+    return levels[..., 0]
 
 
 def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
@@ -99,9 +115,9 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
 
     `cases` are the test cases' rows of the store's index. They are masks if each file has 0 and at
     most one other level. ValueError, naming cases: missing or foreign ones, another size than the
-    frame's own, levels that are neither.
+    frame's own, levels that are neither, or masks among maps.
     """
-    tests, shades, highest = set(cases["case_id"]), "", 0.0
+    tests, shades, masks, highest, seen = set(cases["case_id"]), "", "", 0.0, set()
     for what, odd in (("missing", tests - set(files)), ("no test cases", set(files) - tests)):
         if odd:
             shown = ", ".join(sorted(odd)[:5]) + ", …" * (len(odd) > 5)
@@ -113,23 +129,32 @@ def check_predictions(files: dict[str, Path], cases: pd.DataFrame) -> str:
             got, size = ("{} x {}".format(*x) for x in (levels.shape, (case.height, case.width)))
             raise ValueError(f"{name} is {got}, but its frame is {size}: save it as large")
         low, high = levels.min(), levels.max()
-        if not np.isfinite(levels.sum(dtype=np.float64)) or low < 0:
+        if not np.isfinite(levels.sum(dtype=np.float64)) or low < -ROUNDING * white:
             raise ValueError(f"{name} has levels that are negative or no numbers")
         if not np.isin(levels, (0, high)).all():
             shades = shades or name
-            if high > white:
+            if high > (1 + ROUNDING) * white:
                 raise ValueError(f"{name} reaches {high}: need probabilities from 0 to 1")
+        elif high and abs(float(high) - white) > ROUNDING * white:
+            masks = masks or f"{name} has 0 and {high}"
+        seen |= set(np.unique(levels)[: FEW + 1].tolist()) if white > 1 else {*range(FEW + 1)}
         highest = max(highest, high / white if white > 1 else 1.0)
+    need = "need masks (0 and one other level) or probability maps (255, 65535 or 1.0 for 1)"
+    if shades and masks:
+        raise ValueError(f"{masks} alone, {shades} more levels: {need}, all of one kind")
     if shades and highest <= 0.5:
-        need = "need masks (0 and one other level) or probability maps (255 or 65535 for 1)"
         raise ValueError(f"{shades} has more levels, and none above {highest:.3f} of white: {need}")
+    if shades and 0 in seen and len(seen) <= FEW:
+        advice = "save the thyroid's alone as masks, or probabilities as .npy of floats"
+        raise ValueError(f"levels {', '.join(map(str, sorted(seen)))} may be classes: {advice}")
     return "probability maps" if shades else "masks"
 
 
 def read_prob(path: Path, kind: str) -> np.ndarray:
     """Return a prediction as probabilities, float32 (H,W) in [0,1]; `kind`: `check_predictions`."""
     levels, white = read_levels(path)
-    return (levels > 0 if kind == "masks" else levels / np.float64(white)).astype(np.float32)
+    prob = levels > 0 if kind == "masks" else np.clip(levels / np.float64(white), 0, 1)
+    return prob.astype(np.float32)
 
 
 def segment_imported(run: Path, case_id: str) -> np.ndarray:
@@ -242,15 +267,18 @@ def main(arguments: list[str] | None = None) -> int:
         if not folder:
             raise ValueError("predictions: need a folder")
         if names := given.pop("names"):
-            table = pd.read_csv(names, dtype=str, na_filter=False)[["name", "case_id"]]
-            names = dict(table.itertuples(index=False))
+            table = read_table(Path(names))
+            if not {"name", "case_id"} <= {*table}:
+                raise ValueError(f"{names} has the columns {', '.join(table)}: need name, case_id")
+            names = dict(zip(table["name"], table["case_id"], strict=True))
         given |= {"names": names, "settings": step_settings(config, "score")}
         where = Path(folder), study / "runs", open_store(study / "store")
         for run_id, scores in add_runs(*where, **given):
             dice = scores.groupby("group")["dice"].mean().mean()
-            print(f"{run_id}: {len(scores)} cases, Dice {dice:.3f} (mean of groups)")
+            kind = "masks" if scores["brier"].isna().all() else "probability maps"
+            print(f"{run_id}: {len(scores)} {kind}, Dice {dice:.3f} (mean of groups)")
         print("start the study again: it compares them with its own runs")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

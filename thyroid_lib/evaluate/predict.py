@@ -43,10 +43,8 @@ def predict_prob(
     model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
 ) -> np.ndarray:
     """Return the probability of thyroid, float32 (N,S,S) in [0,1]; see `predict_logits`."""
-    prob = np.empty(images.shape, dtype=np.float32)
-    for rows, logits in predict_logits(model, images, device=device, batch_size=batch_size):
-        prob[rows] = to_prob(logits)
-    return prob
+    batches = predict_logits(model, images, device=device, batch_size=batch_size)
+    return np.concatenate([to_prob(logits) for _, logits in batches])
 
 
 def to_prob(logits: Tensor) -> np.ndarray:

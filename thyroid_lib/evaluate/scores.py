@@ -36,7 +36,7 @@ class Scores:
 
 
 def score_maps(
-    rows: pd.DataFrame,
+    index: pd.DataFrame,
     batches: Iterable[tuple[np.ndarray, list[np.ndarray]]],
     *,
     workers: int = 1,
@@ -44,11 +44,11 @@ def score_maps(
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
-    `rows` of the store's index, one per case; `batches`, in their order: probability maps, float32
-    (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes, which do
-    not change the result; `how`: see `score_map`.
+    `index`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
+    float32 (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes,
+    which do not change the result; `how`: see `score_map`.
     """
-    names = rows[["case_id", "dataset", "group"]].to_dict("records")
+    names = index[["case_id", "dataset", "group"]].to_dict("records")
     cases, sweeps, bins = [], [], {}
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)

@@ -40,7 +40,7 @@ from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, user_networks
-from thyroid_lib.settings import check_packages, check_parameters
+from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
@@ -106,7 +106,8 @@ def train_model(
     if code := user_networks.fingerprint(model):
         user_networks.check(net, model, store.size)
         own = {"code": code, "packages": user_networks.packages(model)}
-    deciding = {name: settings[name] for name in settings.keys() - NOT_IN_KEY}
+    # without those at their default, so that a new setting trains nothing anew
+    deciding = {k: v for k, v in settings.items() if k not in NOT_IN_KEY and v != DEFAULTS.get(k)}
     how = {"parameters": deciding, "training_version": recipe.TRAINING_VERSION, "architecture": own}
     key = checkpoint.run_key(data=store.fingerprint, sides=sides, **how)
     out, trained_epochs, stopped = Path(out), 0, ""
