@@ -73,7 +73,7 @@ def test_odd_sizes_are_packed_end_to_end_and_unusable_cases_leave_no_gap(tmp_pat
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
     for i in range(70):
-        mask = rng.random((rng.integers(1, 14), rng.integers(3, 16))) > 0.5
+        mask = rng.random((rng.integers(1, 14), rng.integers(3, 16))) > 0.8
         mask.flat[:2] = True, False
         Image.fromarray(np.full(mask.shape, i, np.uint8)).save(tmp_path / f"images/{i:02d}.png")
         Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"masks/{i:02d}.png")

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import complete
 
 from thyroid_lib.plots import front
 
@@ -22,7 +23,8 @@ def run(study, model: str, protocol: str, seed: int, dice: dict):
     folder.mkdir(parents=True)
     about = {"run_id": folder.name, "model": model, "protocol": protocol, "fold": 0, "seed": seed}
     (folder / "run.json").write_text(json.dumps(about))
-    pd.Series(dice, name="dice").rename_axis("case_id").to_csv(folder / "scores.csv")
+    scores = complete(pd.DataFrame({"case_id": dice.keys(), "dice": dice.values()}))
+    scores.to_csv(folder / "scores.csv", index=False)
     (folder / "model.pt").touch()
 
 

@@ -93,7 +93,9 @@ def test_yaml_that_creates_objects_is_refused(marker, tmp_path):
     path, value = tmp_path / "study.yaml", f"!!python/object/apply:os.mkdir ['{marker}']"
     path.write_text(f"study: {value}\n")
     try_out(marker, lambda: yaml.load(path.read_text(), yaml.UnsafeLoader))  # noqa: S506
-    with pytest.raises(ValueError, match=r"^study\.yaml, line 1: write plain values"):
+    with pytest.raises(
+        ValueError, match=r"^study\.yaml, line 1: could not determine a constructor"
+    ):
         read_study([path])
     given = {"epochs": value}
     with pytest.raises(ValueError, match="epochs: got"):

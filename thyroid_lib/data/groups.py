@@ -91,7 +91,7 @@ def assign_groups(
     if named:
         return _by_tables(names, [_read_lines(names, named[0])])
     if said := cases.attrs.get("groups"):
-        return cases["group"].tolist(), said
+        return cases["group"].tolist(), f"{_count(cases['group'].tolist())}: {said}"
     found, unused = [], []
     for path in (path for path in others if path.suffix.lower() in name_tables.TABLES):
         try:
@@ -122,6 +122,7 @@ def _read_lines(names: Names, path: Path, column: str = "", *, may: bool = False
     known = names.column(table.drop(columns=column, errors="ignore"), path.name)
     rest = [name for name in table.columns if name != known]
     usual = [name for name in GROUPS if name in rest and table[name].any()]
+    usual.sort(key=lambda name: may and name.startswith("group"))  # of patients, or of a trial?
     if may and not (known and usual):
         return None
     if not known:

@@ -113,12 +113,26 @@ def find_pairs(
         held = "; ".join([f"{len(files)} image files {_folders(pictures)} of {root}", *odd])
         needed = f'set {missing[0]} to a folder or a pattern, "*_{missing[0][:-1]}.png"'
         raise ValueError(f"no {missing[0]} found among {held}: {needed}")
+    if not images + masks:
+        _check_single(found["image"])
     masks_of, left, how = _pair(found["image"], found["mask"], pairing)
     said = [f"images {_folders(found['image'])}, masks {_folders(found['mask'])}", *how, *odd]
     if skipped := [p for p in pictures if p.role not in found]:
         held = f"{len(skipped)} image files {_folders(skipped)}"
         said.append(f"skipped {held}: neither image nor mask")
     return _table(masks_of, left, dataset), others, said
+
+
+def _check_single(images: list[Picture]) -> None:
+    """Refuse data sets side by side (tg3k/thyroid-image, tn3k/test-image), not train and test."""
+    held = defaultdict(set)
+    for folder in {picture.folder for picture in images}:
+        parts = PurePosixPath(folder.casefold()).parts
+        named = [i for i, name in enumerate(parts) if {*WORDS.findall(name)} & {*ROLE_OF}]
+        if named:
+            held["/".join(parts[: named[0]])].add(parts[named[0]])
+    if len(held) > 1 and not set.intersection(*held.values()):
+        raise ValueError(f"several data sets lie here, in {', '.join(held)}: give one of them")
 
 
 def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Picture]:

@@ -8,6 +8,7 @@
 From a terminal: python -m thyroid_lib.data my-data masks='*_mask*.png'
 """
 
+import math
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from thyroid_lib.data import archives
@@ -151,7 +152,7 @@ def check_cases(cases: pd.DataFrame, *, size: int, resize: str) -> dict[str, str
             bad[reason].append(f"({file}: {detail})")
     reasons = "; ".join(f"{len(of)} {reason} {of[0]}" for reason, of in sorted(bad.items()))
     aside = f"{len(cases) - len(needed)} of {len(cases)}: {reasons}" if bad else "none"
-    return {"set aside": aside, "size": lost_sentence(needed, size)}
+    return {"set aside": aside} | ({"size": lost_sentence(needed, size)} if needed else {})
 
 
 def _check(case, *, size: int, resize: str) -> list[str] | int:
@@ -165,19 +166,26 @@ def _check(case, *, size: int, resize: str) -> list[str] | int:
 
 
 def contact_sheet(cases: pd.DataFrame) -> Image.Image:
-    """Draw up to 24 cases, evenly chosen, the outlines of their masks in yellow."""
+    """Draw up to 24 cases, evenly chosen, their masks in yellow; or why a case is set aside."""
     rows, columns, side = SHEET
-    usable = cases[(cases["image_path"] != "") & (cases["mask_path"] != "")]
-    count = min(rows * columns, len(usable))
-    sheet = Image.new("RGB", (columns * side, rows * side))
-    for place, row in enumerate(np.linspace(0, len(usable) - 1, count).astype(int)):
-        try:
-            image, mask = case_table.read_pair(usable.iloc[row])
-        except case_table.BadCase:
-            continue
-        picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
-        inside = fit_mask(mask, side, "letterbox") > 0
-        outline = Image.fromarray(inside & ~ndimage.binary_erosion(inside))
-        picture.paste((255, 214, 0), mask=outline)
-        sheet.paste(picture, (place % columns * side, place // columns * side))
+    places = np.unique(np.linspace(0, len(cases) - 1, rows * columns).astype(int))
+    cases, (wide, high) = (
+        cases.assign(problem=case_table.find_problems(cases)),
+        (side + 4, side + 18),
+    )
+    sheet = Image.new("RGB", (columns * wide, math.ceil(len(places) / columns) * high), "#303030")
+    draw = ImageDraw.Draw(sheet)
+    for place, row in enumerate(places):
+        corner, case = (place % columns * wide, place // columns * high), cases.iloc[row]
+        checked = _check(SimpleNamespace(**case), size=side, resize="square")
+        if isinstance(checked, int):
+            image, mask = case_table.read_pair(case)
+            picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
+            inside = fit_mask(mask, side, "letterbox") > 0
+            outline = inside & ~ndimage.binary_erosion(inside)
+            picture.paste("#ffd600", mask=Image.fromarray(np.uint8(40 * inside + 215 * outline)))
+            sheet.paste(picture, corner)
+        else:
+            draw.text((corner[0] + 4, corner[1] + side // 2), checked[2], "#ffd600")
+        draw.text((corner[0] + 2, corner[1] + side + 2), case["case_id"][-26:], "white")
     return sheet

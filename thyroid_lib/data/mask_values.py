@@ -200,7 +200,9 @@ def choose_rule(
         rule = "" if usual and not deep and 0 not in gland else _rule_of(gland)
     if not (wanted or names) and len(levels) > 1:
         mixed = around.total() > 1.1 * max(around.values(), default=0)
-        if mixed or 2 * sum(counts[code] for code in gland) > total:
+        inside = [sum(x.counts.get(code, 0) for code in gland) for x in found]
+        large = sum(2 * n > sum(x.counts.values()) for n, x in zip(inside, found, strict=True))
+        if mixed or 10 * large > len(found):  # a tenth of the masks is gland by more than half
             need = f"which is gland? Set mask_values: {' or '.join(ways)}"
             raise ValueError(f"masks may be inverted, they hold {shown}: {need}")
     if soft and not (wanted or rule):
