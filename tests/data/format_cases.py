@@ -139,11 +139,6 @@ def pages(kind, count):
     return make
 
 
-def seven(top):
-    (top / "set.7z").write_bytes(b"7z")
-    return top / "set.7z"
-
-
 CLASSES = MASKS.astype(np.uint8) + NODULES
 OWN, CINES = [*map(str, range(COUNT))], ["k"] * 3 + ["m"] * 3
 K = [f"{name}_{n}" for name in "km" for n in range(3)]
@@ -191,7 +186,6 @@ READ = {  # kind: (drawing, names of the cases, groups)
     "an npy file for each image and mask": (
         lambda top: pairs(top, "images/{}.npy", "masks/{}.npy", 1), NAMES, NAMES,
     ),
-    "TIFF stacks": (stacks(".tif", 255), K, CINES),
     "TIFF stacks of 0 and 1": (stacks(".tiff", 1), K, CINES),
     "GIF stacks": (stacks(".gif", 255), K, CINES),
     "npy stacks": (stacks(".npy", 1), K, CINES),
@@ -229,9 +223,4 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
     "TIFF images with a page for each channel": (
         pages("images", 5), "holds 5 pictures, the mask's 1: .* no class or channel", {},
     ),
-    "pictures along the last axis": (
-        one_file(npz, "a.npz", x=np.moveaxis(IMAGES, 0, 2), y=np.moveaxis(MASKS, 0, 2)),
-        r"may be \(N,H,W\) or \(H,W,N\)", {},
-    ),
-    "a 7z archive": (seven, "is no zip or tar archive: unpack it by hand", {}),
 }  # fmt: skip

@@ -204,13 +204,7 @@ def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
 
 BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
     "no folder": (".", None, "no folder at .*: give one that holds images and masks"),
-    "masks empty": ("masks", Path.mkdir, "no masks found among 6 image files in images/"),
     "nothing": (".", Path.mkdir, r"no image file \(.png .jpg .*: it holds nothing"),
-    "no name in common": (
-        "masks/*",
-        lambda path: path.with_name(f"x{path.stem[1:]}{ord(path.stem[0])}.png").touch(),
-        "images/ begins with 'a00.png', masks/ begins with 'x0097.png'; name each mask as its",
-    ),
     "no usable case": ("images/*", PNG, "no case can be used, of 6: 6 size mismatch; .*: a00"),
 }  # fmt: skip
 BAD_GROUPS = {

@@ -45,7 +45,6 @@ def test_levels_have_names(tmp_path, labels, levels):
     [
         (["imagesTr/a_0001.png"], {}, r"imagesTr holds a_0001\.png: need one channel"),
         (["imagesTr/x.png"], {}, r"imagesTr holds x\.png: need one channel, named case_0000\.png"),
-        ([], {"ending": ".nii.gz"}, r"the images are \.nii\.gz, volumes: save their slices"),
         ([], {"labels": [1]}, r"dataset\.json is damaged"),
         ([], {"labels": {"gland": "one"}}, r"dataset\.json is damaged"),
     ],

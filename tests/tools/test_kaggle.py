@@ -16,6 +16,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from test_gather import write
 from tiny_study import RESULTS, TINY, copy_project, results_of, run_study, steps
 
 pytest.importorskip("snakemake")
@@ -58,12 +59,6 @@ def test_runs_are_packed_longest_first_into_few_sessions():
     # 120 is longer than a session of 100; 70 and 30 share one, 50 and 20 another
     assert kaggle.pack(minutes, 100) == [["b"], ["d", "c"], ["a", "e"]]
     assert kaggle.pack({}, 100) == []
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def test_the_estimate_follows_a_t4_and_measured_runs(tmp_path):
