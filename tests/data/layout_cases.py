@@ -209,6 +209,14 @@ LAYOUTS = {
         ids="",
         near=16,
     ),
+    "two data sets side by side, as TG3K and TN3K come": Case(
+        {
+            f"both/{where}-{kind}/a{i}.png": draw(i)
+            for where in ("one/scan", "two/test", "two/train")
+            for kind, draw in (("image", image), ("mask", levels(255))) for i in range(2)
+        },
+        said="several data sets lie here, in both/one, both/two: give one of them", refused=True,
+    ),
     "`a.png`, `a_mask.png` in one folder": Case(pairs("a{}.png", "a{}_mask.png")),
     "`a-label.png`": Case(pairs("frames/a{}.png", "frames/a{}-label.png")),
     "`a_image.png`, `a_mask.png`": Case(pairs("a{}_image.png", "a{}_mask.png"), ids="a{}_image"),
@@ -301,6 +309,10 @@ MASKS = {
         pairs(draw=lambda i: np.uint8(255) * ~border(i)),
         masks=border, said="masks may be inverted, they hold 0 (", refused=True,
         mend={"mask_values": "0"},
+    ),
+    "black on white in two of five, glands at the border": Case(
+        pairs(draw=lambda i: np.uint8(255) * (~border(i) if i % 3 else border(i))),
+        masks=border, said="masks may be inverted", refused=True,
     ),
     "black on white in JPEG": Case(
         pairs(masks="masks/a{}.jpg", draw=lambda i: ~levels(255)(i)), refused=True,

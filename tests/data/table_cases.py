@@ -47,6 +47,9 @@ TABLES = {
         pairs("p{0}/images/a{0}.png", "p{0}/masks/a{0}.png"),
         groups={i: f"p{i}" for i in range(5)}, choices={"groups": "^([^/]+)/"},
     ),
+    "a trial's group beside the patient": grouped(
+        table("a{},{},control", "image,patient,group"), "clinical.csv"
+    ),
     "no first line": Case(
         pairs() | {"groups.csv": table().split("\n", 1)[1]}, refused=True, groups=PATIENTS,
         said="the first line of groups.csv names an image, 'a0'",

@@ -132,7 +132,9 @@ def _check_single(images: list[Picture]) -> None:
         if named:
             held["/".join(parts[: named[0]])].add(parts[named[0]])
     if len(held) > 1 and not set.intersection(*held.values()):
-        raise ValueError(f"several data sets lie here, in {', '.join(held)}: give one of them")
+        raise ValueError(
+            f"several data sets lie here, in {', '.join(sorted(held))}: give one of them"
+        )
 
 
 def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Picture]:
