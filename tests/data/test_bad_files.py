@@ -76,6 +76,8 @@ def bombs() -> dict[str, bytes]:
 
 PNG, JPEG = encode(IMAGE), encode(IMAGE, "JPEG")
 BMP, TIFF = encode(IMAGE, "BMP"), encode(IMAGE, "TIFF", compression="tiff_lzw")
+DEEP = (PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(2 * (1 + 3 * 6)))) + chunk(b"IEND", b""))  # fmt: skip
 # kind: (bytes, or what makes a file system entry at a path; words of the message)
 BAD_PICTURES = {
     "no bytes": (b"", "is empty (0 bytes), copy it again"),
@@ -93,6 +95,7 @@ BAD_PICTURES = {
     "tiff of three pages": (several("TIFF"), "holds 3 pictures"),
     "32 bits": (encode(IMAGE.astype(np.int32) * 1000, "TIFF"), "32-bit gray levels"),
     "floating point": (encode(IMAGE / np.float32(255), "TIFF"), "floating-point gray levels"),
+    "colours of 16 bits": (DEEP, "has colours of 16 bits, save gray levels or colours of 8"),
     **{f"bomb: {name}": (content, "") for name, content in bombs().items()},
     "a folder": (lambda path: path.mkdir(), "is no file, give a PNG"),
     "a broken link": (lambda path: path.symlink_to("nowhere.png"), "is no file"),

@@ -39,14 +39,11 @@ def read_gray(path: str | Path, *, page: str = "", highest: float = 0) -> np.nda
     page: number of the picture in a file of several, from 0; "" where there is one. highest: white,
     in files of more than 8 bits; 0 for the highest level of the file's type.
     """
-    return decode_file(path, partial(_gray_levels, highest=highest), page, deep=True)
+    return decode_file(path, partial(_gray_levels, highest=highest), page)
 
 
-def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: bool = False):
-    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF).
-
-    `deep` turns colours of 16 bits into gray levels, of which Pillow's colours have 8 bits only.
-    """
+def decode_file(path: str | Path, decode: Callable, page: str = ""):
+    """Open an image file, EXIF rotation applied, and return decode(image, tags of a TIFF)."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -71,8 +68,8 @@ def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: boo
             image.seek(int(page or 0))
             if tags.get(258) == (8,) and tags.get(339) == (2,):
                 raise Refused("has gray levels with a sign, save levels from 0 up")
-            if deep and ";16" in str(image.tile) and image.mode[0] != "I":
-                image = _luma(image, Image.open(path, formats=FORMATS), int(page or 0))
+            if ";16" in str(image.tile) and image.mode[0] != "I":  # Pillow would drop 8 of them
+                raise Refused("has colours of 16 bits, save gray levels or colours of 8 bits")
             return decode(ImageOps.exif_transpose(image), tags)
     except Exception as error:  # decoders raise a dozen kinds on a damaged file
         what = (str(error) or type(error).__name__).splitlines()[0]
@@ -86,19 +83,6 @@ def decode_file(path: str | Path, decode: Callable, page: str = "", *, deep: boo
             what = f"is damaged ({what}), copy or export it again"
         # the name's repr stays on one line whatever is in it
         raise ValueError(f"{path.name!r} {what}") from error
-
-
-def _luma(image: Image.Image, twin: Image.Image, page: int) -> Image.Image:
-    """Turn colours of 16 bits into gray levels of mode I; `twin` is the same file."""
-    if image.mode != "RGB":
-        raise Refused("has 16 bits and transparency, save it as gray levels or with 8 bits")
-    twin.seek(page)
-    for number, tile in enumerate(twin.tile):  # the other order of bytes shows the lower ones
-        how, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        other = how[:-1] + ("L" if how.endswith("B") else "B")
-        twin.tile[number] = tile._replace(args=(other, *more))
-    high, low = (np.asarray(ImageOps.exif_transpose(each), np.int32) for each in (image, twin))
-    return Image.fromarray((256 * high + low) @ np.array([299, 587, 114], np.int32) // 1000)
 
 
 def to_gray(levels: np.ndarray, *, bits: int = 0, inverted: bool = False) -> np.ndarray:

@@ -51,11 +51,10 @@ def measure_image(path: str, part: str = "") -> tuple[tuple[int, int] | None, fl
         else:
             with Image.open(path, formats=frames.FORMATS) as image:
                 size, deep = (image.height, image.width), image.mode.startswith(("I", "F"))
-                deep |= ";16" in str(image.tile)
                 bits = getattr(image, "tag_v2", {}).get(258, (16,))[0] if deep else 8
             if bits < 16:  # the header says it
                 return size, 2**bits - 1 if deep else 0
-            levels = frames.decode_file(path, lambda image, _: np.asarray(image), part, deep=True)
+            levels = frames.decode_file(path, lambda image, _: np.asarray(image), part)
         if levels.ndim != 2 or levels.dtype in (np.uint8, bool):
             return levels.shape[:2], 0
         return levels.shape, float(frames.check_levels(levels).max())
