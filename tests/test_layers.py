@@ -70,8 +70,8 @@ LIBRARY_LINES = count_lines(MODULES.values())
     ("pattern", "most"),
     [
         # 10,500 for what there was before the reader, the external test and imported predictions
-        ("thyroid_lib/**/*.py", 13_760),
-        ("workflow/Snakefile workflow/rules/*.smk", 280),
+        ("thyroid_lib/**/*.py", 13_700),
+        ("workflow/Snakefile workflow/rules/*.smk", 260),
         ("benchmarks/**/*.py", 2_000),
         ("tests/**/*.py", 1.2 * LIBRARY_LINES),
     ],
