@@ -44,6 +44,20 @@ def ellipse_pair(rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 255).astype(np.uint8), inside > 0
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def save_pairs(folder: Path, images, masks, names) -> None:
+    """Write arrays of images and masks as images/ and masks/ by name, in PNG."""
+    for part, arrays in (("images", images), ("masks", masks)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for name, array in zip(names, arrays, strict=True):
+            Image.fromarray(array).save(folder / part / f"{name}.png")
+
+
 def write_folder(path: Path, *, groups: int, frames: int, height: int, width: int) -> Path:
     """Write images/, masks/ and groups.csv; names a00 … b05, groups a, b …"""
     lines = ["case_id,group"]
@@ -52,9 +66,7 @@ def write_folder(path: Path, *, groups: int, frames: int, height: int, width: in
         for frame in range(frames):
             name = f"{group}{frame:02d}"
             image, mask = ellipse_pair(rng, height, width)
-            for part, array in (("images", image), ("masks", mask.astype(np.uint8) * 255)):
-                (path / part).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path / part / f"{name}.png")
+            save_pairs(path, [image], [mask.astype(np.uint8) * 255], [name])
             lines.append(f"{name},{group}")
     (path / "groups.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return path

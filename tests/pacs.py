@@ -10,11 +10,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import requests
+from tiny_study import wait_until
 from urllib3.util import Retry
 
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -52,15 +52,6 @@ def listening(port: int) -> set[str]:
     return {address for address, _, number in ends if int(number, 16) == port}
 
 
-def wait_for(ready, seconds: float = 240, pause: float = 0.02):
-    """Return what is true in the end; fail where it is not in time."""
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, f"not within {seconds} s: {ready}"
-        time.sleep(pause)
-    return found
-
-
 class Pacs:
     """One Orthanc with DICOMweb, in a folder; forwards ultrasound to a node at `node_port`."""
 
@@ -95,7 +86,7 @@ class Pacs:
         command = ["Orthanc", self.folder / "orthanc.json"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
-        wait_for(self.up, 240)
+        wait_until(self.up, "Orthanc answers")
         assert listening(self.port) == {"0100007F"}
         return self
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import save_pairs
 
 from thyroid_lib.audit import leakage as audit
 from thyroid_lib.audit.copies import describe
@@ -100,9 +100,8 @@ def test_sweeps_are_proposed_in_order_and_one_that_goes_on_later_is_one_group(sw
     assert proposed.tolist() == [f"proposed00{sweep + 1}" for sweep in range(5) for _ in range(6)]
     known = sweeps.index["group"].to_numpy()
     assert audit.groups_sentence(proposed, known).endswith("5 groups, the same as by name.")
-    assert "2 groups, against 5 by name; adj" in audit.groups_sentence(
-        proposed < "proposed002", known
-    )
+    said = audit.groups_sentence(proposed < "proposed002", known)
+    assert "2 groups, against 5 by name; adj" in said
     order = [0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 3, 4, 5]
     parts = audit.follow_frames(describe(sweeps.images[order]))
     assert parts.tolist() == [0] * 3 + [1] * 6 + [2] + [0] * 3
@@ -141,11 +140,8 @@ def test_groups_that_wait_are_proposed_in_the_store_and_known_ones_stay(tmp_path
     for name, count in frames.items():
         for sweep in range(2):
             made = phantom.make_sweep(sweep=sweep, frames=count)
-            for part in ("images", "masks"):
-                (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
-                for i, array in enumerate(made[part]):
-                    picture = Image.fromarray(array if part == "images" else array * np.uint8(255))
-                    picture.save(tmp_path / name / part / f"p{sweep}_frame{i}.png")
+            names = [f"p{sweep}_frame{i}" for i in range(count)]
+            save_pairs(tmp_path / name, made["images"], made["masks"] * np.uint8(255), names)
     sources = [{"dataset": n, "source": "folder", "data": str(tmp_path / n)} for n in frames]
     sources[0]["groups"], sources[1]["groups"] = "proposed", "^(p[0-9])_"
     cases = load_cases(sources)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import save_pairs
 
 from thyroid_lib.audit import masks as audit
 from thyroid_lib.audit.copies import describe
@@ -57,11 +57,9 @@ def test_pixels_of_defects_and_the_share_without_text():
 
 def write_cases(path, images, masks):
     """A folder source of one group; names f00, f01 …"""
-    for part, arrays in (("images", images), ("masks", masks)):
-        (path / part).mkdir(parents=True)
-        for frame, array in enumerate(arrays):
-            Image.fromarray(array).save(path / part / f"f{frame:02d}.png")
-    rows = "".join(f"f{frame:02d},a\n" for frame in range(len(images)))
+    names = [f"f{frame:02d}" for frame in range(len(images))]
+    save_pairs(path, images, masks, names)
+    rows = "".join(f"{name},a\n" for name in names)
     (path / "groups.csv").write_text(f"case_id,group\n{rows}")
     return load_cases("folder", path)
 

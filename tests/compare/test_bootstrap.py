@@ -48,9 +48,8 @@ def test_the_bootstrap_agrees_with_one_written_as_loops(design):
 def test_intervals_have_the_size_that_theory_gives():
     """One seed, many groups: the mean's standard error is SD / √G."""
     dice = np.random.default_rng(0).normal(0.7, 0.1, 200)
-    low, high = intervals(
-        scores_of([("unet", 0, f"{g:03}", str(g), x) for g, x in enumerate(dice)])
-    )
+    rows = [("unet", 0, f"{g:03}", str(g), x) for g, x in enumerate(dice)]
+    low, high = intervals(scores_of(rows))
     sides = [high[0] - dice.mean(), dice.mean() - low[0]]
     assert sides == pytest.approx([1.96 * dice.std() / np.sqrt(200)] * 2, rel=0.05)
 

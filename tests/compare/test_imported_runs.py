@@ -76,16 +76,14 @@ def test_they_are_ranked_and_shown_and_change_no_other_row(masks, trained, tmp_p
     shown = tables.show_summary(both["table"]).iloc[0]
     assert (shown["model"], shown["SD seeds"]) == (NAME, "–")
     assert "The cost of imported models is unknown." in readings.cost_sentence(both["table"])
-    names = ("table", "differences", "stability", "ranks", "selected")
+    names = ("table", "differences", "stability", "ranks", "selected", "runs", "scores")
     parts = {name: both[name] for name in names}
-    text = card.model_card(runs=results.runs, scores=results.scores, **parts)
+    text = card.model_card(**parts)
     for said in (f"Model card: {NAME}", "trained elsewhere", "(a colleague)", "are unknown."):
         assert said in text
     other = {"model": "unet", "seed_sd": 0}
     of_unet = parts | {"selected": both["selected"] | other}
-    assert "1,900,000 parameters, 0.00 G" in card.model_card(
-        runs=results.runs, scores=results.scores, **of_unet
-    )
+    assert "1,900,000 parameters, 0.00 G" in card.model_card(**of_unet)
     drawn = [figures.estimates(both["table"]), figures.cost(both["table"])]
     drawn += [figures.stability_panel(both["stability"]), figures.groups(results.scores)]
     for fig in (drawn[0], drawn[2], drawn[3]):
@@ -95,8 +93,7 @@ def test_they_are_ranked_and_shown_and_change_no_other_row(masks, trained, tmp_p
     drawn = [figures.learning_curves(results.histories), figures.reliability(results.calibration)]
     for fig in (*drawn, figures.threshold_sweep(results.thresholds)):
         fig.canvas.draw()
-    tables.save_tables(tmp_path / "out", card=text, mixed=both["mixed"], scores=results.scores,
-                       runs=results.runs, **parts)  # fmt: skip
+    tables.save_tables(tmp_path / "out", card=text, mixed=both["mixed"], **parts)
     assert NAME in (tmp_path / "out" / "cost.csv").read_text()
 
 

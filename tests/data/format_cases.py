@@ -4,8 +4,8 @@
 """
 
 import json
-import tarfile
-import zipfile
+import shutil
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -42,20 +42,13 @@ def groups_csv(top, names=NAMES):
     (top / "groups.csv").write_text(f"case_id,group\n{''.join(lines)}")
 
 
-def packed(archive, draw):
+def packed(kind, draw):
     """A drawing in an archive."""
 
     def make(top):
         (top / "in" / "deep").mkdir(parents=True)
         draw(top / "in" / "deep")
-        files = [file for file in (top / "in").rglob("*") if file.is_file()]
-        if archive.endswith("zip"):
-            with zipfile.ZipFile(top / archive, "w") as packing:
-                [packing.write(file, file.relative_to(top / "in")) for file in files]
-        else:
-            with tarfile.open(top / archive, "w:gz") as packing:
-                [packing.add(file, file.relative_to(top / "in")) for file in files]
-        return top / archive
+        return Path(shutil.make_archive(top / "set", kind, top / "in"))
 
     return make
 
@@ -127,16 +120,12 @@ def case_table(top):
     return top / "cases.csv"
 
 
-def pages(kind, count):
-    """Images or masks of several pages, such as one for each class or channel."""
-
-    def make(top):
-        pairs(top, "images/{}.tif", "masks/{}.tif")
-        for file in (top / kind).iterdir():
-            page = Image.open(file).copy()
-            page.save(file, save_all=True, append_images=[page] * (count - 1))
-
-    return make
+def two_pages(top):
+    """Masks of two pages, one for each class."""
+    pairs(top, "images/{}.tif", "masks/{}.tif")
+    for file in (top / "masks").iterdir():
+        page = Image.open(file).copy()
+        page.save(file, save_all=True, append_images=[page])
 
 
 CLASSES = MASKS.astype(np.uint8) + NODULES
@@ -144,13 +133,10 @@ OWN, CINES = [*map(str, range(COUNT))], ["k"] * 3 + ["m"] * 3
 K = [f"{name}_{n}" for name in "km" for n in range(3)]
 DICOM = [f"{name}_{n}" for name in ("k", "MR-2") for n in (1, 2, 3)]
 READ = {  # kind: (drawing, names of the cases, groups)
-    "zip": (packed("set.zip", pairs), NAMES, NAMES),
+    "zip": (packed("zip", pairs), NAMES, NAMES),
     "tar.gz, masks of 0 and 1": (
-        packed("set.tar.gz", lambda top: (pairs(top, "{}.png", "{}_mask.png", 1), groups_csv(top))),
+        packed("gztar", lambda top: (pairs(top, "{}.png", "{}_mask.png", 1), groups_csv(top))),
         NAMES, PATIENTS,
-    ),
-    "npz in a zip": (
-        packed("set.zip", one_file(npz, "a.npz", x=IMAGES, y=MASKS)), OWN, OWN,
     ),
     "npz with patients": (
         one_file(npz, "a.npz", image=IMAGES, mask=MASKS * 2, patient_id=PATIENTS), OWN, PATIENTS,
@@ -167,10 +153,7 @@ READ = {  # kind: (drawing, names of the cases, groups)
         K, ["one"] * COUNT,
     ),
     "groups.csv beside a zip": (
-        lambda top: groups_csv(top, NAMES) or packed("set.zip", pairs)(top), NAMES, PATIENTS,
-    ),
-    "npz of floats": (
-        one_file(npz, "a.npz", x=(IMAGES / 255).astype(np.float32), y=MASKS * 1.0), OWN, OWN,
+        lambda top: groups_csv(top, NAMES) or packed("zip", pairs)(top), NAMES, PATIENTS,
     ),
     "HDF5 of the Stanford cine clips": (
         one_file(
@@ -183,17 +166,11 @@ READ = {  # kind: (drawing, names of the cases, groups)
         one_file(hdf5, "a.h5", images=IMAGES.astype(np.uint16) * 16, masks=MASKS), OWN, OWN,
     ),
     "images.npy and masks.npy with groups.csv": (npy_files, OWN, PATIENTS),
-    "an npy file for each image and mask": (
-        lambda top: pairs(top, "images/{}.npy", "masks/{}.npy", 1), NAMES, NAMES,
-    ),
     "TIFF stacks of 0 and 1": (stacks(".tiff", 1), K, CINES),
     "GIF stacks": (stacks(".gif", 255), K, CINES),
     "npy stacks": (stacks(".npy", 1), K, CINES),
     "DICOM cines with a segmentation object": (dicom(), DICOM, CINES),
     "DICOM with PNG masks": (dicom_with_pictures, NAMES, ["one"] * COUNT),
-    "groups.csv beside DICOM with PNG masks": (
-        lambda top: groups_csv(top) or dicom_with_pictures(top), NAMES, PATIENTS,
-    ),
     "nnU-Net": (nnunet({"background": 0, "gland": 1}, MASKS), NAMES, NAMES),
     "CSV of paths (image_path, mask_path, patient)": (case_table, NAMES, PATIENTS),
 }  # fmt: skip
@@ -218,9 +195,6 @@ REFUSED = {  # kind: (drawing, words, the choice that mends it, or none)
         {"mask_values": "2"},
     ),
     "TIFF masks with a page for each class": (
-        pages("masks", 2), "the mask's 2: save one mask .* no class or channel as a page", {},
-    ),
-    "TIFF images with a page for each channel": (
-        pages("images", 5), "holds 5 pictures, the mask's 1: .* no class or channel", {},
+        two_pages, "the mask's 2: save one mask .* no class or channel as a page", {},
     ),
 }  # fmt: skip

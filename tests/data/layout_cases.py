@@ -123,7 +123,7 @@ class Case:
     """A data set: its files, what the study sets, and what must come of it."""
 
     files: dict
-    ids: str = "a{}"  # of each number
+    ids: str | tuple[str, ...] = "a{}"  # of each number
     masks: Callable = gland  # of each number, bool (H,W)
     groups: dict | None = None  # {number: group}; None for every image alone
     official: dict = field(default_factory=dict)  # {number: side}
@@ -187,12 +187,11 @@ LAYOUTS = {
     "`images/train/`, `masks/test/`, …": Case(sides("set/{1}/{0}/a{2}.png"), official=OFFICIAL),
     "TN3K: `trainval-image/0001.jpg`, `test-mask/0001.jpg`, names twice": Case(
         {
-            f"{side}-{kind}/000{i}.jpg": draw(i + shift)
-            for side, shift in (("trainval", 0), ("test", 2))
-            for kind, draw in (("image", image), ("mask", levels(255)))
-            for i in range(2)
+            f"{'test' if i > 2 else 'trainval'}-{kind}/000{i % 3}.jpg": draw(i)
+            for kind, draw in (("image", image), ("mask", levels(255))) for i in range(5)
         },
-        ids="",
+        ids=("trainval-0000", "trainval-0001", "trainval-0002", "test-0000", "test-0001"),
+        official={i: "test" if i > 2 else "train" for i in range(5)},
         near=16,
     ),
     "two data sets side by side, as TG3K and TN3K come": Case(
@@ -257,10 +256,6 @@ LAYOUTS = {
     "images in a format that is not read": Case(
         {f"images/a{i}.tga": b"" for i in range(5)} | {f"masks/a{i}.png": b"" for i in range(5)},
         said="no images found among 5 image files in masks/ (5), as 'a0.png'", refused=True,
-    ),
-    "no masks": Case(
-        {f"images/a{i}.png": image(i) for i in range(5)}, said="no masks found among 5 image files",
-        refused=True,
     ),
 }  # fmt: skip
 MASKS = {

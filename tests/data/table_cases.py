@@ -126,44 +126,37 @@ TABLES = {
         said="no groups were found in patients.csv, line 'a0,Doe,p1': too many fields",
     ),
 }  # fmt: skip
+
+
+def divided(content, name="split.json", **how) -> Case:
+    how = {"official": OFFICIAL, "choices": {"split": name}} | how
+    return Case(pairs() | {name: content}, **how)
+
+
 SPLITS = {
-    "`split.json`": Case(
-        pairs() | {"split.json": '{"train": ["a0", "a1", "a2", "a3"], "val": [], "test": ["a4"]}'},
-        official=OFFICIAL, choices={"split": "split.json"},
-    ),
+    "`split.json`": divided('{"train": ["a0", "a1", "a2", "a3"], "val": [], "test": ["a4"]}'),
     "`split.csv` that begins with patients": Case(
         pairs("images/0{}.png", "masks/0{}.png")
         | {"split.csv": "subject,scan,set\n4,00.png,train\n4,01.png,train\n3,02.png,train\n"
            "3,03.png,train\n0,04.png,test\n"},
         ids="0{}", official=OFFICIAL, choices={"split": "split.csv", "groups": "none"},
     ),
-    "`split.csv` of more images": Case(
-        pairs() | {"split.csv": table("a{},{}", "name,split", OFFICIAL | {8: "val"})},
-        official=OFFICIAL, choices={"split": "split.csv"},
+    "`split.csv` of more images": divided(
+        table("a{},{}", "name,split", OFFICIAL | {8: "val"}), "split.csv",
         said="4 train, 1 test, by split.csv (protocol official); 1 lines name no image",
     ),
-    "`split.json` by image": Case(
-        pairs() | {"split.json": json.dumps({f"a{i}.png": of for i, of in OFFICIAL.items()})},
-        official=OFFICIAL, choices={"split": "split.json"},
+    "`split.json` by image": divided(json.dumps({f"a{i}.png": of for i, of in OFFICIAL.items()})),
+    "`split.json` of records": divided(
+        json.dumps([{"file": f"a{i}", "Set": side} for i, side in OFFICIAL.items()])
     ),
-    "`split.json` of records": Case(
-        pairs()
-        | {"split.json": json.dumps([{"file": f"a{i}", "Set": s} for i, s in OFFICIAL.items()])},
-        official=OFFICIAL, choices={"split": "split.json"},
+    "MONAI's lists": divided(
+        json.dumps({
+            "labels": {"0": "none"}, "numTraining": 4, "test": ["images/a4.png"],
+            "training": [{"image": f"images/a{i}.png", "label": "x"} for i in range(4)],
+        })
     ),
-    "MONAI's lists": Case(
-        pairs()
-        | {
-            "data.json": json.dumps({
-                "labels": {"0": "none"}, "numTraining": 4, "test": ["images/a4.png"],
-                "training": [{"image": f"images/a{i}.png", "label": "x"} for i in range(4)],
-            })
-        },
-        official=OFFICIAL, choices={"split": "data.json"},
-    ),
-    "nnU-Net's folds": Case(
-        pairs() | {"splits_final.json": json.dumps([{"train": ["a0"], "val": ["a1"]}])},
-        choices={"split": "splits_final.json"}, refused=True,
+    "nnU-Net's folds": divided(
+        json.dumps([{"train": ["a0"], "val": ["a1"]}]), "splits_final.json", refused=True,
         said="it has no column split, but train, val",
     ),
     "a CSV of paths with a column `split`": Case(
@@ -174,9 +167,8 @@ SPLITS = {
     "folders that do not count": Case(
         sides("{}/{}/a{}.png"), choices={"split": "none"}, said="not used (split: none)"
     ),
-    "one side only": Case(
-        pairs() | {"split.json": '{"train": ["a0"]}'}, choices={"split": "split.json"},
-        said="puts no image in train or none in test", refused=True,
+    "one side only": divided(
+        '{"train": ["a0"]}', said="puts no image in train or none in test", refused=True
     ),
 }  # fmt: skip
 CASES = OTHERS | {"Groups": TABLES, "The data's own split": SPLITS}

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 
 import pytest
+from conftest import files_of
 
 from thyroid_lib.data import archives
 
@@ -39,10 +40,6 @@ EVERY = pytest.mark.parametrize("suffix", WRITERS)
 
 def write(path, suffix, content=CONTENT):
     return WRITERS[suffix](path / f"my.set{suffix}", list(dict(content).items()))
-
-
-def files_of(path):
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
 @EVERY
@@ -114,7 +111,6 @@ def damaged(path):
         ("my.zip", damaged, "cannot be unpacked.*Bad CRC"),
         ("my.zip", lambda path: write(path, ".zip").read_bytes()[:90], "not a zip file"),
         ("my.zip", encrypted, "cannot be unpacked.*encrypted"),
-        ("my.zip", lambda _: b"", "cannot be unpacked"),
         ("my.zip", lambda _: b"PK\x05\x06" + bytes(18), "holds no file .*but nothing"),
         ("my.tgz", lambda path: write(path, ".tgz").read_bytes()[:-30], "cannot be unpacked"),
         ("my.tar", lambda path: write(path, ".tar").read_bytes()[:3000], "cannot be unpacked"),

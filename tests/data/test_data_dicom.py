@@ -222,7 +222,6 @@ def test_a_file_is_refused_wherever_it_is_cut_off():
     "seeds", [range(80), pytest.param(range(1000, 1500), marks=pytest.mark.slow)], ids=["80", "500"]
 )
 def test_mutated_files_are_read_or_refused(counts, seeds):
-    """Each is refused, or its frames have the size that its header says."""
     kinds, bases, seen = [kind for kind in EVERY if kind[2] == 8], {}, Counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in seeds:

@@ -71,7 +71,6 @@ def test_a_damaged_file_is_refused_set_aside_or_read(tmp_path, kind, counts):
 
 
 def test_a_changed_part_of_a_file_changes_the_store(tmp_path):
-    """The fingerprint holds files and parts."""
     prints = set()
     for masks in (MASKS, MASKS[::-1]):
         path = npz(tmp_path / "a.npz", x=IMAGES, y=masks)

@@ -9,11 +9,11 @@ from thyroid_lib.data import nnunet
 LABELS = {"background": 0, "gland": 1}
 
 
-def write(folder, *names, labels=LABELS, ending=".png", **about):
+def write(folder, *names, labels=LABELS, **about):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
-    about = {"labels": labels, "file_ending": ending, "channel_names": {"0": "US"}} | about
+    about = {"labels": labels, "file_ending": ".png", "channel_names": {"0": "US"}} | about
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import files_of
 from PIL import Image
 from scipy import ndimage
 
@@ -33,16 +34,12 @@ def components(mask):
     return [labels == place for place in range(1, count + 1)]
 
 
-def folder_bytes(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
-
-
 @pytest.mark.study
 def test_same_arguments_give_the_same_bytes_in_another_process(tmp_path):
     draw = "from thyroid_lib.data import phantom; phantom.cases({!r}, seed=3, sweeps=2, frames=2)"
     subprocess.run([sys.executable, "-c", draw.format(str(tmp_path / "there"))], check=True)
     phantom.cases(tmp_path / "here", seed=3, sweeps=2, frames=2)
-    assert folder_bytes(tmp_path / "there") == folder_bytes(tmp_path / "here")
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
     for part in ("images", "masks"):  # nor does a frame depend on how many are drawn
         np.testing.assert_array_equal(drawn(2, frames=2)[part], drawn(2)[part][:2])
 
@@ -109,11 +106,11 @@ def test_a_folder_is_drawn_once(folder, monkeypatch):
 def test_drawn_anew_when_a_setting_changes(folder, tmp_path, change):
     for path in (folder, tmp_path / "b"):
         phantom.cases(path, **FIRST | change)
-    assert folder_bytes(folder) == folder_bytes(tmp_path / "b")
+    assert files_of(folder) == files_of(tmp_path / "b")
 
 
 def test_drawn_anew_after_another_version_or_an_interruption(folder):
-    record, good = folder / "phantom.json", folder_bytes(folder)
+    record, good = folder / "phantom.json", files_of(folder)
     about = json.loads(record.read_text())
     assert about["phantom_version"] == phantom.PHANTOM_VERSION
     stale = json.dumps(about | {"phantom_version": 0})
@@ -121,7 +118,7 @@ def test_drawn_anew_after_another_version_or_an_interruption(folder):
         (folder / "images" / "s00f000.png").unlink()
         leave()
         phantom.cases(folder, **FIRST)
-        assert folder_bytes(folder) == good
+        assert files_of(folder) == good
 
 
 def test_the_files_of_others_are_spared(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import files_of
 from fuzzing import attempt, damaged
 from PIL import Image
 
@@ -36,10 +37,6 @@ def zip_of(path, release, *more, prefix="", method=zipfile.ZIP_STORED):
         for each in more:
             archive.writestr(each, b"/etc/passwd")
     return path
-
-
-def files_of(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*.*") if f.is_file()}
 
 
 @pytest.fixture

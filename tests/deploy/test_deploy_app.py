@@ -18,10 +18,12 @@ import numpy as np
 import onnxruntime
 import pydicom
 import pytest
-from conftest import ellipse_pair, write_release
-from pacs import free_port, listening, wait_for
+from conftest import write_release
+from pacs import free_port, listening
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+from test_deploy_predictor import picture, random_levels
+from tiny_study import wait_until
 
 from thyroid_lib.data import dicom, phantom
 from thyroid_lib.deploy import NOTICE, app
@@ -33,17 +35,13 @@ ENTRY = ROOT / "app" / "streamlit_app.py"
 CONFIG = tomllib.loads((ENTRY.parent / ".streamlit" / "config.toml").read_text("utf-8"))
 
 
-def picture(seed: int = 5, height: int = 90, width: int = 130) -> np.ndarray:
-    return ellipse_pair(np.random.default_rng(seed), height, width)[0]
-
-
 def image_bytes(image: np.ndarray, kind: str = "PNG", **how) -> bytes:
     Image.fromarray(image).save(file := io.BytesIO(), format=kind, **how)
     return file.getvalue()
 
 
 CINE = np.stack([picture(seed) for seed in range(4)])
-NOISE = np.random.default_rng(0).integers(0, 256, (60, 80)).astype(np.uint8)
+NOISE = random_levels(60, 80)
 PNG = image_bytes(picture())
 
 
@@ -338,7 +336,7 @@ def server(release, tmp_path_factory):
         how = {"cwd": log.parent, "stdout": file, "stderr": file, "env": env}
         process = subprocess.Popen(command, **how)
     try:
-        wait_for(lambda: listening(port))
+        wait_until(lambda: listening(port))
         yield address, log, temporary
     finally:
         process.terminate()

@@ -17,11 +17,12 @@ import pytest
 import yaml
 from conftest import ellipse_pair
 from dicoms import SYNTAXES, make_us, mutate, painted, to_bytes
-from pacs import PASSWORD, Pacs, free_port, node_environment, wait_for
+from pacs import PASSWORD, Pacs, free_port, node_environment
 from pydicom.filereader import dcmread
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from test_deploy_queue import one
+from tiny_study import wait_until
 
 from thyroid_lib.data import dicom
 from thyroid_lib.deploy.predictor import Predictor
@@ -52,7 +53,7 @@ class Node:
             how = {"stdout": log, "stderr": log, "env": node_environment()}
             self.process = subprocess.Popen([*ulimit, *self.command], **how)
         ended = lambda: self.process.poll() is not None  # noqa: E731
-        wait_for(lambda: self.log.count(" listens on ") > started or ended())
+        wait_until(lambda: self.log.count(" listens on ") > started or ended())
         assert not ended(), self.log
         return self
 
@@ -157,7 +158,7 @@ def test_orthanc_routes_and_gets_segmentation_and_report_back(beside):
         uid = f"1.2.826.0.1.{count}.{number}.1"
         sent[uid] = to_bytes(make_us(images, syntax=syntax, photometric=photometric, uid=uid))
         beside.pacs.upload(sent[uid])
-    wait_for(lambda: set(sent) <= set(sources(beside.pacs, SR)), 600, 1)
+    wait_until(lambda: set(sent) <= set(sources(beside.pacs, SR)), seconds=600)
     predictor, answers = Predictor.open(beside.release), stored(beside.pacs, SEG)
     answers = {source_of(each): each for each in answers}
     for uid, content in sent.items():
@@ -184,7 +185,7 @@ def test_only_known_callers_and_ultrasound_are_accepted(beside):
     ):
         assert send(association, one(900), content=content, **how) in statuses
     association.release()
-    wait_for(lambda: one(900).SOPInstanceUID in sources(beside.pacs))
+    wait_until(lambda: one(900).SOPInstanceUID in sources(beside.pacs))
     association = beside.node.call(also="1.2.840.10008.1.1")
     assert association.send_c_echo().Status == 0x0000
     association.release()
@@ -208,7 +209,7 @@ def test_mutated_objects_do_not_harm_the_node(beside):
     assert beside.node.process.poll() is None
     assert set(statuses) <= {0x0000, 0xC000, 0xA900, 0xA700, 0x0122}, statuses
     assert 0 < statuses[0] < 60
-    wait_for(lambda: not beside.node.waiting(), 600, 0.2)
+    wait_until(lambda: not beside.node.waiting(), seconds=600)
     assert accepted <= set(sources(beside.pacs))
     assert not beside.node.failed()
     for word in ("Traceback", "PHANTOM", "Phantom^", "1.2.826", PASSWORD):
@@ -267,12 +268,12 @@ def test_connections_that_are_no_dicom_and_what_has_no_room_do_not_harm_the_node
                 connection = socket.create_connection(("127.0.0.1", served.port), 60)
                 connection.sendall(content)
                 connection.close() if close else left_open.append(connection)
-        association = wait_for(lambda: (got := served.call()).is_established and got, 240, 0.5)
+        association = wait_until(lambda: (got := served.call()).is_established and got, seconds=240)
         for large in (make_us(noise), make_us(noise[:300, :300])):
             assert send(association, large) == 0xA700
         assert send(association, one(1)) == 0
         association.release()
-        wait_for(lambda: "not answered yet: ConnectionError" in served.log)
+        wait_until(lambda: "not answered yet: ConnectionError" in served.log)
         assert "Traceback" not in served.log
     [left] = served.waiting()  # put back, without a mark
     assert left.name.endswith(".0.dcm")
@@ -316,12 +317,12 @@ def test_no_object_is_lost_by_kills(release, tmp_path, objects, node_kills, pacs
             sending.start()
             for share, name in sorted(kills):
                 goal = int(share * objects)
-                wait_for(lambda goal=goal: len(instances(pacs, SEG)) >= goal, 900, 0.05)
+                wait_until(lambda goal=goal: len(instances(pacs, SEG)) >= goal, seconds=900)
                 victim = {"node": served, "pacs": pacs}[name]
                 victim.kill()
                 time.sleep(victim is pacs)
                 victim.start()
-            wait_for(lambda: not sending.is_alive() and not served.waiting(), 900, 0.1)
+            wait_until(lambda: not sending.is_alive() and not served.waiting(), seconds=900)
         expected = Counter(one(i).SOPInstanceUID for i in range(objects))
         assert len(sent) == objects
         assert sources(pacs, SEG) == sources(pacs, SR) == expected

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ellipse_pair
+from conftest import ellipse_pair, save_pairs
 from PIL import Image
 
 from thyroid_lib.data import frames
@@ -22,7 +22,7 @@ def predictor(release):
     return Predictor.open(release)
 
 
-def picture(height: int = 90, width: int = 130, seed: int = 5) -> np.ndarray:
+def picture(seed: int = 5, height: int = 90, width: int = 130) -> np.ndarray:
     return ellipse_pair(np.random.default_rng(seed), height, width)[0]
 
 
@@ -142,13 +142,9 @@ def test_what_is_no_release_is_one_sentence(release, tmp_path):
 
 def test_deep_images_of_a_folder_have_one_white_and_one_alone_its_own(predictor, tmp_path):
     """As `evaluate` reads them: 11 of 16 bits, of which the second frame uses but 9."""
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
     frame, seen = picture().astype(np.uint16) * 8, []
     frame[0, 0] = 2047
-    for name, levels in (("a", frame), ("b", frame // 4)):
-        Image.fromarray(levels).save(tmp_path / "images" / f"{name}.png")
-        Image.fromarray(np.uint8(frame > 1000)).save(tmp_path / "masks" / f"{name}.png")
+    save_pairs(tmp_path, (frame, frame // 4), [np.uint8(frame > 1000)] * 2, "ab")
     cases = look(tmp_path).cases
     predictor = Predictor(predictor.network, predictor.about)
     predictor.predict = lambda image: seen.append(image) or Predictor.predict(predictor, image)
@@ -165,11 +161,11 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
     images, out = tmp_path / "mine" / "images", tmp_path / "mine"
     images.mkdir(parents=True)
     for width in (37, 52):
-        Image.fromarray(picture(41, width)).save(images / f"frame {width}.jpg", quality=95)
+        Image.fromarray(picture(5, 41, width)).save(images / f"frame {width}.jpg", quality=95)
     (images / "broken.jpg").write_bytes(b"no image")
     (images / "notes.txt").write_text("not looked at")
     for name in ("twice.png", "Twice.bmp"):
-        Image.fromarray(picture(41, 60)).save(images / name)
+        Image.fromarray(picture(5, 41, 60)).save(images / name)
     done = run(release, images, out)
     assert done.returncode == 1, done.stderr
     assert "skipped broken.jpg" in done.stderr
@@ -188,9 +184,7 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
 
 
 def test_masks_of_others_are_not_overwritten(predictor, tmp_path):
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
-        Image.fromarray(picture()).save(tmp_path / part / "a.png")
+    save_pairs(tmp_path, [picture()], [picture()], "a")
     before = (tmp_path / "masks" / "a.png").read_bytes()
     (tmp_path / "other").mkdir()
     for part, out in (("images", tmp_path), ("masks", tmp_path), ("masks", tmp_path / "other/..")):

@@ -64,7 +64,6 @@ def of_nnunet(path, prob):
 MASKS = {
     "0 and 1": png(lambda p: (p > 0.5).astype(np.uint8)),
     "0 and 255": png(lambda p: np.uint8(255) * (p > 0.5)),
-    "0 and 127": png(lambda p: np.uint8(127) * (p > 0.5)),
     "one bit": png(lambda p: p > 0.5),
     "gray in three channels": png(lambda p: np.repeat(np.uint8(255) * (p > 0.5)[..., None], 3, 2)),
     "opaque": png(lambda p: np.stack([*3 * [np.uint8(255) * (p > 0.5)], np.uint8(255 + 0 * p)], 2)),
@@ -73,7 +72,6 @@ MASKS = {
     "JPEG": png(lambda p: np.uint8(255) * (p > 0.5), ".JPG"),
     "bool array": array(lambda p: p > 0.5),
     "int64 array": array(lambda p: 7 * (p > 0.5).astype(np.int64)),
-    "float array of 0 and 1": array(lambda p: (p > 0.5).astype(float)),
 }
 MAPS = {
     "8 bits": (png(lambda p: np.rint(255 * p).astype(np.uint8)), 1 / 255),

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from thyroid_lib.data.frames import restore_prob, threshold_prob
 from thyroid_lib.evaluate import predict
@@ -50,14 +49,3 @@ def test_segment_case_is_what_was_scored(run, tiny_store):
     first = score_run(run, tiny_store).iloc[0]
     pred = predict.segment_case(run.out, tiny_store, first.case_id)
     assert pred.sum() == first.pred_px
-
-
-def test_model_files_that_are_none_are_refused(tmp_path):
-    path = tmp_path / "model.pt"
-    with pytest.raises(FileNotFoundError, match=r"give the model\.pt of a finished run"):
-        predict.load_model(path)
-    torch.save({"weights": print}, tmp_path / "code.pt")
-    for content in (b"no model", (tmp_path / "code.pt").read_bytes()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"model\.pt is not a model of this project"):
-            predict.load_model(path)

@@ -64,12 +64,8 @@ def names(*paths: Path) -> list[str]:
 def test_imports_are_followed_to_the_files(tmp_path, source, found):
     notebook = tmp_path / "notebooks" / "n.ipynb"
     notebook.parent.mkdir()
-    setup = {
-        "cell_type": "code",
-        "metadata": {"tags": ["setup"]},
-        "source": "import thyroid_lib.audit",
-    }
     cell = {"cell_type": "code", "metadata": {}, "source": source.splitlines(True)}
+    setup = cell | {"metadata": {"tags": ["setup"]}, "source": "import thyroid_lib.audit"}
     notebook.write_text(json.dumps({"cells": [setup, cell]}))
     assert {"notebooks/n.ipynb"} | found <= set(names(notebook))
     assert found or names(notebook) == ["notebooks/n.ipynb"]

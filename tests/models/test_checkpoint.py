@@ -25,12 +25,10 @@ def damage(path, how: str) -> None:
     if how == "flip":  # one bit of a weight, which torch itself reads without a word
         content[content.index(np.ones(1000, np.float32).tobytes()) + 2001] ^= 1
     cut, head = content[: len(content) // 2], bytes(64) + content[64:]
-    path.write_bytes({"cut": cut, "head": head, "flip": content, "empty": b"", "code": b""}[how])
-    if how == "code":  # a pickle that would run code when loaded without weights_only
-        torch.save({"key": "k", "x": print}, path)
+    path.write_bytes({"cut": cut, "head": head, "flip": content, "empty": b""}[how])
 
 
-@pytest.mark.parametrize("how", ["cut", "head", "flip", "empty", "code"])
+@pytest.mark.parametrize("how", ["cut", "head", "flip", "empty"])
 def test_the_newest_undamaged_state_of_its_own_key_is_resumed(tmp_path, how, capsys):
     for epoch in (1, 2, 3):
         checkpoint.keep(tmp_path, {"key": "k", "epoch": epoch, "x": torch.ones(1000)})

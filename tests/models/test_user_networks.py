@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_run import SMALL
 from tiny_study import copy_project, run_study, steps
 
 from thyroid_lib import models
@@ -101,7 +102,6 @@ UNREAD = {  # kind: (name, text, words)
     "no text": ("faulty", "\udcff", "can't decode"),
     "empty": ("faulty", "", "no class in it, need one derived from Network"),
     "a file beside it": ("faulty", "import torch, blocks\n", "imports blocks"),
-    "relative": ("faulty", "from . import blocks\n", "imports a file beside it"),
     "a library's name": ("unet", EXAMPLE, "has the name of a network of the library"),
     "a replication's name": ("unet_reported", EXAMPLE, "_reported marks"),
 }
@@ -139,20 +139,16 @@ def test_the_file_is_read_anew_each_time(own):
     assert not (path.parent / "__pycache__").exists()
 
 
-SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "lr": 2e-3, "threads": 1, "device": "cpu",
-         "folds": 4, "precision": "fp32"}  # fmt: skip
-
-
 @pytest.mark.study
 def test_a_run_predicts_and_is_trained_anew_when_its_file_changes(
     own, tiny_store, tmp_path, monkeypatch
 ):
     def train(model: str) -> int:
-        run = train_model(tiny_store, out=tmp_path / "runs" / model, model=model, **SMALL)
+        run = train_model(tiny_store, out=tmp_path / "runs" / model, **SMALL | {"model": model})
         score_run(run, tiny_store)
         return run.meta["trained_epochs"]
 
-    assert [train("dilated"), train("unet")] == [2, 2]
+    assert [train("dilated"), train("unet")] == [3, 3]
     assert [train("dilated"), train("unet")] == [0, 0]
     own("dilated", EXAMPLE + "# seen\n")
     assert [train("dilated"), train("unet")] == [0, 0]
@@ -166,7 +162,7 @@ def test_a_run_predicts_and_is_trained_anew_when_its_file_changes(
     file = own("dilated", changed("(1, 2, 4, 8)", "(1, 2, 4)"))
     with pytest.raises(ValueError, match=r"trained with another architectures/dilated\.py"):
         predict.load_model(path)
-    assert [train("dilated"), train("unet")] == [2, 0]
+    assert [train("dilated"), train("unet")] == [3, 0]
     own("dilated", changed("import torch\n", "import numpy, torch\n"))
     assert user_networks.packages("dilated") == {"numpy": np.__version__}
     file.unlink()

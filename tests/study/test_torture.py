@@ -11,7 +11,6 @@ if sys.platform != "linux":
 
 from faults import assert_resumed, epochs_kept, second_start, truncate
 from kills import kill_at_random
-from tiny_study import flip
 from tortured import Bench, assert_same, line_with
 
 pytestmark = pytest.mark.study
@@ -32,10 +31,7 @@ def bench(tmp_path_factory):
 
 
 LOSSES = {
-    "model.pt": lambda top: flip(top / RUN / "model.pt"),
-    "differences.csv": lambda top: truncate(top / "compare" / "differences.csv"),
     "report.html differs": lambda top: truncate(top / "report.html"),
-    "more.npy: was not": lambda top: (top / "store" / "more.npy").touch(),
     "index.csv.123.partial": lambda top: (top / "store" / "index.csv.123.partial").touch(),
     "checkpoint.pt": lambda top: (top / RUN / "checkpoint.pt").touch(),
 }

@@ -95,7 +95,6 @@ def test_equal_studies_are_identical_although_their_times_differ(pair):
          "got 0.400004"),
         (TABLE, "grouped,segnet,0.400000,2\n", "",
          "line 3: expected grouped,segnet,0.400000,2, got nothing"),
-        ("compare/summary.md", "0.76", "0.77", "line 3: expected | 0.76 |, got | 0.77 |"),
         (ABOUT, '"seed": 0', '"seed": 1', 'line 2: expected  "seed": 0, got  "seed": 1'),
         (NOTEBOOK, '"b\\n"', '"d\\n"', "1 differences, the first:\n"
          "modified /cells/1/outputs/0/text:\n@@ -1,3 +1,3 @@\n a\n-b\n+d\n c"),
@@ -176,7 +175,6 @@ AFTERWARDS = {  # what is done to the new results: exit code, what is printed
 @pytest.mark.study
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
 def test_make_verify_removes_equal_results_and_keeps_others(tmp_path, afterwards):
-    """With programs that copy the committed results instead of computing them."""
     code, says = AFTERWARDS[afterwards]
     programs, temporary = tmp_path / "bin", tmp_path / "temporary"
     for folder in (temporary, programs):

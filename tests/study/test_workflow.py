@@ -154,9 +154,8 @@ def test_a_new_metric_rescores_and_trains_nothing(project):
     """The how-to's own example: docs/new-metric.md, with its diffs applied."""
     text = (ROOT / "docs" / "new-metric.md").read_text(encoding="utf-8")
     for name, block in re.findall(r"```diff\n--- (\S+)\n(.*?)```", text, re.S):
-        kept = [
-            [line[1:] for line in block.splitlines() if line[0] in side] for side in (" -", " +")
-        ]
+        lines = block.splitlines()
+        kept = [[line[1:] for line in lines if line[0] in side] for side in (" -", " +")]
         replace(project / name, *map("\n".join, kept))
     (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
     run = project / RESULTS / "runs" / RUN
@@ -240,13 +239,10 @@ def test_imported_predictions_are_compared_and_scored_again(project):
     assert (top / "runs" / name / "scores.csv").read_bytes() == scores
     assert "mine (imported)" in table.read_text(encoding="utf-8")
     assert "mine (imported)" in (top / "report.html").read_text(encoding="utf-8")
-    replace(
-        project / "thyroid_lib" / "evaluate" / "imported.py", "import argparse", "import argparse\n"
-    )
+    code = project / "thyroid_lib" / "evaluate" / "imported.py"
+    replace(code, "import argparse", "import argparse\n")
     assert steps(project)["imported"] == 1
-    replace(
-        project / "thyroid_lib" / "evaluate" / "imported.py", "import argparse\n", "import argparse"
-    )
+    replace(code, "import argparse\n", "import argparse")
     shutil.rmtree(top / "runs" / name)
     run_study(project)
     assert table.read_bytes() == before
@@ -285,10 +281,8 @@ def test_a_replication_is_taken_apart_step_by_step(tmp_path):
 def make_nbval(project: Path) -> subprocess.CompletedProcess:
     shutil.copy2(ROOT / "Makefile", project)
     words = f"BIN={Path(sys.executable).parent}", "TRAINED=1", "PARAMETERS=parameters/tiny.yaml"
-    how = {"cwd": project, "env": tiny_study.environment(project)}
-    return subprocess.run(
-        ["make", "READY=", "nbval", *words], capture_output=True, text=True, **how
-    )
+    how = {"cwd": project, "env": tiny_study.environment(project), "text": True}
+    return subprocess.run(["make", "READY=", "nbval", *words], capture_output=True, **how)
 
 
 def test_somebodys_own_executed_study_is_validated(project):

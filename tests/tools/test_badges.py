@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import files_of
 
 import badges
 
@@ -34,10 +35,6 @@ def run(root: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def contents(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def test_the_committed_files_are_what_make_badges_writes(root):
     assert badges.write_all(root, badges.repository(PYPROJECT)) == []
 
@@ -61,11 +58,11 @@ def test_an_address_reaches_readme_and_every_notebook(root):
         assert f"somebody/thyroid-study/blob/main/notebooks/{name}.ipynb" in cells["title"]
         line = 'repository = "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"'
         assert line in cells["setup"]
-    before = contents(root)
+    before = files_of(root)
     assert "0 files written" in run(root, "somebody/thyroid-study").stdout
     done = run(root, "--", "-a/b")
     assert (done.returncode, "need owner/name" in done.stderr) == (2, True)
-    assert contents(root) == before
+    assert files_of(root) == before
 
 
 def test_an_address_reaches_the_pages_that_clone(root):

@@ -78,7 +78,6 @@ def test_every_loop_trains(setting, name):
 
 
 def test_the_bare_step_equals_the_projects(setting):
-    """One step of each on the same batch, from the same weights, gives the same weights."""
     nets, store = (setting.make_model(), setting.make_model()), setting.store
     order = torch.randperm(4, generator=torch.Generator().manual_seed(1)).numpy()  # of epoch 1
     images, masks = (torch.from_numpy(part[order]) for part in (store.images, store.masks))

@@ -70,7 +70,6 @@ def help_of(*program: str) -> str:
 
 
 def test_files_that_are_named_are_there():
-    """Each word that looks like a file of the repository is one."""
     assert {command.tool for command in COMMANDS} >= {"make", "python", "papermill", "snakemake"}
     words = [word.partition("=")[2] or word for command in COMMANDS for word in command.words]
     files = [word for word in words if re.search(r"/\S*\.\w+$", word) and "://" not in word]

@@ -138,7 +138,6 @@ def test_requirements_of_both_pythons_are_carried():
         ({"frames": -1}, "frames: got -1, need their number"),
         ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "which Kaggle cannot see"),
         ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
-        ({"overrides": {"source": "tg3k", "data": "here/tg3k"}}, "which Kaggle cannot see"),
         ({"overrides": {"study": "x" * 60}}, "too long for a name on Kaggle"),
         ({"overrides": {"epoch": 3}}, "epoch: unknown"),
     ],
