@@ -180,6 +180,8 @@ def classes(draw, said: str, one: str, **how) -> Case:
 LAYOUTS = {
     "`Images/*.JPG`, `Masks/*.PNG`": Case(pairs("Images/a{}.JPG", "Masks/a{}.PNG"), near=16),
     "`imgs/`, `labels/`": Case(pairs("imgs/a{}.png", "labels/a{}.png")),
+    "`original/`, `GT/`": Case(pairs("original/a{}.png", "GT/a{}.png")),
+    "`image/`, `label/`": Case(pairs("image/a{}.png", "label/a{}.png")),
     "two folders deep": Case(pairs("set/v 2/frames/a{}.png", "set/v 2/annotations/a{}.png")),
     "`train/images/`, `test/images/`, …": Case(
         sides("{}/{}/a{}.png"), official=OFFICIAL, said="4 train, 1 test, by folders"
@@ -203,6 +205,12 @@ LAYOUTS = {
         said="several data sets lie here, in both/one, both/two: give one of them", refused=True,
     ),
     "`a.png`, `a_mask.png` in one folder": Case(pairs("a{}.png", "a{}_mask.png")),
+    "`imgs/a.jpg`, `masks/a_mask.gif` (Carvana)": Case(
+        pairs("imgs/a{}.jpg", "masks/a{}_mask.gif"), near=16
+    ),
+    "`a_seg.png`": Case(pairs("images/a{}.png", "masks/a{}_seg.png")),
+    "`a_GT.png`": Case(pairs("a{}.png", "a{}_GT.png")),
+    "`mask_a.png`": Case(pairs("a{}.png", "mask_a{}.png")),
     "`a-label.png`": Case(pairs("frames/a{}.png", "frames/a{}-label.png")),
     "`a_image.png`, `a_mask.png`": Case(pairs("a{}_image.png", "a{}_mask.png"), ids="a{}_image"),
     "`image_1.png`, `mask_1.png`": Case(pairs("image_{}.png", "mask_{}.png"), ids="image_{}"),
