@@ -135,6 +135,7 @@ def test_frames_in_chance_order_are_joined_by_near_copies_alone(real):
     assert groups.size().max() > 10
 
 
+@pytest.mark.study
 def test_groups_that_wait_are_proposed_in_the_store_and_known_ones_stay(tmp_path, capsys):
     frames = {"lost": 12, "known": 4}  # more than 9: frame10 stands before frame2 in a store
     for name, count in frames.items():

@@ -72,6 +72,7 @@ def test_other_loops_read_the_same_frames(setting, binary):
         assert np.mean((mask[0] > 0.5) != (setting.store.masks[row] > 0)) < 0.02
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("name", training.usable())
 def test_every_loop_trains(setting, name):
     assert training.LOOPS[name][0](setting)(2) == 8
