@@ -127,11 +127,11 @@ unit: $(READY)  ## tests without network, browser or daemons, under a minute on 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:nbval -m 'not slow and not study'
 
 test: lint demo packages  ## style, the demo, tests, and the committed notebooks run once more
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 test-all: lint demo packages  ## the same with the slow tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory nbval PARAMETERS=$(PARAMETERS)
 
 torture: $(READY)  ## kills and faults, each survived to the byte: OPTIONS="--only kills --kills 3"

@@ -29,6 +29,7 @@ with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # jsonschema, and so nbformat, would compile its grammar for over a second at import.
 sys.modules.setdefault("rfc3987_syntax", None)
+LONG = "test_workflow test_kaggle test_torture test_slurm test_platform_notebooks".split()
 BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
@@ -148,10 +149,14 @@ def counts() -> Counter:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave tests on real frames, which take seconds each, out of `make unit`."""
+    """Leave tests on real frames, which take seconds, out of `make unit`; begin with long files.
+
+    A file that takes minutes would otherwise end alone, with the other worker idle.
+    """
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("study")
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_collection_finish():
