@@ -29,7 +29,7 @@ with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # jsonschema, and so nbformat, would compile its grammar for over a second at import.
 sys.modules.setdefault("rfc3987_syntax", None)
-LONG = "test_workflow test_kaggle test_torture test_slurm test_platform_notebooks".split()
+LONG = ["test_workflow", "test_kaggle", "test_torture", "test_slurm", "test_platform_notebooks"]
 BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))
