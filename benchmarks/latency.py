@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from dicoms import make_us, to_bytes  # noqa: E402
-from pacs import Pacs, free_port, node_environment, wait_for  # noqa: E402
+from pacs import Pacs, free_port, node_environment  # noqa: E402
+from tiny_study import wait_until  # noqa: E402
 
 from thyroid_lib.data import phantom  # noqa: E402
 from thyroid_lib.deploy.predictor import Predictor  # noqa: E402
@@ -51,7 +52,7 @@ with tempfile.TemporaryDirectory() as folder:
         with open(folder / "log", "w") as log:
             node = subprocess.Popen(command, stderr=log, cwd=ROOT, env=node_environment())
         try:
-            wait_for(lambda: "listens on" in (folder / "log").read_text() or node.poll())
+            wait_until(lambda: "listens on" in (folder / "log").read_text() or node.poll())
             assert node.poll() is None, (folder / "log").read_text()
             for number, frame in enumerate(frames, 1):
                 content = to_bytes(make_us(frame, uid=f"1.2.826.0.1.77.{number}.1"))
@@ -61,7 +62,8 @@ with tempfile.TemporaryDirectory() as folder:
                 query = f"/dicom-web/studies/1.2.826.0.1.77.{number}.7/instances?SOPClassUID={SEG}"
                 began = time.perf_counter()
                 pacs.upload(content)
-                wait_for(lambda query=query: pacs.get(query).json(), 30, 0.005)
+                shown = lambda query=query: pacs.get(query).json()  # noqa: E731
+                wait_until(shown, seconds=30, pause=0.005)
                 totals.append(time.perf_counter() - began)
         finally:
             node.terminate()

@@ -95,13 +95,15 @@ def flip(path: Path) -> None:
     path.write_bytes(content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :])
 
 
-def wait_until(what: Callable[[], object], why: str = "", seconds: float = 300) -> object:
+def wait_until(
+    what: Callable[[], object], why: str = "", seconds: float = 300, pause: float = 0.05
+) -> object:
     """Return what a function gives, once it is true; TimeoutError if it is not in time."""
     end = time.monotonic() + seconds
     while not (found := what()):
         if time.monotonic() > end:
             raise TimeoutError(f"{why or what}: not within {seconds:.0f} s")
-        time.sleep(0.05)
+        time.sleep(pause)
     return found
 
 
