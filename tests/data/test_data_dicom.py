@@ -121,6 +121,8 @@ SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
     "zero": ([(A, {"PhysicalDeltaX": 0.0})], None, None),
     "no number": ([(A, {"PhysicalDeltaX": float("nan")})], None, None),
     "absurd": ([(A, {"PhysicalDeltaX": 50.0})], None, None),
+    "a pixel beyond the edge": ([(A, {"RegionLocationMaxX1": 74})], None, A),
+    "of a picture that was cut since": ([(A, {"RegionLocationMaxY1": 90})], None, None),
     "flow": ([(A, {"RegionDataType": 2})], None, None),
     "nothing": ([], None, None),
     "two that agree": ([(A, {}), (A, {})], None, A),

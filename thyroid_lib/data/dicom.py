@@ -268,6 +268,10 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
         tissue = [of for of in regions if (of.RegionSpatialFormat, of.RegionDataType) == (1, 1)]
         if any((of.PhysicalUnitsYDirection, of.PhysicalUnitsXDirection) != (3, 3) for of in tissue):
             return None
+        # beyond the edge by more than the usual pixel: the picture was cut or shrunk since
+        sides = [(x.get("RegionLocationMaxY1", 0), x.get("RegionLocationMaxX1", 0)) for x in tissue]
+        if any(y > dataset.Rows or x > dataset.Columns for y, x in sides):
+            return None
         found = [(10 * of.PhysicalDeltaY, 10 * of.PhysicalDeltaX) for of in tissue]
         if dataset.get("PixelSpacing") and (found or not regions):
             found.append([float(each) for each in dataset.PixelSpacing])
