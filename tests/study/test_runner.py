@@ -68,6 +68,15 @@ NO_NOTEBOOK = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/out.ipynb", "gs://mine/n.ipynb"])
+def test_addresses_are_no_files(tmp_path, monkeypatch, capsys, address):
+    monkeypatch.chdir(tmp_path)
+    for paths in ((ROOT / "notebooks/1-preprocess.ipynb", address), (address, "out.ipynb")):
+        assert runner.run_notebook(*paths, {}) == runner.BAD_PARAMETERS
+        assert f"{address}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_parameters_that_are_no_object_and_files_that_are_no_notebook_are_refused(tmp_path):
     for given in ("{'seed': 1}", "[1]", "", "x" * 5000, '{"a": ' * 5000):
         with pytest.raises(ValueError, match=r"^--parameters: got .*need a JSON object") as caught:
