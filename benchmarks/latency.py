@@ -3,8 +3,8 @@
     python benchmarks/latency.py --model results/demo/deploy
 
 A real Orthanc and the node, both on 127.0.0.1: a phantom frame is uploaded by HTTP, Orthanc sends
-it to the node by C-STORE, and is queried for the segmentation by QIDO-RS every 5 ms. One frame at
-a time; the first five are not counted. Needs Orthanc, its DICOMweb plugin and cc.
+it to the node by C-STORE, and is asked for the segmentation by QIDO-RS every 5 ms. One frame at a
+time, without the first five. Needs Orthanc, its DICOMweb plugin and cc.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 from dicoms import make_us, to_bytes  # noqa: E402
 from pacs import Pacs, free_port, node_environment  # noqa: E402
 from tiny_study import wait_until  # noqa: E402
@@ -62,8 +61,7 @@ with tempfile.TemporaryDirectory() as folder:
                 query = f"/dicom-web/studies/1.2.826.0.1.77.{number}.7/instances?SOPClassUID={SEG}"
                 began = time.perf_counter()
                 pacs.upload(content)
-                shown = lambda query=query: pacs.get(query).json()  # noqa: E731
-                wait_until(shown, seconds=30, pause=0.005)
+                wait_until(lambda query=query: pacs.get(query).json(), "", 30, 0.005)
                 totals.append(time.perf_counter() - began)
         finally:
             node.terminate()
