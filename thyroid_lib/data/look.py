@@ -169,23 +169,23 @@ def contact_sheet(cases: pd.DataFrame) -> Image.Image:
     """Draw up to 24 cases, evenly chosen, their masks in yellow; or why a case is set aside."""
     rows, columns, side = SHEET
     places = np.unique(np.linspace(0, len(cases) - 1, rows * columns).astype(int))
-    cases, (wide, high) = (
-        cases.assign(problem=case_table.find_problems(cases)),
-        (side + 4, side + 18),
-    )
+    cases = cases.assign(problem=case_table.find_problems(cases))
+    wide, high = side + 4, side + 18
     sheet = Image.new("RGB", (columns * wide, math.ceil(len(places) / columns) * high), "#303030")
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(places):
         corner, case = (place % columns * wide, place // columns * high), cases.iloc[row]
-        checked = _check(SimpleNamespace(**case), size=side, resize="square")
-        if isinstance(checked, int):
+        try:
+            if case["problem"]:
+                raise case_table.BadCase(*case["problem"][2:])
             image, mask = case_table.read_pair(case)
+        except case_table.BadCase as bad:
+            draw.text((corner[0] + 4, corner[1] + side // 2), bad.args[0], "#ffd600")
+        else:
             picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
             inside = fit_mask(mask, side, "letterbox") > 0
             outline = inside & ~ndimage.binary_erosion(inside)
             picture.paste("#ffd600", mask=Image.fromarray(np.uint8(40 * inside + 215 * outline)))
             sheet.paste(picture, corner)
-        else:
-            draw.text((corner[0] + 4, corner[1] + side // 2), checked[2], "#ffd600")
         draw.text((corner[0] + 2, corner[1] + side + 2), case["case_id"][-26:], "white")
     return sheet

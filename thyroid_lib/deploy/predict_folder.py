@@ -13,7 +13,6 @@ import io
 import sys
 import unicodedata
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +51,8 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
         raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
     write_file(table, table_csv([], COLUMNS))
     keys = [unicodedata.normalize("NFC", file.stem).casefold() for file in files]
-    rows, counts, levels = [], Counter(keys), []
-    for file in files:
-        with suppress(ValueError):  # reading it says why
-            levels.append(readers.measure_image(file)[1])
-    white = readers.white_level(levels)[0]
+    rows, counts = [], Counter(keys)
+    white, _ = readers.white_level([readers.measure_image(file)[1] for file in files])
     for file, key in zip(files, keys, strict=True):
         rows.append(row := {"file": file.name})
         try:
