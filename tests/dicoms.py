@@ -18,17 +18,23 @@ SYNTAXES = {
     "implicit": uids.ImplicitVRLittleEndian, "explicit": uids.ExplicitVRLittleEndian,
     "big": uids.ExplicitVRBigEndian, "rle": uids.RLELossless, "jpeg": uids.JPEGBaseline8Bit,
     "lossless14": uids.JPEGLossless, "lossless": uids.JPEGLosslessSV1,
+    "extended": uids.JPEGExtended12Bit, "j2k": uids.JPEG2000Lossless, "j2k lossy": uids.JPEG2000,
 }  # fmt: skip
 GRAY = ("MONOCHROME2", "MONOCHROME1", "PALETTE COLOR")
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+ONLY_IN = {
+    "YBR_FULL_422": ("implicit", "explicit", "big", "jpeg", "extended"),
+    "YBR_RCT": ("j2k",), "YBR_ICT": ("j2k lossy",),
+}  # fmt: skip
 EVERY = [  # syntax, colour, bits
     (syntax, photometric, bits)
     for syntax in SYNTAXES
     for photometric in GRAY + COLOURS
     for bits in (8, 12, 16)
-    if bits == 8 or (photometric.startswith("MONO") and syntax != "jpeg")
-    if photometric != "YBR_FULL_422" or syntax in ("implicit", "explicit", "big", "jpeg")
+    if bits == 8 or (photometric.startswith("MONO") and syntax not in ("jpeg", "extended"))
+    if syntax in ONLY_IN.get(photometric, SYNTAXES)
 ]
+BY_PILLOW = (*(uids.UID(SYNTAXES[key]) for key in ("jpeg", "extended", "j2k", "j2k lossy")),)
 ABOUT = {
     "Modality": "US", "Manufacturer": "Phantom", "ImageType": ["ORIGINAL", "PRIMARY"],
     "PatientName": "Phantom^Anna", "PatientID": "PHANTOM-1", "PatientBirthDate": "19700101",
@@ -97,7 +103,7 @@ def make_us(
     if spacing_mm:
         region = make_region(spacing_mm, *stack.shape[1:3])
         fields["SequenceOfUltrasoundRegions"] = Sequence([region])
-    if syntax == uids.JPEGBaseline8Bit:
+    if syntax in BY_PILLOW[:2]:
         fields |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
         fields["LossyImageCompressionRatio"] = "5"
     ds = Dataset()
@@ -163,7 +169,15 @@ def _encode(ds: Dataset, stack: np.ndarray, syntax, order: str) -> None:
     """Set the pixel data of an object, from frames (N,H,W) or RGB (N,H,W,3)."""
     photometric, codes = ds.PhotometricInterpretation, []
     ds.file_meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian if syntax.is_compressed else syntax
-    if syntax == uids.JPEGBaseline8Bit:
+    if syntax in BY_PILLOW[2:]:
+        if photometric == "YBR_FULL":
+            stack = convert_color_space(stack, "RGB", "YBR_FULL")
+        how = {"no_jp2": True, "irreversible": photometric == "YBR_ICT"}
+        how["mct"] = int(photometric in ("YBR_RCT", "YBR_ICT"))
+        for frame in stack:
+            codes.append(file := io.BytesIO())
+            Image.fromarray(frame).save(file, "JPEG2000", **how)
+    elif syntax in BY_PILLOW[:2]:
         how = {
             "RGB": {"keep_rgb": True}, "YBR_FULL": {"subsampling": 0},
             "YBR_FULL_422": {"subsampling": 1},
@@ -171,7 +185,6 @@ def _encode(ds: Dataset, stack: np.ndarray, syntax, order: str) -> None:
         for frame in stack:
             codes.append(file := io.BytesIO())
             Image.fromarray(frame).save(file, "JPEG", quality=95, **how)
-        codes = [code.getvalue() + bytes(len(code.getvalue()) % 2) for code in codes]
     elif photometric.startswith("YBR"):
         stack = convert_color_space(stack, "RGB", "YBR_FULL")
     if photometric == "YBR_FULL_422" and not codes:  # Y Y Cb Cr, colour of each second column
@@ -181,6 +194,7 @@ def _encode(ds: Dataset, stack: np.ndarray, syntax, order: str) -> None:
     data = stack.astype(f"{order}u{stack.itemsize}").tobytes()
     ds.add_new("PixelData", "OB" if stack.itemsize == 1 else "OW", data + bytes(len(data) % 2))
     if codes:
+        codes = [code.getvalue() + bytes(len(code.getvalue()) % 2) for code in codes]
         ds.add_new("PixelData", "OB", encapsulate(codes))
     elif syntax == uids.RLELossless:
         ds.compress(syntax, generate_instance_uid=False)

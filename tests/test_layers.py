@@ -69,8 +69,9 @@ LIBRARY_LINES = count_lines(MODULES.values())
 @pytest.mark.parametrize(
     ("pattern", "most"),
     [
-        # 10,500 for what there was before the reader, the external test and imported predictions
-        ("thyroid_lib/**/*.py", 13_700),
+        # 10,500 for what there was before the reader, the external test and imported predictions,
+        # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM
+        ("thyroid_lib/**/*.py", 13_800),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
         ("benchmarks/**/*.py", 2_000),
         ("tests/**/*.py", 1.2 * LIBRARY_LINES),

@@ -32,7 +32,8 @@ def codes_of(dataset, count: int = 1) -> list[bytes]:
 
 @pytest.mark.parametrize(("syntax", "photometric", "bits"), EVERY)
 def test_frames_are_read_as_they_were_drawn(syntax, photometric, bits):
-    smooth, subsampled = syntax == "jpeg", photometric == "YBR_FULL_422"
+    smooth = syntax in ("jpeg", "extended", "j2k lossy")
+    subsampled = photometric == "YBR_FULL_422"
     images = np.stack([np.add.outer(np.arange(60), np.arange(72)) + 10 * i for i in range(3)])
     images = images.astype(np.uint8) if smooth else drawn(3, 60, 72)
     if photometric.startswith(("RGB", "YBR")):
@@ -101,6 +102,104 @@ def test_lossless_streams_that_gdcm_does_not_survive_are_refused_and_comments_ar
     for damage in FATAL:
         with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
             read(with_codes(dataset, damage(code)))
+
+
+RAMP = np.arange(256) * 257  # 0 to 65535, no entry the same with its bytes swapped
+HALVES = [0, 1, 0, 1, 127, 127 * 257, 0, 128, *RAMP[128:]]
+JUMP = [0, 2, 0, 257, 1, 126, 127 * 257, 1, 64, 190 * 257, 2, 1, 8, 0, 1, 65, 0]
+
+
+def eight(*values: int) -> np.ndarray:
+    """Entries of 8 bits, two in a word."""
+    return np.array([*values, 0][: len(values) // 2 * 2 + len(values) % 2 * 2], np.uint8).view(
+        "<u2"
+    )
+
+
+PALETTES = {  # plain or segmented words, entries, bits of an entry, gray of the levels 0-255
+    "16 bits": ("", RAMP, 256, 16, range(256)),
+    "8 bits, two in a word": ("", eight(*range(256)), 256, 8, range(256)),
+    "8 bits, one in a word": ("", np.arange(256), 256, 8, range(256)),
+    "declared as 16 bits, of 8": ("", np.arange(256), 256, 16, range(256)),
+    "fewer entries than levels": ("", RAMP[:100], 100, 16, np.minimum(range(256), 99)),
+    "a line": ("Segmented", [0, 1, 0, 1, 255, 65535], 256, 16, range(256)),
+    "a line, then entries": ("Segmented", HALVES, 256, 16, range(256)),
+    "a line of 8 bits": ("Segmented", eight(0, 1, 0, 1, 255, 255), 256, 8, range(256)),
+    # up to 127, on to 190, the first line once more (back to 127), then down
+    "a jump": (
+        "Segmented", JUMP, 383, 16,
+        [*range(128), *(127 + 63 / 64 * np.arange(1, 65)), *(190 - np.arange(1, 65) / 2)],
+    ),
+}  # fmt: skip
+
+
+def with_palette(prefix: str, words, entries: int, bits: int, **how):
+    """Make a frame of the levels 0 to 255, with a palette."""
+    dataset = make_us(
+        np.arange(256, dtype=np.uint8).reshape(16, 16), photometric="PALETTE COLOR", **how
+    )
+    order = ">" if how.get("syntax") == "big" else "<"
+    for colour in ("Red", "Green", "Blue"):
+        del dataset[f"{colour}PaletteColorLookupTableData"]
+        setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [entries, 0, bits])
+        data = np.asarray(words).astype(f"{order}u2").tobytes()
+        setattr(dataset, f"{prefix}{colour}PaletteColorLookupTableData", data)
+    return dataset
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "big", "j2k"])
+@pytest.mark.parametrize("case", PALETTES)
+def test_palettes_are_applied(case, syntax):
+    prefix, words, entries, bits, gray = PALETTES[case]
+    got = read(with_palette(prefix, words, entries, bits, syntax=syntax))[0]
+    assert np.abs(got[..., 0].ravel() - np.array(gray)).max() <= (1 if case == "a jump" else 0)
+    assert (got == got[..., :1]).all()
+
+
+def test_a_palette_stands_for_wide_levels_from_its_first_on():
+    dataset = with_palette("", [10, 20, 30], 3, 8)
+    dataset.PixelData = np.array([[999, 1000, 1001, 60000]], "<u2").tobytes()
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored = 1, 4, 16, 16
+    dataset.HighBit = 15
+    for colour in ("Red", "Green", "Blue"):
+        setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [3, 1000, 8])
+    assert read(dataset)[0][0, :, 0].tolist() == [10, 10, 20, 30]
+
+
+BAD_PALETTES = {
+    "too short": ("", RAMP[:100], 256, 16),
+    "segments too short": ("Segmented", [0, 1, 0, 1, 100, 65535], 256, 16),
+    "a line without a start": ("Segmented", [1, 255, 65535], 256, 16),
+    "an unknown segment": ("Segmented", [0, 1, 0, 7, 255, 65535], 256, 16),
+    "a jump within itself": ("Segmented", [0, 1, 0, 2, 65535, 3, 0, 0], 256, 16),
+    "empty segments without end": ("Segmented", [0, 1, 0, *[2, 65535, 3, 0] * 9000], 0, 16),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PALETTES)
+def test_damaged_palettes_are_refused(case):
+    prefix, words, entries, bits = BAD_PALETTES[case]
+    dataset = with_palette(prefix, words, entries, bits)
+    with limited(), pytest.raises(dicom.Refused, match="palette"):
+        read(dataset)
+
+
+def test_a_palette_with_lines_without_end_is_read_up_to_its_size():
+    with limited():
+        read(with_palette("Segmented", [0, 1, 0, *[1, 65535, 9] * 9000], 256, 16))
+
+
+def test_jpeg_2000_is_read_without_its_boxes_and_refused_where_it_does_not_fit():
+    image = painted(drawn(1)[0])
+    boxed = io.BytesIO()
+    Image.fromarray(image).save(boxed, "JPEG2000", irreversible=False)
+    dataset = make_us(image, syntax="j2k", photometric="YBR_RCT")
+    [code] = codes_of(dataset)
+    assert (read(with_codes(dataset, boxed.getvalue()))[0] == image).all()
+    for at, value in ((8, 9999), (12, 60), (24, 0)):  # width, height, width of a tile
+        damaged = code[:at] + value.to_bytes(4, "big") + code[at + 4 :]
+        with limited(), pytest.raises(dicom.Refused, match="does not fit"):
+            read(with_codes(dataset, damaged))
 
 
 def test_frames_are_decoded_one_by_one():
@@ -177,6 +276,13 @@ REFUSED = {
     "signed": (changed(PixelRepresentation=1), 0xA900, "need all of 8"),
     "upper bits": (changed(HighBit=6), 0xA900, "need all of 8"),
     "32 bits": (changed(BitsAllocated=32), 0xA900, "need all of 8"),
+    "colours of another syntax": (
+        lambda: to_bytes(make_us(painted(drawn(1)[0]), photometric="YBR_RCT")), 0xA900, "no such",
+    ),
+    "JPEG-LS": (
+        lambda: changed()().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.4.80"[:20]),
+        0xA900, "is not read: send it in another",
+    ),
     "unknown colours": (changed(PhotometricInterpretation="HSV"), 0xA900, "need one of MONO"),
     # Latin 1 in what is declared as UTF-8
     "charset": (lambda: changed(**UTF8)().replace(b"M@", b"M\xfc"), 0xC000, "PatientID does not"),
@@ -212,7 +318,7 @@ def test_a_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_a_file_is_refused_wherever_it_is_cut_off():
-    for syntax in ("implicit", "explicit", "rle", "jpeg", "lossless"):
+    for syntax in ("implicit", "explicit", "rle", "jpeg", "lossless", "extended", "j2k"):
         data = to_bytes(make_us(drawn(2), syntax=syntax))
         for end in np.linspace(0, len(data) - 12, 40).astype(int):
             with pytest.raises(dicom.Refused):

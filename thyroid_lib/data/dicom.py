@@ -6,7 +6,8 @@
 What cannot be read raises `Refused` with the status code that a DICOM storage server returns; its
 text holds no patient data.
 
-Sources: DICOM PS3.3 C.7.6.3 (image pixels), C.7.9 (palettes), C.8.5.5 (ultrasound regions).
+Sources: DICOM PS3.3 C.7.6.3 (image pixels), C.7.9 (palettes), C.8.5.5 (ultrasound regions);
+ISO/IEC 15444-1 A.5.1 (size of a JPEG 2000 image).
 """
 
 import io
@@ -24,7 +25,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 
 from thyroid_lib.data.frames import MAX_PIXELS, to_gray
@@ -39,7 +40,8 @@ MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of an element other than PixelData
 MAX_READS = 150_000  # by the parser, which needs two or three per element
 MAX_RLE = 16 * 2**20  # bytes of a decoded frame: hostile RLE unpacks to 64 times its length
-MAX_RATIO = 800  # of compression: a black frame as JPEG Baseline reaches 512
+MAX_RATIO = 800  # of compression: a black frame as JPEG Baseline reaches 512,
+MAX_RATIO_J2K = 80_000  # as JPEG 2000 far more
 # DIMSE status codes: cannot understand, does not match, SOP class not supported, out of resources
 BROKEN, NOT_FITTING, NO_SUCH_CLASS, TOO_LARGE = 0xC000, 0xA900, 0x0122, 0xA700
 # fmt: off
@@ -47,11 +49,13 @@ SINGLE = uid.UltrasoundImageStorage, "1.2.840.10008.5.1.4.1.1.6"  # and its reti
 SEVERAL = uid.UltrasoundMultiFrameImageStorage, "1.2.840.10008.5.1.4.1.1.3"
 SYNTAXES = (
     uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian,
-    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
+    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless,
+    uid.JPEGLosslessSV1, uid.JPEG2000Lossless, uid.JPEG2000,
 )
+J2K, LOSSLESS = SYNTAXES[-2:], SYNTAXES[-4:-2]
 SAMPLES = {  # samples per pixel by PhotometricInterpretation
     "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3,
-    "YBR_FULL_422": 3,
+    "YBR_FULL_422": 3, "YBR_RCT": 3, "YBR_ICT": 3,
 }
 COPIED = (  # into segmentation and report; empty where the source has none,
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
@@ -69,6 +73,7 @@ READ = [Tag(keyword) for keyword in (
     "LossyImageCompressionRatio", "LossyImageCompressionMethod", "PixelData",
     *(f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue")
       for part in ("Descriptor", "Data")),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )]
 # fmt: on
 
@@ -114,7 +119,8 @@ def read_file(source: bytes | str | Path) -> Dataset:
         meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         syntax = uid.UID(meta.TransferSyntaxUID)
         if syntax not in SYNTAXES:  # the size of a deflated one is unknown
-            raise Refused("its transfer syntax is not read: send it as another one", NOT_FITTING)
+            name = syntax.name if syntax in uid.AllTransferSyntaxes else "an unknown one"
+            raise Refused(f"{name} is not read: send it in another transfer syntax", NOT_FITTING)
         little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
         dataset = read_dataset(file, implicit, little, specific_tags=READ)
         for tag in list(dataset.keys()):
@@ -165,10 +171,14 @@ def check(dataset: Dataset) -> None:
         needed = "need all of 8, or for gray the lower of 8 or 16, unsigned"
         raise Refused(f"got {stored} bits in {allocated}, {needed}", NOT_FITTING)
     size, got = pixels * samples * count * allocated // 8, len(dataset.PixelData)
-    packed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    syntax = dataset.file_meta.TransferSyntaxUID
+    packed = syntax.is_encapsulated
+    if colour in ("YBR_RCT", "YBR_ICT") and syntax not in J2K:
+        raise Refused(f"got {colour} in {syntax.name}, which has no such colours", NOT_FITTING)
     if colour == "YBR_FULL_422" and not packed:
         size = size // 3 * 2 if columns % 2 == 0 else -1
-    if size > MAX_RATIO * got if packed else got not in (size, size + size % 2):
+    ratio = MAX_RATIO_J2K if syntax in J2K else MAX_RATIO
+    if size > ratio * got if packed else got not in (size, size + size % 2):
         raise Refused(f"got {got} bytes of PixelData, which its header makes {size} unpacked")
 
 
@@ -187,16 +197,12 @@ def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
     count, done = _number(dataset, "NumberOfFrames"), 0
     colour, bits = dataset.PhotometricInterpretation, dataset.BitsStored
     try:
-        if colour == "PALETTE COLOR" and not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-            for each in ("Red", "Green", "Blue"):
-                words = dataset[f"{each}PaletteColorLookupTableData"]
-                words.value = np.frombuffer(words.value, ">u2").byteswap().tobytes()
+        palette, first = _palette(dataset) if colour == "PALETTE COLOR" else (None, 0)
         for done, levels in enumerate(_levels(dataset, colour, count), 1):
             if done > count or levels.shape[:2] != (dataset.Rows, dataset.Columns):
                 raise Refused("the frames in PixelData are not as its header says")
-            if colour == "PALETTE COLOR":
-                levels = apply_color_lut(levels, dataset)
-                levels = (levels >> 8 * (levels.itemsize - 1)).astype(np.uint8)
+            if palette is not None:
+                levels = palette[np.clip(levels.astype(np.int32) - first, 0, len(palette) - 1)]
             elif levels.ndim == 2:  # other depths are scaled to 8 bits
                 levels = levels if bits == 8 else levels.astype(np.uint16)
                 levels = to_gray(levels, bits=bits, inverted=colour == "MONOCHROME1")
@@ -209,10 +215,63 @@ def read_frames(dataset: Dataset) -> Iterator[np.ndarray]:
         raise Refused(f"PixelData has {done} frames, but its header makes them {count}")
 
 
+def _palette(dataset: Dataset) -> tuple[np.ndarray, int]:
+    """Return a palette's colours, uint8 (N,3), and the pixel value of the first one."""
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    size, first, bits = dataset.RedPaletteColorLookupTableDescriptor
+    size, colours = size or 2**16, []  # 0 stands for 65,536
+    for each in ("Red", "Green", "Blue"):
+        data = dataset.get(f"{each}PaletteColorLookupTableData")
+        segmented = dataset.get(f"Segmented{each}PaletteColorLookupTableData")
+        words = np.frombuffer(data or segmented, f"{order}u2").astype("<u2")
+        # entries of 8 bits come two in a word, the lower one first, or one in a word
+        packed = bits == 8 and (not data or len(data) < 2 * size)
+        entries = words.view(np.uint8) if packed else words
+        if not data:
+            entries = _expanded(entries.tolist(), size, 1 if packed else 2)
+        if len(entries) < size:
+            raise Refused(f"a palette has {len(entries)} entries, its descriptor says {size}")
+        colours.append(entries[:size])
+    table = np.stack(colours, axis=1)
+    deep = bits == 16 and table.max() > 255  # some scanners declare 16 bits and use 8
+    return (table >> 8 if deep else table).astype(np.uint8), first
+
+
+def _expanded(words: list[int], size: int, width: int) -> np.ndarray:
+    """Return at most `size` entries of a segmented palette, whose words have `width` bytes."""
+    entries, jumps = [], []  # open jumps: (segments left, where to go on)
+    at = 0
+    while at + 2 < len(words) and len(entries) <= size:
+        kind, length, at = words[at], words[at + 1], at + 2
+        if length == 0:
+            raise Refused("a segmented palette is damaged")
+        if kind == 0:  # entries as they are
+            entries += words[at : at + length]
+            at += length
+        elif kind == 1 and entries:  # a line from the last entry
+            entries += np.rint(np.linspace(entries[-1], words[at], length + 1))[1:].tolist()
+            at += 1
+        elif kind == 2 and entries and not jumps:  # earlier segments once more, by byte offset
+            offset, step = words[at : at + 4 // width], 8 * width
+            jumps.append((length, at + len(offset)))
+            at = sum(word << i * step for i, word in enumerate(offset)) // width
+            continue
+        else:
+            raise Refused("a segmented palette is damaged")
+        if jumps:
+            left, back = jumps.pop()
+            if left > 1:
+                jumps.append((left - 1, back))
+            else:
+                at = back
+    return np.array(entries, np.uint16)
+
+
 def _levels(dataset: Dataset, colour: str, count: int) -> Iterator[np.ndarray]:
     """Yield the decoded frames; YBR is converted to RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
+    plugin = "pillow" if syntax in J2K or syntax == uid.JPEGExtended12Bit else ""
     if not syntax.is_encapsulated:  # one by one: pydicom reads only single frames in 4:2:2
         for index in range(count):
             yield decoder.as_array(dataset, index=index, raw=raw)[0]
@@ -223,8 +282,10 @@ def _levels(dataset: Dataset, colour: str, count: int) -> Iterator[np.ndarray]:
     for code in generate_frames(dataset.PixelData, number_of_frames=count):
         if syntax == uid.RLELossless and (len(code) > 1024 + 9 * size // 8 or size > MAX_RLE):
             raise Refused("a frame's RLE is in pieces, or longer than it may be", TOO_LARGE)
-        one.PixelData = encapsulate([code if syntax == uid.RLELossless else _plain_jpeg(code, one)])
-        yield decoder.as_array(one, index=0, raw=raw, **how)[0]
+        if syntax != uid.RLELossless:
+            code = _plain_j2k(code, one) if syntax in J2K else _plain_jpeg(code, one)
+        one.PixelData = encapsulate([code])
+        yield decoder.as_array(one, index=0, raw=raw, decoding_plugin=plugin, **how)[0]
 
 
 def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
@@ -233,7 +294,7 @@ def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
     Decoders allocate memory by the stream's own header, and gdcm may end the process on damage.
     """
     offset, kept, size = 2, [b"\xff\xd8"], None
-    lossless = dataset.file_meta.TransferSyntaxUID != uid.JPEGBaseline8Bit
+    lossless = dataset.file_meta.TransferSyntaxUID in LOSSLESS
     while kept[-1][:2] != b"\xff\xda":  # until start of scan
         start, marker, length = struct.unpack(">BBH", code[offset : offset + 4])
         segment = code[offset : offset + 2 + length]
@@ -255,6 +316,24 @@ def _plain_jpeg(code: bytes, dataset: Dataset) -> bytes:
     if size is None or not rest.endswith(b"\xff\xd9"):
         raise Refused("a frame's JPEG stream is cut off")
     return b"".join([*kept, rest, bytes(len(rest) % 2)])
+
+
+def _plain_j2k(code: bytes, dataset: Dataset) -> bytes:
+    """Check a JPEG 2000 stream against the header; return it without the boxes of a JP2 file."""
+    code = code[max(code.find(b"\xff\x4f\xff\x51"), 0) :].rstrip(b"\0")
+    right, bottom, left, top, width, height = struct.unpack(">6I", code[8:32])
+    samples = struct.unpack(">H", code[40:42])[0]
+    parts = code[42 : 42 + 3 * samples]
+    fits = [bottom - top, right - left, samples] == [
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel,
+    ]  # fmt: skip
+    fits &= set(parts[1::3]) | set(parts[2::3]) == {1}  # no subsampling
+    fits &= all(dataset.BitsAllocated - 8 <= each < dataset.BitsAllocated for each in parts[::3])
+    if not fits or code[:4] != b"\xff\x4f\xff\x51" or width * height * 256 < right * bottom:
+        raise Refused("a frame's JPEG 2000 stream is damaged, or does not fit the header")
+    if not code.endswith(b"\xff\xd9"):
+        raise Refused("a frame's JPEG 2000 stream is cut off")
+    return code + bytes(len(code) % 2)
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
