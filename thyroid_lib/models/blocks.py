@@ -1,9 +1,12 @@
 """Shared parts of the networks: base class, 3x3 convolution blocks, 2x2 up-convolution."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 PAPER_WIDTH = 64  # base channels in every paper
 
@@ -19,6 +22,25 @@ def conv_bn_relu(*channels: int) -> nn.Sequential:
 def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
     """2x2 transposed convolution of stride 2: doubles H and W."""
     return nn.ConvTranspose2d(before, after, 2, stride=2)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by 2, which keeps the precision: CUDA's autocast uses float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, 2H, 2W)."""
+        with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
+            return interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Unpool(nn.MaxUnpool2d):
+    """Max-unpooling that keeps the memory layout: CUDA's returns the contiguous one."""
+
+    def forward(self, x: Tensor, indices: Tensor) -> Tensor:
+        """(N, C, H, W) and the indices of its max-pool → (N, C, 2H, 2W)."""
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return super().forward(x, indices).contiguous(memory_format=layout)
 
 
 class Network(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu, up_conv
+from thyroid_lib.models.blocks import PAPER_WIDTH, Network, Unpool, conv_bn_relu, up_conv
 
 
 class SegNetReported(Network):
@@ -23,7 +23,7 @@ class SegNetReported(Network):
         self.encode2 = conv_bn_relu(w, 2 * w)
         self.encode3 = conv_bn_relu(2 * w, 4 * w)
         self.pool = nn.MaxPool2d(2, return_indices=True)
-        self.unpool = nn.MaxUnpool2d(2)
+        self.unpool = Unpool(2)
         self.decode3 = conv_bn_relu(4 * w, 2 * w)
         self.decode2 = conv_bn_relu(2 * w, w)
         self.decode1 = conv_bn_relu(w, out_channels)
@@ -57,7 +57,8 @@ class ReportedResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) → (N, after, H, W)."""
-        return torch.relu(self.shortcut(x) + self.residual(x))
+        # in this order: the first operand decides on the memory layout, see `ResidualUnit`
+        return torch.relu(self.residual(x) + self.shortcut(x))
 
 
 class ResUNetReported(Network):

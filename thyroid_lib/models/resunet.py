@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from thyroid_lib.models.blocks import PAPER_WIDTH, Network
+from thyroid_lib.models.blocks import PAPER_WIDTH, Network, Upsample
 
 
 class ResidualUnit(nn.Module):
@@ -29,7 +29,9 @@ class ResidualUnit(nn.Module):
         # Equal to a 1x1 convolution of that stride, whose gradient in channels_last corrupts the
         # heap at up to 8 channels on AVX-512 processors (torch 2.13, CPU).
         strided = x[:, :, :: self.stride, :: self.stride]
-        return self.shortcut(strided) + self.residual(x)
+        # The first operand decides on the memory layout: that of a 1x1 convolution of one channel is
+        # contiguous, and the whole network would leave channels_last.
+        return self.residual(x) + self.shortcut(strided)
 
 
 class ResUNet(Network):
@@ -48,7 +50,7 @@ class ResUNet(Network):
         self.down2 = ResidualUnit(w, 2 * w, stride=2)
         self.down3 = ResidualUnit(2 * w, 4 * w, stride=2)
         self.bridge = ResidualUnit(4 * w, 8 * w, stride=2)
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.upsample = Upsample()
         self.up3 = ResidualUnit(8 * w + 4 * w, 4 * w)
         self.up2 = ResidualUnit(4 * w + 2 * w, 2 * w)
         self.up1 = ResidualUnit(2 * w + w, w)

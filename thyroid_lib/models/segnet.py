@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from thyroid_lib.models.blocks import PAPER_WIDTH, Network, conv_bn_relu
+from thyroid_lib.models.blocks import PAPER_WIDTH, Network, Unpool, conv_bn_relu
 
 
 class SegNet(Network):
@@ -26,7 +26,7 @@ class SegNet(Network):
         self.encode4 = conv_bn_relu(4 * w, 8 * w, 8 * w, 8 * w)
         self.encode5 = conv_bn_relu(8 * w, 8 * w, 8 * w, 8 * w)
         self.pool = nn.MaxPool2d(2, return_indices=True)
-        self.unpool = nn.MaxUnpool2d(2)
+        self.unpool = Unpool(2)
         self.decode5 = conv_bn_relu(8 * w, 8 * w, 8 * w, 8 * w)
         self.decode4 = conv_bn_relu(8 * w, 8 * w, 8 * w, 4 * w)
         self.decode3 = conv_bn_relu(4 * w, 4 * w, 4 * w, 2 * w)
