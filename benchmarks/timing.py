@@ -23,13 +23,16 @@ median = statistics.median
 
 def take_turns(turns: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Call each of `turns` once a repeat, beginning with another each time; return all answers."""
-    names = list(turns)
-    answers = {name: [] for name in names}
-    for repeat in range(repeats):
-        shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
-            answers[name].append(turns[name]())
+    answers = {name: [] for name in turns}
+    for name in order_of_turns(list(turns), repeats):
+        answers[name].append(turns[name]())
     return answers
+
+
+def order_of_turns(names: list[str], repeats: int) -> list[str]:
+    """All names once a repeat, beginning with another each time."""
+    shifts = [repeat % len(names) for repeat in range(repeats)] if names else []
+    return [name for shift in shifts for name in names[shift:] + names[:shift]]
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
