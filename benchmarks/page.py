@@ -20,6 +20,7 @@ from timing import figure
 
 SECTIONS = {  # name: its title
     "training": "Training",
+    "networks": "SegNet and Residual U-Net, their layout mended, and compiled",
     "fullsize": "The full-size models",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
