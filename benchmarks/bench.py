@@ -28,7 +28,7 @@ import page
 from thyroid_lib.files.writing import write_file
 
 HERE = Path(__file__).resolve().parent
-READ_FRAMES = ("training", "preprocessing", "scoring", "scaling")
+READ_FRAMES = ("training", "networks", "preprocessing", "scoring", "scaling")
 
 
 def save(section: str, result: dict, seconds: float, out: Path, command: str) -> Path:

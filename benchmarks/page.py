@@ -22,6 +22,7 @@ from timing import figure
 SECTIONS = {  # name: its title
     "gpu": "On a GPU",
     "training": "Training",
+    "networks": "SegNet and Residual U-Net, their layout mended, and compiled",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",

@@ -146,6 +146,8 @@ class Study(_Strict):
     threads: whole(ge=0, le=1024) = _recipe("CPU threads, 0 for all", steps="train deploy")
     device: Literal["auto", "cpu", "cuda", "mps"] = _recipe("auto, cpu, cuda or mps")
     precision: Literal["auto", *PRECISIONS] = _recipe("auto (what is fast), fp32, bf16 or fp16")
+    compile: bool = _recipe("torch.compile: seconds at first, then fewer a step", default=False)
+    cuda_graph: bool = _recipe("launch a step as one CUDA graph", default=False)
     pin_instructions: bool = _key("AVX2 on every x86-64 processor, for the same bits on each")
     budget_minutes: number(ge=0, le=100_000) = _key("minutes until training stops")
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
