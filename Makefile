@@ -20,7 +20,7 @@ CLUSTER ?=
 MODEL ?=
 PORT ?= 8501
 SIZE ?=
-SECONDS ?= 480
+SECONDS ?= 450
 INTO ?=
 
 BIN := .venv/bin
@@ -228,7 +228,7 @@ bench: $(BENCH_READY)  ## speed against the peers on this machine, 40 minutes: O
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard .venv-bench/bin/python $(BIN)/python) $(PYTHON)),$(PYTHON))
 LACKS = import sys, importlib.util as u; sys.exit(sys.version_info[:2] != (3, 12) or all(map( \
 	u.find_spec, ("filelock", "monai", "psutil", "pydantic", "segmentation_models_pytorch", "tqdm"))))
-gpu:  ## what a GPU does, in 8 minutes: SIZE=tiny on a CPU, SECONDS=480, INTO=<folder of the results>
+gpu:  ## what a GPU does, in 8 minutes: SIZE=tiny on a CPU, SECONDS=450, INTO=<folder of the results>
 	@site=$$(mktemp -d); trap 'rm -rf "$$site"' EXIT; \
 		if ls benchmarks/wheels/*.whl >/dev/null 2>&1 && $(GPU_PYTHON) -c '$(LACKS)'; then \
 		$(GPU_PYTHON) -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-compile \

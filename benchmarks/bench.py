@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="only write the page from results/")
     parser.add_argument("--out", type=Path, help="folder for results/ and README.md")
     parser.add_argument("--cache", type=Path, default=data.CACHE, help="folder for drawn frames")
-    parser.add_argument("--seconds", type=float, default=480, help="time of the section gpu")
+    parser.add_argument("--seconds", type=float, default=450, help="time of the section gpu")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(page.SECTIONS):
         parser.error(f"no section {', '.join(unknown)}: there are {', '.join(page.SECTIONS)}")

@@ -5,6 +5,7 @@ ratio is taken within a repeat; reported is the median with the lowest and the h
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -55,8 +56,8 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def figure(value: float, digits: int = 3) -> str:
     """A number with this many significant digits and no exponent: 0.0123, 1.93, 152."""
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # after rounding: 99.96 is 100
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 

@@ -75,7 +75,7 @@ LIBRARY_LINES = count_lines(MODULES.values())
         ("workflow/Snakefile workflow/rules/*.smk", 260),
         # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
         ("benchmarks/**/*.py", 2_580),
-        ("tests/**/*.py", 1.2 * LIBRARY_LINES),
+        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 100),  # 100 for `make gpu`, no part of the library
     ],
 )
 def test_there_is_not_more_than_was_agreed(pattern, most):

@@ -191,7 +191,7 @@ def test_the_distance_of_two_runs(tmp_path):
 
 HOW = gpu.TINY | {
     "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
-    "drawn": {"sweeps": 3, "frames": 2}, "variants": 2,
+    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
 }  # fmt: skip
 
 
