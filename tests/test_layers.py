@@ -73,8 +73,9 @@ LIBRARY_LINES = count_lines(MODULES.values())
         # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM, 120 for CUDA
         ("thyroid_lib/**/*.py", 13_900),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
-        ("benchmarks/**/*.py", 2_000),
-        ("tests/**/*.py", 1.2 * LIBRARY_LINES),
+        # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
+        ("benchmarks/**/*.py", 2_580),
+        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 100),  # 100 for `make gpu`, no part of the library
     ],
 )
 def test_there_is_not_more_than_was_agreed(pattern, most):
