@@ -64,7 +64,7 @@ def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_pa
     kept.parent.mkdir(parents=True)
     kept.write_text("epoch\n1\n", "utf-8")
     platforms.start()
-    assert "after every epoch, and come back in the next session" in capsys.readouterr().err
+    assert "every 10 minutes, and come back in the next session" in capsys.readouterr().err
     assert (tmp_path / "content/results/alone/run/history.csv").exists()
 
 

@@ -24,7 +24,7 @@ GPU_MENU = {
     "colab": "Runtime, Change runtime type, T4 GPU",
 }
 SURVIVAL = {
-    "copied": "copies are kept after every epoch, and come back in the next session",
+    "copied": "copies are kept, of trainings every 10 minutes, and come back in the next session",
     "kaggle": "they stay with the notebook's version: Save Version, Save & Run All. An interactive "
     "session keeps them only if Persistence is set to files",
     "colab": "they end with this session. To keep them, run `from google.colab import drive; "
