@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import DEFAULTS, LEAKY, TRAINING, list_runs, read_study, show
@@ -281,7 +282,8 @@ def matching(words: list[str]) -> list[Path]:
 
 def main() -> int:
     """Run the command line."""
-    from snakemake.cli import parse_config
+    with packages("snakemake", module=__name__):
+        from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sources", nargs="*", help="folders or zips")

@@ -33,6 +33,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import gather
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, multiply_adds
@@ -335,7 +336,8 @@ def _next_commands(top: Path, name: str, kernels: int, again: bool) -> str:
 
 def main() -> int:
     """Run the command line."""
-    from snakemake.cli import parse_config
+    with packages("snakemake", module=__name__):
+        from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parameters", required=True, help="the study's YAML")

@@ -23,11 +23,8 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 import pandas as pd
 import torch
-from onnxruntime import quantization
 
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
@@ -42,8 +39,14 @@ from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import load_model
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import remove_file, write_file
 from thyroid_lib.settings import MEASURED
+
+with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
+    import onnx
+    import onnxruntime
+    from onnxruntime import quantization
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18

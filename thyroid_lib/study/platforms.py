@@ -38,8 +38,7 @@ def start() -> None:
     RuntimeError: a package cannot be installed beside the others. ValueError: a wrong parameter.
     """
     here = where()
-    if here != "local":
-        install_missing()
+    install_missing()
     from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
 
     check_cells()
@@ -51,12 +50,14 @@ def start() -> None:
     print_note(f"results go to {project_path('results')}; {survival}")
 
 
-def install_missing() -> list[str]:
-    """Install the requirements that this Python lacks; return them. RuntimeError: pip failed.
+def install_missing(extra: str = "") -> list[str]:
+    """Install the requirements, or those of an extra, that Colab or Kaggle lacks; return them.
 
     No installed package is changed: all versions are constraints for pip. Wheels in the folder of
-    the library's own wheel are used, so that no network is needed.
+    the library's own wheel are used, so that no network is needed. RuntimeError: pip failed.
     """
+    if where() == "local":
+        return []
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -69,8 +70,8 @@ def install_missing() -> list[str]:
     for need in map(Requirement, metadata.requires("thyroid-lib") or []):
         version = versions.get(canonicalize_name(need.name))
         fits = version is not None and need.specifier.contains(version, prereleases=True)
-        if not fits and (not need.marker or need.marker.evaluate({"extra": ""})):
-            missing.append(str(need))
+        if not fits and (not need.marker or need.marker.evaluate({"extra": extra})):
+            missing.append(f"{need.name}{need.specifier}")
     if not missing:
         return []
     about = metadata.distribution("thyroid-lib").read_text("direct_url.json")
