@@ -160,6 +160,8 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
     """
     copied = []
     for source in others:
+        for path in source.folder.glob("pace/*.json"):  # seconds, by which runs are dealt out
+            _copy(path, here.folder, f"pace/{path.name}")
         for step, files in source.steps.items():
             run = step.removeprefix("3-train-")
             if step in here.steps or (step != "1-preprocess" and run not in runs):

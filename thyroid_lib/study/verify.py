@@ -24,7 +24,7 @@ from thyroid_lib.files.packages import packages
 from thyroid_lib.settings import MEASURED
 
 LEFT_OUT = re.compile(
-    r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
+    r"(logs/|pace/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
 )
 LINES, WIDTH = 12, 160  # shown of a difference
