@@ -303,10 +303,16 @@ def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
 
 
 def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W)."""
+    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W).
+
+    ValueError: it is none of these cases, which are another source's.
+    """
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
-    return case, read_image(cases[cases["case_id"] == case].iloc[0])
+    if (found := cases[cases["case_id"] == case]).empty:
+        problem = f"{case} of the released runs is none of the {len(cases)} cases of this source"
+        raise ValueError(f"{problem}: set source and data as in 1-preprocess")
+    return case, read_image(found.iloc[0])
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
