@@ -80,6 +80,7 @@ def install_missing(extra: str = "") -> list[str]:
         pins = Path(folder, "installed.txt")
         pins.write_text("\n".join(map("==".join, versions.items())), "utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        command += ["--only-binary=:all:"]  # building one from source may take an hour
         command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
