@@ -7,7 +7,6 @@ Importing this module loads no torch: it takes 0.1 s.
 """
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic import confloat as number
 from pydantic import conint as whole
+
+from thyroid_lib.files.packages import missing_packages
 
 # Choices that several wings know; tests/test_settings.py holds the wings to them.
 NETWORKS = (
@@ -364,9 +365,8 @@ def read_yaml(text: str):
 
 def check_packages(key: str, wanted: bool, *names: str) -> None:
     """Raise ValueError if packages are not installed that a setting needs, if it is wanted."""
-    if missing := [name for name in names if wanted and not importlib.util.find_spec(name)]:
-        advice = f"`pip install {' '.join(missing)}`, or set {key} to false"
-        raise ValueError(f"{key}: {', '.join(missing)} not installed: {advice}")
+    if wanted and (problem := missing_packages(*names)):
+        raise ValueError(f"{key}: {problem}, or set {key} to false")
 
 
 def show(value) -> str:

@@ -24,7 +24,7 @@ GPU_MENU = {
     "colab": "Runtime, Change runtime type, T4 GPU",
 }
 SURVIVAL = {
-    "copied": "copies are kept after every epoch, and come back in the next session",
+    "copied": "copies are kept, of trainings every 10 minutes, and come back in the next session",
     "kaggle": "they stay with the notebook's version: Save Version, Save & Run All. An interactive "
     "session keeps them only if Persistence is set to files",
     "colab": "they end with this session. To keep them, run `from google.colab import drive; "
@@ -38,8 +38,7 @@ def start() -> None:
     RuntimeError: a package cannot be installed beside the others. ValueError: a wrong parameter.
     """
     here = where()
-    if here != "local":
-        install_missing()
+    install_missing()
     from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
 
     check_cells()
@@ -51,12 +50,14 @@ def start() -> None:
     print_note(f"results go to {project_path('results')}; {survival}")
 
 
-def install_missing() -> list[str]:
-    """Install the requirements that this Python lacks; return them. RuntimeError: pip failed.
+def install_missing(extra: str = "") -> list[str]:
+    """Install the requirements, or those of an extra, that Colab or Kaggle lacks; return them.
 
     No installed package is changed: all versions are constraints for pip. Wheels in the folder of
-    the library's own wheel are used, so that no network is needed.
+    the library's own wheel are used, so that no network is needed. RuntimeError: pip failed.
     """
+    if where() == "local":
+        return []
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -69,8 +70,8 @@ def install_missing() -> list[str]:
     for need in map(Requirement, metadata.requires("thyroid-lib") or []):
         version = versions.get(canonicalize_name(need.name))
         fits = version is not None and need.specifier.contains(version, prereleases=True)
-        if not fits and (not need.marker or need.marker.evaluate({"extra": ""})):
-            missing.append(str(need))
+        if not fits and (not need.marker or need.marker.evaluate({"extra": extra})):
+            missing.append(f"{need.name}{need.specifier}")
     if not missing:
         return []
     about = metadata.distribution("thyroid-lib").read_text("direct_url.json")
@@ -79,6 +80,7 @@ def install_missing() -> list[str]:
         pins = Path(folder, "installed.txt")
         pins.write_text("\n".join(map("==".join, versions.items())), "utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        command += ["--only-binary=:all:"]  # building one from source may take an hour
         command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
