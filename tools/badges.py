@@ -23,18 +23,20 @@ ADDRESS = re.compile(
 BRANCH = "main"
 
 # It must work before the library is there. Kaggle's data sets and two folders of Colab's Drive lie
-# within four levels; the newest wheel wins over the repository, as a session may be offline.
+# within four levels; a wheel wins over the repository, as a session may be offline. own-data.ipynb
+# carries a wheel (tools/carry.py), which counts where there is nothing else.
 SETUP = """\
 # @title Set up: the library, this machine and a check of the parameters above
 from importlib.util import find_spec
 
-repository = "{repository}"
+library = {library}
 if not find_spec("thyroid_lib"):  # in a clone: make lab
     found = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*.whl' 2>&-")
-    %pip install -q --no-deps "{[repository, *found][-1] or 'upload a wheel (make wheel) here'}"
+    %pip install -q --no-deps "{[library, *found][-1]}"
 from thyroid_lib.study import platforms
 
 platforms.start()"""
+CARRIED = 'globals().get("carried", "upload a wheel (make wheel), or run own-data.ipynb first")'
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
@@ -134,10 +136,11 @@ def with_setup(notebook: dict, source: str, repo: str) -> dict:
     setup = next((cell for cell in cells if cell.get("id") == "setup"), None)
     cells = [cell for cell in cells if cell is not setup]
     setup = setup or {"cell_type": "code", "execution_count": None, "id": "setup", "outputs": []}
-    setup |= {"metadata": TAGS, "source": _lines(SETUP.replace("{repository}", install_line(repo)))}
-    tagged = [set(cell["metadata"].get("tags", [])) for cell in cells]
-    after = max(n for n, tags in enumerate(tagged) if tags & {"parameters", "injected-parameters"})
-    cells.insert(after + 1, setup)  # it checks them
+    library = f'"{install_line(repo)}"' if repo else CARRIED
+    setup |= {"metadata": TAGS, "source": _lines(SETUP.replace("{library}", library))}
+    tagged = [{cell["id"], *cell["metadata"].get("tags", [])} for cell in cells]
+    first = {"parameters", "injected-parameters", "library"}  # it checks and installs these
+    cells.insert(1 + max(n for n, tags in enumerate(tagged) if tags & first), setup)
     return notebook | {"cells": [title | {"source": _lines(text)}, *cells]}
 
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from thyroid_lib import __version__
 from thyroid_lib.data.locate import where
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note
@@ -39,6 +40,9 @@ def start() -> None:
     """
     here = where()
     if here != "local":
+        if take_newer_wheel():
+            importlib.import_module(__name__).start()
+            return
         install_missing()
     from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
 
@@ -49,6 +53,33 @@ def start() -> None:
     print_note(f"{here.title()}: {_gpu(here)}")
     survival = SURVIVAL["copied" if copies else here]
     print_note(f"results go to {project_path('results')}; {survival}")
+
+
+def take_newer_wheel() -> bool:
+    """Install the newest wheel of the library that lies here, if it is newer than what runs.
+
+    All modules of the library are forgotten then, so that what is imported next is the new one.
+    """
+    from packaging.version import Version
+
+    if Path(__file__).parents[2].joinpath("pyproject.toml").exists():
+        return False  # a checkout
+    found = {
+        Version(path.name.split("-")[1]): path.resolve()
+        for top in map(Path, (".", "../input"))
+        for depth in range(4)
+        for path in top.glob("*/" * depth + "thyroid_lib-*.whl")
+    }
+    newest = max(found, default=Version("0"))
+    if newest <= Version(__version__):
+        return False
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*command, "--no-deps", found[newest]], check=True)
+    print_note(f"{found[newest].name} replaces the installed {__version__}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "thyroid_lib"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return True
 
 
 def install_missing() -> list[str]:
@@ -101,6 +132,8 @@ def _gpu(here: str) -> str:
             return f"{problem}. Trainings will use the CPU"
     except RuntimeError as error:
         return str(error)
+    auto = f"precision auto means {device.choose_precision('auto', device.choose_device())} here"
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
-    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size"
+        name = torch.cuda.get_device_name()
+        return f"{name}, and torch {torch.__version__} computes on it; {auto}"
+    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size; {auto}"
