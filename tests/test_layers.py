@@ -70,8 +70,9 @@ LIBRARY_LINES = count_lines(MODULES.values())
     ("pattern", "most"),
     [
         # 10,500 for what there was before the reader, the external test and imported predictions,
-        # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM
-        ("thyroid_lib/**/*.py", 13_800),
+        # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM, 180 for own-data.ipynb:
+        # timed steps, its zip, a newer wheel, a bar that clears nothing else
+        ("thyroid_lib/**/*.py", 13_980),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
         ("benchmarks/**/*.py", 2_000),
         ("tests/**/*.py", 1.2 * LIBRARY_LINES),

@@ -37,6 +37,11 @@ from thyroid_lib.study import platforms
 
 platforms.start()"""
 CARRIED = 'globals().get("carried", "upload a wheel (make wheel), or run own-data.ipynb first")'
+OWN = """\
+It reads a folder or zip of frames and masks (or draws phantoms), trains the three networks,
+compares them on people whom they never saw, and ends with one zip of tables, figures and weights.
+Three edits at most: `data`, and `groups` or `mask_values` if the look at the data asks for them.
+"""
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
@@ -85,17 +90,19 @@ def with_blocks(readme: str, repo: str) -> str:
         name = repo.partition("/")[2]
         clone = f"    git clone {HOST}{repo} && cd {name}\n"
         how = (
-            "The badges above open the quickstart; its set-up cell installs the library and leaves "
-            "the\nplatform's torch and numpy as they are. Elsewhere:\n\n"
+            f"Begin with the notebook from your own data to the result table:\n\n"
+            f"{badges(repo, 'own-data')}\n\n{OWN}Its set-up cell installs the library and leaves "
+            "the platform's torch and numpy as they are. Elsewhere:\n\n"
             f'    pip install "{install_line(repo)}"\n'
         )
     else:
         clone = "    git clone <this repository> && cd <its folder>\n"
         how = (
-            "Upload a notebook, and beside it the wheel that `make wheel` puts into `dist/`: on "
-            "Colab into\nthe session's files, on Kaggle as a data set that you attach. The "
-            "notebook's set-up cell installs\nit and leaves the platform's torch and numpy as they "
-            "are.\n"
+            "Begin with `notebooks/own-data.ipynb`: upload it, and nothing else, as it carries the "
+            f"library.\n{OWN}Its set-up cell leaves the platform's torch and numpy as they are. "
+            "The other notebooks run on the\nsame machine after it, or beside the wheel that "
+            "`make wheel` puts into `dist/`: on Colab among\nthe session's files, on Kaggle as a "
+            "data set that you attach.\n"
         )
     for name, text in (("badges", badges(repo)), ("clone", clone), ("platforms", how)):
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
