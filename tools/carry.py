@@ -27,7 +27,7 @@ from tempfile import mkdtemp
 
 carried = Path(mkdtemp(), "{name}")
 packed = "{packed}"  # noqa: E501
-carried.write_bytes(bz2.decompress(base64.b85decode(packed)))
+written = carried.write_bytes(bz2.decompress(base64.b85decode(packed)))
 """
 HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["library"]}
 
