@@ -66,7 +66,9 @@ FEW = SMALL | {"run_folds": [0], "folds": 2, "resamples": 200}
 def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     """Nothing lies beside it; phantoms first, then a folder of 0/1 masks with its patients."""
     session = begin(platform, tmp_path)
-    assert platform.note in printed(session.run(OWN, FEW))
+    first = printed(session.run(OWN, FEW))
+    assert platform.note in first
+    assert "precision auto means" in first
     results, mine, rng = (
         session.cwd / "results" / "own",
         session.cwd / "mine",

@@ -29,9 +29,9 @@ def test_minutes_are_those_of_the_steps_of_all_runs(tiny_store, monkeypatch):
     assert list(expected["ms_per_step"]) == [1000, 1000]
     assert list(expected["minutes"]) == [6, 6]  # three runs of 60 epochs of two steps
     said = timing.minutes_sentence(expected)
-    assert said.startswith("6 trainings on cpu in fp32: about 12 minutes, and scoring")
+    assert said.startswith("6 trainings on cpu in fp32: about 12 min, and scoring")
     short = timing.minutes_sentence(expected.assign(minutes=0.25))
-    assert "about 30 seconds" in short
+    assert "about 30 s, and" in short
 
 
 def test_the_recipe_itself_is_timed_and_no_folder_is_written(tiny_store, tmp_path, monkeypatch):

@@ -66,6 +66,7 @@ def expected_time(
 def minutes_sentence(expected: pd.DataFrame) -> str:
     """Say how long all trainings may take, from `expected_time`."""
     total, runs = expected["minutes"].sum(), expected["runs"].sum()
+    some = f"{runs} training{'s' * int(runs != 1)}"
     how = f"on {expected['device'].iloc[0]} in {expected['precision'].iloc[0]}"
-    long = f"about {total:.0f} minutes" if total >= 1.5 else f"about {60 * total:.0f} seconds"
-    return f"{runs} trainings {how}: {long}, and scoring; those that are finished take none."
+    long = f"about {total:.0f} min" if total >= 1.5 else f"about {60 * total:.0f} s"
+    return f"{some} {how}: {long}, and scoring; those that are finished take none."
