@@ -117,6 +117,37 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     assert "Version: 99.0" in session.pip("show", "thyroid-lib")
 
 
+NEWER = """
+import sys
+from importlib import metadata
+from thyroid_lib.study import platforms
+carried, platforms.__file__ = sys.argv[1], "/no/checkout/a.py"
+metadata.version = lambda name: "9.1"
+platforms.subprocess.run = lambda command, **_: print(command[-1].name)
+print(platforms.take_newer_wheel(), "thyroid_lib.study" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wheel", "carried", "taken"),
+    [
+        ("thyroid_lib-10.0-py3.whl", "thyroid_lib-9.2-py3.whl", "thyroid_lib-10.0-py3.whl"),
+        ("drive/MyDrive/thyroid_lib-9.0-py3.whl", "thyroid_lib-9.2-py3", "thyroid_lib-9.2-py3"),
+        ("../input/code/thyroid_lib-9.1-py3.whl", "thyroid_lib-9.1-py3.whl", ""),
+        ("thyroid_lib-9.0-py3.whl", "", ""),
+    ],
+)
+def test_the_newest_wheel_replaces_an_older_library(tmp_path, wheel, carried, taken):
+    (here := tmp_path / "working").mkdir()
+    (here / wheel).parent.mkdir(parents=True, exist_ok=True)
+    (here / wheel).touch()
+    command = [sys.executable, "-c", NEWER, carried]
+    how = {"cwd": here, "capture_output": True, "text": True}
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **how)
+    said = f"{taken}\nTrue False\n" if taken else "False True\n"
+    assert done.stdout == said, done.stderr
+
+
 def test_the_library_that_it_carries_is_this_release_and_the_same_bytes_each_time(tmp_path):
     def of(cell) -> str:
         return "".join(cell["source"])

@@ -4,6 +4,7 @@ The first cell of every notebook installs this library if it is missing, and cal
 on a local machine prints nothing and loads no torch.
 """
 
+import glob
 import importlib
 import json
 import os
@@ -14,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from thyroid_lib import __version__
 from thyroid_lib.data.locate import where
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note
@@ -31,6 +31,9 @@ SURVIVAL = {
     "colab": "they end with this session. To keep them, run `from google.colab import drive; "
     "drive.mount('/content/drive')` and then this cell again",
 }
+
+# where a wheel may lie, seen from the notebook: in a session, in Colab's Drive, in Kaggle's data
+WHEELS = (".", "drive/MyDrive", "drive/MyDrive/thyroid", "../input/*", "../input/datasets/*/*")
 
 
 def start() -> None:
@@ -62,20 +65,19 @@ def take_newer_wheel() -> bool:
     """
     from packaging.version import Version
 
-    if Path(__file__).parents[2].joinpath("pyproject.toml").exists():
-        return False  # a checkout
-    found = {
-        Version(path.name.split("-")[1]): path.resolve()
-        for top in map(Path, (".", "../input"))
-        for depth in range(4)
-        for path in top.glob("*/" * depth + "thyroid_lib-*.whl")
-    }
-    newest = max(found, default=Version("0"))
-    if newest <= Version(__version__):
+    try:
+        installed = Version(metadata.version("thyroid-lib"))
+    except metadata.PackageNotFoundError:  # a copy of the files
+        return False
+    paths = [path for place in WHEELS for path in glob.glob(f"{place}/thyroid_lib-*.whl")]
+    paths += filter(None, [getattr(sys.modules["__main__"], "carried", None)])  # by own-data.ipynb
+    found = {Version(Path(path).name.split("-")[1]): Path(path).resolve() for path in paths}
+    newest, checkout = max(found, default=installed), Path(__file__).parents[2] / "pyproject.toml"
+    if newest <= installed or checkout.exists():
         return False
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*command, "--no-deps", found[newest]], check=True)
-    print_note(f"{found[newest].name} replaces the installed {__version__}")
+    print_note(f"{found[newest].name} replaces the installed {installed}")
     for name in [name for name in sys.modules if name.split(".")[0] == "thyroid_lib"]:
         del sys.modules[name]
     importlib.invalidate_caches()

@@ -20,11 +20,12 @@ def pack(folder: str | Path) -> Path:
     out, partial = folder / f"{folder.name}.zip", folder / f"{folder.name}.{os.getpid()}.partial"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        with zipfile.ZipFile(partial, "w") as packed:
             for path in files:
                 inside = path.relative_to(folder)
                 if inside.parts[0] not in LEFT_OUT and not path.name.endswith(PARTLY):
-                    packed.write(path, inside)
+                    small = path.suffix in (".csv", ".json", ".md")  # the rest is dense
+                    packed.write(path, inside, zipfile.ZIP_DEFLATED if small else None)
             if notebook := executed_notebook():
                 packed.writestr("notebook.ipynb", notebook)
         os.replace(partial, out)
