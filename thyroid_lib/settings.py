@@ -268,13 +268,13 @@ def _clashes(v: dict) -> list[str]:
         message = f"selection: got {show(kept)}, but protocol {protocol} needs {need}"
         rules.append(((protocol == "reported") != (kept == "test"), message))
     if "run_folds" in v:
-        study, run, folds = v["study"], v["run_folds"], v["folds"]
-        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        folds, run = v["folds"], v["run_folds"]
         most = f"but folds: {folds} has only 0 to {folds - 1}"
-        rules += [
-            (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
-            (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
-        ]
+        rules.append((max(run) >= folds, f"run_folds: got {show(run)}, {most}"))
+    if "study" in v:
+        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
+        rules.append((v["study"] in taken, is_taken))
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
             ("selection", "val", v["selection"] != "val"),
