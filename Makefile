@@ -49,7 +49,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quic
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench gpu gpu-wheels kaggle gather clean
+.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel carry badges docs lock pip-audit bench gpu gpu-wheels kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -202,6 +202,9 @@ wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install wher
 	@rm -rf build dist/thyroid_lib-*.whl
 	@$(PYTHON) -m pip --python $(BIN)/python wheel -qq --disable-pip-version-check --no-deps \
 		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
+
+carry: $(READY)  ## renew the library that own-data.ipynb carries: at each release
+	@$(BIN)/python tools/carry.py
 
 badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
 	@$(BIN)/python tools/badges.py $(if $(REPO),-- $(call quote,$(REPO)))

@@ -7,7 +7,6 @@ Importing this module loads no torch: it takes 0.1 s.
 """
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic import confloat as number
 from pydantic import conint as whole
+
+from thyroid_lib.files.packages import missing_packages
 
 # Choices that several wings know; tests/test_settings.py holds the wings to them.
 NETWORKS = (
@@ -267,13 +268,13 @@ def _clashes(v: dict) -> list[str]:
         message = f"selection: got {show(kept)}, but protocol {protocol} needs {need}"
         rules.append(((protocol == "reported") != (kept == "test"), message))
     if "run_folds" in v:
-        study, run, folds = v["study"], v["run_folds"], v["folds"]
-        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        folds, run = v["folds"], v["run_folds"]
         most = f"but folds: {folds} has only 0 to {folds - 1}"
-        rules += [
-            (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
-            (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
-        ]
+        rules.append((max(run) >= folds, f"run_folds: got {show(run)}, {most}"))
+    if "study" in v:
+        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
+        rules.append((v["study"] in taken, is_taken))
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
             ("selection", "val", v["selection"] != "val"),
@@ -364,9 +365,8 @@ def read_yaml(text: str):
 
 def check_packages(key: str, wanted: bool, *names: str) -> None:
     """Raise ValueError if packages are not installed that a setting needs, if it is wanted."""
-    if missing := [name for name in names if wanted and not importlib.util.find_spec(name)]:
-        advice = f"`pip install {' '.join(missing)}`, or set {key} to false"
-        raise ValueError(f"{key}: {', '.join(missing)} not installed: {advice}")
+    if wanted and (problem := missing_packages(*names)):
+        raise ValueError(f"{key}: {problem}, or set {key} to false")
 
 
 def show(value) -> str:

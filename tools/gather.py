@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import DEFAULTS, LEAKY, TRAINING, list_runs, read_study, show
@@ -159,6 +160,8 @@ def merge(here: Found, others: list[Found], runs: list[str]) -> list[str]:
     """
     copied = []
     for source in others:
+        for path in source.folder.glob("pace/*.json"):  # seconds, by which runs are dealt out
+            _copy(path, here.folder, f"pace/{path.name}")
         for step, files in source.steps.items():
             run = step.removeprefix("3-train-")
             if step in here.steps or (step != "1-preprocess" and run not in runs):
@@ -281,7 +284,8 @@ def matching(words: list[str]) -> list[Path]:
 
 def main() -> int:
     """Run the command line."""
-    from snakemake.cli import parse_config
+    with packages("snakemake", module=__name__):
+        from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sources", nargs="*", help="folders or zips")

@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,14 +32,15 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import gather
+from pace import estimate, minutes_together
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file
-from thyroid_lib.models import build_model, multiply_adds
 from thyroid_lib.settings import list_runs, read_study
 from thyroid_lib.study.second_copy import copy_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "pyproject.toml")
+PARTS = ("notebooks", "workflow", "thyroid_lib", "architectures", "tools/pace.py", "pyproject.toml")
 # Packages of the platform that Snakemake uses; these and their requirements are never replaced.
 PLATFORM = {"matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn", "statsmodels", "torch"}
 PYTHONS = ("3.12", "3.13")  # Kaggle moves from one to the other; pip there takes what fits
@@ -53,10 +53,6 @@ KAGGLE = [
 ]  # fmt: skip
 GPUS = 2  # of a session: Kaggle's NvidiaTeslaT4 is two T4, of which each trains a run
 SYSTEMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
-# Of a T4, estimated and never measured: 40 % of its fp16 peak, training being three forward passes.
-SECONDS_PER_MULTIPLY_ADD = 3.1e-13
-MARGIN = 1.2  # factor for validation and scoring
-FIXED_MINUTES = 2  # of a run of any size
 START_MINUTES = 10  # of a session, before and after its runs
 SESSION_HOURS, WEEK_HOURS = 12, 30  # Kaggle's limits: a session, and GPU time in a week
 
@@ -110,7 +106,8 @@ def build(
     missing = [] if problem else [r for r in list_runs(config) if not _done(results, r, config)]
     if problem or not missing:
         raise ValueError(problem or f"{study}: no run is missing in {results}")
-    minutes = estimate(config, missing, frames or count_frames(config, results), results)
+    frames = frames or count_frames(config, results)
+    minutes = estimate(config, missing, frames, results)
     gpus = GPUS if config["device"] != "cpu" else 0
     at_once = max(1, gpus)  # runs that a session trains
     room = (60 * hours - START_MINUTES) * at_once
@@ -130,7 +127,8 @@ def build(
                 new / f"kernel-{number}", f"{name}-{number}",
                 gpu=bool(gpus),
                 datasets=[name, *([source[1]] if source else [])],
-                bundle=name, study=study, runs=runs, minutes=60.0 * hours - START_MINUTES,
+                bundle=name, study=study, runs=runs, frames=frames, at_once=at_once,
+                minutes=60.0 * hours - START_MINUTES,
                 keep_store=number == 1 and not whole_store,
             )  # fmt: skip
         write_file(top / f"{study}.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -142,8 +140,8 @@ def build(
         shutil.rmtree(new, ignore_errors=True)
     total = 0.0
     for number, runs in enumerate(kernels, 1):
-        longest = max(minutes[run] for run in runs)
-        took = min(max(sum(minutes[run] for run in runs), longest * at_once), room) / at_once / 60
+        took = minutes_together([minutes[run] for run in runs], at_once)
+        took = min(took, room / at_once) / 60
         total += took + START_MINUTES / 60
         print(f"kernel-{number}: about {took:.1f} h for {len(runs)} runs: {', '.join(runs)}")
     for run in (run for run in minutes if minutes[run] > room / at_once):
@@ -172,33 +170,6 @@ def count_frames(config: dict, results: Path) -> int:
     if config["source"] == "tg3k":
         return 3585
     raise ValueError("frames: their number is not known yet: give FRAMES=<number>")
-
-
-def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[str, float]:
-    """Estimate the minutes of each of these runs on one of Kaggle's GPUs.
-
-    From the seconds of finished runs of the same network, or else from its multiply-adds.
-    """
-    measured: dict[str, list[float]] = {}
-    for path in results.glob("runs/*/run.json"):
-        # the estimate does without a run that is unfinished or damaged
-        with suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            about = json.loads(path.read_text("utf-8"))
-            alike = all(about[key] == config[key] for key in ("width", "size"))
-            if alike and (about["device"] == "cuda" or config["device"] == "cpu"):
-                seen = about["epochs"] * about["cases"]["train"]
-                measured.setdefault(about["model"], []).append(about["train_seconds"] / seen)
-    listed = {run: about for run, about in list_runs(config).items() if run in runs}
-    seconds = {model: statistics.median(each) for model, each in measured.items()}  # of a frame
-    for model in {about["model"] for about in listed.values()} - measured.keys():
-        work = multiply_adds(build_model(model, width=config["width"] or None), config["size"])
-        seconds[model] = SECONDS_PER_MULTIPLY_ADD * work
-    minutes = {}
-    for run, about in listed.items():
-        grouped = about["protocol"] in ("grouped", "leave-one-group-out")
-        trained = frames * (1 - 1 / config["folds"] if grouped else 0.7) * config["epochs"]
-        minutes[run] = FIXED_MINUTES + MARGIN * seconds[about["model"]] * trained / 60
-    return minutes
 
 
 def pack(minutes: dict[str, float], room: float) -> list[list[str]]:
@@ -335,7 +306,8 @@ def _next_commands(top: Path, name: str, kernels: int, again: bool) -> str:
 
 def main() -> int:
     """Run the command line."""
-    from snakemake.cli import parse_config
+    with packages("snakemake", module=__name__):
+        from snakemake.cli import parse_config
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parameters", required=True, help="the study's YAML")

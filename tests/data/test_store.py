@@ -269,6 +269,7 @@ def test_the_default_store_is_the_one_that_was_written_last_by_hand(
     assert capsys.readouterr().out.splitlines() == [
         f"{what}-folder: {holds.format(64, 'folder')}",
         *[f"{what}: {holds.format(16, 'folder')}"] * 2,
-        f"{what} is not used: it holds {holds.format(16, 'folder')}",
+        f"{what} is not used: it holds {holds.format(16, 'folder')}; for it, set source and data "
+        "as there",
         f"{what}-tg3k: {holds.format(64, 'tg3k')}",
     ]

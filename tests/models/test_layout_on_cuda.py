@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.models import MODELS, build_model, to_input
 
+pytestmark = pytest.mark.study  # fake tensors take seconds to import
+
 
 @pytest.fixture
 def fake_cuda(monkeypatch):

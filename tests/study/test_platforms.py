@@ -64,7 +64,7 @@ def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_pa
     kept.parent.mkdir(parents=True)
     kept.write_text("epoch\n1\n", "utf-8")
     platforms.start()
-    assert "after every epoch, and come back in the next session" in capsys.readouterr().err
+    assert "every 10 minutes, and come back in the next session" in capsys.readouterr().err
     assert (tmp_path / "content/results/alone/run/history.csv").exists()
 
 
@@ -98,10 +98,16 @@ def installed(monkeypatch, tmp_path):
     return SimpleNamespace(put=put, pip=pip, words=words, wheels=tmp_path / "wheels")
 
 
-NEEDS = ("numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3", 'snakemake; extra == "study"')
+NEEDS = (
+    "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
+    'snakemake; extra == "study"', 'onnx>=1.17; extra == "deploy"',
+)  # fmt: skip
 
 
-def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(installed):
+def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(
+    installed, monkeypatch
+):
+    monkeypatch.setenv(NAMED["colab"], "x")
     installed.pip(papermill="2.7.0")
     assert platforms.install_missing() == []  # a copy of the files, without metadata
     installed.put("thyroid-lib", "1", *NEEDS)
@@ -109,11 +115,16 @@ def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(i
     installed.put("old", "3.1")
     assert platforms.install_missing() == ["papermill>=2.6"]
     assert {"papermill>=2.6", "torch==2.11.0+cu128", "numpy==2.1.3"} <= set(installed.words)
-    assert f"--find-links={installed.wheels}" in installed.words
+    assert {f"--find-links={installed.wheels}", "--only-binary=:all:"} <= set(installed.words)
     assert platforms.install_missing() == []
+    installed.pip(onnx="1.20")
+    assert platforms.install_missing("deploy") == ["onnx>=1.17"]  # by 6-deploy
+    monkeypatch.delenv(NAMED["colab"])  # on one's own machine a sentence says what to install
+    assert platforms.install_missing("deploy") == []
 
 
-def test_a_failure_of_pip_is_an_error(installed):
+def test_a_failure_of_pip_is_an_error(installed, monkeypatch):
+    monkeypatch.setenv(NAMED["kaggle"], "x")
     installed.put("thyroid-lib", "1", "old>=3")
     installed.put("old", "2.9")
     installed.pip(code=1)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -71,6 +72,63 @@ def test_the_newest_checkpoint_is_never_missing_there(project):
         assert checkpoint.read(kept)["epoch"] == epoch
         os.replace(run / "checkpoint-previous.pt", run / "checkpoint.pt")
     assert names(project / "drive") == ["results/study/runs/a/checkpoint.pt"]
+
+
+def test_a_long_training_leaves_a_drive_s_bin_empty_and_copies_few_checkpoints(
+    project, monkeypatch
+):
+    """A Drive moves what is removed or replaced there to its bin, where it counts as used."""
+    drive, in_bin, size = project / "drive", [], 100_000
+    replace, unlink = os.replace, os.unlink
+
+    def lose(path) -> None:
+        if drive in Path(path).parents and os.path.isfile(path):
+            in_bin.append(os.path.getsize(path))
+
+    monkeypatch.setattr(os, "replace", lambda old, new: (lose(new), replace(old, new)))
+    monkeypatch.setattr(os, "unlink", lambda path: (lose(path), unlink(path)))
+    copies, run, taken = keep_copies(drive), project / "here/study/runs/a", []
+    kept = drive / "results/study/runs/a/checkpoint.pt"
+    for epoch in range(25):
+        checkpoint.keep(run, {"key": "k", "epoch": epoch, "weights": "x" * size})
+        assert copies.refresh().wait(PATIENCE)
+        taken.append(checkpoint.read(kept)["epoch"])
+        if epoch in (9, 19):
+            os.utime(kept, (1, 1))  # ten minutes pass
+    assert taken == [0] * 10 + [10] * 10 + [20] * 5
+    assert copies.wait(PATIENCE)  # the session ends
+    assert checkpoint.read(kept)["epoch"] == 24
+    checkpoint.save(run / "model.pt", {"key": "k"})
+    checkpoint.forget(run)
+    assert copies.wait(PATIENCE)
+    assert names(drive) == ["results/study/runs/a/model.pt"]
+    assert sum(in_bin) == 0 < len(in_bin)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_copy_that_cannot_be_replaced_stays(project, monkeypatch, killed):
+    """The Drive vanishes, or the process is killed, between the two renames."""
+    drive, text = project / "drive", {"a.csv": "old"}
+    copies = keep_copies(drive)
+    write(project / "here", *text, text="old")
+    assert copies.wait(PATIENCE)
+    replace = os.replace
+
+    def fail(old, new):
+        if str(new) == str(drive / "results/a.csv") and (killed or "copy" in str(old)):
+            raise OSError(107, "Transport endpoint is not connected")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", fail)
+    write(project / "here", "a.csv", text="new")
+    assert not copies.wait(PATIENCE)
+    monkeypatch.setattr(os, "replace", replace)
+    second_copy._tidy_up(copies)  # the next session begins
+    assert {
+        name: (drive / "results" / name).read_text() for name in names(drive / "results")
+    } == text
+    assert copies.wait(PATIENCE)
+    assert (drive / "results/a.csv").read_text() == "new"
 
 
 def test_a_drive_that_disconnects_gives_one_note_and_is_updated_later(project, capsys):

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 DEMO, TG3K = (ROOT / "parameters" / name for name in ("demo.yaml", "tg3k.yaml"))
 import gather  # noqa: E402
 import kaggle  # noqa: E402
+import pace  # noqa: E402
 
 pytestmark = pytest.mark.study
 # Two runs, long enough to be stopped.
@@ -73,11 +74,56 @@ def test_the_estimate_follows_a_t4_and_measured_runs(tmp_path):
     # a quarter of the pixels is a quarter of the work
     small = kaggle.estimate(config | {"size": 128}, [run], frames, tmp_path)
     assert small[run] - 2 == pytest.approx((minutes[run] - 2) / 4)
-    # a finished run, of 0.05 s a frame, replaces the estimate
+    # steps that a kernel timed, of 0.03 s a frame, replace the estimate
+    timed = {"device": "cuda", "epochs": 2, "cases": {"train": 64}, "train_seconds": 3.84} | shape
+    write(tmp_path / "pace/unet-x.json", json.dumps(timed | {"model": "unet"}))
+    measured = kaggle.estimate(config, [run], 1000, tmp_path)
+    assert measured[run] == pytest.approx(2 + 1.2 * 0.03 * 700 * 25 / 60)
+    # a finished run, of 0.05 s a frame, replaces both
     about = {"device": "cuda", "epochs": 10, "cases": {"train": 100}, "train_seconds": 50.0} | shape
     write(tmp_path / "runs/x/run.json", json.dumps(about | {"model": "unet"}))
     measured = kaggle.estimate(config, [run], 1000, tmp_path)
     assert measured[run] == pytest.approx(2 + 1.2 * 0.05 * 700 * 25 / 60)
+
+
+def test_a_kernel_times_steps_for_the_next_round(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "there"))
+    states = [{"seconds": seconds} for seconds in (9, 10, 20)]
+    monkeypatch.setattr(pace.recipe, "fit", lambda *_, **how: states)
+    run, config = "unet-grouped-fold0-seed0", yaml.safe_load(DEMO.read_text("utf-8"))
+    settings = config | {"device": "cpu", "epochs": 10, "batch_size": 16}
+    parameters = write(tmp_path / "demo.yaml", yaml.safe_dump(settings))
+    words = ["pace", "--parameters", str(parameters), "--frames", "1000", "--minutes", "470", run]
+    monkeypatch.setattr(sys, "argv", [*words, "--at-once", "2"])
+    assert pace.main() == 0
+    speed, one, end = capsys.readouterr().out.splitlines()
+    # two epochs of four steps in 11 s; three quarters of 1,000 frames, 10 times, + 1/5, + 2 minutes
+    assert speed == "unet: 11.6 frames a second on cpu"
+    assert one == f"{run}: about 0.25 h"
+    assert re.fullmatch(r"2 at a time take about 0.25 h: they end at \d\d:\d\d UTC", end)
+    (tmp_path / "there/demo/runs").mkdir()
+    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "here"))
+    for _ in range(2):
+        gather.gather(parameters, [tmp_path / "there/demo"])
+    assert len(list((tmp_path / "here/demo/pace").iterdir())) == 1
+    minutes = kaggle.estimate(settings, [run], 1000, tmp_path / "here/demo")[run]
+    assert minutes == pytest.approx(2 + 1.2 * 11 / 128 * 750 * 10 / 60)
+
+
+@pytest.mark.parametrize("there", ["cp39", "cp{}{}"])
+def test_a_kernel_says_which_pythons_the_wheels_are_for(tmp_path, there):
+    cells = nbformat.read(ROOT / "tools" / "kernel.ipynb", as_version=4).cells
+    (code,) = (cell.source for cell in cells if cell.get("id") == "environment")
+    python = there.format(*sys.version_info)
+    write(tmp_path / f"wheels/x-1-{python}-{python}-manylinux_2_17_x86_64.whl", "")
+    run = Mock(side_effect=KeyError("pip begins"))
+    names = {"source": tmp_path, "project": tmp_path, "sys": sys, "subprocess": Mock(run=run)}
+    begins = python != "cp39"
+    said = (
+        "pip begins" if begins else r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
+    )
+    with pytest.raises(KeyError if begins else RuntimeError, match=said):
+        exec(code, names)  # noqa: S102, a cell of ours
 
 
 def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
@@ -107,7 +153,7 @@ def test_the_folders_are_as_kaggle_needs_them(build, tmp_path):
         nbformat.validate(notebook)
         assert {
             "runs": runs, "bundle": "me/thyroid-tg3k", "minutes": 60 * 9 - 10,
-            "keep_store": number == 1,
+            "keep_store": number == 1, "frames": 3585, "at_once": 2,
         }.items() <= settings_of(notebook).items()  # fmt: skip
     assert any("hours in all, of about 30 that Kaggle gives for GPUs" in line for line in printed)
     kernels, printed, _ = build(DEMO, overrides={"device": "cpu"})
@@ -253,6 +299,10 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
     assert begun
     lines = gather.gather(settings, [output])
     assert all(f"{run} goes on after" in lines for run in begun)
+    assert {path.name.split("-")[0] for path in (here / RESULTS).glob("pace/*")} == {
+        "unet",
+        "resunet",
+    }
 
     colab = copy_project(tmp_path / "content" / "a project", SETTINGS)
     copy_study(here / "results", colab / "results")

@@ -2,15 +2,20 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from thyroid_lib.files import locks
+from thyroid_lib.models import arithmetic
 from thyroid_lib.study.runner import PINNED
-from thyroid_lib.train import device
+from thyroid_lib.train import device, recipe
 from thyroid_lib.train.device import choose_device, choose_precision
+from thyroid_lib.train.run import train_model
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
 
 def test_a_device_gets_the_precision_that_it_is_fast_at(monkeypatch):
@@ -86,3 +91,72 @@ def test_a_gpu_without_a_torch_for_it_is_named(monkeypatch):
         assert device.gpu_problem().endswith(said)
         assert bool(device.gpu_problem()) == bool(gpus)
     device.gpu_problem.cache_clear()
+
+
+def test_each_of_two_t4_takes_a_run_in_fp16(gpu, monkeypatch, tmp_path):
+    """As on Kaggle, where no variable names them: the driver's files do."""
+    gpu(36 * 36, capability=(7, 5))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(locks.glob, "glob", lambda _: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setattr(locks.tempfile, "tempdir", str(tmp_path))
+    held = []
+    for expected in ("0", "1"):  # of two processes
+        held.append(locks.claim_gpu("run"))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+        assert choose_precision("auto", choose_device("auto")) == "fp16"
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for lock in held:
+        lock.close()
+
+
+def test_apple_s_gpu_is_taken_in_fp32_without_autocast_and_fused_adam(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "visible_gpus", list)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device.gpu_problem.cache_clear()
+    assert choose_device("auto") == MPS
+    assert choose_precision("auto", MPS) == "fp32"
+    assert isinstance(arithmetic("fp32", MPS), nullcontext)
+
+    class Built(Exception):
+        pass
+
+    def adam(*_, **how):
+        raise Built(how["fused"])
+
+    monkeypatch.setattr(recipe, "initialise", lambda *_: None)
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    frames = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    for where, fused in ((MPS, "False"), (CPU, "True"), (CUDA, "True")):
+        net = SimpleNamespace(parameters=lambda where=where: iter([SimpleNamespace(device=where)]))
+        with pytest.raises(Built, match=fused):
+            next(recipe.fit(net, frames, frames))
+    device.gpu_problem.cache_clear()
+
+
+def test_after_a_lack_of_memory_a_smaller_batch_trains_as_if_nothing_had_been(
+    tiny_store, tmp_path, monkeypatch
+):
+    how = {"model": "unet", "width": 4, "folds": 4, "epochs": 3, "threads": 1, "device": "cpu"}
+    to_input, steps = recipe.to_input, []
+
+    def fill(frames):
+        steps.append(len(frames))
+        if len(steps) == 5:  # of three an epoch
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return to_input(frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "to_input", fill)
+        with pytest.raises(
+            RuntimeError, match=r"batch_size 5, .*: lower batch_size, or else width"
+        ):
+            train_model(tiny_store, out=tmp_path / "run", batch_size=5, **how)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left <= {"checkpoint.pt", "checkpoint-previous.pt"}  # whole states, and nothing else
+    smaller = train_model(tiny_store, out=tmp_path / "run", batch_size=4, **how)
+    alone = train_model(tiny_store, out=tmp_path / "alone", batch_size=4, **how)
+    assert smaller.meta["trained_epochs"] == 3
+    assert smaller.history.equals(alone.history)
+    names = [{path.name for path in run.out.iterdir()} for run in (smaller, alone)]
+    assert names[0] == names[1] == {"model.pt", "history.csv"}

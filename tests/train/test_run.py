@@ -217,6 +217,15 @@ def test_a_budget_stops_it_and_what_is_finished_needs_no_time(train):
         assert train(budget_minutes=budget).meta["trained_epochs"] == trained
 
 
+def test_a_budget_of_all_trainings_stops_the_next_one(train, monkeypatch):
+    monkeypatch.setenv("THYROID_DEADLINE", "")
+    stopping.set_deadline(1e-6)
+    with pytest.raises(Stopped, match="time budget is used up"):
+        train()
+    stopping.set_deadline(0)
+    assert train().meta["trained_epochs"] == 3
+
+
 @pytest.mark.parametrize("fault", ["loss", "memory"])
 def test_a_training_that_fails_says_what_to_change_and_keeps_its_epochs(
     train, tmp_path, monkeypatch, fault

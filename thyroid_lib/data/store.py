@@ -228,7 +228,7 @@ def default_store(cases: pd.DataFrame | None = None, **how) -> Store:
     with suppress(FileNotFoundError):
         store = open_store(project_path(name))
     if store and cases is not None and _is_foreign(store, cases):
-        print(f"{name} is not used: it holds {store}")
+        print(f"{name} is not used: it holds {store}; for it, set source and data as there")
         store = None
     if store is None:
         if cases is None:

@@ -18,17 +18,22 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-import streamlit as st
 from PIL import Image, ImageChops
-from pydicom import Dataset
 from scipy import ndimage
 
-from thyroid_lib.data import dicom, phantom
+from thyroid_lib.data import phantom
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predict_folder import mask_png, table_csv
 from thyroid_lib.deploy.predictor import ROW, Prediction, Predictor, read_picture
-from thyroid_lib.deploy.segmentation import segmentation
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
+
+with packages("pydicom", "streamlit"):
+    import streamlit as st
+    from pydicom import Dataset
+
+    from thyroid_lib.data import dicom
+    from thyroid_lib.deploy.segmentation import segmentation
 
 RELEASES = "results/demo/deploy", "results/reference/demo-release"  # the default: the first found
 EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of frames

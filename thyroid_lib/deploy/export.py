@@ -23,11 +23,8 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 import pandas as pd
 import torch
-from onnxruntime import quantization
 
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
@@ -42,8 +39,14 @@ from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import load_model
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import remove_file, write_file
 from thyroid_lib.settings import MEASURED
+
+with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
+    import onnx
+    import onnxruntime
+    from onnxruntime import quantization
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
@@ -300,10 +303,16 @@ def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
 
 
 def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W)."""
+    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W).
+
+    ValueError: it is none of these cases, which are another source's.
+    """
     mine = released.val[released.val["model"] == released.about["selected"]]
     case = mine.sort_values(["dice", "case_id"])["case_id"].iloc[len(mine) // 2]
-    return case, read_image(cases[cases["case_id"] == case].iloc[0])
+    if (found := cases[cases["case_id"] == case]).empty:
+        problem = f"{case} of the released runs is none of the {len(cases)} cases of this source"
+        raise ValueError(f"{problem}: set source and data as in 1-preprocess")
+    return case, read_image(found.iloc[0])
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:

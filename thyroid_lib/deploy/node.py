@@ -23,18 +23,21 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-import pynetdicom
-import requests
-from pynetdicom import evt
-
-from thyroid_lib.data import dicom
-from thyroid_lib.deploy import pacs
-from thyroid_lib.deploy.decoder import Decoder
-from thyroid_lib.deploy.object_queue import Queue
 from thyroid_lib.deploy.predict_folder import OPTIONS, open_model, table_csv
 from thyroid_lib.deploy.predictor import ROW, Predictor
-from thyroid_lib.deploy.structured_report import answer
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import write_file
+
+with packages("dicomweb_client", "highdicom", "pydicom", "pynetdicom", module=__name__):
+    import pynetdicom
+    import requests
+    from pynetdicom import evt
+
+    from thyroid_lib.data import dicom
+    from thyroid_lib.deploy import pacs
+    from thyroid_lib.deploy.decoder import Decoder
+    from thyroid_lib.deploy.object_queue import Queue
+    from thyroid_lib.deploy.structured_report import answer
 
 SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes

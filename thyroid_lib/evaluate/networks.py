@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.packages import packages
 
 METADATA = "thyroid_lib"  # the key of an .onnx file's metadata under which it is described, JSON
 REQUIRED = ("model", "size", "resize", "threshold")
@@ -65,7 +66,8 @@ def _release_file(folder: Path, model: str, precision: str) -> Path:
 
 
 def _open_onnx(path: Path, threads: int) -> tuple:
-    import onnxruntime
+    with packages("onnxruntime"):
+        import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -4,6 +4,7 @@ The first cell of every notebook installs this library if it is missing, and cal
 on a local machine prints nothing and loads no torch.
 """
 
+import glob
 import importlib
 import json
 import os
@@ -24,12 +25,15 @@ GPU_MENU = {
     "colab": "Runtime, Change runtime type, T4 GPU",
 }
 SURVIVAL = {
-    "copied": "copies are kept after every epoch, and come back in the next session",
+    "copied": "copies are kept, of trainings every 10 minutes, and come back in the next session",
     "kaggle": "they stay with the notebook's version: Save Version, Save & Run All. An interactive "
     "session keeps them only if Persistence is set to files",
     "colab": "they end with this session. To keep them, run `from google.colab import drive; "
     "drive.mount('/content/drive')` and then this cell again",
 }
+
+# where a wheel may lie, seen from the notebook: in a session, in Colab's Drive, in Kaggle's data
+WHEELS = (".", "drive/MyDrive", "drive/MyDrive/thyroid", "../input/*", "../input/datasets/*/*")
 
 
 def start() -> None:
@@ -38,8 +42,10 @@ def start() -> None:
     RuntimeError: a package cannot be installed beside the others. ValueError: a wrong parameter.
     """
     here = where()
-    if here != "local":
-        install_missing()
+    if here != "local" and take_newer_wheel():
+        importlib.import_module(__name__).start()
+        return
+    install_missing()
     from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
 
     check_cells()
@@ -51,12 +57,40 @@ def start() -> None:
     print_note(f"results go to {project_path('results')}; {survival}")
 
 
-def install_missing() -> list[str]:
-    """Install the requirements that this Python lacks; return them. RuntimeError: pip failed.
+def take_newer_wheel() -> bool:
+    """Install the newest wheel of the library that lies here, if it is newer than what runs.
+
+    All modules of the library are forgotten then, so that what is imported next is the new one.
+    """
+    from packaging.version import Version
+
+    try:
+        installed = Version(metadata.version("thyroid-lib"))
+    except metadata.PackageNotFoundError:  # a copy of the files
+        return False
+    paths = [path for place in WHEELS for path in glob.glob(f"{place}/thyroid_lib-*.whl")]
+    paths += filter(None, [getattr(sys.modules["__main__"], "carried", None)])  # by own-data.ipynb
+    found = {Version(Path(path).name.split("-")[1]): Path(path).resolve() for path in paths}
+    newest, checkout = max(found, default=installed), Path(__file__).parents[2] / "pyproject.toml"
+    if newest <= installed or checkout.exists():
+        return False
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*command, "--no-deps", found[newest]], check=True)
+    print_note(f"{found[newest].name} replaces the installed {installed}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "thyroid_lib"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return True
+
+
+def install_missing(extra: str = "") -> list[str]:
+    """Install the requirements, or those of an extra, that Colab or Kaggle lacks; return them.
 
     No installed package is changed: all versions are constraints for pip. Wheels in the folder of
-    the library's own wheel are used, so that no network is needed.
+    the library's own wheel are used, so that no network is needed. RuntimeError: pip failed.
     """
+    if where() == "local":
+        return []
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -69,8 +103,8 @@ def install_missing() -> list[str]:
     for need in map(Requirement, metadata.requires("thyroid-lib") or []):
         version = versions.get(canonicalize_name(need.name))
         fits = version is not None and need.specifier.contains(version, prereleases=True)
-        if not fits and (not need.marker or need.marker.evaluate({"extra": ""})):
-            missing.append(str(need))
+        if not fits and (not need.marker or need.marker.evaluate({"extra": extra})):
+            missing.append(f"{need.name}{need.specifier}")
     if not missing:
         return []
     about = metadata.distribution("thyroid-lib").read_text("direct_url.json")
@@ -79,6 +113,7 @@ def install_missing() -> list[str]:
         pins = Path(folder, "installed.txt")
         pins.write_text("\n".join(map("==".join, versions.items())), "utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        command += ["--only-binary=:all:"]  # building one from source may take an hour
         command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -101,6 +136,8 @@ def _gpu(here: str) -> str:
             return f"{problem}. Trainings will use the CPU"
     except RuntimeError as error:
         return str(error)
+    auto = f"precision auto means {device.choose_precision('auto', device.choose_device())} here"
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
-    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size"
+        name = torch.cuda.get_device_name()
+        return f"{name}, and torch {torch.__version__} computes on it; {auto}"
+    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size; {auto}"

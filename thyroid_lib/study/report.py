@@ -20,6 +20,7 @@ import pandas as pd
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.external import external_sentence
 from thyroid_lib.data.groups import groups_note
+from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.checksums import UNFINISHED, record
@@ -174,7 +175,9 @@ def _body(notebook: Path) -> str:
     # nbformat's schema checker would compile 38 grammars of addresses, which takes a second
     sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat
-    from nbconvert import HTMLExporter
+
+    with packages("nbconvert"):
+        from nbconvert import HTMLExporter
 
     how = {"exclude_input": True, "exclude_output_prompt": True, "embed_images": True}
     exporter = HTMLExporter(template_name="basic", **how)
@@ -192,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         missing = missing_steps(options.study, options.steps or [])
         if not missing:
             record(page.parent / "checksums" / "report.sha256", [page])
-    except OSError as error:
+    except (OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason in filter(None, missing.values()):

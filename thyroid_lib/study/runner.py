@@ -34,6 +34,7 @@ import psutil
 
 from thyroid_lib.files import writing
 from thyroid_lib.files.locks import claim_gpu, claim_path
+from thyroid_lib.files.packages import missing_packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.stopping import deadline, signals
 from thyroid_lib.files.writing import print_note, write_file
@@ -84,6 +85,8 @@ def run_notebook(
             raise ValueError(f"{got}, need files on this machine, and no address")
         defaults = parameter_defaults(notebook)
         check(parameters, defaults)
+        if problem := missing_packages("nbconvert"):  # before an hour's work, not after it
+            raise ValueError(problem)
         end = deadline()
     except ValueError as error:
         return _fail(BAD_PARAMETERS, f"{Path(notebook).name}: {error}", reason)

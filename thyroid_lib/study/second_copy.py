@@ -1,7 +1,9 @@
 """Copies of results/ in a second folder that outlives the session, such as Colab's Drive.
 
-A thread copies what was written below results/, the checkpoint of each epoch included; if a Drive
-disconnects or hangs, the next pass tries again. Stores, phantoms and unpacked data are not copied.
+A thread copies what was written below results/, checkpoints every ten minutes and at the end; if a
+Drive disconnects or hangs, the next pass tries again. Stores, phantoms and unpacked data are not
+copied. A Drive moves what is replaced or removed to its bin, where it counts as space in use:
+such files are emptied first.
 """
 
 import atexit
@@ -12,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from thyroid_lib.data.locate import folder_of, where
 from thyroid_lib.files import writing
@@ -20,8 +22,9 @@ from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note, write_error
 
 PATIENCE = 120  # seconds that the end of the process waits for the copies
+INTERVAL = 600  # seconds between two copies of a run's checkpoint
+REPLACED = ".replaced.partial"  # ending of a copy between two renames
 REBUILT = {"images.npy", "phantom.json"}  # a folder with one of these is not copied
-# The last one was copied when it was the newest checkpoint.
 NOT_COPIED = (".partial", ".damaged", ".earlier", "checkpoint-previous.pt")
 
 _copies: "Copies | None" = None
@@ -35,7 +38,7 @@ class Copies:
         self.problem = ""  # why the last pass could not copy everything
         self._removed: set[Path] = set()  # whose copies are to be removed
         self._copied: dict[Path, tuple[int, int]] = {}  # path: size and time when it was copied
-        self._requests: SimpleQueue[threading.Event] = SimpleQueue()
+        self._requests: SimpleQueue[tuple[threading.Event, bool]] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def target(self, path: Path) -> Path:
@@ -48,14 +51,14 @@ class Copies:
             self._removed |= {path.absolute()} if removed else set()
             self.refresh()
 
-    def refresh(self) -> threading.Event:
-        """Request a pass over results/; the event is set after it."""
-        self._requests.put(done := threading.Event())
+    def refresh(self, everything: bool = False) -> threading.Event:
+        """Request a pass over results/, checkpoints if they are due; the event is set after it."""
+        self._requests.put((done := threading.Event(), everything))
         return done
 
     def wait(self, seconds: float = PATIENCE) -> bool:
         """Wait until everything is copied; print a note and return False if it is not."""
-        done = self.refresh().wait(seconds)
+        done = self.refresh(everything=True).wait(seconds)
         problem = self.problem if done else f"not finished after {seconds:.0f} s"
         if problem:
             print_note(f"not all results have a copy in {self.folder}: {problem}")
@@ -63,31 +66,35 @@ class Copies:
 
     def _work(self) -> None:
         while True:
-            requests = [self._requests.get()]
+            requests = []
+            with suppress(Empty):  # nothing was written, but a checkpoint may be due
+                requests.append(self._requests.get(timeout=INTERVAL / 10))
             while not self._requests.empty():
                 requests.append(self._requests.get())
-            before, self.problem = self.problem, self._copy_changed()
+            before = self.problem
+            self.problem = self._copy_changed(any(everything for _, everything in requests))
             if self.problem != before:
                 state = f"{self.problem}: it is tried again" if self.problem else "succeed again"
                 print_note(f"copies to {self.folder}: {state}")
-            for done in requests:
+            for done, _ in requests:
                 done.set()
 
-    def _copy_changed(self) -> str:
+    def _copy_changed(self, everything: bool) -> str:
         """Copy what changed since the last pass; return why it failed, "" if it did not."""
         if not self.folder.is_dir():  # nothing must be created below an empty mount point
             return "the folder is not there any more"
         for path in list(self._removed):
             with suppress(OSError):
                 if not path.exists():
-                    self.target(path).unlink(missing_ok=True)
+                    _discard(self.target(path))
                 self._removed.discard(path)
         problem = ""
         for path in files_to_copy(self.results):
             try:
                 stat = path.stat()
                 state = stat.st_size, stat.st_mtime_ns
-                if self._copied.get(path) == state:
+                rare = path.name == "checkpoint.pt" and not everything
+                if self._copied.get(path) == state or (rare and _is_recent(self.target(path))):
                     continue
                 if path in self._copied or not _equal(self.target(path), stat):
                     copy_whole(path, self.target(path))
@@ -147,13 +154,16 @@ def _tidy_up(copies: Copies) -> None:
     """Remove half-written copies, bring back results, rename the weights of other trainings."""
     for partial in list(copies.folder.rglob("*.partial")):
         with suppress(OSError):
-            if partial.stat().st_mtime < time.time() - 3600:  # of an earlier session
-                partial.unlink()
+            target = partial.with_name(partial.name.removesuffix(REPLACED))
+            if target != partial and not target.exists():
+                partial.rename(target)  # its successor did not come
+            elif partial.stat().st_mtime < time.time() - 3600:  # of an earlier session
+                _discard(partial)
     bring_back(copies.folder)
     for path in files_to_copy(copies.results):
         target, other = copies.target(path), f"another {path.name} of {path.parent.name}"
         if path.suffix == ".pt" and target.exists() and not _equal(target, path.stat()):
-            target.replace(f"{target}.earlier")
+            _move_over(target, Path(f"{target}.earlier"))
             print_note(f"{copies.folder} has {other}: it stays there as .earlier")
 
 
@@ -190,6 +200,10 @@ def _equal(target: Path, stat: os.stat_result) -> bool:
     return bool(there and there.st_size == stat.st_size and abs(there.st_mtime - stat.st_mtime) < 2)
 
 
+def _is_recent(target: Path) -> bool:
+    return target.exists() and time.time() - target.stat().st_mtime < INTERVAL
+
+
 def copy_whole(path: Path, target: Path) -> None:
     """Copy a file whole or not at all, with its time."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +212,29 @@ def copy_whole(path: Path, target: Path) -> None:
         shutil.copyfile(path, partial)
         with suppress(OSError):  # some Drives keep no times
             shutil.copystat(path, partial)
-        os.replace(partial, target)
+        _move_over(partial, target)
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            _discard(partial)
+
+
+def _move_over(path: Path, target: Path) -> None:
+    """Rename a file to `target`; what was there is moved aside, emptied and removed."""
+    aside = Path(f"{target}{REPLACED}")
+    with suppress(FileNotFoundError):  # another process may replace it, too
+        if target.is_file():
+            target.replace(aside)
+    try:
+        path.replace(target)
+    except OSError:
+        with suppress(FileNotFoundError):
+            aside.replace(target)
+        raise
+    _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    """Empty a file, so that a bin takes no space, and remove it; nothing if there is none."""
+    with suppress(OSError), open(path, "r+b") as file:
+        file.truncate()
+    path.unlink(missing_ok=True)

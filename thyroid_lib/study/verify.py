@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops
 
+from thyroid_lib.files.packages import packages
 from thyroid_lib.settings import MEASURED
 
 LEFT_OUT = re.compile(
-    r"(logs/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
+    r"(logs/|pace/|checksums/|\.snakemake/|runs/[^/]+/tensorboard/).*"
     r"|compare/cost\.csv|report\.html|.*\.lock"
 )
 LINES, WIDTH = 12, 160  # shown of a difference
@@ -149,9 +150,11 @@ def _picture(old: bytes, new: bytes) -> str:
 
 def _notebook(old: bytes, new: bytes) -> str:
     """Return the first difference that nbdime shows."""
-    import nbdime
     import nbformat
-    from nbdime.prettyprint import PrettyPrintConfig, pretty_print_notebook_diff
+
+    with packages("nbdime"):
+        import nbdime
+        from nbdime.prettyprint import PrettyPrintConfig, pretty_print_notebook_diff
 
     before, after = (nbformat.reads(part.decode(), as_version=4) for part in (old, new))
     config = PrettyPrintConfig(out=io.StringIO(), use_color=False)
