@@ -19,6 +19,9 @@ LAX ?=
 CLUSTER ?=
 MODEL ?=
 PORT ?= 8501
+SIZE ?=
+SECONDS ?= 450
+INTO ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -46,7 +49,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quic
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel badges docs lock pip-audit bench kaggle gather clean
+.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel carry badges docs lock pip-audit bench gpu gpu-wheels kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -200,6 +203,9 @@ wheel: $(READY)  ## dist/thyroid_lib-….whl: what Colab and Kaggle install wher
 	@$(PYTHON) -m pip --python $(BIN)/python wheel -qq --disable-pip-version-check --no-deps \
 		--no-build-isolation --wheel-dir dist . && rm -rf build && ls dist/thyroid_lib-*.whl
 
+carry: $(READY)  ## renew the library that own-data.ipynb carries: at each release
+	@$(BIN)/python tools/carry.py
+
 badges: $(READY)  ## badges and install lines of README and notebooks: REPO=owner/name, once it is known
 	@$(BIN)/python tools/badges.py $(if $(REPO),-- $(call quote,$(REPO)))
 
@@ -219,6 +225,27 @@ $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
 
 bench: $(BENCH_READY)  ## speed against the peers on this machine, 40 minutes: ONLY="training scoring"
 	@.venv-bench/bin/python benchmarks/bench.py $(ONLY)
+
+# It needs no environment: a GPU machine's own torch is used, and what is missing beside it comes from
+# benchmarks/wheels, which `make gpu-wheels` fills where there is a registry.
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard .venv-bench/bin/python $(BIN)/python) $(PYTHON)),$(PYTHON))
+LACKS = import sys, importlib.util as u; sys.exit(sys.version_info[:2] != (3, 12) or all(map( \
+	u.find_spec, ("filelock", "monai", "psutil", "pydantic", "segmentation_models_pytorch", "tqdm"))))
+gpu:  ## what a GPU does, in 8 minutes: SIZE=tiny on a CPU, SECONDS=450, INTO=<folder of the results>
+	@site=$$(mktemp -d); trap 'rm -rf "$$site"' EXIT; \
+		if ls benchmarks/wheels/*.whl >/dev/null 2>&1 && $(GPU_PYTHON) -c '$(LACKS)'; then \
+		$(GPU_PYTHON) -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-compile \
+			--target "$$site" benchmarks/wheels/*.whl; fi; \
+		PYTHONPATH="$$site:$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/bench.py gpu \
+		--seconds $(SECONDS) $(if $(filter tiny,$(SIZE)),--quick) $(if $(INTO),--out $(call quote,$(INTO)))
+
+gpu-wheels:  ## fill benchmarks/wheels with what `make gpu` needs on a machine without a registry
+	@rm -rf benchmarks/wheels
+	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+		--dest benchmarks/wheels -r benchmarks/wheels.txt
+	@du -sh benchmarks/wheels
 
 # What these two run is no part of .venv: it lies in a folder that is gone afterwards.
 TOOLS = tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; $(PYTHON) -m pip install -qq \

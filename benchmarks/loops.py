@@ -45,13 +45,13 @@ class Setting:
         return ours.make_model(self.model, self.width, self.device)
 
 
-def project(setting: Setting, precision: str = "") -> Run:
+def project(setting: Setting, precision: str = "", **settings) -> Run:
     """The project's recipe over a store, in epochs of `epoch_steps` steps."""
     rows = np.random.default_rng(0).permutation(len(setting.store))
     rows = np.resize(rows, setting.epoch_steps * setting.batch)
     epochs = ours.train(
         setting.make_model(), setting.store, rows, device=setting.device,
-        precision=precision or setting.precision, batch_size=setting.batch,
+        precision=precision or setting.precision, batch_size=setting.batch, **settings,
     )  # fmt: skip
     return lambda steps: sum(next(epochs) for _ in range(max(1, steps // setting.epoch_steps)))
 

@@ -10,6 +10,7 @@ from torch import nn
 from thyroid_lib import models
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate import predict
+from thyroid_lib.models import checkpoint
 from thyroid_lib.train import recipe, run
 from thyroid_lib.train.device import choose_device, choose_precision
 
@@ -21,6 +22,8 @@ pick_device = partial(choose_device, "auto")
 pick_precision = partial(choose_precision, "auto")  # of training by default, for a device
 train_run = run.train_model  # one run as the study trains it, with validation and checkpoints
 score_run = run.score_run
+read_weights = checkpoint.read
+SETTINGS = recipe.RECIPE
 
 
 def make_model(name: str, width: int, device: torch.device) -> nn.Module:
@@ -30,14 +33,25 @@ def make_model(name: str, width: int, device: torch.device) -> nn.Module:
     return net.to(device, memory_format=torch.channels_last).train()
 
 
-def train(
+def fit(
     net: nn.Module, store: Store, rows: np.ndarray, *, device: torch.device, **settings
-) -> Iterator[int]:
-    """Train by the project's recipe on these rows; yield the number of frames after each epoch."""
+) -> Iterator[dict]:
+    """Train by the project's recipe on these rows; yield its state after each epoch."""
     images, masks = run.place_frames(store, device)
     settings = {"seed": 0, "epochs": ENDLESS, "lr": LR} | settings
-    for _ in recipe.fit(net, images, masks, rows=torch.from_numpy(rows), **settings):
+    return recipe.fit(net, images, masks, rows=torch.from_numpy(rows), **settings)
+
+
+def train(net: nn.Module, store: Store, rows: np.ndarray, **settings) -> Iterator[int]:
+    """Do the same, and yield the number of frames after each epoch."""
+    for _ in fit(net, store, rows, **settings):
         yield len(rows)
+
+
+def mean_dice(net: nn.Module, store: Store, rows: np.ndarray) -> float:
+    """Mean Dice of these rows at the store's size, predicted in fp32 where the network is."""
+    seen = run.validate(net, store, rows, next(net.parameters()).device)
+    return seen.summary("val")["val_dice"]
 
 
 def score_rows(net: nn.Module, store: Store, rows: np.ndarray, **settings):

@@ -9,6 +9,7 @@ import json
 import operator
 import platform
 import re
+import textwrap
 from datetime import date
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from thyroid_lib.files.parallel import cores
 from timing import figure
 
 SECTIONS = {  # name: its title
+    "gpu": "On a GPU",
     "training": "Training",
-    "fullsize": "The full-size models",
+    "networks": "SegNet and Residual U-Net, their layout mended, and compiled",
     "preprocessing": "Preprocessing",
     "scoring": "Scoring",
     "workflow": "The workflow's overhead",
@@ -36,14 +38,17 @@ SIGNS = {
     ">=": ("at least", operator.ge), ">": ("above", operator.gt),
     "<=": ("at most", operator.le), "<": ("below", operator.lt),
 }  # fmt: skip
+NO_GPU = "No GPU has been measured yet: `make gpu` does that in 8 minutes."
 TOP = """\
 # Benchmarks
 
 The speed of this project, against the limit of the machine and against the alternatives: the
 reported study's loop written plainly, MONAI, segmentation_models.pytorch (smp), torchmetrics.
 `make bench` writes this page from the files in [`results/`](results), one per machine; `make bench
-ONLY=training` measures one section and keeps the others. The last section is about repeatability:
-which runs repeat to the bit. `latency.py` is a separate measurement.
+ONLY=training` measures one section and keeps the others. `make gpu` measures a GPU within 8
+minutes and installs nothing: where there is no registry, carry the folder that `make gpu-wheels`
+fills. The last section is about repeatability: which runs repeat to the bit. `latency.py` is a
+separate measurement.
 
 **How it is measured.** All frames are phantoms that this project draws: 3,585, as many as TG3K has,
 at its sizes, stored as JPEG. Things that are compared take turns in one process, and each repeat
@@ -90,7 +95,17 @@ def render(folder: Path) -> str:
     """The page, from all JSON files of `folder`; the machine measured last comes first."""
     results = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
     results.sort(key=lambda r: max(part["date"] for part in r["sections"].values()), reverse=True)
-    return "\n".join([TOP, *("\n".join(_machine(**result)) for result in results)])
+    none = [f"{NO_GPU}\n"] if not any("gpu" in each["machine"] for each in results) else []
+    return "\n".join([TOP, *none, *("\n".join(_machine(**result)) for result in results)])
+
+
+def with_gpus(readme: str, folder: Path) -> str:
+    """The project's README with its sentences on GPUs, which come from the files of `make gpu`."""
+    files = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("gpu-*.json"))]
+    text = " ".join(importlib.import_module("gpu").summary(**file) for file in files) or NO_GPU
+    text = textwrap.fill(text, 100)
+    before, rest = readme.split("<!-- gpu -->\n")
+    return f"{before}<!-- gpu -->\n{text}\n<!-- /gpu -->{rest.split('<!-- /gpu -->')[1]}"
 
 
 def _machine(machine: dict, sections: dict) -> list[str]:

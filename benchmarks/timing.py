@@ -5,6 +5,7 @@ ratio is taken within a repeat; reported is the median with the lowest and the h
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -23,13 +24,16 @@ median = statistics.median
 
 def take_turns(turns: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Call each of `turns` once a repeat, beginning with another each time; return all answers."""
-    names = list(turns)
-    answers = {name: [] for name in names}
-    for repeat in range(repeats):
-        shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
-            answers[name].append(turns[name]())
+    answers = {name: [] for name in turns}
+    for name in order_of_turns(list(turns), repeats):
+        answers[name].append(turns[name]())
     return answers
+
+
+def order_of_turns(names: list[str], repeats: int) -> list[str]:
+    """All names once a repeat, beginning with another each time."""
+    shifts = [repeat % len(names) for repeat in range(repeats)] if names else []
+    return [name for shift in shifts for name in names[shift:] + names[:shift]]
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -52,8 +56,8 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def figure(value: float, digits: int = 3) -> str:
     """A number with this many significant digits and no exponent: 0.0123, 1.93, 152."""
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # after rounding: 99.96 is 100
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 

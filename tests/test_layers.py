@@ -70,13 +70,16 @@ LIBRARY_LINES = count_lines(MODULES.values())
     ("pattern", "most"),
     [
         # 10,500 for what there was before the reader, the external test and imported predictions,
-        # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM, and 100 for a Drive's bin
-        # and for packages that are missing
-        ("thyroid_lib/**/*.py", 13_900),
+        # which took 3,200; then 100 for JPEG 2000 and palettes of DICOM, 120 for CUDA, 100 for a
+        # Drive's bin and for packages that are missing, 180 for own-data.ipynb: timed steps, its
+        # zip, a newer wheel, a bar that clears nothing else
+        ("thyroid_lib/**/*.py", 14_180),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
-        ("benchmarks/**/*.py", 2_000),
-        # 150 for imitated platforms and devices, and for tools/pace.py, which add no library
-        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 150),
+        # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
+        ("benchmarks/**/*.py", 2_580),
+        # 100 for `make gpu`, 280 for tools/pace.py and for platforms, devices and package versions that
+        # are imitated, 30 for own-data.ipynb: none of it is the library
+        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 410),
     ],
 )
 def test_there_is_not_more_than_was_agreed(pattern, most):

@@ -278,7 +278,10 @@ def test_every_notebook_and_study_explains_a_key_in_the_words_of_the_class():
     for cell in PARAMETER_CELLS.values():
         head, *own = cell.split("\n")
         assert head.startswith(f"{parameters.HEAD} of ")
-        lines += [re.fullmatch(r"(\w+) = .+?  # (.+)", line).groups() for line in own]
+        form = r"# @markdown (.+)\n(\w+) = .+?  # @param (?:\{type:\"\w+\"\}|\[.+\])"  # of Colab
+        forms, plain = re.findall(form, cell), re.findall(r"(?m)^(\w+) = .+?  # ([^@].+)$", cell)
+        assert 2 * len(forms) + len(plain) == len(own)
+        lines += [(name, comment) for comment, name in forms] + plain
     for path in (ROOT / "parameters").glob("*.yaml"):
         lines += re.findall(r"(?m)^(\w+): .*?  # (.+)$", path.read_text("utf-8"))
     for name, comment in lines:
@@ -289,7 +292,9 @@ def test_a_step_takes_its_keys_of_the_study():
     train = settings.step_settings(STUDY, "train", selection="test", model="unet")
     assert train["selection"] == "test"
     steps = "preprocess", "audit", "train", "compare", "replication", "deploy"
-    for step, notebook in zip(steps, list(DEFAULTS)[1:], strict=True):
+    for step, notebook in zip(
+        steps, [name for name in DEFAULTS if name[0] in "123456"], strict=True
+    ):
         taken = settings.step_settings(STUDY, step).keys()
         assert set() < taken <= DEFAULTS[notebook].keys(), step
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}

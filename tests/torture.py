@@ -53,7 +53,7 @@ def summary(bench: Bench, rows: list[dict], command: str) -> str:
     kills, files, size = (sum(row[name] for row in rows) for name in ("kills", "files", "size"))
     disk = {name: f"{size / MIB:.1f}" for name, size in bench.disk.items()}
     lines = [
-        f"| {row['fault']} | {row['injected'].splitlines()[-1][:160]} | {row['kills'] or ''} "
+        f"| {row['fault']} | {row['injected'].splitlines()[-1][:240]} | {row['kills'] or ''} "
         f"| {row['s']:.0f} | {row['files'] or ''} | {row['size'] / MIB:.0f} | {row['verdict']} |"
         for row in rows
     ]

@@ -147,6 +147,8 @@ class Study(_Strict):
     threads: whole(ge=0, le=1024) = _recipe("CPU threads, 0 for all", steps="train deploy")
     device: Literal["auto", "cpu", "cuda", "mps"] = _recipe("auto, cpu, cuda or mps")
     precision: Literal["auto", *PRECISIONS] = _recipe("auto (what is fast), fp32, bf16 or fp16")
+    compile: bool = _recipe("torch.compile: seconds at first, then fewer a step", default=False)
+    cuda_graph: bool = _recipe("launch a step as one CUDA graph", default=False)
     pin_instructions: bool = _key("AVX2 on every x86-64 processor, for the same bits on each")
     budget_minutes: number(ge=0, le=100_000) = _key("minutes until training stops")
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
@@ -266,13 +268,13 @@ def _clashes(v: dict) -> list[str]:
         message = f"selection: got {show(kept)}, but protocol {protocol} needs {need}"
         rules.append(((protocol == "reported") != (kept == "test"), message))
     if "run_folds" in v:
-        study, run, folds = v["study"], v["run_folds"], v["folds"]
-        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        folds, run = v["folds"], v["run_folds"]
         most = f"but folds: {folds} has only 0 to {folds - 1}"
-        rules += [
-            (study in taken, f"study: {study} is taken: need none of {', '.join(taken)}"),
-            (max(run) >= folds, f"run_folds: got {show(run)}, {most}"),
-        ]
+        rules.append((max(run) >= folds, f"run_folds: got {show(run)}, {most}"))
+    if "study" in v:
+        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
+        is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
+        rules.append((v["study"] in taken, is_taken))
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
             ("selection", "val", v["selection"] != "val"),

@@ -23,18 +23,25 @@ ADDRESS = re.compile(
 BRANCH = "main"
 
 # It must work before the library is there. Kaggle's data sets and two folders of Colab's Drive lie
-# within four levels; the newest wheel wins over the repository, as a session may be offline.
+# within four levels; a wheel wins over the repository, as a session may be offline. own-data.ipynb
+# carries a wheel (tools/carry.py), which counts where there is nothing else.
 SETUP = """\
 # @title Set up: the library, this machine and a check of the parameters above
 from importlib.util import find_spec
 
-repository = "{repository}"
+library = {library}
 if not find_spec("thyroid_lib"):  # in a clone: make lab
     found = get_ipython().getoutput("find -L . ../input -maxdepth 4 -name 'thyroid_lib-*.whl' 2>&-")
-    %pip install -q --no-deps "{[repository, *found][-1] or 'upload a wheel (make wheel) here'}"
+    %pip install -q --no-deps "{[library, *found][-1]}"
 from thyroid_lib.study import platforms
 
 platforms.start()"""
+CARRIED = 'globals().get("carried", "upload a wheel (make wheel), or run own-data.ipynb first")'
+OWN = """\
+It reads a folder or zip of frames and masks (or draws phantoms), trains the three networks,
+compares them on people whom they never saw, and ends with one zip of tables, figures and weights.
+Three edits at most: `data`, and `groups` or `mask_values` if the look at the data asks for them.
+"""
 TAGS = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
@@ -83,17 +90,19 @@ def with_blocks(readme: str, repo: str) -> str:
         name = repo.partition("/")[2]
         clone = f"    git clone {HOST}{repo} && cd {name}\n"
         how = (
-            "The badges above open the quickstart; its set-up cell installs the library and leaves "
-            "the\nplatform's torch and numpy as they are. Elsewhere:\n\n"
+            f"Begin with the notebook from your own data to the result table:\n\n"
+            f"{badges(repo, 'own-data')}\n\n{OWN}Its set-up cell installs the library and leaves "
+            "the platform's torch and numpy as they are. Elsewhere:\n\n"
             f'    pip install "{install_line(repo)}"\n'
         )
     else:
         clone = "    git clone <this repository> && cd <its folder>\n"
         how = (
-            "Upload a notebook, and beside it the wheel that `make wheel` puts into `dist/`: on "
-            "Colab into\nthe session's files, on Kaggle as a data set that you attach. The "
-            "notebook's set-up cell installs\nit and leaves the platform's torch and numpy as they "
-            "are.\n"
+            "Begin with `notebooks/own-data.ipynb`: upload it, and nothing else, as it carries the "
+            f"library.\n{OWN}Its set-up cell leaves the platform's torch and numpy as they are. "
+            "The other notebooks run on the\nsame machine after it, or beside the wheel that "
+            "`make wheel` puts into `dist/`: on Colab among\nthe session's files, on Kaggle as a "
+            "data set that you attach.\n"
         )
     for name, text in (("badges", badges(repo)), ("clone", clone), ("platforms", how)):
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
@@ -134,10 +143,11 @@ def with_setup(notebook: dict, source: str, repo: str) -> dict:
     setup = next((cell for cell in cells if cell.get("id") == "setup"), None)
     cells = [cell for cell in cells if cell is not setup]
     setup = setup or {"cell_type": "code", "execution_count": None, "id": "setup", "outputs": []}
-    setup |= {"metadata": TAGS, "source": _lines(SETUP.replace("{repository}", install_line(repo)))}
-    tagged = [set(cell["metadata"].get("tags", [])) for cell in cells]
-    after = max(n for n, tags in enumerate(tagged) if tags & {"parameters", "injected-parameters"})
-    cells.insert(after + 1, setup)  # it checks them
+    library = f'"{install_line(repo)}"' if repo else CARRIED
+    setup |= {"metadata": TAGS, "source": _lines(SETUP.replace("{library}", library))}
+    tagged = [{cell["id"], *cell["metadata"].get("tags", [])} for cell in cells]
+    first = {"parameters", "injected-parameters", "library"}  # it checks and installs these
+    cells.insert(1 + max(n for n, tags in enumerate(tagged) if tags & first), setup)
     return notebook | {"cells": [title | {"source": _lines(text)}, *cells]}
 
 

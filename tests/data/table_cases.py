@@ -133,6 +133,9 @@ def divided(content, name="split.json", **how) -> Case:
     return Case(pairs() | {name: content}, **how)
 
 
+LISTS = {
+    "train": "a0 1\na1 -1\n\na2\na3", "test": "a4.png\n", "trainval": "a0\na1\na2\na3\na4\n",
+}  # fmt: skip
 SPLITS = {
     "`split.json`": divided('{"train": ["a0", "a1", "a2", "a3"], "val": [], "test": ["a4"]}'),
     "`split.csv` that begins with patients": Case(
@@ -146,6 +149,14 @@ SPLITS = {
         said="4 train, 1 test, by split.csv (protocol official); 1 lines name no image",
     ),
     "`split.json` by image": divided(json.dumps({f"a{i}.png": of for i, of in OFFICIAL.items()})),
+    "lists in a folder, as VOC has them, `split: ImageSets`": Case(
+        pairs() | {f"ImageSets/{name}.txt": text for name, text in LISTS.items()},
+        official=OFFICIAL, choices={"split": "ImageSets"},
+    ),
+    "such lists, not named": Case(
+        pairs() | {f"sets/{name}.txt": text for name, text in LISTS.items()},
+        said="none came with the data, but train.txt lies in sets: set split to sets",
+    ),
     "`split.json` of records": divided(
         json.dumps([{"file": f"a{i}", "Set": side} for i, side in OFFICIAL.items()])
     ),

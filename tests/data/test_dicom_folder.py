@@ -109,7 +109,7 @@ def test_frames_are_read_in_any_order(tmp_path):
 
 
 def test_patients_are_hashed_and_never_named(tmp_path):
-    for name, patient in (("a", "P-17"), ("b", "P-17 "), ("c", "P-18"), ("d", "")):
+    for name, patient in (("a", "P-17"), ("b", "p-017 "), ("c", "P-18"), ("d", "")):
         write(tmp_path, **{f"{name}_dcm": make_us(ONE, uid=f"1.2.{ord(name)}", PatientID=patient)})
     table = dicom_folder.cases(tmp_path)
     a, b, c, d = table["group"]

@@ -8,7 +8,7 @@ import pytest
 from test_tg3k import write_release, zip_of
 
 from thyroid_lib.data import tg3k
-from thyroid_lib.data.locate import find_data
+from thyroid_lib.data.locate import data_name, find_data
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,18 @@ def test_only_what_is_nowhere_is_fetched(root, capsys):
     with pytest.raises(RuntimeError, match="download into"):
         find_data("auto")
     assert "it is fetched from its public folder, about 395 MB" in capsys.readouterr().err
+
+
+def test_what_is_made_of_data_goes_to_a_folder_of_their_name():
+    names = {
+        "": "phantom",
+        "auto": "auto",
+        "/content/drive/MyDrive/My set.zip": "My-set",
+        "..": "phantom",
+    }
+    names |= {
+        "kaggle:somebody/tg3k/2": "somebody-tg3k-2",
+        "a/b/": "b",
+        "patients v1.2": "patients-v1",
+    }
+    assert {data: data_name(data) for data in names} == names

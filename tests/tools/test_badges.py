@@ -56,7 +56,7 @@ def test_an_address_reaches_readme_and_every_notebook(root):
         cells = {cell["id"]: "".join(cell["source"]) for cell in cells}
         name = "3-train" if path.stem.startswith("3-train") else path.stem
         assert f"somebody/thyroid-study/blob/main/notebooks/{name}.ipynb" in cells["title"]
-        line = 'repository = "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"'
+        line = 'library = "thyroid-lib @ git+https://github.com/somebody/thyroid-study@main"'
         assert line in cells["setup"]
     before = files_of(root)
     assert "0 files written" in run(root, "somebody/thyroid-study").stdout

@@ -3,7 +3,12 @@
 import importlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ import torch
 import bench
 import bits
 import data
+import gpu
 import loops
 import ours
 import page
@@ -70,12 +76,6 @@ def test_other_loops_read_the_same_frames(setting, binary):
         np.testing.assert_allclose(image[0] / scale, expected, atol=1e-6)
         # the store has burnt-in text mended, and resizes a mask in another order
         assert np.mean((mask[0] > 0.5) != (setting.store.masks[row] > 0)) < 0.02
-
-
-@pytest.mark.study
-@pytest.mark.parametrize("name", training.usable())
-def test_every_loop_trains(setting, name):
-    assert training.LOOPS[name][0](setting)(2) == 8
 
 
 def test_the_bare_step_equals_the_projects(setting):
@@ -147,6 +147,20 @@ def test_the_readmes_quote_what_was_measured(file, part):
     assert [figure for figure in figures if figure not in measurements] == []
 
 
+def test_the_readme_says_what_was_measured_on_gpus(tmp_path):
+    readme, folder = (ROOT / "README.md").read_text("utf-8"), ROOT / "benchmarks" / "results"
+    assert page.with_gpus(readme, folder) == readme
+    rates = {"project": [600.0], "reported": [150.0]}
+    rows = [{"model": name, "epochs": 5, "seconds": 10.0} for name in gpu.NETWORKS]
+    found = {"how": gpu.FULL, "parts": {"rate": {"rates": rates}, "fullsize": {"rows": rows}}}
+    about = {"machine": {"gpu": "G1"}, "sections": {"gpu": {"result": found}}}
+    (tmp_path / "gpu-toy.json").write_text(json.dumps(about))
+    text = " ".join(page.with_gpus(readme, tmp_path).split())
+    assert page.NO_GPU not in text
+    assert "On G1, U-Net at full width trains 4.00 times as fast as the reported loop" in text
+    assert "take 150 s together" in text  # 5 of 25 epochs
+
+
 def test_the_page_is_made_of_the_committed_results_by_sections_that_can_be_measured():
     folder = ROOT / "benchmarks"
     assert page.render(folder / "results") == (folder / "README.md").read_text("utf-8")
@@ -173,3 +187,88 @@ def test_the_distance_of_two_runs(tmp_path):
     moved = seen_run(again, [*logits[:6], -0.5, -0.25], dice=0.375)  # over the threshold: 1 of 8
     expected = {"same": False, "pixels": 0.125, "dice": -0.125, "logit": 0.75}
     assert bits.apart(before, moved) == expected
+
+
+HOW = gpu.TINY | {
+    "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
+    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
+}  # fmt: skip
+
+
+@pytest.mark.study
+def test_every_part_of_the_gpu_section_gives_results_that_the_page_shows(drawn, monkeypatch):
+    monkeypatch.setattr(gpu, "DRAWN", lambda **_: drawn)
+    found = {"how": HOW, "parts": {}}
+    for name in ("correctness", "rate", "fullsize", "small"):
+        for part in gpu.PARTS[name][0](HOW | {"until": time.time()}):
+            found["parts"][name] = part
+            text = gpu.show(json.loads(json.dumps(found)))  # after each result
+    rows = found["parts"]["correctness"]["rows"]
+    assert [row["its Dice"] >= 0 for row in rows] == [True] * 9
+    assert all(row["weights"] == 0 for row in rows[:3]), "fp32 on a CPU against fp32 on a CPU"
+    assert all(row["weights"] > 0 for row in rows[3:])
+    assert found["parts"]["rate"]["rates"].keys() == set(training.usable())
+    assert [row["epochs"] for row in found["parts"]["fullsize"]["rows"]] == [1, 1, 1]
+    assert text.count("failed:") == 5, "on a CPU there are no CUDA graphs"
+    assert "| unet | bf16 |" in text
+    assert "| segnet | 1 |" in text
+
+
+@pytest.mark.slow
+def test_make_gpu_runs_whole_at_tiny_sizes(tmp_path):
+    words = ["SIZE=tiny", "SECONDS=9000", f"PYTHON={sys.executable}", f"INTO={tmp_path}"]
+    done = subprocess.run(["make", "gpu", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "results").glob("gpu-*.json")
+    found = json.loads(file.read_text("utf-8"))["sections"]["gpu"]["result"]
+    assert found["parts"].keys() == gpu.PARTS.keys()
+    assert found["parts"]["resume"]["apart"] == 0
+    assert found["parts"]["resume"]["kept"] > 0
+
+
+@pytest.mark.study
+def test_what_was_measured_is_there_when_the_machine_is_taken_away(tmp_path):
+    words = [sys.executable, ROOT / "benchmarks" / "bench.py", "gpu", "--quick", "--out", tmp_path]
+    process = subprocess.Popen([*words, "--cache", tmp_path], stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+    while not (files := [*tmp_path.glob("results/gpu-*.json")]):
+        assert process.poll() is None, "it ended without a result"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = json.loads(files[0].read_text("utf-8"))["sections"]["gpu"]["result"]
+    first = found["parts"]["correctness"]["rows"][0]
+    assert (first["model"], first["way"], first["first loss"]) == ("unet", "fp32", 0)
+
+
+def ends(tmp_path, monkeypatch, code: str, seconds: float = 600) -> dict:
+    """The page's parts of a section whose only part runs this code."""
+    program = tmp_path / "part.py"
+    program.write_text(code)
+    monkeypatch.setattr(gpu, "__file__", str(program))
+    monkeypatch.setattr(gpu, "PARTS", {"small": (None, 1.0)})
+    args = SimpleNamespace(quick=True, device=CPU, seconds=seconds)
+    return [each["parts"]["small"] for each in gpu.measure(args)]
+
+
+def test_a_part_of_the_gpu_section_that_fails_or_is_cut_is_a_sentence(tmp_path, monkeypatch):
+    report = "print('{\"rows\": [1]}', flush=True)\n"
+    first, last = ends(tmp_path, monkeypatch, f"{report}raise OSError('no disk')")
+    assert first == {"rows": [1]}
+    assert re.fullmatch(r"ended with 1 after \d+ s: OSError: no disk", last.pop("stopped"))
+    assert last == first
+    *_, last = ends(tmp_path, monkeypatch, "import time\ntime.sleep(900)", seconds=0.0)
+    assert re.fullmatch(r"cut after \d+ s, at the end of its share.*", last["stopped"])
+
+
+def test_an_error_within_a_part_keeps_what_it_has_found(monkeypatch, capsys):
+    def part(how):
+        yield {"rows": [how["width"]]}
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(gpu, "PARTS", {"rate": (part, 1.0)})
+    gpu.main("rate", json.dumps({"width": 4}))
+    *_, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert last == {"rows": [4], "stopped": "RuntimeError: CUDA out of memory"}
+    text = gpu.show({"how": HOW, "parts": {"small": {"stopped": last["stopped"]}}})
+    assert text.endswith("Not to its end: RuntimeError: CUDA out of memory.")

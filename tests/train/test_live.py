@@ -1,13 +1,17 @@
 """Event files are read back as TensorBoard reads them; nothing else may depend on them."""
 
 import importlib.util
+import json
 import os
 import sys
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from test_run import SMALL, TABLES, happen_at, happen_once_kept, same_weights
 
 from thyroid_lib.models import checkpoint
+from thyroid_lib.study.tidy import tidy_notebook
 from thyroid_lib.train import live
 from thyroid_lib.train.run import score_run, train_model
 
@@ -106,3 +110,26 @@ def test_without_tensorboard_it_is_said_before_anything_is_done(tiny_store, tmp_
     with pytest.raises(ValueError, match="tensorboard: tensorboard not installed: `pip install"):
         train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+CELL = """
+import sys
+from thyroid_lib.train import live
+print("note: no GPU", file=sys.stderr, flush=True)
+for name in "ab":
+    with live.progress(name, steps=2, done=0) as bar:
+        bar.update(2)
+"""
+
+
+@pytest.mark.study
+def test_in_a_notebook_bars_leave_nothing_and_clear_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    NotebookClient(notebook, kernel_name="python3").execute()
+    note, bars = notebook.cells[0].outputs
+    assert note["text"] == "note: no GPU\n"
+    assert bars["data"] == {"text/plain": ""}
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    tidied = json.loads(tidy_notebook(tmp_path / "n.ipynb", source=tmp_path / "n.ipynb"))
+    assert tidied["cells"][0]["outputs"] == []

@@ -20,6 +20,7 @@ from thyroid_lib.files import stopping
 from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.models import build_model, checkpoint
 from thyroid_lib.train import recipe
+from thyroid_lib.train import run as run_module
 from thyroid_lib.train.run import score_run, train_model, validate
 
 SMALL = {
@@ -69,8 +70,9 @@ def happen_once_kept(epoch: int, what, patch):
 
 
 @pytest.fixture
-def train(tiny_store, tmp_path):
-    """Train the tiny store in a folder of this test."""
+def train(tiny_store, tmp_path, monkeypatch):
+    """Train the tiny store in a folder of this test; every epoch's state is kept."""
+    monkeypatch.setattr(run_module, "KEEP_SECONDS", 0)
 
     def start(name="run", store=tiny_store, **changed):
         return train_model(store, out=tmp_path / name, **SMALL | changed)
@@ -171,6 +173,31 @@ def test_stopped_it_goes_on_and_ends_in_the_same_bits(
     assert {path.name for path in resumed.out.iterdir()} == {"model.pt", "history.csv"}
 
 
+@pytest.mark.parametrize(
+    ("epoch_seconds", "keep_seconds", "kept"),
+    [(2, 2, [1, 21]), (2, 0.01, [1, 2, 3]), (2, 0.3, [1, 4, 7, 10]), (200, 30, [1, 2, 3])],
+)
+def test_a_state_is_kept_each_minute_or_where_it_costs_a_twentieth(
+    train, monkeypatch, epoch_seconds, keep_seconds, kept
+):
+    now, epochs = [1000.0], []
+    monkeypatch.setattr(run_module, "KEEP_SECONDS", 60)
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+
+    def keep(out, state):
+        epochs.append(state["epoch"])
+        now[0] += keep_seconds
+
+    def pass_time(*args):
+        now[0] += epoch_seconds
+        return True
+
+    monkeypatch.setattr(checkpoint, "keep", keep)
+    monkeypatch.setattr(run_module.math, "isfinite", pass_time)  # called once an epoch
+    train(epochs=kept[-1])
+    assert epochs == kept
+
+
 @pytest.mark.parametrize(("grace", "obeyed"), [(60, Stopped), (0, KeyboardInterrupt)])
 def test_a_second_signal_is_obeyed_at_once(train, monkeypatch, grace, obeyed):
     def twice():
@@ -188,6 +215,15 @@ def test_a_budget_stops_it_and_what_is_finished_needs_no_time(train):
         train(budget_minutes=1e-6)
     for budget, trained in ((1000, 3), (1e-6, 0)):
         assert train(budget_minutes=budget).meta["trained_epochs"] == trained
+
+
+def test_a_budget_of_all_trainings_stops_the_next_one(train, monkeypatch):
+    monkeypatch.setenv("THYROID_DEADLINE", "")
+    stopping.set_deadline(1e-6)
+    with pytest.raises(Stopped, match="time budget is used up"):
+        train()
+    stopping.set_deadline(0)
+    assert train().meta["trained_epochs"] == 3
 
 
 @pytest.mark.parametrize("fault", ["loss", "memory"])

@@ -17,8 +17,8 @@ from thyroid_lib.study.runner import PINNED
 
 ROOT = Path(__file__).parents[2]
 TRAINING = (
-    1,  # TRAINING_VERSION
-    "7a7007d6d1db95696e01e024bd7ade7216b4d90ac4e3a27676a7b7ca0a9bb0ca",
+    2,  # TRAINING_VERSION
+    "9d25e43baf0e7f70946323d55e4deed87c073f3cd40014e20003d9b6fd7c3809",
 )
 STORE = (
     1,  # STORE_VERSION

@@ -24,6 +24,7 @@ import pandas as pd
 
 from thyroid_lib.data.cases import make_table, reference
 from thyroid_lib.data.frames import Refused
+from thyroid_lib.data.groups import group_key
 from thyroid_lib.data.layouts import ROLE_OF, WORDS, paired_names
 from thyroid_lib.data.readers import PICTURES
 
@@ -67,7 +68,7 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     for file, header in images.items():
         uid, alone = str(header.get("SOPInstanceUID")), stems[file.stem.lower()] == 1
         name = file.stem if alone else f"{file.stem}-{_digest(uid)[:8]}"
-        count, patient = _count_frames(header), str(header.get("PatientID") or "").strip()
+        count, patient = _count_frames(header), group_key(str(header.get("PatientID") or ""))
         group = f"patient-{_digest(salt, patient)[:10]}" if patient else ""
         own = _drawn_masks(file, count, drawn, alone)
         for frame in range(count):

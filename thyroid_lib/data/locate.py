@@ -41,6 +41,12 @@ def find_data(data: str | Path) -> Path | None:
     return project_path(data) if data else None
 
 
+def data_name(data: str) -> str:
+    """Return a name for folders of what is made of these data: "" gives phantom."""
+    name = data.removeprefix("kaggle:") if asks_network(data) else Path(data).stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "phantom"
+
+
 def asks_network(data: str) -> bool:
     """Say whether these data may be fetched: then they are the same in whatever folder they lie."""
     return data == "auto" or data.startswith("kaggle:")

@@ -23,6 +23,11 @@ def deadline(budget_minutes: float = 0) -> float:
     return min(end, float(os.environ.get("THYROID_DEADLINE") or "inf"))
 
 
+def set_deadline(minutes: float) -> None:
+    """Let all trainings of this process stop after so many minutes in sum; 0: at no time."""
+    os.environ["THYROID_DEADLINE"] = str(time.time() + 60 * minutes) if minutes else ""
+
+
 def signals() -> list[int]:
     """Return the signals that ask for an end; not those ignored, as SIGHUP is after `nohup`."""
     names = {"SIGINT", "SIGTERM", "SIGHUP"} & set(signal.Signals.__members__)  # Windows lacks one

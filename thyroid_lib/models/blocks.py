@@ -25,7 +25,7 @@ def up_conv(before: int, after: int) -> nn.ConvTranspose2d:
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by 2, which keeps the precision: CUDA's autocast uses float32."""
+    """Nearest-neighbour upsampling by 2, in the precision of x: CUDA's autocast uses float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, 2H, 2W)."""

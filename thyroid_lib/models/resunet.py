@@ -29,8 +29,8 @@ class ResidualUnit(nn.Module):
         # Equal to a 1x1 convolution of that stride, whose gradient in channels_last corrupts the
         # heap at up to 8 channels on AVX-512 processors (torch 2.13, CPU).
         strided = x[:, :, :: self.stride, :: self.stride]
-        # The first operand decides on the memory layout: that of a 1x1 convolution of one channel is
-        # contiguous, and the whole network would leave channels_last.
+        # The first operand decides on the memory layout. A 1x1 convolution of one channel returns
+        # the contiguous one, and then the whole network would leave channels_last.
         return self.residual(x) + self.shortcut(strided)
 
 

@@ -4,6 +4,7 @@ The first cell of every notebook installs this library if it is missing, and cal
 on a local machine prints nothing and loads no torch.
 """
 
+import glob
 import importlib
 import json
 import os
@@ -31,6 +32,9 @@ SURVIVAL = {
     "drive.mount('/content/drive')` and then this cell again",
 }
 
+# where a wheel may lie, seen from the notebook: in a session, in Colab's Drive, in Kaggle's data
+WHEELS = (".", "drive/MyDrive", "drive/MyDrive/thyroid", "../input/*", "../input/datasets/*/*")
+
 
 def start() -> None:
     """Install what is missing, check the notebook's parameters, keep copies, and try the GPU.
@@ -38,6 +42,9 @@ def start() -> None:
     RuntimeError: a package cannot be installed beside the others. ValueError: a wrong parameter.
     """
     here = where()
+    if here != "local" and take_newer_wheel():
+        importlib.import_module(__name__).start()
+        return
     install_missing()
     from thyroid_lib.study.parameters import check_cells  # needs what was installed just now
 
@@ -48,6 +55,32 @@ def start() -> None:
     print_note(f"{here.title()}: {_gpu(here)}")
     survival = SURVIVAL["copied" if copies else here]
     print_note(f"results go to {project_path('results')}; {survival}")
+
+
+def take_newer_wheel() -> bool:
+    """Install the newest wheel of the library that lies here, if it is newer than what runs.
+
+    All modules of the library are forgotten then, so that what is imported next is the new one.
+    """
+    from packaging.version import Version
+
+    try:
+        installed = Version(metadata.version("thyroid-lib"))
+    except metadata.PackageNotFoundError:  # a copy of the files
+        return False
+    paths = [path for place in WHEELS for path in glob.glob(f"{place}/thyroid_lib-*.whl")]
+    paths += filter(None, [getattr(sys.modules["__main__"], "carried", None)])  # by own-data.ipynb
+    found = {Version(Path(path).name.split("-")[1]): Path(path).resolve() for path in paths}
+    newest, checkout = max(found, default=installed), Path(__file__).parents[2] / "pyproject.toml"
+    if newest <= installed or checkout.exists():
+        return False
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*command, "--no-deps", found[newest]], check=True)
+    print_note(f"{found[newest].name} replaces the installed {installed}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "thyroid_lib"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return True
 
 
 def install_missing(extra: str = "") -> list[str]:
@@ -103,6 +136,8 @@ def _gpu(here: str) -> str:
             return f"{problem}. Trainings will use the CPU"
     except RuntimeError as error:
         return str(error)
+    auto = f"precision auto means {device.choose_precision('auto', device.choose_device())} here"
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, and torch {torch.__version__} computes on it"
-    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size"
+        name = torch.cuda.get_device_name()
+        return f"{name}, and torch {torch.__version__} computes on it; {auto}"
+    return f"no GPU is switched on ({GPU_MENU[here]}); a CPU is enough for the demo's size; {auto}"

@@ -80,12 +80,9 @@ def run_notebook(
     """
     reason = Path(log).with_suffix(".failed.txt") if log else None
     try:
-        if (
-            "://" in f"{notebook} {out}"
-        ):  # papermill would fetch or send it; here it is a folder s3:
-            raise ValueError(
-                f"got {notebook} and {out}, need files on this machine, and no address"
-            )
+        if "://" in f"{notebook} {out}":  # papermill would fetch or send it
+            got = f"got {notebook} and {out}"
+            raise ValueError(f"{got}, need files on this machine, and no address")
         defaults = parameter_defaults(notebook)
         check(parameters, defaults)
         if problem := missing_packages("nbconvert"):  # before an hour's work, not after it

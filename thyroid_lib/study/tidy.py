@@ -39,7 +39,8 @@ def tidy_notebook(path: Path, *, source: Path) -> str:
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not line.startswith(NOTE))
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
+            empty = "", {"text/plain": ""}  # a stream, and where a progress bar was
+            cell.outputs = [x for x in cell.outputs if x.get("text", x.get("data")) not in empty]
     CoalesceStreamsPreprocessor().preprocess(nb, {})  # streams arrive in pieces of any size
     return hide_places(nbformat.writes(nb) + "\n")
 

@@ -70,6 +70,22 @@ def cpu_has_bf16() -> bool:
     return allowed and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
+def can_do(setting: str, device: torch.device) -> bool:
+    """Return whether "compile" or "cuda_graph" works on this device; if not, a note says why."""
+    problem = ""
+    if setting == "cuda_graph" and device.type != "cuda":
+        problem = f"it needs an NVIDIA GPU, and device is {device.type}"
+    if setting == "compile":
+        try:
+            torch.compile(lambda x: x.relu() + 1)(torch.ones(8, device=device))
+        except Exception as error:  # of many kinds: no compiler, no Triton, a GPU that is too old
+            reason = next(filter(None, str(error).splitlines()), "")
+            problem = f"{type(error).__name__}: {reason}"
+    if problem:
+        print_note(f"{setting} cannot be used here ({problem}); the training goes on without it")
+    return not problem
+
+
 def describe_machine(device: torch.device) -> dict:
     """Return what a run's bits and speed depend on: system, processor, its instructions, GPU."""
     machine = {"system": platform.system(), "processor": platform.machine()}

@@ -18,16 +18,32 @@ from tqdm import tqdm
 FOLDER = "tensorboard"  # in a run's folder
 
 
+class Line:
+    """A line in the output of a notebook's cell that a bar writes over; all else there stays."""
+
+    encoding = "utf-8"  # by it tqdm chooses how to draw
+    of_cell: tuple = (None, None)  # the last cell with bars and its line, which all of them share
+
+    def write(self, text: str) -> None:
+        from IPython import display, get_ipython
+
+        cell, shown = get_ipython().execution_count, {"text/plain": text.strip()}
+        if Line.of_cell[0] != cell:
+            Line.of_cell = cell, display.display({"text/plain": ""}, raw=True, display_id=True)
+        Line.of_cell[1].update(shown, raw=True)
+
+    def flush(self) -> None:
+        """Do nothing: each piece was shown."""
+
+
 @contextmanager
 def progress(name: str, *, steps: int, done: int) -> Iterator[tqdm]:
-    """Show a bar with the time left; an executed notebook keeps nothing of it."""
-    with tqdm(desc=name, total=steps, initial=done, unit="batch", leave=False) as bar:
-        silent = bar.disable  # before it is closed
+    """Show a bar with the time left; at its end nothing of it is left."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    file = Line() if hasattr(shell, "kernel") else None  # else the terminal
+    how = {"unit": "batch", "leave": False, "file": file, "mininterval": 0.5 if file else 0.1}
+    with tqdm(desc=name, total=steps, initial=done, **how) as bar:
         yield bar
-    if "ipykernel" in sys.modules and not silent:
-        from IPython.display import clear_output
-
-        clear_output()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One run of the study: model × protocol × fold × seed, its folder, its weights and its tables.
 
-    checkpoint.pt  checkpoint-previous.pt   while it trains: its states after the last two epochs
+    checkpoint.pt  checkpoint-previous.pt   while it trains: the last two states that were kept
     model.pt       the chosen weights and the key under which they were trained
     history.csv    one row per epoch
     scores.csv  thresholds.csv  calibration.csv   see `evaluate.scores.Scores`
@@ -9,7 +9,8 @@
     tensorboard/   on request, see `live`
 
 Weights are trained again only if their key has changed (see `models.checkpoint`). A training that
-was stopped or killed goes on from its last whole epoch.
+was stopped or killed goes on from the last state that was kept: at most a minute is lost, and the
+epoch that it was in.
 """
 
 import json
@@ -44,6 +45,9 @@ from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
+# A state is kept after an epoch when so many seconds have passed since the last one, or earlier if
+# keeping it takes at most this share of the time: a full-size state takes 2 s, as its epoch may.
+KEEP_SECONDS, KEEP_SHARE = 60, 0.05
 NOT_IN_KEY = {*SPLIT, "threshold"}  # the key holds each case's side instead
 
 
@@ -98,6 +102,8 @@ def train_model(
     if threads:
         torch.set_num_threads(threads)
     settings |= {"device": where.type, "precision": devices.choose_precision(precision, where)}
+    for name in ("compile", "cuda_graph"):
+        settings[name] = settings[name] and devices.can_do(name, where)
     # threads change no bit of a GPU's result
     settings["threads"] = torch.get_num_threads() if where.type == "cpu" else 0
     net = models.build_model(model, width=width)
@@ -146,6 +152,7 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
     history, best, begun = state["history"], state["best"], state["epoch"]
     steps = len(recipe.cut_batches(rows, settings["batch_size"]))  # in an epoch
     sizes = {name: settings[name] for name in ("model", "width", "batch_size", "precision")}
+    kept_at = took = 0.0
 
     def after_step(steps: int = 1) -> None:
         bar.update(steps)
@@ -160,6 +167,8 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         live.progress(out.name, steps=epochs * steps, done=begun * steps) as bar,
     ):
         torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
+        if where.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(where)  # of another run in this process
         net.to(where, memory_format=torch.channels_last)
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
@@ -182,7 +191,10 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
                     copied = {name: value.cpu().clone() for name, value in state["weights"].items()}
                     best[side] = {"epoch": state["epoch"], "score": score, "weights": copied}
             history = [*history, record]
-            checkpoint.keep(out, state | {"history": history, "best": best, "key": key})
+            now = time.monotonic()
+            if now - kept_at >= min(KEEP_SECONDS, took / KEEP_SHARE):
+                checkpoint.keep(out, state | {"history": history, "best": best, "key": key})
+                kept_at, took = time.monotonic(), time.monotonic() - now
             show(record | {"images_per_second": len(rows) * state["epoch"] / state["seconds"]})
     net.cpu()
     chosen = best.get(selection, {"epoch": epochs, "weights": net.state_dict()})

@@ -1,0 +1,72 @@
+"""Expected time of trainings: a few steps of each network, timed on this machine."""
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from thyroid_lib import models
+from thyroid_lib.data.splits import split_cases
+from thyroid_lib.data.store import Store
+from thyroid_lib.train import device as devices
+from thyroid_lib.train import recipe
+from thyroid_lib.train.run import place_frames, validate
+
+STEPS = 4  # timed after one that is not, in which kernels are chosen
+
+
+def expected_time(
+    store: Store,
+    runs: Iterable[dict],
+    *,
+    width: int,
+    folds: int,
+    val_share: float,
+    threads: int = 0,
+    device: str,
+    precision: str,
+    **settings,
+) -> pd.DataFrame:
+    """Time steps of the recipe; return a row per network: runs, ms_per_step, minutes, device.
+
+    `runs` as `settings.list_runs` gives them, `settings` as `recipe.fit` takes them. Minutes are
+    those of all of the network's runs, with validation and without the scores. RuntimeError: too
+    little memory.
+    """
+    runs, where = pd.DataFrame(runs), devices.choose_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    settings |= {"precision": devices.choose_precision(precision, where)}
+    batch, frames = min(settings["batch_size"], len(store)), place_frames(store, where)
+    few, rows = settings | {"epochs": 1 + STEPS}, torch.arange(batch)
+    sizes = {"size": store.size, "batch_size": batch, "width": width}
+    found = []
+    for name, part in runs.groupby("model", sort=False):
+        net = models.build_model(name, width=width).to(where, memory_format=torch.channels_last)
+        with devices.out_of_memory(where, model=name, **sizes):
+            # epochs of one step each
+            seconds = [state["seconds"] for state in recipe.fit(net, *frames, rows=rows, **few)]
+            for _ in range(2):
+                began = time.perf_counter()
+                validate(net, store, rows.numpy(), where, settings["precision"])
+                watching = (time.perf_counter() - began) / batch
+        step, total = float(np.median(np.diff(seconds))), 0.0
+        for split in part.drop(columns=["model", "seed"]).to_dict("records"):
+            sides = split_cases(store.index, **split, folds=folds, val_share=val_share)
+            trained, watched = (np.flatnonzero(sides == side) for side in ("train", "val"))
+            steps = len(recipe.cut_batches(torch.from_numpy(trained), batch))
+            total += settings["epochs"] * (steps * step + len(watched) * watching)
+        row = {"model": name, "runs": len(part), "ms_per_step": 1000 * step, "minutes": total / 60}
+        found.append(row | {"device": where.type, "precision": settings["precision"]})
+    return pd.DataFrame(found)
+
+
+def minutes_sentence(expected: pd.DataFrame) -> str:
+    """Say how long all trainings may take, from `expected_time`."""
+    total, runs = expected["minutes"].sum(), expected["runs"].sum()
+    some = f"{runs} training{'s' * int(runs != 1)}"
+    how = f"on {expected['device'].iloc[0]} in {expected['precision'].iloc[0]}"
+    long = f"about {total:.0f} min" if total >= 1.5 else f"about {60 * total:.0f} s"
+    return f"{some} {how}: {long}, and scoring; those that are finished take none."
