@@ -77,7 +77,9 @@ LIBRARY_LINES = count_lines(MODULES.values())
         ("workflow/Snakefile workflow/rules/*.smk", 260),
         # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
         ("benchmarks/**/*.py", 2_580),
-        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 100),  # 100 for `make gpu`, no part of the library
+        # 100 for `make gpu`, 280 for tools/pace.py and for imitated platforms, devices and package
+        # versions, 30 for own-data.ipynb: none of it is the library
+        ("tests/**/*.py", 1.2 * LIBRARY_LINES + 410),
     ],
 )
 def test_there_is_not_more_than_was_agreed(pattern, most):

@@ -12,6 +12,7 @@ from fuzzing import limited
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 
 from thyroid_lib.data import dicom
@@ -102,6 +103,12 @@ def test_lossless_streams_that_gdcm_does_not_survive_are_refused_and_comments_ar
     for damage in FATAL:
         with pytest.raises(dicom.Refused, match="JPEG stream is damaged"):
             read(with_codes(dataset, damage(code)))
+
+
+def test_without_a_decoder_a_frame_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr(get_decoder(uid.JPEGLosslessSV1), "_available", {})
+    with pytest.raises(dicom.Refused, match="JPEG Lossless needs a decoder: `pip install python-g"):
+        read(make_us(drawn(1)[0], syntax="lossless"))
 
 
 RAMP = np.arange(256) * 257  # 0 to 65535, no entry the same with its bytes swapped

@@ -7,25 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from thyroid_lib.files.packages import missing_packages, packages
 from thyroid_lib.files.writing import write_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_missing_package_is_named_with_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nbformat", None)
-    assert missing_packages("json") == ""
-    assert missing_packages("json", "nbformat") == "nbformat not installed: `pip install nbformat`"
-    with pytest.raises(ImportError, match="pip install nbformat"), packages("nbformat"):
-        pass
-
-
-MODULES = {  # module: a package that it needs
-    "deploy.export": "onnx",  # of 6-deploy
-    "deploy.node": "pynetdicom",
-    "deploy.app": "streamlit",
-}
+MODULES = {"deploy.export": "onnx", "deploy.app": "streamlit"}  # of 6-deploy, of the page
 
 
 @pytest.mark.parametrize(("module", "package"), MODULES.items())

@@ -272,6 +272,8 @@ def _levels(dataset: Dataset, colour: str, count: int) -> Iterator[np.ndarray]:
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder, raw = get_decoder(syntax), colour == "PALETTE COLOR"
     plugin = "pillow" if syntax in J2K or syntax == uid.JPEGExtended12Bit else ""
+    if not decoder.is_available:
+        raise Refused(f"{syntax.name.split(',')[0]} needs a decoder: `pip install python-gdcm`")
     if not syntax.is_encapsulated:  # one by one: pydicom reads only single frames in 4:2:2
         for index in range(count):
             yield decoder.as_array(dataset, index=index, raw=raw)[0]
