@@ -237,7 +237,8 @@ def failures(scores: pd.DataFrame) -> Figure:
 
 def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndarray]]) -> Figure:
     """Draw frames of a store (rows) as every model (columns) segments them: bool (H,W) each."""
-    fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), 2.2)
+    height = 2.2 * min(1.5, 3 / len(preds))
+    fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), height)
     for column, (model, masks) in zip(axes.T, preds.items(), strict=True):
         for ax, case_id, pred in zip(column, case_ids, masks, strict=True):
             common.draw_case(ax, store, case_id, pred, f"{model}, {case_id}")
