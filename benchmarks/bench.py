@@ -28,6 +28,7 @@ import page
 from thyroid_lib.files.writing import write_file
 
 HERE = Path(__file__).resolve().parent
+HOLD = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"  # the processor to fewer instructions
 READ_FRAMES = ("training", "networks", "preprocessing", "scoring", "scaling")
 
 
@@ -87,7 +88,8 @@ def main() -> int:
         args.frames = data.draw_frames(
             args.cache, **({"sweeps": 6, "frames": 8} if args.quick else {})
         )
-    command = " ".join(["python benchmarks/bench.py", name, *["--quick"] * args.quick])
+    held = [f"{key}={os.environ[key]}" for key in HOLD if key in os.environ]
+    command = " ".join([*held, "python benchmarks/bench.py", name, *["--quick"] * args.quick])
     began = time.perf_counter()
     results = importlib.import_module(name).measure(args)
     for result in [results] if isinstance(results, dict) else results:  # or as they come

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import json
 import operator
+import os
 import platform
 import re
 import textwrap
@@ -76,7 +77,8 @@ def describe() -> dict:
         gpu = torch.cuda.get_device_properties(0)
         about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30)}
         about |= {"cuda": torch.version.cuda}
-    words = f"{processor} {about['cores']} cores {about.get('gpu', '')}"
+    held = about["instructions"] * ("ATEN_CPU_CAPABILITY" in os.environ)  # to fewer than it has
+    words = f"{processor} {about['cores']} cores {held} {about.get('gpu', '')}"
     return about | {"slug": re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")}
 
 

@@ -52,6 +52,15 @@ def test_a_compiled_training_ends_near_the_plain_one():
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_peak_memory_begins_anew_with_each_run(tiny_store, tmp_path, monkeypatch):
+    forgotten, forget = [], devices.forget_peak
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
+    monkeypatch.setattr(devices, "forget_peak", lambda device: forget(torch.device("cuda")))
+    for name in "ab":
+        train_model(tiny_store, out=tmp_path / name, **SMALL)
+    assert forgotten == [torch.device("cuda")] * 2
+
+
 class Graphs:
     """Imitates CUDA graphs: what runs while one is recorded runs at each replay, not at once."""
 

@@ -1,6 +1,7 @@
 """The training loop: what it computes, in which order, and that it resumes to the same bits."""
 
 import io
+import time
 
 import pytest
 import torch
@@ -123,6 +124,25 @@ class NoWaiting(TorchDispatchMode):
         name = function.overloadpacket.__name__
         self.count += name in ("_local_scalar_dense", "nonzero", "equal")
         return function(*args, **kwargs or {})
+
+
+class SlowDevice(TorchDispatchMode):
+    """Answers late when a value is asked for, as a GPU does that has work left."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ == "_local_scalar_dense":
+            time.sleep(0.3)
+        return function(*args, **kwargs or {})
+
+
+def test_seconds_include_the_wait_for_the_device_and_seeds_are_set_once_an_epoch(monkeypatch):
+    seeds, seed = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda value: seeds.append(value) or seed(value))
+    training = fit(network(), IMAGES, MASKS, epochs=3, batch_size=3)
+    with SlowDevice():
+        *_, last = training
+    assert last["seconds"] >= 3 * 0.3
+    assert len(set(seeds)) == len(seeds) == 1 + 3  # of the weights and of each epoch
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)

@@ -93,6 +93,12 @@ def describe_machine(device: torch.device) -> dict:
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew on CUDA, after other runs in this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's own count on CUDA, the process's resident peak elsewhere."""
     if device.type == "cuda":

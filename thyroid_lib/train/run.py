@@ -167,8 +167,7 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         live.progress(out.name, steps=epochs * steps, done=begun * steps) as bar,
     ):
         torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)  # of another run in this process
+        devices.forget_peak(where)
         net.to(where, memory_format=torch.channels_last)
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
