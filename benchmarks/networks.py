@@ -68,7 +68,11 @@ def measure(args) -> dict:
         rates = take_turns({n: lambda r=run: rate(r) for n, run in runs.items()}, repeats)
         compiling = first["compiled"] - steps * how["batch"] / timing.median(rates["compiled"])
         rows.append({"model": model, "rates": rates, "compiling": compiling})
-    return {"rows": rows, "how": how | {"steps": steps, "repeats": repeats}, "precision": precision}
+    return {
+        "rows": rows,
+        "how": how | {"steps": steps, "repeats": repeats, "threads": torch.get_num_threads()},
+        "precision": precision,
+    }
 
 
 def show(found: dict) -> str:
@@ -91,8 +95,8 @@ def show(found: dict) -> str:
     )
     return (
         f"Width {how['width']}, {how['size']}×{how['size']} px, batch {how['batch']}, "
-        f"{found['precision']}; {how['steps']} steps a turn, {how['repeats']} turns each. Frames a "
-        f"second:\n\n{timing.table(columns, rows)}"
+        f"{found['precision']}, {how['threads']} threads; {how['steps']} steps a turn, "
+        f"{how['repeats']} turns each. Frames a second:\n\n{timing.table(columns, rows)}"
     )
 
 

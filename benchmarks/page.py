@@ -114,6 +114,8 @@ def _machine(machine: dict, sections: dict) -> list[str]:
     versions = [section["versions"] for section in sections.values()]
     usual = max(reversed(versions), key=versions.count)  # of most sections
     title, gpu = machine["processor"], ""
+    if machine.get("slug", "").endswith("avx2"):
+        title += ", held to AVX2"
     if "gpu" in machine:
         title = f"{machine['gpu']}, {title}"
         gpu = f"; one GPU of {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"
