@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import platforms, second_copy
 from thyroid_lib.train import device
 
@@ -24,6 +25,7 @@ def local_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(second_copy.writing, "written", [])
 
 
+UNUSABLE = "Tesla P100 is here, but torch cannot"
 NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
 
 
@@ -32,9 +34,6 @@ def test_a_local_machine_prints_nothing_and_loads_no_torch():
     code += "import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("False\n", "")
-
-
-UNUSABLE = "Tesla P100 is here, but torch cannot"
 
 
 @pytest.mark.parametrize(
@@ -60,9 +59,8 @@ def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_pa
     monkeypatch.setenv(NAMED["colab"], "x")
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path / "content"))
     monkeypatch.setattr(device, "gpu_problem", lambda: "")
-    kept = tmp_path / "content/drive/MyDrive/thyroid/results/alone/run/history.csv"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("epoch\n1\n", "utf-8")
+    drive = tmp_path / "content/drive/MyDrive"
+    write_file(drive / "thyroid/results/alone/run/history.csv", "epoch\n1\n")
     platforms.start()
     assert "every 10 minutes, and come back in the next session" in capsys.readouterr().err
     assert (tmp_path / "content/results/alone/run/history.csv").exists()

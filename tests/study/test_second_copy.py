@@ -108,11 +108,8 @@ def test_a_long_training_leaves_a_drive_s_bin_empty_and_copies_few_checkpoints(
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_copy_that_cannot_be_replaced_stays(project, monkeypatch, killed):
     """The Drive vanishes, or the process is killed, between the two renames."""
-    copies, kept, replace = (
-        keep_copies(project / "drive"),
-        project / "drive/results/a.csv",
-        os.replace,
-    )
+    copies, replace = keep_copies(project / "drive"), os.replace
+    kept = project / "drive/results/a.csv"
     write(project / "here", "a.csv", text="old")
     assert copies.wait(PATIENCE)
 

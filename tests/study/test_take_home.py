@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import take_home
 
 
@@ -15,9 +16,7 @@ def results(tmp_path):
     folder = tmp_path / "mine"
     for name in ("compare/summary.csv", "runs/a/model.pt", "runs/a/checkpoint.pt", "look.png",
                  "store/images.npy", "phantom/images/a.png", "x.7.partial"):  # fmt: skip
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name, "utf-8")
+        write_file(folder / name, name)
     return folder
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study.verify import compare
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,7 @@ def write_study(folder: Path, seconds: float) -> Path:
         "report.html": f"{seconds} s",
     }
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        write_file(folder / name, content)
     return folder
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from thyroid_lib.files.writing import write_file as write
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import checksums
@@ -47,12 +48,6 @@ def merge(settings, tmp_path):
         return gather.gather(settings, sources).splitlines()
 
     return merged
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def settings_of(run: str, changes: dict) -> dict:

@@ -1,7 +1,7 @@
 """torch.compile and CUDA graphs: what they compute, and that a training goes on without them."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -65,16 +65,12 @@ class Graphs:
             yield
             self.recording = False
 
-        @contextmanager
-        def on_stream(stream):
-            yield
-
         stream = type("Stream", (), {"wait_stream": lambda *streams: None})
         patch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         patch.setattr(torch.cuda, "graph", record)
         patch.setattr(torch.cuda, "Stream", stream)
         patch.setattr(torch.cuda, "current_stream", stream)
-        patch.setattr(torch.cuda, "stream", on_stream)
+        patch.setattr(torch.cuda, "stream", nullcontext)
 
     def register_generator_state(self, generator):
         assert not self.recording

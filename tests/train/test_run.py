@@ -210,44 +210,46 @@ def test_a_second_signal_is_obeyed_at_once(train, monkeypatch, grace, obeyed):
         train()
 
 
-def test_a_budget_stops_it_and_what_is_finished_needs_no_time(train):
-    with pytest.raises(Stopped, match="time budget is used up"):
-        train(budget_minutes=1e-6)
+def test_a_budget_of_its_own_or_of_all_stops_it_and_what_is_finished_needs_no_time(
+    train, monkeypatch
+):
+    monkeypatch.setenv("THYROID_DEADLINE", "")
+    for of_all, own in ((1e-6, 0), (0, 1e-6)):
+        stopping.set_deadline(of_all)
+        with pytest.raises(Stopped, match="time budget is used up"):
+            train(budget_minutes=own)
     for budget, trained in ((1000, 3), (1e-6, 0)):
         assert train(budget_minutes=budget).meta["trained_epochs"] == trained
 
 
-def test_a_budget_of_all_trainings_stops_the_next_one(train, monkeypatch):
-    monkeypatch.setenv("THYROID_DEADLINE", "")
-    stopping.set_deadline(1e-6)
-    with pytest.raises(Stopped, match="time budget is used up"):
-        train()
-    stopping.set_deadline(0)
-    assert train().meta["trained_epochs"] == 3
+INFINITE = "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr"
+NO_MEMORY = "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width"
 
 
-@pytest.mark.parametrize("fault", ["loss", "memory"])
-def test_a_training_that_fails_says_what_to_change_and_keeps_its_epochs(
-    train, tmp_path, monkeypatch, fault
+@pytest.mark.parametrize(("fault", "said"), [("loss", INFINITE), ("memory", NO_MEMORY)])
+def test_a_training_that_fails_says_what_to_change_and_a_smaller_batch_trains_as_if_alone(
+    train, tmp_path, monkeypatch, fault, said
 ):
     loss = recipe.binary_cross_entropy_with_logits
-
-    def infinite(*args):
-        return loss(*args) * torch.inf
 
     def fail():
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        monkeypatch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
+        infinite = lambda *args: loss(*args) * torch.inf  # noqa: E731
+        patch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
 
-    happen_at(4, fail, monkeypatch)
-    needed = {
-        "loss": "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr",
-        "memory": "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width",
-    }
-    with pytest.raises((FloatingPointError, RuntimeError), match=needed[fault]):
-        train()
+    with monkeypatch.context() as patch:
+        happen_at(5, fail, patch)
+        with pytest.raises((FloatingPointError, RuntimeError), match=said):
+            train()
     assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left <= {"checkpoint.pt", "checkpoint-previous.pt"}  # whole states, and nothing else
+    smaller, alone = train(batch_size=4), train("alone", batch_size=4)
+    assert smaller.meta["trained_epochs"] == 3
+    assert smaller.history.equals(alone.history)
+    names = [{path.name for path in run.out.iterdir()} for run in (smaller, alone)]
+    assert names[0] == names[1] == {"model.pt", "history.csv"}
 
 
 def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(tiny_store, train):
