@@ -13,9 +13,6 @@ STEPS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8,25), gray 0
 DEEP = STEPS.astype(np.int64) * 257  # the same in 16 bits
 
 
-# --- reading
-
-
 def tiff(width, height, content, **tags):
     """The bytes of an uncompressed TIFF; tags as t258=16, for what Pillow does not write."""
     tags = {"t256": width, "t257": height, "t258": 8, "t259": 1, "t262": 1, "t277": 1} | tags
@@ -84,9 +81,6 @@ def test_every_rotation_is_applied_in_every_format(tmp_path, turn):
         np.testing.assert_allclose(gray, TURNS[turn](STEPS), atol=4 if form == "JPEG" else 0)
 
 
-# --- mending
-
-
 def draw(*boxes, hole=()):
     """A mask of 100 x 100 px of boxes (top, bottom, left, right), less those of `hole`."""
     mask = np.zeros((100, 100), bool)
@@ -152,9 +146,6 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
         gland = (np.bincount(labels.ravel()) >= 300)[labels] & mask
         assert mended[gland].all()
-
-
-# --- fitting and restoring
 
 
 @pytest.mark.parametrize(

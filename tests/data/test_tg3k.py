@@ -70,9 +70,6 @@ def test_the_real_sample(shared_data):
     assert find_problems(cases) == [None] * 581
 
 
-# --- its split
-
-
 BAD_SPLITS = {
     "empty": "", "a list": "[]", "one side": '{"train": [1]}',
     "a fraction": json.dumps({"train": [0.5, *range(1, 3000)], "val": [*range(3000, 3585)]}),
@@ -99,9 +96,6 @@ def test_the_official_split_is_that_of_the_release_or_refused(release, counts):
         tg3k.cases(release)
 
 
-# --- where it lies
-
-
 def test_found_in_folders_below_or_it_says_what_was_found_and_how_to_get_it(tmp_path):
     (tmp_path / "Thyroid Dataset" / "tn3k" / tg3k.IMAGES).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"thyroid-mask/, found was Thyroid Dataset; .*file id"):
@@ -125,9 +119,6 @@ def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
     zip_of(archive, release / tg3k.SPLIT, "tn3k/0.jpg")
     with pytest.raises(ValueError, match=r"holds no file that is needed, but tn3k.*file id"):
         tg3k.locate(archive)
-
-
-# --- download, without a network
 
 
 def test_downloaded_once_and_a_failure_says_how_to_get_it_by_hand(tmp_path, release, monkeypatch):

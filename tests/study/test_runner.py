@@ -201,8 +201,6 @@ def test_two_processes_never_make_one_notebook_at_once(tmp_path):
     assert (second.returncode, out.exists()) == (0, True)
 
 
-# --- stopped, failed, and what is left then
-
 SLEEPS = "import os, time\nopen(name, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
 TRAINS = """
 import os, time
