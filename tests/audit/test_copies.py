@@ -15,6 +15,7 @@ from thyroid_lib.data import phantom
 from thyroid_lib.data.frames import fit_image, read_gray
 
 SIZE = 128
+KINDS = [name for name in planted.CHANGES if "bar" in name or "up to" in name]
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,6 @@ def test_dark_parts_inside_the_scan_are_content_and_blank_frames_have_none():
         assert not scan_region(np.full((64, 64), level, np.float32)).any()
     maps = describe([np.zeros((40, 60), np.uint8), np.full((3, 500), 9, np.uint8)])
     assert not maps.view.any()
-
-
-KINDS = [name for name in planted.CHANGES if "bar" in name or "up to" in name]
 
 
 @pytest.mark.study

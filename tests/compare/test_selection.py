@@ -12,6 +12,13 @@ from whole import compare
 
 from thyroid_lib.compare.selection import select
 
+DICE = {"unet": 0.80, "segnet": 0.70, "resunet": 0.81}
+CLOSE = {"unet": 0.806, "segnet": 0.809, "resunet": 0.81}  # all within 0.005
+FAR = {"unet": 0.807, "segnet": 0.70, "resunet": 0.81}  # segnet is no candidate
+EVEN = dict.fromkeys(DICE, 0.01)
+FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
+share = st.floats(0, 1)
+
 
 def table_of(dice: dict, *, seeds: int = 5, groups: int = 5, **multiply_adds) -> pd.DataFrame:
     table = pd.DataFrame({"model": dice.keys(), "dice": dice.values(), "protocol": "grouped"})
@@ -34,18 +41,9 @@ def stable(spread: dict, decile: dict | None = None) -> pd.DataFrame:
     return table.assign(protocol="grouped", conditional=False)
 
 
-DICE = {"unet": 0.80, "segnet": 0.70, "resunet": 0.81}
-CLOSE = {"unet": 0.806, "segnet": 0.809, "resunet": 0.81}  # all within 0.005
-
-
 def chosen_of(dice, spread, decile=None, half=0.5, **sizes) -> dict:
     table = table_of(dice, **sizes)
     return select(table, pairs_of(dice, half=half), stable(spread, decile), delta=0.005)
-
-
-FAR = {"unet": 0.807, "segnet": 0.70, "resunet": 0.81}  # segnet is no candidate
-EVEN = dict.fromkeys(DICE, 0.01)
-FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -82,9 +80,6 @@ def test_a_model_is_dropped_only_if_its_interval_lies_wholly_below_minus_delta()
         assert chosen["dropped"] == dropped, half
         assert chosen["not_separated"] == sorted({"segnet", "unet"} - set(dropped))
         assert (chosen["model"], chosen["best"]) == ("resunet", "resunet")
-
-
-share = st.floats(0, 1)
 
 
 @st.composite

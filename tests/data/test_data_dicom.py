@@ -17,6 +17,40 @@ from pydicom.sequence import Sequence
 
 from thyroid_lib.data import dicom
 
+GARBAGE, FATAL_MARKERS = b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e", (b"\xff\xc4", b"\xff\xda", b"\xff\xc3")
+ENDLESS_SCANS = (0, 12, 198), (1, 12, 0), (8, 0, 0), (1, 0, 16)
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # a comment that says YBR
+RAMP = np.arange(256) * 257  # 0 to 65535, no entry the same with its bytes swapped
+HALVES = [0, 1, 0, 1, 127, 127 * 257, 0, 128, *RAMP[128:]]
+JUMP = [0, 2, 0, 257, 1, 126, 127 * 257, 1, 64, 190 * 257, 2, 1, 8, 0, 1, 65, 0]
+BAD_PALETTES = {
+    "too short": ("", RAMP[:100], 256, 16),
+    "segments too short": ("Segmented", [0, 1, 0, 1, 100, 65535], 256, 16),
+    "a line without a start": ("Segmented", [1, 255, 65535], 256, 16),
+    "an unknown segment": ("Segmented", [0, 1, 0, 7, 255, 65535], 256, 16),
+    "a jump within itself": ("Segmented", [0, 1, 0, 2, 65535, 3, 0, 0], 256, 16),
+    "empty segments without end": ("Segmented", [0, 1, 0, *[2, 65535, 3, 0] * 9000], 0, 16),
+}
+FLOW = {"RegionSpatialFormat": 3, "RegionDataType": 3}
+A, B, C, ANISOTROPIC = (0.1, 0.1), (0.1, 0.12), (0.2, 0.1), (0.08, 0.05)
+SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
+    "reversed": ([(ANISOTROPIC, {"PhysicalDeltaY": -0.008})], None, ANISOTROPIC),
+    "no length": ([(A, {"PhysicalUnitsXDirection": 4})], None, None),
+    "zero": ([(A, {"PhysicalDeltaX": 0.0})], None, None),
+    "no number": ([(A, {"PhysicalDeltaX": float("nan")})], None, None),
+    "absurd": ([(A, {"PhysicalDeltaX": 50.0})], None, None),
+    "a pixel beyond the edge": ([(A, {"RegionLocationMaxX1": 74})], None, A),
+    "of a picture that was cut since": ([(A, {"RegionLocationMaxY1": 90})], None, None),
+    "flow": ([(A, {"RegionDataType": 2})], None, None),
+    "nothing": ([], None, None),
+    "two that agree": ([(A, {}), (A, {})], None, A),
+    "two that differ": ([(A, {}), (B, {})], None, None),
+    "tissue and flow": ([(A, {}), (C, FLOW)], None, A),
+    "flow and PixelSpacing": ([(C, FLOW)], A, None),
+    "PixelSpacing alone": ([], C, C),
+    "PixelSpacing that contradicts": ([(A, {})], C, None),
+}
+
 
 def read(dataset) -> list:
     return list(dicom.read_frames(dicom.read_file(to_bytes(dataset))))
@@ -82,11 +116,6 @@ def change_scan(code: bytes, *values: int) -> bytes:
     return code[: end - 3] + bytes(values) + code[end:]
 
 
-GARBAGE, FATAL_MARKERS = b"\xc9\xb4q\xaf&P\xcc^\xf3\x9e", (b"\xff\xc4", b"\xff\xda", b"\xff\xc3")
-ENDLESS_SCANS = (0, 12, 198), (1, 12, 0), (8, 0, 0), (1, 0, 16)
-ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # a comment that says YBR
-
-
 def test_lossless_streams_that_gdcm_does_not_survive_are_refused_and_comments_are_not():
     image = painted(drawn(1)[0])
     dataset = make_us(image, syntax="lossless", photometric="RGB")
@@ -102,11 +131,6 @@ def test_without_a_decoder_a_frame_is_not_called_damaged(monkeypatch):
     monkeypatch.setattr(get_decoder(uid.JPEGLosslessSV1), "_available", {})
     with pytest.raises(dicom.Refused, match="JPEG Lossless needs a decoder: `pip install python-g"):
         read(make_us(drawn(1)[0], syntax="lossless"))
-
-
-RAMP = np.arange(256) * 257  # 0 to 65535, no entry the same with its bytes swapped
-HALVES = [0, 1, 0, 1, 127, 127 * 257, 0, 128, *RAMP[128:]]
-JUMP = [0, 2, 0, 257, 1, 126, 127 * 257, 1, 64, 190 * 257, 2, 1, 8, 0, 1, 65, 0]
 
 
 def eight(*values: int) -> np.ndarray:
@@ -165,16 +189,6 @@ def test_a_palette_stands_for_wide_levels_from_its_first_on():
     assert read(dataset)[0][0, :, 0].tolist() == [10, 10, 20, 30]
 
 
-BAD_PALETTES = {
-    "too short": ("", RAMP[:100], 256, 16),
-    "segments too short": ("Segmented", [0, 1, 0, 1, 100, 65535], 256, 16),
-    "a line without a start": ("Segmented", [1, 255, 65535], 256, 16),
-    "an unknown segment": ("Segmented", [0, 1, 0, 7, 255, 65535], 256, 16),
-    "a jump within itself": ("Segmented", [0, 1, 0, 2, 65535, 3, 0, 0], 256, 16),
-    "empty segments without end": ("Segmented", [0, 1, 0, *[2, 65535, 3, 0] * 9000], 0, 16),
-}
-
-
 @pytest.mark.parametrize("case", BAD_PALETTES)
 def test_damaged_palettes_are_refused(case):
     prefix, words, entries, bits = BAD_PALETTES[case]
@@ -204,27 +218,6 @@ def test_frames_are_decoded_one_by_one():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 480 * 640  # and not 40
-
-
-FLOW = {"RegionSpatialFormat": 3, "RegionDataType": 3}
-A, B, C, ANISOTROPIC = (0.1, 0.1), (0.1, 0.12), (0.2, 0.1), (0.08, 0.05)
-SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
-    "reversed": ([(ANISOTROPIC, {"PhysicalDeltaY": -0.008})], None, ANISOTROPIC),
-    "no length": ([(A, {"PhysicalUnitsXDirection": 4})], None, None),
-    "zero": ([(A, {"PhysicalDeltaX": 0.0})], None, None),
-    "no number": ([(A, {"PhysicalDeltaX": float("nan")})], None, None),
-    "absurd": ([(A, {"PhysicalDeltaX": 50.0})], None, None),
-    "a pixel beyond the edge": ([(A, {"RegionLocationMaxX1": 74})], None, A),
-    "of a picture that was cut since": ([(A, {"RegionLocationMaxY1": 90})], None, None),
-    "flow": ([(A, {"RegionDataType": 2})], None, None),
-    "nothing": ([], None, None),
-    "two that agree": ([(A, {}), (A, {})], None, A),
-    "two that differ": ([(A, {}), (B, {})], None, None),
-    "tissue and flow": ([(A, {}), (C, FLOW)], None, A),
-    "flow and PixelSpacing": ([(C, FLOW)], A, None),
-    "PixelSpacing alone": ([], C, C),
-    "PixelSpacing that contradicts": ([(A, {})], C, None),
-}
 
 
 @pytest.mark.parametrize("case", SPACINGS)

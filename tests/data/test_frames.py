@@ -11,6 +11,16 @@ from thyroid_lib.data import frames
 
 STEPS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8,25), gray 0, 10, 20 …
 DEEP = STEPS.astype(np.int64) * 257  # the same in 16 bits
+TURNS = {  # EXIF orientation: how the stored picture is turned to be seen upright
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T,
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+GLAND = (15, 60, 30, 80)
+LETTERS = (2, 6, 3, 7), (2, 6, 10, 14)  # 16 px each
+AT_CORNERS = (1, 2, 1, 3), (2, 3, 3, 4), (3, 4, 4, 6)
+BIG_SPECK, SPECK = (90, 94, 10, 20), (80, 83, 10, 23)  # 40 and 39 px
+BAY, BIG_HOLE, HOLE = (15, 17, 40, 41), (40, 44, 40, 50), (30, 33, 40, 53)
 
 
 def tiff(width, height, content, **tags):
@@ -63,13 +73,6 @@ def test_a_png_of_any_kind_has_the_gray_levels_that_it_holds(tmp_path, mode):
     np.testing.assert_allclose(frames.read_gray(tmp_path / "x.png"), gray, atol=2.1)
 
 
-TURNS = {  # EXIF orientation: how the stored picture is turned to be seen upright
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T,
-    8: lambda a: np.rot90(a),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("turn", TURNS)
 def test_every_rotation_is_applied_in_every_format(tmp_path, turn):
     exif = Image.Exif()
@@ -88,13 +91,6 @@ def draw(*boxes, hole=()):
         for top, bottom, left, right in parts:
             mask[top:bottom, left:right] = value
     return mask
-
-
-GLAND = (15, 60, 30, 80)
-LETTERS = (2, 6, 3, 7), (2, 6, 10, 14)  # 16 px each
-AT_CORNERS = (1, 2, 1, 3), (2, 3, 3, 4), (3, 4, 4, 6)
-BIG_SPECK, SPECK = (90, 94, 10, 20), (80, 83, 10, 23)  # 40 and 39 px
-BAY, BIG_HOLE, HOLE = (15, 17, 40, 41), (40, 44, 40, 50), (30, 33, 40, 53)
 
 
 @pytest.mark.parametrize(

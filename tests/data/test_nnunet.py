@@ -7,6 +7,7 @@ import pytest
 from thyroid_lib.data import nnunet
 
 LABELS = {"background": 0, "gland": 1}
+PAIRS = "imagesTr/b_1_0000.png", "imagesTr/a_0000.png", "labelsTr/a.png", "labelsTr/b_1.png"
 
 
 def write(folder, *names, labels=LABELS, **about):
@@ -16,9 +17,6 @@ def write(folder, *names, labels=LABELS, **about):
     about = {"labels": labels, "file_ending": ".png", "channel_names": {"0": "US"}} | about
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
-
-
-PAIRS = "imagesTr/b_1_0000.png", "imagesTr/a_0000.png", "labelsTr/a.png", "labelsTr/b_1.png"
 
 
 def test_labels_for_testing_are_the_test_side(tmp_path):

@@ -19,6 +19,7 @@ from thyroid_lib.study.parameters import parameter_defaults
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 WRITES = r"^built = build_store\(cases, project_path\(store\).*$"
 CHOOSES = r"^\w+ = open_store\(project_path\(store\)\) if store else default_store\(.*\)$"
+HOLDS = "results/alone/store: 12 cases, 3 groups, 256 x 256 px, source folder"
 
 
 def run_line(notebook: str, pattern: str, cases=None) -> store.Store:
@@ -46,9 +47,6 @@ def own(tmp_path, monkeypatch):
 @pytest.fixture
 def phantoms(own):
     return store.load_cases("phantom", folder=project_path("results/drawn"), sweeps=2, frames=2)
-
-
-HOLDS = "results/alone/store: 12 cases, 3 groups, 256 x 256 px, source folder"
 
 
 @pytest.mark.parametrize("notebook", ["2-audit", "3-train", "4-compare", "6-deploy"])

@@ -30,6 +30,15 @@ BOTH = pytest.mark.parametrize(
 NEWER_NUMPY = KAGGLE.packages.replace("numpy==2.0.2", "numpy==2.1.3")
 NEXT = replace(KAGGLE, python="3.13", packages=NEWER_NUMPY)
 EXTRAS = "app,deploy,dicom,download,hdf5,tensorboard"
+NEWER = """
+import sys
+from importlib import metadata
+from thyroid_lib.study import platforms
+carried, platforms.__file__ = sys.argv[1], "/no/checkout/a.py"
+metadata.version = lambda name: "9.1"
+platforms.subprocess.run = lambda command, **_: print(command[-1].name)
+print(platforms.take_newer_wheel(), "thyroid_lib.study" in sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +116,6 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     (tmp_path / "root" / platform.upload / name).write_bytes(content)
     assert f"{name} replaces the installed" in printed(session.run(NOTEBOOKS["1"]))
     assert "Version: 99.0" in session.pip("show", "thyroid-lib")
-
-
-NEWER = """
-import sys
-from importlib import metadata
-from thyroid_lib.study import platforms
-carried, platforms.__file__ = sys.argv[1], "/no/checkout/a.py"
-metadata.version = lambda name: "9.1"
-platforms.subprocess.run = lambda command, **_: print(command[-1].name)
-print(platforms.take_newer_wheel(), "thyroid_lib.study" in sys.modules)
-"""
 
 
 @pytest.mark.parametrize(

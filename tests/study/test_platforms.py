@@ -13,6 +13,13 @@ from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import platforms, second_copy
 from thyroid_lib.train import device
 
+UNUSABLE = "Tesla P100 is here, but torch cannot"
+NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
+NEEDS = (
+    "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
+    'snakemake; extra == "study"', 'onnx>=1.17; extra == "deploy"',
+)  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def local_machine(monkeypatch, tmp_path):
@@ -23,10 +30,6 @@ def local_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("THYROID_PLATFORM_ROOT", str(tmp_path))
     monkeypatch.setattr(second_copy, "_copies", None)
     monkeypatch.setattr(second_copy.writing, "written", [])
-
-
-UNUSABLE = "Tesla P100 is here, but torch cannot"
-NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
 
 
 def test_a_local_machine_prints_nothing_and_loads_no_torch():
@@ -94,12 +97,6 @@ def installed(monkeypatch, tmp_path):
     put("torch", "2.11.0+cu128")
     put("NumPy", "2.1.3")
     return SimpleNamespace(put=put, pip=pip, words=words, wheels=tmp_path / "wheels")
-
-
-NEEDS = (
-    "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
-    'snakemake; extra == "study"', 'onnx>=1.17; extra == "deploy"',
-)  # fmt: skip
 
 
 def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(

@@ -17,6 +17,12 @@ from thyroid_lib.study import second_copy
 from thyroid_lib.study.second_copy import bring_back, keep_chosen
 
 PATIENCE = 60  # seconds, on a busy machine
+CELLS = (
+    "# Parameters of a test\nout = ''",
+    "from thyroid_lib.study import platforms; platforms.start()\n"
+    "from thyroid_lib.files import paths, writing\n"
+    "writing.write_file(paths.project_path(out) / 'a.csv', 'a');",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -215,14 +221,6 @@ def test_results_themselves_and_a_file_get_no_copies(project, monkeypatch, capsy
     assert keep_copies(project / "drive") is None
     write(project / "drive/results", "a.csv")
     assert names(project / "drive") == ["results/a.csv"]
-
-
-CELLS = (
-    "# Parameters of a test\nout = ''",
-    "from thyroid_lib.study import platforms; platforms.start()\n"
-    "from thyroid_lib.files import paths, writing\n"
-    "writing.write_file(paths.project_path(out) / 'a.csv', 'a');",
-)
 
 
 @pytest.mark.study

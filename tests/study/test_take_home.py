@@ -10,6 +10,8 @@ import pytest
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import take_home
 
+KEPT = {"compare/summary.csv", "runs/a/model.pt", "look.png"}
+
 
 @pytest.fixture
 def results(tmp_path):
@@ -36,9 +38,6 @@ def colab(monkeypatch):
 def names(path) -> set[str]:
     with zipfile.ZipFile(path) as packed:
         return set(packed.namelist())
-
-
-KEPT = {"compare/summary.csv", "runs/a/model.pt", "look.png"}
 
 
 def test_the_zip_holds_tables_figures_and_weights_and_no_frames(results, monkeypatch):

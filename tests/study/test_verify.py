@@ -24,6 +24,11 @@ NOTEBOOK, TABLE, PICTURE = "notebooks/3-train.ipynb", "compare/summary.csv", "co
 MODEL, ABOUT = "runs/unet/model.pt", "runs/unet/run.json"
 DOTS = np.zeros((4, 5), np.uint8)
 DOTS[1, 2] = DOTS[3, 4] = 200
+AFTERWARDS = {  # what is done to the new results: exit code, what is printed
+    "true": (0, "identical: "),
+    "echo more >>compare/summary.csv": (2, "summary.csv: line 8: expected nothing, got more"),
+    "exit 1": (2, ""),
+}
 
 
 def png(gray: np.ndarray, **how) -> bytes:
@@ -163,13 +168,6 @@ def test_a_committed_set_is_a_selection_of_a_study(pair, tmp_path):
         compare(kept, tmp_path / "none")
     extra = "3-more.ipynb", "was not expected"
     assert compare(kept, pair[1]).differences == [extra, ("summary.csv", "is missing")]
-
-
-AFTERWARDS = {  # what is done to the new results: exit code, what is printed
-    "true": (0, "identical: "),
-    "echo more >>compare/summary.csv": (2, "summary.csv: line 8: expected nothing, got more"),
-    "exit 1": (2, ""),
-}
 
 
 @pytest.mark.study

@@ -35,6 +35,17 @@ MACHINE = {
     "slug": "toy-2-cores", "processor": "Toy", "instructions": "AVX2", "cores": 2, "threads": 2,
     "memory_gib": 8, "system": "Linux",
 }  # fmt: skip
+TRAINING = {
+    "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
+    "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
+    "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
+    "operations": 5e10, "frames": 3585, "cache_seconds": None,
+    "memory": {"bare": 400, "project": 410.4, "reported": None},
+}  # fmt: skip
+HOW = gpu.TINY | {
+    "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
+    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +115,6 @@ def test_the_model_with_given_logits_returns_its_masks(drawn, tmp_path):
     score()  # raises an error if a probability map has no case
     masks = open_store(tmp_path / "store").masks > 0
     assert 0.4 < dice(only_predict() > 0.5, masks) < 1  # moved by a few of 64 px
-
-
-TRAINING = {
-    "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
-    "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
-    "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
-    "operations": 5e10, "frames": 3585, "cache_seconds": None,
-    "memory": {"bare": 400, "project": 410.4, "reported": None},
-}  # fmt: skip
 
 
 def test_the_page_says_what_was_measured(tmp_path, monkeypatch):
@@ -187,12 +189,6 @@ def test_the_distance_of_two_runs(tmp_path):
     moved = seen_run(again, [*logits[:6], -0.5, -0.25], dice=0.375)  # over the threshold: 1 of 8
     expected = {"same": False, "pixels": 0.125, "dice": -0.125, "logit": 0.75}
     assert bits.apart(before, moved) == expected
-
-
-HOW = gpu.TINY | {
-    "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
-    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
-}  # fmt: skip
 
 
 @pytest.mark.study

@@ -21,6 +21,8 @@ DEMO = read_study([ROOT / "parameters" / "demo.yaml"])
 import gather  # noqa: E402
 
 A, B = "unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"
+OTHER = {"done": [A], "scores": "0.8"}
+OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
 @pytest.fixture
@@ -125,9 +127,6 @@ def test_another_training_of_an_unfinished_run_is_left_out(merge, here, capsys):
     merge("two", two={"begun": {A: {"epoch": 5, "key": "two"}}})
     assert f"note: {A}: two holds another training of it" in capsys.readouterr().err
     assert epochs_of(here, A) == 2
-
-
-OTHER = {"done": [A], "scores": "0.8"}
 
 
 @pytest.mark.parametrize(
@@ -248,9 +247,6 @@ def test_the_next_command_repeats_the_given_settings(settings, tmp_path):
     word = 'SET="epochs=3 lr=0.001 models=[unet,resunet] pin_instructions=true"'
     said = gather.gather(settings, sources, given)
     assert f"next: make study PARAMETERS={settings} {word}" in said
-
-
-OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

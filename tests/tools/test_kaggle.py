@@ -30,6 +30,7 @@ import pace  # noqa: E402
 pytestmark = pytest.mark.study
 # Two runs, long enough to be stopped.
 SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 60, "batch_size": 2, "resamples": 200}
+OTHER_PYTHON = r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
 
 
 @pytest.fixture
@@ -109,9 +110,6 @@ def test_a_kernel_times_steps_for_the_next_round(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "here/demo/pace").iterdir())) == 1
     minutes = kaggle.estimate(settings, [run], 1000, tmp_path / "here/demo")[run]
     assert minutes == pytest.approx(2 + 1.2 * 11 / 128 * 750 * 10 / 60)
-
-
-OTHER_PYTHON = r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ ENTRY = (
     r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
     r"((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
 )
+RESULTS = ".ipynb", ".json", ".md", ".csv"
+PLACES = re.compile(
+    r"(?<![\w.])/(?:home|root|Users|work|tmp|var|private|mnt|media|scratch|data|kaggle|content)\b/"
+    r"|[A-Z]:\\\\|site-packages|file://|\w@[\w-]+\.[a-z]"
+    r"|(?i:token|passwd|password|secret|api.?key)\b"
+)
 
 
 def limits_of(needs: list[str]) -> dict[str, str]:
@@ -131,14 +137,6 @@ def test_only_the_replication_selects_on_the_test_set():
     full, reduced = (studies[name] for name in tested)
     same = {"protocols", "models", "selection", "mend", "augment", "resize", "threshold", "delta"}
     assert all(full[key] == reduced[key] for key in same)
-
-
-RESULTS = ".ipynb", ".json", ".md", ".csv"
-PLACES = re.compile(
-    r"(?<![\w.])/(?:home|root|Users|work|tmp|var|private|mnt|media|scratch|data|kaggle|content)\b/"
-    r"|[A-Z]:\\\\|site-packages|file://|\w@[\w-]+\.[a-z]"
-    r"|(?i:token|passwd|password|secret|api.?key)\b"
-)
 
 
 def test_what_is_committed_is_small_and_names_no_path_or_host_of_a_machine():

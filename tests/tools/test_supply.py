@@ -27,6 +27,28 @@ from thyroid_lib.study.parameters import parameter_defaults
 from thyroid_lib.study.runner import BAD_PARAMETERS, run_notebook
 
 ROOT = Path(__file__).parents[2]
+PICKLES = {
+    "alone": pickle.dumps,
+    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
+}
+POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 50 40
+({marker}) (w) file closefile
+showpage
+%%EOF
+"""
+LOADS = {  # calls that can run what they read; more are found by ruff's rules S
+    r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
+    r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
+    r"\b(?:joblib|dill)\b": "joblib.load(path)",
+    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
+}
+
+
+CODE = [
+    path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
+    if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
+]  # fmt: skip
 
 
 class Payload:
@@ -57,12 +79,6 @@ def try_out(marker: Path, load) -> None:
 def torch_bytes(value) -> bytes:
     torch.save(value, buffer := io.BytesIO())
     return buffer.getvalue()
-
-
-PICKLES = {
-    "alone": pickle.dumps,
-    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
-}
 
 
 @pytest.mark.parametrize("form", PICKLES)
@@ -102,14 +118,6 @@ def test_yaml_that_creates_objects_is_refused(marker, tmp_path):
         read_study([ROOT / "parameters" / "demo.yaml"], overrides=given)
 
 
-POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
-%%BoundingBox: 0 0 50 40
-({marker}) (w) file closefile
-showpage
-%%EOF
-"""
-
-
 def test_postscript_is_no_image(marker, small_folder, monkeypatch):
     """Pillow hands PostScript to Ghostscript, a program of its own."""
     ran = []
@@ -133,20 +141,6 @@ def test_a_parameters_cell_is_parsed_and_not_run(marker, tmp_path, capsys):
         parameter_defaults(path)
     assert run_notebook(path, tmp_path / "out.ipynb", {}) == BAD_PARAMETERS
     assert "tagged `parameters`" in capsys.readouterr().err
-
-
-LOADS = {  # calls that can run what they read; more are found by ruff's rules S
-    r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
-    r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
-    r"\b(?:joblib|dill)\b": "joblib.load(path)",
-    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
-}
-
-
-CODE = [
-    path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
-    if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", LOADS)

@@ -19,6 +19,14 @@ SETTINGS = SMALL | {"epochs": 4, "val_share": 0.3}
 needs_tensorboard = pytest.mark.skipif(
     not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed"
 )
+CELL = """
+import sys
+from thyroid_lib.train import live
+print("note: no GPU", file=sys.stderr, flush=True)
+for name in "ab":
+    with live.progress(name, steps=2, done=0) as bar:
+        bar.update(2)
+"""
 
 
 def read_points(folder) -> dict[str, list[tuple]]:
@@ -110,16 +118,6 @@ def test_without_tensorboard_it_is_said_before_anything_is_done(tiny_store, tmp_
     with pytest.raises(ValueError, match="tensorboard: tensorboard not installed: `pip install"):
         train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
     assert not (tmp_path / "run").exists()
-
-
-CELL = """
-import sys
-from thyroid_lib.train import live
-print("note: no GPU", file=sys.stderr, flush=True)
-for name in "ab":
-    with live.progress(name, steps=2, done=0) as bar:
-        bar.update(2)
-"""
 
 
 @pytest.mark.study

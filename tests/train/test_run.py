@@ -28,6 +28,8 @@ SMALL = {
     "threads": 1, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 TABLES = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
+INFINITE = "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr"
+NO_MEMORY = "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width"
 
 
 def weights_of(run):
@@ -220,10 +222,6 @@ def test_a_budget_of_its_own_or_of_all_stops_it_and_what_is_finished_needs_no_ti
             train(budget_minutes=own)
     for budget, trained in ((1000, 3), (1e-6, 0)):
         assert train(budget_minutes=budget).meta["trained_epochs"] == trained
-
-
-INFINITE = "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr"
-NO_MEMORY = "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width"
 
 
 @pytest.mark.parametrize(("fault", "said"), [("loss", INFINITE), ("memory", NO_MEMORY)])
