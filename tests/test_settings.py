@@ -312,9 +312,8 @@ def test_a_step_takes_its_keys_of_the_study():
     train = settings.step_settings(STUDY, "train", selection="test", model="unet")
     assert train["selection"] == "test"
     steps = "preprocess", "audit", "train", "compare", "replication", "deploy"
-    for step, notebook in zip(
-        steps, [name for name in DEFAULTS if name[0] in "123456"], strict=True
-    ):
+    notebooks = [name for name in DEFAULTS if name[0] in "123456"]
+    for step, notebook in zip(steps, notebooks, strict=True):
         taken = settings.step_settings(STUDY, step).keys()
         assert set() < taken <= DEFAULTS[notebook].keys(), step
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}

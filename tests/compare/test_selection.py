@@ -17,6 +17,20 @@ CLOSE = {"unet": 0.806, "segnet": 0.809, "resunet": 0.81}  # all within 0.005
 FAR = {"unet": 0.807, "segnet": 0.70, "resunet": 0.81}  # segnet is no candidate
 EVEN = dict.fromkeys(DICE, 0.01)
 FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
+ORDERED = [
+    # segnet is the steadiest and the cheapest by far, and no interval drops it
+    (FAR, {"unet": 0.01, "segnet": 0.001, "resunet": 0.02}, {"segnet": 1}, "unet resunet"),
+    (CLOSE, {"unet": 0.010, "segnet": 0.012, "resunet": 0.011}, {}, "unet resunet segnet"),
+    # equal spreads, also those that differ by rounding alone, are ordered by worst decile
+    (CLOSE, EVEN, {"decile": {"segnet": 0.6, "unet": 0.2}}, "segnet resunet unet"),
+    (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet unet resunet"),
+    (CLOSE, EVEN, {"unet": 9, "segnet": 7, "resunet": 8}, "segnet resunet unet"),  # by cost
+    (CLOSE, EVEN, {}, "segnet unet resunet"),  # equal multiply-adds are ordered by parameters
+    # with few seeds or groups the best mean is selected, whatever the spread
+    (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
+    (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
+    (CLOSE, dict.fromkeys(DICE, np.nan), {"seeds": 1, "groups": 1}, "resunet segnet unet"),
+]
 share = st.floats(0, 1)
 
 
@@ -46,23 +60,7 @@ def chosen_of(dice, spread, decile=None, half=0.5, **sizes) -> dict:
     return select(table, pairs_of(dice, half=half), stable(spread, decile), delta=0.005)
 
 
-@pytest.mark.parametrize(
-    ("dice", "spread", "more", "candidates"),
-    [
-        # segnet is the steadiest and the cheapest by far, and no interval drops it
-        (FAR, {"unet": 0.01, "segnet": 0.001, "resunet": 0.02}, {"segnet": 1}, "unet resunet"),
-        (CLOSE, {"unet": 0.010, "segnet": 0.012, "resunet": 0.011}, {}, "unet resunet segnet"),
-        # equal spreads, also those that differ by rounding alone, are ordered by worst decile
-        (CLOSE, EVEN, {"decile": {"segnet": 0.6, "unet": 0.2}}, "segnet resunet unet"),
-        (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet unet resunet"),
-        (CLOSE, EVEN, {"unet": 9, "segnet": 7, "resunet": 8}, "segnet resunet unet"),  # by cost
-        (CLOSE, EVEN, {}, "segnet unet resunet"),  # equal multiply-adds are ordered by parameters
-        # with few seeds or groups the best mean is selected, whatever the spread
-        (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
-        (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
-        (CLOSE, dict.fromkeys(DICE, np.nan), {"seeds": 1, "groups": 1}, "resunet segnet unet"),
-    ],
-)
+@pytest.mark.parametrize(("dice", "spread", "more", "candidates"), ORDERED)
 def test_candidates_are_ordered_by_the_rule(dice, spread, more, candidates):
     spread, decile = {name: spread[name] for name in dice}, more.pop("decile", None)
     chosen = chosen_of(dice, spread, decile, **more)

@@ -10,6 +10,12 @@ from thyroid_lib.data import arrays
 RNG = np.random.default_rng(3)
 IMAGES = RNG.integers(0, 255, (5, 12, 16), np.uint8)
 MASKS = (RNG.random((5, 12, 16)) > 0.7) * np.uint8(255)
+AXES = [
+    ((30, 20, 24), lambda x: x[..., None]),
+    ((30, 20, 20), lambda x: x),
+    ((4, 15, 12), lambda x: x[:, None]),
+    ((4, 15, 12), lambda x: np.stack([x] * 3, 1)),
+]
 BAD = {  # kind: (the file's arrays, or its bytes; words)
     "no mask": ({"image": IMAGES, "age": np.ones(5)}, r"image \(5, 12, 16\), age \(5,\): name one"),
     "two masks": ({"image": IMAGES, "mask": MASKS, "gt": MASKS}, "name one array image, and one"),
@@ -88,15 +94,7 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
-@pytest.mark.parametrize(
-    ("shape", "save"),
-    [
-        ((30, 20, 24), lambda x: x[..., None]),
-        ((30, 20, 20), lambda x: x),
-        ((4, 15, 12), lambda x: x[:, None]),
-        ((4, 15, 12), lambda x: np.stack([x] * 3, 1)),
-    ],
-)
+@pytest.mark.parametrize(("shape", "save"), AXES)
 def test_pictures_whose_axes_are_clear(tmp_path, shape, save):
     frames = RNG.integers(0, 255, shape, np.uint8)
     table = arrays.cases(npz(tmp_path / "a.npz", x=save(frames), y=save(frames > 99)))

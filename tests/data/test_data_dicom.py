@@ -50,6 +50,24 @@ SPACINGS = {  # regions as (spacing, changes); PixelSpacing; result
     "PixelSpacing alone": ([], C, C),
     "PixelSpacing that contradicts": ([(A, {})], C, None),
 }
+PALETTES = {  # plain or segmented words, entries, bits of an entry, gray of the levels 0-255
+    "16 bits": ("", RAMP, 256, 16, range(256)),
+    "8 bits, two in a word": ("", np.arange(256, dtype=np.uint8).view("<u2"), 256, 8, range(256)),
+    "8 bits, one in a word": ("", np.arange(256), 256, 8, range(256)),
+    "declared as 16 bits, of 8": ("", np.arange(256), 256, 16, range(256)),
+    "fewer entries than levels": ("", RAMP[:100], 100, 16, np.minimum(range(256), 99)),
+    "a line": ("Segmented", [0, 1, 0, 1, 255, 65535], 256, 16, range(256)),
+    "a line, then entries": ("Segmented", HALVES, 256, 16, range(256)),
+    "a line of 8 bits": ("Segmented", [0x100, 0x100, 0xFFFF], 256, 8, range(256)),
+    "lines that go on beyond its size": (
+        "Segmented", [0, 1, 0, *[1, 65535, 9] * 9000], 256, 16, [0] * 256,
+    ),
+    # up to 127, on to 190, the first line once more (back to 127), then down
+    "a jump": (
+        "Segmented", JUMP, 383, 16,
+        [*range(128), *(127 + 63 / 64 * np.arange(1, 65)), *(190 - np.arange(1, 65) / 2)],
+    ),
+}  # fmt: skip
 
 
 def read(dataset) -> list:
@@ -131,31 +149,6 @@ def test_without_a_decoder_a_frame_is_not_called_damaged(monkeypatch):
     monkeypatch.setattr(get_decoder(uid.JPEGLosslessSV1), "_available", {})
     with pytest.raises(dicom.Refused, match="JPEG Lossless needs a decoder: `pip install python-g"):
         read(make_us(drawn(1)[0], syntax="lossless"))
-
-
-def eight(*values: int) -> np.ndarray:
-    """Entries of 8 bits, two in a word."""
-    return np.array(values, np.uint8).view("<u2")
-
-
-PALETTES = {  # plain or segmented words, entries, bits of an entry, gray of the levels 0-255
-    "16 bits": ("", RAMP, 256, 16, range(256)),
-    "8 bits, two in a word": ("", eight(*range(256)), 256, 8, range(256)),
-    "8 bits, one in a word": ("", np.arange(256), 256, 8, range(256)),
-    "declared as 16 bits, of 8": ("", np.arange(256), 256, 16, range(256)),
-    "fewer entries than levels": ("", RAMP[:100], 100, 16, np.minimum(range(256), 99)),
-    "a line": ("Segmented", [0, 1, 0, 1, 255, 65535], 256, 16, range(256)),
-    "a line, then entries": ("Segmented", HALVES, 256, 16, range(256)),
-    "a line of 8 bits": ("Segmented", eight(0, 1, 0, 1, 255, 255), 256, 8, range(256)),
-    "lines that go on beyond its size": (
-        "Segmented", [0, 1, 0, *[1, 65535, 9] * 9000], 256, 16, [0] * 256,
-    ),
-    # up to 127, on to 190, the first line once more (back to 127), then down
-    "a jump": (
-        "Segmented", JUMP, 383, 16,
-        [*range(128), *(127 + 63 / 64 * np.arange(1, 65)), *(190 - np.arange(1, 65) / 2)],
-    ),
-}  # fmt: skip
 
 
 def with_palette(prefix: str, words, entries: int, bits: int, first: int = 0, **how):

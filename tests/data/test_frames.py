@@ -36,18 +36,17 @@ def tiff(width, height, content, **tags):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + ends + content
 
 
-@pytest.mark.parametrize(
-    ("image", "name", "within"),
-    [
+def test_16_bits_and_colour_modes_become_gray(tmp_path):
+    rgb = Image.fromarray(STEPS).convert("RGB")
+    for image, name, within in (
         *((Image.fromarray(DEEP.astype(kind)), "x.tif", 0) for kind in ("<u2", ">u2", "<i4")),
-        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.tif", 1),
-        (Image.fromarray(STEPS).convert("RGB").convert("YCbCr"), "x.tif", 1),
-        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.jpg", 9),
-    ],
-)
-def test_16_bits_and_colour_modes_become_gray(tmp_path, image, name, within):
-    image.save(tmp_path / name, quality=98) if "j" in name else image.save(tmp_path / name)
-    np.testing.assert_allclose(frames.read_gray(tmp_path / name).astype(int), STEPS, atol=within)
+        (rgb.convert("CMYK"), "x.tif", 1),
+        (rgb.convert("YCbCr"), "x.tif", 1),
+        (rgb.convert("CMYK"), "x.jpg", 9),
+    ):
+        image.save(tmp_path / name, quality=98) if "j" in name else image.save(tmp_path / name)
+        gray = frames.read_gray(tmp_path / name).astype(int)
+        np.testing.assert_allclose(gray, STEPS, atol=within)
 
 
 def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
@@ -144,24 +143,21 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         assert mended[gland].all()
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "box"),
-    [
+def test_letterbox_is_centred_and_padded_with_0():
+    for height, width, box in (
         (50, 100, (16, 0, 32, 64)),  # wide
         (100, 50, (0, 16, 64, 32)),  # tall
         (64, 64, (0, 0, 64, 64)),
         (33, 100, (21, 0, 21, 64)),  # odd: 21 rows, 21 above, 22 below
         (1, 1000, (31, 0, 1, 64)),  # never less than a row
-    ],
-)
-def test_letterbox_is_centred_and_padded_with_0(height, width, box):
-    top, left, rows, columns = box
-    fitted = frames.fit_image(np.full((height, width), 200, np.uint8), 64, "letterbox")
-    expected = np.zeros((64, 64), np.uint8)
-    expected[top : top + rows, left : left + columns] = 200
-    np.testing.assert_array_equal(fitted, expected)
-    prob = expected.astype(np.float32) / 200  # nor does its border bleed into what is restored
-    assert (frames.restore_prob(prob, height, width, "letterbox") == 1).all()
+    ):
+        top, left, rows, columns = box
+        fitted = frames.fit_image(np.full((height, width), 200, np.uint8), 64, "letterbox")
+        expected = np.zeros((64, 64), np.uint8)
+        expected[top : top + rows, left : left + columns] = 200
+        np.testing.assert_array_equal(fitted, expected)
+        prob = expected.astype(np.float32) / 200  # nor does its border bleed into what is restored
+        assert (frames.restore_prob(prob, height, width, "letterbox") == 1).all()
 
 
 def test_shrinking_averages_and_a_small_mask_is_what_covers_more_than_half():

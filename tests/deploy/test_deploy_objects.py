@@ -39,11 +39,6 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def predictor(release):
-    return Predictor.open(release)
-
-
-@pytest.fixture(scope="module")
 def trusting(predictor):
     """Without a distance from the training frames, of which the drawn ellipses are far."""
     about = {key: value for key, value in predictor.about.items() if key != "quality"}

@@ -1,7 +1,4 @@
-"""Own data in notebooks that are run one after the other with their defaults: never replaced.
-
-What runs are the notebooks' own lines that write and choose the store.
-"""
+"""Own data are never replaced by the notebooks' own lines, run one after the other as they are."""
 
 import json
 import re

@@ -30,6 +30,12 @@ BOTH = pytest.mark.parametrize(
 NEWER_NUMPY = KAGGLE.packages.replace("numpy==2.0.2", "numpy==2.1.3")
 NEXT = replace(KAGGLE, python="3.13", packages=NEWER_NUMPY)
 EXTRAS = "app,deploy,dicom,download,hdf5,tensorboard"
+WHEELS = [
+    ("thyroid_lib-10.0-py3.whl", "thyroid_lib-9.2-py3.whl", "thyroid_lib-10.0-py3.whl"),
+    ("drive/MyDrive/thyroid_lib-9.0-py3.whl", "thyroid_lib-9.2-py3", "thyroid_lib-9.2-py3"),
+    ("../input/code/thyroid_lib-9.1-py3.whl", "thyroid_lib-9.1-py3.whl", ""),
+    ("thyroid_lib-9.0-py3.whl", "", ""),
+]
 NEWER = """
 import sys
 from importlib import metadata
@@ -118,15 +124,7 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     assert "Version: 99.0" in session.pip("show", "thyroid-lib")
 
 
-@pytest.mark.parametrize(
-    ("wheel", "carried", "taken"),
-    [
-        ("thyroid_lib-10.0-py3.whl", "thyroid_lib-9.2-py3.whl", "thyroid_lib-10.0-py3.whl"),
-        ("drive/MyDrive/thyroid_lib-9.0-py3.whl", "thyroid_lib-9.2-py3", "thyroid_lib-9.2-py3"),
-        ("../input/code/thyroid_lib-9.1-py3.whl", "thyroid_lib-9.1-py3.whl", ""),
-        ("thyroid_lib-9.0-py3.whl", "", ""),
-    ],
-)
+@pytest.mark.parametrize(("wheel", "carried", "taken"), WHEELS)
 def test_the_newest_wheel_replaces_an_older_library(tmp_path, wheel, carried, taken):
     (here := tmp_path / "working").mkdir()
     write_file(here / wheel, "")

@@ -14,6 +14,10 @@ from thyroid_lib.study import platforms, second_copy
 from thyroid_lib.train import device
 
 UNUSABLE = "Tesla P100 is here, but torch cannot"
+NOTES = [
+    ("colab", "", ("T4 GPU); a CPU is enough", "they end with this session. To keep them, r")),
+    ("kaggle", UNUSABLE, (f"{UNUSABLE}. Trainings will u", "they stay with the notebook's v")),
+]
 NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
 NEEDS = (
     "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
@@ -39,13 +43,7 @@ def test_a_local_machine_prints_nothing_and_loads_no_torch():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-@pytest.mark.parametrize(
-    ("platform", "problem", "notes"),
-    [
-        ("colab", "", ("T4 GPU); a CPU is enough", "they end with this session. To keep them, r")),
-        ("kaggle", UNUSABLE, (f"{UNUSABLE}. Trainings will u", "they stay with the notebook's v")),
-    ],
-)
+@pytest.mark.parametrize(("platform", "problem", "notes"), NOTES)
 def test_start_notes_the_gpu_and_how_results_survive(platform, problem, notes, monkeypatch, capsys):
     monkeypatch.setenv(NAMED[platform], "x")
     monkeypatch.setattr(device, "gpu_problem", lambda: problem)

@@ -4,6 +4,7 @@ import json
 import sys
 import zipfile
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,10 +64,7 @@ def test_on_colab_the_page_is_packed_and_the_browser_downloads(results, colab):
 
 def test_a_full_disk_leaves_the_last_zip(results, monkeypatch):
     before = take_home.pack(results).read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(zipfile.ZipFile, "write", full)
     with pytest.raises(OSError, match="No space left"):
         take_home.pack(results)

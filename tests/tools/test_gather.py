@@ -22,6 +22,12 @@ import gather  # noqa: E402
 
 A, B = "unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"
 OTHER = {"done": [A], "scores": "0.8"}
+CONTRADICTIONS = [
+    (("a", "b"), OTHER, f"{A}: finished in a, b, but its history.csv differs"),
+    (("a", "b"), {"done": [B], "store": "others"}, "store.json differs between a, b: these"),
+    # sources of equal names hide none
+    (("a/output", "b/output"), OTHER, "finished in .*a/output.*, .*b/output.*, but"),
+]
 OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
@@ -129,15 +135,7 @@ def test_another_training_of_an_unfinished_run_is_left_out(merge, here, capsys):
     assert epochs_of(here, A) == 2
 
 
-@pytest.mark.parametrize(
-    ("names", "second", "message"),
-    [
-        (("a", "b"), OTHER, f"{A}: finished in a, b, but its history.csv differs"),
-        (("a", "b"), {"done": [B], "store": "others"}, "store.json differs between a, b: these"),
-        # sources of equal names hide none
-        (("a/output", "b/output"), OTHER, "finished in .*a/output.*, .*b/output.*, but"),
-    ],
-)
+@pytest.mark.parametrize(("names", "second", "message"), CONTRADICTIONS)
 def test_contradictions_are_refused_and_nothing_is_written(
     merge, here, tmp_path, names, second, message
 ):

@@ -28,9 +28,9 @@ import kaggle  # noqa: E402
 import pace  # noqa: E402
 
 pytestmark = pytest.mark.study
+OTHER_PYTHON = r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
 # Two runs, long enough to be stopped.
 SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 60, "batch_size": 2, "resamples": 200}
-OTHER_PYTHON = r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
 
 
 @pytest.fixture
@@ -178,21 +178,18 @@ def test_requirements_of_both_pythons_are_carried():
     assert wanted == {"a", "b"}
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
+def test_values_that_kaggle_does_not_accept_are_errors(build, tmp_path):
+    for how, message in (
         ({"hours": 13}, "need 0.5 to 12"),
         ({"frames": -1}, "frames: got -1, need their number"),
         ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "which Kaggle cannot see"),
         ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
         ({"overrides": {"study": "x" * 60}}, "too long for a name on Kaggle"),
         ({"overrides": {"epoch": 3}}, "epoch: unknown"),
-    ],
-)
-def test_values_that_kaggle_does_not_accept_are_errors(build, tmp_path, how, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build(DEMO, **how)
-    assert not (tmp_path / "kaggle").exists()
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            build(DEMO, **how)
+        assert not (tmp_path / "kaggle").exists()
 
 
 def settings_of(notebook) -> dict:

@@ -153,9 +153,8 @@ def test_what_is_committed_is_small_and_names_no_path_or_host_of_a_machine():
             text = path.read_bytes().decode("utf-8", errors="ignore")
             text = re.sub(r'"image/png": "[^"]*"', "", text)  # base64 may hold any letters
             found += [f"{path.name}: {hit}" for hit in own.findall(text)]
-            if (
-                path.is_relative_to(ROOT / "results/reference") and path.suffix in RESULTS
-            ):  # nor a user
+            result = path.is_relative_to(ROOT / "results/reference") and path.suffix in RESULTS
+            if result:  # nor a user
                 found += [f"{path.name}: {hit}" for hit in PLACES.findall(text)]
     assert found == []
 

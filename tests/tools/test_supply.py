@@ -1,8 +1,4 @@
-"""No input file is ever run as code, whatever it holds; each is refused with a message.
-
-Every payload here creates a marker when it is run. Each is first run on purpose, so that a test
-whose payload has no effect fails.
-"""
+"""No input file is ever run as code: each payload, first run on purpose, leaves no marker."""
 
 import io
 import json
@@ -27,10 +23,6 @@ from thyroid_lib.study.parameters import parameter_defaults
 from thyroid_lib.study.runner import BAD_PARAMETERS, run_notebook
 
 ROOT = Path(__file__).parents[2]
-PICKLES = {
-    "alone": pickle.dumps,
-    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
-}
 POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 50 40
 ({marker}) (w) file closefile
@@ -43,8 +35,6 @@ LOADS = {  # calls that can run what they read; more are found by ruff's rules S
     r"\b(?:joblib|dill)\b": "joblib.load(path)",
     r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
 }
-
-
 CODE = [
     path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
     if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
@@ -76,14 +66,12 @@ def try_out(marker: Path, load) -> None:
     marker.rmdir()  # raises if there is none
 
 
-def torch_bytes(value) -> bytes:
-    torch.save(value, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("form", PICKLES)
+@pytest.mark.parametrize("form", ["alone", "torch's zip"])
 def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, capsys):
-    content = PICKLES[form](Payload(marker))
+    content, buffer = pickle.dumps(payload := Payload(marker)), io.BytesIO()
+    if form != "alone":
+        torch.save({"key": "k", "weights": payload, "meta": {}}, buffer)
+        content = buffer.getvalue()
     try_out(marker, lambda: torch.load(io.BytesIO(content), weights_only=False))
     for name in ("model.pt", "checkpoint.pt", "checkpoint-previous.pt"):
         (tmp_path / name).write_bytes(content)
@@ -109,9 +97,7 @@ def test_yaml_that_creates_objects_is_refused(marker, tmp_path):
     path, value = tmp_path / "study.yaml", f"!!python/object/apply:os.mkdir ['{marker}']"
     path.write_text(f"study: {value}\n")
     try_out(marker, lambda: yaml.load(path.read_text(), yaml.UnsafeLoader))  # noqa: S506
-    with pytest.raises(
-        ValueError, match=r"^study\.yaml, line 1: could not determine a constructor"
-    ):
+    with pytest.raises(ValueError, match=r"^study\.yaml, line 1: could not determine a const"):
         read_study([path])
     given = {"epochs": value}
     with pytest.raises(ValueError, match="epochs: got"):

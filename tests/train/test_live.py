@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -79,9 +80,7 @@ def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, ho
     """Killed in epoch 3; or with its points written and its state not; or with half a point."""
     folder = tmp_path / "run"
 
-    def kill(*_):
-        raise KeyboardInterrupt
-
+    kill = Mock(side_effect=KeyboardInterrupt)
     with monkeypatch.context() as patch:
         if how == "before it is kept":
             happen_once_kept(2, lambda: patch.setattr(checkpoint, "keep", kill), patch)
@@ -104,10 +103,8 @@ def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, ho
 def test_a_disk_that_takes_no_more_ends_the_curves_alone(plain, tiny_store, tmp_path, monkeypatch):
     from torch.utils.tensorboard import SummaryWriter
 
-    def full(writer):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda writer, *_: full(writer))
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     monkeypatch.setattr(SummaryWriter, "flush", full)
     watched = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
     assert same_weights(plain, watched)
