@@ -119,6 +119,13 @@ def release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def predictor(release):
+    from thyroid_lib.deploy.predictor import Predictor
+
+    return Predictor.open(release)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real frames, which are no part of this repository."""
     path = Path(os.environ.get("THYROID_SHARED_DATA") or HERE.parent.parent / "shared" / "data")

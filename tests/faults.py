@@ -35,9 +35,6 @@ def fault(function):
     return function
 
 
-# Killed and stopped
-
-
 @fault
 def kills(bench: Bench) -> str:
     done = kill_at_random(bench, bench.kills, seed=bench.seed)
@@ -114,9 +111,6 @@ def second_start(study: Study) -> None:
     line_with(second.stderr, "error:", str(study.workflow.pid))
 
 
-# Steps that cannot succeed
-
-
 @fault
 def loss_is_nan(bench: Bench) -> str:
     """A learning rate at which this study's U-Net overflows in its second or third epoch."""
@@ -128,9 +122,6 @@ def loss_is_nan(bench: Bench) -> str:
     assert kept >= 1, "the last good checkpoint is gone"
     bench.restart(study)
     return f"lr 1.6e10: NaN in epoch {kept + 1}, the checkpoint of epoch {kept} kept"
-
-
-# Damaged files
 
 
 @fault
@@ -199,9 +190,6 @@ def damaged_checkpoints(bench: Bench) -> str:
         for path in damaged:
             line_with(said, "note: ", path.name, path.parent.name)
     return f"of runs killed in training ({len(runs)}) the newest flipped; then all truncated"
-
-
-# Disks
 
 
 @contextlib.contextmanager

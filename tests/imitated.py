@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = (
     "ipykernel==6.17.1 ipython==7.34.0 jupyter_client==7.4.9 matplotlib==3.10.0 pillow==11.3.0 "
@@ -58,14 +60,15 @@ KAGGLE = Platform(
 )
 
 
-def find_python(version: str) -> str | None:
-    """Return an interpreter of this version that can make environments, None if there is none."""
+def find_python(platform: Platform) -> str:
+    """Return an interpreter of a platform's version that can make environments, or skip."""
+    version = platform.python
     managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     for python in filter(None, (shutil.which(f"python{version}"), *map(str, managed))):
         command = [python, "-c", "import ensurepip, venv"]
         if not subprocess.run(command, capture_output=True).returncode:  # no empty shim
             return python
-    return None
+    pytest.skip(f"no Python {version} here, which {platform.name} has")
 
 
 def make_wheel(folder: Path) -> Path:
@@ -76,8 +79,7 @@ def make_wheel(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, source)
     code = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
     return next(folder.glob("*.whl"))
 
 

@@ -90,6 +90,44 @@ OF_NOTEBOOK = [
     ({"selection": "test"}, "protocol grouped needs last or val: only reported may take test"),
     ({"protocol": "reported"}, "protocol reported needs test"),
 ]
+FILES = {  # what is done to the demo's text -> the words of the one line
+    "+lr: 1.0e-2": r"study\.yaml, line \d+: .*duplicate key .lr",
+    "=- epochs\n- 3": r"study\.yaml: need lines of `key: value`",
+    "=# nothing": r"study\.yaml: need lines of `key: value`",
+    "seeds=[0, 1": r"study\.yaml, line",
+    "+1: 1": r"1: unknown; there are: study",
+    "lr=": r"lr: got null",
+    'epochs="8"': r'epochs: got "8", need a valid integer: write 8',
+    "study=2026-99-99": r"study\.yaml: month must be",
+    "models=&a [*a]": r"models: got ",
+    "models={2026-01-15: 1}": r"models: got \{.*\}, need a valid list",
+    "+# \x01": r"study\.yaml: .*special characters are not allowed",
+    "epochs=" + "9" * 5000: r"study\.yaml: .*digits",
+    'data="\\ud800"': r'data: got "\\ud800", need a text',
+    "-lr": r"lr: Field required \(learning rate",
+}
+# One more training setting, in the words of docs/changing.md: a file, a line, what follows it.
+EDITS = [
+    ("thyroid_lib/settings.py", r"\n    lr: .*",
+     'weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
+    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "weight_decay = 0.0  # weight decay of Adam"),
+    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "weight_decay: float = 0.0,"),
+    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", "weight_decay=weight_decay,"),
+]  # fmt: skip
+TRAIN = """
+import sys
+from pathlib import Path
+from thyroid_lib import settings
+from thyroid_lib.compare.tables import load_runs
+from thyroid_lib.study import runner
+more = dict(word.split("=") for word in sys.argv[2:])
+tiny = {"epochs": 1, "width": 2, "folds": 2, "models": ["unet"]} | more
+study = settings.read_study(["parameters/demo.yaml"], tiny)
+given = settings.step_settings(study, "train", model="unet", out="results/t/run")
+for committed in Path(sys.argv[1]).glob("*/runs"):
+    assert len(load_runs([run for run in committed.iterdir() if "-reported-" not in run.name]).runs)
+sys.exit(runner.run_notebook("notebooks/3-train.ipynb", "out.ipynb", given))
+"""
 
 
 def by_file(values, tmp_path, **_):
@@ -179,24 +217,6 @@ def test_plain_papermill_refuses_before_any_work(tmp_path):
     assert "ValueError: epoch: unknown (did you mean epochs?)" in done.stderr
     assert 'lr: got "1e-3", need a valid number: write 0.001' in done.stderr
     assert list(tmp_path.iterdir()) == [out]
-
-
-FILES = {  # what is done to the demo's text -> the words of the one line
-    "+lr: 1.0e-2": r"study\.yaml, line \d+: .*duplicate key .lr",
-    "=- epochs\n- 3": r"study\.yaml: need lines of `key: value`",
-    "=# nothing": r"study\.yaml: need lines of `key: value`",
-    "seeds=[0, 1": r"study\.yaml, line",
-    "+1: 1": r"1: unknown; there are: study",
-    "lr=": r"lr: got null",
-    'epochs="8"': r'epochs: got "8", need a valid integer: write 8',
-    "study=2026-99-99": r"study\.yaml: month must be",
-    "models=&a [*a]": r"models: got ",
-    "models={2026-01-15: 1}": r"models: got \{.*\}, need a valid list",
-    "+# \x01": r"study\.yaml: .*special characters are not allowed",
-    "epochs=" + "9" * 5000: r"study\.yaml: .*digits",
-    'data="\\ud800"': r'data: got "\\ud800", need a text',
-    "-lr": r"lr: Field required \(learning rate",
-}
 
 
 def test_each_fault_of_a_file_is_one_line(tmp_path):
@@ -292,9 +312,8 @@ def test_a_step_takes_its_keys_of_the_study():
     train = settings.step_settings(STUDY, "train", selection="test", model="unet")
     assert train["selection"] == "test"
     steps = "preprocess", "audit", "train", "compare", "replication", "deploy"
-    for step, notebook in zip(
-        steps, [name for name in DEFAULTS if name[0] in "123456"], strict=True
-    ):
+    notebooks = [name for name in DEFAULTS if name[0] in "123456"]
+    for step, notebook in zip(steps, notebooks, strict=True):
         taken = settings.step_settings(STUDY, step).keys()
         assert set() < taken <= DEFAULTS[notebook].keys(), step
     assert {"lr", "width"} <= set(settings.TRAINING) <= set(settings.SHARED) >= {"size", "folds"}
@@ -358,30 +377,6 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
                 assert [type(config[key]) for key in STUDY] == list(map(type, STUDY.values()))
 
     try_each()
-
-
-# One more training setting, in the words of docs/changing.md: a file, a line, what follows it.
-EDITS = [
-    ("thyroid_lib/settings.py", r"\n    lr: .*",
-     'weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
-    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "weight_decay = 0.0  # weight decay of Adam"),
-    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "weight_decay: float = 0.0,"),
-    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", "weight_decay=weight_decay,"),
-]  # fmt: skip
-TRAIN = """
-import sys
-from pathlib import Path
-from thyroid_lib import settings
-from thyroid_lib.compare.tables import load_runs
-from thyroid_lib.study import runner
-more = dict(word.split("=") for word in sys.argv[2:])
-tiny = {"epochs": 1, "width": 2, "folds": 2, "models": ["unet"]} | more
-study = settings.read_study(["parameters/demo.yaml"], tiny)
-given = settings.step_settings(study, "train", model="unet", out="results/t/run")
-for committed in Path(sys.argv[1]).glob("*/runs"):
-    assert len(load_runs([run for run in committed.iterdir() if "-reported-" not in run.name]).runs)
-sys.exit(runner.run_notebook("notebooks/3-train.ipynb", "out.ipynb", given))
-"""
 
 
 @pytest.mark.slow

@@ -29,8 +29,6 @@ SETTINGS = TINY | {
 HALF_DONE = re.compile(r"\.partial|\.failed\.|(^|/)checkpoint[^/]*\.pt")
 SECONDS = 120  # for an end "within seconds" on a machine that other work keeps busy
 MIB = 2**20
-
-
 Step = namedtuple("Step", ["runner", "kernel", "workers"])  # pids; kernel may be None
 
 

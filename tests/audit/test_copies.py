@@ -15,6 +15,7 @@ from thyroid_lib.data import phantom
 from thyroid_lib.data.frames import fit_image, read_gray
 
 SIZE = 128
+KINDS = [name for name in planted.CHANGES if "bar" in name or "up to" in name]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,6 @@ def real(shared_data):
 @pytest.fixture(scope="module")
 def phantoms():
     return planted.make_pool(*planted.phantom_frames(sweeps=40, each=2))
-
-
-# --- content
 
 
 def speckle(height, width):
@@ -71,12 +69,6 @@ def test_dark_parts_inside_the_scan_are_content_and_blank_frames_have_none():
         assert not scan_region(np.full((64, 64), level, np.float32)).any()
     maps = describe([np.zeros((40, 60), np.uint8), np.full((3, 500), 9, np.uint8)])
     assert not maps.view.any()
-
-
-# --- planted copies
-
-
-KINDS = [name for name in planted.CHANGES if "bar" in name or "up to" in name]
 
 
 @pytest.mark.study
@@ -124,9 +116,6 @@ def test_only_like_scans_of_ddti_are_flagged(shared_data):
     assert same <= pairs <= same | alike
 
 
-# --- how a copy differs
-
-
 @pytest.mark.parametrize("mirror", [1, -1])
 def test_turn_scale_shift_and_mirroring_are_told(necks, mirror):
     changed = [planted.turn(necks[5], 11, 0.9), planted.turn(necks[6], -6, 1.1)]
@@ -149,9 +138,6 @@ def test_frames_that_were_stretched_are_compared_at_their_own_shape():
     assert found["row"].tolist() == [0]
     assert found["correlation"][0] > 0.9
     assert found["turn"][0] == pytest.approx(14, abs=1)
-
-
-# --- the comparison
 
 
 def test_correlation_is_that_of_the_definition(necks):

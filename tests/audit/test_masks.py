@@ -23,14 +23,8 @@ def drawn(*boxes):
     return levels
 
 
-def counts(levels):
-    found = audit.mask_defects(levels)
-    return {name: found[name] for name in COUNTS if found[name]}
-
-
-@pytest.mark.parametrize(
-    ("boxes", "found"),
-    [
+def test_what_is_drawn_is_counted():
+    for boxes, expected in (
         ([], {}),
         ([(2, 1, 5, 3, 255), (2, 6, 5, 3, 255)], {"text": 2}),  # in the corner
         ([(80, 100, 3, 3, 255)], {"specks": 1}),
@@ -43,25 +37,15 @@ def counts(levels):
         ([(85, 20, 6, 6, 110)], {"midtones": 36, "gray_areas": 36}),
         ([(50, 45, 10, 10, 160)], {"midtones": 100, "gray_areas": 100}),
         ([(85, 20, 6, 6, 12)], {}),  # as good as black
-    ],
-)
-def test_what_is_drawn_is_counted(boxes, found):
-    assert counts(drawn(*boxes)) == found
+    ):
+        found = audit.mask_defects(drawn(*boxes))
+        assert {name: found[name] for name in COUNTS if found[name]} == expected, boxes
 
 
 def test_pixels_of_defects_and_the_share_without_text():
     found = audit.mask_defects(drawn((2, 1, 5, 3, 255), (50, 50, 2, 4, 0), (80, 100, 3, 3, 255)))
     assert [found[f"{what}_pixels"] for what in ("text", "hole", "speck")] == [15, 8, 9]
     assert found["foreground"] == pytest.approx((1800 - 8 + 9) / 12000)
-
-
-def write_cases(path, images, masks):
-    """A folder source of one group; names f00, f01 …"""
-    names = [f"f{frame:02d}" for frame in range(len(images))]
-    save_pairs(path, images, masks, names)
-    rows = "".join(f"{name},a\n" for name in names)
-    (path / "groups.csv").write_text(f"case_id,group\n{rows}")
-    return load_cases("folder", path)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +55,12 @@ def sweep():
 
 
 def audited(path, images, masks, **settings):
-    cases = write_cases(path, images, masks)
+    """Audit a folder of one group, with names f00, f01 …"""
+    names = [f"f{frame:02d}" for frame in range(len(images))]
+    save_pairs(path, images, masks, names)
+    rows = "".join(f"{name},a\n" for name in names)
+    (path / "groups.csv").write_text(f"case_id,group\n{rows}")
+    cases = load_cases("folder", path)
     return audit.audit_masks(cases, build_store(cases, path / "store", size=64, **settings))
 
 

@@ -9,6 +9,12 @@ from whole import TWO_GROUPS, scores_of
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import Draws, cube, differences, draw, macro_means
 
+READINGS = {
+    "a higher": [(0.01, 0.02), (0.001, 0.02)], "b higher": [(-0.02, -0.01)],
+    "equivalent": [(-0.004, 0.004), (0.001, 0.004)],
+    "undecided": [(-0.01, 0.004), (np.nan, np.nan)],
+}  # fmt: skip
+
 
 def intervals(scores: pd.DataFrame) -> np.ndarray:
     """Low and high of each model, (2,M)."""
@@ -66,13 +72,6 @@ def test_what_all_models_share_cancels_in_a_difference():
     assert (row.a, row.b) == ("segnet", "unet")
     assert [row.difference, row.low, row.high] == pytest.approx([0.1] * 3)
     assert (np.diff(intervals(scores_of(rows)), axis=0) > 0.3).all()
-
-
-READINGS = {
-    "a higher": [(0.01, 0.02), (0.001, 0.02)], "b higher": [(-0.02, -0.01)],
-    "equivalent": [(-0.004, 0.004), (0.001, 0.004)],
-    "undecided": [(-0.01, 0.004), (np.nan, np.nan)],
-}  # fmt: skip
 
 
 def test_a_difference_is_read_against_zero_and_delta():

@@ -15,6 +15,11 @@ from thyroid_lib.compare import readings
 from thyroid_lib.compare.card import model_card
 from thyroid_lib.compare.stability import MEASURES
 
+NONSENSE = re.compile(
+    r"\bnan\b|\binf\b|\n|  | [.,;:]|win \w+ 0\.000|0\.000 higher|gap of 0\.000| 0 of 0|"
+    r"\(0\.00 per|: 0\.00 per|falls by 0\.00|\d{4,}\.\d|above segnet by|Of 1 groups|\b1 \w+s\b"
+)
+
 
 def all_of(made: dict) -> dict[str, str]:
     """Every sentence of the comparison's notebook, by name."""
@@ -39,12 +44,6 @@ def all_of(made: dict) -> dict[str, str]:
         "cost": say.cost_sentence(table),
         "selection": say.selection_sentence(made["selected"], ranks),
     }
-
-
-NONSENSE = re.compile(
-    r"\bnan\b|\binf\b|\n|  | [.,;:]|win \w+ 0\.000|0\.000 higher|gap of 0\.000| 0 of 0|"
-    r"\(0\.00 per|: 0\.00 per|falls by 0\.00|\d{4,}\.\d|above segnet by|Of 1 groups|\b1 \w+s\b"
-)
 
 
 @st.composite

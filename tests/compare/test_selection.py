@@ -12,6 +12,27 @@ from whole import compare
 
 from thyroid_lib.compare.selection import select
 
+DICE = {"unet": 0.80, "segnet": 0.70, "resunet": 0.81}
+CLOSE = {"unet": 0.806, "segnet": 0.809, "resunet": 0.81}  # all within 0.005
+FAR = {"unet": 0.807, "segnet": 0.70, "resunet": 0.81}  # segnet is no candidate
+EVEN = dict.fromkeys(DICE, 0.01)
+FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
+ORDERED = [
+    # segnet is the steadiest and the cheapest by far, and no interval drops it
+    (FAR, {"unet": 0.01, "segnet": 0.001, "resunet": 0.02}, {"segnet": 1}, "unet resunet"),
+    (CLOSE, {"unet": 0.010, "segnet": 0.012, "resunet": 0.011}, {}, "unet resunet segnet"),
+    # equal spreads, also those that differ by rounding alone, are ordered by worst decile
+    (CLOSE, EVEN, {"decile": {"segnet": 0.6, "unet": 0.2}}, "segnet resunet unet"),
+    (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet unet resunet"),
+    (CLOSE, EVEN, {"unet": 9, "segnet": 7, "resunet": 8}, "segnet resunet unet"),  # by cost
+    (CLOSE, EVEN, {}, "segnet unet resunet"),  # equal multiply-adds are ordered by parameters
+    # with few seeds or groups the best mean is selected, whatever the spread
+    (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
+    (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
+    (CLOSE, dict.fromkeys(DICE, np.nan), {"seeds": 1, "groups": 1}, "resunet segnet unet"),
+]
+share = st.floats(0, 1)
+
 
 def table_of(dice: dict, *, seeds: int = 5, groups: int = 5, **multiply_adds) -> pd.DataFrame:
     table = pd.DataFrame({"model": dice.keys(), "dice": dice.values(), "protocol": "grouped"})
@@ -34,37 +55,12 @@ def stable(spread: dict, decile: dict | None = None) -> pd.DataFrame:
     return table.assign(protocol="grouped", conditional=False)
 
 
-DICE = {"unet": 0.80, "segnet": 0.70, "resunet": 0.81}
-CLOSE = {"unet": 0.806, "segnet": 0.809, "resunet": 0.81}  # all within 0.005
-
-
 def chosen_of(dice, spread, decile=None, half=0.5, **sizes) -> dict:
     table = table_of(dice, **sizes)
     return select(table, pairs_of(dice, half=half), stable(spread, decile), delta=0.005)
 
 
-FAR = {"unet": 0.807, "segnet": 0.70, "resunet": 0.81}  # segnet is no candidate
-EVEN = dict.fromkeys(DICE, 0.01)
-FEW = {"unet": 0.001, "segnet": 0.5, "resunet": 0.2}
-
-
-@pytest.mark.parametrize(
-    ("dice", "spread", "more", "candidates"),
-    [
-        # segnet is the steadiest and the cheapest by far, and no interval drops it
-        (FAR, {"unet": 0.01, "segnet": 0.001, "resunet": 0.02}, {"segnet": 1}, "unet resunet"),
-        (CLOSE, {"unet": 0.010, "segnet": 0.012, "resunet": 0.011}, {}, "unet resunet segnet"),
-        # equal spreads, also those that differ by rounding alone, are ordered by worst decile
-        (CLOSE, EVEN, {"decile": {"segnet": 0.6, "unet": 0.2}}, "segnet resunet unet"),
-        (CLOSE, EVEN | {"unet": 0.01 - 1e-9}, {"decile": {"segnet": 0.6}}, "segnet unet resunet"),
-        (CLOSE, EVEN, {"unet": 9, "segnet": 7, "resunet": 8}, "segnet resunet unet"),  # by cost
-        (CLOSE, EVEN, {}, "segnet unet resunet"),  # equal multiply-adds are ordered by parameters
-        # with few seeds or groups the best mean is selected, whatever the spread
-        (CLOSE, FEW, {"seeds": 4, "unet": 1}, "resunet segnet unet"),
-        (CLOSE, FEW, {"groups": 4, "unet": 1}, "resunet segnet unet"),
-        (CLOSE, dict.fromkeys(DICE, np.nan), {"seeds": 1, "groups": 1}, "resunet segnet unet"),
-    ],
-)
+@pytest.mark.parametrize(("dice", "spread", "more", "candidates"), ORDERED)
 def test_candidates_are_ordered_by_the_rule(dice, spread, more, candidates):
     spread, decile = {name: spread[name] for name in dice}, more.pop("decile", None)
     chosen = chosen_of(dice, spread, decile, **more)
@@ -82,9 +78,6 @@ def test_a_model_is_dropped_only_if_its_interval_lies_wholly_below_minus_delta()
         assert chosen["dropped"] == dropped, half
         assert chosen["not_separated"] == sorted({"segnet", "unet"} - set(dropped))
         assert (chosen["model"], chosen["best"]) == ("resunet", "resunet")
-
-
-share = st.floats(0, 1)
 
 
 @st.composite

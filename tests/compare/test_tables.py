@@ -15,6 +15,8 @@ from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
 from thyroid_lib.files.fingerprint import file_digest
 
+UNET, SEGNET, RESUNET = (f"{name}-grouped-fold0-seed0" for name in ("unet", "segnet", "resunet"))
+
 
 def summary_of(calibration: pd.DataFrame) -> pd.Series:
     runs = TWO_GROUPS[["model", "protocol", "fold", "seed"]].drop_duplicates(ignore_index=True)
@@ -67,9 +69,6 @@ def write_run(folder, *, cases=("1", "2")):
     about["files"] = {name: file_digest(folder / name) for name in tables.NEEDED}
     (folder / "run.json").write_text(json.dumps(about))
     return folder
-
-
-UNET, SEGNET, RESUNET = (f"{name}-grouped-fold0-seed0" for name in ("unet", "segnet", "resunet"))
 
 
 @pytest.fixture

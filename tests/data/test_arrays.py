@@ -10,6 +10,24 @@ from thyroid_lib.data import arrays
 RNG = np.random.default_rng(3)
 IMAGES = RNG.integers(0, 255, (5, 12, 16), np.uint8)
 MASKS = (RNG.random((5, 12, 16)) > 0.7) * np.uint8(255)
+AXES = [
+    ((30, 20, 24), lambda x: x[..., None]),
+    ((30, 20, 20), lambda x: x),
+    ((4, 15, 12), lambda x: x[:, None]),
+    ((4, 15, 12), lambda x: np.stack([x] * 3, 1)),
+]
+BAD = {  # kind: (the file's arrays, or its bytes; words)
+    "no mask": ({"image": IMAGES, "age": np.ones(5)}, r"image \(5, 12, 16\), age \(5,\): name one"),
+    "two masks": ({"image": IMAGES, "mask": MASKS, "gt": MASKS}, "name one array image, and one"),
+    "classes of images": ({"image": IMAGES, "label": np.ones(5)}, "name one array image"),
+    "fewer masks": ({"image": IMAGES, "mask": MASKS[:4]}, "holds 5 images and 4 masks"),
+    "groups of others": ({"image": IMAGES, "mask": MASKS, "patient": [1, 2]}, "each of 5 pictures"),
+    "last axis": ({"image": IMAGES.T[:12, :12], "mask": MASKS.T[:12, :12]}, r"may be \(N,H,W\)"),
+    "as many": (dict.fromkeys(("image", "mask"), np.ones((50, 40, 60))), r"save \(N,H,W,1\)"),
+    "five axes": ({"image": IMAGES[None, None], "mask": MASKS[None, None]}, "not that of pictures"),
+    "objects": ({"image": np.array([[None] * 3] * 3), "mask": MASKS[0]}, "cannot be read"),
+    "cut off": (b"PK\x03\x04" + bytes(90), "cannot be read"),
+}
 
 
 def npz(path, **held):
@@ -76,15 +94,7 @@ def test_a_file_per_patient_and_a_file_per_image(tmp_path):
     assert table.attrs["groups"] == ""
 
 
-@pytest.mark.parametrize(
-    ("shape", "save"),
-    [
-        ((30, 20, 24), lambda x: x[..., None]),
-        ((30, 20, 20), lambda x: x),
-        ((4, 15, 12), lambda x: x[:, None]),
-        ((4, 15, 12), lambda x: np.stack([x] * 3, 1)),
-    ],
-)
+@pytest.mark.parametrize(("shape", "save"), AXES)
 def test_pictures_whose_axes_are_clear(tmp_path, shape, save):
     frames = RNG.integers(0, 255, shape, np.uint8)
     table = arrays.cases(npz(tmp_path / "a.npz", x=save(frames), y=save(frames > 99)))
@@ -116,20 +126,6 @@ def test_colours_stay_colours_and_a_mask_in_colours_is_refused(tmp_path):
     table = arrays.cases(npz(tmp_path / "a.npz", images=IMAGES, masks=colours))
     with pytest.raises(ValueError, match=r"'a\.npz' holds a mask in colours"):
         pictures(table)
-
-
-BAD = {  # kind: (the file's arrays, or its bytes; words)
-    "no mask": ({"image": IMAGES, "age": np.ones(5)}, r"image \(5, 12, 16\), age \(5,\): name one"),
-    "two masks": ({"image": IMAGES, "mask": MASKS, "gt": MASKS}, "name one array image, and one"),
-    "classes of images": ({"image": IMAGES, "label": np.ones(5)}, "name one array image"),
-    "fewer masks": ({"image": IMAGES, "mask": MASKS[:4]}, "holds 5 images and 4 masks"),
-    "groups of others": ({"image": IMAGES, "mask": MASKS, "patient": [1, 2]}, "each of 5 pictures"),
-    "last axis": ({"image": IMAGES.T[:12, :12], "mask": MASKS.T[:12, :12]}, r"may be \(N,H,W\)"),
-    "as many": (dict.fromkeys(("image", "mask"), np.ones((50, 40, 60))), r"save \(N,H,W,1\)"),
-    "five axes": ({"image": IMAGES[None, None], "mask": MASKS[None, None]}, "not that of pictures"),
-    "objects": ({"image": np.array([[None] * 3] * 3), "mask": MASKS[0]}, "cannot be read"),
-    "cut off": (b"PK\x03\x04" + bytes(90), "cannot be read"),
-}
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -201,8 +201,6 @@ def test_each_bad_pair_is_set_aside_and_odd_ones_are_read_right(tmp_path):
         np.testing.assert_array_equal(built.reference(row), MASK > 0)
 
 
-# --- faults of a whole source: one sentence
-
 BAD_FOLDERS = {  # kind: (path, content, words); no content removes it
     "no folder": (".", None, "no folder at .*: give one that holds images and masks"),
     "nothing": (".", Path.mkdir, r"no image file \(.png .jpg .*: it holds nothing"),
@@ -231,9 +229,6 @@ def test_a_bad_folder_is_one_clear_sentence(small_folder, tmp_path, kind):
         build_store(look(small_folder).cases, tmp_path / "store", size=16)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "store" / "store.json").exists()
-
-
-# --- fuzz: random damage from fixed seeds
 
 
 SMALL = IMAGE[:23, :37]

@@ -49,20 +49,17 @@ def test_as_a_spreadsheet_writes_it(tmp_path):
     assert table["official"].tolist() == ["", ""]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_a_wrong_table_is_refused(tmp_path):
+    for text, words in (
         ("image_path,patient\nx/1.png,m/1.png\n", "columns image_path, patient: need image_path"),
         (f"{BOTH}\nz/1.png,m/1.png\n", r"no file at .*z/1\.png, paths begin at its folder"),
         (f"{BOTH},official\nx/1.png,m/1.png,both\n", "official is 'both', need train, val, test"),
         (f"{BOTH},dataset\nx/1.png,m/1.png,p\nx/1.png,m/2.png,q\n", "lines of '1.png' differ"),
         (f"{BOTH}\nx/1.png,m/1.png,p\n", "too many fields"),
-    ],
-)
-def test_a_wrong_table_is_refused(tmp_path, text, words):
-    write(tmp_path, text)
-    with pytest.raises(ValueError, match=words):
-        case_csv.cases(tmp_path / "cases.csv")
+    ):
+        write(tmp_path, text)
+        with pytest.raises(ValueError, match=words):
+            case_csv.cases(tmp_path / "cases.csv")
 
 
 def test_two_tables_of_a_folder(tmp_path):

@@ -142,9 +142,8 @@ def test_segments_of_several_kinds_are_levels_with_names(tmp_path):
     write(tmp_path, a_dcm=make_us(CINE[0], uid="1.2.1"), seg_dcm=seg)
     table = dicom_folder.cases(tmp_path)
     assert table.attrs["levels"] == {1: "Tissue: Nodule", 2: "Tissue: Thyroid gland"}
-    levels = [
-        dicom_folder.read_mask(*text.split("\t")) for text in table["mask_path"][0].split("\n")
-    ]
+    parts = [text.split("\t") for text in table["mask_path"][0].split("\n")]
+    levels = [dicom_folder.read_mask(*part) for part in parts]
     assert sorted(map(np.max, levels)) == [1, 2]
     for mask in levels:
         np.testing.assert_array_equal(mask > 0, MASKS[0 if mask.max() == 2 else 1])

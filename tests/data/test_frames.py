@@ -11,9 +11,16 @@ from thyroid_lib.data import frames
 
 STEPS = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (8, 1))  # (8,25), gray 0, 10, 20 …
 DEEP = STEPS.astype(np.int64) * 257  # the same in 16 bits
-
-
-# --- reading
+TURNS = {  # EXIF orientation: how the stored picture is turned to be seen upright
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T,
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+GLAND = (15, 60, 30, 80)
+LETTERS = (2, 6, 3, 7), (2, 6, 10, 14)  # 16 px each
+AT_CORNERS = (1, 2, 1, 3), (2, 3, 3, 4), (3, 4, 4, 6)
+BIG_SPECK, SPECK = (90, 94, 10, 20), (80, 83, 10, 23)  # 40 and 39 px
+BAY, BIG_HOLE, HOLE = (15, 17, 40, 41), (40, 44, 40, 50), (30, 33, 40, 53)
 
 
 def tiff(width, height, content, **tags):
@@ -29,18 +36,17 @@ def tiff(width, height, content, **tags):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + ends + content
 
 
-@pytest.mark.parametrize(
-    ("image", "name", "within"),
-    [
+def test_16_bits_and_colour_modes_become_gray(tmp_path):
+    rgb = Image.fromarray(STEPS).convert("RGB")
+    for image, name, within in (
         *((Image.fromarray(DEEP.astype(kind)), "x.tif", 0) for kind in ("<u2", ">u2", "<i4")),
-        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.tif", 1),
-        (Image.fromarray(STEPS).convert("RGB").convert("YCbCr"), "x.tif", 1),
-        (Image.fromarray(STEPS).convert("RGB").convert("CMYK"), "x.jpg", 9),
-    ],
-)
-def test_16_bits_and_colour_modes_become_gray(tmp_path, image, name, within):
-    image.save(tmp_path / name, quality=98) if "j" in name else image.save(tmp_path / name)
-    np.testing.assert_allclose(frames.read_gray(tmp_path / name).astype(int), STEPS, atol=within)
+        (rgb.convert("CMYK"), "x.tif", 1),
+        (rgb.convert("YCbCr"), "x.tif", 1),
+        (rgb.convert("CMYK"), "x.jpg", 9),
+    ):
+        image.save(tmp_path / name, quality=98) if "j" in name else image.save(tmp_path / name)
+        gray = frames.read_gray(tmp_path / name).astype(int)
+        np.testing.assert_allclose(gray, STEPS, atol=within)
 
 
 def test_tiff_whose_0_is_white_or_of_12_bits(tmp_path):
@@ -66,13 +72,6 @@ def test_a_png_of_any_kind_has_the_gray_levels_that_it_holds(tmp_path, mode):
     np.testing.assert_allclose(frames.read_gray(tmp_path / "x.png"), gray, atol=2.1)
 
 
-TURNS = {  # EXIF orientation: how the stored picture is turned to be seen upright
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T,
-    8: lambda a: np.rot90(a),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("turn", TURNS)
 def test_every_rotation_is_applied_in_every_format(tmp_path, turn):
     exif = Image.Exif()
@@ -84,9 +83,6 @@ def test_every_rotation_is_applied_in_every_format(tmp_path, turn):
         np.testing.assert_allclose(gray, TURNS[turn](STEPS), atol=4 if form == "JPEG" else 0)
 
 
-# --- mending
-
-
 def draw(*boxes, hole=()):
     """A mask of 100 x 100 px of boxes (top, bottom, left, right), less those of `hole`."""
     mask = np.zeros((100, 100), bool)
@@ -94,13 +90,6 @@ def draw(*boxes, hole=()):
         for top, bottom, left, right in parts:
             mask[top:bottom, left:right] = value
     return mask
-
-
-GLAND = (15, 60, 30, 80)
-LETTERS = (2, 6, 3, 7), (2, 6, 10, 14)  # 16 px each
-AT_CORNERS = (1, 2, 1, 3), (2, 3, 3, 4), (3, 4, 4, 6)
-BIG_SPECK, SPECK = (90, 94, 10, 20), (80, 83, 10, 23)  # 40 and 39 px
-BAY, BIG_HOLE, HOLE = (15, 17, 40, 41), (40, 44, 40, 50), (30, 33, 40, 53)
 
 
 @pytest.mark.parametrize(
@@ -154,27 +143,21 @@ def test_every_real_mask_with_text_is_mended_and_no_gland_is_touched(shared_data
         assert mended[gland].all()
 
 
-# --- fitting and restoring
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "box"),
-    [
+def test_letterbox_is_centred_and_padded_with_0():
+    for height, width, box in (
         (50, 100, (16, 0, 32, 64)),  # wide
         (100, 50, (0, 16, 64, 32)),  # tall
         (64, 64, (0, 0, 64, 64)),
         (33, 100, (21, 0, 21, 64)),  # odd: 21 rows, 21 above, 22 below
         (1, 1000, (31, 0, 1, 64)),  # never less than a row
-    ],
-)
-def test_letterbox_is_centred_and_padded_with_0(height, width, box):
-    top, left, rows, columns = box
-    fitted = frames.fit_image(np.full((height, width), 200, np.uint8), 64, "letterbox")
-    expected = np.zeros((64, 64), np.uint8)
-    expected[top : top + rows, left : left + columns] = 200
-    np.testing.assert_array_equal(fitted, expected)
-    prob = expected.astype(np.float32) / 200  # nor does its border bleed into what is restored
-    assert (frames.restore_prob(prob, height, width, "letterbox") == 1).all()
+    ):
+        top, left, rows, columns = box
+        fitted = frames.fit_image(np.full((height, width), 200, np.uint8), 64, "letterbox")
+        expected = np.zeros((64, 64), np.uint8)
+        expected[top : top + rows, left : left + columns] = 200
+        np.testing.assert_array_equal(fitted, expected)
+        prob = expected.astype(np.float32) / 200  # nor does its border bleed into what is restored
+        assert (frames.restore_prob(prob, height, width, "letterbox") == 1).all()
 
 
 def test_shrinking_averages_and_a_small_mask_is_what_covers_more_than_half():

@@ -3,6 +3,7 @@
 import sys
 import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from test_tg3k import write_release, zip_of
@@ -17,11 +18,7 @@ def root(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("THYROID_PLATFORM_ROOT", str(tmp_path))
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path / "kaggle/working"))
     monkeypatch.delenv("THYROID_RESULTS", raising=False)
-
-    def refuse(folder):
-        raise RuntimeError(f"download into {folder}")
-
-    monkeypatch.setattr(tg3k, "download", refuse)
+    monkeypatch.setattr(tg3k, "download", Mock(side_effect=RuntimeError("downloaded")))
     return tmp_path
 
 
@@ -38,15 +35,10 @@ def test_an_attached_data_set_is_found_in_either_mount(mount, root):
 
 
 def test_a_data_set_that_is_not_attached_is_fetched_in_its_version(monkeypatch, root):
-    def get(name):
-        if not name:
-            raise ConnectionError("no network\nin detail")
-        return root / name
-
-    fetch = types.SimpleNamespace(dataset_download=get)
+    fetch = types.SimpleNamespace(dataset_download=lambda name: root / name)
     monkeypatch.setitem(sys.modules, "kagglehub", fetch)
     assert find_data("kaggle:somebody/tg3k/2") == root / "somebody/tg3k/versions/2"
-    fetch.dataset_download = lambda name: get("")
+    fetch.dataset_download = Mock(side_effect=ConnectionError("no network\nin detail"))
     with pytest.raises(RuntimeError, match=r"\(ConnectionError: no network\): .*attach the data"):
         find_data("kaggle:somebody/tg3k/2")
     monkeypatch.setitem(sys.modules, "kagglehub", None)
@@ -60,18 +52,11 @@ def test_a_data_set_needs_its_version(data):
         find_data(data)
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "kaggle/input/some-slug/Thyroid Dataset/tg3k",
-        "kaggle/input/datasets/somebody/some-slug/Thyroid Dataset/tg3k",
-        "kaggle/working/data/tg3k",
-        "kaggle/working/results/data/tg3k",
-    ],
-)
+@pytest.mark.parametrize("where", ["input", "input/datasets/me", "working", "working/results"])
 def test_the_release_is_found_where_it_may_lie(where, root):
     (root / "kaggle/input/another-set").mkdir(parents=True)
-    release = write_release(root / where)
+    folder = "data/tg3k" if "working" in where else "some-slug/Thyroid Dataset/tg3k"
+    release = write_release(root / "kaggle" / where / folder)
     assert find_data("auto") == release
 
 
@@ -87,21 +72,13 @@ def test_the_drive_is_looked_through_last_and_its_zip_is_copied_first(root):
 
 
 def test_only_what_is_nowhere_is_fetched(root, capsys):
-    with pytest.raises(RuntimeError, match="download into"):
+    with pytest.raises(RuntimeError, match="downloaded"):
         find_data("auto")
     assert "it is fetched from its public folder, about 395 MB" in capsys.readouterr().err
 
 
 def test_what_is_made_of_data_goes_to_a_folder_of_their_name():
-    names = {
-        "": "phantom",
-        "auto": "auto",
-        "/content/drive/MyDrive/My set.zip": "My-set",
-        "..": "phantom",
-    }
-    names |= {
-        "kaggle:somebody/tg3k/2": "somebody-tg3k-2",
-        "a/b/": "b",
-        "patients v1.2": "patients-v1",
-    }
+    names = {"": "phantom", "..": "phantom", "auto": "auto", "a/b/": "b"}
+    names |= {"/content/drive/MyDrive/My set.zip": "My-set", "patients v1.2": "patients-v1"}
+    names |= {"kaggle:somebody/tg3k/2": "somebody-tg3k-2"}
     assert {data: data_name(data) for data in names} == names

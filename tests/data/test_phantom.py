@@ -16,6 +16,7 @@ from thyroid_lib.data import phantom
 
 SWEEPS = range(6)
 EDGES = np.ones((3, 3))  # components that touch by a corner are one
+FIRST = {"sweeps": 2, "frames": 2, "seed": 3, "text": True}
 
 
 @cache
@@ -86,9 +87,6 @@ def test_text_is_all_that_the_mending_rule_takes_out():
 def folder(tmp_path):
     phantom.cases(tmp_path / "a", **FIRST)
     return tmp_path / "a"
-
-
-FIRST = {"sweeps": 2, "frames": 2, "seed": 3, "text": True}
 
 
 def test_a_folder_is_drawn_once(folder, monkeypatch):

@@ -71,22 +71,16 @@ def test_external_data_sets_are_tested_whole_and_left_out_of_all_other_protocols
         assert (sides[~outside] == split_cases(alone, protocol=protocol, fold=1, folds=3)).all()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"external": []}, r"external: got \[\], need some, not all, of one, two"),
-        ({"external": ["three"]}, 'external: got ."three"., need some'),
-        ({"external": ["one", "two"]}, "need some, not all"),
-        ({"external": ["two"], "fold": 1}, "the external split is one: need 0"),
-    ],
-)
-def test_external_splits_that_cannot_be_are_refused(two, wrong, said):
-    with pytest.raises(ValueError, match=said):
-        split_cases(load_cases(two), **({"protocol": "external"} | wrong))
-
-
-def test_a_patient_of_two_data_sets_is_refused(two):
+def test_external_splits_that_cannot_be_and_a_patient_of_two_data_sets_are_refused(two):
     cases = load_cases(two)
+    for external, fold, said in (
+        ([], 0, r"external: got \[\], need some, not all, of one, two"),
+        (["three"], 0, 'external: got ."three"., need some'),
+        (["one", "two"], 0, "need some, not all"),
+        (["two"], 1, "the external split is one: need 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            split_cases(cases, protocol="external", external=external, fold=fold)
     cases.loc[cases["group"] == "two.a", "group"] = "one.a"
     with pytest.raises(ValueError, match=r"groups on more than one side of the split: one\.a"):
         split_cases(cases, protocol="external", external=["two"])

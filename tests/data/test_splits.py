@@ -71,18 +71,15 @@ def test_validation_share_is_met_as_closely_as_groups_allow():
         assert least <= (sides == "val").sum() / (sides != "test").sum() <= most
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
+def test_impossible_splits_say_what_is_needed():
+    for wrong, said in (
         ({"protocol": "by frame"}, "need one of random, reported, official, grouped"),
         ({"protocol": "grouped", "fold": 5, "folds": 5}, r"need 0 … 4"),
         ({"protocol": "grouped", "fold": -1}, "fold: got -1"),
         ({"protocol": "grouped", "folds": 13}, "13 folds need as many groups, got 12"),
-    ],
-)
-def test_impossible_splits_say_what_is_needed(wrong, said):
-    with pytest.raises(ValueError, match=said):
-        split_cases(TWELVE, **wrong)
+    ):
+        with pytest.raises(ValueError, match=said):
+            split_cases(TWELVE, **wrong)
 
 
 def test_counts_by_group_and_side():

@@ -25,9 +25,6 @@ def cases(small_folder):
     return look(small_folder).cases
 
 
-# --- what it holds
-
-
 @pytest.mark.parametrize("resize", frames.RESIZES)
 def test_rows_are_the_cases_in_order_and_identifiers_stay_text(cases, tmp_path, resize):
     cases["case_id"] = ["0007", "0008", "1e5", "NA", "None", "true"]
@@ -85,9 +82,6 @@ def test_odd_sizes_are_packed_end_to_end_and_unusable_cases_leave_no_gap(tmp_pat
     assert len(built.bits) == sum(-(-masks[i].size // 8) for i in kept)
 
 
-# --- the same bytes every time
-
-
 def test_threads_order_and_place_leave_no_trace(cases, small_folder, tmp_path):
     build_store(cases, tmp_path / "one", size=24, workers=1)
     moved = shutil.copytree(small_folder, tmp_path / "elsewhere" / "data")
@@ -141,9 +135,6 @@ def test_only_what_is_not_up_to_date_is_built_again(cases, tmp_path, monkeypatch
     monkeypatch.setattr(store, "STORE_VERSION", store.STORE_VERSION + 1)
     with pytest.raises(TypeError, match="not callable"):  # changed code makes another store
         build_store(cases, tmp_path / "s", size=16)
-
-
-# --- whole or not there
 
 
 @pytest.mark.parametrize("survives", [0, 3, 5])
@@ -227,9 +218,6 @@ def test_a_damaged_store_is_refused_and_built_again(tiny_store, tmp_path, counts
             assert "in store: it is built again" in capsys.readouterr().err
             assert files_of(top) == sound
         (top / name).write_bytes(sound[name])
-
-
-# --- sources
 
 
 def test_sources_by_name(small_folder):

@@ -17,6 +17,13 @@ from thyroid_lib.data import tg3k
 from thyroid_lib.data.cases import find_problems
 
 SPLIT = {"train": [*range(3226)], "val": [*range(3226, 3585)]}
+BAD_SPLITS = {
+    "empty": "", "a list": "[]", "one side": '{"train": [1]}',
+    "a fraction": json.dumps({"train": [0.5, *range(1, 3000)], "val": [*range(3000, 3585)]}),
+    "a frame on both sides": json.dumps({"train": [*range(3000)], "val": [*range(2999, 3585)]}),
+    "brackets in brackets": "[" * 100_000,
+}  # fmt: skip
+OTHERS = "../other.txt", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
 
 
 def write_release(path, frames=(0, 1, 271, 272, 3269, 3584)):
@@ -70,17 +77,6 @@ def test_the_real_sample(shared_data):
     assert find_problems(cases) == [None] * 581
 
 
-# --- its split
-
-
-BAD_SPLITS = {
-    "empty": "", "a list": "[]", "one side": '{"train": [1]}',
-    "a fraction": json.dumps({"train": [0.5, *range(1, 3000)], "val": [*range(3000, 3585)]}),
-    "a frame on both sides": json.dumps({"train": [*range(3000)], "val": [*range(2999, 3585)]}),
-    "brackets in brackets": "[" * 100_000,
-}  # fmt: skip
-
-
 def test_the_official_split_is_that_of_the_release_or_refused(release, counts):
     file = release / tg3k.SPLIT
     sound = tg3k.official_sides(file)
@@ -99,18 +95,12 @@ def test_the_official_split_is_that_of_the_release_or_refused(release, counts):
         tg3k.cases(release)
 
 
-# --- where it lies
-
-
 def test_found_in_folders_below_or_it_says_what_was_found_and_how_to_get_it(tmp_path):
     (tmp_path / "Thyroid Dataset" / "tn3k" / tg3k.IMAGES).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"thyroid-mask/, found was Thyroid Dataset; .*file id"):
         tg3k.locate(tmp_path)
     write_release(tmp_path / "a/b/c/d")
     assert tg3k.locate(tmp_path) == tmp_path / "a/b/c/d"
-
-
-OTHERS = "../other.txt", "tn3k/0.jpg", "__MACOSX/thyroid-mask/._0.jpg"
 
 
 def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
@@ -125,9 +115,6 @@ def test_of_an_archive_only_this_data_set_is_unpacked(tmp_path, release):
     zip_of(archive, release / tg3k.SPLIT, "tn3k/0.jpg")
     with pytest.raises(ValueError, match=r"holds no file that is needed, but tn3k.*file id"):
         tg3k.locate(archive)
-
-
-# --- download, without a network
 
 
 def test_downloaded_once_and_a_failure_says_how_to_get_it_by_hand(tmp_path, release, monkeypatch):

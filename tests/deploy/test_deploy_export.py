@@ -35,6 +35,14 @@ pytestmark = pytest.mark.study  # networks are trained and exported
 ROOT = Path(__file__).parents[2]
 SELECTED = {"model": "resunet", "protocol": "grouped"}
 HOW = SMALL | {"protocol": "grouped", "fold": 0, "val_share": 0.3, "epochs": 15}
+UNFINISHED = {  # what is gone, what is said
+    "compare/selected.json": "selected.json is missing: run the study first",
+    "compare/model_card.md": "model_card.md is missing: run the study first",
+    "runs/*/model.pt": "no model at",
+    "store/*": "no store at",
+    "runs/*/run.json": "there is no run of resunet: run the study first",
+    "nothing, but the export is off": "its export does not agree with torch",
+}
 
 
 @pytest.fixture(scope="module")
@@ -197,16 +205,6 @@ def test_a_full_disk_or_a_kill_leaves_no_release(made, tmp_path, monkeypatch, fa
         export.write_release(copy, files, released.about)
     with pytest.raises(FileNotFoundError, match=r"no release in"):
         Predictor.open(copy)
-
-
-UNFINISHED = {  # what is gone, what is said
-    "compare/selected.json": "selected.json is missing: run the study first",
-    "compare/model_card.md": "model_card.md is missing: run the study first",
-    "runs/*/model.pt": "no model at",
-    "store/*": "no store at",
-    "runs/*/run.json": "there is no run of resunet: run the study first",
-    "nothing, but the export is off": "its export does not agree with torch",
-}
 
 
 @pytest.mark.parametrize("gone", UNFINISHED)

@@ -31,6 +31,17 @@ pytestmark = pytest.mark.study
 US, CINE = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("6.1", "3.1"))
 CT, SEG, SR = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "66.4", "88.33"))
 NODE = [sys.executable, "-m", "thyroid_lib.deploy.node"]
+KINDS = [  # syntax, colour, frames
+    ("implicit", "YBR_FULL", 1), ("explicit", "MONOCHROME2", 60), ("explicit", "YBR_FULL_422", 1),
+    ("rle", "RGB", 1), ("jpeg", "YBR_FULL_422", 60), ("lossless", "RGB", 60),
+    ("lossless14", "MONOCHROME2", 1),
+]  # fmt: skip
+RAW = {
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "4 GiB to come": b"\x01\x00\xff\xff\xff\xff" + bytes(1000),
+    "half a request": b"\x01\x00\x00\x00\x00\xcd\x00\x01\x00\x00" + b"THYROID         ",
+    "nothing": b"",
+}
 
 
 class Node:
@@ -142,13 +153,6 @@ def beside(tmp_path_factory, release):
             yield SimpleNamespace(pacs=pacs, node=node, release=release)
 
 
-KINDS = [  # syntax, colour, frames
-    ("implicit", "YBR_FULL", 1), ("explicit", "MONOCHROME2", 60), ("explicit", "YBR_FULL_422", 1),
-    ("rle", "RGB", 1), ("jpeg", "YBR_FULL_422", 60), ("lossless", "RGB", 60),
-    ("lossless14", "MONOCHROME2", 1),
-]  # fmt: skip
-
-
 def test_orthanc_routes_and_gets_segmentation_and_report_back(beside):
     rng, sent = np.random.default_rng(3), {}
     cine = np.stack([ellipse_pair(rng, 60, 72)[0] for _ in range(60)])
@@ -249,14 +253,6 @@ def test_a_study_is_measured_in_the_pacs(beside, tmp_path):
     assert stranger.returncode == 2
     out.write_text("name,area\n")
     assert "is another table than this command writes" in run(env=env).stderr
-
-
-RAW = {
-    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
-    "4 GiB to come": b"\x01\x00\xff\xff\xff\xff" + bytes(1000),
-    "half a request": b"\x01\x00\x00\x00\x00\xcd\x00\x01\x00\x00" + b"THYROID         ",
-    "nothing": b"",
-}
 
 
 def test_connections_that_are_no_dicom_and_what_has_no_room_do_not_harm_the_node(release, tmp_path):

@@ -18,10 +18,24 @@ from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import Predictor
 from thyroid_lib.deploy.structured_report import answer
 
-
-@pytest.fixture(scope="module")
-def predictor(release):
-    return Predictor.open(release)
+VALIDATED = {
+    "explicit": {}, "jpeg": {"syntax": "jpeg", "photometric": "YBR_FULL_422"},
+    "rle": {"syntax": "rle", "photometric": "RGB"}, "no spacing": {"spacing_mm": None},
+    "16 bit": {"bits": 16, "syntax": "lossless"}, "empty": {},
+}  # fmt: skip
+ODD = {
+    "nobody": dict.fromkeys(("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
+    "no dates": dict.fromkeys(("StudyDate", "StudyTime", "ContentDate", "ContentTime")),
+    "odd dates": {"ContentDate": "2024.02.29", "ContentTime": "99", "StudyDate": "20241399"},
+    "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
+    "japanese": {
+        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    },
+    "long values": {"PatientID": "x" * 300, "StudyInstanceUID": "1." + "3" * 62},
+    "several ids": {"PatientID": ["a", "b"]},
+    "no number": {"InstanceNumber": None},
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +122,6 @@ def test_a_refused_frame_is_marked_and_has_no_numbers(trusting):
     assert not [each for each in sr.iterall() if each.keyword == "NumericValue"]
 
 
-VALIDATED = {
-    "explicit": {}, "jpeg": {"syntax": "jpeg", "photometric": "YBR_FULL_422"},
-    "rle": {"syntax": "rle", "photometric": "RGB"}, "no spacing": {"spacing_mm": None},
-    "16 bit": {"bits": 16, "syntax": "lossless"}, "empty": {},
-}  # fmt: skip
-
-
 @pytest.mark.study
 @pytest.mark.parametrize("case", VALIDATED)
 def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
@@ -148,21 +155,6 @@ def test_equal_objects_have_equal_bytes_and_others_have_other_uids(predictor, re
     assert len(uids(one) & uids(one, spacing_mm=(0.5, 0.5))) == 1  # the same mask
     for each, same in zip(first, made(one, SOPInstanceUID="1.2.3.9"), strict=True):
         assert each.SeriesInstanceUID == same.SeriesInstanceUID  # one series of each kind
-
-
-ODD = {
-    "nobody": dict.fromkeys(("PatientID", "PatientName", "PatientBirthDate", "PatientSex")),
-    "no dates": dict.fromkeys(("StudyDate", "StudyTime", "ContentDate", "ContentTime")),
-    "odd dates": {"ContentDate": "2024.02.29", "ContentTime": "99", "StudyDate": "20241399"},
-    "utf-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Ωmega^Ünal=山田^太郎"},
-    "japanese": {
-        "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
-        "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
-    },
-    "long values": {"PatientID": "x" * 300, "StudyInstanceUID": "1." + "3" * 62},
-    "several ids": {"PatientID": ["a", "b"]},
-    "no number": {"InstanceNumber": None},
-}
 
 
 @pytest.mark.filterwarnings("ignore")

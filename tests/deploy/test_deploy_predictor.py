@@ -17,11 +17,6 @@ from thyroid_lib.deploy import predict_folder
 from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
 
 
-@pytest.fixture(scope="module")
-def predictor(release):
-    return Predictor.open(release)
-
-
 def picture(seed: int = 5, height: int = 90, width: int = 130) -> np.ndarray:
     return ellipse_pair(np.random.default_rng(seed), height, width)[0]
 

@@ -20,6 +20,17 @@ from thyroid_lib.data import dicom
 from thyroid_lib.deploy import decoder, object_queue, pacs
 from thyroid_lib.deploy.object_queue import MAX_DEATHS, Queue, object_name
 
+JSON = "application/dicom+json"
+NO_ROOM = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}'
+LATER = {  # status, content type and body of what is no confirmation
+    "a page": (200, "text/html", b"<html>"),
+    "nothing": (200, JSON, b""),
+    "half a line": (200, JSON, b'{"00081199": {"vr'),
+    "failed, without a reason": (200, JSON, b'{"00081198": {"vr": "SQ", "Value": [{}]}}'),
+    "no room": (409, JSON, NO_ROOM),
+    "busy": (503, "", b""),
+}
+
 
 def one(index: int, **how):
     """A small frame of its own."""
@@ -172,18 +183,6 @@ def test_all_objects_of_a_study_are_found(pages):
 
     found = pacs.find_objects(SimpleNamespace(search_for_instances=search), "1.2")
     assert found == [[f"{tag}.{i}" for tag in tags] for i in range(7)]
-
-
-JSON = "application/dicom+json"
-NO_ROOM = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}'
-LATER = {  # status, content type and body of what is no confirmation
-    "a page": (200, "text/html", b"<html>"),
-    "nothing": (200, JSON, b""),
-    "half a line": (200, JSON, b'{"00081199": {"vr'),
-    "failed, without a reason": (200, JSON, b'{"00081198": {"vr": "SQ", "Value": [{}]}}'),
-    "no room": (409, JSON, NO_ROOM),
-    "busy": (503, "", b""),
-}
 
 
 def test_only_what_the_pacs_names_or_has_counts_as_stored(monkeypatch):

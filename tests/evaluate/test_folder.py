@@ -91,9 +91,8 @@ def test_the_command_prints_a_table_and_writes_the_scores(release, small_folder,
     assert len(pd.read_csv(tmp_path / "out" / "quarantine.csv")) == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
+def test_what_cannot_be_is_refused_in_a_sentence(release, small_folder, capsys):
+    for words, said in (
         (["--model", "none", "--data", "{data}"], "no model at none"),
         (["--model", "{model}"], "give data, or both images and masks"),
         (["--model", "{model}", "--images", "{data}/images"], "both images and masks"),
@@ -102,14 +101,12 @@ def test_the_command_prints_a_table_and_writes_the_scores(release, small_folder,
         (["--model", "{model}", "--data", "{data}/none"], "no folder at"),
         (["--model", "{model}", "--data", "{data}/a\tb"], "holds a line break or tab, rename"),
         (["--model", "{model}", "--data", "{data}", "--out", "{data}/groups.csv/x"], "out: got"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_a_sentence(words, said, release, small_folder, capsys):
-    filled = [word.format(model=release, data=small_folder) for word in words]
-    assert command.main(filled) == 1
-    error = capsys.readouterr().err
-    assert said in error
-    assert len(error.splitlines()) == 1
+    ):
+        filled = [word.format(model=release, data=small_folder) for word in words]
+        assert command.main(filled) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
 
 
 def test_a_release_is_scored_without_torch(release, small_folder):

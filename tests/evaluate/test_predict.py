@@ -15,11 +15,6 @@ def run(tiny_store, tmp_path_factory):
     )  # fmt: skip
 
 
-def restored(model, store, row) -> np.ndarray:
-    [prob] = predict.predict_prob(model, store.images[[row]])
-    return restore_prob(prob, *store.reference(row).shape, store.settings["resize"])
-
-
 def test_batches_do_not_change_probabilities(run, tiny_store):
     images = tiny_store.images[:7]
     together, apart = (predict.predict_prob(run.model, images, batch_size=n) for n in (7, 2))
@@ -32,8 +27,9 @@ def test_scores_are_those_of_each_case_at_native_size(run, tiny_store):
     scores = predict.score_rows(run.model, tiny_store, rows, threshold=0.4)
     tables = zip(rows, scores.cases.itertuples(), scores.thresholds.iterrows(), strict=True)
     for row, scored, (_, sweep) in tables:
-        prob = restored(run.model, tiny_store, row)
         ref = tiny_store.reference(row)
+        [prob] = predict.predict_prob(run.model, tiny_store.images[[row]])
+        prob = restore_prob(prob, *ref.shape, tiny_store.settings["resize"])
         assert prob.shape == ref.shape
         alone = score_case(pred=threshold_prob(prob, 0.4), ref=ref)
         assert scored.case_id == tiny_store.index.case_id[row]

@@ -4,13 +4,12 @@ import pytest
 
 from thyroid_lib.evaluate.scores import BINS, count_logits, fit_temperature, score_map, score_maps
 
+HOW = {"resize": "square"}
+
 
 def drawn_case(seed, shape=(20, 30)):
     rng = np.random.default_rng(seed)
     return rng.random((16, 16), dtype=np.float32), rng.random(shape) > 0.6
-
-
-HOW = {"resize": "square"}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

@@ -18,8 +18,6 @@ def area(mask, spacing=None):
 class Empty:
     """Nothing but words."""
 '''
-
-
 CHANGES = [
     ("What it is", "What it was", True),
     ("Count.", "Count the pixels.", True),
@@ -33,6 +31,14 @@ CHANGES = [
     ("!r:>3", "!r:>4", False),
     ('"x"', '"y"', False),
     ("mask.sum()", "mask.max()", False),
+]
+IMPORTS = [
+    ("from thyroid_lib.files import locks", {"files/locks.py", "files/writing.py"}),
+    ("def later():\n    from thyroid_lib.files.paths import project_path", {"files/paths.py"}),
+    ("import thyroid_lib.files.paths", {"files/paths.py"}),
+    ("from thyroid_lib.models import build_model", {"models/registry.py", "models/segnet.py"}),
+    ("from thyroid_lib.settings import read_study\nimport thyroid_libs.x, json", set()),
+    ("import thyroid_lib.audit as", set()),  # the step itself reports it
 ]
 
 
@@ -50,17 +56,7 @@ def names(*paths: Path) -> list[str]:
     return [line.split()[0] for line in code_digests(*paths)]
 
 
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("from thyroid_lib.files import locks", {"files/locks.py", "files/writing.py"}),
-        ("def later():\n    from thyroid_lib.files.paths import project_path", {"files/paths.py"}),
-        ("import thyroid_lib.files.paths", {"files/paths.py"}),
-        ("from thyroid_lib.models import build_model", {"models/registry.py", "models/segnet.py"}),
-        ("from thyroid_lib.settings import read_study\nimport thyroid_libs.x, json", set()),
-        ("import thyroid_lib.audit as", set()),  # the step itself reports it
-    ],
-)
+@pytest.mark.parametrize(("source", "found"), IMPORTS)
 def test_imports_are_followed_to_the_files(tmp_path, source, found):
     notebook = tmp_path / "notebooks" / "n.ipynb"
     notebook.parent.mkdir()

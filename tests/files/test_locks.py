@@ -11,6 +11,14 @@ import pytest
 
 from thyroid_lib.files import locks
 
+HOLDER = """
+import sys
+from thyroid_lib.files import locks
+with locks.{lock}:
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
 
 def test_each_run_takes_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(locks.tempfile, "tempdir", str(tmp_path))
@@ -25,15 +33,6 @@ def test_each_run_takes_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert locks.visible_gpus() == []
     assert locks.claim_gpu("3-train-run") is None
-
-
-HOLDER = """
-import sys
-from thyroid_lib.files import locks
-with locks.{lock}:
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
 
 
 def holder(lock: str, *arguments) -> subprocess.Popen:

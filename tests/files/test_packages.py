@@ -13,16 +13,6 @@ ROOT = Path(__file__).parents[2]
 
 
 MODULES = {"deploy.export": "onnx", "deploy.app": "streamlit"}  # of 6-deploy, of the page
-
-
-@pytest.mark.parametrize(("module", "package"), MODULES.items())
-def test_modules_for_which_a_package_is_missing_say_so(module, package, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"thyroid_lib.{module}", raising=False)
-    with pytest.raises(ImportError, match=f"{package} not installed: `pip install {package}`"):
-        importlib.import_module(f"thyroid_lib.{module}")
-
-
 COMMANDS = {  # command: a package that it needs
     "thyroid_lib.deploy.export --study x --out y": "onnxscript",
     "thyroid_lib.deploy.node study": "highdicom",
@@ -32,6 +22,14 @@ COMMANDS = {  # command: a package that it needs
     "kaggle --parameters parameters/demo.yaml --owner me": "snakemake",
     "gather --parameters parameters/demo.yaml x": "snakemake",
 }
+
+
+@pytest.mark.parametrize(("module", "package"), MODULES.items())
+def test_modules_for_which_a_package_is_missing_say_so(module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"thyroid_lib.{module}", raising=False)
+    with pytest.raises(ImportError, match=f"{package} not installed: `pip install {package}`"):
+        importlib.import_module(f"thyroid_lib.{module}")
 
 
 @pytest.mark.study

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import pytest
-
 from thyroid_lib.files.paths import portable_path, project_path
 
 
-@pytest.mark.parametrize(
-    ("path", "whole", "portable"),
-    [
+def test_paths_of_this_machine_and_of_every_machine(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("THYROID_ROOT", "/project")
+    monkeypatch.setenv("THYROID_RESULTS", "/away")
+    for path, whole, portable in (
         ("data/x", "/project/data/x", "data/x"),
         ("results/x", "/away/x", "results/x"),
         ("/project/data/x", "/project/data/x", "data/x"),
@@ -20,16 +20,8 @@ from thyroid_lib.files.paths import portable_path, project_path
         ("/home/me", "/home/me", "~"),
         ("/home/meg/x", "/home/meg/x", "/home/meg/x"),
         ("", "/project", ""),
-    ],
-)
-def test_paths_of_this_machine_and_of_every_machine(monkeypatch, path, whole, portable):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("THYROID_ROOT", "/project")
-    monkeypatch.setenv("THYROID_RESULTS", "/away")
-    assert project_path(path) == Path(whole)
-    assert portable_path(path) == portable
-
-
-@pytest.mark.parametrize("name", ["auto", "kaggle:owner/slug/1"])
-def test_names_of_data_stay(name):
-    assert portable_path(name) == name
+    ):
+        assert project_path(path) == Path(whole)
+        assert portable_path(path) == portable
+    for name in ("auto", "kaggle:owner/slug/1"):  # of data
+        assert portable_path(name) == name

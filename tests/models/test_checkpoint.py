@@ -1,5 +1,6 @@
 import errno
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -64,21 +65,15 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path, counts):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_what_cannot_be_read_now_is_no_damage_and_stays(tmp_path, monkeypatch, error):
     path = checkpoint.save(tmp_path / "model.pt", {"key": "k"})
-
-    def fails(*args, **how):
-        raise error
-
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", fails)
+        patch.setattr(torch, "load", Mock(side_effect=error))
         with pytest.raises(type(error)):
             checkpoint.load(path, key="k")
     assert checkpoint.load(path, key="k") == {"key": "k"}
 
 
 def test_a_disk_that_fills_up_costs_the_newest_state_alone(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     for epoch in (1, 2):
         checkpoint.keep(tmp_path, {"key": "k", "epoch": epoch})
     monkeypatch.setattr(os, "fsync", full)

@@ -24,6 +24,26 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = re.search(
     r"```python\n(.*?)```", (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8"), re.S
 )[1]
+FAULTS = {  # kind: (what stands in the example, what stands there instead, words of the message)
+    "divides wrongly": ("factor=4", "factor=2", "forward gives", "need logit"),
+    "probabilities": ("up(x))", "up(x)).sigmoid()", "in 0 to 1 alone", "need logits, not prob"),
+    "channels": ("(2 * w, w)", "(3 * w, w)", "line 24: RuntimeError", "new-model.md"),
+    "no divisor": ("divisor =", "nothing =", "divisor must be a whole number", "got"),
+    "unseeded": (
+        "half = width, ", "self.s, half = width, nn.Parameter(torch.ones(1)), ",
+        "the seed does not set s:", "reset_parameters",
+    ),
+    "looks into numbers": ("self.down(images)", "images.sum().item()", "line 21: Runtime", "meta"),
+    "name unknown": ("nn.MaxPool2d(2)", "maxpool", "line 12: NameError", "(in_channels,"),
+    "cannot be imported": ("import nn", "import n", "line 2: ImportError", "can be imported"),
+    "ends Python": ("import torch\n", "raise SystemExit(0)\n", "SystemExit: 0", "can be imported"),
+    "other arguments": (
+        "in_channels=1, out_channels=1, width=64", "width",
+        "TypeError", "need Dilated(in_channels, out_channels, width)",
+    ),
+    "not derived": ("(Network)", "(nn.Module)", "Network: none", "need one"),
+    "two": ("class D", "class A(Network):\n    pass\nclass D", "Network: A, Dilated", "need one"),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -63,28 +83,6 @@ def test_the_example_is_in_the_comparison(tmp_path):
     file.write_text(changed("(1, 2, 4, 8)", "(1, 2, 4)"), encoding="utf-8")
     assert steps(project, *both) == {"train": 1, "compare": 1, "report": 1}
     assert steps(project) == {"compare": 1, "report": 1}  # without it: two in one table before
-
-
-FAULTS = {  # kind: (what stands in the example, what stands there instead, words of the message)
-    "divides wrongly": ("factor=4", "factor=2", "forward gives", "need logit"),
-    "probabilities": ("up(x))", "up(x)).sigmoid()", "in 0 to 1 alone", "need logits, not prob"),
-    "channels": ("(2 * w, w)", "(3 * w, w)", "line 24: RuntimeError", "new-model.md"),
-    "no divisor": ("divisor =", "nothing =", "divisor must be a whole number", "got"),
-    "unseeded": (
-        "half = width, ", "self.s, half = width, nn.Parameter(torch.ones(1)), ",
-        "the seed does not set s:", "reset_parameters",
-    ),
-    "looks into numbers": ("self.down(images)", "images.sum().item()", "line 21: Runtime", "meta"),
-    "name unknown": ("nn.MaxPool2d(2)", "maxpool", "line 12: NameError", "(in_channels,"),
-    "cannot be imported": ("import nn", "import n", "line 2: ImportError", "can be imported"),
-    "ends Python": ("import torch\n", "raise SystemExit(0)\n", "SystemExit: 0", "can be imported"),
-    "other arguments": (
-        "in_channels=1, out_channels=1, width=64", "width",
-        "TypeError", "need Dilated(in_channels, out_channels, width)",
-    ),
-    "not derived": ("(Network)", "(nn.Module)", "Network: none", "need one"),
-    "two": ("class D", "class A(Network):\n    pass\nclass D", "Network: A, Dilated", "need one"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -53,10 +53,8 @@ def test_a_copy_differs_in_nothing_once_it_is_moved_back(tiny_store, monkeypatch
 
 
 def test_a_turned_copy_differs_in_little_once_it_is_turned_back():
-    native = (
-        ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 255, (60, 120)), 3) * 3 - 255
-    )
-    native = native.clip(0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).uniform(0, 255, (60, 120))
+    native = (ndimage.gaussian_filter(noise, 3) * 3 - 255).clip(0, 255).astype(np.uint8)
     images = [fit_image(image, 96, "square") for image in (turn(native, 10, 0.9), native)]
     index = pd.DataFrame({"height": [60, 60], "width": [120, 120]})
     store = SimpleNamespace(images=images, index=index, size=96, settings={"resize": "square"})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import checksums
 
 SCORES = "runs/a b/scores.csv"
@@ -18,12 +19,9 @@ def study(tmp_path):
     """Two steps, of two files and one, with notebooks and checksums."""
     study = tmp_path / "demo"
     for name in (SCORES, "runs/a b/run.json", "compare/summary.csv"):
-        (study / name).parent.mkdir(parents=True, exist_ok=True)
-        (study / name).write_text(f"content of {name}\n")
-    (study / "notebooks").mkdir()
+        write_file(study / name, f"content of {name}\n")
     for step, file in (("train", SCORES), ("compare", "compare/summary.csv")):
-        notebook = study / "notebooks" / f"{step}.ipynb"
-        notebook.write_text("{}")
+        notebook = write_file(study / "notebooks" / f"{step}.ipynb", "{}")
         checksums.record(study / "checksums" / f"{step}.sha256", [notebook, study / file])
     return study
 
@@ -96,12 +94,10 @@ def test_half_written_files_and_a_report_of_failures_go(study):
     (study / f"a.{2**22 + 1}.partial").touch()
     (study / f"report.html.{os.getpid()}.partial").write_text("half, by a process at work")
     for name in ("report.html", checksums.UNFINISHED):
-        (study / name).parent.mkdir(exist_ok=True)
-        (study / name).write_text("1 of 5 steps failed")
+        write_file(study / name, "1 of 5 steps failed")
     records = study / checksums.RECORDS
-    records.mkdir(parents=True)
     for name, content in {"good": b"{}", "empty": b"", "zeros": b"\0\0", "bits": b"\xff"}.items():
-        (records / name).write_bytes(content)
+        write_file(records / name, content)
     checksums.mend(study)
     left = [path.name for path in study.rglob("*.partial")]
     assert left == [f"report.html.{os.getpid()}.partial"]

@@ -18,14 +18,9 @@ from thyroid_lib.evaluate import imported
 from thyroid_lib.train.run import score_run, train_model
 
 PROGRAMS = Path(os.environ.get("THYROID_NNUNET") or "/nowhere")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.study,
-    pytest.mark.skipif(
-        not (PROGRAMS / "nnUNetv2_train").is_file(),
-        reason="THYROID_NNUNET names no folder with nnU-Net's programs",
-    ),
-]
+NONE = not (PROGRAMS / "nnUNetv2_train").is_file()
+WHY = "THYROID_NNUNET names no folder with nnU-Net's programs"
+pytestmark = [pytest.mark.slow, pytest.mark.study, pytest.mark.skipif(NONE, reason=WHY)]
 TRAINER = """import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 

@@ -1,7 +1,4 @@
-"""Own data in notebooks that are run one after the other with their defaults: never replaced.
-
-What runs are the notebooks' own lines that write and choose the store.
-"""
+"""Own data are never replaced by the notebooks' own lines, run one after the other as they are."""
 
 import json
 import re
@@ -19,6 +16,7 @@ from thyroid_lib.study.parameters import parameter_defaults
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 WRITES = r"^built = build_store\(cases, project_path\(store\).*$"
 CHOOSES = r"^\w+ = open_store\(project_path\(store\)\) if store else default_store\(.*\)$"
+HOLDS = "results/alone/store: 12 cases, 3 groups, 256 x 256 px, source folder"
 
 
 def run_line(notebook: str, pattern: str, cases=None) -> store.Store:
@@ -46,9 +44,6 @@ def own(tmp_path, monkeypatch):
 @pytest.fixture
 def phantoms(own):
     return store.load_cases("phantom", folder=project_path("results/drawn"), sweeps=2, frames=2)
-
-
-HOLDS = "results/alone/store: 12 cases, 3 groups, 256 x 256 px, source folder"
 
 
 @pytest.mark.parametrize("notebook", ["2-audit", "3-train", "4-compare", "6-deploy"])

@@ -1,4 +1,4 @@
-"""The notebooks on imitations of Colab and Kaggle: from a wheel, or alone, in their Python."""
+"""Notebooks and packages on imitations of Colab and Kaggle: from a wheel, or alone."""
 
 import json
 import os
@@ -6,18 +6,45 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ellipse_pair, save_pairs
 from imitated import COLAB, KAGGLE, ROOT, Session, find_python, make_wheel, printed
+from packaging.utils import canonicalize_name
 
 import carry
+from thyroid_lib.files.writing import write_file
 
 pytestmark = pytest.mark.study
 NOTEBOOKS = {path.stem[0]: path for path in sorted((ROOT / "notebooks").glob("[0-9]-*.ipynb"))}
 SMALL = {"width": 4, "epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu"}
+OWN = ROOT / "notebooks" / "own-data.ipynb"
+FEW = SMALL | {"run_folds": [0], "folds": 2, "resamples": 200}
+BOTH = pytest.mark.parametrize(
+    "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
+)
+# Kaggle is said to move to 3.13, for which NumPy 2.0 has no release.
+NEWER_NUMPY = KAGGLE.packages.replace("numpy==2.0.2", "numpy==2.1.3")
+NEXT = replace(KAGGLE, python="3.13", packages=NEWER_NUMPY)
+EXTRAS = "app,deploy,dicom,download,hdf5,tensorboard"
+WHEELS = [
+    ("thyroid_lib-10.0-py3.whl", "thyroid_lib-9.2-py3.whl", "thyroid_lib-10.0-py3.whl"),
+    ("drive/MyDrive/thyroid_lib-9.0-py3.whl", "thyroid_lib-9.2-py3", "thyroid_lib-9.2-py3"),
+    ("../input/code/thyroid_lib-9.1-py3.whl", "thyroid_lib-9.1-py3.whl", ""),
+    ("thyroid_lib-9.0-py3.whl", "", ""),
+]
+NEWER = """
+import sys
+from importlib import metadata
+from thyroid_lib.study import platforms
+carried, platforms.__file__ = sys.argv[1], "/no/checkout/a.py"
+metadata.version = lambda name: "9.1"
+platforms.subprocess.run = lambda command, **_: print(command[-1].name)
+print(platforms.take_newer_wheel(), "thyroid_lib.study" in sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +54,13 @@ def wheel(tmp_path_factory):
 
 
 def begin(platform, folder, wheel=None) -> Session:
-    python = find_python(platform.python)
-    if not python:
-        pytest.skip(f"no Python {platform.python} here, which {platform.name} has")
     try:
-        session = Session(platform, folder, python)
+        session = Session(platform, folder, find_python(platform))
     except OSError as error:
         pytest.skip(f"{platform.name}'s packages cannot be installed here: {str(error)[-200:]}")
     if wheel:
         shutil.copy2(wheel, folder / "root" / platform.upload)
     return session
-
-
-BOTH = pytest.mark.parametrize(
-    "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
-)
 
 
 @BOTH
@@ -58,10 +77,6 @@ def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
     assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
 
 
-OWN = ROOT / "notebooks" / "own-data.ipynb"
-FEW = SMALL | {"run_folds": [0], "folds": 2, "resamples": 200}
-
-
 @BOTH
 def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     """Nothing lies beside it; phantoms first, then a folder of 0/1 masks with its patients."""
@@ -69,12 +84,9 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     first = printed(session.run(OWN, FEW))
     assert platform.note in first
     assert "precision auto means" in first
-    results, mine, rng = (
-        session.cwd / "results" / "own",
-        session.cwd / "mine",
-        np.random.default_rng(0),
-    )
-    phantoms = pd.read_csv(results / "phantom" / "store" / "index.csv")
+    results, mine = session.cwd / "results" / "own", session.cwd / "mine"
+    assert len(pd.read_csv(results / "phantom" / "store" / "index.csv")) == 96
+    rng = np.random.default_rng(0)
     pairs, names = [ellipse_pair(rng, 40, 48) for _ in range(12)], [f"a{i:02}" for i in range(12)]
     images, masks = zip(*pairs, strict=True)
     save_pairs(mine, images, [mask.astype(np.uint8) for mask in masks], names)
@@ -83,11 +95,8 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     executed = session.run(OWN, FEW | {"data": "mine"})
     assert "gland is 1" in printed(executed)
     index = pd.read_csv(results / "mine" / "store" / "index.csv")
-    assert (list(index["case_id"]), sorted(set(index["group"]))) == (
-        names,
-        ["p0", "p1", "p2", "p3"],
-    )
-    assert len(phantoms) == 96
+    assert index["case_id"].tolist() == names
+    assert set(index["group"]) == {"p0", "p1", "p2", "p3"}
     table = pd.read_csv(results / "mine" / "compare" / "summary.csv")
     assert set(table["model"]) == {"unet", "segnet", "resunet"}
     assert set(table["protocol"]) == {"grouped", "random"}
@@ -102,9 +111,7 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     abouts = (results / "mine" / "runs").glob("*/run.json")
     assert {json.loads(path.read_text("utf-8"))["trained_epochs"] for path in abouts} == {0}
-    with pytest.raises(
-        OSError, match=r"no folder at .*nowhere: give one that holds images and mas"
-    ):
+    with pytest.raises(OSError, match=r"no folder at .*nowhere: give one that holds images"):
         session.run(OWN, FEW | {"data": "nowhere"})
     assert session.given <= session.packages()  # no package was changed
     newer = shutil.copytree(ROOT / "thyroid_lib", tmp_path / "newer" / "thyroid_lib").parent
@@ -117,43 +124,19 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
     assert "Version: 99.0" in session.pip("show", "thyroid-lib")
 
 
-NEWER = """
-import sys
-from importlib import metadata
-from thyroid_lib.study import platforms
-carried, platforms.__file__ = sys.argv[1], "/no/checkout/a.py"
-metadata.version = lambda name: "9.1"
-platforms.subprocess.run = lambda command, **_: print(command[-1].name)
-print(platforms.take_newer_wheel(), "thyroid_lib.study" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize(
-    ("wheel", "carried", "taken"),
-    [
-        ("thyroid_lib-10.0-py3.whl", "thyroid_lib-9.2-py3.whl", "thyroid_lib-10.0-py3.whl"),
-        ("drive/MyDrive/thyroid_lib-9.0-py3.whl", "thyroid_lib-9.2-py3", "thyroid_lib-9.2-py3"),
-        ("../input/code/thyroid_lib-9.1-py3.whl", "thyroid_lib-9.1-py3.whl", ""),
-        ("thyroid_lib-9.0-py3.whl", "", ""),
-    ],
-)
+@pytest.mark.parametrize(("wheel", "carried", "taken"), WHEELS)
 def test_the_newest_wheel_replaces_an_older_library(tmp_path, wheel, carried, taken):
     (here := tmp_path / "working").mkdir()
-    (here / wheel).parent.mkdir(parents=True, exist_ok=True)
-    (here / wheel).touch()
-    command = [sys.executable, "-c", NEWER, carried]
-    how = {"cwd": here, "capture_output": True, "text": True}
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **how)
+    write_file(here / wheel, "")
+    how = {"cwd": here, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
+    done = subprocess.run([sys.executable, "-c", NEWER, carried], capture_output=True, **how)
     said = f"{taken}\nTrue False\n" if taken else "False True\n"
     assert done.stdout == said, done.stderr
 
 
 def test_the_library_that_it_carries_is_this_release_and_the_same_bytes_each_time(tmp_path):
-    def of(cell) -> str:
-        return "".join(cell["source"])
-
     cells = json.loads(OWN.read_text("utf-8"))["cells"]
-    (carried,) = [of(cell) for cell in cells if cell["id"] == "library"]
+    (carried,) = ["".join(cell["source"]) for cell in cells if cell["id"] == "library"]
     space: dict = {}
     exec(carried, space)  # noqa: S102
     name, content = carry.wheel()
@@ -165,7 +148,7 @@ def test_the_library_that_it_carries_is_this_release_and_the_same_bytes_each_tim
     (tmp_path / "thyroid_lib" / "__pycache__").mkdir(exist_ok=True)
     (tmp_path / "thyroid_lib" / "__pycache__" / "more.pyc").touch()
     assert carry.wheel(tmp_path) == (name, content)
-    assert of(carry.library_cell(tmp_path)) == of(carry.library_cell())
+    assert carry.library_cell(tmp_path) == carry.library_cell()
 
 
 @pytest.mark.slow
@@ -182,3 +165,48 @@ def test_without_a_wheel_the_set_up_cell_says_what_to_do(tmp_path):
     how = {"cwd": tmp_path, "env": os.environ | {"IPYTHONDIR": str(tmp_path)}}
     done = subprocess.run(command, capture_output=True, text=True, **how)
     assert "upload a wheel (make wheel), or run own-data.ipynb first" in done.stdout + done.stderr
+
+
+@pytest.fixture(params=[COLAB, KAGGLE, NEXT], ids=lambda each: f"{each.name}-{each.python}")
+def resolve(request, tmp_path):
+    """Ask pip what it would install beside the versions that a platform publishes.
+
+    The platform's packages are records without files (name and version) in an empty environment
+    of its Python, so that torch is not downloaded; pip resolves and installs nothing.
+    """
+    python, platform = find_python(request.param), request.param
+    subprocess.run([python, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (site,) = (tmp_path / "env/lib").glob("python*/site-packages")
+    pins = dict(pin.split("==") for pin in platform.packages.split())
+    for name, version in pins.items():
+        about = site / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+        write_file(about, f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (tmp_path / "pins.txt").write_text("\n".join(platform.packages.split()), "utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "env/bin/python"), "install"]
+    pip += ["--dry-run", "-q", "--report", "-", "--constraint", str(tmp_path / "pins.txt")]
+    pip += ["--only-binary=:all:"]  # as `platforms.install_missing`
+
+    def ask(*needs: str) -> tuple[set[str], set[str]]:
+        done = subprocess.run([*pip, *needs], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(done.stderr)
+        added = (each["metadata"]["name"] for each in json.loads(done.stdout)["install"])
+        return {*map(canonicalize_name, added)}, {*map(canonicalize_name, pins)}
+
+    try:
+        ask("tqdm>=4.66", "tenacity>=8")
+    except ValueError as error:
+        pytest.skip(f"the package index is out of reach: {str(error)[-200:]}")
+    return ask
+
+
+def test_the_library_resolves_beside_them(resolve, wheel):
+    for need in (str(wheel), f"{wheel}[{EXTRAS}]"):
+        added, theirs = resolve(need)
+        assert "thyroid-lib" in added
+        assert not added & theirs
+
+
+def test_snakemake_does_not_which_is_why_it_has_an_environment_of_its_own(resolve):
+    with pytest.raises(ValueError, match=r"(?s)packaging.*conflict"):
+        resolve("--only-binary=:none:", "snakemake>=9.27,<10")  # of the extra study

@@ -9,8 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import platforms, second_copy
 from thyroid_lib.train import device
+
+UNUSABLE = "Tesla P100 is here, but torch cannot"
+NOTES = [
+    ("colab", "", ("T4 GPU); a CPU is enough", "they end with this session. To keep them, r")),
+    ("kaggle", UNUSABLE, (f"{UNUSABLE}. Trainings will u", "they stay with the notebook's v")),
+]
+NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
+NEEDS = (
+    "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
+    'snakemake; extra == "study"', 'onnx>=1.17; extra == "deploy"',
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +36,6 @@ def local_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(second_copy.writing, "written", [])
 
 
-NAMED = {"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}
-
-
 def test_a_local_machine_prints_nothing_and_loads_no_torch():
     code = "from thyroid_lib.study import platforms; platforms.start()\n"
     code += "import sys; print('torch' in sys.modules)"
@@ -34,16 +43,7 @@ def test_a_local_machine_prints_nothing_and_loads_no_torch():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-UNUSABLE = "Tesla P100 is here, but torch cannot"
-
-
-@pytest.mark.parametrize(
-    ("platform", "problem", "notes"),
-    [
-        ("colab", "", ("T4 GPU); a CPU is enough", "they end with this session. To keep them, r")),
-        ("kaggle", UNUSABLE, (f"{UNUSABLE}. Trainings will u", "they stay with the notebook's v")),
-    ],
-)
+@pytest.mark.parametrize(("platform", "problem", "notes"), NOTES)
 def test_start_notes_the_gpu_and_how_results_survive(platform, problem, notes, monkeypatch, capsys):
     monkeypatch.setenv(NAMED[platform], "x")
     monkeypatch.setattr(device, "gpu_problem", lambda: problem)
@@ -60,9 +60,8 @@ def test_a_mounted_drive_holds_copies_and_an_earlier_session(monkeypatch, tmp_pa
     monkeypatch.setenv(NAMED["colab"], "x")
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path / "content"))
     monkeypatch.setattr(device, "gpu_problem", lambda: "")
-    kept = tmp_path / "content/drive/MyDrive/thyroid/results/alone/run/history.csv"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("epoch\n1\n", "utf-8")
+    drive = tmp_path / "content/drive/MyDrive"
+    write_file(drive / "thyroid/results/alone/run/history.csv", "epoch\n1\n")
     platforms.start()
     assert "every 10 minutes, and come back in the next session" in capsys.readouterr().err
     assert (tmp_path / "content/results/alone/run/history.csv").exists()
@@ -96,12 +95,6 @@ def installed(monkeypatch, tmp_path):
     put("torch", "2.11.0+cu128")
     put("NumPy", "2.1.3")
     return SimpleNamespace(put=put, pip=pip, words=words, wheels=tmp_path / "wheels")
-
-
-NEEDS = (
-    "numpy>=1.26", "scipy>=1.11", "papermill>=2.6", "old>=3",
-    'snakemake; extra == "study"', 'onnx>=1.17; extra == "deploy"',
-)  # fmt: skip
 
 
 def test_missing_packages_are_installed_with_the_installed_ones_as_constraints(

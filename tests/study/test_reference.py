@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "results" / "reference" / "demo"
 REAL = ROOT / "results" / "reference" / "tg3k-sample"
 NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
+EDITS = [
+    ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
+    ("models/registry", ".float().div_(255)", ".float().div_(254)"),
+]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -90,13 +94,7 @@ def test_nothing_of_the_real_frames_is_committed():
     assert kept <= {".csv", ".md", ".json", ".txt"}
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new"),
-    [
-        ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
-        ("models/registry", ".float().div_(255)", ".float().div_(254)"),
-    ],
-)
+@pytest.mark.parametrize(("module", "old", "new"), EDITS)
 @pytest.mark.study
 def test_one_character_of_arithmetic_makes_nbval_fail(tmp_path, module, old, new):
     """Without such a change `make test` validates the same notebooks."""

@@ -22,6 +22,52 @@ pytestmark = pytest.mark.study
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = 'name = "a"  # a text\ncount = 1\nrate = 0.5\nflag = True\nseeds = [0]'
+WRONG = {  # of a notebook with names of its own
+    "coutn: unknown (did you mean count?); there are: name, count": {"coutn": 2},
+    'rate: got "1e-3", need a valid number: write 0.001 (see its default)': {"rate": "1e-3"},
+}
+CELL = '{"metadata": {"tags": ["parameters"]}, "source": "a = b"}'
+NO_NOTEBOOK = [
+    "# no", '{"cells": 3}', "[" * 100_000, '{"cells": []}', f'{{"cells": [{CELL}]}}',
+    f'{{"cells": [{CELL.replace("b", "1")}, {CELL.replace("b", "1")}]}}',
+]  # fmt: skip
+ENDS = {
+    "an error": ("raise KeyError('gone')", 3, "In [3] KeyError: 'gone'"),
+    "exit with success": ("import sys; sys.exit(0)", 4, "only 3 of 4 cells ran"),
+    "a dead kernel": ("import os; os.kill(os.getpid(), 9)", 4, "the kernel died"),
+}
+# What a user's environment may hold, and a notebook that would show each of it.
+FOREIGN = {
+    "MPLBACKEND": "Agg", "MPLCONFIGDIR": "{0}", "MATPLOTLIBRC": "{0}/matplotlibrc",
+    "PYTHONSTARTUP": "{0}/startup.py", "IPYTHONDIR": "{0}/ipython", "PYTHONWARNINGS": "error",
+    "PYTHONOPTIMIZE": "1", "JUPYTER_PATH": "{0}/jupyter", "LC_ALL": "C", "PYTHONUTF8": "0",
+    "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "3",
+}  # fmt: skip
+SHOWS = """
+import locale, shutil, time, warnings
+import matplotlib.pyplot as plt
+for n in range(3):
+    print(n, flush=True)
+    time.sleep(0.1 * count)
+print("started" in globals(), shutil.get_terminal_size().columns, locale.getpreferredencoding())
+with warnings.catch_warnings(record=True) as seen:
+    warnings.warn("as an error it would end the cell")
+try:
+    assert count == 0
+except AssertionError:
+    print("asserted")
+plt.plot([0, 1]);
+"""
+SLEEPS = "import os, time\nopen(name, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+TRAINS = """
+import os, time
+from thyroid_lib.files.stopping import Stopped, stop_requests
+with stop_requests() as stop_reason:
+    open(name, "w").write(str(os.getpid()))
+    while not stop_reason():
+        time.sleep(0.05)
+raise Stopped(f"run: stopped, as {stop_reason()}")
+"""
 
 
 def write_notebook(path: Path, *cells: str, ids: bool = True) -> Path:
@@ -46,12 +92,6 @@ def run_module(*words, **variables) -> subprocess.CompletedProcess:
     return subprocess.run(command(*words), cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-WRONG = {  # of a notebook with names of its own
-    "coutn: unknown (did you mean count?); there are: name, count": {"coutn": 2},
-    'rate: got "1e-3", need a valid number: write 0.001 (see its default)': {"rate": "1e-3"},
-}
-
-
 def test_wrong_parameters_stop_before_any_work(tmp_path, capsys):
     notebook = write_notebook(tmp_path / "n.ipynb", "1 / 0")
     for message, given in WRONG.items():
@@ -59,13 +99,6 @@ def test_wrong_parameters_stop_before_any_work(tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [notebook]
     parameters.check({"rate": 1}, parameters.parameter_defaults(notebook))
-
-
-CELL = '{"metadata": {"tags": ["parameters"]}, "source": "a = b"}'
-NO_NOTEBOOK = [
-    "# no", '{"cells": 3}', "[" * 100_000, '{"cells": []}', f'{{"cells": [{CELL}]}}',
-    f'{{"cells": [{CELL.replace("b", "1")}, {CELL.replace("b", "1")}]}}',
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/out.ipynb", "gs://mine/n.ipynb"])
@@ -91,13 +124,6 @@ def test_parameters_that_are_no_object_and_files_that_are_no_notebook_are_refuse
         assert len(str(caught.value).splitlines()) == 1
 
 
-ENDS = {
-    "an error": ("raise KeyError('gone')", 3, "In [3] KeyError: 'gone'"),
-    "exit with success": ("import sys; sys.exit(0)", 4, "only 3 of 4 cells ran"),
-    "a dead kernel": ("import os; os.kill(os.getpid(), 9)", 4, "the kernel died"),
-}
-
-
 @pytest.mark.parametrize("end", ENDS)
 def test_a_notebook_that_stops_half_way_is_not_done(end, tmp_path, capsys):
     cell, code, message = ENDS[end]
@@ -111,30 +137,6 @@ def test_a_notebook_that_stops_half_way_is_not_done(end, tmp_path, capsys):
     assert str(log) in said
     assert out.read_text(encoding="utf-8") == "the last good one"
     assert "count = 2" in log.read_text(encoding="utf-8")
-
-
-# What a user's environment may hold, and a notebook that would show each of it.
-FOREIGN = {
-    "MPLBACKEND": "Agg", "MPLCONFIGDIR": "{0}", "MATPLOTLIBRC": "{0}/matplotlibrc",
-    "PYTHONSTARTUP": "{0}/startup.py", "IPYTHONDIR": "{0}/ipython", "PYTHONWARNINGS": "error",
-    "PYTHONOPTIMIZE": "1", "JUPYTER_PATH": "{0}/jupyter", "LC_ALL": "C", "PYTHONUTF8": "0",
-    "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "3",
-}  # fmt: skip
-SHOWS = """
-import locale, shutil, time, warnings
-import matplotlib.pyplot as plt
-for n in range(3):
-    print(n, flush=True)
-    time.sleep(0.1 * count)
-print("started" in globals(), shutil.get_terminal_size().columns, locale.getpreferredencoding())
-with warnings.catch_warnings(record=True) as seen:
-    warnings.warn("as an error it would end the cell")
-try:
-    assert count == 0
-except AssertionError:
-    print("asserted")
-plt.plot([0, 1]);
-"""
 
 
 def test_two_executions_give_the_same_bytes_in_any_environment(tmp_path):
@@ -199,20 +201,6 @@ def test_two_processes_never_make_one_notebook_at_once(tmp_path):
         assert not out.exists()
         held.close()
     assert (second.returncode, out.exists()) == (0, True)
-
-
-# --- stopped, failed, and what is left then
-
-SLEEPS = "import os, time\nopen(name, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
-TRAINS = """
-import os, time
-from thyroid_lib.files.stopping import Stopped, stop_requests
-with stop_requests() as stop_reason:
-    open(name, "w").write(str(os.getpid()))
-    while not stop_reason():
-        time.sleep(0.05)
-raise Stopped(f"run: stopped, as {stop_reason()}")
-"""
 
 
 def start(tmp_path, source: str, **variables) -> tuple[subprocess.Popen, Path]:

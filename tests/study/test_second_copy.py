@@ -17,6 +17,12 @@ from thyroid_lib.study import second_copy
 from thyroid_lib.study.second_copy import bring_back, keep_chosen
 
 PATIENCE = 60  # seconds, on a busy machine
+CELLS = (
+    "# Parameters of a test\nout = ''",
+    "from thyroid_lib.study import platforms; platforms.start()\n"
+    "from thyroid_lib.files import paths, writing\n"
+    "writing.write_file(paths.project_path(out) / 'a.csv', 'a');",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -108,11 +114,8 @@ def test_a_long_training_leaves_a_drive_s_bin_empty_and_copies_few_checkpoints(
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_copy_that_cannot_be_replaced_stays(project, monkeypatch, killed):
     """The Drive vanishes, or the process is killed, between the two renames."""
-    copies, kept, replace = (
-        keep_copies(project / "drive"),
-        project / "drive/results/a.csv",
-        os.replace,
-    )
+    copies, replace = keep_copies(project / "drive"), os.replace
+    kept = project / "drive/results/a.csv"
     write(project / "here", "a.csv", text="old")
     assert copies.wait(PATIENCE)
 
@@ -218,14 +221,6 @@ def test_results_themselves_and_a_file_get_no_copies(project, monkeypatch, capsy
     assert keep_copies(project / "drive") is None
     write(project / "drive/results", "a.csv")
     assert names(project / "drive") == ["results/a.csv"]
-
-
-CELLS = (
-    "# Parameters of a test\nout = ''",
-    "from thyroid_lib.study import platforms; platforms.start()\n"
-    "from thyroid_lib.files import paths, writing\n"
-    "writing.write_file(paths.project_path(out) / 'a.csv', 'a');",
-)
 
 
 @pytest.mark.study

@@ -16,6 +16,23 @@ pytest.importorskip("snakemake_interface_logger_plugins")
 from thyroid_lib.study import session
 
 CHANGED = ("PYTHONPATH", "THYROID_DEADLINE", "THYROID_NOTEBOOKS", "THYROID_PYTHON")
+WORKFLOW = """
+import subprocess, sys, time
+from pathlib import Path
+from thyroid_lib.study.session import Session
+session = Session(Path(sys.argv[1]))
+session.open("results/demo")
+if sys.argv[2] == "running":
+    session.on_start()
+    step = subprocess.Popen(["sleep", "600"])
+try:
+    print("ready", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    step.wait()
+    session.on_error([])
+    sys.exit(1)
+"""
 
 
 @pytest.fixture
@@ -57,25 +74,6 @@ def test_only_one_start_runs_steps_and_all_may_look(start, tmp_path, capsys):
     for look in ("-n", "-np", "--dry-run", "--dryrun"):
         looking = start(look)
         assert (looking.open("results/demo"), looking.lock) == (study, None)
-
-
-WORKFLOW = """
-import subprocess, sys, time
-from pathlib import Path
-from thyroid_lib.study.session import Session
-session = Session(Path(sys.argv[1]))
-session.open("results/demo")
-if sys.argv[2] == "running":
-    session.on_start()
-    step = subprocess.Popen(["sleep", "600"])
-try:
-    print("ready", flush=True)
-    time.sleep(600)
-except KeyboardInterrupt:
-    step.wait()
-    session.on_error([])
-    sys.exit(1)
-"""
 
 
 @pytest.mark.parametrize(("state", "code"), [("starting", 128 + signal.SIGTERM), ("running", 1)])

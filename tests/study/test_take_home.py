@@ -4,10 +4,14 @@ import json
 import sys
 import zipfile
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study import take_home
+
+KEPT = {"compare/summary.csv", "runs/a/model.pt", "look.png"}
 
 
 @pytest.fixture
@@ -15,9 +19,7 @@ def results(tmp_path):
     folder = tmp_path / "mine"
     for name in ("compare/summary.csv", "runs/a/model.pt", "runs/a/checkpoint.pt", "look.png",
                  "store/images.npy", "phantom/images/a.png", "x.7.partial"):  # fmt: skip
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name, "utf-8")
+        write_file(folder / name, name)
     return folder
 
 
@@ -37,9 +39,6 @@ def colab(monkeypatch):
 def names(path) -> set[str]:
     with zipfile.ZipFile(path) as packed:
         return set(packed.namelist())
-
-
-KEPT = {"compare/summary.csv", "runs/a/model.pt", "look.png"}
 
 
 def test_the_zip_holds_tables_figures_and_weights_and_no_frames(results, monkeypatch):
@@ -65,10 +64,7 @@ def test_on_colab_the_page_is_packed_and_the_browser_downloads(results, colab):
 
 def test_a_full_disk_leaves_the_last_zip(results, monkeypatch):
     before = take_home.pack(results).read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(zipfile.ZipFile, "write", full)
     with pytest.raises(OSError, match="No space left"):
         take_home.pack(results)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.study.verify import compare
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,23 @@ NOTEBOOK, TABLE, PICTURE = "notebooks/3-train.ipynb", "compare/summary.csv", "co
 MODEL, ABOUT = "runs/unet/model.pt", "runs/unet/run.json"
 DOTS = np.zeros((4, 5), np.uint8)
 DOTS[1, 2] = DOTS[3, 4] = 200
+CHANGES = [
+    (TABLE, "0.400000", "0.400004", "row 2 (grouped, segnet), column dice: expected 0.400000, "
+     "got 0.400004"),
+    (TABLE, "grouped,segnet,0.400000,2\n", "",
+     "line 3: expected grouped,segnet,0.400000,2, got nothing"),
+    (ABOUT, '"seed": 0', '"seed": 1', 'line 2: expected  "seed": 0, got  "seed": 1'),
+    (NOTEBOOK, '"b\\n"', '"d\\n"', "1 differences, the first:\n"
+     "modified /cells/1/outputs/0/text:\n@@ -1,3 +1,3 @@\n a\n-b\n+d\n c"),
+    (NOTEBOOK, "It should.", "It must.", "1 differences, the first:\n"
+     "modified /cells/0/source:\n@@ -1,3 +1,3 @@\n ## Does it learn?\n \n-It should.\n"
+     "+It must."),
+]  # fmt: skip
+AFTERWARDS = {  # what is done to the new results: exit code, what is printed
+    "true": (0, "identical: "),
+    "echo more >>compare/summary.csv": (2, "summary.csv: line 8: expected nothing, got more"),
+    "exit 1": (2, ""),
+}
 
 
 def png(gray: np.ndarray, **how) -> bytes:
@@ -63,8 +81,7 @@ def write_study(folder: Path, seconds: float) -> Path:
         "report.html": f"{seconds} s",
     }
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        write_file(folder / name, content)
     return folder
 
 
@@ -88,21 +105,7 @@ def test_equal_studies_are_identical_although_their_times_differ(pair):
         assert name in " ".join(found.left_out)
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new", "what"),
-    [
-        (TABLE, "0.400000", "0.400004", "row 2 (grouped, segnet), column dice: expected 0.400000, "
-         "got 0.400004"),
-        (TABLE, "grouped,segnet,0.400000,2\n", "",
-         "line 3: expected grouped,segnet,0.400000,2, got nothing"),
-        (ABOUT, '"seed": 0', '"seed": 1', 'line 2: expected  "seed": 0, got  "seed": 1'),
-        (NOTEBOOK, '"b\\n"', '"d\\n"', "1 differences, the first:\n"
-         "modified /cells/1/outputs/0/text:\n@@ -1,3 +1,3 @@\n a\n-b\n+d\n c"),
-        (NOTEBOOK, "It should.", "It must.", "1 differences, the first:\n"
-         "modified /cells/0/source:\n@@ -1,3 +1,3 @@\n ## Does it learn?\n \n-It should.\n"
-         "+It must."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "old", "new", "what"), CHANGES)
 def test_one_change_is_named(pair, name, old, new, what):
     text = (pair[1] / name).read_text(encoding="utf-8")
     assert text.count(old) == 1
@@ -163,13 +166,6 @@ def test_a_committed_set_is_a_selection_of_a_study(pair, tmp_path):
         compare(kept, tmp_path / "none")
     extra = "3-more.ipynb", "was not expected"
     assert compare(kept, pair[1]).differences == [extra, ("summary.csv", "is missing")]
-
-
-AFTERWARDS = {  # what is done to the new results: exit code, what is printed
-    "true": (0, "identical: "),
-    "echo more >>compare/summary.csv": (2, "summary.csv: line 8: expected nothing, got more"),
-    "exit 1": (2, ""),
-}
 
 
 @pytest.mark.study

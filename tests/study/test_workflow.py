@@ -23,6 +23,24 @@ AUDIT = {"audit": 1, "report": 1}
 TRAIN = {"train": 1, "compare": 1, "report": 1}
 COMPARE = {"compare": 1, "report": 1}
 REPORT = {"report": 1}
+NO_STEP = "parameters/tiny.yaml", "thyroid_lib/settings.py", "thyroid_lib/study/runner.py"
+CHANGES = {  # a file that is changed or, of the results, deleted; or a setting
+    "thyroid_lib/evaluate/metrics.py": TRAIN,
+    "thyroid_lib/study/report.py": REPORT,
+    "thyroid_lib/study/report.css": REPORT,
+    "notebooks/1-preprocess.ipynb": ALL,
+    "notebooks/2-audit.ipynb": AUDIT,
+    "notebooks/3-train.ipynb": TRAIN,
+    "notebooks/4-compare.ipynb": COMPARE,
+    "size=64": ALL,
+    "epochs=2": TRAIN,
+    "delta=1e-2": COMPARE,
+    f"results/tiny/runs/{RUN}/scores.csv": TRAIN,
+    f"results/tiny/notebooks/3-train-{RUN}.ipynb": TRAIN,
+    "results/tiny/store/images.npy": ALL,
+    "results/tiny/compare/summary.csv": COMPARE,
+    "results/tiny/report.html": REPORT,
+}
 
 
 @pytest.fixture(scope="session")
@@ -63,26 +81,6 @@ def touch_everything(project: Path) -> None:
         for path in [project / part, *(project / part).rglob("*")]:
             if path.is_file():
                 os.utime(path, (4e9 + age, 4e9 + age))
-
-
-NO_STEP = "parameters/tiny.yaml", "thyroid_lib/settings.py", "thyroid_lib/study/runner.py"
-CHANGES = {  # a file that is changed or, of the results, deleted; or a setting
-    "thyroid_lib/evaluate/metrics.py": TRAIN,
-    "thyroid_lib/study/report.py": REPORT,
-    "thyroid_lib/study/report.css": REPORT,
-    "notebooks/1-preprocess.ipynb": ALL,
-    "notebooks/2-audit.ipynb": AUDIT,
-    "notebooks/3-train.ipynb": TRAIN,
-    "notebooks/4-compare.ipynb": COMPARE,
-    "size=64": ALL,
-    "epochs=2": TRAIN,
-    "delta=1e-2": COMPARE,
-    f"results/tiny/runs/{RUN}/scores.csv": TRAIN,
-    f"results/tiny/notebooks/3-train-{RUN}.ipynb": TRAIN,
-    "results/tiny/store/images.npy": ALL,
-    "results/tiny/compare/summary.csv": COMPARE,
-    "results/tiny/report.html": REPORT,
-}
 
 
 @pytest.mark.parametrize("what", CHANGES)

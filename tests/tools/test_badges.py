@@ -13,6 +13,10 @@ import badges
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
+NO_ADDRESSES = [
+    "name", "https://github.com/a/b", "a/b/c", "a b/c", "a/b.git", "a/..", "-a/b", "a/bé", "a/b\n",
+    "a/b\"", "a/b;ls",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -78,12 +82,6 @@ def test_an_address_reaches_the_pages_that_clone(root):
     index.write_text(before[index].replace("<!-- clone -->", ""), "utf-8")
     with pytest.raises(ValueError, match="need one line that clones"):
         badges.write_all(root, "somebody/first")
-
-
-NO_ADDRESSES = [
-    "name", "https://github.com/a/b", "a/b/c", "a b/c", "a/b.git", "a/..", "-a/b", "a/bé", "a/b\n",
-    "a/b\"", "a/b;ls",
-]  # fmt: skip
 
 
 def test_addresses():

@@ -26,6 +26,7 @@ import scoring
 import training
 from thyroid_lib.data.store import open_store
 from thyroid_lib.evaluate.metrics import dice
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import to_input
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,17 @@ CPU = torch.device("cpu")
 MACHINE = {
     "slug": "toy-2-cores", "processor": "Toy", "instructions": "AVX2", "cores": 2, "threads": 2,
     "memory_gib": 8, "system": "Linux",
+}  # fmt: skip
+TRAINING = {
+    "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
+    "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
+    "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
+    "operations": 5e10, "frames": 3585, "cache_seconds": None,
+    "memory": {"bare": 400, "project": 410.4, "reported": None},
+}  # fmt: skip
+HOW = gpu.TINY | {
+    "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
+    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
 }  # fmt: skip
 
 
@@ -106,15 +118,6 @@ def test_the_model_with_given_logits_returns_its_masks(drawn, tmp_path):
     assert 0.4 < dice(only_predict() > 0.5, masks) < 1  # moved by a few of 64 px
 
 
-TRAINING = {
-    "how": {"width": 16, "size": 256, "batch": 16, "steps": 8, "repeats": 2},
-    "rates": {"bare": [10.0, 10.0], "project": [9.8, 10.2], "reported": [5.0, 5.0]},
-    "precision": "bf16", "peaks": {"bf16": 1e12, "fp32": 5e11},
-    "operations": 5e10, "frames": 3585, "cache_seconds": None,
-    "memory": {"bare": 400, "project": 410.4, "reported": None},
-}  # fmt: skip
-
-
 def test_the_page_says_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "describe", lambda: MACHINE)
     bench.save("training", TRAINING, 61, tmp_path, "python benchmarks/bench.py")
@@ -135,16 +138,14 @@ def test_the_page_says_what_was_measured(tmp_path, monkeypatch):
     assert "- **not met**: rate over the reported loop's, at least 3; reached 2.00." in text
 
 
-@pytest.mark.parametrize(
-    ("file", "part"), [("README.md", "speed"), ("results/reference/README.md", "bits")]
-)
-def test_the_readmes_quote_what_was_measured(file, part):
-    text = (ROOT / file).read_text("utf-8")
-    quoted = text.split(f"<!-- {part} -->")[1].split(f"<!-- /{part} -->")[0]
+def test_the_readmes_quote_what_was_measured():
     measurements = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
-    figures = re.findall(r"\d+\.\d+", quoted)
-    assert len(figures) >= 3
-    assert [figure for figure in figures if figure not in measurements] == []
+    for file, part in (("README.md", "speed"), ("results/reference/README.md", "bits")):
+        text = (ROOT / file).read_text("utf-8")
+        quoted = text.split(f"<!-- {part} -->")[1].split(f"<!-- /{part} -->")[0]
+        figures = re.findall(r"\d+\.\d+", quoted)
+        assert len(figures) >= 3
+        assert [figure for figure in figures if figure not in measurements] == []
 
 
 def test_the_readme_says_what_was_measured_on_gpus(tmp_path):
@@ -171,10 +172,9 @@ def test_the_page_is_made_of_the_committed_results_by_sections_that_can_be_measu
 
 def seen_run(path: Path, logits: list, *, dice: float = 0.5, weights: str = "w") -> Path:
     """A run as `bits.look` writes it, with logits of two frames of 2 x 2 px."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_suffix(".npy"), np.array(logits, np.float32).reshape(2, 2, 2))
     about = {"weights": weights, "scores": f"{dice}", "dice": dice, "threshold": 0.5}
-    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+    write_file(path.with_suffix(".json"), json.dumps(about))
+    np.save(path.with_suffix(".npy"), np.array(logits, np.float32).reshape(2, 2, 2))
     return path
 
 
@@ -187,12 +187,6 @@ def test_the_distance_of_two_runs(tmp_path):
     moved = seen_run(again, [*logits[:6], -0.5, -0.25], dice=0.375)  # over the threshold: 1 of 8
     expected = {"same": False, "pixels": 0.125, "dice": -0.125, "logit": 0.75}
     assert bits.apart(before, moved) == expected
-
-
-HOW = gpu.TINY | {
-    "device": "cpu", "precision": "bf16", "learned": 2, "repeats": 1, "epochs": 1, "frames": 8,
-    "drawn": {"sweeps": 3, "frames": 2}, "checked": 2,
-}  # fmt: skip
 
 
 @pytest.mark.study

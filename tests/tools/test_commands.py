@@ -25,8 +25,6 @@ START = re.compile(rf"[!%]?(?:[A-Z_]+=\S+ +)*({TOOLS}) ")
 OWN = re.compile(r"<|…|\*|^(path/to|results|kaggle|/disk)/|^(DIR|release|frames|masks|out)\b|mine")
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-
 Command = namedtuple("Command", ["page", "tool", "words"])  # the words without the tool
 
 

@@ -23,6 +23,8 @@ FETCHED = re.compile(
     r"<(?!a\b)(?![^>]*canonical)\w+\b[^>]*\b(?:src|href)=[\"']((?:https?:)?//[^\"']+)"
     r"|url\(\s*[\"']?((?:https?:)?//)|import\(\s*[\"'](https?:)"
 )
+PATTERNS = ("*.md", "benchmarks/*.md", "results/**/README.md", "docs/*.md", "notebooks/*.ipynb")
+TEXTS = {p.relative_to(ROOT).as_posix(): p for each in PATTERNS for p in sorted(ROOT.glob(each))}
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,6 @@ def anchors_of(text: str) -> set[str]:
     """Headings as GitHub writes their anchors."""
     titles = re.findall(r"(?m)^#+ +(.+?) *$", without_blocks(text))
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-PATTERNS = ("*.md", "benchmarks/*.md", "results/**/README.md", "docs/*.md", "notebooks/*.ipynb")
-TEXTS = {p.relative_to(ROOT).as_posix(): p for each in PATTERNS for p in sorted(ROOT.glob(each))}
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from thyroid_lib.files.writing import write_file as write
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import checksums
@@ -20,6 +21,14 @@ DEMO = read_study([ROOT / "parameters" / "demo.yaml"])
 import gather  # noqa: E402
 
 A, B = "unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"
+OTHER = {"done": [A], "scores": "0.8"}
+CONTRADICTIONS = [
+    (("a", "b"), OTHER, f"{A}: finished in a, b, but its history.csv differs"),
+    (("a", "b"), {"done": [B], "store": "others"}, "store.json differs between a, b: these"),
+    # sources of equal names hide none
+    (("a/output", "b/output"), OTHER, "finished in .*a/output.*, .*b/output.*, but"),
+]
+OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
 @pytest.fixture
@@ -47,12 +56,6 @@ def merge(settings, tmp_path):
         return gather.gather(settings, sources).splitlines()
 
     return merged
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def settings_of(run: str, changes: dict) -> dict:
@@ -132,18 +135,7 @@ def test_another_training_of_an_unfinished_run_is_left_out(merge, here, capsys):
     assert epochs_of(here, A) == 2
 
 
-OTHER = {"done": [A], "scores": "0.8"}
-
-
-@pytest.mark.parametrize(
-    ("names", "second", "message"),
-    [
-        (("a", "b"), OTHER, f"{A}: finished in a, b, but its history.csv differs"),
-        (("a", "b"), {"done": [B], "store": "others"}, "store.json differs between a, b: these"),
-        # sources of equal names hide none
-        (("a/output", "b/output"), OTHER, "finished in .*a/output.*, .*b/output.*, but"),
-    ],
-)
+@pytest.mark.parametrize(("names", "second", "message"), CONTRADICTIONS)
 def test_contradictions_are_refused_and_nothing_is_written(
     merge, here, tmp_path, names, second, message
 ):
@@ -253,9 +245,6 @@ def test_the_next_command_repeats_the_given_settings(settings, tmp_path):
     word = 'SET="epochs=3 lr=0.001 models=[unet,resunet] pin_instructions=true"'
     said = gather.gather(settings, sources, given)
     assert f"next: make study PARAMETERS={settings} {word}" in said
-
-
-OUTSIDE = "runs/../../../PWNED.mk", "./../PWNED.mk", "runs/..", "/tmp/PWNED.mk", "..\\PWNED.mk"
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -16,8 +16,9 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from test_gather import write
 from tiny_study import RESULTS, TINY, copy_project, results_of, run_study, steps
+
+from thyroid_lib.files.writing import write_file as write
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ import kaggle  # noqa: E402
 import pace  # noqa: E402
 
 pytestmark = pytest.mark.study
+OTHER_PYTHON = r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
 # Two runs, long enough to be stopped.
 SETTINGS = TINY | {"models": "[unet, resunet]", "epochs": 60, "batch_size": 2, "resamples": 200}
 
@@ -110,19 +112,18 @@ def test_a_kernel_times_steps_for_the_next_round(tmp_path, monkeypatch, capsys):
     assert minutes == pytest.approx(2 + 1.2 * 11 / 128 * 750 * 10 / 60)
 
 
-@pytest.mark.parametrize("there", ["cp39", "cp{}{}"])
-def test_a_kernel_says_which_pythons_the_wheels_are_for(tmp_path, there):
+@pytest.mark.parametrize(
+    ("there", "error", "said"),
+    [("cp39", RuntimeError, OTHER_PYTHON), ("cp{}{}", KeyError, "pip begins")],
+)
+def test_a_kernel_says_which_pythons_the_wheels_are_for(tmp_path, there, error, said):
     cells = nbformat.read(ROOT / "tools" / "kernel.ipynb", as_version=4).cells
     (code,) = (cell.source for cell in cells if cell.get("id") == "environment")
     python = there.format(*sys.version_info)
     write(tmp_path / f"wheels/x-1-{python}-{python}-manylinux_2_17_x86_64.whl", "")
     run = Mock(side_effect=KeyError("pip begins"))
     names = {"source": tmp_path, "project": tmp_path, "sys": sys, "subprocess": Mock(run=run)}
-    begins = python != "cp39"
-    said = (
-        "pip begins" if begins else r"this Python is cp3\d+, .* has wheels for cp39: write it anew"
-    )
-    with pytest.raises(KeyError if begins else RuntimeError, match=said):
+    with pytest.raises(error, match=said):
         exec(code, names)  # noqa: S102, a cell of ours
 
 
@@ -177,21 +178,18 @@ def test_requirements_of_both_pythons_are_carried():
     assert wanted == {"a", "b"}
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
+def test_values_that_kaggle_does_not_accept_are_errors(build, tmp_path):
+    for how, message in (
         ({"hours": 13}, "need 0.5 to 12"),
         ({"frames": -1}, "frames: got -1, need their number"),
         ({"overrides": {"source": "tg3k"}, "data": "me/tg3k/1; ls"}, "which Kaggle cannot see"),
         ({"owner": "a/b"}, "the name in the address of your Kaggle profile"),
         ({"overrides": {"study": "x" * 60}}, "too long for a name on Kaggle"),
         ({"overrides": {"epoch": 3}}, "epoch: unknown"),
-    ],
-)
-def test_values_that_kaggle_does_not_accept_are_errors(build, tmp_path, how, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        build(DEMO, **how)
-    assert not (tmp_path / "kaggle").exists()
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            build(DEMO, **how)
+        assert not (tmp_path / "kaggle").exists()
 
 
 def settings_of(notebook) -> dict:
@@ -241,9 +239,8 @@ def test_the_page_has_the_commands_that_are_printed(build, tmp_path, monkeypatch
     shown = {line.strip() for line in page.splitlines() if line.startswith("    kaggle ")}
     others = re.compile(r"(kernel|output|tg3k)-([2-9]|1\d)")
     first = {line for line in printed if line.startswith("kaggle ") and not others.search(line)}
-    assert shown == first | {
-        "kaggle datasets version -m again -p kaggle/tg3k/dataset --dir-mode zip"
-    }
+    again = "kaggle datasets version -m again -p kaggle/tg3k/dataset --dir-mode zip"
+    assert shown == first | {again}
 
 
 def copy_study(source: Path, target: Path) -> None:
@@ -299,10 +296,8 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
     assert begun
     lines = gather.gather(settings, [output])
     assert all(f"{run} goes on after" in lines for run in begun)
-    assert {path.name.split("-")[0] for path in (here / RESULTS).glob("pace/*")} == {
-        "unet",
-        "resunet",
-    }
+    paced = {path.name.split("-")[0] for path in (here / RESULTS).glob("pace/*")}
+    assert paced == {"unet", "resunet"}
 
     colab = copy_project(tmp_path / "content" / "a project", SETTINGS)
     copy_study(here / "results", colab / "results")

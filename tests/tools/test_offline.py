@@ -1,8 +1,7 @@
 """A study makes no connection, and its results hold no name, path or secret of its user.
 
-One run of the workflow's small study and one notebook that fails serve all tests here. Every
-Python process of the study records and refuses connections: `sitecustomize` is imported at its
-start.
+One small study and one notebook that fails serve all tests here. Each of their Python processes
+begins with `sitecustomize`, which records and refuses connections.
 """
 
 import os
@@ -106,9 +105,13 @@ def test_results_hold_nothing_of_their_user(jane):
     assert '"data": "~/data"' in (jane.results / "logs/1-preprocess.ipynb").read_text("utf-8")
 
 
-@pytest.mark.parametrize(
-    ("text", "hidden"),
-    [
+def test_folders_are_replaced_by_short_names(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/jane")
+    monkeypatch.setenv("THYROID_ROOT", "/home/jane/study")
+    monkeypatch.setenv("THYROID_RESULTS", "/scratch/out")
+    monkeypatch.setattr("tempfile.tempdir", "/scratch/tmp")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    for text, hidden in (
         ("/home/jane/study/results", "./results"),
         ("at /home/jane/study.", "at .."),
         ("\\u001b[32m/home/jane/study/a.py:1\\n/home/jane/b", "\\u001b[32m./a.py:1\\n~/b"),
@@ -120,13 +123,6 @@ def test_results_hold_nothing_of_their_user(jane):
         ('{"a": "/home/jane/caf\\u00e9/x"}', '{"a": "python/x"}'),
         ("/mnt/home/jane/x /srv-/home/jane", "/mnt/home/jane/x /srv-/home/jane"),
         ("a\\n/home/jane/x \\u001b[0;32m/home/jane", "a\\n~/x \\u001b[0;32m~"),
-    ],
-)
-def test_folders_are_replaced_by_short_names(text, hidden, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/jane")
-    monkeypatch.setenv("THYROID_ROOT", "/home/jane/study")
-    monkeypatch.setenv("THYROID_RESULTS", "/scratch/out")
-    monkeypatch.setattr("tempfile.tempdir", "/scratch/tmp")
-    monkeypatch.setattr(sys, "prefix", "/home/jane/café" if "caf" in text else "/opt/env")
-    monkeypatch.setattr(sys, "base_prefix", "/usr")
-    assert hide_places(text) == hidden
+    ):
+        monkeypatch.setattr(sys, "prefix", "/home/jane/café" if "caf" in text else "/opt/env")
+        assert hide_places(text) == hidden

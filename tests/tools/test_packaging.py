@@ -30,6 +30,12 @@ ENTRY = (
     r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; ([^\\\n]+?))?"  # name, version, marker
     r"((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
 )
+RESULTS = ".ipynb", ".json", ".md", ".csv"
+PLACES = re.compile(
+    r"(?<![\w.])/(?:home|root|Users|work|tmp|var|private|mnt|media|scratch|data|kaggle|content)\b/"
+    r"|[A-Z]:\\\\|site-packages|file://|\w@[\w-]+\.[a-z]"
+    r"|(?i:token|passwd|password|secret|api.?key)\b"
+)
 
 
 def limits_of(needs: list[str]) -> dict[str, str]:
@@ -133,14 +139,6 @@ def test_only_the_replication_selects_on_the_test_set():
     assert all(full[key] == reduced[key] for key in same)
 
 
-RESULTS = ".ipynb", ".json", ".md", ".csv"
-PLACES = re.compile(
-    r"(?<![\w.])/(?:home|root|Users|work|tmp|var|private|mnt|media|scratch|data|kaggle|content)\b/"
-    r"|[A-Z]:\\\\|site-packages|file://|\w@[\w-]+\.[a-z]"
-    r"|(?i:token|passwd|password|secret|api.?key)\b"
-)
-
-
 def test_what_is_committed_is_small_and_names_no_path_or_host_of_a_machine():
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -155,9 +153,8 @@ def test_what_is_committed_is_small_and_names_no_path_or_host_of_a_machine():
             text = path.read_bytes().decode("utf-8", errors="ignore")
             text = re.sub(r'"image/png": "[^"]*"', "", text)  # base64 may hold any letters
             found += [f"{path.name}: {hit}" for hit in own.findall(text)]
-            if (
-                path.is_relative_to(ROOT / "results/reference") and path.suffix in RESULTS
-            ):  # nor a user
+            result = path.is_relative_to(ROOT / "results/reference") and path.suffix in RESULTS
+            if result:  # nor a user
                 found += [f"{path.name}: {hit}" for hit in PLACES.findall(text)]
     assert found == []
 

@@ -1,8 +1,4 @@
-"""No input file is ever run as code, whatever it holds; each is refused with a message.
-
-Every payload here creates a marker when it is run. Each is first run on purpose, so that a test
-whose payload has no effect fails.
-"""
+"""No input file is ever run as code: each payload, first run on purpose, leaves no marker."""
 
 import io
 import json
@@ -27,6 +23,22 @@ from thyroid_lib.study.parameters import parameter_defaults
 from thyroid_lib.study.runner import BAD_PARAMETERS, run_notebook
 
 ROOT = Path(__file__).parents[2]
+POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 50 40
+({marker}) (w) file closefile
+showpage
+%%EOF
+"""
+LOADS = {  # calls that can run what they read; more are found by ruff's rules S
+    r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
+    r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
+    r"\b(?:joblib|dill)\b": "joblib.load(path)",
+    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
+}
+CODE = [
+    path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
+    if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
+]  # fmt: skip
 
 
 class Payload:
@@ -54,20 +66,12 @@ def try_out(marker: Path, load) -> None:
     marker.rmdir()  # raises if there is none
 
 
-def torch_bytes(value) -> bytes:
-    torch.save(value, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
-PICKLES = {
-    "alone": pickle.dumps,
-    "torch's zip": lambda payload: torch_bytes({"key": "k", "weights": payload, "meta": {}}),
-}
-
-
-@pytest.mark.parametrize("form", PICKLES)
+@pytest.mark.parametrize("form", ["alone", "torch's zip"])
 def test_a_pickle_as_checkpoint_or_model_is_refused(form, marker, tmp_path, capsys):
-    content = PICKLES[form](Payload(marker))
+    content, buffer = pickle.dumps(payload := Payload(marker)), io.BytesIO()
+    if form != "alone":
+        torch.save({"key": "k", "weights": payload, "meta": {}}, buffer)
+        content = buffer.getvalue()
     try_out(marker, lambda: torch.load(io.BytesIO(content), weights_only=False))
     for name in ("model.pt", "checkpoint.pt", "checkpoint-previous.pt"):
         (tmp_path / name).write_bytes(content)
@@ -93,21 +97,11 @@ def test_yaml_that_creates_objects_is_refused(marker, tmp_path):
     path, value = tmp_path / "study.yaml", f"!!python/object/apply:os.mkdir ['{marker}']"
     path.write_text(f"study: {value}\n")
     try_out(marker, lambda: yaml.load(path.read_text(), yaml.UnsafeLoader))  # noqa: S506
-    with pytest.raises(
-        ValueError, match=r"^study\.yaml, line 1: could not determine a constructor"
-    ):
+    with pytest.raises(ValueError, match=r"^study\.yaml, line 1: could not determine a const"):
         read_study([path])
     given = {"epochs": value}
     with pytest.raises(ValueError, match="epochs: got"):
         read_study([ROOT / "parameters" / "demo.yaml"], overrides=given)
-
-
-POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
-%%BoundingBox: 0 0 50 40
-({marker}) (w) file closefile
-showpage
-%%EOF
-"""
 
 
 def test_postscript_is_no_image(marker, small_folder, monkeypatch):
@@ -133,20 +127,6 @@ def test_a_parameters_cell_is_parsed_and_not_run(marker, tmp_path, capsys):
         parameter_defaults(path)
     assert run_notebook(path, tmp_path / "out.ipynb", {}) == BAD_PARAMETERS
     assert "tagged `parameters`" in capsys.readouterr().err
-
-
-LOADS = {  # calls that can run what they read; more are found by ruff's rules S
-    r"\btorch\.load\((?![^)]*weights_only=True)": 'torch.load(path, map_location="cpu")',
-    r"\ballow_pickle=True": "np.load(path, allow_pickle=True)",
-    r"\b(?:joblib|dill)\b": "joblib.load(path)",
-    r"\bImage\.open\((?!.*formats=)": "Image.open(path)",
-}
-
-
-CODE = [
-    path for name in ("thyroid_lib", "notebooks", "workflow") for path in (ROOT / name).rglob("*")
-    if path.suffix in (".py", ".ipynb", ".smk") or path.name == "Snakefile"
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", LOADS)

@@ -13,7 +13,6 @@ from thyroid_lib.models import arithmetic
 from thyroid_lib.study.runner import PINNED
 from thyroid_lib.train import device, recipe
 from thyroid_lib.train.device import choose_device, choose_precision
-from thyroid_lib.train.run import train_model
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -127,31 +126,3 @@ def test_apple_s_gpu_is_taken_in_fp32_without_autocast_and_fused_adam(monkeypatc
         with pytest.raises(KeyError):
             next(recipe.fit(net, frames, frames))
     assert [call.kwargs["fused"] for call in adam.call_args_list] == [False, True, True]
-
-
-def test_after_a_lack_of_memory_a_smaller_batch_trains_as_if_nothing_had_been(
-    tiny_store, tmp_path, monkeypatch
-):
-    how = {"model": "unet", "width": 4, "folds": 4, "epochs": 3, "threads": 1, "device": "cpu"}
-    to_input, steps = recipe.to_input, []
-
-    def fill(frames):
-        steps.append(len(frames))
-        if len(steps) == 5:  # of three an epoch
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return to_input(frames)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe, "to_input", fill)
-        with pytest.raises(
-            RuntimeError, match=r"batch_size 5, .*: lower batch_size, or else width"
-        ):
-            train_model(tiny_store, out=tmp_path / "run", batch_size=5, **how)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left <= {"checkpoint.pt", "checkpoint-previous.pt"}  # whole states, and nothing else
-    smaller = train_model(tiny_store, out=tmp_path / "run", batch_size=4, **how)
-    alone = train_model(tiny_store, out=tmp_path / "alone", batch_size=4, **how)
-    assert smaller.meta["trained_epochs"] == 3
-    assert smaller.history.equals(alone.history)
-    names = [{path.name for path in run.out.iterdir()} for run in (smaller, alone)]
-    assert names[0] == names[1] == {"model.pt", "history.csv"}

@@ -1,7 +1,8 @@
 """torch.compile and CUDA graphs: what they compute, and that a training goes on without them."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,23 +14,19 @@ from thyroid_lib.train.recipe import fit
 from thyroid_lib.train.run import score_run, train_model
 
 SMALL = {"model": "unet", "width": 2, "folds": 4, "epochs": 1, "batch_size": 5, "device": "cpu"}
-
-
-def no_compiler(*args, **kwargs):
-    raise RuntimeError("Failed to find a working C++ compiler\nfurther lines")
+NO_COMPILER = "Failed to find a working C++ compiler"
+CPU_ALONE = "it needs an NVIDIA GPU, and device is cpu"
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [
-        ("compile", "RuntimeError: Failed to find a working C++ compiler"),
-        ("cuda_graph", "it needs an NVIDIA GPU, and device is cpu"),
-    ],
+    [("compile", f"RuntimeError: {NO_COMPILER}"), ("cuda_graph", CPU_ALONE)],
 )
 def test_what_cannot_be_used_is_a_sentence_and_the_training_goes_on(
     tiny_store, tmp_path, monkeypatch, capsys, setting, reason
 ):
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    error = RuntimeError(f"{NO_COMPILER}\nfurther lines")
+    monkeypatch.setattr(torch, "compile", Mock(side_effect=error))
     plain = train_model(tiny_store, out=tmp_path / "plain", **SMALL)
     run = train_model(tiny_store, out=tmp_path / "run", **SMALL | {setting: True})
     said = f"{setting} cannot be used here ({reason}); the training goes on without it"
@@ -74,16 +71,12 @@ class Graphs:
             yield
             self.recording = False
 
-        @contextmanager
-        def on_stream(stream):
-            yield
-
         stream = type("Stream", (), {"wait_stream": lambda *streams: None})
         patch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         patch.setattr(torch.cuda, "graph", record)
         patch.setattr(torch.cuda, "Stream", stream)
         patch.setattr(torch.cuda, "current_stream", stream)
-        patch.setattr(torch.cuda, "stream", on_stream)
+        patch.setattr(torch.cuda, "stream", nullcontext)
 
     def register_generator_state(self, generator):
         assert not self.recording

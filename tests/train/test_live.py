@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -19,6 +20,14 @@ SETTINGS = SMALL | {"epochs": 4, "val_share": 0.3}
 needs_tensorboard = pytest.mark.skipif(
     not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed"
 )
+CELL = """
+import sys
+from thyroid_lib.train import live
+print("note: no GPU", file=sys.stderr, flush=True)
+for name in "ab":
+    with live.progress(name, steps=2, done=0) as bar:
+        bar.update(2)
+"""
 
 
 def read_points(folder) -> dict[str, list[tuple]]:
@@ -71,9 +80,7 @@ def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, ho
     """Killed in epoch 3; or with its points written and its state not; or with half a point."""
     folder = tmp_path / "run"
 
-    def kill(*_):
-        raise KeyboardInterrupt
-
+    kill = Mock(side_effect=KeyboardInterrupt)
     with monkeypatch.context() as patch:
         if how == "before it is kept":
             happen_once_kept(2, lambda: patch.setattr(checkpoint, "keep", kill), patch)
@@ -96,10 +103,8 @@ def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, ho
 def test_a_disk_that_takes_no_more_ends_the_curves_alone(plain, tiny_store, tmp_path, monkeypatch):
     from torch.utils.tensorboard import SummaryWriter
 
-    def full(writer):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda writer, *_: full(writer))
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     monkeypatch.setattr(SummaryWriter, "flush", full)
     watched = train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
     assert same_weights(plain, watched)
@@ -110,16 +115,6 @@ def test_without_tensorboard_it_is_said_before_anything_is_done(tiny_store, tmp_
     with pytest.raises(ValueError, match="tensorboard: tensorboard not installed: `pip install"):
         train_model(tiny_store, out=tmp_path / "run", **SETTINGS, tensorboard=True)
     assert not (tmp_path / "run").exists()
-
-
-CELL = """
-import sys
-from thyroid_lib.train import live
-print("note: no GPU", file=sys.stderr, flush=True)
-for name in "ab":
-    with live.progress(name, steps=2, done=0) as bar:
-        bar.update(2)
-"""
 
 
 @pytest.mark.study

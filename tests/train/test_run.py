@@ -27,20 +27,19 @@ SMALL = {
     "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
     "threads": 1, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
+STOPS = [  # of 3 epochs x 3 steps; whole epochs that are kept
+    ("kill", "last", "step 8", 2), ("SIGINT", "last", "step 1", 0), ("time", "val", "step 6", 1),
+    ("SIGTERM", "val", "step 5", 1), ("SIGINT", "last", "epoch 1", 1),
+    ("SIGINT", "val", "epoch 3", 3), ("kill", "last", "epoch 3", 3),
+]  # fmt: skip
 TABLES = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
-
-
-def weights_of(run):
-    return torch.load(run.out / "model.pt", weights_only=True)["weights"]
+INFINITE = "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr"
+NO_MEMORY = "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width"
 
 
 def same_weights(one, other):
-    a, b = weights_of(one), weights_of(other)
+    a, b = (torch.load(run.out / "model.pt", weights_only=True)["weights"] for run in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def seen(run, model, store, side):
-    return validate(model, store, np.flatnonzero(run.sides == side), "cpu").summary(side)
 
 
 def happen_at(step: int, what, patch):
@@ -136,15 +135,7 @@ def test_scored_again_it_gives_the_same_bytes(tiny_store, train, model):
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize(
-    ("how", "selection", "where", "kept"),  # of 3 epochs x 3 steps; whole epochs that are kept
-    [
-        ("kill", "last", "step 8", 2), ("SIGINT", "last", "step 1", 0),
-        ("SIGTERM", "val", "step 5", 1), ("time", "val", "step 6", 1),
-        ("SIGINT", "last", "epoch 1", 1),
-        ("SIGINT", "val", "epoch 3", 3), ("kill", "last", "epoch 3", 3),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("how", "selection", "where", "kept"), STOPS)
 def test_stopped_it_goes_on_and_ends_in_the_same_bits(
     train, whole, monkeypatch, how, selection, where, kept
 ):
@@ -210,44 +201,42 @@ def test_a_second_signal_is_obeyed_at_once(train, monkeypatch, grace, obeyed):
         train()
 
 
-def test_a_budget_stops_it_and_what_is_finished_needs_no_time(train):
-    with pytest.raises(Stopped, match="time budget is used up"):
-        train(budget_minutes=1e-6)
+def test_a_budget_of_its_own_or_of_all_stops_it_and_what_is_finished_needs_no_time(
+    train, monkeypatch
+):
+    monkeypatch.setenv("THYROID_DEADLINE", "")
+    for of_all, own in ((1e-6, 0), (0, 1e-6)):
+        stopping.set_deadline(of_all)
+        with pytest.raises(Stopped, match="time budget is used up"):
+            train(budget_minutes=own)
     for budget, trained in ((1000, 3), (1e-6, 0)):
         assert train(budget_minutes=budget).meta["trained_epochs"] == trained
 
 
-def test_a_budget_of_all_trainings_stops_the_next_one(train, monkeypatch):
-    monkeypatch.setenv("THYROID_DEADLINE", "")
-    stopping.set_deadline(1e-6)
-    with pytest.raises(Stopped, match="time budget is used up"):
-        train()
-    stopping.set_deadline(0)
-    assert train().meta["trained_epochs"] == 3
-
-
-@pytest.mark.parametrize("fault", ["loss", "memory"])
-def test_a_training_that_fails_says_what_to_change_and_keeps_its_epochs(
-    train, tmp_path, monkeypatch, fault
+@pytest.mark.parametrize(("fault", "said"), [("loss", INFINITE), ("memory", NO_MEMORY)])
+def test_a_training_that_fails_says_what_to_change_and_a_smaller_batch_trains_as_if_alone(
+    train, tmp_path, monkeypatch, fault, said
 ):
     loss = recipe.binary_cross_entropy_with_logits
-
-    def infinite(*args):
-        return loss(*args) * torch.inf
 
     def fail():
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        monkeypatch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
+        infinite = lambda *args: loss(*args) * torch.inf  # noqa: E731
+        patch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
 
-    happen_at(4, fail, monkeypatch)
-    needed = {
-        "loss": "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr",
-        "memory": "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width",
-    }
-    with pytest.raises((FloatingPointError, RuntimeError), match=needed[fault]):
-        train()
+    with monkeypatch.context() as patch:
+        happen_at(5, fail, patch)
+        with pytest.raises((FloatingPointError, RuntimeError), match=said):
+            train()
     assert checkpoint.read(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left <= {"checkpoint.pt", "checkpoint-previous.pt"}  # whole states, and nothing else
+    smaller, alone = train(batch_size=4), train("alone", batch_size=4)
+    assert smaller.meta["trained_epochs"] == 3
+    assert smaller.history.equals(alone.history)
+    names = [{path.name for path in run.out.iterdir()} for run in (smaller, alone)]
+    assert names[0] == names[1] == {"model.pt", "history.csv"}
 
 
 def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(tiny_store, train):
@@ -259,8 +248,9 @@ def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(ti
     assert run.meta["selected_epoch"] == run.history.test_dice_pooled.idxmax() + 1
     chosen = (run.model, "test", "test_dice_pooled"), (run.val_model, "val", "val_dice")
     for model, side, measure in chosen:
-        best = run.history[measure].max()
-        assert seen(run, model, tiny_store, side)[measure] == pytest.approx(best, abs=1e-6)
+        best, rows = run.history[measure].max(), np.flatnonzero(run.sides == side)
+        found = validate(model, tiny_store, rows, "cpu").summary(side)
+        assert found[measure] == pytest.approx(best, abs=1e-6)
     scores = score_run(run, tiny_store)
     pooled = pooled_dice(scores.square_both.to_numpy(), scores.square_total.to_numpy())
     assert pooled == pytest.approx(run.history.test_dice_pooled.max(), abs=1e-6)
@@ -301,21 +291,18 @@ def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
     assert record["val_dice"] == np.mean(each)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"selection": "val", "val_share": 0.01, "protocol": "random"}, "needs validation cases"),
-        ({"selection": "test"}, "selection: got .*, but protocol grouped needs last or val"),
-        ({"epoch": 3}, "epoch: unknown .did you mean epochs"),
-        ({"size": 40}, "multiples of 16, got 40x40"),
-    ],
-)
-def test_settings_that_do_not_fit_stop_before_any_work(tiny_store, train, tmp_path, wrong, message):
-    settings = tiny_store.settings | {"size": wrong.get("size", 32)}
-    how = {name: value for name, value in wrong.items() if name != "size"}
-    with pytest.raises(ValueError, match=message):
-        train(store=replace(tiny_store, settings=settings), **how)
-    assert not (tmp_path / "run").exists()
+def test_settings_that_do_not_fit_stop_before_any_work(tiny_store, train, tmp_path):
+    few = {"selection": "val", "val_share": 0.01, "protocol": "random"}
+    for size, wrong, message in (
+        (32, few, "needs validation cases"),
+        (32, {"selection": "test"}, "selection: got .*, but protocol grouped needs last or val"),
+        (32, {"epoch": 3}, "epoch: unknown .did you mean epochs"),
+        (40, {}, "multiples of 16, got 40x40"),
+    ):
+        store = replace(tiny_store, settings=tiny_store.settings | {"size": size})
+        with pytest.raises(ValueError, match=message):
+            train(store=store, **wrong)
+        assert not (tmp_path / "run").exists()
 
 
 # SegNet's seeds lie farther apart

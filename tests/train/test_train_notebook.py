@@ -12,6 +12,11 @@ from thyroid_lib.train.run import train_model
 
 NOTEBOOK = nbformat.read(Path(__file__).parents[2] / "notebooks" / "3-train.ipynb", as_version=4)
 CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
+FOLDERS = [
+    ("all", {"out": "results/x"}, "results/x/{}-grouped-fold0-seed0"),
+    ("unet", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
+    ("unet", {"out": "results/x/mine"}, "results/x/mine"),
+]
 
 
 def run_cells(*names: str, **parameters) -> dict:
@@ -39,14 +44,7 @@ def test_it_trains_on_what_1_preprocess_made_or_else_on_phantoms_beside(
 
 
 @pytest.mark.study
-@pytest.mark.parametrize(
-    ("model", "out", "folder"),
-    [
-        ("all", {"out": "results/x"}, "results/x/{}-grouped-fold0-seed0"),
-        ("unet", {}, "results/alone/runs/{}-grouped-fold0-seed0"),
-        ("unet", {"out": "results/x/mine"}, "results/x/mine"),
-    ],
-)
+@pytest.mark.parametrize(("model", "out", "folder"), FOLDERS)
 def test_each_run_has_its_folder(tiny_store, tmp_path, monkeypatch, model, out, folder):
     monkeypatch.setenv("THYROID_ROOT", str(tmp_path))
     given = {"model": model, "store": str(tiny_store.folder), "width": 2, **out}

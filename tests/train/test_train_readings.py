@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from thyroid_lib.train.readings import batch_sentence, curve_sentence, data_sentence
 
@@ -15,9 +14,8 @@ def history(*dice, loss=None):
     return table if dice[0] is None else table.assign(val_dice=dice)
 
 
-@pytest.mark.parametrize(
-    ("dice", "reading"),
-    [
+def test_the_curve_is_read():
+    for dice, reading in (
         ((0.2, 0.59, 0.3, 0.4, 0.06), "is best in epoch 2 of 5 (0.59), ends at 0.06 and falls by "
          "0.1 or more from one epoch to the next 2 times."),
         ((0.2, 0.5, 0.6), "validation Dice is best at the end, 0.60."),
@@ -27,10 +25,8 @@ def history(*dice, loss=None):
         ((0.3, 0.001), "ends near 0 and falls by 0.1 or more from one epoch to the next once."),
         ((None, None), "unet: training loss goes from 1 to 0.5; no validation cases."),
         ((0.3, np.nan), "; no validation cases."),
-    ],
-)  # fmt: skip
-def test_the_curve_is_read(dice, reading):
-    assert curve_sentence("unet", history(*dice)).endswith(reading)
+    ):  # fmt: skip
+        assert curve_sentence("unet", history(*dice)).endswith(reading)
 
 
 def test_any_curve_gives_one_sentence_without_nonsense():
