@@ -88,10 +88,10 @@ class Session:
 
     def __init__(self, platform: Platform, top: Path, python: str):
         self.platform, self.top = platform, top
-        self.cwd = top / "root" / platform.cwd
+        self.cwd, self.uploads = (top / "root" / each for each in (platform.cwd, platform.upload))
         self.python = top / "env" / "bin" / "python"
         kernel = top / "jupyter" / "kernels" / platform.name
-        for folder in (self.cwd, top / "root" / platform.upload, top / "home", kernel):
+        for folder in (self.cwd, self.uploads, top / "home", kernel):
             folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([python, "-m", "venv", top / "env"], check=True, capture_output=True)
         self.pip("install", "-q", "--no-compile", *platform.packages.split())

@@ -23,9 +23,7 @@ NOTEBOOKS = {path.stem[0]: path for path in sorted((ROOT / "notebooks").glob("[0
 SMALL = {"width": 4, "epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu"}
 OWN = ROOT / "notebooks" / "own-data.ipynb"
 FEW = SMALL | {"run_folds": [0], "folds": 2, "resamples": 200}
-BOTH = pytest.mark.parametrize(
-    "platform", [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)], ids=lambda each: each.name
-)
+BOTH = [COLAB, pytest.param(KAGGLE, marks=pytest.mark.slow)]
 # Kaggle is said to move to 3.13, for which NumPy 2.0 has no release.
 NEWER_NUMPY = KAGGLE.packages.replace("numpy==2.0.2", "numpy==2.1.3")
 NEXT = replace(KAGGLE, python="3.13", packages=NEWER_NUMPY)
@@ -53,21 +51,30 @@ def wheel(tmp_path_factory):
     return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
-def begin(platform, folder, wheel=None) -> Session:
+@pytest.fixture(scope="module", params=BOTH, ids=lambda each: each.name)
+def platform(request, tmp_path_factory) -> Session:
+    folder = tmp_path_factory.mktemp(request.param.name)
     try:
-        session = Session(platform, folder, find_python(platform))
+        return Session(request.param, folder, find_python(request.param))
     except OSError as error:
-        pytest.skip(f"{platform.name}'s packages cannot be installed here: {str(error)[-200:]}")
-    if wheel:
-        shutil.copy2(wheel, folder / "root" / platform.upload)
-    return session
+        name, reason = request.param.name, str(error)[-200:]
+        pytest.skip(f"{name}'s packages cannot be installed here: {reason}")
 
 
-@BOTH
-def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
+@pytest.fixture
+def session(platform) -> Session:
+    """A session without the library and without a user's files."""
+    platform.pip("uninstall", "-q", "-y", "thyroid-lib")
+    for folder in (platform.cwd, platform.uploads):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    return platform
+
+
+def test_the_notebooks_run_from_a_wheel_alone(session, wheel):
     """One after the other, with their defaults except for the size of the training."""
-    session = begin(platform, tmp_path, wheel)
-    assert platform.note in printed(session.run(NOTEBOOKS["1"]))
+    shutil.copy2(wheel, session.uploads)
+    assert session.platform.note in printed(session.run(NOTEBOOKS["1"]))
     session.run(NOTEBOOKS["2"])
     session.run(NOTEBOOKS["3"], SMALL)
     compared = session.run(NOTEBOOKS["4"], {"resamples": 200})
@@ -77,12 +84,10 @@ def test_the_notebooks_run_from_a_wheel_alone(platform, tmp_path, wheel):
     assert str(session.top / "env") in session.pip("show", "thyroid-lib")  # not from a checkout
 
 
-@BOTH
-def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
+def test_own_data_to_the_table_from_a_lone_notebook(session, tmp_path):
     """Nothing lies beside it; phantoms first, then a folder of 0/1 masks with its patients."""
-    session = begin(platform, tmp_path)
     first = printed(session.run(OWN, FEW))
-    assert platform.note in first
+    assert session.platform.note in first
     assert "precision auto means" in first
     results, mine = session.cwd / "results" / "own", session.cwd / "mine"
     assert len(pd.read_csv(results / "phantom" / "store" / "index.csv")) == 96
@@ -119,7 +124,7 @@ def test_own_data_to_the_table_from_a_lone_notebook(platform, tmp_path):
         shutil.copy2(ROOT / name, newer)
     (newer / "thyroid_lib" / "__init__.py").write_text('__version__ = "99.0"\n', "utf-8")
     name, content = carry.wheel(newer)
-    (tmp_path / "root" / platform.upload / name).write_bytes(content)
+    (session.uploads / name).write_bytes(content)
     assert f"{name} replaces the installed" in printed(session.run(NOTEBOOKS["1"]))
     assert "Version: 99.0" in session.pip("show", "thyroid-lib")
 
@@ -152,9 +157,9 @@ def test_the_library_that_it_carries_is_this_release_and_the_same_bytes_each_tim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", [COLAB, KAGGLE], ids=lambda each: each.name)
-def test_the_quickstart_runs_there_as_well(platform, tmp_path, wheel):
-    begin(platform, tmp_path, wheel).run(NOTEBOOKS["0"])
+def test_the_quickstart_runs_there_as_well(session, wheel):
+    shutil.copy2(wheel, session.uploads)
+    session.run(NOTEBOOKS["0"])
 
 
 def test_without_a_wheel_the_set_up_cell_says_what_to_do(tmp_path):
