@@ -92,9 +92,9 @@ def test_half_written_files_and_a_report_of_failures_go(study):
     (study / "runs" / "a b" / "model.pt.123.partial").write_text("half")
     (study / "old.partial").mkdir()
     (study / f"a.{2**22 + 1}.partial").touch()
-    (study / f"report.html.{os.getpid()}.partial").write_text("half, by a process at work")
     for name in ("report.html", checksums.UNFINISHED):
         write_file(study / name, "1 of 5 steps failed")
+    (study / f"report.html.{os.getpid()}.partial").write_text("half, by a process at work")
     records = study / checksums.RECORDS
     for name, content in {"good": b"{}", "empty": b"", "zeros": b"\0\0", "bits": b"\xff"}.items():
         write_file(records / name, content)

@@ -80,6 +80,7 @@ def test_what_goes_on_has_every_point_once(tiny_store, tmp_path, monkeypatch, ho
     """Killed in epoch 3; or with its points written and its state not; or with half a point."""
     folder = tmp_path / "run"
 
+    monkeypatch.setattr("thyroid_lib.train.run.KEEP_SECONDS", 0)  # however long keeping takes
     kill = Mock(side_effect=KeyboardInterrupt)
     with monkeypatch.context() as patch:
         if how == "before it is kept":
