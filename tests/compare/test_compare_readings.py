@@ -87,7 +87,9 @@ def test_no_sentence_says_nonsense_or_contradicts_its_table(results):
     ties = (dice == dice.max()).sum()
     if table["groups"].iloc[0] == 1:
         assert not re.search("of the resamples|too narrow", said["best"] + said["selection"])
-    assert ("has the highest Dice" in said["best"]) == (ties == 1)
+    only = "the only model, " in said["best"], said["selection"].endswith("the only model.")
+    assert only == (len(dice) == 1,) * 2
+    assert ("has the highest Dice" in said["best"]) == (ties == 1 < len(dice))
     assert (" leads in " in said["best"]) <= (ties == 1)
     assert ("share the highest" in said["best"]) == (ties > 1)
     parts = made["scores"].groupby("model")["missed_parts"].mean()
@@ -211,7 +213,7 @@ SAID = {
          "Validation Dice falls: unet from 0.59 to 0.05 (epochs 1 to 2 of r)."),
         (curves(val_dice=[0.5, 0.6, 0.55]),
          "No curve of validation Dice falls by 0.1 or more."),
-        (curves(), "Nothing was held back to watch: only training loss is known."),
+        (curves(), "Nothing was held back to watch under grouped: only training loss is known."),
     ],
     partial(readings.stability_sentence, seeds=1): [
         (STEADY.assign(protocol="grouped"),

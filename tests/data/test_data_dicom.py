@@ -197,6 +197,11 @@ def test_jpeg_2000_is_read_without_its_boxes_and_refused_where_it_does_not_fit()
     dataset = make_us(image, syntax="j2k", photometric="YBR_RCT")
     [code] = codes_of(dataset)
     assert (read(with_codes(dataset, boxed.getvalue()))[0] == image).all()
+    for how in ({"codeblock_size": (4, 4)}, {"precinct_size": (32, 32)}, {"tile_size": (8, 8)}):
+        file = io.BytesIO()  # of which a short stream may take gigabytes
+        Image.fromarray(image).save(file, "JPEG2000", irreversible=False, **how)
+        with pytest.raises(dicom.Refused, match=r"too small|does not fit"):
+            read(with_codes(dataset, file.getvalue()))
     for at, value in ((8, 9999), (12, 60), (24, 0)):  # width, height, width of a tile
         damaged = code[:at] + value.to_bytes(4, "big") + code[at + 4 :]
         with limited(), pytest.raises(dicom.Refused, match="does not fit"):

@@ -78,7 +78,8 @@ def test_only_what_is_nowhere_is_fetched(root, capsys):
 
 
 def test_what_is_made_of_data_goes_to_a_folder_of_their_name():
-    names = {"": "phantom", "..": "phantom", "auto": "auto", "a/b/": "b"}
-    names |= {"/content/drive/MyDrive/My set.zip": "My-set", "patients v1.2": "patients-v1"}
+    names = {"": "phantom", "auto": "auto", "a/b/": "b"}
+    names |= {"/content/drive/MyDrive/My set.zip": "My-set", "patients v1.2": "patients-v1.2"}
+    names |= {"study.2023.tar.gz": "study.2023", "..": Path.cwd().parent.name}
     names |= {"kaggle:somebody/tg3k/2": "somebody-tg3k-2"}
     assert {data: data_name(data) for data in names} == names

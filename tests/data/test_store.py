@@ -238,6 +238,8 @@ def test_a_store_of_another_source_is_not_overwritten(cases, tmp_path):
         others = cases.assign(**{column: "x" + cases[column]})
         with pytest.raises(ValueError, match=r"holds another store \(6 cases, 2 groups, 16 x 16"):
             build_store(others, tmp_path / "s", size=16)
+    with pytest.raises(ValueError, match="holds another store"):  # other images of these names
+        build_store(cases.assign(image_path=cases["mask_path"]), tmp_path / "s", size=16)
     assert files_of(tmp_path / "s") == before
     assert len(build_store(cases.iloc[1:], tmp_path / "s", size=16)) == 5
 

@@ -56,6 +56,8 @@ def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     sure, dice = bool(best["groups"] > 1 and len(leaders) == 1), f"{best['dice']:.3f}"
     dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]" * sure
     text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
+    if len(part) == 1:
+        text, sure = f"{best['model']}, the only model, has Dice {dice}", False
     text = f"Under {best['protocol']}, {text}"
     text += f", and leads in {percent(chance)} of the resamples" if sure else ""
     text += " (a single group: no interval)." if best["groups"] == 1 else "."
@@ -202,7 +204,8 @@ def curves_sentence(histories: pd.DataFrame) -> str:
         lowest = "At the last epoch validation loss is at its lowest."
         rose = "Validation loss rises from its lowest to the last epoch"
         said.append(f"{rose}: {_join(rises)}." if rises else lowest)
-    return " ".join(said) or "Nothing was held back to watch: only training loss is known."
+    held = f"Nothing was held back to watch under {part['protocol'].iloc[0]}"
+    return " ".join(said) or f"{held}: only training loss is known."
 
 
 def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
@@ -291,6 +294,8 @@ def cost_sentence(table: pd.DataFrame) -> str:
 def selection_sentence(selected: dict, ranks: pd.DataFrame) -> str:
     """Say what `select` did, how often it would do so, and whether it is provisional."""
     name, protocol, delta = selected["model"], selected["protocol"], selected["delta"]
+    if (ranks["protocol"] == protocol).sum() == 1:
+        return f"Selected: {name}, the only model."
     part = ranks[ranks["protocol"] == protocol].set_index("model")
     chance, candidates = part.loc[name, "p_selected"], selected["candidates"]
     only = f"the only model within {delta} Dice of the best mean"

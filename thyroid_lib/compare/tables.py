@@ -258,14 +258,15 @@ def show_pairs(differences: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
     """Put the bootstrap's differences and the mixed model's side by side, for people."""
     both = differences.merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
     both["protocol"] = _protocols(differences)
+    known = both["low"].notna()  # with a single group nothing is
     mixed_names = ("difference_mixed", "low_mixed", "high_mixed")
     columns = {
         "a − b": both["a"] + " − " + both["b"],
         "Dice [95 % interval]": with_interval(both, ("difference", "low", "high")),
         "mixed model": with_interval(both, mixed_names, 2),
-        "p": [f"{p:.2f}" if p >= 0.01 else "<0.01" for p in both["p"]],
+        "p": both["p"].map(lambda p: f"{p:.2f}" if p >= 0.01 else "<0.01").where(known, "–"),
         "reading": both["reading"],
-        "80 % see": both["smallest_gap"].map("{:.3f}".format),
+        "80 % see": both["smallest_gap"].map("{:.3f}".format).where(known, "–"),
     }
     return both[["protocol"]].assign(**columns)
 

@@ -12,6 +12,7 @@ ISO/IEC 15444-1 A.5.1 (size of a JPEG 2000 image).
 
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -40,6 +41,7 @@ MAX_TOTAL = 2_000_000_000  # pixels of all frames: a segmentation of 250 MB
 MAX_ELEMENT = 2**20  # bytes of an element other than PixelData
 MAX_READS = 150_000  # by the parser, which needs two or three per element
 MAX_RLE = 16 * 2**20  # bytes of a decoded frame: hostile RLE unpacks to 64 times its length
+MAX_TILES, SMALLEST_BLOCK = 64, 2  # of JPEG 2000: 2 stands for a side of 16 px
 MAX_RATIO = 800  # of compression: a black frame as JPEG Baseline reaches 512,
 MAX_RATIO_J2K = 80_000  # as JPEG 2000 far more
 # DIMSE status codes: cannot understand, does not match, SOP class not supported, out of resources
@@ -331,11 +333,34 @@ def _plain_j2k(code: bytes, dataset: Dataset) -> bytes:
     ]  # fmt: skip
     fits &= set(parts[1::3]) | set(parts[2::3]) == {1}  # no subsampling
     fits &= all(dataset.BitsAllocated - 8 <= each < dataset.BitsAllocated for each in parts[::3])
-    if not fits or code[:4] != b"\xff\x4f\xff\x51" or width * height * 256 < right * bottom:
+    tiles = math.ceil(right / max(width, 1)) * math.ceil(bottom / max(height, 1))
+    if not fits or code[:4] != b"\xff\x4f\xff\x51" or width * height < 1 or tiles > MAX_TILES:
         raise Refused("a frame's JPEG 2000 stream is damaged, or does not fit the header")
+    # its blocks and precincts may be so small that a short stream takes gigabytes
+    for marker, style in _j2k_segments(code):
+        own = marker == 0xFF53 or (marker == 0xFF52 and style[0] & 1)  # precincts, or a component's
+        if own or (marker == 0xFF52 and min(style[6:8]) < SMALLEST_BLOCK):
+            raise Refused("a frame's JPEG 2000 stream has blocks of its own, or ones too small")
     if not code.endswith(b"\xff\xd9"):
         raise Refused("a frame's JPEG 2000 stream is cut off")
     return code + bytes(len(code) % 2)
+
+
+def _j2k_segments(code: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of each segment in the headers of image and tiles."""
+    at, end = 2, len(code) - 2
+    while at < len(code) - 2:
+        marker, length = struct.unpack(">HH", code[at : at + 4])
+        if marker == 0xFF93:  # data, up to the next part of a tile
+            at = end
+            continue
+        yield marker, code[at + 4 : at + 2 + length]
+        if marker == 0xFF90:
+            part = struct.unpack(">I", code[at + 6 : at + 10])[0]
+            end = at + part if part else len(code) - 2
+            if end < at + 12:
+                raise Refused("a frame's JPEG 2000 stream is damaged")
+        at += 2 + length
 
 
 def spacing_of(dataset: Dataset) -> tuple[float, float] | None:

@@ -43,7 +43,10 @@ def find_data(data: str | Path) -> Path | None:
 
 def data_name(data: str) -> str:
     """Return a name for folders of what is made of these data: "" gives phantom."""
-    name = data.removeprefix("kaggle:") if asks_network(data) else Path(data).stem
+    name = (
+        data.removeprefix("kaggle:") if asks_network(data) else data and Path(data).resolve().name
+    )
+    name = re.sub(r"\.(zip|tar|tgz|tar\.\w+)$", "", name, flags=re.IGNORECASE)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "phantom"
 
 

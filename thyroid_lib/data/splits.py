@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.files.writing import print_note
 from thyroid_lib.settings import LEAKY, ONE_SPLIT, PROTOCOLS, show
 
 SPLIT = ("protocol", "fold", "folds", "val_share", "external")  # arguments of `split_cases`
@@ -86,6 +87,14 @@ def count_split(index: pd.DataFrame, sides: np.ndarray) -> pd.DataFrame:
     return counts.rename_axis(index="group", columns=None)
 
 
+def fit_folds(index: pd.DataFrame, folds: int, run_folds: Sequence[int]) -> tuple[int, list[int]]:
+    """Return as many folds as there are groups, if there are fewer, and which of them to run."""
+    groups = max(2, index["group"].nunique())
+    if groups < folds:
+        print_note(f"folds: {groups} and not {folds}, as there are no more groups")
+    return min(folds, groups), [fold for fold in run_folds if fold < groups]
+
+
 def _test_and_training(
     index: pd.DataFrame, protocol: str, fold: int, folds: int, external: Sequence[str]
 ) -> tuple:
@@ -110,7 +119,8 @@ def _test_and_training(
         tested = index["group"].to_numpy() == frames.index[fold]
     else:
         if count < folds:
-            raise ValueError(f"{folds} folds need as many groups, got {count}: lower `folds`")
+            lower = "lower `folds`" if count > 1 else "name the `groups`, or take protocol random"
+            raise ValueError(f"{folds} folds need as many groups, got {count}: {lower}")
         # largest group first into the lightest fold: folds of nearly equal size, the same always
         loads, fold_of = np.zeros(folds, dtype=int), {}
         for group, size in frames.sort_values(ascending=False, kind="stable").items():

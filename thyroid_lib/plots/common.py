@@ -70,7 +70,7 @@ def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
 
 
 def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
-    if mask.any() and not mask.all():
+    if mask.any():
         # A border of background lets the outline close where the mask touches the frame's edge.
         lines = {"levels": [0.5], "colors": colour, "linewidths": width}
         ax.contour(np.pad(mask, 1), extent=(-1, mask.shape[1], -1, mask.shape[0]), **lines)

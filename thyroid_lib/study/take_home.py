@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,10 +12,11 @@ LEFT_OUT = ("store", "phantom")  # folders: frames, which their owner has
 PARTLY = (".partial", ".zip", "checkpoint.pt", "checkpoint-previous.pt")
 
 
-def pack(folder: str | Path) -> Path:
+def pack(folder: str | Path, runs: Iterable[str]) -> Path:
     """Write <folder>/<name>.zip: tables, figures, weights and, where it can be had, the notebook.
 
-    The store and drawn frames are left out. The zip is whole or not there.
+    The store, drawn frames and runs/ other than these, of earlier settings, are left out. The zip
+    is whole or not there.
     """
     folder = Path(folder)
     out, partial = folder / f"{folder.name}.zip", folder / f"{folder.name}.{os.getpid()}.partial"
@@ -23,7 +25,8 @@ def pack(folder: str | Path) -> Path:
         with zipfile.ZipFile(partial, "w") as packed:
             for path in files:
                 inside = path.relative_to(folder)
-                if inside.parts[0] not in LEFT_OUT and not path.name.endswith(PARTLY):
+                old = inside.parts[0] == "runs" and inside.parts[1] not in runs
+                if inside.parts[0] not in LEFT_OUT and not old and not path.name.endswith(PARTLY):
                     small = path.suffix in (".csv", ".json", ".md")  # the rest is dense
                     packed.write(path, inside, zipfile.ZIP_DEFLATED if small else None)
             if notebook := executed_notebook():

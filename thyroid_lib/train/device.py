@@ -1,5 +1,6 @@
 """Device, precision and memory of a training."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def can_do(setting: str, device: torch.device) -> bool:
     problem = ""
     if setting == "cuda_graph" and device.type != "cuda":
         problem = f"it needs an NVIDIA GPU, and device is {device.type}"
-    if setting == "compile":
+    if setting == "compile" and device.type == "cpu" and "ATEN_CPU_CAPABILITY" in os.environ:
+        problem = "it ignores pin_instructions, and its kernels beside pinned ones give NaN"
+    elif setting == "compile":
         try:
             torch.compile(lambda x: x.relu() + 1)(torch.ones(8, device=device))
         except Exception as error:  # of many kinds: no compiler, no Triton, a GPU that is too old
