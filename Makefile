@@ -166,10 +166,14 @@ nbval: $(READY)  ## run results/reference/demo again and compare every output; P
 		$(if $(TRAINED),mkdir -p "$$results/$(STUDY)"; ls '$(WHERE)'/runs/*/model.pt >/dev/null || exit 2; \
 			(cd '$(WHERE)' && tar -cf - runs/*/model.pt) | tar -xf - -C "$$results/$(STUDY)";) \
 		variables=$$($(BIN)/python -m thyroid_lib.study.runner env $(PARAMETERS)) || exit 2; \
-		env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
-		$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \
-		--nbval-cell-timeout=$(if $(filter parameters/demo.yaml,$(PARAMETERS)),600,86400) \
-		'$(EXECUTED)'/*.ipynb
+		for step in '[01]-' '[23]-' '[4-9]-'; do \
+			ls '$(EXECUTED)'/$$step*.ipynb >/dev/null 2>&1 || continue; \
+			env $$variables TQDM_DISABLE=1 THYROID_RESULTS="$$results" \
+			$(BIN)/python -m pytest $(if $(LAX),--nbval-lax,--nbval) --nbval-current-env -p no:cacheprovider \
+			--nbval-cell-timeout=$(if $(filter parameters/demo.yaml,$(PARAMETERS)),600,86400) \
+			-n $$([ "$$step" = '[23]-' ] && echo 2 || echo 0) --dist loadfile \
+			'$(EXECUTED)'/$$step*.ipynb || exit; \
+		done
 
 # In a folder that goes away again, so Snakemake need not remember how each file in it was made.
 verify: override DATA :=

@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(page.SECTIONS)}; none for all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--render", action="store_true", help="only write the page from results/")
+    parser.add_argument("--loops", nargs="+", help="of section training, these alone")
     parser.add_argument("--out", type=Path, help="folder for results/ and README.md")
     parser.add_argument("--cache", type=Path, default=data.CACHE, help="folder for drawn frames")
     parser.add_argument("--seconds", type=float, default=450, help="time of the section gpu")
@@ -88,8 +89,11 @@ def main() -> int:
         args.frames = data.draw_frames(
             args.cache, **({"sweeps": 6, "frames": 8} if args.quick else {})
         )
+    loops = ["--loops", *args.loops] if args.loops else []
     held = [f"{key}={os.environ[key]}" for key in HOLD if key in os.environ]
-    command = " ".join([*held, "python benchmarks/bench.py", name, *["--quick"] * args.quick])
+    command = " ".join(
+        [*held, "python benchmarks/bench.py", name, *loops, *["--quick"] * args.quick]
+    )
     began = time.perf_counter()
     results = importlib.import_module(name).measure(args)
     for result in [results] if isinstance(results, dict) else results:  # or as they come

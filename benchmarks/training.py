@@ -70,7 +70,7 @@ def measure(args) -> dict:
         how |= {"width": 4, "size": 64, "batch": 4, "steps": 2, "warm": 1, "repeats": 2}
     precision = ours.pick_precision(device)
     setting = make_setting(args.frames, device, precision, how)
-    names = usable()
+    names = [name for name in usable() if name in (args.loops or LOOPS)]
     if "monai equal" in names:
         peers.monai_cache(setting)
     runs = {name: LOOPS[name][0](setting) for name in names}
@@ -124,7 +124,7 @@ def show(found: dict) -> str:
     if seconds := found["cache_seconds"]:
         lines += ["", f"Filling MONAI's cache, once, took {timing.figure(seconds)} s more."]
     if absent := [name for name in LOOPS if name not in found["rates"]]:
-        lines += ["", f"Not installed, so not measured: {', '.join(absent)}."]
+        lines += ["", f"Not installed or not asked for: {', '.join(absent)}."]
     return "\n".join(lines)
 
 

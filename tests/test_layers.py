@@ -76,7 +76,7 @@ def test_no_file_is_long():
         ("thyroid_lib/**/*.py", 14_250),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
         # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
-        ("benchmarks/**/*.py", 2_580),
+        ("benchmarks/**/*.py", 2_585),
         ("tests/**/*.py", 1.2 * LIBRARY_LINES),
     ],
 )

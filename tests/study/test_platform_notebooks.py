@@ -71,6 +71,7 @@ def session(platform) -> Session:
     return platform
 
 
+@pytest.mark.slow
 def test_the_notebooks_run_from_a_wheel_alone(session, wheel):
     """One after the other, with their defaults except for the size of the training."""
     shutil.copy2(wheel, session.uploads)
