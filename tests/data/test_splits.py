@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid_lib.data.splits import check_split, count_split, split_cases
+from thyroid_lib.data.splits import check_split, count_split, fit_folds, split_cases
 
 
 def index_of(sizes: dict[str, int]) -> pd.DataFrame:
@@ -11,6 +11,15 @@ def index_of(sizes: dict[str, int]) -> pd.DataFrame:
 
 
 TWELVE = index_of({f"run{i:02d}": 30 + 5 * i for i in range(12)})
+
+
+@pytest.mark.parametrize(
+    ("groups", "fitted"), [(12, (4, [0, 3])), (4, (4, [0, 3])), (3, (3, [0])), (1, (2, [0]))]
+)
+def test_there_are_no_more_folds_than_groups_and_two_at_least(groups, fitted, capsys):
+    index = index_of({f"p{i}": 5 for i in range(groups)})
+    assert fit_folds(index, 4, [0, 3]) == fitted
+    assert ("as there are no more groups" in capsys.readouterr().err) == (groups < 4)
 
 
 def test_random_cuts_by_frame_as_reported():

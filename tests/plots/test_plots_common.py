@@ -37,6 +37,8 @@ def test_outlines_lie_on_the_mask(tiny_store):
     (path,) = ax.collections[0].get_paths()
     np.testing.assert_allclose(path.vertices.min(axis=0), places.min(axis=0) - 0.5, atol=0.01)
     np.testing.assert_allclose(path.vertices.max(axis=0), places.max(axis=0) + 0.5, atol=0.01)
+    (ax,) = shown_images(plots.overlays(tiny_store, picked, [np.ones_like(ref)]))
+    assert len(ax.collections) == 2  # a prediction of the whole frame is no empty one
 
 
 def test_figures_are_saved_whole_and_repeat_to_the_byte(tmp_path):

@@ -19,12 +19,23 @@ CPU_ALONE = "it needs an NVIDIA GPU, and device is cpu"
 
 
 @pytest.mark.parametrize(
-    ("setting", "reason"),
-    [("compile", f"RuntimeError: {NO_COMPILER}"), ("cuda_graph", CPU_ALONE)],
+    ("setting", "reason", "pin"),
+    [
+        ("compile", f"RuntimeError: {NO_COMPILER}", ""),
+        (
+            "compile",
+            "it ignores pin_instructions, and its kernels beside pinned ones give NaN",
+            "avx2",
+        ),
+        ("cuda_graph", CPU_ALONE, ""),
+    ],
 )
 def test_what_cannot_be_used_is_a_sentence_and_the_training_goes_on(
-    tiny_store, tmp_path, monkeypatch, capsys, setting, reason
+    tiny_store, tmp_path, monkeypatch, capsys, setting, reason, pin
 ):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if pin:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", pin)
     error = RuntimeError(f"{NO_COMPILER}\nfurther lines")
     monkeypatch.setattr(torch, "compile", Mock(side_effect=error))
     plain = train_model(tiny_store, out=tmp_path / "plain", **SMALL)
