@@ -202,6 +202,10 @@ def test_jpeg_2000_is_read_without_its_boxes_and_refused_where_it_does_not_fit()
         Image.fromarray(image).save(file, "JPEG2000", irreversible=False, **how)
         with pytest.raises(dicom.Refused, match=r"too small|does not fit"):
             read(with_codes(dataset, file.getvalue()))
+    start = code.index(b"\xff\x90")  # a part of a tile that holds nothing, and data of no part
+    part = code[start : start + 6] + (14).to_bytes(4, "big") + code[start + 10 : start + 12]
+    with limited(), pytest.raises(dicom.Refused):
+        read(with_codes(dataset, code[:start] + part + b"\xff\x93" * 9 + b"\xff\xd9"))
     for at, value in ((8, 9999), (12, 60), (24, 0)):  # width, height, width of a tile
         damaged = code[:at] + value.to_bytes(4, "big") + code[at + 4 :]
         with limited(), pytest.raises(dicom.Refused, match="does not fit"):

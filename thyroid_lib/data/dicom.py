@@ -7,7 +7,7 @@ What cannot be read raises `Refused` with the status code that a DICOM storage s
 text holds no patient data.
 
 Sources: DICOM PS3.3 C.7.6.3 (image pixels), C.7.9 (palettes), C.8.5.5 (ultrasound regions);
-ISO/IEC 15444-1 A.5.1 (size of a JPEG 2000 image).
+ISO/IEC 15444-1 A.4 and A.5.1 (headers and size of a JPEG 2000 image).
 """
 
 import io
@@ -351,7 +351,7 @@ def _j2k_segments(code: bytes) -> Iterator[tuple[int, bytes]]:
     at, end = 2, len(code) - 2
     while at < len(code) - 2:
         marker, length = struct.unpack(">HH", code[at : at + 4])
-        if marker == 0xFF93:  # data, up to the next part of a tile
+        if marker == 0xFF93 and end > at:  # data, up to the next part of a tile
             at = end
             continue
         yield marker, code[at + 4 : at + 2 + length]
