@@ -182,11 +182,13 @@ class Study(_Strict):
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: whole(ge=1, le=100_000) = _recipe("passes over the training frames")
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")
-    lr: number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam; of one-cycle the highest")
+    lr: number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam")
     selection: Literal["last", "val"] = _recipe(KEPT)
-    augment: Augment = _recipe("none (as reported), standard, or a probability of each kind")
-    loss: Literal["bce", "bce+dice"] = _recipe("cross-entropy, or with soft Dice", default="bce")
-    schedule: Literal["constant", "one-cycle"] = _recipe("of lr, in a training", default="constant")
+    augment: Augment = _recipe("none (as reported) or standard")
+    loss: Literal["bce", "bce+dice"] = _recipe("bce, cross-entropy, or bce+dice", default="bce")
+    schedule: Literal["constant", "one-cycle"] = _recipe(
+        "constant or one-cycle", default="constant"
+    )
     weight_decay: Share = _recipe("AdamW's weight decay; 0 is Adam", default=0.0)
     ema: number(ge=0, lt=1) = _recipe("decay of averaged weights by step; 0: none", default=0.0)
     pretrained: _text() = _recipe("none, imagenet, or a file of weights", default="none")
@@ -228,10 +230,10 @@ VariantSettings = pydantic.create_model(
     "VariantSettings",
     __base__=_Strict,
     model=(Network, _key("network to train")),
-    protocols=(_some(Protocol) | None, _key("protocols that it runs under", default=None)),
-    val_share=(number(ge=0, lt=0.5) | None, _key(HELD_BACK, default=None)),
+    protocols=(_some(Protocol), _key("protocols that it runs under", default=None)),
+    val_share=(number(ge=0, lt=0.5), _key(HELD_BACK, default=None)),
     **{
-        name: (field.rebuild_annotation() | None, _key(field.description, default=None))
+        name: (field.rebuild_annotation(), _key(field.description, default=None))
         for name, field in Study.model_fields.items()
         if name == "flip_test"
         or (field.json_schema_extra["role"] == "training" and name not in NOT_OWN)
@@ -243,6 +245,7 @@ VARIED = tuple(VariantSettings.model_fields)[2:]
 class Parameters(Study):
     """What the notebooks take: a study's keys, one value where it lists several, and folders."""
 
+    models: _some(Network) = _key("networks to train")
     model: Network = _key("network to train")
     variant: _text(r"^([a-z][a-z0-9_]{0,39})?$", "need a variant's name or ''") = _key(VARIANT)
     varied: _some(Literal[VARIED], 0) = _key("settings that are the variant's own")
