@@ -53,7 +53,7 @@ def expected_time(
                 validate(net, store, rows.numpy(), where, settings["precision"])
                 watching = (time.perf_counter() - began) / batch
         step, total = float(np.median(np.diff(seconds))), 0.0
-        for split in part.drop(columns=["model", "seed"]).to_dict("records"):
+        for split in part[["protocol", "fold"]].to_dict("records"):
             sides = split_cases(store.index, **split, folds=folds, val_share=val_share)
             trained, watched = (np.flatnonzero(sides == side) for side in ("train", "val"))
             steps = len(recipe.cut_batches(torch.from_numpy(trained), batch))
