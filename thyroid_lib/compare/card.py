@@ -52,9 +52,10 @@ def model_card(
     counts = pd.DataFrame(list(mine["cases"]))
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
     giga = row["multiply_adds"] / 1e9
-    own = f"`architectures/{run['network']}.py`, whose code is `{run.get('architecture_fingerprint')}`"
+    network = run.get("network", name)
+    own = f"`architectures/{network}.py`, whose code is `{run.get('architecture_fingerprint')}`"
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
-    about = ABOUT.get(run["network"], f"architecture `{run['network']}` of {source}")
+    about = ABOUT.get(network, f"architecture `{network}` of {source}")
     if weights := run.get("pretrained_weights"):
         about += (
             f", whose encoder began with {weights['name']}, trained on {weights['trained_on']}; "
