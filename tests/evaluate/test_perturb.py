@@ -57,7 +57,7 @@ def test_a_square_about_the_centre_is_scaled_and_brought_back(name, side):
     square[16:48, 16:48] = 255  # a side of 32
     scaled = PERTURBATIONS[name](square, "a")
     assert np.sqrt((scaled / 255).sum()) == pytest.approx(side, abs=0.5)
-    assert np.array_equal(scaled, scaled[::-1, ::-1].T)
+    assert np.abs(scaled.astype(int) - scaled[::-1, ::-1].T).max() <= 1
     back = undo(name, scaled.astype(np.float32) / 255)
     assert back.dtype == np.float32
     assert np.count_nonzero((back > 0.5) != (square > 0)) <= 4

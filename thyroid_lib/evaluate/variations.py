@@ -11,8 +11,8 @@ gain_down_…, gain_up_…, gamma_dark_…, gamma_bright_…, blur_…, speckle_
     dice, px for a frame changed by each of `perturb.PERTURBATIONS`
 flip_agreement, flip_…
     Dice between the masks, stored squares, of a frame and of its mirror image; and dice, nsd,
-    hd95_px, false_parts of their mean logits. A run with `flip_test` is scored by these means, and all other columns
-    vary them; its flip_… are the scores of the frame alone.
+    hd95_px, false_parts of their mean logits. A run with `flip_test` is scored by these means, and
+    all other columns vary them; its flip_… are the scores of the frame alone.
 batch_norm_…
     dice, nsd, hd95_px, false_parts with `batch_norm.renew_batch_norm` on the case's group of test
     frames. Transductive: it looks at the test sweep's frames.
