@@ -18,8 +18,8 @@ UNKNOWN_COLOUR = "#e8e8e8"
 
 
 def class_colours(count: int) -> dict[int, str]:
-    """Return the colour of each code of a label map of so many classes."""
-    named = {code: COLOURS[(code - 1) % len(COLOURS)] for code in range(1, count + 1)}
+    """Return the colour of each code of a label map of so many classes, and of 255."""
+    named = {code: COLOURS[(code - 1) % len(COLOURS)] for code in range(1, min(count, 254) + 1)}
     return named | {UNKNOWN: UNKNOWN_COLOUR}
 
 

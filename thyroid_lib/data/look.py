@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from thyroid_lib.data import archives
 from thyroid_lib.data import cases as case_table
-from thyroid_lib.data.classes import annotate, annotated_names, by_value, one_class
+from thyroid_lib.data.classes import annotate, annotated_names, by_value, class_colours, one_class
 from thyroid_lib.data.frames import fit_image, fit_mask
 from thyroid_lib.data.groups import PROPOSED, assign_groups
 from thyroid_lib.data.layouts import find_pairs, list_files
@@ -204,7 +204,10 @@ def _check(case, *, size: int, resize: str) -> list[str] | int:
 
 
 def contact_sheet(cases: pd.DataFrame) -> Image.Image:
-    """Draw up to 24 cases, evenly chosen, their masks in yellow; or why a case is set aside."""
+    """Draw up to 24 cases, evenly chosen, their masks in yellow, or each class in its colour.
+
+    Where a case is set aside, it says why.
+    """
     rows, columns, side = SHEET
     places = np.unique(np.linspace(0, len(cases) - 1, rows * columns).astype(int))
     cases = cases.assign(problem=case_table.find_problems(cases))
@@ -221,9 +224,13 @@ def contact_sheet(cases: pd.DataFrame) -> Image.Image:
             draw.text((corner[0] + 4, corner[1] + side // 2), bad.args[0], "#ffd600")
         else:
             picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
-            inside = fit_mask(mask, side, "letterbox") > 0
-            outline = inside & ~ndimage.binary_erosion(inside)
-            picture.paste("#ffd600", mask=Image.fromarray(np.uint8(40 * inside + 215 * outline)))
+            fitted = fit_mask(mask, side, "letterbox")
+            colours = {1: "#ffd600"} if mask.dtype == bool else class_colours(fitted.max())
+            for code in np.unique(fitted[fitted > 0]):
+                inside = fitted == code
+                outline = inside & ~ndimage.binary_erosion(inside)
+                paper = Image.fromarray(np.uint8(40 * inside + 215 * outline))
+                picture.paste(colours[code], mask=paper)
             sheet.paste(picture, corner)
         draw.text((corner[0] + 2, corner[1] + side + 2), case["case_id"][-26:], "white")
     return sheet
