@@ -222,27 +222,6 @@ def restore_mask(
     return prob, threshold_prob(prob, threshold)
 
 
-def restore_labels(
-    prob: np.ndarray, height: int, width: int, *, resize: str, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of K + 1 classes, (K+1,S,S), at native size, and their label map.
-
-    Channel 0 is the background. See `label_prob`.
-    """
-    prob = np.stack([restore_prob(each, height, width, resize) for each in prob])
-    return prob, label_prob(prob, threshold)
-
-
-def label_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return the label map, uint8 (…,H,W), of the probabilities of K + 1 classes, (…,K+1,H,W).
-
-    Foreground is where 1 - p(background) is strictly above the threshold; its class is the most
-    probable of 1 to K.
-    """
-    inside = threshold_prob(1 - prob[..., 0, :, :], threshold)
-    return inside * (prob[..., 1:, :, :].argmax(axis=-3) + 1).astype(np.uint8)
-
-
 def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Return bool, true where the probability is strictly above the threshold, as reported."""
     return prob > threshold
