@@ -164,7 +164,7 @@ def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.nd
     if labels.dtype == bool:
         return mask, counts
     unlabelled = mask & (labels == 0)
-    for code in np.unique(labels[mask]) if "specks" in rules else ():
+    for code in np.unique(labels[mask & ~unlabelled]) if "specks" in rules else ():
         numbers, areas, specks = components((labels == code) & mask, SPECK_PX)
         # not those that reach the outside, such as a sliver of gland beside a nodule
         specks[numbers[~ndimage.binary_erosion(mask, border_value=1)]] = False
