@@ -44,7 +44,6 @@ BAD = [
     ("study", "reference", "study: reference is taken"),
     ("source", "ddti", "source: got \"ddti\", need 'phantom', 'tg3k' or 'folder'"),
     ("mend", ["text", "text"], 'mend: got ["text", "text"], value error, no value may stand twice'),
-    ("models", [], "models: got [], list should have at least 1 item"),
     ("model", "2cool", 'model: got "2cool", need a-z first'),
     ("run_folds", [4], "run_folds: got [4], but folds: 4 has only 0 to 3"),
     ("seeds", 0, "seeds: got 0, need a valid list"),
@@ -86,7 +85,29 @@ OF_STUDY = [
     (RANDOM | {"selection": "val", "mend": []}, "mend: got [], but protocol reported needs text"),
     (RANDOM | {"selection": "val", "augment": "standard"}, "protocol reported needs none beside"),
 ]
+STRONG = {"model": "unet", "lr": 1e-3, "augment": {"flip": 0.5, "gamma": 1}, "val_share": 0}
+OF_STUDY += [  # of variants
+    ({"models": []}, "models: is empty, and so is variants: need one network or more"),
+    ({"variants": {"a-b": STRONG}}, "variants: got {", "a-b: need a-z first, then a-z, 0-9 and _"),
+    ({"variants": {"a": 3}}, "a: need a mapping: {model: unet, lr: 1.0e-3}"),
+    ({"variants": {"a": {"lr": 1}}}, "a: model: Field required (network to train)"),
+    ({"variants": {"a": STRONG | {"epoch": 3}}}, "a: epoch: unknown (did you mean epochs?)"),
+    ({"variants": {"a": STRONG | {"threads": 2}}}, "a: threads: unknown"),
+    ({"variants": {"a": STRONG | {"augment": {"flipp": 1}}}}, "need none or standard, or prob"),
+    ({"variants": {"a": STRONG | {"augment": {"flip": 1.1}}}}, "a: augment: got "),
+    ({"variants": {"unet": STRONG}}, "variants: unet: the name stands twice, rename one"),
+    ({"variants": {"a": STRONG | {"selection": "val"}}}, "selection val needs a val_share above 0"),
+    ({"variants": {"a": STRONG | {"protocols": ["official"]}}}, "the study have no official"),
+    ({"ensembles": {"all": ["unet", "b"]}}, "ensembles: all: no variant b, there are unet, segnet"),
+    ({"ensembles": {"unet": ["unet"]}}, "unet: the name stands twice"),
+    (
+        RANDOM | {"selection": "val", "variants": {"a": {"model": "unet", "lr": 1}}},
+        "a: protocol reported takes the study's recipe alone, not lr: give it protocols without",
+    ),
+]
+OF_STUDY = [(values, words) for values, *each in OF_STUDY for words in each]
 OF_NOTEBOOK = [
+    ({"models": []}, "models: got [], list should have at least 1 item"),
     ({"selection": "test"}, "protocol grouped needs last or val: only reported may take test"),
     ({"protocol": "reported"}, "protocol reported needs test"),
 ]
@@ -280,6 +301,23 @@ def test_a_source_may_be_a_list_whose_entries_keep_what_they_name():
     assert list(runs) == [
         f"unet-{x}-seed0" for x in ("grouped-fold0", "grouped-fold1", "external-fold0")
     ]
+
+
+def test_variants_run_with_their_own_settings_and_protocols():
+    own = {"strong": STRONG, "fair": {"model": "resunet:a.b", "protocols": ["grouped"]}}
+    config = settings.check_study(
+        STUDY | {"models": ["resunet:A.b"], "variants": own, "seeds": [7]}
+    )
+    runs = settings.list_runs(config | {"run_folds": [0], "protocols": ["random", "grouped"]})
+    where = {"protocol": "grouped", "fold": 0, "seed": 7}
+    varied = {"variant": "strong", "varied": ["augment", "lr", "val_share"]}
+    assert runs["strong-grouped-fold0-seed7"] == STRONG | varied | where
+    plain = {"model": "resunet:a.b", "variant": "fair", "varied": []}
+    assert runs["fair-grouped-fold0-seed7"] == plain | where
+    assert "fair-random-fold0-seed7" not in runs
+    assert runs["resunet_a_b-random-fold0-seed7"]["model"] == "resunet:A.b"
+    given = settings.step_settings(config, "train", **runs["strong-grouped-fold0-seed7"])
+    assert (given["lr"], given["epochs"], given["val_share"]) == (1e-3, STUDY["epochs"], 0)
 
 
 def test_the_wings_have_the_choices_that_settings_name():

@@ -8,6 +8,7 @@ Importing this module loads no torch: it takes 0.1 s.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
@@ -31,7 +32,10 @@ LEAKY = ("random", "reported", "official")  # a group may stand on two sides of 
 ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
 MENDS = ("text", "specks", "holes")
-AUGMENTS = ("none", "standard")
+AUGMENTS = ("none", "standard")  # or a mapping of these to their probabilities:
+AUGMENTATIONS = (
+    "flip", "affine", "elastic", "gamma", "gain", "depth_gain", "side_gain", "speckle", "blur",
+)  # fmt: skip
 SELECTIONS = ("last", "val", "test")
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -58,7 +62,11 @@ def _text(pattern: str = r"^[^\x00]*$", need: str = "need a text without NUL"):
 
 
 Name = _text(r"^[a-z0-9][a-z0-9_-]{0,99}$", "need a-z, 0-9, - and _ only, 100 at most")
-Network = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
+Network = _text(
+    r"^[a-z][a-z0-9_]{0,39}(:[A-Za-z0-9_.+-]{1,60}){0,2}$",
+    "need a-z first, then a-z, 0-9 and _, 40 at most, or a name such as resunet:resnet34",
+)
+Variant = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
 Folder, Protocol = _text(r"^[^\x00]+$", "need a folder"), Literal[PROTOCOLS]
 Fold, Seed = whole(ge=0, le=9999), whole(ge=0, lt=2**32)
 
@@ -80,12 +88,43 @@ _score = partial(_key, steps="train score", role="shared")
 _split = partial(_score, steps="audit train score")
 SourceName = Literal["phantom", "tg3k", "folder"]
 ONE_SOURCE = "phantom (drawn here), tg3k or folder"
+VARIANT = "its name among the compared ones; '' is that of the network"
 HELD_BACK = "share of the training frames held back for validation"
+FLIPPED = "average the answers to a frame and to its mirror image"
 KEPT = "epoch whose weights are kept: last, or best on val"
 
 
 class _Strict(BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+Share = number(ge=0, le=1)
+Augment = Annotated[
+    Literal[AUGMENTS] | dict[Literal[AUGMENTATIONS], Share],
+    f"need {' or '.join(AUGMENTS)}, or probabilities, {{flip: 0.5, gamma: 1}}, "
+    f"of {', '.join(AUGMENTATIONS)}",
+]
+
+
+def _check_variants(value, check_one):
+    """Check names and settings of variants, each by `VariantSettings`."""
+    if not isinstance(value, dict):
+        return check_one(value)
+    checked, problems = {}, []
+    for name, own in value.items():
+        try:
+            TypeAdapter(Variant).validate_python(name)
+            if not isinstance(own, dict):
+                raise ValueError("need a mapping: {model: unet, lr: 1.0e-3}")
+            settings = check_study(own, VariantSettings)
+            checked[name] = {key: x for key, x in settings.items() if x is not None}
+        except ValidationError:
+            problems.append(f"{printable(name)}: need a-z first, then a-z, 0-9 and _, 40 at most")
+        except ValueError as error:
+            problems += [f"{printable(name)}: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return checked
 
 
 def _check_source(value, check_one):
@@ -127,7 +166,13 @@ class Study(_Strict):
     size: whole(ge=16, le=4096) = _store("px, side of the squares that the networks see")
     resize: Literal["square", "letterbox"] = _store("square (as reported) or letterbox")
     mend: _some(Literal[MENDS], 0) = _store("rules that mend masks: text, specks, holes")
-    models: _some(Network) = _key("networks to train")
+    models: _some(Network, 0) = _key("networks to train", default=[])
+    variants: Annotated[dict, pydantic.WrapValidator(_check_variants)] = _key(
+        "networks, each with settings of its own", default={}
+    )
+    ensembles: dict[Variant, _some(Variant)] = _key(
+        "variants whose runs, of all seeds, answer together", default={}
+    )
     width: whole(ge=0, le=512) = _recipe("base channels; 0 for each paper's own")
     protocols: _some(Protocol) = _key("how cases are split: grouped, random, official", "audit")
     folds: whole(ge=2, le=999) = _split("parts that the groups are dealt into")
@@ -137,9 +182,19 @@ class Study(_Strict):
     seeds: _some(Seed) = _key("seeds of weights, order of batches and augmentation")
     epochs: whole(ge=1, le=100_000) = _recipe("passes over the training frames")
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")
-    lr: number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam, constant")
+    lr: number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam")
     selection: Literal["last", "val"] = _recipe(KEPT)
-    augment: Literal[AUGMENTS] = _recipe("none (as reported) or standard")
+    augment: Augment = _recipe("none (as reported) or standard")
+    loss: Literal["bce", "bce+dice"] = _recipe("bce, cross-entropy, or bce+dice", default="bce")
+    schedule: Literal["constant", "one-cycle"] = _recipe(
+        "constant or one-cycle", default="constant"
+    )
+    weight_decay: Share = _recipe("AdamW's weight decay; 0 is Adam", default=0.0)
+    ema: number(ge=0, lt=1) = _recipe("decay of averaged weights by step; 0: none", default=0.0)
+    pretrained: _text() = _recipe("none, imagenet, or a file of weights", default="none")
+    encoder_lr: number(gt=0, le=1) = _recipe("share of lr that an encoder gets", default=1.0)
+    train_share: number(gt=0, le=1) = _recipe("share of the training groups used", default=1.0)
+    flip_test: bool = _key(FLIPPED, "train", "shared", default=False)
     threshold: number(gt=0, lt=1) = _score("a pixel is thyroid if its probability is above")
     tolerance_px: number(gt=0, le=4096) = _score("px, tolerance of the normalised surface Dice")
     delta: number(ge=0, le=1) = _key("Dice that makes no difference in practice", "compare")
@@ -169,10 +224,31 @@ Source = pydantic.create_model(
 )
 
 
+# One entry of `variants`: a network, and the settings of the recipe that are its own.
+NOT_OWN = ("device", "threads")  # of role training, but the machine's
+VariantSettings = pydantic.create_model(
+    "VariantSettings",
+    __base__=_Strict,
+    model=(Network, _key("network to train")),
+    protocols=(_some(Protocol), _key("protocols that it runs under", default=None)),
+    val_share=(number(ge=0, lt=0.5), _key(HELD_BACK, default=None)),
+    **{
+        name: (field.rebuild_annotation(), _key(field.description, default=None))
+        for name, field in Study.model_fields.items()
+        if name == "flip_test"
+        or (field.json_schema_extra["role"] == "training" and name not in NOT_OWN)
+    },
+)
+VARIED = tuple(VariantSettings.model_fields)[2:]
+
+
 class Parameters(Study):
     """What the notebooks take: a study's keys, one value where it lists several, and folders."""
 
+    models: _some(Network) = _key("networks to train")
     model: Network = _key("network to train")
+    variant: _text(r"^([a-z][a-z0-9_]{0,39})?$", "need a variant's name or ''") = _key(VARIANT)
+    varied: _some(Literal[VARIED], 0) = _key("settings that are the variant's own")
     protocol: Protocol = _key("how cases are split: grouped, random, official")
     fold: Fold = _key("which part is the test set")
     seed: Seed = _key("seed of weights, order of batches and augmentation")
@@ -275,6 +351,34 @@ def _clashes(v: dict) -> list[str]:
         taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
         is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
         rules.append((v["study"] in taken, is_taken))
+        own, rules_of_own = list_variants(v), []
+        rules.append((not own, "models: is empty, and so is variants: need one network or more"))
+        doubled = {variant_name(model) for model in v["models"]} & v["variants"].keys()
+        doubled |= {*own} & {*v["ensembles"]}
+        message = f"variants: {', '.join(sorted(doubled))}: the name stands twice, rename one"
+        rules.append((doubled, message))
+        for name, members in v["ensembles"].items():
+            lacking = ", ".join(sorted({*members} - {*own}))
+            message = f"ensembles: {name}: no variant {lacking}, there are {', '.join(own)}"
+            rules.append((lacking, message))
+        for name, settings in own.items():
+            varied, kept = sorted({*settings} - {"model", "protocols"}), v | settings
+            protocols = settings.get("protocols", v["protocols"])
+            unknown_to = ", ".join(sorted({*protocols} - {*v["protocols"]}))
+            of = f"variants: {name}:"
+            rules_of_own += [
+                (unknown_to, f"{of} protocols of the study have no {unknown_to}"),
+                (
+                    "reported" in protocols and varied,
+                    f"{of} protocol reported takes the study's recipe alone, not "
+                    f"{', '.join(varied)}: give it protocols without reported",
+                ),
+                (
+                    kept["selection"] == "val" and not kept["val_share"],
+                    f"{of} selection val needs a val_share above 0",
+                ),
+            ]
+        rules += rules_of_own
         for key, need, missing in (
             ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
             ("selection", "val", v["selection"] != "val"),
@@ -295,18 +399,37 @@ def _clashes(v: dict) -> list[str]:
     return [message for broken, message in rules if broken]
 
 
+def variant_name(model: str) -> str:
+    """Return the name of a network without settings of its own, fit for files and tables."""
+    return re.sub(r"[^a-z0-9_]", "_", model.lower())[:40]
+
+
+def list_variants(config: dict) -> dict[str, dict]:
+    """Return a study's variants by name: `model`, and the settings that are the variant's own."""
+    named = {variant_name(model): {"model": model} for model in config["models"]}
+    return named | config.get("variants", {})
+
+
 def list_runs(config: dict) -> dict[str, dict]:
-    """Return a study's runs in its order; run_id: model, protocol, fold and seed."""
-    runs = [
-        {"model": model, "protocol": protocol, "fold": fold, "seed": seed}
-        for protocol in config["protocols"]
-        for fold in ([0] if protocol in ONE_SPLIT else config["run_folds"])
-        for seed in config["seeds"]
-        for model in config["models"]
-        # it explains a loss and does not compete
-        if protocol == "reported" or model != "segnet_reported_no_relu"
-    ]
-    return {"{model}-{protocol}-fold{fold}-seed{seed}".format(**run): run for run in runs}
+    """Return a study's runs in its order, with what a run does not share with all others.
+
+    run_id: variant, protocol, fold and seed. `varied` names the settings that are the variant's.
+    """
+    runs = {}
+    for protocol in config["protocols"]:
+        for fold in [0] if protocol in ONE_SPLIT else config["run_folds"]:
+            for seed in config["seeds"]:
+                for name, settings in list_variants(config).items():
+                    own = {key: x for key, x in settings.items() if key != "protocols"}
+                    # it explains a loss and does not compete
+                    explains = own["model"] == "segnet_reported_no_relu" and protocol != "reported"
+                    if explains or protocol not in settings.get("protocols", [protocol]):
+                        continue
+                    runs[f"{name}-{protocol}-fold{fold}-seed{seed}"] = own | {
+                        "variant": name, "varied": sorted(own.keys() - {"model"}),
+                        "protocol": protocol, "fold": fold, "seed": seed,
+                    }  # fmt: skip
+    return runs
 
 
 def step_settings(config: dict, step: str, **others) -> dict:

@@ -22,7 +22,7 @@ import torch
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, multiply_adds
-from thyroid_lib.settings import list_runs, read_study
+from thyroid_lib.settings import list_runs, read_study, variant_name
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import recipe
 
@@ -79,7 +79,8 @@ def estimate(config: dict, runs: list[str], frames: int, results: Path) -> dict[
     minutes = {}
     for run, about in listed.items():
         grouped = about["protocol"] in ("grouped", "leave-one-group-out")
-        trained = frames * (1 - 1 / config["folds"] if grouped else 0.7) * config["epochs"]
+        epochs = about.get("epochs", config["epochs"])  # a variant may have its own
+        trained = frames * (1 - 1 / config["folds"] if grouped else 0.7) * epochs
         minutes[run] = FIXED_MINUTES + MARGIN * seconds[about["model"]] * trained / 60
     return minutes
 
@@ -104,7 +105,7 @@ def main() -> int:
         for model in dict.fromkeys(listed[run]["model"] for run in args.runs):
             text = json.dumps(about := time_steps(config, model), indent=1, sort_keys=True) + "\n"
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # sources to gather are unlike
-            write_file(results / "pace" / f"{model}-{digest}.json", text)
+            write_file(results / "pace" / f"{variant_name(model)}-{digest}.json", text)
             frames = about["epochs"] * about["cases"]["train"] / about["train_seconds"]
             where = about["machine"].get("gpu", about["device"])
             print(f"{model}: {frames:.3g} frames a second on {where}")

@@ -11,6 +11,7 @@ from whole import TWO_GROUPS, compare, compared
 
 from thyroid_lib import settings
 from thyroid_lib.compare import tables
+from thyroid_lib.compare.readings import recipe_sentence
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, find_runs, load_runs, summary
 from thyroid_lib.files.fingerprint import file_digest
@@ -117,6 +118,30 @@ def test_a_run_that_is_older_than_a_setting_has_its_default(folders, monkeypatch
     monkeypatch.setattr(settings, "TRAINING", (*settings.TRAINING, "decay"))
     edit(folders[1], imported=True)
     assert tables.read_run(folders[1])["decay"] == "unknown"
+
+
+def test_settings_that_a_variant_varies_need_to_be_alike_within_it_alone(folders):
+    """Two variants of one network: augmentation and lr are the strong one's own, epochs nobody's."""
+    strong = {"model": "unet", "variant": "strong", "varied": ["lr", "augment"], "lr": 2}
+    edit(folders[1], **strong, augment={"flip": 0.5, "gamma": 1})
+    again = write_run(folders[1].with_name(folders[1].name.replace("seed0", "seed1")))
+    edit(again, **strong, augment={"flip": 0.5, "gamma": 1})
+    other = write_run(folders[0].with_name(folders[0].name.replace("seed0", "seed1")))
+    found = load_runs([*folders, again, other])
+    assert sorted(set(found.scores["model"])) == ["strong", "unet"]
+    differ, shared = tables.recipes(found.runs)
+    assert differ.to_dict("records") == [
+        {"model": "strong", "network": "unet", "lr": 2, "augment": "flip 0.5, gamma 1"},
+        {"model": "unet", "network": "unet", "lr": 1, "augment": 1},
+    ]
+    assert (shared["epochs"], "lr" in shared) == (1, False)
+    said = recipe_sentence(differ, shared)
+    assert "epochs 1" in said and "may differ in lr and augment" in said
+    for changed in ({"lr": 3}, {"varied": ["lr"]}, {"augment": {"flip": 0.5}}, {"epochs": 2}):
+        edit(again, **strong, augment={"flip": 0.5, "gamma": 1}, epochs=1)
+        edit(again, **changed)
+        with pytest.raises(ValueError, match="differs between runs"):
+            load_runs([*folders, again, other])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
 from thyroid_lib.data.groups import groups_note
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
+from thyroid_lib.settings import DEFAULTS
 
 ABOUT = {
     "unet": "U-Net (Ronneberger et al. 2015), padded and with batch normalisation",
@@ -51,14 +52,20 @@ def model_card(
     counts = pd.DataFrame(list(mine["cases"]))
     cases = [f"{span(counts[side].min(), counts[side].max(), '{}')} {side}" for side in counts]
     giga = row["multiply_adds"] / 1e9
-    own = f"`architectures/{name}.py`, whose code is `{run.get('architecture_fingerprint')}`"
+    network = run.get("network", name)
+    own = f"`architectures/{network}.py`, whose code is `{run.get('architecture_fingerprint')}`"
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
-    about = ABOUT.get(name, f"architecture `{name}` of {source}")
+    about = ABOUT.get(network, f"architecture `{network}` of {source}")
+    if weights := run.get("pretrained_weights"):
+        about += (
+            f", whose encoder began with {weights['name']}, trained on {weights['trained_on']}; "
+            f"licence of these weights: {weights['licence']}"
+        )
     if is_imported(name):
         about = f"predictions of a model trained elsewhere; their origin: {run['source']}"
         limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
     used = [key for key in SHARED if run.get(key, UNKNOWN) != UNKNOWN and key not in NO_SETTINGS]
-    used = [key for key in used if run[key] or key != "external"]
+    used = [key for key in used if run[key] not in ("", DEFAULTS.get(key))]
     heat = (mine["temperature"].min(), mine["temperature"].max()) if "temperature" in run else ()
     stable = {
         "measure": measured["measure"],

@@ -48,6 +48,17 @@ def runs_sentence(runs: pd.DataFrame, *, origin: str, store: str) -> str:
     return f"{text}; folds: {folds}; seeds: {seeds}. Store: {store}."
 
 
+def recipe_sentence(recipes: pd.DataFrame, shared: dict) -> str:
+    """Say what all recipes share, and in what they differ; both of `tables.recipes`."""
+    same = _join(f"{name} {value}" for name, value in shared.items()) if shared else "no setting"
+    text = f"All models were trained with {same}; what is not named is as reported."
+    if not (own := list(recipes.columns[2:])):
+        return f"{text} Only the network differs."
+    return (
+        f"{text} Beside the network they may differ in {_join(own)}: a difference is the recipe's."
+    )
+
+
 def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     """Read the estimates: the best mean, its interval, how often it leads; `summary`, `ranks`."""
     part = _deciding(table)

@@ -19,7 +19,7 @@ from thyroid_lib.files.writing import write_file, write_table
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds, beside settings.DEFAULTS, for runs whose run.json is older than these fields.
-BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}}
+BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}, "varied": []}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
@@ -87,9 +87,14 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFram
 
 
 def read_run(folder: Path) -> dict:
+    """Read a run.json; `model` is then the variant's name, `network` that of its network."""
     about = json.loads((folder / "run.json").read_text("utf-8"))
     elsewhere = dict.fromkeys(settings.TRAINING, UNKNOWN) if about.get("imported") else {}
-    return settings.DEFAULTS | BEFORE | elsewhere | about
+    about = settings.DEFAULTS | BEFORE | elsewhere | about
+    if isinstance(about["augment"], dict):
+        about["augment"] = ", ".join(f"{name} {p:g}" for name, p in about["augment"].items())
+    named = {"network": about["model"], "model": about.get("variant") or about["model"]}
+    return about | named | {"varied": " ".join(about["varied"])}
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
@@ -118,17 +123,39 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
     if len(doubled):
         raise ValueError(f"runs given twice: {', '.join(doubled)}")
     for field in SHARED:
-        usual = runs.loc[~imported, field].mode()[0]
-        other = runs[(runs[field] != usual) & ~(imported & (runs[field] == UNKNOWN))]
-        if len(other):
-            each = other["run_id"] + " has " + other[field].astype(str)
-            what = f"{field} differs between runs: most have {usual}, but {', '.join(each)}"
-            raise ValueError(f"{what}; train them again with equal settings")
+        own = runs["varied"].str.split().map({field}.issubset)  # alike within each variant alone
+        known = runs[~(imported & (runs[field] == UNKNOWN))]
+        for _, alike in known.groupby(known["model"].where(own, "")):
+            usual = alike.loc[~imported, field].mode()[0]
+            other = alike[alike[field] != usual]
+            if len(other):
+                each = other["run_id"] + " has " + other[field].astype(str)
+                what = f"{field} differs between runs: most have {usual}, but {', '.join(each)}"
+                raise ValueError(f"{what}; train them again with equal settings")
     cases = scores.groupby(RUN[1:])["case_id"].agg(lambda ids: "\n".join(sorted(ids)))
     for (protocol, fold), lists in cases.groupby(["protocol", "fold"]):
         if lists.nunique() > 1:
             what = f"runs of protocol {protocol}, fold {fold} were tested on different cases"
             raise ValueError(f"{what}: train them again on one store")
+
+
+def recipes(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
+    """Return what the trained models' recipes differ in, a row per model, and what they share.
+
+    Columns: model, network, and each setting that some variant varies. The dict holds the other
+    settings of training that are not at their default.
+    """
+    trained = runs[~runs["model"].map(is_imported)].sort_values("model")
+    each = trained.drop_duplicates("model").reset_index(drop=True)
+    varied = {name for text in trained["varied"] for name in text.split()}
+    names = ["model", "network", *(name for name in settings.VARIED if name in varied)]
+    usual = settings.DEFAULTS | BEFORE
+    shared = {
+        name: each[name].iloc[0]
+        for name in settings.VARIED
+        if name not in varied and each[name].iloc[0] != usual.get(name)
+    }
+    return each[names], shared
 
 
 def group_means(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:

@@ -15,7 +15,8 @@ import pandas as pd
 from thyroid_lib.files.writing import print_note
 from thyroid_lib.settings import LEAKY, ONE_SPLIT, PROTOCOLS, show
 
-SPLIT = ("protocol", "fold", "folds", "val_share", "external")  # arguments of `split_cases`
+# arguments of `split_cases`
+SPLIT = ("protocol", "fold", "folds", "val_share", "external", "train_share")
 TEST_SHARE = 0.3  # of the frames under `random`, as reported
 
 
@@ -27,6 +28,7 @@ def split_cases(
     folds: int = 5,
     val_share: float = 0.15,
     external: Sequence[str] = (),
+    train_share: float = 1.0,
 ) -> np.ndarray:
     """Give each row of `index` its side: "train", "val", "test", or "" where it is left out.
 
@@ -34,8 +36,10 @@ def split_cases(
     `fold` of `folds` is tested: under `grouped` every group once, under `leave-one-group-out` each
     group by itself; under `random` it numbers the draw. `val_share` of the training frames is held
     back for validation; whole groups, except under `random`, so it is met as closely as they allow.
-    `external` names the data sets (column `dataset`) that protocol external alone tests. Returns
-    str (N,), the same for all models and seeds.
+    `external` names the data sets (column `dataset`) that protocol external alone tests. Of the
+    training groups (frames, under `random`) the share `train_share` is used, the first in an order
+    drawn by fold, so that a smaller share lies within a larger one. Returns str (N,), the same for
+    all models and seeds.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
@@ -48,7 +52,7 @@ def split_cases(
         used = ~index["dataset"].isin(external).to_numpy()
         sides = np.full(len(index), "", dtype="<U5")
         how = {"protocol": protocol, "fold": fold, "folds": folds, "val_share": val_share}
-        sides[used] = split_cases(index[used], **how)
+        sides[used] = split_cases(index[used], **how, train_share=train_share)
         return sides
     if fold < 0 or (protocol not in ONE_SPLIT and fold >= folds):
         raise ValueError(f"fold: got {fold}, need 0 … {folds - 1} for {folds} folds")
@@ -63,6 +67,9 @@ def split_cases(
         sides = _hold_back(index["group"].to_numpy(), tested, trained, fold, val_share)
         if protocol == "official" and (index["official"] == "val").any():
             sides = index["official"].to_numpy().astype(str)  # it has a side for validation
+    by_frame = protocol in ("random", "reported")
+    units = index["case_id" if by_frame else "group"].to_numpy()
+    sides = _use_share(units, sides, fold, train_share)
     check_split(index, sides, by_group=protocol not in LEAKY)
     return sides
 
@@ -146,3 +153,14 @@ def _hold_back(group: np.ndarray, tested, trained, fold: int, val_share: float) 
         picked = picked or [frames.idxmin()]
     held_back = trained & np.isin(group, picked)
     return np.select([tested, held_back, trained], ["test", "val", "train"], "")
+
+
+def _use_share(units: np.ndarray, sides: np.ndarray, fold: int, train_share: float) -> np.ndarray:
+    """Keep that share of the units, groups or frames, that are trained on; others get ""."""
+    if train_share == 1:
+        return sides
+    # drawn over all that are not tested: what is held back for validation changes no order
+    order = np.random.default_rng(fold).permutation(np.unique(units[sides != "test"]))
+    order = order[np.isin(order, units[sides == "train"])]
+    used = order[: max(1, round(train_share * len(order)))]
+    return np.where((sides == "train") & ~np.isin(units, used), "", sides)

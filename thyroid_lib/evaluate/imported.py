@@ -171,7 +171,7 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     `check_predictions`.
     """
     about = json.loads((run / "imported.json").read_text("utf-8")) | settings
-    split = {key: about[key] for key in SPLIT}
+    split = {key: about[key] for key in SPLIT if key in about}
     rows = np.flatnonzero(split_cases(store.index, **split) == "test")
     cases, files = store.index.iloc[rows], find_predictions(run / "predictions")
     kind = check_predictions(files, cases)

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
+from thyroid_lib.compare.variations import NAMES
 from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
 from thyroid_lib.plots.common import FAINT, FIGURE_WIDTH, looks, model_legend
@@ -81,6 +82,23 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
             _bar(ax, row.difference, row.low, row.high, plain, y)
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
         ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
+    return fig
+
+
+def effects(table: pd.DataFrame) -> Figure:
+    """Draw what each change after training does to each model's Dice, from `variations.effects`."""
+    part = table[table["protocol"] == order_protocols(table["protocol"])[0]]
+    styles, kinds = looks(part["model"]), [x for x in NAMES if x in set(part["variation"])]
+    fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 1.1 + 0.15 * len(kinds) * (1 + len(styles))))
+    ax.axvline(0, color="black", linewidth=0.5)
+    for row in part.itertuples():
+        shift = ([*styles].index(row.model) - (len(styles) - 1) / 2) * 0.8 / len(styles)
+        y = kinds.index(row.variation) + shift
+        _bar(ax, row.difference, row.low, row.high, styles[row.model], y)
+    _name_rows(ax, [NAMES[kind] for kind in kinds])
+    mark = " †" * bool(part["conditional"].any())
+    ax.set_xlabel(f"change of Dice, 95 % interval, {part['protocol'].iloc[0]}{mark}")
+    model_legend(fig, styles)
     return fig
 
 

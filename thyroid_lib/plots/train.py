@@ -14,7 +14,7 @@ from torch import nn
 from thyroid_lib.data.store import Store
 from thyroid_lib.models import Network, count_parameters, to_input
 from thyroid_lib.plots.common import FIGURE_WIDTH, REFERENCE, image_axes, outline
-from thyroid_lib.train.augment import augment
+from thyroid_lib.train import augment as augmentation
 
 
 def source(*functions) -> Markdown:
@@ -47,13 +47,19 @@ def stages(net: Network, size: int) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("stage")
 
 
-def batch(store: Store, rows: np.ndarray, *, seed: int = 0, count: int = 3) -> Figure:
-    """Draw frames of these rows as stored and, below, as augmentation "standard" changes them."""
+def batch(
+    store: Store, rows: np.ndarray, augment: str | dict = "none", *, seed: int = 0, count: int = 3
+) -> Figure:
+    """Draw frames of these rows as stored and, below, as the augmentation changes them.
+
+    With "none" it is what "standard" would do.
+    """
+    setting = "standard" if augment == "none" else augment
     generator = torch.Generator().manual_seed(seed)
     picked = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
     image = to_input(torch.from_numpy(store.images[picked]))  # (B,1,S,S)
     mask = torch.from_numpy(store.masks[picked]).unsqueeze(1).float()
-    changed = augment(image, mask, generator=generator)
+    changed = augmentation.augment(image, mask, setting, generator=generator)
     fig, axes = image_axes(2 * len(picked), len(picked), FIGURE_WIDTH / len(picked) + 0.1)
     fig.set_size_inches(0.5 * fig.get_size_inches())  # small in bytes, as are pixels of 16 grays
     for line, pair in zip(axes, ((image, mask), changed), strict=True):

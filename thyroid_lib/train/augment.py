@@ -1,16 +1,20 @@
 """Augmentation of frames and masks, a batch at a time, on the device that they are on.
 
-"standard" is, in this order: mirror, turn, scale and shift, all in one resampling; gamma; gain;
-speckle. Each frame has its own draws. Frames are never turned upside down: shadows fall away from
-the probe. Speckle multiplies: its spread is a fixed share of the mean echo (Wagner, Smith, Sandrik
-& Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156); for displayed gray levels an approximation.
+A study names "standard", or a probability of each kind: then `variations` draws. "standard" is, in
+this order: mirror, turn, scale and shift, all in one resampling; gamma; gain; speckle. Each frame
+has its own draws. Frames are never turned upside down: shadows fall away from the probe. Speckle
+multiplies: its spread is a fixed share of the mean echo (Wagner, Smith, Sandrik & Lopez, IEEE
+Trans. Sonics Ultrason. 30 (1983) 156); for displayed gray levels an approximation.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from thyroid_lib.train.variations import vary
 
 MIRRORED = 0.5  # share of the frames
 SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
@@ -25,17 +29,31 @@ RANGES = {  # what a frame draws, uniformly; gamma by its logarithm
 }
 
 
-def augment(images: Tensor, masks: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return frames in [0,1] and masks in {0,1}, float32 (B,1,S,S), changed by "standard".
+def augment(
+    images: Tensor,
+    masks: Tensor,
+    setting: str | dict[str, float] = "standard",
+    *,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return frames in [0,1] and masks in {0,1}, float32 (B,1,S,S), changed.
 
-    All draws come from the generator, which is on their device. Memory layouts stay.
+    setting: "standard" or a probability by name, see `variations`. All draws come from the
+    generator, which is on their device. Memory layouts stay.
     """
     with torch.autocast(images.device.type, enabled=False):
-        moved, new_masks = _move(images, masks, generator)
-        gamma = _draw("gamma", images, generator, log=True).view(-1, 1, 1, 1)
-        gain = _draw("gain", images, generator).view(-1, 1, 1, 1)
-        new_images = (gain * moved**gamma * _speckle(images, generator)).clamp_(0, 1)
+        change = _standard if setting == "standard" else partial(vary, probabilities=setting)
+        new_images, new_masks = change(images, masks, generator=generator)
     return torch.empty_like(images).copy_(new_images), torch.empty_like(masks).copy_(new_masks)
+
+
+def _standard(
+    images: Tensor, masks: Tensor, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    moved, new_masks = _move(images, masks, generator)
+    gamma = _draw("gamma", images, generator, log=True).view(-1, 1, 1, 1)
+    gain = _draw("gain", images, generator).view(-1, 1, 1, 1)
+    return (gain * moved**gamma * _speckle(images, generator)).clamp_(0, 1), new_masks
 
 
 def _draw(name: str, images: Tensor, generator: torch.Generator, log: bool = False) -> Tensor:

@@ -15,12 +15,15 @@ def data_sentence(store: Store) -> str:
     return f"Data: {sources}, {held}, {store.size}×{store.size} px."
 
 
-def batch_sentence(augment: str) -> str:
+def batch_sentence(augment: str | dict) -> str:
     """Say which of the two rows of `plots.train.batch` the network is trained on."""
+    above = "Above: frames as stored. Below: the same frames as augmentation"
+    if isinstance(augment, dict):
+        kinds = ", ".join(f"{kind} {share:g}" for kind, share in augment.items())
+        return f"{above} changes them ({kinds}), masks with them: what this training sees."
     return (
-        "Above: frames as stored. Below: the same frames as augmentation `standard` changes them, "
-        f"masks with them. This training has augment `{augment}`: it shows the "
-        f"{'lower' if augment == 'standard' else 'upper'} row."
+        f"{above} `standard` changes them, masks with them. This training has augment `{augment}`: "
+        f"it shows the {'lower' if augment == 'standard' else 'upper'} row."
     )
 
 

@@ -1,4 +1,4 @@
-"""One run of the study: model × protocol × fold × seed, its folder, its weights and its tables.
+"""One run of the study: variant × protocol × fold × seed, its folder, its weights and its tables.
 
     checkpoint.pt  checkpoint-previous.pt   while it trains: the last two states that were kept
     model.pt       the chosen weights and the key under which they were trained
@@ -13,6 +13,7 @@ was stopped or killed goes on from the last state that was kept: at most a minut
 epoch that it was in.
 """
 
+import copy
 import json
 import math
 import platform
@@ -30,6 +31,7 @@ from torch import nn
 
 from thyroid_lib import __version__, models
 from thyroid_lib.data.frames import threshold_prob
+from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
@@ -41,14 +43,15 @@ from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, user_networks
-from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters
+from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
 
 # A state is kept after an epoch when so many seconds have passed since the last one, or earlier if
 # keeping it takes at most this share of the time: a full-size state takes 2 s, as its epoch may.
 KEEP_SECONDS, KEEP_SHARE = 60, 0.05
-NOT_IN_KEY = {*SPLIT, "threshold"}  # the key holds each case's side instead
+# The key holds each case's side and the digest of pretrained weights instead.
+NOT_IN_KEY = {*SPLIT, "pretrained", "threshold", "flip_test", "variant", "varied"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,12 @@ def train_model(
     folds: int = 5,
     val_share: float = 0.15,
     external: Sequence[str] = (),
+    train_share: float = 1.0,
+    variant: str = "",
+    varied: Sequence[str] = (),
     selection: str = "last",
     threshold: float = 0.5,
+    flip_test: bool = False,
     threads: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -85,16 +92,17 @@ def train_model(
 ) -> Run:
     """Train, go on, or find the run finished; leave `model.pt` and `history.csv` in `out`.
 
-    `settings.Parameters` and `recipe.RECIPE` describe the settings; scores are made in fp32.
+    `settings.Parameters` and `recipe.RECIPE` describe the settings; scores are made in fp32. With
+    `ema` it is the averaged weights that are validated, chosen and kept.
     ValueError: unknown or impossible settings, before any work. FloatingPointError: the loss is no
     finite number. RuntimeError: too little memory. Stopped: it was stopped; the next call goes on.
     """
     settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
-    settings["external"] = list(external)
+    settings |= {"external": list(external), "varied": list(varied)}
     settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
     del settings["budget_minutes"], settings["tensorboard"]  # no result depends on them
     sides = split_cases(store.index, **{name: settings[name] for name in SPLIT})
-    settings["external"] = " ".join(external)
+    settings |= {"external": " ".join(external), "variant": variant or variant_name(model)}
     if selection != "last" and not (sides == "val").any():
         raise ValueError(f"selection {selection!r} needs validation cases: raise val_share")
     check_packages("tensorboard", tensorboard, "tensorboard")
@@ -112,6 +120,12 @@ def train_model(
     if code := user_networks.fingerprint(model):
         user_networks.check(net, model, store.size)
         own = {"code": code, "packages": user_networks.packages(model)}
+    about_pretrained = {}
+    if settings["pretrained"] != "none":
+        from thyroid_lib.models.pretrained import describe
+
+        about_pretrained = describe(model, weights_source(settings["pretrained"]))
+        own |= {"pretrained": about_pretrained["sha256"]}
     # without those at their default, so that a new setting trains nothing anew
     deciding = {k: v for k, v in settings.items() if k not in NOT_IN_KEY and v != DEFAULTS.get(k)}
     how = {"parameters": deciding, "training_version": recipe.TRAINING_VERSION, "architecture": own}
@@ -129,7 +143,9 @@ def train_model(
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
             "key": key, "training_version": recipe.TRAINING_VERSION,
             "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
-        } | ({"architecture_fingerprint": code} if code else {})  # fmt: skip
+        } | ({"architecture_fingerprint": code} if code else {}) | (
+            {"pretrained_weights": about_pretrained} if about_pretrained else {}
+        )  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if stopped:
@@ -169,25 +185,31 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
         devices.forget_peak(where)
         net.to(where, memory_format=torch.channels_last)
+        how = {name: settings[name] for name in recipe.RECIPE}
+        how["pretrained"] = weights_source(how["pretrained"])
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
-            after_step=after_step, **{name: settings[name] for name in recipe.RECIPE},
+            after_step=after_step, **how,
         )  # fmt: skip
+        answering = copy.deepcopy(net) if settings["ema"] else net  # what is validated
         for state in states:
+            weights = state.get("averaged", state["weights"])
+            if settings["ema"]:
+                answering.load_state_dict(weights)
             if not math.isfinite(state["loss"]):
                 at = f"in epoch {state['epoch']}, at lr {lr:g} in {settings['precision']}"
                 advice = "lower lr, train in fp32, or look at the frames; the last state is kept"
                 what = f"{out.name}: the loss became {state['loss']} {at}"
                 raise FloatingPointError(f"{what}: {advice}")
-            record = {"epoch": state["epoch"], "lr": lr, "train_loss": state["loss"]}
+            record = {"epoch": state["epoch"], "lr": state["lr"], "train_loss": state["loss"]}
             for side in watched:
                 cases, how = np.flatnonzero(sides == side), (where, settings["precision"])
-                seen = validate(net, store, cases, *how, after_batch=lambda: after_step(0))
+                seen = validate(answering, store, cases, *how, after_batch=lambda: after_step(0))
                 record |= seen.summary(side)
             for side in choosing:  # on "test" by the Dice by which the reported study chose
                 score = record["test_dice_pooled" if side == "test" else "val_dice"]
                 if side not in best or score > best[side]["score"]:
-                    copied = {name: value.cpu().clone() for name, value in state["weights"].items()}
+                    copied = {name: value.cpu().clone() for name, value in weights.items()}
                     best[side] = {"epoch": state["epoch"], "score": score, "weights": copied}
             history = [*history, record]
             now = time.monotonic()
@@ -195,6 +217,7 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
                 checkpoint.keep(out, state | {"history": history, "best": best, "key": key})
                 kept_at, took = time.monotonic(), time.monotonic() - now
             show(record | {"images_per_second": len(rows) * state["epoch"] / state["seconds"]})
+    net.load_state_dict(state.get("averaged", state["weights"]))
     net.cpu()
     chosen = best.get(selection, {"epoch": epochs, "weights": net.state_dict()})
     weights = {"weights": chosen["weights"]}
@@ -210,6 +233,11 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         "peak_memory_mib": round(devices.peak_memory(where) / 2**20),
     }
     return weights | {"history": history, "meta": meta}, epochs - begun, stop_reason()
+
+
+def weights_source(pretrained: str) -> str:
+    """Return what `models.pretrained` takes: a file of a study is found as its data are."""
+    return pretrained if pretrained in ("none", "imagenet") else str(find_data(pretrained))
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from thyroid_lib import models
-from thyroid_lib.data.splits import split_cases
+from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import recipe
@@ -29,37 +29,43 @@ def expected_time(
     precision: str,
     **settings,
 ) -> pd.DataFrame:
-    """Time steps of the recipe; return a row per network: runs, ms_per_step, minutes, device.
+    """Time steps of the recipe; return a row per variant: runs, ms_per_step, minutes, device.
 
-    `runs` as `settings.list_runs` gives them, `settings` as `recipe.fit` takes them. Minutes are
-    those of all of the network's runs, with validation and without the scores. RuntimeError: too
-    little memory.
+    `runs` as `settings.list_runs` gives them, `settings` as `recipe.fit` takes them; a variant's
+    own win. Minutes are those of all of a variant's runs, with validation and without the scores.
+    Column `model` holds the variant's name. RuntimeError: too little memory.
     """
-    runs, where = pd.DataFrame(runs), devices.choose_device(device)
+    runs, where = list(runs), devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    settings |= {"precision": devices.choose_precision(precision, where)}
-    batch, frames = min(settings["batch_size"], len(store)), place_frames(store, where)
-    few, rows = settings | {"epochs": 1 + STEPS}, torch.arange(batch)
-    sizes = {"size": store.size, "batch_size": batch, "width": width}
-    found = []
-    for name, part in runs.groupby("model", sort=False):
-        net = models.build_model(name, width=width).to(where, memory_format=torch.channels_last)
+    settings |= {"folds": folds, "val_share": val_share, "width": width}
+    settings["precision"] = precision
+    frames, found = place_frames(store, where), []
+    for name in dict.fromkeys(run["variant"] for run in runs):
+        part = [settings | run for run in runs if run["variant"] == name]
+        own = part[0] | {"precision": devices.choose_precision(part[0]["precision"], where)}
+        batch, precision = min(own["batch_size"], len(store)), own["precision"]
+        net = models.build_model(own["model"], width=own["width"])
+        net.to(where, memory_format=torch.channels_last)
+        rows, few = torch.arange(batch), {key: own[key] for key in recipe.RECIPE.keys() & own}
+        few |= {"epochs": 1 + STEPS, "batch_size": batch, "pretrained": "none"}
+        sizes = {"size": store.size, "batch_size": batch, "width": own["width"]}
         with devices.out_of_memory(where, model=name, **sizes):
             # epochs of one step each
             seconds = [state["seconds"] for state in recipe.fit(net, *frames, rows=rows, **few)]
             for _ in range(2):
                 began = time.perf_counter()
-                validate(net, store, rows.numpy(), where, settings["precision"])
+                validate(net, store, rows.numpy(), where, precision)
                 watching = (time.perf_counter() - began) / batch
         step, total = float(np.median(np.diff(seconds))), 0.0
-        for split in part.drop(columns=["model", "seed"]).to_dict("records"):
-            sides = split_cases(store.index, **split, folds=folds, val_share=val_share)
+        for run in part:
+            split = {key: run[key] for key in SPLIT if key in run}
+            sides = split_cases(store.index, **split)
             trained, watched = (np.flatnonzero(sides == side) for side in ("train", "val"))
             steps = len(recipe.cut_batches(torch.from_numpy(trained), batch))
-            total += settings["epochs"] * (steps * step + len(watched) * watching)
+            total += own["epochs"] * (steps * step + len(watched) * watching)
         row = {"model": name, "runs": len(part), "ms_per_step": 1000 * step, "minutes": total / 60}
-        found.append(row | {"device": where.type, "precision": settings["precision"]})
+        found.append(row | {"device": where.type, "precision": precision})
     return pd.DataFrame(found)
 
 

@@ -2,7 +2,7 @@
 
 TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
 TEMPLATES = LIBRARY / "compare/released.md", LIBRARY / "deploy/release.md"
-RELEASE = *sorted({f"{RUNS[run]['model']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
+RELEASE = *sorted({f"{RUNS[run]['variant']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
 
 
 rule deploy:

@@ -15,9 +15,8 @@ rule train:
         *code_digests(NOTEBOOKS / "3-train.ipynb"),
         own_network=lambda wildcards: OWN_NETWORKS.get(RUNS[wildcards.run]["model"], []),
         json=lambda wildcards: settings(
-            "train", selection="test" if wildcards.run in REPORTED else config["selection"],
-            store=f"{STUDY}/{STORES[wildcards.run]}", out=f"{STUDY}/runs/{wildcards.run}",
-            **RUNS[wildcards.run],
+            "train", store=f"{STUDY}/{STORES[wildcards.run]}", out=f"{STUDY}/runs/{wildcards.run}",
+            **(RUNS[wildcards.run] | ({"selection": "test"} if wildcards.run in REPORTED else {})),
         ),
     wildcard_constraints: run="|".join(RUNS)
     threads: THREADS
