@@ -11,9 +11,9 @@ from scipy import special
 from thyroid_lib.data import frames
 
 UNKNOWN = 255
-# of class 1, 2 …, RGB: the first is the prediction's in all figures; told apart by the colour-blind
+# RGB of class 1, 2 … where the network drew it: the first is the prediction's in all figures
 COLOURS = (
-    (58, 168, 255), (255, 122, 48), (94, 214, 134), (214, 120, 220), (250, 225, 90), (160, 110, 60),
+    (58, 168, 255), (255, 95, 162), (54, 211, 153), (255, 140, 66), (183, 148, 255), (79, 208, 224),
 )  # fmt: skip
 
 

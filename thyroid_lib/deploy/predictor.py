@@ -21,7 +21,7 @@ from scipy.spatial.distance import pdist
 from thyroid_lib.data import frames, label_maps, readers
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
-from thyroid_lib.evaluate.networks import class_names, open_network, variant_name
+from thyroid_lib.evaluate.networks import class_names, model_name, open_network
 
 Pair = tuple[float, float]
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
@@ -99,7 +99,7 @@ class Predictor:
 
     def __init__(self, network: Callable[[np.ndarray], np.ndarray], about: dict):
         self.network, self.about = network, about
-        self.name, self.classes = variant_name(about), class_names(about)
+        self.name, self.classes = model_name(about), class_names(about)
         self.structure = "thyroid" if "gland" in self.classes else "nodule"
         # of the rows of a table
         self.columns = ("class", *ROW, "parts") if len(self.classes) > 1 else ROW

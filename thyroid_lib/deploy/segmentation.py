@@ -22,7 +22,7 @@ from thyroid_lib import __version__
 from thyroid_lib.data.dicom import COPIED, COPIED_IF_PRESENT, SINGLE
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import Prediction
-from thyroid_lib.evaluate.networks import class_names, variant_name
+from thyroid_lib.evaluate.networks import class_names, model_name
 
 MAKER = "thyroid_lib"
 THYROID = Code("69748006", "SCT", "Thyroid gland")
@@ -68,7 +68,7 @@ def derive_object(
         SeriesInstanceUID=name_uid(source.SeriesInstanceUID, modality, model),
         SeriesDescription=f"Thyroid {modality}: {NOTICE}",
         InstanceNumber=number if isinstance(number, int) else 1, Manufacturer=MAKER,
-        ManufacturerModelName=_short_text(variant_name(about)),
+        ManufacturerModelName=_short_text(model_name(about)),
         DeviceSerialNumber=model[:16], SoftwareVersions=__version__,
         ContentDate="19000101", ContentTime="000000",  # where the source has no date
     )  # fmt: skip

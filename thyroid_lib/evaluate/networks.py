@@ -112,6 +112,6 @@ def class_names(about: dict) -> list[str]:
     return list(about.get("classes") or [about.get("task", "gland")])
 
 
-def variant_name(about: dict) -> str:
-    """Return the name under which a study trained a network; without one, the network's own."""
+def model_name(about: dict) -> str:
+    """Return a model's name in its study: its variant's, without one its network's."""
     return about.get("variant") or about["model"]
