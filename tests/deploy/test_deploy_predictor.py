@@ -15,8 +15,9 @@ from thyroid_lib.data.cases import read_pair
 from thyroid_lib.data.label_maps import COLOURS
 from thyroid_lib.data.look import look
 from thyroid_lib.deploy import predict_folder
-from thyroid_lib.deploy.predictor import ROW, Predictor, diameters, read_picture
+from thyroid_lib.deploy.predictor import ROW, Predictor, read_picture
 from thyroid_lib.evaluate.confidence import expected_dice
+from thyroid_lib.evaluate.diameters import diameters
 
 
 def picture(seed: int = 5, height: int = 90, width: int = 130) -> np.ndarray:
@@ -110,19 +111,6 @@ def test_a_low_confidence_is_a_doubt(predictor):
         about = {"confidence": {"slope": 0.0, "offset": expected}, "confidence_low": low}
         found = Predictor(predictor.network, predictor.about | about).predict(picture())
         assert [doubt.code for doubt in found.doubts].count("unsure") == unsure
-
-
-def test_diameters_of_shapes_drawn_by_hand():
-    mask = np.zeros((40, 60), bool)
-    assert diameters(mask) == (0, 0)
-    mask[20, 10] = True
-    assert diameters(mask) == (0, 0)
-    mask[20, 10:31] = True
-    assert diameters(mask, (1, 0.5)) == (10, 0)
-    mask[10, 20] = mask[11:20, 20] = True
-    assert diameters(mask) == (20, 10)
-    mask[30:34, 50:54] = True  # a smaller part, which is not measured
-    assert diameters(mask) == (20, 10)
 
 
 def test_impossible_arguments_are_refused(predictor):

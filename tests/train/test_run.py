@@ -32,7 +32,7 @@ STOPS = [  # of 3 epochs x 3 steps; whole epochs that are kept
     ("SIGTERM", "val", "step 5", 1), ("SIGINT", "last", "epoch 1", 1),
     ("SIGINT", "val", "epoch 3", 3), ("kill", "last", "epoch 3", 3),
 ]  # fmt: skip
-TABLES = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv"}
+TABLES = {"history.csv", "scores.csv", "thresholds.csv", "calibration.csv", "variations.csv"}
 INFINITE = "run: the loss became .* in epoch 2, at lr 0.001 in fp32: lower lr"
 NO_MEMORY = "unet, width 4, batch_size 5, precision fp32: lower batch_size, or else width"
 

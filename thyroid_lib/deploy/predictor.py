@@ -15,15 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import pdist
 
 from thyroid_lib.data import frames, label_maps, readers
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
+from thyroid_lib.evaluate.diameters import Pair, diameters
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
 from thyroid_lib.evaluate.networks import class_names, model_name, open_network
 
-Pair = tuple[float, float]
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
 ROW = (
     "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
@@ -215,27 +213,3 @@ def read_picture(path: str | Path, white: float | None = None) -> np.ndarray:
     # a rotated, transparent or 16-bit picture has other gray levels: its colours are ignored
     known = colour is not None and np.array_equal(frames.to_gray(colour), gray)
     return colour if known else gray
-
-
-def diameters(mask: np.ndarray, spacing: Pair = (1.0, 1.0)) -> Pair:
-    """Return the longest diameter of a mask's largest part, and its extent across that one.
-
-    Between pixel centres of a mask, bool (H,W), in the unit of the spacing; (0, 0) where empty.
-    """
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    if not count:
-        return 0.0, 0.0
-    largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    points = np.argwhere(largest & ~ndimage.binary_erosion(largest)) * np.array(spacing)  # (P,2)
-    try:
-        points = points[ConvexHull(points).vertices]
-    except QhullError:  # all on one line
-        points = points[[0, -1]]
-    farthest = pdist(points).argmax()
-    first, second = (axis[farthest] for axis in np.triu_indices(len(points), 1))
-    along = points[second] - points[first]
-    length = float(np.hypot(*along))
-    if not length:
-        return 0.0, 0.0
-    across = points @ np.array([-along[1], along[0]]) / length
-    return length, float(np.ptp(across))
