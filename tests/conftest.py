@@ -161,6 +161,25 @@ def tiny_store(tmp_path_factory):
     return build_store(look(data).cases, path / "store", size=32)
 
 
+@pytest.fixture(scope="session")
+def class_store(tmp_path_factory):
+    """A store as `tiny_store` with the classes gland and nodule, its lower right quarter.
+
+    In group d only the gland is annotated.
+    """
+    path, classes = tmp_path_factory.mktemp("classes"), {"gland": "1", "nodule": "2"}
+    data = write_folder(path / "data", groups=4, frames=6, height=44, width=56)
+    for file in (data / "masks").iterdir():
+        levels = np.array(Image.open(file)) // 255
+        levels[22:, 28:] *= 2
+        Image.fromarray(levels).save(file)
+    cases = look(data, classes=classes).cases
+    away = cases["group"] == "d"
+    cases.loc[away, "mask_rule"] = "1=above:0"
+    cases = cases.assign(annotated=away.map({True: "gland", False: ""}))
+    return build_store(cases, path / "store", size=32, task="gland+nodule", classes=classes)
+
+
 @pytest.fixture
 def counts() -> Counter:
     """What a fuzz test counts as refused and as accepted."""
