@@ -1,20 +1,15 @@
-"""Label maps: from a network's logits to a probability and a label per class, without torch.
+"""From a network's logits to a probability of each class and a label map; no torch.
 
-A label map is uint8: 0 background, 1 to K the classes in their order; in a reference also 255,
-foreground whose class is not known. A network of one class gives one logit a pixel, of K > 1
-classes K+1 logits, of which the first is the background's.
+A network of one class gives one logit a pixel; of K > 1 classes K+1 logits, of which the first is
+the background's. Label maps: see `classes`.
 """
 
 import numpy as np
+from PIL import ImageColor
 from scipy import special
 
 from thyroid_lib.data import frames
-
-UNKNOWN = 255
-# RGB of class 1, 2 … where the network drew it: the first is the prediction's in all figures
-COLOURS = (
-    (58, 168, 255), (255, 95, 162), (54, 211, 153), (255, 140, 66), (183, 148, 255), (79, 208, 224),
-)  # fmt: skip
+from thyroid_lib.data.classes import UNKNOWN, class_colours
 
 
 def class_probs(logits: np.ndarray) -> np.ndarray:
@@ -53,6 +48,7 @@ def class_masks(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels == np.arange(1, classes + 1)[:, None, None]
 
 
-def colour_of(label: int) -> tuple[int, int, int]:
-    """Return the RGB colour of class 1, 2 … in pages, pictures and figures."""
-    return COLOURS[(label - 1) % len(COLOURS)]
+def class_rgb(classes: int) -> list[tuple[int, int, int]]:
+    """Return the colour of each class in the study's figures, RGB."""
+    named = class_colours(classes)
+    return [ImageColor.getrgb(colour) for code, colour in named.items() if code != UNKNOWN]

@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image, ImageChops
 from scipy import ndimage
 
-from thyroid_lib.data import label_maps, phantom
+from thyroid_lib.data import phantom
+from thyroid_lib.data.label_maps import class_rgb
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predict_folder import mask_png, table_csv
 from thyroid_lib.deploy.predictor import Prediction, Predictor, read_picture
@@ -44,6 +45,7 @@ EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of f
 MAX_FILES = 100
 MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured without a request
+BLUE = 58, 168, 255  # the prediction in every figure of the study; classes have their own colours
 DRAWN = 1000  # pixels of a picture's longer side, at least
 LOGO = Path(__file__).with_suffix(".svg")
 CLASS = '<div class="class"><i style="background: rgb({}, {}, {})"></i>{}</div>'
@@ -127,13 +129,15 @@ def _cached(network):
     return lambda squares: logits(squares.tobytes(), squares.shape)
 
 
-def draw_overlay(frame: np.ndarray, labels: np.ndarray, opacity: float, line: int) -> bytes:
+def draw_overlay(
+    frame: np.ndarray, labels: np.ndarray, opacity: float, line: int, colours=(BLUE,)
+) -> bytes:
     """Draw a label map (H,W) over its frame, as PNG; a `line` of 1 is a thin outline, 0 none."""
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
     picture = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    for label in range(1, labels.max(initial=0) + 1):
-        colour, mask = label_maps.colour_of(label), Image.fromarray(labels == label)
+    for label, colour in enumerate(colours, 1):
+        mask = Image.fromarray(labels == label)
         large = mask.convert("L").resize(size, Image.Resampling.NEAREST)
         picture.paste(colour, mask=large.point(lambda level: round(level * opacity)))
         if line:
@@ -191,12 +195,14 @@ def show_result(predictor, key, upload, index, spacing, threshold, view, places)
         else:
             st.success("Quality checks passed.", icon=":material/check_circle:")
     several = len(found.classes) > 1
-    for label, each in enumerate(found.classes, 1):
+    colours = class_rgb(len(found.classes)) if several else [BLUE]
+    for each, colour in zip(found.classes, colours, strict=True):
         if several:
-            side.html(CLASS.format(*label_maps.colour_of(label), html.escape(each.name)))
+            side.html(CLASS.format(*colour, html.escape(each.name)))
         with side.container(horizontal=True):
             show_numbers(each, shown)
-    overlay, (height, width) = draw_overlay(frame, found.labels * shown, *view), found.mask.shape
+    overlay = draw_overlay(frame, found.labels * shown, *view, colours)
+    height, width = found.mask.shape
     sizes = [f"{each.name} {each.area_px}" for each in found.of_class] or [str(found.area_px)]
     summary = f"{predictor.structure} by {model}: {', '.join(sizes)} px"
     summary = summary if shown else "result refused, not shown"

@@ -29,7 +29,8 @@ import torch
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
 from thyroid_lib.data.cases import read_image
-from thyroid_lib.data.label_maps import UNKNOWN, class_masks
+from thyroid_lib.data.classes import UNKNOWN
+from thyroid_lib.data.label_maps import class_masks
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE

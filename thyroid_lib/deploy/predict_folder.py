@@ -5,14 +5,13 @@
 MODEL is a release folder, one of its .onnx files, or the model.pt of a run (needs torch). Image
 0449.jpg gives OUT/masks/0449.png, 0 and 255 at the image's own size; OUT/areas.csv has a row per
 image. Of several classes the PNG is a label map (0 background, 1 … the classes in their order; its
-palette has the page's colours), and the table has a row per image and class. As in the study, two
+palette has the figures' colours), and the table has a row per image and class. As in the study, two
 images of one name (a.png and a.jpg, or A.png) are not used.
 """
 
 import argparse
 import csv
 import io
-import itertools
 import sys
 import unicodedata
 from collections import Counter
@@ -21,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from thyroid_lib.data import frames, label_maps, readers
+from thyroid_lib.data import frames, readers
+from thyroid_lib.data.label_maps import class_rgb
 from thyroid_lib.deploy.predictor import Prediction, Predictor, read_picture
 from thyroid_lib.files.writing import write_file
 
@@ -85,8 +85,7 @@ def mask_png(found: Prediction) -> bytes:
     file, several = io.BytesIO(), len(found.classes) > 1
     image = Image.fromarray(found.labels if several else found.mask.astype(np.uint8) * 255)
     if several:
-        colours = map(label_maps.colour_of, range(1, len(found.classes) + 1))
-        image.putpalette([0, 0, 0, *itertools.chain.from_iterable(colours)])
+        image.putpalette(np.array([(0, 0, 0), *class_rgb(len(found.classes))]).ravel().tolist())
     image.save(file, format="PNG")
     return file.getvalue()
 
