@@ -113,6 +113,15 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
     return pd.DataFrame({column: run[column] for column in RUN}, index=table.index).join(table)
 
 
+def load_optional(folders: list[Path], name: str) -> pd.DataFrame | None:
+    """Read a table that runs may lack, of all trained runs; None unless each of them has it."""
+    runs = [(folder, read_run(folder)) for folder in map(Path, folders)]
+    trained = [pair for pair in runs if not is_imported(pair[1]["model"])]
+    if not trained or not all((folder / name).is_file() for folder, _ in trained):
+        return None
+    return pd.concat([read_table(*pair, name) for pair in trained], ignore_index=True)
+
+
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
     imported = runs["model"].map(is_imported)
     alone = set(runs.protocol[imported]) - set(runs.protocol[~imported])

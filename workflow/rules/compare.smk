@@ -13,7 +13,9 @@ rule compare:
         expand("runs/{run}/{file}", run=COMPARED, file=VARIED),
     output:
         "notebooks/4-compare.ipynb",
-        multiext("compare/", *TABLES, *["external.csv"] * ("external" in config["protocols"])),
+        multiext("compare/", *TABLES, *BY_CLASS),
+        multiext("compare/", *["variations.csv"] * (not SEVERAL)),
+        multiext("compare/", *["external.csv"] * ("external" in config["protocols"])),
     log: "logs/4-compare.ipynb"
     params:
         *code_digests(NOTEBOOKS / "4-compare.ipynb", LIBRARY / "compare/model_card.md"),
