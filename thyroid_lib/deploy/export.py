@@ -55,6 +55,8 @@ PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
+# Weights are named as in torch: down1.residual.0.weight, members.0.down1.residual.0.weight
+STAGE = re.compile(r"(members\.\d+\.)?([^.]*)")
 NOT_RELEASED = (*MEASURED, "files", "machine")  # keys of run.json that say nothing of a model
 DESCRIPTION = {
     "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
@@ -239,8 +241,11 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     graph = onnx.load(network).graph
     kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
-    first = convs[0][1].partition(".")[0]  # weights are named as in torch: down1.residual.0.weight
-    chosen = [name for name, of in convs if kernel[of] == (3, 3) and of.partition(".")[0] != first]
+    stage, first = {of: STAGE.match(of).groups() for _, of in convs}, {}  # (member, stage)
+    for member, name in stage.values():
+        first.setdefault(member, name)
+    rest = {of for of in stage if kernel[of] == (3, 3) and stage[of] not in first.items()}
+    chosen = [name for name, of in convs if of in rest]
     quantization.quantize_static(
         network, out, frames, per_channel=True, reduce_range=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
