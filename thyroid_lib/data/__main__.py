@@ -2,7 +2,8 @@
 
     python -m thyroid_lib.data PATH [key=value …] [--size 256] [--resize square] [--no-sheet]
 
-Keys are those of a study: images, masks, pairing, mask_values, groups, split.
+Keys are those of a study: images, masks, pairing, mask_values, groups, split; and classes='{gland:
+"1", nodule: "2"}'.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import check_cases, contact_sheet, look
 from thyroid_lib.files.paths import project_path
+from thyroid_lib.settings import read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.path or not all("=" in choice for choice in given.choices):
             raise ValueError(f"got {given.path!r} {given.choices}: need a path, then key=value")
         choices = dict(choice.split("=", 1) for choice in given.choices)
-        seen = look(find_data(given.path), **choices)
+        classes = read_yaml(choices.pop("classes", "{}"))
+        if not isinstance(classes, dict):
+            raise ValueError(f'classes: got {classes}, need {{gland: "1", nodule: "2"}}')
+        classes = {name: str(values) for name, values in classes.items()}
+        seen = look(find_data(given.path), classes=classes, **choices)
         said = check_cases(seen.cases, size=given.size, resize=given.resize)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(error, file=sys.stderr)

@@ -2,8 +2,9 @@
 
 A source (phantom, tg3k, folder) makes the table; the store reads each pair. A row may have more
 than `COLUMNS`: `official` (its side in the data's own split), `mask_rule` (what in a mask is gland,
-see `mask_values`), `image_highest` (white, in images of more than 8 bits) and `problem` (reason and
-detail, where the source knows that the case cannot be used).
+see `mask_values`, or each class, see `classes`), `image_highest` (white, in images of more than 8
+bits), `annotated` (the classes that its source outlines, "" for all), `DETAILS` and `problem`
+(reason and detail, where the source knows that the case cannot be used).
 """
 
 import unicodedata
@@ -13,11 +14,14 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data import mask_values, readers
+from thyroid_lib.data.classes import merge_masks
 from thyroid_lib.data.frames import components, read_gray
 
 # Names of files need be no UTF-8; where pyarrow is installed, pandas keeps texts in a form that is.
 pd.set_option("mode.string_storage", "python")
 COLUMNS = ["case_id", "image_path", "mask_path", "group", "dataset"]
+# What a source says of a patient or a nodule, as texts; "" where it says nothing.
+DETAILS = ["age", "sex", "composition", "echogenicity", "margins", "calcifications", "tirads"]
 QUARANTINE = ["case_id", "file", "reason", "detail"]  # columns; file is the name only
 
 
@@ -46,7 +50,7 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     """Read a case's image and mask, uint8 and bool (H,W) at native size; raises BadCase.
 
     `case` is a row of the case table, with or without `mask_rule` and `image_highest`. Its masks
-    are joined.
+    are joined. Where its rule names classes, the mask is a label map, uint8 (H,W).
     """
     kind = "image"
     try:
@@ -55,14 +59,13 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
         masks = _read_masks(case, image.shape)
     except (ValueError, OSError, ImportError) as error:
         raise BadCase(f"unreadable {kind}", str(error)) from error
-    mask = np.zeros(image.shape, bool)
     for found in masks:
         if image.shape != found.shape:
             sizes = [f"{height} x {width}" for height, width in (image.shape, found.shape)]
             detail = f"image and mask are {' and '.join(sizes)} (height x width)"
             raise BadCase("size mismatch", f"{detail}: they must be of one size")
-        mask |= found
-    rule = getattr(case, "mask_rule", "")
+    labels, rule = _join(masks), getattr(case, "mask_rule", "")
+    mask = labels > 0
     means = f"the gland's levels ({rule})" if rule else "a level above 127"
     if not mask.any():
         raise BadCase("empty mask", f"no pixel has {means}: is there no gland, or a wrong level?")
@@ -76,7 +79,15 @@ def read_pair(case) -> tuple[np.ndarray, np.ndarray]:
     if areas.sum() - areas[list(outside)].sum() > mask.sum():
         detail = "it encloses more than it covers: save masks that are filled"
         raise BadCase("outline as mask", detail)
-    return image, mask
+    return image, labels
+
+
+def _join(masks: list[np.ndarray]) -> np.ndarray:
+    """Join the masks of one image, bool (H,W), or its label maps; of two classes the higher."""
+    if masks[0].dtype == bool:
+        return np.any(masks, axis=0)
+    codes = [(int(code), labels) for labels in masks for code in np.unique(labels) if code]
+    return merge_masks([(code, labels == code) for code, labels in codes], masks[0].shape)
 
 
 def read_image(case) -> np.ndarray:
@@ -88,7 +99,8 @@ def read_image(case) -> np.ndarray:
 def read_levels(case) -> np.ndarray:
     """Read the mask of a row as filed, uint8 (H,W); 0 and 255 where a rule says what is gland."""
     (path, part), *more = split_references(case.mask_path)
-    if not (more or getattr(case, "mask_rule", "") or readers.reader_of(path)):
+    rule = getattr(case, "mask_rule", "").rpartition("=")[2]
+    if not (more or rule or readers.reader_of(path)):
         return read_gray(path, page=part)
     return np.any(_read_masks(case, read_image(case).shape), axis=0).astype(np.uint8) * 255
 

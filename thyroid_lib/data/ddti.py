@@ -4,7 +4,8 @@
 
 `N.xml` describes the images `N_k.jpg`: each `<mark>` holds an image's number and its regions, JSON
 polygons in pixels. Case numbers that share a byte-identical image are one group, as they may be one
-patient. Images without a usable outline stay in the table, each with its problem.
+patient. Images without a usable outline stay in the table, each with its problem. Columns of the
+table hold what the XML says of the patient and the nodule, the TI-RADS score among it.
 
 Source: Pedraza, Vargas, Narváez, Durán, Muñoz & Romero, SIPAIM 2015.
 """
@@ -22,7 +23,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from thyroid_lib.data.cases import make_table, reference
+from thyroid_lib.data.cases import DETAILS, make_table, reference
 from thyroid_lib.files.fingerprint import file_digest
 
 IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml")
@@ -45,6 +46,7 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     images = {m[1]: str(folder / m[0]) for m in map(IMAGE.fullmatch, names) if m}
     files = {m[1]: str(folder / m[0]) for m in map(FILE.fullmatch, names) if m}
     read = {number: _read_outlines(file) for number, file in files.items()}
+    said = {number: _read_details(file) for number, file in files.items()}
     named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
     group_of, rows, arrows = _join_cases(images), [], 0
     for case_id in images.keys() | named:
@@ -54,10 +56,12 @@ def cases(path: str | Path) -> pd.DataFrame | None:
         outline = outlines.get(part, otherwise)
         arrows += outline.arrows
         group = group_of.get(number, number)
-        rows.append((case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem))
-    table = make_table(rows, "problem")
+        row = case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem
+        rows.append((*row, *said.get(number, [""] * len(DETAILS))))
+    table = make_table(rows, "problem", *DETAILS)
     more = f"; {arrows} marks of fewer than three points (arrows) are left out" * (arrows > 0)
     table.attrs["layout"] = f"DDTI: {len(images)} images, outlines in {len(files)} XML files{more}"
+    table.attrs["kinds"] = "tirads"
     table.attrs["groups"] = "case numbers; those that share an identical image are one group"
     return table
 
@@ -116,6 +120,15 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
     said = f"{Path(file).name} has no mark of this image: outline it"
     found = {number: _parse_regions(of_image) for number, of_image in texts.items()}
     return found, Outline([], ("no region", said))
+
+
+def _read_details(file: str) -> list[str]:
+    """Read what an XML file says of patient and nodule, in the order of `DETAILS`."""
+    try:
+        root = ElementTree.parse(file).getroot()  # noqa: S314 (expat limits entities)
+    except (OSError, ValueError, ElementTree.ParseError):  # its outlines cannot be read either
+        return [""] * len(DETAILS)
+    return [" ".join((root.findtext(name) or "").split()) for name in DETAILS]
 
 
 def _parse_regions(texts: list[str]) -> Outline:

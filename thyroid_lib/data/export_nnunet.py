@@ -3,7 +3,7 @@
     python -m thyroid_lib.data.export_nnunet --parameters parameters/demo.yaml --out nnUNet_raw
 
     Dataset501_Thyroid/
-        imagesTr/thyroid_00000_0000.png  labelsTr/thyroid_00000.png    at their native size; 0, 1
+        imagesTr/thyroid_00000_0000.png  labelsTr/thyroid_00000.png    at their native size; 0, 1 …
         dataset.json        for nnU-Net's reader of 2D pictures, NaturalImage2DIO
         splits_final.json   fold k: "train" is the training set of this study's fold k, "val" its
                             test set; this study's validation cases stand on neither side
@@ -27,6 +27,7 @@ import pandas as pd
 from PIL import Image
 
 from thyroid_lib.data.cases import read_image
+from thyroid_lib.data.classes import UNKNOWN
 from thyroid_lib.data.nnunet import CHANNEL
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, fingerprint_of, load_cases, open_store
@@ -66,17 +67,21 @@ def export_nnunet(
         parts = ("train", names[sides == "train"]), ("val", names[sides == "test"])
         splits.append({side: part.tolist() for side, part in parts})
     rows = {row.case_id: row for row in cases.itertuples()}
+    labels = {"thyroid": 1}
+    if len(store.classes) > 1:  # nnU-Net learns nothing from what it ignores
+        labels = {name: code for code, name in enumerate((*store.classes, "ignore"), 1)}
     with ExitStack() as made:
         made.callback(shutil.rmtree, partial, ignore_errors=True)
         for part in ("imagesTr", "labelsTr"):
             (partial / part).mkdir(parents=True)
         for row, (name, case_id) in enumerate(zip(names, index["case_id"], strict=True)):
             image, mask = read_image(rows[case_id]), store.reference(row)
+            mask = np.where(mask == UNKNOWN, len(store.classes) + 1, mask)
             Image.fromarray(image).save(partial / "imagesTr" / f"{name}{CHANNEL}.png")
             Image.fromarray(mask.astype(np.uint8)).save(partial / "labelsTr" / f"{name}.png")
         about = {
             "channel_names": {"0": "ultrasound"},
-            "labels": {"background": 0, "thyroid": 1},
+            "labels": {"background": 0, **labels},
             "numTraining": len(index),
             "file_ending": ".png",
             "overwrite_image_reader_writer": "NaturalImage2DIO",

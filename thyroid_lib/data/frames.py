@@ -150,16 +150,31 @@ MENDS = {"text": mend_text, "specks": mend_specks, "holes": mend_holes}
 
 
 def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.ndarray, dict]:
-    """Mend a mask, bool (H,W), by these rules, in the order of `MENDS`.
+    """Mend a mask, bool (H,W), or the foreground of a label map, by these rules, as in `MENDS`.
 
-    Returns the mended mask, and for every key of `MENDS` how many components and pixels it changed.
+    A hole in a label map gets the nearest class; a speck of one class that lies inside another
+    becomes that one. Returns the mended mask, and for every key of `MENDS` how many components and
+    pixels it changed.
     """
-    counts = dict.fromkeys(MENDS, (0, 0))
+    counts, labels, mask = dict.fromkeys(MENDS, (0, 0)), mask, mask > 0
     for name in MENDS:
         if name in rules:
             mask, *count = MENDS[name](mask)
             counts[name] = tuple(count)
-    return mask, counts
+    if labels.dtype == bool:
+        return mask, counts
+    unlabelled = mask & (labels == 0)
+    for code in np.unique(labels[mask & ~unlabelled]) if "specks" in rules else ():
+        numbers, areas, specks = components((labels == code) & mask, SPECK_PX)
+        # not those that reach the outside, such as a sliver of gland beside a nodule
+        specks[numbers[~ndimage.binary_erosion(mask, border_value=1)]] = False
+        unlabelled |= specks[numbers] & (labels == code)
+        counts["specks"] = tuple(np.add(counts["specks"], (specks.sum(), areas[specks].sum())))
+    known = mask & ~unlabelled
+    if unlabelled.any() and known.any():
+        _, nearest = ndimage.distance_transform_edt(~known, return_indices=True)
+        labels = labels[tuple(nearest)]
+    return np.where(mask, labels, 0), counts
 
 
 def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
@@ -176,8 +191,17 @@ def fit_image(image: np.ndarray, size: int, resize: str) -> np.ndarray:
 
 
 def fit_mask(mask: np.ndarray, size: int, resize: str) -> np.ndarray:
-    """Resize a mask as its frame: bool (H,W) to uint8 (size,size) of 0 and 1."""
-    return (fit_image(mask.astype(np.uint8) * 255, size, resize) > 127).astype(np.uint8)
+    """Resize a mask as its frame: bool (H,W) to uint8 (size,size) of 0 and 1, or a label map.
+
+    A label map, uint8, has its foreground where a mask would have it; each pixel of it takes the
+    class that covers most of it, so every class that covers over half of a pixel.
+    """
+    fitted = (fit_image((mask > 0).astype(np.uint8) * 255, size, resize) > 127).astype(np.uint8)
+    if mask.dtype == bool or not mask.any():
+        return fitted
+    codes = np.unique(mask[mask > 0])
+    shares = [fit_image((mask == code).astype(np.uint8) * 255, size, resize) for code in codes]
+    return fitted * codes[np.argmax(shares, axis=0)]  # shares: (classes, size, size)
 
 
 def restore_prob(prob: np.ndarray, height: int, width: int, resize: str) -> np.ndarray:

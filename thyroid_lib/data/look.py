@@ -10,6 +10,7 @@ From a terminal: python -m thyroid_lib.data my-data masks='*_mask*.png'
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,11 @@ from scipy import ndimage
 
 from thyroid_lib.data import archives
 from thyroid_lib.data import cases as case_table
+from thyroid_lib.data.classes import annotate, annotated_names, by_value, class_colours, one_class
 from thyroid_lib.data.frames import fit_image, fit_mask
 from thyroid_lib.data.groups import PROPOSED, assign_groups
 from thyroid_lib.data.layouts import find_pairs, list_files
-from thyroid_lib.data.mask_values import choose_rule, count_levels
+from thyroid_lib.data.mask_values import choose_classes, choose_rule, count_levels
 from thyroid_lib.data.name_tables import TABLES
 from thyroid_lib.data.official import find_sides
 from thyroid_lib.data.readers import expand_stacks, measure_image, reader_of, white_level
@@ -53,11 +55,20 @@ class Look:
         return "\n".join(f"{what:{width}}  {said}" for what, said in self.seen.items())
 
 
-def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
+def look(
+    path: str | Path,
+    *,
+    dataset: str = "",
+    classes: Mapping[str, str] | None = None,
+    annotated: str = "",
+    **choices: str,
+) -> Look:
     """Look at a folder or archive: find images, masks and groups, and what the masks' levels mean.
 
-    `dataset` names the cases, "" for the format's name; `choices` are any of `CHOICES`, as in a
-    study's YAML. ValueError: what cannot be decided; says what was found and which key decides it.
+    `dataset` names the cases, "" for the format's name; `classes` are those of a study, {name:
+    values}, `annotated` the ones that these data outline, "" for all; `choices` are any of
+    `CHOICES`, as in a study's YAML. ValueError: what cannot be decided; says what was found and
+    which key decides it.
     """
     if {*"\n\t"} & {*str(path)}:  # a case table's signs between references
         raise ValueError(f"{str(path)!r} holds a line break or tab, rename that folder")
@@ -74,7 +85,8 @@ def look(path: str | Path, *, dataset: str = "", **choices: str) -> Look:
         groups = [f"{PROPOSED}000" if group == PROPOSED else group for group in groups]
     table = table.assign(group=groups, official=table.get("official", ""))
     sides, split = find_sides(table, root, wanted["split"])
-    table, seen = read_levels(expand_stacks(table.assign(official=sides)), wanted["mask_values"])
+    table = expand_stacks(table.assign(official=sides))
+    table, seen = read_levels(table, wanted["mask_values"], classes or {}, annotated)
     table.attrs["seen"] = {"layout": layout} | seen | {"groups": said, "split": split}
     return Look(table, table.attrs["seen"])
 
@@ -103,25 +115,51 @@ def _only_folder(path: Path) -> Path:
     return path
 
 
-def read_levels(cases: pd.DataFrame, wanted: str = "") -> tuple[pd.DataFrame, dict[str, str]]:
+def read_levels(
+    cases: pd.DataFrame,
+    wanted: str = "",
+    classes: Mapping[str, str] | None = None,
+    annotated: str = "",
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read all files of a case table once; choose its mask rule and the white of deep images.
 
-    `wanted` is the study's key `mask_values`. Returns the table with `mask_rule` and
-    `image_highest`, and sentences on masks and images.
+    `wanted` is the study's key `mask_values`, `classes` and `annotated` are as of `look`. Returns
+    the table with `mask_rule` and `image_highest`, and sentences on masks and images.
     """
     pairs = zip(cases["image_path"], cases["mask_path"], strict=True)
     found = list(map_in_order(_survey, pairs, count_workers(len(cases))))
     sizes, levels, masks = ([each[i] for each in found] for i in range(3))
     counted = [each for of_case in masks for each in of_case if each]
     rule, said = "", "they say by themselves what is gland" if any(masks) else "none can be read"
-    if counted:
+    names = annotated_names(classes, annotated) if len(classes or {}) > 1 else []
+    if counted and len(names) < 2:
         rule, said = choose_rule(counted, wanted, cases.attrs.get("levels"))
+    cases = cases.assign(mask_rule=rule)
+    if len(names) > 1:
+        cases, said = _choose_classes(cases, counted, classes, names)
+    elif names:
+        cases, said = one_class(cases, names[0], classes), f"of {names[0]} alone: {said}"
     highest, deep = white_level(levels)
     numbers = Counter(size for size in sizes if size).most_common()
     shown = ", ".join(f"{height} x {width} ({n})" for (height, width), n in numbers[:4])
     images = f"{len(cases)}, height x width {shown}{', …' * (len(numbers) > 4)}"
     images += f"; {deep}" * bool(deep)
-    return cases.assign(mask_rule=rule, image_highest=highest), {"masks": said, "images": images}
+    return cases.assign(image_highest=highest), {"masks": said, "images": images}
+
+
+def _choose_classes(
+    cases: pd.DataFrame, counted: list, classes: Mapping[str, str], names: list[str]
+) -> tuple[pd.DataFrame, str]:
+    """Give a case table the mask rule of several classes; returns it with a sentence."""
+    if column := cases.attrs.get("kinds"):
+        cases, said = by_value(cases, column, classes)
+        return annotate(cases, names, classes), said
+    if not counted:
+        need = "list the data as a source, with the one class that they outline as `annotated`"
+        raise ValueError(f"classes: these masks have no levels that could be classes, {need}")
+    values = {name: classes[name] if name in names else None for name in classes}
+    rule, said = choose_classes(counted, values, cases.attrs.get("levels"))
+    return annotate(cases.assign(mask_rule=rule), names, classes), said
 
 
 def _survey(pair: tuple[str, str]) -> tuple[tuple | None, float, list]:
@@ -166,7 +204,10 @@ def _check(case, *, size: int, resize: str) -> list[str] | int:
 
 
 def contact_sheet(cases: pd.DataFrame) -> Image.Image:
-    """Draw up to 24 cases, evenly chosen, their masks in yellow; or why a case is set aside."""
+    """Draw up to 24 cases, evenly chosen, their masks in yellow, or each class in its colour.
+
+    Where a case is set aside, it says why.
+    """
     rows, columns, side = SHEET
     places = np.unique(np.linspace(0, len(cases) - 1, rows * columns).astype(int))
     cases = cases.assign(problem=case_table.find_problems(cases))
@@ -183,9 +224,13 @@ def contact_sheet(cases: pd.DataFrame) -> Image.Image:
             draw.text((corner[0] + 4, corner[1] + side // 2), bad.args[0], "#ffd600")
         else:
             picture = Image.fromarray(fit_image(image, side, "letterbox")).convert("RGB")
-            inside = fit_mask(mask, side, "letterbox") > 0
-            outline = inside & ~ndimage.binary_erosion(inside)
-            picture.paste("#ffd600", mask=Image.fromarray(np.uint8(40 * inside + 215 * outline)))
+            fitted = fit_mask(mask, side, "letterbox")
+            colours = {1: "#ffd600"} if mask.dtype == bool else class_colours(fitted.max())
+            for code in np.unique(fitted[fitted > 0]):
+                inside = fitted == code
+                outline = inside & ~ndimage.binary_erosion(inside)
+                paper = Image.fromarray(np.uint8(40 * inside + 215 * outline))
+                picture.paste(colours[code], mask=paper)
             sheet.paste(picture, corner)
         draw.text((corner[0] + 2, corner[1] + side + 2), case["case_id"][-26:], "white")
     return sheet

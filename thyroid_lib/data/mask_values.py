@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from thyroid_lib.data.classes import join_rules, merge_masks, split_rule, split_values
 from thyroid_lib.data.frames import check_levels, decode_file, read_gray
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
@@ -33,8 +34,14 @@ SQUARE = 4  # px
 def read_mask(path: str, page: str = "", rule: str = "", levels=None) -> np.ndarray:
     """Read a mask by a rule, bool (H,W): a file, or what a reader of its own gave as `levels`.
 
-    Masks of a reader may be bool (H,W) already. ValueError: as `frames.read_gray`.
+    A rule of classes gives a label map, uint8 (H,W). Masks of a reader may be bool (H,W) already.
+    ValueError: as `frames.read_gray`.
     """
+    if rules := split_rule(rule):
+        if any(of_class.startswith("levels") for _, of_class in rules) and is_jpeg(path):
+            raise ValueError(f"{Path(path).name!r} is a JPEG, whose levels are blurred: need a PNG")
+        masks = [(code, read_mask(path, page, of_class, levels)) for code, of_class in rules]
+        return merge_masks(masks, masks[0][1].shape)
     if levels is not None:
         return levels if levels.dtype == bool else apply_rule(check_levels(levels), rule)
     if not rule or (is_jpeg(path) and not rule.startswith(("above", "below"))):
@@ -170,14 +177,9 @@ def choose_rule(
     counts: Counter = Counter()
     for each in found:
         counts.update(each.counts)
-    soft, total = sum(each.soft for each in found), counts.total()
+    soft = sum(each.soft for each in found)
     around = Counter(each.border for each in found if each.border is not None)
-    levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
-    called = {str(level): f"{level} {name}" for level, name in (names or {}).items()}
-    shares = {
-        name: f"{called.get(name, name)} ({100 * counts[code] / total:.2g} %)"
-        for name, code in levels.items()
-    }
+    levels, shares = _shares(counts, names or {})
     shown = ", ".join(shares.values())
     if len(levels) > SHARP:
         shown = f"from {level_name(min(counts))} to {level_name(max(counts))}"
@@ -195,7 +197,7 @@ def choose_rule(
         gland = _gland_of_two([*levels.values()], around, names or {})
         ways = [f'"{name}"' for name in levels]
         if gland is None:
-            which = f"{shown}; which of them are gland? {_proposal(levels, counts)}"
+            which = f"{shown}; which of them are gland? {_proposal(levels, counts, names or {})}"
             raise ValueError(f"masks hold {len(levels)} levels or colours: {which}")
         rule = "" if usual and not deep and 0 not in gland else _rule_of(gland)
     if not (wanted or names) and len(levels) > 1:
@@ -211,6 +213,47 @@ def choose_rule(
     for name, share in shares.items():
         sides["gland is" if levels[name] in gland else "background"].append(share)
     return rule, ", ".join(f"{side} {', '.join(of) or 'nowhere'}" for side, of in sides.items())
+
+
+def choose_classes(
+    found: list[Levels], classes: dict[str, str | None], names: dict[int, str] | None = None
+) -> tuple[str, str]:
+    """Choose the mask rule of several classes, {name: levels or colours}; as `choose_rule`.
+
+    A class without values has the level of its own name; one of None is not annotated. ValueError:
+    values that are not there, or that stand in two classes.
+    """
+    counts: Counter = Counter()
+    for each in found:
+        counts.update(each.counts)
+    levels, shares = _shares(counts, names or {})
+    soft, rules, codes_of = sum(each.soft for each in found), {}, {}
+    called = {name.casefold(): str(level) for level, name in (names or {}).items()}
+    for code, (name, values) in enumerate(classes.items(), 1):
+        if values is None:
+            continue
+        wanted = ", ".join(called.get(v, v) for v in split_values(values or name))
+        shown = ", ".join(shares.values())
+        rules[code], held = _wanted_rule(wanted, levels, shown, soft, f"classes: {name}")
+        for level in held:
+            if codes_of.setdefault(level, name) != name:
+                twice = f"{level_name(level)} stands in {codes_of[level]} and {name}"
+                raise ValueError(f"classes: {twice}, need one class for each level")
+    said = {name: [] for name in (*classes, "background")}
+    for name, share in shares.items():
+        said[codes_of.get(levels[name], "background")].append(share)
+    sides = (f"{name} is {', '.join(of) or 'nowhere'}" for name, of in said.items())
+    return join_rules(rules), ", ".join(sides)
+
+
+def _shares(counts: Counter, names: dict) -> tuple[dict[str, float], dict[str, str]]:
+    """Return codes by the name of their level, and each level as it is shown, with its share."""
+    levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
+    called = {str(level): f"{level} {name}" for level, name in names.items()}
+    return levels, {
+        name: f"{called.get(name, name)} ({100 * counts[code] / counts.total():.2g} %)"
+        for name, code in levels.items()
+    }
 
 
 def level_name(code: float) -> str:
@@ -235,15 +278,18 @@ def _gland_of_two(codes: list[float], around: Counter, names: dict) -> list[floa
     return others if clear else None
 
 
-def _proposal(levels: dict[str, float], counts: Counter) -> str:
+def _proposal(levels: dict[str, float], counts: Counter, names: dict) -> str:
     """Return what a user may write where the levels alone do not say what is gland."""
     if len(levels) > SHARP:
         middle = 0.5 if 0 < max(counts) <= 1 else max(counts) // 2 or 127  # 0: black, of colours
         return f'They may be blurred, or probabilities: set a limit, mask_values: ">{middle:g}"'
     most = level_name(counts.most_common(1)[0][0])
     background = next((name for name in ("transparent", "0") if name in levels), most)
-    others = ", ".join(name for name in levels if name != background)
-    return f'Name those that are, all but {background} would be mask_values: "{others}"'
+    others = [name for name in levels if name != background]
+    called = {str(level): re.sub(r"\W+", "_", name.casefold()) for level, name in names.items()}
+    each = (f'{called.get(name, f"class{i}")}: "{name}"' for i, name in enumerate(others, 1))
+    all_but = f'all but {background} would be mask_values: "{", ".join(others)}"'
+    return f"Name those that are, {all_but}; or each a class, classes: {{{', '.join(each)}}}"
 
 
 def _rule_of(gland: list[float]) -> str:
@@ -254,12 +300,14 @@ def _rule_of(gland: list[float]) -> str:
     return ";".join(parts + ["transparent"] * (TRANSPARENT in gland))
 
 
-def _wanted_rule(wanted: str, levels: dict, shown: str, soft: int) -> tuple:
-    """Return the rule that a study sets, and the codes of the gland."""
+def _wanted_rule(
+    wanted: str, levels: dict, shown: str, soft: int, key: str = "mask_values"
+) -> tuple[str, list]:
+    """Return the rule that a study sets by a key, and the codes of the gland or class."""
     if wanted.startswith((">", "<")):
         if not re.fullmatch(r"[<>]\s*\d+\.?\d*", wanted):
             need = f'need a gray level, ">0"; the masks hold {shown}'
-            raise ValueError(f"mask_values: got {wanted!r}, {need}")
+            raise ValueError(f"{key}: got {wanted!r}, {need}")
         rule = f"{'above' if wanted[0] == '>' else 'below'}:{float(wanted[1:]):g}"
         codes = np.array([*levels.values()])
         return rule, codes[apply_rule(codes, rule)].tolist()
@@ -271,9 +319,9 @@ def _wanted_rule(wanted: str, levels: dict, shown: str, soft: int) -> tuple:
     missing = [name for name in names if name not in levels]
     if missing or not names:
         got = ", ".join(missing) or repr(wanted)
-        raise ValueError(f"mask_values: got {got}, the masks hold {shown}")
+        raise ValueError(f"{key}: got {got}, the masks hold {shown}")
     if soft:
         need = 'set a limit, ">127" or "<128", or save them as PNG with sharp edges'
-        raise ValueError(f"mask_values: got {wanted}, but {soft} masks are blurred: {need}")
+        raise ValueError(f"{key}: got {wanted}, but {soft} masks are blurred: {need}")
     gland = [levels[name] for name in names]
     return _rule_of(gland), gland

@@ -3,6 +3,7 @@
 The drawing follows a scanner: scatterers, weighted by the echogenicity of a drawn neck, are
 convolved with a pulse that is narrowest at the focus, then detected, smoothed, log-compressed and
 scan-converted. Along a sweep the anatomy moves and its speckle with it: neighbours are near-copies.
+With `nodules` most sweeps have one to three, whose kinds the masks tell as levels, see `TISSUES`.
 
 Sources: Bamber & Dickinson, Phys. Med. Biol. 25 (1980) 463, scatterers convolved with a pulse;
 Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, statistics of speckle.
@@ -10,6 +11,7 @@ Wagner, Smith, Sandrik & Lopez, IEEE Trans. Sonics Ultrason. 30 (1983) 156, stat
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +20,19 @@ import pandas as pd
 from PIL import Image
 from scipy import fft, ndimage
 
+from thyroid_lib.data.classes import annotate, annotated_names, join_rules, split_values
 from thyroid_lib.data.groups import assign_groups
 from thyroid_lib.data.layouts import find_pairs
-from thyroid_lib.files.writing import write_file
+from thyroid_lib.files.writing import write_file, write_table
 
 # Raise by one with every change that moves a pixel: folders of another version are drawn again.
 # tests/train/test_versions.py fails where that was forgotten.
 PHANTOM_VERSION = 1
 DEPTHS, LINES = 208, 180  # samples along a scan line, scan lines
 SLAB = 24  # frames after which the beam has met other scatterers
+KINDS = ("hypoechoic", "isoechoic", "hyperechoic", "cystic", "calcified")
+# What a class can be made of: levels of the masks of phantoms with nodules.
+TISSUES = {"gland": [1], "nodule": [2, 3, 4, 5, 6]} | {k: [i] for i, k in enumerate(KINDS, 2)}
 # fmt: off
 GLYPHS = {  # 5 x 7 pixels, one number a row
     "e": (0, 0, 14, 17, 31, 16, 14), "s": (0, 0, 15, 16, 14, 1, 30),
@@ -43,12 +49,28 @@ RANGES = {  # what a sweep draws, uniformly: the scanner first, then the person
     "shell_mm": (1.0, 2.2), "arc": (0.1, 0.7), "arc_mm": (1.4, 2.8), "arc_fade_mm": (1.0, 2.6),
     "lump_x": (0.5, 4), "lump_z": (-3, 2.5), "lump_mm": (1.2, 2.6),
 }
+LESION_DB = {  # against the gland
+    "hypoechoic": -11.0, "isoechoic": 1.0, "hyperechoic": 8.0, "cystic": -42.0, "calcified": -8.0,
+}
+COARSE, DOT = (0.9, 0.45), (0.28, 0.2)  # mm, half axes of calcifications
+LESION = ("kind", "width_mm", "height_mm", "frames")
+SEEN = 10  # and above: nodules in the labels of a frame, before they are their kinds' levels
 # fmt: on
 
 
-def make_sweep(*, seed: int = 0, sweep: int = 0, frames: int = 12, text: bool = True) -> dict:
-    """Draw one sweep: images, uint8 (frames, H, W), and masks, bool; `text` is burnt into both."""
+def make_sweep(
+    *, seed: int = 0, sweep: int = 0, frames: int = 12, text: bool = True, nodules: bool = False
+) -> dict:
+    """Draw one sweep: images, uint8 (frames, H, W), and masks, bool; `text` is burnt into both.
+
+    With `nodules` the masks are label maps, uint8, of the levels of `TISSUES`, and `lesions` is a
+    list of the sweep's nodules: kind, width_mm, height_mm, and in how many frames one is seen.
+    """
     p = _draw_sweep(seed, sweep)
+    p.lesions = []
+    if nodules:
+        p.lump_db = 0.0  # which has no label
+        p.lesions = _draw_lesions(p, np.random.default_rng([seed, sweep, 0, 1]), sweep, frames)
     slabs = [_draw_slab([seed, sweep, 1, index]) for index in range((frames - 1) // SLAB + 2)]
     pairs = [_draw_frame(p, [seed, sweep, 2, frame], slabs) for frame in range(frames)]
     images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
@@ -56,19 +78,37 @@ def make_sweep(*, seed: int = 0, sweep: int = 0, frames: int = 12, text: bool = 
         glyph = (np.array(GLYPHS[letter])[:, None] >> np.arange(4, -1, -1)) & 1 > 0
         window = np.s_[:, 0:7, 6 * column : 6 * column + 5]
         images[window][:, glyph], masks[window][:, glyph] = 215, True
-    return {"images": images, "masks": masks}
+    if not nodules:
+        return {"images": images, "masks": masks > 0}
+    seen = [int((masks == level).any(axis=(1, 2)).sum()) for level in range(SEEN, SEEN + 9)]
+    lesions = [_describe(lesion, n) for lesion, n in zip(p.lesions, seen, strict=False)]
+    for place, lesion in enumerate(p.lesions):
+        masks[masks == SEEN + place] = KINDS.index(lesion.kind) + 2
+    return {"images": images, "masks": masks, "lesions": lesions}
 
 
 def cases(
-    folder: str | Path, *, sweeps: int = 8, frames: int = 12, seed: int = 0, text: bool = True
+    folder: str | Path,
+    *,
+    sweeps: int = 8,
+    frames: int = 12,
+    seed: int = 0,
+    text: bool = True,
+    nodules: bool = False,
+    task: str = "gland",
+    classes: Mapping[str, str] | None = None,
+    annotated: str = "",
 ) -> pd.DataFrame:
     """Draw the phantoms into a folder, unless they are there, and return their case table.
 
-    Files: images/s00f000.png …, masks/, groups.csv, phantom.json (what was drawn). A folder that
-    holds other files is refused.
+    Files: images/s00f000.png …, masks/, groups.csv, phantom.json (what was drawn), and lesions.csv
+    of phantoms with nodules. A folder that holds other files is refused. `classes`, {name: names
+    in `TISSUES`}, and `annotated` are as those of `load_cases`: nodules of no class are gland.
     """
     folder = Path(folder)
+    rule, names = _mask_rule(nodules, task, classes or {}, annotated)
     drawn = {"sweeps": sweeps, "frames": frames, "seed": seed, "text": text}
+    drawn |= {"nodules": True} if nodules else {}
     record, count = folder / "phantom.json", len(list(folder.glob("*/*.png")))
     wanted = json.dumps(drawn | {"phantom_version": PHANTOM_VERSION}, indent=1) + "\n"
     held = record.read_text("utf-8", "replace") if record.is_file() else ""
@@ -78,25 +118,61 @@ def cases(
         write_file(record, wanted)  # last: only a complete folder has it
     table, _, _ = find_pairs(folder, images="images", masks="masks", dataset="phantom")
     groups, _ = assign_groups(table, folder, [folder / "groups.csv"])
-    return table.assign(group=groups)
+    table = table.assign(group=groups, **({"mask_rule": rule} if rule else {}))
+    return annotate(table, names, classes or {})
+
+
+def _mask_rule(
+    nodules: bool, task: str, classes: Mapping[str, str], annotated: str
+) -> tuple[str, list[str]]:
+    """Return the mask rule of phantoms, and the names of the classes that they annotate."""
+    names = annotated_names(classes, annotated)
+    if len(classes) < 2:
+        if task != "gland" and not nodules:
+            raise ValueError(f"task {task}: phantoms have no nodules, set phantom_nodules to true")
+        levels = TISSUES["nodule"] if task == "nodule" else [1, *TISSUES["nodule"]]
+        return f"levels:{','.join(map(str, levels))}" * nodules, names
+    code_of: dict[int, int] = {}  # by level
+    for name in names:
+        for tissue in split_values(classes[name] or name):
+            if tissue not in TISSUES:
+                got = f"classes: {name} got {tissue!r}"
+                raise ValueError(f"{got}, need any of {', '.join(TISSUES)}")
+            if shared := {*TISSUES[tissue]} & {*code_of}:
+                twice = KINDS[min(shared) - 2] if min(shared) > 1 else "gland"
+                raise ValueError(f"classes: {twice} stands in two, need one class for each tissue")
+            code_of |= dict.fromkeys(TISSUES[tissue], [*classes].index(name) + 1)
+    if not nodules and {*code_of} != {1}:
+        raise ValueError("classes: phantoms have no nodules, set phantom_nodules to true")
+    if not nodules:
+        return f"{code_of[1]}=", names
+    if 1 in code_of:
+        code_of = dict.fromkeys(TISSUES["nodule"], code_of[1]) | code_of
+    levels_of = {code: [str(x) for x in code_of if code_of[x] == code] for code in code_of.values()}
+    rules = {code: f"levels:{','.join(levels_of[code])}" for code in sorted(levels_of)}
+    return join_rules(rules), names
 
 
 def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
     old = list(folder.glob("*/[!.]*"))
     if foreign := [p.name for p in old if not re.fullmatch(r"s\d+f\d+\.png", p.name)]:
         raise ValueError(f"{folder} holds {foreign[0]}, no phantom frame: give an empty folder")
-    for path in old:
-        path.unlink()
-    rows = "case_id,group\n"
+    for path in (*old, folder / "lesions.csv"):
+        path.unlink(missing_ok=True)
+    rows, lesions = "case_id,group\n", []
     for sweep in range(sweeps):
         drawn = make_sweep(sweep=sweep, **how)
+        lesions += [{"group": f"sweep{sweep:02d}"} | of for of in drawn.pop("lesions", [])]
         for part, arrays in drawn.items():
             (folder / part).mkdir(parents=True, exist_ok=True)
             for frame, array in enumerate(arrays):
-                levels = array.astype(np.uint8) * (255 if part == "masks" else 1)
+                levels = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
                 Image.fromarray(levels).save(folder / part / f"s{sweep:02d}f{frame:03d}.png")
         rows += "".join(f"s{sweep:02d}f{i:03d},sweep{sweep:02d}\n" for i in range(how["frames"]))
     write_file(folder / "groups.csv", rows)
+    if how.get("nodules"):
+        table = pd.DataFrame(lesions, columns=["group", *LESION])
+        write_table(folder / "lesions.csv", table, digits=1)
 
 
 def _draw_sweep(seed: int, sweep: int) -> SimpleNamespace:
@@ -119,6 +195,29 @@ def _draw_sweep(seed: int, sweep: int) -> SimpleNamespace:
     return p
 
 
+def _draw_lesions(p, rng, sweep: int, frames: int) -> list[SimpleNamespace]:
+    """Draw a sweep's nodules: kind, place and size; the kinds take turns from sweep to sweep."""
+    middle = np.sin(p.phase[0] + p.rate[0] * frames / 2)  # of what the sweep sees of the gland
+    lesions, count = [], int(rng.choice(3, p=[0.2, 0.45, 0.35]))
+    for turn in range(count):
+        lesion = SimpleNamespace(kind=KINDS[(2 * sweep + turn + int(rng.integers(2))) % len(KINDS)])
+        lesion.width_mm = rng.uniform(4.5, 8.5) if count == 1 else rng.uniform(4.0, 5.5)
+        lesion.height_mm = lesion.width_mm * rng.uniform(0.75, 1.2)
+        lesion.side = 1 if abs(p.midline_mm) > 3 else (-1, 1)[turn]  # both lobes are in view
+        lesion.x_mm, lesion.z_mm = rng.uniform(-1, 1), rng.uniform(-1.5, 1.5)
+        lesion.z_mm += (count == 2 and abs(p.midline_mm) > 3) * (-2.6, 3.4)[turn]
+        lesion.along, lesion.reach = middle + rng.uniform(-0.4, 0.4), rng.uniform(0.35, 0.8)
+        lesion.turn, lesion.phase = rng.uniform(-0.4, 0.4), rng.uniform(0, 2 * np.pi, 2)
+        lesion.echo_db, lesion.dots = rng.uniform(-1, 1), rng.uniform(-0.65, 0.65, (9, 2))
+        lesions.append(lesion)
+    return lesions
+
+
+def _describe(lesion: SimpleNamespace, frames: int) -> dict:
+    sides = (round(lesion.width_mm, 1), round(lesion.height_mm, 1))
+    return dict(zip(LESION, (lesion.kind, *sides, frames), strict=True))
+
+
 def _draw_slab(key: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Spectrum of the scatterers, and two textures of unit spread: streaks and clumps."""
     noise = np.random.default_rng(key).standard_normal((4, DEPTHS, LINES))
@@ -129,7 +228,7 @@ def _draw_slab(key: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _draw_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
-    """One frame without text: image uint8 and mask bool, both (H, W)."""
+    """One frame without text: image and labels, both uint8 (H, W); a nodule is SEEN + its place."""
     slab, turn = key[-1] // SLAB, np.pi / 2 * (key[-1] % SLAB) / SLAB  # keeps speckle's variance
     pair = zip(slabs[slab], slabs[slab + 1], strict=True)
     spectrum, *textures = (np.cos(turn) * now + np.sin(turn) * later for now, later in pair)
@@ -140,7 +239,7 @@ def _draw_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
     at = [z / step, x / pitch]
     textures = [ndimage.map_coordinates(t, at, order=1, mode="grid-wrap") for t in textures]
     tissue = _Tissue(step, *textures)
-    gland = _paint_neck(p, along, x, z, depth, tissue)
+    gland, lesions = _paint_neck(p, along, x, z, depth, tissue)
     slip = fft.fftfreq(DEPTHS)[:, None] * dz / step + fft.fftfreq(LINES) * dx * p.side / pitch
     scatterers = fft.ifft2(spectrum * np.exp(-2j * np.pi * slip))
     noise = np.random.default_rng(key).standard_exponential(x.shape)
@@ -148,10 +247,14 @@ def _draw_frame(p, key: list, slabs: list) -> tuple[np.ndarray, np.ndarray]:
     power += noise * 10 ** ((p.noise_db + 8 * depth / p.depth_mm) / 10)
     level = 1 + (10 * np.log10(power) + p.gain_db - 20) / p.range_db
     gray = 255 * np.clip(level, 0, 1) ** p.gamma
-    gray, gland = _scan_convert(p, drift, [(gray, 0.0), (gland, -1.0)])
+    maps = [(gray, 0.0), *((inside, -1.0) for inside in (gland, *lesions))]
+    gray, gland, *lesions = _scan_convert(p, drift, maps)
     numbers, _ = ndimage.label(gland > 0)
     large = np.bincount(numbers.ravel())[numbers] >= 300  # nobody outlines a far lobe's sliver
-    return np.rint(gray).astype(np.uint8), large & (numbers > 0)
+    labels = (large & (numbers > 0)).astype(np.uint8)
+    for place, inside in enumerate(lesions):
+        labels[(inside > 0) & (labels > 0)] = SEEN + place
+    return np.rint(gray).astype(np.uint8), labels
 
 
 def _tissue_position(p, along: float, dx: float, dz: float) -> tuple:
@@ -193,8 +296,10 @@ def _ellipse(x, z, centre_x, centre_z, half_x, half_z, turn=0.0):
     return (1 - np.sqrt((u / half_x) ** 2 + (v / half_z) ** 2)) * min(half_x, half_z)
 
 
-def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> np.ndarray:
-    """Paint a transverse section, `along` (-1 to 1) the gland; return the gland's distance map."""
+def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> tuple[np.ndarray, list]:
+    """Paint a transverse section, `along` (-1 to 1) the gland; return distance maps of gland and
+    nodules.
+    """
     body, far = p.body, np.abs(x)
     roof = p.fat_mm + p.strap_mm * body
     muscle = p.muscle_db + tissue.fibres
@@ -223,12 +328,19 @@ def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> np.ndarray:
     shell = trachea + p.shell_mm
     bridge = np.minimum(shell + p.isthmus_mm * (1 - 1.3 * along**2), wall + 4 * body - z)
     gland = np.minimum(np.logaddexp(lobe, bridge), -shell)  # a rounded seam
+    middle = 14 * body, wall + 4.5 * body
+    lesions = [_shape_lesion(lesion, along, x, z, middle) for lesion in p.lesions]
+    for place, inside in enumerate(lesions):  # the gland bulges, the windpipe does not
+        gland = np.maximum(gland, np.minimum(inside + 0.8, -shell))
+        lesions[place] = np.minimum(inside, -shell - 0.4)
     tissue.paint(gland, p.gland_db + 0.7 * tissue.clumps, 0.1, 1.6)
     if p.lump_db and abs(along) < 0.8:
         radius = p.lump_mm * np.sqrt(1 - (along / 0.8) ** 2)
         lump = 12 * body + p.lump_x, wall + 5 * body + p.lump_z, radius, 0.8 * radius
         lump = np.minimum(_ellipse(x, z, *lump), gland - 0.7)
         tissue.paint(lump, p.gland_db + p.lump_db, -0.6 if p.lump_db < -20 else 0.3, 0.6)
+    for lesion, inside in zip(p.lesions, lesions, strict=True):
+        _paint_lesion(lesion, inside, p.gland_db, tissue)
     # windpipe: cartilage, bright front wall, air that shadows and repeats the wall's arc in it
     tissue.paint(shell, p.muscle_db - 6, 1.5, 1.8)
     tissue.paint(trachea, -60, 5.0, 4.4, edge_mm=0.6)
@@ -246,7 +358,40 @@ def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> np.ndarray:
         gland = -np.logaddexp(-gland, vessel + 0.6)
     tissue.paint(p.fat_mm - z, -19 + 8 * np.maximum(tissue.streaks, 0), 0.2, 2.6)
     tissue.paint(np.broadcast_to(1.2 - depth, z.shape), -8, 0.1, 2.0)  # skin, along the probe
-    return gland
+    return gland, lesions
+
+
+def _shape_lesion(lesion, along: float, x, z, middle: tuple[float, float]) -> np.ndarray:
+    """Return a nodule's distance map, in the lobe whose middle (x, z) is given in mm."""
+    near = 1 - ((along - lesion.along) / lesion.reach) ** 2
+    if near <= 0.1:
+        return np.full(x.shape, -9.0)
+    lesion.half = np.array([lesion.width_mm, lesion.height_mm]) / 2 * np.sqrt(near)
+    lesion.at = lesion.side * (middle[0] + lesion.x_mm), middle[1] + lesion.z_mm
+    angle, (a, b) = np.arctan2(z - lesion.at[1], x - lesion.at[0]), lesion.phase
+    uneven = 0.25 * np.sin(3 * angle + a) + 0.15 * np.sin(5 * angle + b)
+    uneven *= 0.3 if lesion.kind == "cystic" else 1.0
+    lesion.spots = [
+        _ellipse(x, z, *(lesion.at + lesion.half * dot), *(DOT if place else COARSE))
+        for place, dot in enumerate(lesion.dots)
+    ]
+    return _ellipse(x, z, *lesion.at, *lesion.half, lesion.turn) + uneven
+
+
+def _paint_lesion(lesion, inside, gland_db: float, tissue: _Tissue) -> None:
+    echo = gland_db + lesion.echo_db + LESION_DB[lesion.kind] + 0.8 * tissue.clumps
+    if lesion.kind == "cystic":  # what is behind it is brighter
+        tissue.paint(inside, echo, -0.9, 1.6)
+    elif lesion.kind == "isoechoic":  # seen by its dark halo
+        tissue.paint(inside, gland_db - 10, 0.2)
+        tissue.paint(inside - 0.6, echo, 0.2)
+    else:
+        tissue.paint(inside, echo, 0.25, 0.5)
+    if lesion.kind == "calcified" and inside.max() > 0:
+        coarse, *dots = (np.minimum(spot, inside - 0.2) for spot in lesion.spots)
+        tissue.paint(coarse, gland_db + 12, 25.0, 3.0, edge_mm=0.2)  # throws a shadow
+        for dot in dots:
+            tissue.paint(dot, gland_db + 14, 0.2, edge_mm=0.15)
 
 
 def _receive(p, depth, step, pitch, scatterers, tissue: _Tissue) -> np.ndarray:

@@ -13,12 +13,19 @@ def stored_sentence(store: Store, images: int) -> str:
     return f"{len(store.index)} of {images} images are in the store{aside * bool(len(reasons))}."
 
 
-def sizes_sentence(index: pd.DataFrame) -> str:
-    """Say how large frames are, and how much of them the thyroid covers; a store's index."""
+def foreground_name(store: Store) -> str:
+    """Return what the masks of a store show."""
+    if len(store.classes) > 1:
+        return "foreground of all classes"
+    return {"gland": "thyroid"}.get(store.task, store.task)
+
+
+def sizes_sentence(index: pd.DataFrame, name: str = "thyroid") -> str:
+    """Say how large frames are, and how much of them the masks cover; a store's index."""
     height, width = (_span(index[side]) for side in ("height", "width"))
     covered = _span((100 * index["foreground"]).round(1))
     size = f"{height} px high and {width} px wide"
-    return f"Frames are {size}. Thyroid covers {covered} % of a frame."
+    return f"Frames are {size}. {name.capitalize()} covers {covered} % of a frame."
 
 
 def groups_sentence(index: pd.DataFrame) -> str:

@@ -9,11 +9,16 @@ STEP = 32  # px between the sizes that are tried
 
 
 def size_needed(mask: np.ndarray, size: int, resize: str) -> int:
-    """Return the smallest side that keeps over half of a mask, bool (H,W); 0 if `size` does."""
+    """Return the smallest side that keeps over half of a mask, bool (H,W); 0 if `size` does.
+
+    Of a label map, uint8 (H,W), over half of each class.
+    """
     longest = max(mask.shape)
     scale = (longest / min(mask.shape)) if resize == "letterbox" else 1  # padding takes its share
+    shares = {code: (mask == code).mean() for code in np.unique(mask[mask > 0])}
     for side in (size, *range(-(-(size + 1) // STEP) * STEP, longest + STEP, STEP)):
-        if fit_mask(mask, side, resize).mean() * scale > KEPT * mask.mean():
+        fitted = fit_mask(mask, side, resize)
+        if all((fitted == code).mean() * scale > KEPT * share for code, share in shares.items()):
             return 0 if side == size else side
     return longest
 
@@ -21,8 +26,9 @@ def size_needed(mask: np.ndarray, size: int, resize: str) -> int:
 def sizes_needed(store) -> list[int]:
     """Return `size_needed` of each case of a store."""
     resize = store.settings["resize"]
-    kept = store.masks.mean(axis=(1, 2)) / store.index["foreground"].clip(lower=1e-9)
+    kept = (store.masks > 0).mean(axis=(1, 2)) / store.index["foreground"].clip(lower=1e-9)
     lost = kept < (2 * KEPT if resize == "letterbox" else 1.1 * KEPT)
+    lost |= len(store.classes) > 1  # their shares are not in the index
     masks = (store.reference(row) if low else None for row, low in enumerate(lost))
     return [0 if mask is None else size_needed(mask, store.size, resize) for mask in masks]
 

@@ -8,13 +8,16 @@
     quarantine.csv         one row per case that cannot be used, with its reason
     store.json             settings, counts, fingerprint, checksums; written last
 
+Of a study with K > 1 classes, masks are label maps, see `classes`. `reference.npy` then holds a map
+as planes of bits, the lowest first, of its codes 0 to K and K + 1 for 255.
+
 The same sources give the same bytes, on any number of processes and in any folder.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ import pandas as pd
 
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data import frames, phantom, tg3k
+from thyroid_lib.data.classes import UNKNOWN, one_class
 from thyroid_lib.data.groups import groups_note, waits
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
@@ -50,6 +54,8 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
 }
 # How a row's files are read: column of the case table: default. In index.csv where it is not that.
 READING = {"mask_rule": "", "image_highest": 0}
+# Further columns of it that are texts, "" by default.
+TEXTS = ("annotated", *case_table.DETAILS)
 # Raise by one with every change that moves a byte of a store: such stores are built again.
 # tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
@@ -62,11 +68,11 @@ class Store:
 
     folder: Path
     images: np.ndarray  # uint8 (N,S,S)
-    masks: np.ndarray  # uint8 (N,S,S) of 0 and 1
+    masks: np.ndarray  # uint8 (N,S,S) of 0 and 1, or label maps
     bits: np.ndarray  # uint8 (bytes,)
     index: pd.DataFrame
     quarantine: pd.DataFrame
-    settings: dict  # size, resize, mend
+    settings: dict  # size, resize, mend; task if it is not gland, classes if there are several
     fingerprint: str
     seen: dict  # what `look` said of the source: layout, masks, images, groups, split
 
@@ -83,39 +89,76 @@ class Store:
         return self.settings["size"]
 
     @property
+    def task(self) -> str:
+        """What is segmented: gland, nodule or gland+nodule."""
+        return self.settings.get("task", "gland")
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes 1 to K; one, named by the task, where the study declares none."""
+        return self.settings.get("classes", [self.task])
+
+    @property
+    def annotated(self) -> np.ndarray:
+        """Say which classes were outlined in which case, bool (N,K)."""
+        said = self.index.get("annotated", pd.Series(" ".join(self.classes), self.index.index))
+        return np.array([[name in of.split() for name in self.classes] for of in said])
+
+    @property
     def mended(self) -> dict[str, int]:
         """Number of masks that each rule of `frames.MENDS` changed."""
         return _mended(self.index)
 
     def reference(self, i: int) -> np.ndarray:
-        """Return the mended mask of case i at its native size, bool (H,W)."""
+        """Return the mended mask of case i at its native size, bool (H,W), or its label map."""
         height, width, offset = (self.index[name].iat[i] for name in ("height", "width", "offset"))
-        packed = self.bits[offset : offset - (-height * width // 8)]
-        return np.unpackbits(packed, count=height * width).reshape(height, width).view(bool)
+        count, length = _count_planes(self.classes), -(-height * width // 8)
+        packed = self.bits[offset : offset + count * length].reshape(count, length)
+        planes = np.unpackbits(packed, axis=1, count=height * width).reshape(-1, height, width)
+        if count == 1:
+            return planes[0].view(bool)
+        codes = sum(plane << bit for bit, plane in enumerate(planes))
+        return np.where(codes > len(self.classes), UNKNOWN, codes).astype(np.uint8)
 
 
-def load_cases(source: str | list, data: str | Path = "", *, folder: str | Path = "", **choices):
+def load_cases(
+    source: str | list,
+    data: str | Path = "",
+    *,
+    folder: str | Path = "",
+    task: str = "gland",
+    classes: Mapping[str, str] | None = None,
+    annotated: str = "",
+    **choices,
+) -> pd.DataFrame:
     """Make the case table of a source: "phantom", "tg3k" or "folder".
 
     `data` is the path of "tg3k" (folder or zip) or "folder", as `locate.find_data` takes it;
-    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed and text. Those of
-    "folder" are `look.CHOICES`.
+    "phantom" is written to `folder`, drawn by the choices sweeps, frames, seed, text and nodules.
+    Those of "folder" are `look.CHOICES`.
+
+    `classes` of a study that has several, {name: values}: levels or colours of masks, scores of
+    TI-RADS (DDTI) or tissues (`phantom.TISSUES`); `annotated`: those that the source outlines,
+    joined by a space, "" for all, which in TG3K is the gland.
 
     A list makes one table of several sources, a mapping each (see `settings.Source`); case ids and
     groups then begin with the name of their data set, "a.0449".
     """
     if not isinstance(source, str):
-        return _join_sources(source, folder, choices)
+        return _join_sources(source, folder, choices | {"task": task, "classes": classes})
     if source not in SOURCES:
         raise ValueError(f"source: got {source!r}, need one of {', '.join(SOURCES)}")
     name, path = ("folder", folder) if source == "phantom" else ("data", data)
     if not str(path):
         raise ValueError(f"source {source} needs {name}: give a path")
     if source == "tg3k":
-        return tg3k.cases(find_data(data))
+        table = tg3k.cases(find_data(data))
+        return one_class(table, annotated or "gland", classes) if len(classes or {}) > 1 else table
+    how = {"classes": classes or {}, "annotated": annotated}
     if source == "phantom":
-        return phantom.cases(folder, **{n: v for n, v in choices.items() if n not in CHOICES})
-    seen = look(find_data(data), **{n: v for n, v in choices.items() if n in CHOICES})
+        drawn = {name: value for name, value in choices.items() if name not in CHOICES}
+        return phantom.cases(folder, task=task, **how, **drawn)
+    seen = look(find_data(data), **how, **{n: v for n, v in choices.items() if n in CHOICES})
     for what, said in seen.seen.items():
         print(f"{what}: {said}")
     if note := groups_note(seen.cases):
@@ -148,6 +191,8 @@ def build_store(
     size: int = 256,
     resize: str = "square",
     mend: Sequence[str] = ("text",),
+    task: str = "gland",
+    classes: Mapping[str, str] | Sequence[str] = (),
     workers: int | None = None,
     propose: Callable[["Store"], np.ndarray] | None = None,
 ) -> Store:
@@ -157,20 +202,23 @@ def build_store(
     ValueError: not one usable case, or a folder that holds the store of another source.
 
     size: side of the stored squares in pixels. resize, mend: see `frames.fit_image` and
-    `frames.mend_mask`. workers: processes; the result does not depend on it. propose: gives the
-    groups of a store whose cases wait for them (`groups: proposed`): `leakage.propose_groups`.
+    `frames.mend_mask`. task, classes: as those of `load_cases`. workers: processes; the result does
+    not depend on it. propose: gives the groups of a store whose cases wait for them (`groups:
+    proposed`): `leakage.propose_groups`.
     """
     if waits(cases).any() and not propose:
         raise ValueError("groups: proposed are made in 1-preprocess; here, give a table or pattern")
     workers, folder = workers or count_workers(len(cases)), Path(folder)
     settings = {"size": size, "resize": resize, "mend": [r for r in frames.MENDS if r in mend]}
+    settings |= {"task": task} if task != "gland" else {}
+    settings |= {"classes": [*classes]} if len(classes) > 1 else {}
     cases = _in_order(cases)
     cases = cases.assign(problem=case_table.find_problems(cases))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             fingerprint = fingerprint_of(cases, settings)
-            if _held_fingerprint(folder, cases, fingerprint) != fingerprint:
+            if _held_record(folder, cases, fingerprint) != (fingerprint, settings):
                 _build(cases, folder, settings, fingerprint, workers, propose)
         store = open_store(folder, verify=False)
         if any(needed := sizes_needed(store)):
@@ -186,7 +234,8 @@ def build_store(
 
 def _in_order(cases: pd.DataFrame) -> pd.DataFrame:
     """Give a case table all columns, and its rows the same order on every machine."""
-    usual = {name: cases.get(name, value) for name, value in (READING | {"official": ""}).items()}
+    usual = READING | dict.fromkeys(("official", *TEXTS), "")
+    usual = {name: cases.get(name, value) for name, value in usual.items()}
     return cases.assign(**usual).sort_values(["case_id", "image_path", "mask_path"])
 
 
@@ -212,7 +261,7 @@ def open_store(folder: str | Path, *, verify: bool = True) -> Store:
         what = " ".join(str(error).split())
         problem = f"the store at {folder} is damaged ({what}): delete it and build it again"
         raise ValueError(problem) from error
-    tables = zip(FILES[3:], (INDEX, str), strict=True)
+    tables = zip(FILES[3:], (INDEX | dict.fromkeys(TEXTS, str), str), strict=True)
     tables = (pd.read_csv(folder / n, dtype=d, na_filter=False) for n, d in tables)
     more = about["settings"], about["fingerprint"], about.get("seen", {})
     return Store(folder, images, masks, bits, *tables, *more)
@@ -263,23 +312,27 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
     return not shared or (bool(differ) and all(differ))
 
 
-def _held_fingerprint(folder: Path, cases: pd.DataFrame, wanted: str) -> str:
-    """Return the fingerprint of the intact store in this folder, "" if there is none."""
+def _held_record(folder: Path, cases: pd.DataFrame, wanted: str) -> tuple[str, dict]:
+    """Return fingerprint and settings of the intact store in this folder; "", {} without one."""
     try:
         store = open_store(folder)
     except FileNotFoundError:
-        return ""
+        return "", {}
     except (OSError, ValueError) as error:
         print_note(f"{error.__cause__ or error} in {folder.name}: it is built again")
-        return ""
+        return "", {}
     if len(cases) and store.fingerprint != wanted and _is_foreign(store, cases):
         advice = "write to another folder, or delete that one"
         raise ValueError(f"{folder} holds another store ({store}): {advice}")
-    return store.fingerprint
+    return store.fingerprint, store.settings
 
 
 def fingerprint_of(cases: pd.DataFrame, settings: dict) -> str:
-    """Return the SHA-256 over everything that decides what a store holds, case by case."""
+    """Return the SHA-256 over everything that decides what a store holds, case by case.
+
+    The task alone, a name, changes no mask; files hold what the columns `DETAILS` say.
+    """
+    settings = {name: value for name, value in settings.items() if name != "task"}
     cases, about = _in_order(cases), {"store_version": STORE_VERSION, "settings": settings}
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     pairs = [cases[n].map(case_table.split_references) for n in ("image_path", "mask_path")]
@@ -293,8 +346,9 @@ def fingerprint_of(cases: pd.DataFrame, settings: dict) -> str:
     ):
         columns += [["\n".join(part_of(*each) for each in row) for row in col] for col in pairs]
     rules = zip(*(cases[name] for name in READING), strict=True)
-    for *line, rule in zip(*columns, rules, strict=True):
+    for *line, annotated, rule in zip(*columns, cases["annotated"], rules, strict=True):
         line += rule if rule != tuple(READING.values()) else ()
+        line += [annotated] * bool(annotated)
         total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -320,17 +374,30 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
         return case.problem, None
     try:
         image, mask = case_table.read_pair(case)
+        mask = mask if "classes" in settings else mask > 0
         mask, changed = frames.mend_mask(mask, settings["mend"])
         if not mask.any():
             gone = ", ".join(f"{pixels} px of {rule}" for rule, (_, pixels) in changed.items())
             raise case_table.BadCase("empty mask", f"nothing is left of it after mending: {gone}")
     except case_table.BadCase as bad:
         return case_table.problem_row(case, *bad.args), None
-    row = [case.case_id, case.dataset, case.group, *mask.shape, f"{mask.mean():.6f}"]
+    row = [case.case_id, case.dataset, case.group, *mask.shape, f"{(mask > 0).mean():.6f}"]
     row += [case.official, *chain.from_iterable(changed.values())]
-    row += [getattr(case, name) for name in READING]
+    row += [getattr(case, name) for name in (*READING, *TEXTS)]
     fit = settings["size"], settings["resize"]
-    return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), np.packbits(mask))
+    packed = _pack(mask, settings.get("classes", [""]))
+    return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), packed)
+
+
+def _count_planes(classes: Sequence[str]) -> int:
+    """Return how many bits a code of so many classes takes; beyond them 255 has one."""
+    return (len(classes) + 1).bit_length() if len(classes) > 1 else 1
+
+
+def _pack(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Pack a mask, or the planes of a label map, to bits end to end, uint8 (bytes,)."""
+    codes = np.where(mask == UNKNOWN, len(classes) + 1, mask)
+    return np.concatenate([np.packbits(codes >> bit & 1) for bit in range(_count_planes(classes))])
 
 
 def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, propose):
@@ -338,7 +405,7 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
     (folder / "store.json").unlink(missing_ok=True)
     # Named after this process: workers of one that was just killed may still write theirs.
     partial_files = [folder / f"{name}.{os.getpid()}.partial" for name in FILES[:3]]
-    rows, quarantine, offset = [], [], 0
+    rows, quarantine, offset, last = [], [], 0, len(INDEX) - 1
     with ExitStack() as stack:
         files = [stack.enter_context(open(path, "wb")) for path in partial_files]
         _write_headers(files, 0, settings["size"], 0)
@@ -350,7 +417,7 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
                 continue
             for file, array in zip(files, arrays, strict=True):
                 file.write(array)
-            rows.append((*row[: -len(READING)], offset, *row[-len(READING) :]))
+            rows.append((*row[:last], offset, *row[last:]))
             offset += len(arrays[2])
         quarantine = pd.DataFrame(sorted(quarantine), columns=case_table.QUARANTINE, dtype=object)
         if not rows:
@@ -363,14 +430,17 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-    index = pd.DataFrame(rows, columns=[*INDEX, *READING])
+    index = pd.DataFrame(rows, columns=[*INDEX, *READING, *TEXTS])
+    if index["annotated"].any():
+        index["annotated"] = index["annotated"].replace("", " ".join(settings["classes"]))
     if waits(index).any():
         arrays = (np.load(path, mmap_mode="r") for path in partial_files)
         held = Store(folder, *arrays, index, quarantine, settings, fingerprint, {})
         index["group"] = propose(held)
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
-    usual = [name for name, value in READING.items() if (index[name] == value).all()]
+    usual = READING | dict.fromkeys(TEXTS, "")
+    usual = [name for name, value in usual.items() if (index[name] == value).all()]
     index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)

@@ -14,14 +14,18 @@ from matplotlib.lines import Line2D
 
 from thyroid_lib.data import frames
 from thyroid_lib.data.cases import read_image, read_levels
+from thyroid_lib.data.classes import UNKNOWN, class_colours
+from thyroid_lib.data.readings import foreground_name
 from thyroid_lib.data.store import Store
 from thyroid_lib.files.writing import write_file
 
 REFERENCE, PREDICTION = "#f0c000", "#3aa8ff"
+WRONG_CLASS = "#ff4d4d"
 GROUND, INK = "#14181c", "#dfe3e8"  # behind frames, and text on it
 GREY, FAINT = "0.45", "0.6"
 MODEL_ORDER = ("unet", "segnet", "resunet", "segnet_reported", "resunet_reported")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DASHES = (0, (2.5, 1.5))  # of predicted classes
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), "-.", (0, (8, 2)))
 FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
 
@@ -69,11 +73,21 @@ def source_image(cases: pd.DataFrame, case_id: str) -> np.ndarray:
     return read_image(cases[cases["case_id"] == case_id].iloc[0]) / 255
 
 
-def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3) -> None:
+def outline(ax, mask: np.ndarray, colour: str, width: float = 1.3, style="-") -> None:
+    """Outline a mask, or the foreground of a label map, (H,W)."""
     if mask.any():
         # A border of background lets the outline close where the mask touches the frame's edge.
-        lines = {"levels": [0.5], "colors": colour, "linewidths": width}
+        lines = {"levels": [0.5], "colors": colour, "linewidths": width, "linestyles": [style]}
         ax.contour(np.pad(mask, 1), extent=(-1, mask.shape[1], -1, mask.shape[0]), **lines)
+
+
+def outline_classes(ax, mask: np.ndarray, colour: str = REFERENCE, style="-") -> None:
+    """Outline a mask, bool (H,W), in a colour, or each class of a label map in its own."""
+    if mask.dtype == bool:
+        outline(ax, mask, colour)
+        return
+    for code, of_class in class_colours(mask.max(initial=0, where=mask < UNKNOWN)).items():
+        outline(ax, mask == code, of_class, style=style)
 
 
 def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
@@ -84,8 +98,8 @@ def draw_frame(ax, image: np.ndarray, title: str = "") -> None:
 def draw_case(ax, store: Store, case_id: str, pred: np.ndarray, title: str) -> None:
     row = [*store.index["case_id"]].index(case_id)
     draw_frame(ax, native(store, row), title)
-    outline(ax, store.reference(row), REFERENCE)
-    outline(ax, pred, PREDICTION)
+    outline_classes(ax, store.reference(row))
+    outline_classes(ax, pred, PREDICTION, DASHES)
 
 
 def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple = ()) -> None:
@@ -95,10 +109,21 @@ def model_legend(fig: Figure, styles: dict, *, lines: bool = False, extra: tuple
     fig.legend(handles=[*handles, *extra], loc="outside lower center", ncols=7)
 
 
-def outline_legend(fig: Figure, **colours: str) -> None:
-    """Name the outlines below a figure; by default those of reference and prediction."""
+def outline_legend(fig: Figure, store: Store | None = None, **colours: str) -> None:
+    """Name the outlines below a figure; by default those of reference and prediction.
+
+    Of a store with several classes, name these in their colours too, then `colours` in gray, the
+    second of them dashed.
+    """
     colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    if store and len(store.classes) > 1:
+        named = zip(
+            (*store.classes, "not known"), class_colours(len(store.classes)).values(), strict=True
+        )
+        for handle, style in zip(handles, ("-", DASHES), strict=False):
+            handle.set(color=FAINT, linestyle=style)
+        handles = [Line2D([], [], color=colour, label=name) for name, colour in named] + handles
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), labelcolor=INK)
 
 
@@ -111,13 +136,15 @@ def contact_sheet(cases: pd.DataFrame, store: Store, *, groups: int = 16) -> Fig
     pairs = axes.reshape(-1, 2, columns).swapaxes(1, 2).reshape(-1, 2)
     for group, pair in zip(shown, pairs, strict=False):
         _draw_pair(pair, cases, store, rows_of[group][len(rows_of[group]) // 2], group)
+    if len(store.classes) > 1:
+        outline_legend(fig, store, reference=REFERENCE)
     return fig
 
 
 def _draw_pair(pair, cases: pd.DataFrame, store: Store, row: int, title: str) -> None:
     for ax, text in zip(pair, (title, ""), strict=True):
         draw_frame(ax, source_image(cases, store.index["case_id"].iloc[row]), text)
-    outline(pair[1], store.reference(row), REFERENCE)
+    outline_classes(pair[1], store.reference(row))
 
 
 def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> Figure:
@@ -129,18 +156,21 @@ def sweep(cases: pd.DataFrame, store: Store, group: str, *, count: int = 4) -> F
     fig, axes = image_axes(2 * len(rows), len(rows), height)
     for row, pair in zip(rows, axes.T, strict=True):
         _draw_pair(pair, cases, store, row, store.index["case_id"].iloc[row])
-    outline_legend(fig, thyroid=REFERENCE)
+    outline_legend(fig, store, **{foreground_name(store): REFERENCE})
     return fig
 
 
-def sizes_and_areas(index: pd.DataFrame) -> Figure:
-    """Draw the native sizes of the frames (one mark per group and size) and the masks' areas."""
+def sizes_and_areas(index: pd.DataFrame, name: str = "thyroid") -> Figure:
+    """Draw the native sizes of the frames (one mark per group and size) and the masks' areas.
+
+    `name`: what masks show, of `readings.foreground_name`.
+    """
     fig, (left, right) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.2))
     sizes = index.groupby(["group", "height", "width"]).size().reset_index(name="frames")
     left.scatter(sizes["width"], sizes["height"], s=40, alpha=0.7, color=GREY)
     left.set(xlabel="width (px)", ylabel="height (px)", title="native size, by group")
     sns.histplot(x=100 * index["foreground"], bins=20, ax=right, color=GREY)
-    right.set(xlabel="thyroid, share of the frame (%)", ylabel="frames", title="mask area")
+    right.set(xlabel=f"{name}, share of the frame (%)", ylabel="frames", title="mask area")
     return fig
 
 
@@ -204,13 +234,13 @@ def pick_cases(scores: pd.DataFrame, *, each: int = 2) -> pd.DataFrame:
 
 
 def overlays(store: Store, picked: pd.DataFrame, preds: list[np.ndarray]) -> Figure:
-    """Draw what `pick_cases` gives, a column per rank; `preds`: its masks, bool (H,W)."""
+    """Draw what `pick_cases` gives, a column per rank; `preds`: its masks, bool, or label maps."""
     fig, axes = image_axes(len(picked), 3, 2.3)
     columns, rows = ["best", "median", "worst"], picked.groupby("rank").cumcount()
     for case, row, pred in zip(picked.itertuples(), rows, preds, strict=True):
         title = f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}"
         draw_case(axes[row, columns.index(case.rank)], store, case.case_id, pred, title)
-    outline_legend(fig)
+    outline_legend(fig, store)
     return fig
 
 
@@ -224,13 +254,19 @@ def mistakes(cases: pd.DataFrame, store: Store, picked: pd.DataFrame, preds: lis
         ref = store.reference(ids.index(case.case_id))
         image = source_image(cases, case.case_id)
         draw_frame(above, image, f"{case.rank}: {case.case_id}, Dice {case.dice:.3f}")
-        outline(above, ref, REFERENCE)
-        outline(above, pred, PREDICTION)
+        outline_classes(above, ref)
+        outline_classes(above, pred, PREDICTION, DASHES)
         draw_frame(below, image)
-        paint(below, ref & ~pred, REFERENCE)
-        paint(below, pred & ~ref, PREDICTION)
+        paint(below, (ref > 0) & (pred == 0), REFERENCE)
+        paint(below, (pred > 0) & (ref == 0), PREDICTION)
+        if ref.dtype != bool:
+            known = (ref > 0) & (ref != UNKNOWN)
+            paint(below, known & (pred > 0) & (ref != pred), WRONG_CLASS)
     names = {"reference; below: missed": REFERENCE, "prediction; below: too much": PREDICTION}
-    outline_legend(fig, **names)
+    if len(store.classes) > 1:
+        names = {"reference": FAINT, "prediction; below: yellow missed, blue too much": FAINT}
+        names |= {"red another class": WRONG_CLASS}
+    outline_legend(fig, store, **names)
     return fig
 
 

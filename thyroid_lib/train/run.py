@@ -31,7 +31,6 @@ from torch import nn
 
 from thyroid_lib import __version__, models
 from thyroid_lib.data.frames import threshold_prob
-from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
@@ -42,6 +41,7 @@ from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_table
 from thyroid_lib.models import checkpoint, user_networks
+from thyroid_lib.models.pretrained import describe as describe_pretrained
 from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
@@ -121,9 +121,7 @@ def train_model(
         own = {"code": code, "packages": user_networks.packages(model)}
     about_pretrained = {}
     if settings["pretrained"] != "none":
-        from thyroid_lib.models.pretrained import describe
-
-        about_pretrained = describe(model, weights_source(settings["pretrained"]))
+        about_pretrained = describe_pretrained(model, settings["pretrained"])
         own |= {"pretrained": about_pretrained["sha256"]}
     # without those at their default, so that a new setting trains nothing anew
     deciding = {k: v for k, v in settings.items() if k not in NOT_IN_KEY and v != DEFAULTS.get(k)}
@@ -185,11 +183,9 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
         devices.forget_peak(where)
         net.to(where, memory_format=torch.channels_last)
-        how = {name: settings[name] for name in recipe.RECIPE}
-        how["pretrained"] = weights_source(how["pretrained"])
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
-            after_step=after_step, **how,
+            after_step=after_step, **{name: settings[name] for name in recipe.RECIPE},
         )  # fmt: skip
         answering = copy.deepcopy(net) if settings["ema"] else net  # what is validated
         for state in states:
@@ -233,11 +229,6 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         "peak_memory_mib": round(devices.peak_memory(where) / 2**20),
     }
     return weights | {"history": history, "meta": meta}, epochs - begun, stop_reason()
-
-
-def weights_source(pretrained: str) -> str:
-    """Return what `models.pretrained` takes: a file of a study is found as its data are."""
-    return pretrained if pretrained in ("none", "imagenet") else str(find_data(pretrained))
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
