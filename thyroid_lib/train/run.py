@@ -15,7 +15,6 @@ epoch that it was in.
 """
 
 import copy
-import json
 import math
 import platform
 import time
@@ -32,20 +31,12 @@ from torch import nn
 from thyroid_lib import __version__, models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
-from thyroid_lib.evaluate.predict import (
-    count_outputs,
-    predict_logits,
-    restore_model,
-    score_rows,
-    to_prob,
-)
-from thyroid_lib.evaluate.scores import count_logits, fit_temperature
-from thyroid_lib.evaluate.variations import WRITTEN, vary_rows
-from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.evaluate.predict import count_outputs, restore_model, score_rows
+from thyroid_lib.evaluate.run_tables import score_tables, write_run
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
-from thyroid_lib.files.writing import write_file, write_table
+from thyroid_lib.files.writing import write_table
 from thyroid_lib.models import checkpoint, user_networks
 from thyroid_lib.models.pretrained import describe as describe_pretrained
 from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
@@ -264,25 +255,14 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how |= {"workers": count_workers(len(rows), run.meta["threads"])}
     with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
-        temperature, held_back = None, np.flatnonzero(run.sides == "val")
-        if len(held_back) and not run.val_model and len(store.classes) == 1:
-            predicted = predict_logits(run.model, store.images, rows=held_back, device=device)
-            counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
-            temperature = round(fit_temperature(sum(counts)), 4)
-        scored = score_rows(run.model, store, rows, temperature=temperature, **how)
-        tables = {
-            "history": run.history,
-            **{k: x for k, x in vars(scored).items() if x is not None},
-        }
-        cases = tables.pop("cases")
+        calibrate = run.val_model is None
+        scored = score_tables(run.model, store, run.sides, calibrate=calibrate, **how)
+        tables, temperature = {"history": run.history} | scored[0], scored[1]
         if run.val_model:
             square = validate(run.model, store, rows, device)
             areas = {"square_both": square.both.sum(1), "square_total": square.total.sum(1)}
-            cases = cases.assign(**areas)
+            tables["scores"] = tables["scores"].assign(**areas)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
-        tables["scores"] = cases
-        known = np.flatnonzero(run.sides == "train")
-        tables["variations"] = vary_rows(run.model, store, rows, train=known, **how)
     versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about = run.meta | {
         "tolerance_px": tolerance_px,
@@ -292,12 +272,5 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
         "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": devices.describe_machine(device),
     }
-    with folder_lock(run.out):
-        special = {"variations": WRITTEN}
-        paths = [
-            write_table(run.out / f"{name}.csv", each, **special.get(name, {}))
-            for name, each in tables.items()
-        ]
-        about["files"] = {path.name: file_digest(path) for path in paths}
-        write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return cases
+    write_run(run.out, tables, about)
+    return tables["scores"]
