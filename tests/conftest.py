@@ -73,10 +73,11 @@ def write_folder(path: Path, *, groups: int, frames: int, height: int, width: in
     return path
 
 
-def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segnet")) -> Path:
+def write_release(path: Path, *, size=64, models=("unet", "segnet"), classes=()) -> Path:
     """Write a release whose networks are one multiplication: thyroid is what is bright.
 
-    A unet's threshold is gray level 115, that of every further model lies 10 higher.
+    A unet's threshold is gray level 115, that of every further model lies 10 higher. Of several
+    classes the second begins where the image is 40 levels brighter, the third 80, …
     """
     onnx = pytest.importorskip("onnx")
     make, number, files, sums = onnx.helper, onnx.numpy_helper.from_array, {}, {}
@@ -87,21 +88,26 @@ def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segne
         make.make_node("Sub", ["image", "level"], ["above"]),
         make.make_node("Mul", ["above", "slope"], ["logits"]),
     ]
+    channels = {"image": 1, "logits": len(classes) + 1 if classes else 1}
     image, logits = (
-        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 1, size, size])
-        for name in ("image", "logits")
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", count, size, size])
+        for name, count in channels.items()
     )
     path.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(models):
         level = np.float32((115 + 10 * place) / 255)
-        constants = [number(level, "level"), number(np.float32(40), "slope")]
+        slope = np.float32(40)
+        if classes:  # the line of class k crosses that of class k - 1 where it has to, background 0
+            slope = np.arange(len(classes) + 1, dtype=np.float32)[:, None, None] * 40  # (K+1,1,1)
+            level = level + np.float32(20 / 255) * np.maximum(slope / 40 - 1, 0)
+        constants = [number(level, "level"), number(slope, "slope")]
         graph = make.make_graph(nodes, name, [image], [logits], constants)
         proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
         about = {
             "model": name, "run_id": f"{name}-grouped-fold0-seed0", "width": 1, "size": size,
             "resize": "square", "threshold": 0.5, "precision": "fp32", "temperature": 1.0,
             "confidence_low": 0.5, "quality": describe_frames(known[::2], known[1::2]),
-        }  # fmt: skip
+        } | ({"classes": list(classes)} if classes else {})  # fmt: skip
         make.set_model_props(proto, {METADATA: json.dumps(about, sort_keys=True)})
         content = proto.SerializeToString(deterministic=True)
         files[name] = {"fp32": f"{name}.onnx"}
@@ -116,6 +122,13 @@ def write_release(path: Path, *, size: int = 64, models: tuple = ("unet", "segne
 def release(tmp_path_factory) -> Path:
     """A release folder that takes no training: see `write_release`."""
     return write_release(tmp_path_factory.mktemp("release") / "release")
+
+
+@pytest.fixture(scope="session")
+def class_release(tmp_path_factory) -> Path:
+    """Such a release of two classes."""
+    folder = tmp_path_factory.mktemp("class-release") / "release"
+    return write_release(folder, classes=("gland", "nodule"))
 
 
 @pytest.fixture(scope="session")

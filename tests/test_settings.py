@@ -130,10 +130,11 @@ FILES = {  # what is done to the demo's text -> the words of the one line
 # One more training setting, in the words of docs/changing.md: a file, a line, what follows it.
 EDITS = [
     ("thyroid_lib/settings.py", r"\n    lr: .*",
-     'weight_decay: number(ge=0, le=1) = _recipe("weight decay of Adam", default=0.0)'),
-    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "weight_decay = 0.0  # weight decay of Adam"),
-    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "weight_decay: float = 0.0,"),
-    ("thyroid_lib/train/recipe.py", r"Adam\([^\n]*?lr=lr,", "weight_decay=weight_decay,"),
+     'smoothing: number(ge=0, lt=1) = _recipe("doubt of masks, in the loss", default=0.0)'),
+    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "smoothing = 0.0  # doubt of masks, in the loss"),
+    ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "smoothing: float = 0.0,"),
+    ("thyroid_lib/train/recipe.py", r"\n    def step[^\n]*\n[^\n]*",
+     "    mask = mask * (1 - smoothing) + smoothing / 2"),
 ]  # fmt: skip
 TRAIN = """
 import sys
@@ -421,7 +422,7 @@ def test_odd_settings_are_refused_by_key_or_can_be_used():
 def test_one_more_training_setting_takes_four_edits(tmp_path):
     """Runs that are older have its default: they are compared, and none is trained again."""
     text = (ROOT / "docs" / "changing.md").read_text("utf-8")
-    assert re.findall("`(weight_decay[^`]+)`", text) == [more for *_, more in EDITS]
+    assert re.findall("`((?:smoothing|mask =)[^`]+)`", text) == [more.strip() for *_, more in EDITS]
     copy_project(tmp_path)
     clean = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 
@@ -436,5 +437,5 @@ def test_one_more_training_setting_takes_four_edits(tmp_path):
         more = json.dumps(more + "\n") + "," if name.endswith(".ipynb") else more
         text = re.sub(line, lambda hit, more=more: f"{hit[0]}\n    {more}", text, count=1)
         (tmp_path / name).write_text(text, "utf-8")
-    trained = [train(), train("weight_decay=0.25")]
-    assert [(run["weight_decay"], run["trained_epochs"]) for run in trained] == [(0, 0), (0.25, 1)]
+    trained = [train(), train("smoothing=0.25")]
+    assert [(run["smoothing"], run["trained_epochs"]) for run in trained] == [(0, 0), (0.25, 1)]

@@ -201,11 +201,9 @@ class Study(_Strict):
     batch_size: whole(ge=1, le=65_536) = _recipe("frames per step")
     lr: number(ge=1e-12, le=1e12) = _recipe("learning rate of Adam")
     selection: Literal["last", "val"] = _recipe(KEPT)
-    augment: Augment = _recipe("none (as reported) or standard")
-    loss: Literal["bce", "bce+dice"] = _recipe("bce, cross-entropy, or bce+dice", default="bce")
-    schedule: Literal["constant", "one-cycle"] = _recipe(
-        "constant or one-cycle", default="constant"
-    )
+    augment: Augment = _recipe("none (as reported)")
+    loss: Literal["bce", "bce+dice"] = _recipe("cross-entropy, or with soft Dice", default="bce")
+    schedule: Literal["constant", "one-cycle"] = _recipe("of lr, in a training", default="constant")
     weight_decay: Share = _recipe("AdamW's weight decay; 0 is Adam", default=0.0)
     ema: number(ge=0, lt=1) = _recipe("decay of averaged weights by step; 0: none", default=0.0)
     pretrained: _text() = _recipe("none, imagenet, or a file of weights", default="none")

@@ -122,14 +122,68 @@ def test_a_refused_frame_is_marked_and_has_no_numbers(trusting):
     assert not [each for each in sr.iterall() if each.keyword == "NumericValue"]
 
 
+@pytest.fixture(scope="module")
+def of_classes(class_release):
+    """Of gland, of nodules without and with a name of their own; see `trusting`."""
+    found = Predictor.open(class_release)
+    about = {key: value for key, value in found.about.items() if key != "quality"}
+    return Predictor(found.network, about | {"classes": ["gland", "high risk"]})
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_class_is_a_coded_segment_with_numbers_of_its_own(of_classes, count):
+    images = drawn(count, 61, 74)
+    images[3:4] = np.minimum(images[3:4], 140)  # a gland without a nodule
+    images[4:] //= 2
+    dataset = make_us(images)
+    seg, sr = answered(dataset, of_classes)
+    found = predicted(of_classes, dataset, spacing_mm=(0.08, 0.08))
+    read = highdicom.seg.segread(io.BytesIO(to_bytes(seg)))
+    described = [read.get_segment_description(number) for number in (1, 2)]
+    codes = [(each.segmented_property_type, each.segmented_property_category) for each in described]
+    assert [[code.value for code in each] for each in codes] == [
+        ["69748006", "91723000"], ["27925004", "49755003"],
+    ]  # fmt: skip
+    labels = [each.segment_label for each in described]
+    assert labels == ["Thyroid gland", "Thyroid nodule: high risk"]
+    assert described[1].anatomic_regions[0].value == "69748006"
+    numbers = list(range(1, count + 1))
+    maps = np.stack([each.labels for each in found])
+    if count > 1:
+        assert [len(np.unique(each)) for each in maps[3:]] == [2, 1]
+    got = read.get_pixels_by_source_frame(dataset.SOPInstanceUID, numbers, combine_segments=True)
+    assert (got == maps).all()
+    content = highdicom.sr.srread(io.BytesIO(to_bytes(sr))).content
+    groups = iter(content.get_planar_roi_measurement_groups())
+    for number, frame in enumerate(found):
+        for place, each in enumerate(frame.classes):
+            group = next(groups)
+            assert group.finding_type.value == codes[place][0].value
+            [area] = [m.value for m in group.get_measurements() if m.name.meaning == "Area"]
+            assert area == pytest.approx(each.area_mm2)
+            [own] = group.referenced_segmentation_frame[0].ReferencedSOPSequence
+            at = own.ReferencedFrameNumber - 1
+            assert (reread(seg).pixel_array[at] == each.mask).all()
+            assert at == 2 * number + place
+    largest = [
+        group.get_measurements()[0].value for group in content.get_image_measurement_groups()
+    ]
+    by_class = zip(*(frame.classes for frame in found), strict=True)
+    expected = [max(each.area_mm2 for each in of) for of in by_class]
+    assert largest == pytest.approx(expected * (count > 1))
+
+
 @pytest.mark.study
-@pytest.mark.parametrize("case", VALIDATED)
-def test_dciodvfy_finds_no_fault(predictor, tmp_path, case):
+@pytest.mark.parametrize("case", [*VALIDATED, "classes"])
+def test_dciodvfy_finds_no_fault(predictor, of_classes, tmp_path, case):
     if not shutil.which("dciodvfy"):
         pytest.skip("dciodvfy is not installed: apt install dicom3tools")
+    predictor = of_classes if case == "classes" else predictor
     images = drawn(3, 60, 72) * (case != "empty")
     for frames in (images, images[0], images[:1]):  # a cine, one frame, a cine of one frame
-        for number, made in enumerate(answered(make_us(frames, **VALIDATED[case]), predictor)):
+        for number, made in enumerate(
+            answered(make_us(frames, **VALIDATED.get(case, {})), predictor)
+        ):
             (tmp_path / "object.dcm").write_bytes(to_bytes(made))
             command = ["dciodvfy", tmp_path / "object.dcm"]
             ran = subprocess.run(command, capture_output=True, text=True)

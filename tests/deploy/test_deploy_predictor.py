@@ -12,9 +12,12 @@ from PIL import Image
 
 from thyroid_lib.data import frames
 from thyroid_lib.data.cases import read_pair
+from thyroid_lib.data.label_maps import class_rgb
 from thyroid_lib.data.look import look
 from thyroid_lib.deploy import predict_folder
-from thyroid_lib.deploy.predictor import Predictor, diameters, read_picture
+from thyroid_lib.deploy.predictor import ROW, Predictor, read_picture
+from thyroid_lib.evaluate.confidence import expected_dice
+from thyroid_lib.evaluate.diameters import diameters
 
 
 def picture(seed: int = 5, height: int = 90, width: int = 130) -> np.ndarray:
@@ -50,6 +53,34 @@ def test_a_prediction_is_the_studys_way_by_hand(predictor):
     assert np.array_equal(predictor.predict(image).prob, found.prob)  # others move no bit
 
 
+def test_each_class_has_a_mask_and_numbers_of_its_own(class_release):
+    """Gland where a pixel is brighter than 115, nodule where it is brighter than 155."""
+    predictor, image = Predictor.open(class_release), picture()
+    found = predictor.predict(image, spacing_mm=(0.1, 0.2))
+    assert [each.name for each in found.classes] == predictor.classes == ["gland", "nodule"]
+    level = frames.fit_image(image, 64, "square").astype(np.float32)
+    odds = [40 * (level - 115) / 255, 80 * (level - 135) / 255]  # logits, of background 0
+    prob = np.exp(odds) / (1 + np.exp(odds[0]) + np.exp(odds[1]))
+    masks, sizes, sure = [], [], []
+    for number, each in enumerate(found.classes):
+        native = frames.restore_prob(prob[number].astype(np.float32), *image.shape, "square")
+        np.testing.assert_allclose(each.prob, native, atol=1e-5)
+        masks.append(each.mask)
+        sizes.append((each.area_px, each.diameters_px, round(each.area_mm2, 6)))
+        of = prob.sum(axis=0) > 0.5
+        sure.append(expected_dice(prob[number], of & (prob.argmax(axis=0) == number)))
+    assert np.array_equal(found.labels, masks[0] + 2 * masks[1])
+    assert not (masks[0] & masks[1]).any()
+    assert np.array_equal(found.mask, masks[0] | masks[1])
+    assert sizes == [(m.sum(), diameters(m), round(0.02 * m.sum(), 6)) for m in masks]
+    assert [each.confidence for each in found.classes] == pytest.approx(sure, abs=1e-4)
+    assert found.confidence == pytest.approx(np.mean(sure), abs=1e-4)
+    dim = predictor.predict(np.minimum(image, 140))
+    assert [each.area_px > 0 for each in dim.classes] == [True, False]
+    assert dim.confidence == dim.classes[0].confidence  # of what was found
+    assert [doubt.code for doubt in predictor.predict(image // 5).doubts].count("empty") == 1
+
+
 def coloured() -> np.ndarray:
     image = np.stack([picture()] * 3, axis=2)
     image[:9, :20] = (0, 0, 255)
@@ -80,19 +111,6 @@ def test_a_low_confidence_is_a_doubt(predictor):
         about = {"confidence": {"slope": 0.0, "offset": expected}, "confidence_low": low}
         found = Predictor(predictor.network, predictor.about | about).predict(picture())
         assert [doubt.code for doubt in found.doubts].count("unsure") == unsure
-
-
-def test_diameters_of_shapes_drawn_by_hand():
-    mask = np.zeros((40, 60), bool)
-    assert diameters(mask) == (0, 0)
-    mask[20, 10] = True
-    assert diameters(mask) == (0, 0)
-    mask[20, 10:31] = True
-    assert diameters(mask, (1, 0.5)) == (10, 0)
-    mask[10, 20] = mask[11:20, 20] = True
-    assert diameters(mask) == (20, 10)
-    mask[30:34, 50:54] = True  # a smaller part, which is not measured
-    assert diameters(mask) == (20, 10)
 
 
 def test_impossible_arguments_are_refused(predictor):
@@ -167,7 +185,7 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
     assert "skipped twice.png: 2 images have this name, keep one" in done.stderr
     assert "2 of 5 images" in done.stdout
     rows = pd.read_csv(out / "areas.csv").set_index("file")
-    assert tuple(rows) == predict_folder.COLUMNS[1:]
+    assert tuple(rows) == ("height", "width", *ROW, "problem")
     cases = look(out).cases.set_index("case_id")
     assert {path.name for path in (out / "masks").iterdir()} == {"frame 37.png", "frame 52.png"}
     for width in (37, 52):
@@ -176,6 +194,23 @@ def test_masks_of_a_folder_are_read_back_by_the_study(release, tmp_path):
         assert mask.shape == frames.read_gray(case.image_path).shape == (41, width)
         assert mask.sum() == rows.area_px[f"frame {width}.jpg"] > 0
     assert run(release, images, out).returncode == 1  # once more, over its own masks
+
+
+def test_a_folder_of_several_classes_has_label_maps_and_a_row_per_class(class_release, tmp_path):
+    save_pairs(tmp_path / "in", [picture(), picture() // 5], [picture()] * 2, "ab")
+    predictor, out = Predictor.open(class_release), tmp_path / "out"
+    predict_folder.segment_folder(predictor, tmp_path / "in" / "images", out)
+    rows = pd.read_csv(out / "areas.csv")
+    assert list(zip(rows["file"], rows["class"], strict=True)) == [
+        (f"{name}.png", kind) for name in "ab" for kind in ("gland", "nodule")
+    ]
+    with Image.open(out / "masks" / "a.png") as image:
+        assert np.array_equal(np.array(image), predictor.predict(picture()).labels)
+        seen = {colour for _, colour in image.convert("RGB").getcolors()}
+        assert seen == {(0, 0, 0), *class_rgb(2)}
+    areas = np.bincount(np.array(Image.open(out / "masks" / "a.png")).ravel())[1:]
+    assert rows["area_px"].tolist() == [*areas, 0, 0]
+    assert rows["parts"].tolist()[2:] == [0, 0]
 
 
 def test_masks_of_others_are_not_overwritten(predictor, tmp_path):

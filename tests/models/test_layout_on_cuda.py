@@ -79,7 +79,7 @@ def on_fake_cuda(net: torch.nn.Module) -> torch.nn.Module:
     return net.train()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "resunet:tf_efficientnet_lite0"])
 def test_under_autocast_all_is_bf16_and_channels_last_but_the_single_channel(fake_cuda, name):
     with torch.device("meta"):
         net = build_model(name, width=8).to(memory_format=torch.channels_last)

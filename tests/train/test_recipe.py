@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thyroid_lib.models import PRECISIONS, initialise
-from thyroid_lib.settings import AUGMENTS
+from thyroid_lib.settings import AUGMENTATIONS, AUGMENTS
+from thyroid_lib.train import recipe
 from thyroid_lib.train.recipe import RECIPE, cut_batches, fit
 
 IMAGES = torch.randint(0, 256, (10, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
@@ -20,6 +21,21 @@ SETTINGS = {"seed": 0, "epochs": 4, "batch_size": 4, "lr": 0.1}
 def network() -> nn.Module:
     layers = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Dropout(0.2), nn.Conv2d(2, 1, 1)
     return nn.Sequential(*layers)
+
+
+STRONG = {
+    "loss": "bce+dice", "schedule": "one-cycle", "weight_decay": 0.01, "ema": 0.9,
+    "encoder_lr": 0.5, "augment": dict.fromkeys(AUGMENTATIONS, 0.7),
+}  # fmt: skip
+
+
+class Encoded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.rest = network(), nn.Conv2d(1, 1, 1)
+
+    def forward(self, image):
+        return self.rest(self.encoder(image))
 
 
 def end(state=None, images=IMAGES, masks=MASKS, **changed) -> dict:
@@ -77,6 +93,63 @@ def test_from_any_epoch_it_goes_on_to_the_same_bits(precision, augment):
     assert losses[-1] < losses[0]
     kinds = {value.dtype for value in whole["weights"].values() if value.is_floating_point()}
     assert kinds == {torch.float32}
+
+
+@pytest.mark.parametrize("parts", [[name] for name in STRONG] + [[*STRONG]], ids=len)
+def test_each_part_of_a_stronger_recipe_moves_weights_and_goes_on_to_the_same_bits(parts):
+    how, states = SETTINGS | {name: STRONG[name] for name in parts}, []
+    plain, moved = "weights", "averaged" if parts == ["ema"] else "weights"
+    *_, whole = fit(Encoded(), IMAGES, MASKS, **how)
+    *_, reported = fit(Encoded(), IMAGES, MASKS, **SETTINGS)
+    for state in fit(Encoded(), IMAGES, MASKS, **how):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        states.append(buffer)
+    for buffer in states[:-1]:
+        buffer.seek(0)
+        state = torch.load(buffer, weights_only=True)
+        *_, last = fit(Encoded(), IMAGES, MASKS, state=state, **how)
+        for name in ("weights", "averaged") if "ema" in parts else ("weights",):
+            assert all(map(torch.equal, last[name].values(), whole[name].values()))
+        assert (last["loss"], last["lr"]) == (whole["loss"], whole["lr"])
+    assert not all(map(torch.equal, whole[moved].values(), reported[plain].values()))
+    if parts == ["ema"]:  # it only watches
+        assert equal(whole, reported)
+
+
+def test_with_rates_as_tensors_for_a_cuda_graph_it_is_the_same_training(monkeypatch):
+    """The step itself, computed here at once: only its rates are tensors, in float32."""
+    monkeypatch.setattr(recipe, "GraphedStep", lambda step, *generators: step)
+    how, ends = SETTINGS | STRONG, []
+    for graphed in (False, True):
+        state = next(fit(Encoded(), IMAGES, MASKS, **how, cuda_graph=graphed))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        kept = torch.load(buffer, weights_only=True)
+        *_, whole = fit(Encoded(), IMAGES, MASKS, **how, cuda_graph=graphed)
+        *_, resumed = fit(Encoded(), IMAGES, MASKS, state=kept, **how, cuda_graph=graphed)
+        assert equal(whole, resumed)
+        ends.append(whole)
+    assert ends[1]["lr"] == pytest.approx(ends[0]["lr"], rel=1e-6)
+    assert ends[1]["loss"] == pytest.approx(ends[0]["loss"], rel=1e-3)
+
+
+def test_a_pretrained_start_comes_after_the_seeds_and_is_read_once(monkeypatch):
+    def load(net, source):
+        sources.append(source)
+        nn.init.zeros_(net.encoder[0].weight)
+
+    sources, how = [], SETTINGS | {"pretrained": "a.pt", "lr": 1e-9, "epochs": 2}
+    monkeypatch.setattr(recipe, "load_pretrained", load)
+    first, second = fit(Encoded(), IMAGES, MASKS, **how)
+    assert second["weights"]["encoder.0.weight"].abs().max() < 1e-6
+    plain = next(fit(Encoded(), IMAGES, MASKS, **how | {"pretrained": "none"}))
+    torch.testing.assert_close(
+        first["weights"]["rest.weight"], plain["weights"]["rest.weight"], atol=1e-6, rtol=0
+    )
+    list(fit(Encoded(), IMAGES, MASKS, state=first, **how))  # the file may be gone by now
+    assert sources == ["a.pt"]
 
 
 def test_chosen_rows_train_as_they_would_alone():
@@ -145,10 +218,10 @@ def test_seconds_include_the_wait_for_the_device_and_seeds_are_set_once_an_epoch
     assert len(set(seeds)) == len(seeds) == 1 + 3  # of the weights and of each epoch
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("how", [{"augment": "none"}, {"augment": "standard"}, STRONG])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_waits_for_the_device_within_an_epoch(precision, augment):
-    training = fit(network(), IMAGES, MASKS, batch_size=3, precision=precision, augment=augment)
+def test_nothing_waits_for_the_device_within_an_epoch(precision, how):
+    training = fit(Encoded(), IMAGES, MASKS, batch_size=3, precision=precision, **how)
     with NoWaiting() as waited:
         next(training)
     assert waited.count == 1  # the mean loss, at the end

@@ -107,11 +107,31 @@ def model_card(
 def released(about: dict) -> str:
     """Write the card's section of what was released, from the release.json of a release."""
     template = Path(__file__).with_name("released.md").read_text("utf-8")
-    before, of_run, after = template.split("---\n")
+    before, of_run, fitted, unfitted, after = template.split("---\n")
     text, gate = before.format(about=about), about["runs"][about["selected"]]["int8"]
     for name, run in about["runs"].items():
         compared = count_of(run["agreement"]["frames"], "frame")
-        fitted = [count_of(run["confidence"][f"{what}s"], what) for what in ("frame", "group")]
-        text += of_run.format(compared, *fitted, name=name, run=run)
-    negation = "" if gate["released"] else "**not** "
-    return text + after.format(about=about, gate=gate, negation=negation, too_far=TOO_FAR)
+        text += of_run.format(compared, name=name, run=run).rstrip("\n") + " "
+        if line := run.get("confidence"):
+            counts = [count_of(line[f"{what}s"], what) for what in ("frame", "group")]
+            text += fitted.format(*counts, run=run)
+        else:
+            text += unfitted
+        text = text.rstrip("\n") + pretrained_sentence(run.get("pretrained_weights", [])) + "\n"
+    how = {"negation": "" if gate["released"] else "**not** ", "too_far": TOO_FAR}
+    return text + after.format(about=about, gate=gate, change=int8_change(gate), **how)
+
+
+def int8_change(gate: dict) -> str:
+    """Write how int8 changes Dice, on what, and of several classes of each."""
+    frames = "training frames, as none were held back," if "measured_on" in gate else "validation"
+    each = ", ".join(f"{name} {x:+.4f}" for name, x in gate.get("classes", {}).items())
+    return f"on {frames} by {gate['change']:+.4f}" + f" ({each})" * bool(each)
+
+
+def pretrained_sentence(weights: list[dict]) -> str:
+    """State with which weights encoders began, and their licences; "" if with none."""
+    each = (
+        f"{of['name']}, trained on {of['trained_on']}, licence {of['licence']}" for of in weights
+    )
+    return f" Its encoder was pretrained: {'; '.join(each)}." if weights else ""

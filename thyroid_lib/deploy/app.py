@@ -7,6 +7,7 @@ temporary folder while it is read; its name and content are not logged.
 """
 
 import argparse
+import html
 import io
 import json
 import os
@@ -22,9 +23,10 @@ from PIL import Image, ImageChops
 from scipy import ndimage
 
 from thyroid_lib.data import phantom
+from thyroid_lib.data.label_maps import class_rgb
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predict_folder import mask_png, table_csv
-from thyroid_lib.deploy.predictor import ROW, Prediction, Predictor, read_picture
+from thyroid_lib.deploy.predictor import Prediction, Predictor, read_picture
 from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 
@@ -43,10 +45,10 @@ EXAMPLES = {  # name: sweep of seed 7, on which no study trains, and number of f
 MAX_FILES = 100
 MAX_FRAME, MAX_ALL = 8, 64  # megapixels of one frame, of all frames of a file
 AT_ONCE = 12  # files or frames that are measured without a request
-BLUE = 58, 168, 255  # the prediction in every figure of the study
+BLUE = 58, 168, 255  # the prediction in every figure of the study; classes have their own colours
 DRAWN = 1000  # pixels of a picture's longer side, at least
-COLUMNS = ("file", "frame", "model", *ROW, "problem")
 LOGO = Path(__file__).with_suffix(".svg")
+CLASS = '<div class="class"><i style="background: rgb({}, {}, {})"></i>{}</div>'
 
 
 class Upload(NamedTuple):
@@ -109,7 +111,7 @@ def find_release() -> Path:
 def open_models(path: Path, changed: int) -> dict[str, Predictor]:
     """Open a release's models, the selected one first; `changed` is its modification time."""
     selected = Predictor.open(path)
-    found = {selected.about["model"]: selected}
+    found = {selected.name: selected}
     if path.is_dir():
         models = json.loads((path / "release.json").read_text("utf-8"))["models"]
         for name in sorted(set(models) - set(found)):  # "fp32" comes before "int8"
@@ -127,16 +129,20 @@ def _cached(network):
     return lambda squares: logits(squares.tobytes(), squares.shape)
 
 
-def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int) -> bytes:
-    """Draw a mask, bool (H,W), over its frame, as PNG; a `line` of 1 is a thin outline, 0 none."""
+def draw_overlay(
+    frame: np.ndarray, labels: np.ndarray, opacity: float, line: int, colours=(BLUE,)
+) -> bytes:
+    """Draw a label map (H,W) over its frame, as PNG; a `line` of 1 is a thin outline, 0 none."""
     factor = max(1, -(-DRAWN // max(frame.shape[:2])))
     size = (frame.shape[1] * factor, frame.shape[0] * factor)
     picture = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    large = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.NEAREST)
-    picture.paste(BLUE, mask=large.point(lambda level: round(level * opacity)))
-    if line:
-        inner = ndimage.minimum_filter(np.array(large), size=2 * round(line * size[0] / 600) + 1)
-        picture.paste(BLUE, mask=ImageChops.subtract(large, Image.fromarray(inner)))
+    for label, colour in enumerate(colours, 1):
+        mask = Image.fromarray(labels == label)
+        large = mask.convert("L").resize(size, Image.Resampling.NEAREST)
+        picture.paste(colour, mask=large.point(lambda level: round(level * opacity)))
+        if line:
+            inner = ndimage.minimum_filter(np.array(large), 2 * round(line * size[0] / 600) + 1)
+            picture.paste(colour, mask=ImageChops.subtract(large, Image.fromarray(inner)))
     file = io.BytesIO()
     picture.save(file, format="PNG", compress_level=1)
     return file.getvalue()
@@ -144,14 +150,15 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float, line: int)
 
 @st.cache_data(max_entries=1000, scope="session", show_spinner=False)
 def measure(key: str, release: str, model: str, spacing, threshold, _file, _predictor) -> list:
-    """Return a row for each frame of a file; `release`, path and time, is for the cache."""
+    """Return the rows of each frame of a file; `release`, path and time, is for the cache."""
     upload, rows = load(key, _file), []
     same = {"file": safe_cell(upload.name), "model": model}
     how = {"spacing_mm": upload.spacing_mm or spacing, "threshold": threshold}
     for number, frame in enumerate(upload.frames, start=1):
         found = _predictor.predict(frame, **how)
-        hidden = dict.fromkeys(ROW[:-2]) if found.refused else {}
-        rows.append(same | found.row() | hidden | {"frame": number})
+        numbers = {*_predictor.columns} - {"class", "doubts", "refused"}
+        hidden = dict.fromkeys(numbers) if found.refused else {}
+        rows += [same | row | hidden | {"frame": number} for row in found.rows()]
     return rows or [same | {"problem": upload.problem}]
 
 
@@ -176,7 +183,7 @@ def make_segmentation(upload: Upload, predictor: Predictor, threshold: float | N
 def show_result(predictor, key, upload, index, spacing, threshold, view, places) -> None:
     """Show one model's result for one frame: a picture; beside it doubts, numbers, downloads."""
     picture, side = places
-    frame, model = upload.frames[index], predictor.about["model"]
+    frame, model = upload.frames[index], predictor.name
     found = predictor.predict(frame, spacing_mm=spacing, threshold=threshold)
     texts, shown = " ".join(doubt.text for doubt in found.doubts), True
     with side:
@@ -187,22 +194,32 @@ def show_result(predictor, key, upload, index, spacing, threshold, view, places)
             st.warning(f"**Look twice.** {texts}", icon=":material/warning:")
         else:
             st.success("Quality checks passed.", icon=":material/check_circle:")
-    with side.container(horizontal=True):
-        show_numbers(found, shown)
-    overlay, (height, width) = draw_overlay(frame, found.mask & shown, *view), found.mask.shape
-    summary = f"thyroid by {model}: {found.area_px} px" if shown else "result refused, not shown"
+    several = len(found.classes) > 1
+    colours = class_rgb(len(found.classes)) if several else [BLUE]
+    for each, colour in zip(found.classes, colours, strict=True):
+        if several:
+            side.html(CLASS.format(*colour, html.escape(each.name)))
+        with side.container(horizontal=True):
+            show_numbers(each, shown)
+    overlay = draw_overlay(frame, found.labels * shown, *view, colours)
+    height, width = found.mask.shape
+    sizes = [f"{each.name} {each.area_px}" for each in found.of_class] or [str(found.area_px)]
+    summary = f"{predictor.structure} by {model}: {', '.join(sizes)} px"
+    summary = summary if shown else "result refused, not shown"
     picture.image(
         overlay, f"{width} × {height} px · {predictor.about.get('run_id', model)}",
         width="stretch", alt=f"Ultrasound frame {index + 1}, {summary}",
     )  # fmt: skip
     stem = (re.sub(r"[^\w-]", "_", Path(upload.name).stem)[:60] or "frame") + f"-{model}"
-    several = len(upload.frames) > 1
-    at = stem + f"-{index + 1}" * several
-    files = {"Mask, PNG": (mask_png(found.mask), f"{at}-mask.png", "image/png")}
+    cine = len(upload.frames) > 1
+    at = stem + f"-{index + 1}" * cine
+    kind = "Label map" if several else "Mask"
+    name = f"{at}-{kind.replace(' ', '-').lower()}.png"
+    files = {f"{kind}, PNG": (mask_png(found), name, "image/png")}
     files["Overlay, PNG"] = overlay, f"{at}-overlay.png", "image/png"
     if upload.dataset:
         seg = lambda: make_segmentation(upload, predictor, threshold)  # noqa: E731
-        files["DICOM SEG" + ", all frames" * several] = seg, f"{stem}.dcm", "application/dicom"
+        files["DICOM SEG" + ", all frames" * cine] = seg, f"{stem}.dcm", "application/dicom"
     downloads = side.container(horizontal=True)
     for label, content in files.items() if shown else ():
         downloads.download_button(
@@ -250,10 +267,11 @@ def show_table(sources: dict, release, predictors: dict, spacing, threshold, cou
             rows += measure(key, release, name, spacing, threshold, file, predictor)
         bar.progress(done / len(sources), f"Measuring, {done} of {len(sources)} …")
     bar.empty()
-    filled = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    columns = ("file", "frame", "model", *next(iter(predictors.values())).columns, "problem")
+    filled = [name for name in columns if any(row.get(name) is not None for row in rows)]
     st.dataframe(rows, hide_index=True, column_order=filled, placeholder="", alt="Measurements")
     st.download_button(
-        "Table, CSV", table_csv(rows, COLUMNS), "areas.csv", "text/csv",
+        "Table, CSV", table_csv(rows, columns), "areas.csv", "text/csv",
         icon=":material/download:", on_click="ignore",
     )  # fmt: skip
 
@@ -272,7 +290,7 @@ def main() -> None:
         st.error(str(error), icon=":material/error:")
         st.stop()
     selected = next(iter(predictors))
-    usual = predictors[selected].about["threshold"]
+    usual, structure = predictors[selected].about["threshold"], predictors[selected].structure
     with st.sidebar:
         st.subheader("Frame", anchor=False)
         files = st.file_uploader(
@@ -287,7 +305,7 @@ def main() -> None:
         )  # fmt: skip
         threshold = st.slider(
             "Threshold", 0.01, 0.99, usual, 0.01, key="threshold",
-            help="A pixel is thyroid where its probability is above this.",
+            help=f"A pixel is {structure} where its probability is above this.",
         )  # fmt: skip
         st.subheader("View", anchor=False)
         opacity = st.slider("Opacity", 0.0, 1.0, 0.3, 0.05, key="opacity")

@@ -2,7 +2,7 @@
 
     python -m thyroid_lib.deploy.export --study results/demo --out release
 
-One run of each network is released: of the selected protocol, the run whose kept weights have the
+One run of each variant is released: of the selected protocol, the run whose kept weights have the
 best Dice on validation, or the run that is named. No test case takes part in this choice, in int8,
 in the confidence or in the distance from the training frames. docs/deploy.md lists the files.
 """
@@ -29,6 +29,8 @@ import torch
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
 from thyroid_lib.data.cases import read_image
+from thyroid_lib.data.classes import UNKNOWN
+from thyroid_lib.data.label_maps import class_masks
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
@@ -37,7 +39,7 @@ from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
-from thyroid_lib.evaluate.networks import METADATA
+from thyroid_lib.evaluate.networks import METADATA, model_name
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import remove_file, write_file
@@ -50,7 +52,10 @@ with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
+# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.down1.residual.0 …
+STAGE = re.compile(r"(members\.\d+\.|)[^.]+")
 COMPARED = 200  # frames of the store on which an export is compared with torch
+SOME = "task", "flip_test", "members"  # keys of model.pt that a few networks have
 PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of mask pixels
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
@@ -65,13 +70,21 @@ DESCRIPTION = {
     "postprocessing": "sigmoid; a letterbox's border cut off; bilinear to the frame's own size; "
     "thyroid where the probability is strictly above the threshold",
 }
+OF_CLASSES = {
+    "output": "logits: float32 (N,K+1,S,S), channel 0 is background, the others are `classes`",
+    "postprocessing": "softmax over the channels; a letterbox's border cut off; each class "
+    "bilinear to the frame's own size; foreground where the sum over the classes is strictly "
+    "above the threshold, of the most probable class",
+}
 
 
 class Release(NamedTuple):
     """A written release: release.json as `about`, and the tables behind it.
 
-    val: per model and validation frame: model, case_id, group, dice, expected, confidence.
-    int8: per validation group: group, fp32, int8 (Dice of the selected model).
+    val: per model and validation frame: model, case_id, group, dice (the mean over the classes),
+        expected, confidence; of several classes also dice_<name>. Of a run without validation up to
+        200 training frames, without confidence.
+    int8: per group of these frames: group, fp32, int8 (Dice of the selected model).
     """
 
     about: dict
@@ -109,7 +122,8 @@ def release(
             about["models"][model] = {"fp32": path.name}
             settings[model] = {key: run[key] for key in run if key not in NOT_RELEASED}
         val = pd.concat(val, ignore_index=True)
-        gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], val)
+        own = val[val["model"] == name].dropna(axis=1, how="all")
+        gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], own)
         about["runs"][name]["int8"] = gate
         if gate["released"]:
             about["models"][name]["int8"] = f"{name}-int8.onnx"
@@ -121,29 +135,33 @@ def release(
     files["parameters.json"] = _json(settings)
     files["requirements.txt"] = "\n".join(NEEDS) + "\n"
     readme = Path(__file__).with_name("release.md").read_text("utf-8")
-    files["README.md"] = readme.format(**about, notice=NOTICE)
+    weights = card.pretrained_sentence(about["runs"][name].get("pretrained_weights", []))
+    files["README.md"] = readme.format(**about, notice=NOTICE, weights=weights)
     write_release(out, files, about)
     return Release(about, val, groups)
 
 
 def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Return the run to release of each network, by name: run.json, `folder` and `val_dice`."""
+    """Return the run to release of each variant, by name: run.json, `folder` and `val_dice`.
+
+    One without validation has a `val_dice` of -1.
+    """
     found = []
     for folder in sorted(map(Path, runs), reverse=True):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
         no_rival = "_reported" in run["model"] or run["protocol"] == "reported"
         if no_rival or is_imported(run["model"]):
             continue
-        history = pd.read_csv(folder / "history.csv").set_index("epoch")
-        if "val_dice" not in history:
-            raise ValueError(f"{run['run_id']} has no validation cases: train with val_share > 0")
-        found.append(run | {"val_dice": float(history.loc[run["selected_epoch"], "val_dice"])})
+        history, best = pd.read_csv(folder / "history.csv").set_index("epoch"), -1.0
+        if "val_dice" in history and len(history):
+            best = float(history.loc[run["selected_epoch"], "val_dice"])
+        found.append(run | {"val_dice": best})
     ids = sorted(run["run_id"] for run in found)
     if unknown := sorted(set(named) - set(ids)):
         raise ValueError(f"run: got {unknown[0]}, need one of {', '.join(ids)}")
     found = [r for r in found if r["run_id"] in named or r["protocol"] == selected["protocol"]]
     found.sort(key=lambda run: (run["run_id"] in named, run["val_dice"]))
-    best = {run["model"]: run for run in found}  # the last one, of equals the first by name
+    best = {model_name(run): run for run in found}  # the last one, of equals the first by name
     if selected["model"] not in best:
         raise FileNotFoundError(f"there is no run of {selected['model']}: run the study first")
     return dict(sorted(best.items()))
@@ -157,9 +175,12 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
         raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
     split = split_of(trained.about)
     sides = split_cases(store.index, **split)
-    keys = ("model", "width", "size", "resize", "threshold", "run_id", "temperature",
+    keys = ("model", "variant", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
     about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
+    # what only some networks have
+    about |= {key: trained.about[key] for key in SOME if trained.about.get(key)}
+    about |= OF_CLASSES | {"classes": trained.classes} if len(trained.classes) > 1 else {}
     about["versions"] = {"thyroid_lib": __version__, "torch": torch.__version__}
     about["precision"] = "fp32"
     network = to_onnx(model, trained.about["size"])
@@ -167,15 +188,40 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     exported = Predictor.open(path, threads=torch.get_num_threads())
     if not (agreement := agree(trained, exported, store))["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
-    scores = score(exported, store, sides == "val")
-    line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
-    confidence = calibrated(scores["expected"], line)
+    scores, summary = score(exported, store, measured_frames(sides)), {"run_id": about["run_id"]}
     train, val = (store.images[sides == side] for side in ("train", "val"))
-    low = round(float(np.percentile(confidence, 5)), 4)
-    about |= {"confidence": line, "confidence_low": low, "quality": describe_frames(train, val)}
+    if len(val):
+        line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
+        scores["confidence"] = calibrated(scores["expected"], line)
+        low = round(float(np.percentile(scores["confidence"], 5)), 4)
+        about |= {"confidence": line, "confidence_low": low}
+        summary |= {"confidence": line, "confidence_low": low}
+    about |= {"quality": describe_frames(train, val)}
     write_onnx(path, network, about)
-    summary = {key: about[key] for key in ("run_id", "confidence", "confidence_low")}
-    return scores.assign(confidence=confidence), summary | {"agreement": agreement, "split": split}
+    if weights := pretrained_weights(trained.about):
+        summary["pretrained_weights"] = weights
+    return scores, summary | {"agreement": agreement, "split": split}
+
+
+def pretrained_weights(about: dict) -> list[dict]:
+    """Return the weights with which a network's encoder, or its members' encoders, began."""
+    each = (part.get("pretrained_weights") for part in (about, *about.get("members", ())))
+    return list({weights["name"]: weights for weights in each if weights}.values())
+
+
+def measured_frames(sides: np.ndarray) -> np.ndarray:
+    """Return which frames of a split, str (N,), a release is measured on, bool (N,).
+
+    Those of validation; where there are none up to `COMPARED` of training, evenly spaced.
+    """
+    if (sides == "val").any():
+        return sides == "val"
+    return np.isin(np.arange(len(sides)), spread(np.flatnonzero(sides == "train"), COMPARED))
+
+
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return up to so many of some rows, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
 
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
@@ -205,12 +251,12 @@ def write_onnx(path: Path, proto: onnx.ModelProto, about: dict) -> None:
 
 def agree(one: Predictor, other: Predictor, store: Store) -> dict:
     """Compare two predictors on up to `COMPARED` frames, evenly spaced over a store."""
-    rows = np.unique(np.linspace(0, len(store) - 1, min(COMPARED, len(store))).round().astype(int))
+    rows = spread(np.arange(len(store)), COMPARED)
     each = []  # of each frame: largest and mean |Δprob|, pixels that differ, all pixels
     for row in rows:
-        (prob, mask, _), (prob2, mask2, _) = (_segment(by, store, row) for by in (one, other))
+        (prob, labels, _), (prob2, labels2, _) = (_segment(by, store, row) for by in (one, other))
         off = np.abs(prob - prob2)
-        each.append((off.max(), off.mean(), np.count_nonzero(mask != mask2), mask.size))
+        each.append((off.max(), off.mean(), np.count_nonzero(labels != labels2), labels.size))
     largest, mean, differing, pixels = np.transpose(each)
     found = {"max_prob": largest.max(), "mean_prob": mean.max()}
     found["pixels"] = differing.sum() / pixels.sum()
@@ -220,13 +266,32 @@ def agree(one: Predictor, other: Predictor, store: Store) -> dict:
 
 
 def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFrame:
-    """Return one row per chosen frame, bool (N,): case_id, group, dice, expected."""
-    rows = []
+    """Return one row per chosen frame, bool (N,): case_id, group, expected, `dice_of_classes`."""
+    rows, names = [], predictor.classes
+    annotated = store.annotated if len(names) > 1 else np.ones((len(store), 1), bool)
     for row in np.flatnonzero(chosen):
-        _, mask, expected = _segment(predictor, store, row)
-        rows.append((dice(mask, store.reference(row)), expected))
+        _, labels, (expected, *_) = _segment(predictor, store, row)
+        of = dict(zip(names, annotated[row], strict=True))
+        rows.append(dice_of_classes(labels, store.reference(row), of) | {"expected": expected})
     table = store.index.loc[chosen, ["case_id", "group"]].reset_index(drop=True)
-    return table.join(pd.DataFrame(rows, columns=["dice", "expected"]))
+    return table.join(pd.DataFrame(rows))
+
+
+def dice_of_classes(labels: np.ndarray, ref: np.ndarray, annotated: dict[str, bool]) -> dict:
+    """Return the Dice of a label map (H,W), the mean over those classes that it or `ref` has.
+
+    Beside it that of each such class, dice_<name>, if there are several and they are annotated.
+    Where the class of the reference is not known it is that of the foreground.
+    """
+    if len(annotated) == 1 or (ref == UNKNOWN).any():
+        return {"dice": dice(labels > 0, ref > 0)}
+    pairs = zip(*(class_masks(each, len(annotated)) for each in (labels, ref)), strict=True)
+    each = {
+        f"dice_{name}": dice(pred, of)
+        for (name, known), (pred, of) in zip(annotated.items(), pairs, strict=True)
+        if known and (pred | of).any()
+    }
+    return {"dice": float(np.mean([*each.values()])) if each else 1.0} | each
 
 
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
@@ -239,8 +304,10 @@ def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     graph = onnx.load(network).graph
     kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
-    first = convs[0][1].partition(".")[0]  # weights are named as in torch: down1.residual.0.weight
-    chosen = [name for name, of in convs if kernel[of] == (3, 3) and of.partition(".")[0] != first]
+    stages = {name: STAGE.match(of) for name, of in convs}
+    first = {stage[1]: stage[0] for stage in reversed(stages.values())}.values()  # of each member
+    threes = [name for name, of in convs if kernel[of] == (3, 3)]
+    chosen = [name for name in threes if stages[name][0] not in first]
     quantization.quantize_static(
         network, out, frames, per_channel=True, reduce_range=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
@@ -263,22 +330,34 @@ def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
-def quantise(path: Path, store: Store, run: dict, val: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
-    """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`."""
+def quantise(path: Path, store: Store, run: dict, fp32: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
+    """Write `<model>-int8.onnx` beside an export; return its summary and `Release.int8`.
+
+    It is to be released where no Dice, of several classes also of each, changes beyond the limit.
+    """
     sides = split_cases(store.index, **split_of(run))
     images = store.images[calibration_rows(store, sides == "train")]
     small, about = path.with_name(f"{path.stem}-int8.onnx"), Predictor.open(path).about
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
-    int8 = score(Predictor.open(small, threads=torch.get_num_threads()), store, sides == "val")
-    both = {"fp32": val[val["model"] == run["model"]], "int8": int8}
-    groups = pd.DataFrame({name: of.groupby("group")["dice"].mean() for name, of in both.items()})
-    change = groups["int8"] - groups["fp32"]
+    opened = Predictor.open(small, threads=torch.get_num_threads())
+    both = {"fp32": fp32, "int8": score(opened, store, measured_frames(sides))}
+    names = ["dice", *(name for name in fp32 if name.startswith("dice_"))]
+    means = {
+        name: of.set_index("group").reindex(columns=names).groupby("group").mean()
+        for name, of in both.items()
+    }
+    change = means["int8"] - means["fp32"]
+    groups = pd.DataFrame({name: of["dice"] for name, of in means.items()})
     gate = {
-        "released": bool(abs(change.mean()) <= DICE_OFF), "limit": DICE_OFF,
-        "change": round(float(change.mean()), 5), "worst_group": round(float(change.min()), 5),
+        "released": bool((change.mean().abs() <= DICE_OFF).all()), "limit": DICE_OFF,
+        "change": round(float(change["dice"].mean()), 5),
+        "worst_group": round(float(change["dice"].min()), 5),
         "fp32": round(float(groups["fp32"].mean()), 5), "calibration_frames": len(images),
     }  # fmt: skip
-    return gate, groups.reset_index()
+    of_classes = change.mean().drop("dice").round(5).to_dict()
+    gate |= {"classes": {name.removeprefix("dice_"): x for name, x in of_classes.items()}}
+    gate |= {} if (sides == "val").any() else {"measured_on": "train"}
+    return {key: value for key, value in gate.items() if value != {}}, groups.reset_index()
 
 
 def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None:
@@ -297,13 +376,13 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
 
 def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
     """Return each frame's distance from the training frames: group, side, distance."""
-    split = about["runs"][predictor.about["model"]]["split"]
+    split = about["runs"][predictor.name]["split"]
     table = store.index[["group"]].assign(side=split_cases(store.index, **split))
     return table.assign(distance=[predictor.distance(image) for image in store.images])
 
 
 def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """Return the selected model's validation frame of median Dice: case_id, uint8 (H,W).
+    """Return the selected model's frame of median Dice in `Release.val`: case_id, uint8 (H,W).
 
     ValueError: it is none of these cases, which are another source's.
     """
@@ -316,7 +395,7 @@ def example(released: Release, cases: pd.DataFrame) -> tuple[str, np.ndarray]:
 
 
 def _segment(predictor: Predictor, store: Store, row: int) -> tuple:
-    """Return prob, mask and confidence of a frame of a store."""
+    """Return prob, label map and confidences of a frame of a store, see `Predictor.segment`."""
     shape = tuple(store.index.iloc[row][["height", "width"]].astype(int))
     return predictor.segment(store.images[row], shape, predictor.about["threshold"])
 

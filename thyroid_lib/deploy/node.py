@@ -24,7 +24,7 @@ from io import BytesIO
 from pathlib import Path
 
 from thyroid_lib.deploy.predict_folder import OPTIONS, open_model, table_csv
-from thyroid_lib.deploy.predictor import ROW, Predictor
+from thyroid_lib.deploy.predictor import Predictor
 from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import write_file
 
@@ -43,7 +43,6 @@ SOP_CLASSES = dicom.SINGLE + dicom.SEVERAL
 PDU = 1 << 17  # bytes
 SILENCE = 10  # seconds until a first request, and between bytes of a PDU
 OBJECT = ("study", "instance", "model", "frame", "frames", "height", "width")
-COLUMNS = (*OBJECT, *ROW, "stored", "problem")
 log = logging.getLogger("thyroid_lib.node")
 
 
@@ -132,26 +131,29 @@ def serve(arguments, predictor: Predictor):
     os._exit(0)  # ends pynetdicom's threads, which would wait for silent callers
 
 
-def read_finished(table: Path) -> dict[tuple, list[dict]]:
+def read_finished(table: Path, columns: tuple[str, ...]) -> dict[tuple, list[dict]]:
     """Return the rows of objects that were measured whole, by instance and model."""
     rows, text = {}, table.read_text("utf-8") if table.is_file() else ""
-    if text and text.partition("\n")[0] != ",".join(COLUMNS):
+    if text and text.partition("\n")[0] != ",".join(columns):
         raise ValueError(f"{table} is another table than this command writes: give another --out")
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # whole lines
         rows.setdefault((row["instance"], row["model"]), []).append(row)
-    return {key: own for key, own in rows.items() if len(own) == int(own[0]["frames"])}
+    count = lambda row: int(row["frames"]) * int(row.get("classes") or 1)  # noqa: E731
+    return {key: own for key, own in rows.items() if len(own) == count(own[0])}
 
 
 def measure(client, found: tuple, predictor: Predictor, decoder: Decoder, store: bool) -> list:
-    """Measure an object, by study, series and instance UID: a row per frame, perhaps a problem."""
-    content, measured, rows, problem = BytesIO(), [], [{}], ""
+    """Measure an object, by study, series and instance UID: a row per frame and class, or one."""
+    content, measured, rows, problem = BytesIO(), [], [{"frames": 1}], ""
     try:
         client.retrieve_instance(*found).save_as(content)
         decoder.check(content.getvalue())
         dataset = dicom.read_file(content.getvalue())
         answers = answer(dataset, predictor, measured=measured)
-        size = {"height": dataset.Rows, "width": dataset.Columns}
-        rows = [size | {"frame": n} | each.row() for n, each in enumerate(measured, 1)]
+        size = {"height": dataset.Rows, "width": dataset.Columns, "frames": len(measured)}
+        size |= {"classes": len(predictor.classes)} if len(predictor.classes) > 1 else {}
+        numbered = enumerate(measured, 1)
+        rows = [size | {"frame": n} | row for n, each in numbered for row in each.rows()]
         if store:
             pacs.store(client, answers)
     except Exception as error:
@@ -159,23 +161,25 @@ def measure(client, found: tuple, predictor: Predictor, decoder: Decoder, store:
         if isinstance(error, requests.RequestException) and not problem:
             raise
         problem = problem or str(dicom.as_refusal(error))
-    same = {"frames": len(rows), "problem": problem, "stored": "yes" * (store and not problem)}
+    same = {"problem": problem, "stored": "yes" * (store and not problem)}
     return [row | same for row in rows]
 
 
 def study(arguments, predictor: Predictor) -> int:
     """Write the areas of all ultrasound of some studies; rows in the table are kept."""
+    several = ("classes",) * (len(predictor.classes) > 1)
+    columns = (*OBJECT, *several, *predictor.columns, "stored", "problem")
     client, decoder, out = pacs.pacs_client(arguments.pacs), Decoder(), Path(arguments.out)
     uids, problems = {uid for each in arguments.study_uid if (uid := each.strip())}, 0
-    model = predictor.about.get("run_id", predictor.about["model"])
+    model = predictor.about.get("run_id", predictor.name)
     model += "" if arguments.precision == "fp32" else f" {arguments.precision}"
     done = {
-        key: own for key, own in read_finished(out).items()
+        key: own for key, own in read_finished(out, columns).items()
         if own[0]["study"] not in uids
         or not (own[0]["problem"] or (arguments.store and not own[0]["stored"]))
     }  # fmt: skip
     kept = [row for own in done.values() for row in own]
-    write_file(out, table_csv(kept, COLUMNS))  # without half-written objects
+    write_file(out, table_csv(kept, columns))  # without half-written objects
     for uid in sorted(uids):
         found = [each for each in pacs.find_objects(client, uid) if each[0] in SOP_CLASSES]
         if not found:
@@ -188,7 +192,7 @@ def study(arguments, predictor: Predictor) -> int:
             problems += bool(rows[0]["problem"])
             same = {"study": uid, "instance": instance, "model": model}
             with open(out, "a", encoding="utf-8") as file:
-                file.write(table_csv([row | same for row in rows], COLUMNS, header=False))
+                file.write(table_csv([row | same for row in rows], columns, header=False))
     print(f"areas are in {out}" + (f", {problems} problems" if problems else ""))
     return int(problems > 0)
 

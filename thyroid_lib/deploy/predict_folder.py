@@ -4,7 +4,9 @@
 
 MODEL is a release folder, one of its .onnx files, or the model.pt of a run (needs torch). Image
 0449.jpg gives OUT/masks/0449.png, 0 and 255 at the image's own size; OUT/areas.csv has a row per
-image. As in the study, two images of one name (a.png and a.jpg, or A.png) are not used.
+image. Of several classes the PNG is a label map (0 background, 1 … the classes in their order; its
+palette has the figures' colours), and the table has a row per image and class. As in the study, two
+images of one name (a.png and a.jpg, or A.png) are not used.
 """
 
 import argparse
@@ -19,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from thyroid_lib.data import frames, readers
-from thyroid_lib.deploy.predictor import ROW, Predictor, read_picture
+from thyroid_lib.data.label_maps import class_rgb
+from thyroid_lib.deploy.predictor import Prediction, Predictor, read_picture
 from thyroid_lib.files.writing import write_file
 
-COLUMNS = ("file", "height", "width", *ROW, "problem")
 OPTIONS = {  # of every command that opens a model
     "--model": {"required": True, "help": "release folder, .onnx or model.pt"},
     "--name": {"default": "", "help": "one of a release's models; default: the selected one"},
@@ -37,7 +39,7 @@ def open_model(arguments: argparse.Namespace) -> Predictor:
 
 
 def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) -> list[dict]:
-    """Segment every image of a folder; return a row of COLUMNS each, as in `areas.csv`.
+    """Segment every image of a folder; return the rows of `areas.csv`, of each image and class.
 
     ValueError: no images, or `out` has masks that this function has not written.
     """
@@ -49,22 +51,22 @@ def segment_folder(predictor: Predictor, images: str | Path, out: str | Path) ->
     files = sorted(f for f in images.iterdir() if formats.get(f.suffix.lower()) in frames.FORMATS)
     if not files:
         raise ValueError(f"no image in {images}: need {', '.join(frames.FORMATS)}")
-    write_file(table, table_csv([], COLUMNS))
+    columns = ("file", "height", "width", *predictor.columns, "problem")
+    write_file(table, table_csv([], columns))
     keys = [unicodedata.normalize("NFC", file.stem).casefold() for file in files]
     rows, counts = [], Counter(keys)
     white, _ = readers.white_level([readers.measure_image(file)[1] for file in files])
     for file, key in zip(files, keys, strict=True):
-        rows.append(row := {"file": file.name})
         try:
             if counts[key] > 1:
                 raise ValueError(f"{counts[key]} images have this name, keep one")
             found = predictor.predict(read_picture(file, white))
-            write_file(masks / f"{file.stem}.png", mask_png(found.mask))
-            row["height"], row["width"] = found.mask.shape
-            row |= found.row()
+            write_file(masks / f"{file.stem}.png", mask_png(found))
+            size = dict(zip(("height", "width"), found.mask.shape, strict=True))
+            rows += [{"file": file.name} | size | row for row in found.rows()]
         except ValueError as error:
-            row["problem"] = str(error)
-    write_file(table, table_csv(rows, COLUMNS))
+            rows.append({"file": file.name, "problem": str(error)})
+    write_file(table, table_csv(rows, columns))
     return rows
 
 
@@ -78,10 +80,13 @@ def table_csv(rows: list[dict], columns: tuple[str, ...], *, header: bool = True
     return text.getvalue()
 
 
-def mask_png(mask: np.ndarray) -> bytes:
-    """Encode a mask, bool (H,W), as PNG: 0 and 255."""
-    file = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+def mask_png(found: Prediction) -> bytes:
+    """Encode a mask as PNG, 0 and 255; of several classes the label map, with a palette."""
+    file, several = io.BytesIO(), len(found.classes) > 1
+    image = Image.fromarray(found.labels if several else found.mask.astype(np.uint8) * 255)
+    if several:
+        image.putpalette(np.array([(0, 0, 0), *class_rgb(len(found.classes))]).ravel().tolist())
+    image.save(file, format="PNG")
     return file.getvalue()
 
 
@@ -98,10 +103,10 @@ def main() -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = [row for row in rows if "problem" in row]
+    failed, count = [row for row in rows if "problem" in row], len({row["file"] for row in rows})
     for row in failed:
         print(f"skipped {row['file']}: {row['problem']}", file=sys.stderr)
-    print(f"{len(rows) - len(failed)} of {len(rows)} images segmented into {arguments.out}")
+    print(f"{count - len(failed)} of {count} images segmented into {arguments.out}")
     return 1 if failed else 0
 
 

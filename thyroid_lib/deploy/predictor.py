@@ -8,22 +8,20 @@ them. A release needs ONNX Runtime, and no torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage, special
-from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import pdist
+from scipy import ndimage
 
-from thyroid_lib.data import frames, readers
+from thyroid_lib.data import frames, label_maps, readers
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
+from thyroid_lib.evaluate.diameters import Pair, diameters
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
-from thyroid_lib.evaluate.networks import open_network
+from thyroid_lib.evaluate.networks import class_names, model_name, open_network
 
-Pair = tuple[float, float]
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
 ROW = (
     "area_px", "area_mm2", "longest_px", "across_px", "longest_mm", "across_mm", "confidence",
@@ -41,7 +39,10 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The result for one frame, at its native size; None for what is not known."""
+    """The result for one frame, at its native size; None for what is not known.
+
+    Of several classes it is that of the foreground, and `classes` has one for each of them.
+    """
 
     prob: np.ndarray  # float32 (H,W) in [0,1], before the threshold
     mask: np.ndarray  # bool (H,W)
@@ -52,6 +53,20 @@ class Prediction:
     confidence: float | None  # the expected Dice, in [0,1]
     distance: float | None  # from the training frames, see `familiarity.distance`
     doubts: tuple[Doubt, ...]
+    name: str = field(default="gland", repr=False)  # repr makes the UID of a DICOM report
+    parts: int = field(default=0, repr=False)  # of the mask that touch nowhere
+    of_class: tuple["Prediction", ...] = field(default=(), repr=False)
+
+    @property
+    def classes(self) -> tuple["Prediction", ...]:
+        """The result of each class, in their order; of one class this one."""
+        return self.of_class or (self,)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label map, uint8 (H,W): 0 background, 1 … the classes in their order."""
+        numbered = enumerate(self.classes, 1)
+        return np.sum([label * each.mask.astype(np.uint8) for label, each in numbered], 0, np.uint8)
 
     @property
     def refused(self) -> bool:
@@ -66,15 +81,26 @@ class Prediction:
         doubts = " ".join(doubt.code for doubt in self.doubts) or None
         return dict(zip(ROW, (*numbers, doubts, "yes" if self.refused else None), strict=True))
 
+    def rows(self) -> list[dict]:
+        """Return a row for each class, with the columns `Predictor.columns`."""
+        more = [{"class": each.name, "parts": each.parts} for each in self.of_class] or [{}]
+        return [each.row() | own for each, own in zip(self.classes, more, strict=True)]
+
+    def without_maps(self) -> "Prediction":
+        """Return the numbers alone, as a cine has hundreds of frames."""
+        bare = tuple(each.without_maps() for each in self.of_class)
+        return replace(self, prob=0, mask=0, of_class=bare)
+
 
 class Predictor:
-    """A trained network, uint8 (N,S,S) to logits, float32 (N,S,S), with pre- and post-processing.
-
-    `about` is the metadata that `export` writes into an .onnx.
-    """
+    """A trained network with pre- and post-processing; network and `about`: see `open_network`."""
 
     def __init__(self, network: Callable[[np.ndarray], np.ndarray], about: dict):
         self.network, self.about = network, about
+        self.name, self.classes = model_name(about), class_names(about)
+        self.structure = "thyroid" if "gland" in self.classes else "nodule"
+        # of the rows of a table
+        self.columns = ("class", *ROW, "parts") if len(self.classes) > 1 else ROW
 
     @classmethod
     def open(
@@ -100,28 +126,48 @@ class Predictor:
             raise ValueError(f"spacing_mm: got {spacing_mm}, need mm per pixel, above 0, below 100")
         gray = frames.to_gray(image)
         fitted = frames.fit_image(gray, self.about["size"], self.about["resize"])  # (S,S)
-        prob, mask, confidence = self.segment(fitted, gray.shape, threshold)
-        area, in_mm = int(mask.sum()), (None, None)
-        if spacing_mm is not None:
-            in_mm = float(area * spacing_mm[0] * spacing_mm[1]), diameters(mask, spacing_mm)
-        known = confidence, self.distance(fitted)
-        doubts = self._doubts(image, gray, mask, *known)
-        return Prediction(prob, mask, area, diameters(mask), *in_mm, *known, doubts)
+        prob, labels, sure = self.segment(fitted, gray.shape, threshold)
+
+        def measure(prob, mask, confidence, name) -> Prediction:
+            area, in_mm = int(mask.sum()), (None, None)
+            if spacing_mm is not None:
+                in_mm = float(area * spacing_mm[0] * spacing_mm[1]), diameters(mask, spacing_mm)
+            parts = ndimage.label(mask, np.ones((3, 3)))[1]
+            known = *in_mm, confidence, far, doubts
+            return Prediction(prob, mask, area, diameters(mask), *known, name, parts)
+
+        mask, far = labels > 0, self.distance(fitted)
+        doubts = self._doubts(image, gray, mask, sure[0], far)
+        found = measure(prob.sum(axis=0), mask, sure[0], self.classes[0])
+        if len(prob) == 1:
+            return found
+        masks = label_maps.class_masks(labels, len(prob))
+        each = zip(prob, masks, sure[1:], self.classes, strict=True)
+        return replace(found, name="foreground", of_class=tuple(measure(*of) for of in each))
 
     def segment(
         self, fitted: np.ndarray, shape: tuple[int, int], threshold: float
-    ) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return prob, mask and confidence of a fitted frame, uint8 (S,S), at its native shape."""
+    ) -> tuple[np.ndarray, np.ndarray, list[float | None]]:
+        """Segment a fitted frame, uint8 (S,S), at its native shape.
+
+        Returns prob, float32 (K,H,W); label map, uint8 (H,W); the confidence, which of several
+        classes is the mean of those that were found, and then that of each class.
+        """
         # a batch of one frame: other frames in the batch would change the last bits
-        logits = self.network(fitted[None])[0]  # (S,S)
-        square = special.expit(logits)
-        confidence = None
+        logits = self.network(fitted[None])  # (1,S,S), of several classes (1,K+1,S,S)
+        logits = logits[:, None] if logits.ndim == 3 else logits
+        square = label_maps.class_probs(logits)[0]  # (K,S,S)
+        sure = [None] * (len(square) + 1)
         if temperature := self.about.get("temperature"):
-            tempered = special.expit(logits / np.float32(temperature))
-            expected = expected_dice(tempered, frames.threshold_prob(square, threshold))
-            confidence = float(calibrated(expected, self.about.get("confidence")))
+            tempered = label_maps.class_probs(logits / np.float32(temperature))[0]
+            labels, line = label_maps.to_labels(square, threshold), self.about.get("confidence")
+            masks = label_maps.class_masks(labels, len(square))
+            each = [expected_dice(*of) for of in zip(tempered, masks, strict=True)]
+            found = [x for x, mask in zip(each, masks, strict=True) if mask.any()]
+            whole = np.mean(found) if found else expected_dice(tempered.sum(axis=0), labels > 0)
+            sure = [float(calibrated(x, line)) for x in (whole, *each)]
         how = {"resize": self.about["resize"], "threshold": threshold}
-        return *frames.restore_mask(square, *shape, **how), confidence
+        return *label_maps.restore_labels(square, *shape, **how), sure
 
     def distance(self, fitted: np.ndarray) -> float | None:
         """Return `familiarity.distance` of a frame, uint8 (S,S); None if the model has no data."""
@@ -145,7 +191,7 @@ class Predictor:
             ("far", far > FAR,
              f"Unlike the training frames: {far:.1f} times as far from them as 99 of 100 frames "
              f"are{', too far to trust' * (far > TOO_FAR)}.", far > TOO_FAR),
-            ("empty", not mask.any(), "No thyroid was found.", False),
+            ("empty", not mask.any(), f"No {self.structure} was found.", False),
             ("unsure", sure < UNSURE,
              f"The expected Dice is {sure:.2f}: much of this is likely wrong.", False),
             ("unsure", UNSURE <= sure < low,
@@ -167,27 +213,3 @@ def read_picture(path: str | Path, white: float | None = None) -> np.ndarray:
     # a rotated, transparent or 16-bit picture has other gray levels: its colours are ignored
     known = colour is not None and np.array_equal(frames.to_gray(colour), gray)
     return colour if known else gray
-
-
-def diameters(mask: np.ndarray, spacing: Pair = (1.0, 1.0)) -> Pair:
-    """Return the longest diameter of a mask's largest part, and its extent across that one.
-
-    Between pixel centres of a mask, bool (H,W), in the unit of the spacing; (0, 0) where empty.
-    """
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    if not count:
-        return 0.0, 0.0
-    largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    points = np.argwhere(largest & ~ndimage.binary_erosion(largest)) * np.array(spacing)  # (P,2)
-    try:
-        points = points[ConvexHull(points).vertices]
-    except QhullError:  # all on one line
-        points = points[[0, -1]]
-    farthest = pdist(points).argmax()
-    first, second = (axis[farthest] for axis in np.triu_indices(len(points), 1))
-    along = points[second] - points[first]
-    length = float(np.hypot(*along))
-    if not length:
-        return 0.0, 0.0
-    across = points @ np.array([-along[1], along[0]]) / length
-    return length, float(np.ptp(across))

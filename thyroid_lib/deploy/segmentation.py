@@ -22,6 +22,7 @@ from thyroid_lib import __version__
 from thyroid_lib.data.dicom import COPIED, COPIED_IF_PRESENT, SINGLE
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import Prediction
+from thyroid_lib.evaluate.networks import class_names, model_name
 
 MAKER = "thyroid_lib"
 THYROID = Code("69748006", "SCT", "Thyroid gland")
@@ -67,7 +68,7 @@ def derive_object(
         SeriesInstanceUID=name_uid(source.SeriesInstanceUID, modality, model),
         SeriesDescription=f"Thyroid {modality}: {NOTICE}",
         InstanceNumber=number if isinstance(number, int) else 1, Manufacturer=MAKER,
-        ManufacturerModelName=_short_text(about.get("model", "model")),
+        ManufacturerModelName=_short_text(model_name(about)),
         DeviceSerialNumber=model[:16], SoftwareVersions=__version__,
         ContentDate="19000101", ContentTime="000000",  # where the source has no date
     )  # fmt: skip
@@ -94,40 +95,61 @@ def _short_text(value) -> str:
     return str(value).encode("ascii", "replace").decode().replace("\\", "/")[:64]
 
 
-def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
-    """Return a BINARY segmentation whose frame i lies over frame i of the source, empty or not.
+def describe_class(name: str) -> tuple[str, dict]:
+    """Return what a class is called, and its codes; all but the gland are a kind of nodule."""
+    if name == "gland":
+        return THYROID.meaning, {
+            "SegmentedPropertyCategoryCodeSequence": codes.SCT.AnatomicalStructure,
+            "SegmentedPropertyTypeCodeSequence": THYROID,
+        }
+    return "Thyroid nodule" + f": {name}" * (name != "nodule"), {
+        "SegmentedPropertyCategoryCodeSequence": codes.SCT.MorphologicallyAbnormalStructure,
+        "SegmentedPropertyTypeCodeSequence": codes.SCT.Nodule,
+        "AnatomicRegionSequence": THYROID,
+    }
 
-    Refused frames have their masks, too. Predictions are taken one by one: few are in memory.
+
+def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict) -> Dataset:
+    """Return a BINARY segmentation, a segment per class, frames empty or not.
+
+    The frames of the source follow each other, over each one frame per class: of one class frame i
+    lies over frame i. Refused frames have their masks, too. Predictions are taken one by one: few
+    are in memory.
     """
     rows, columns, count = source.Rows, source.Columns, int(source.get("NumberOfFrames") or 1)
     packed, rest, refused = [], np.zeros(0, bool), 0
     for prediction in predictions:
         refused += prediction.refused
-        bits = np.concatenate([rest, prediction.mask.ravel()])  # frames are not padded to bytes
+        masks = (each.mask.ravel() for each in prediction.classes)
+        bits = np.concatenate([rest, *masks])  # frames are not padded to bytes
         packed.append(np.packbits(bits[: len(bits) // 8 * 8], bitorder="little").tobytes())
         rest = bits[len(bits) // 8 * 8 :]
     data = b"".join([*packed, np.packbits(rest, bitorder="little").tobytes()])
     seg = derive_object(source, about, uid.SegmentationStorage, "SEG", 9101, data)
     space, name = name_uid(seg.SOPInstanceUID, "dimensions"), seg.ManufacturerModelName
-    label = THYROID.meaning + f" ({refused} of {count} frames refused)" * bool(refused)
-    segment = make_dataset(
-        SegmentNumber=1, SegmentLabel=label, SegmentDescription=NOTICE,
-        SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
-        SegmentationAlgorithmIdentificationSequence=[make_dataset(
-            AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
-            AlgorithmVersion=__version__, AlgorithmParameters=_short_text(about.get("run_id", "")),
-            AlgorithmSource=MAKER)],
-        SegmentedPropertyCategoryCodeSequence=codes.SCT.AnatomicalStructure,
-        SegmentedPropertyTypeCodeSequence=THYROID,
-    )  # fmt: skip
+    note, names = f" ({refused} of {count} frames refused)" * bool(refused), class_names(about)
+    segments = []
+    for number, each in enumerate(names, 1):
+        label, coded = describe_class(each)
+        segments.append(make_dataset(
+            SegmentNumber=number, SegmentLabel=_short_text(label + note),
+            SegmentDescription=NOTICE if names == ["gland"] else f"{label}. {NOTICE}",
+            SegmentAlgorithmType="AUTOMATIC", SegmentAlgorithmName=name,
+            SegmentationAlgorithmIdentificationSequence=[make_dataset(
+                AlgorithmFamilyCodeSequence=codes.DCM.ArtificialIntelligence, AlgorithmName=name,
+                AlgorithmVersion=__version__,
+                AlgorithmParameters=_short_text(about.get("run_id", "")), AlgorithmSource=MAKER)],
+            **coded,
+        ))  # fmt: skip
     purpose = codes.DCM.SourceImageForImageProcessingOperation
     image = {"PurposeOfReferenceCodeSequence": purpose, "SpatialLocationsPreserved": "YES"}
     seg.update(make_dataset(
         ImageType=["DERIVED", "PRIMARY"], PatientOrientation=None, ContentLabel="THYROID",
-        ContentDescription=NOTICE, ContentCreatorName=None, SamplesPerPixel=1, NumberOfFrames=count,
-        PhotometricInterpretation="MONOCHROME2", Rows=rows, Columns=columns, BitsAllocated=1,
-        BitsStored=1, HighBit=0, PixelRepresentation=0, LossyImageCompression="00",
-        SegmentationType="BINARY", SegmentsOverlap="NO", SegmentSequence=[segment],
+        ContentDescription=NOTICE, ContentCreatorName=None, SamplesPerPixel=1,
+        NumberOfFrames=count * len(names), PhotometricInterpretation="MONOCHROME2", Rows=rows,
+        Columns=columns, BitsAllocated=1, BitsStored=1, HighBit=0, PixelRepresentation=0,
+        LossyImageCompression="00", SegmentationType="BINARY", SegmentsOverlap="NO",
+        SegmentSequence=segments,
         ReferencedSeriesSequence=[make_dataset(
             SeriesInstanceUID=source.SeriesInstanceUID,
             ReferencedInstanceSequence=[reference(source)])],
@@ -138,16 +160,16 @@ def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict
             for pointer, group in (("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
                                    ("TemporalPositionIndex", "FrameContentSequence"))],
         # no PixelMeasures: readers expect a slice thickness there, which such frames lack
-        SharedFunctionalGroupsSequence=[make_dataset(
-            SegmentIdentificationSequence=[make_dataset(ReferencedSegmentNumber=1)])],
+        SharedFunctionalGroupsSequence=[make_dataset(**_segment_of(1) if len(names) == 1 else {})],
         PerFrameFunctionalGroupsSequence=[
             make_dataset(
+                **_segment_of(label) if len(names) > 1 else {},
                 DerivationImageSequence=[make_dataset(
                     DerivationCodeSequence=codes.DCM.SegmentationImageDerivation,
                     SourceImageSequence=[reference(source, number, **image)])],
                 FrameContentSequence=[make_dataset(
-                    DimensionIndexValues=[1, number], TemporalPositionIndex=number)])
-            for number in range(1, count + 1)],
+                    DimensionIndexValues=[label, number], TemporalPositionIndex=number)])
+            for number in range(1, count + 1) for label in range(1, len(names) + 1)],
     ))  # fmt: skip
     lossy = source.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
     if lossy or source.get("LossyImageCompression") == "01":
@@ -159,3 +181,7 @@ def segmentation(source: Dataset, predictions: Iterable[Prediction], about: dict
                 setattr(seg, keyword, value)
     seg.add_new("PixelData", "OB", data + bytes(len(data) % 2))
     return seg
+
+
+def _segment_of(number: int) -> dict:
+    return {"SegmentIdentificationSequence": [make_dataset(ReferencedSegmentNumber=number)]}

@@ -6,8 +6,6 @@ The header is `segmentation.derive_object`'s: highdicom's own has the time of da
 a patient's data. Sources: DICOM PS3.3 A.35.3; PS3.16 TID 1500, 1410 (Planar ROI), 1501.
 """
 
-from dataclasses import replace
-
 from highdicom import sr
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -36,7 +34,7 @@ def answer(
     def predictions():
         for image in read_frames(source):
             prediction = predictor.predict(image, spacing_mm=spacing)
-            measured.append(replace(prediction, prob=0, mask=0))  # a cine has hundreds
+            measured.append(prediction.without_maps())
             yield prediction
 
     seg = objects.segmentation(source, predictions(), predictor.about)
@@ -44,11 +42,17 @@ def answer(
 
 
 def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: dict) -> Dataset:
-    """Return the report: area and diameters of each frame, of a cine also the largest area."""
-    groups = [_frame_group(source, seg, *each) for each in enumerate(predictions, 1)]
+    """Return the report: area and diameters of each frame and class, of a cine the largest, too."""
+    by_class = list(zip(*(each.classes for each in predictions), strict=True))  # K x frames
+    groups = [
+        _frame_group(source, seg, number, label, each)
+        for number, found in enumerate(predictions, 1)
+        for label, each in enumerate(found.classes, 1)
+    ]
     if len(predictions) > 1:
-        groups.insert(0, _cine_group(seg, predictions))
+        groups = [_cine_group(seg, *each) for each in enumerate(by_class, 1)] + groups
     kind, content = (uid.ComprehensiveSRStorage, "SR", 9102), [seg.SOPInstanceUID, *predictions]
+    content += [each for found in predictions for each in found.of_class]
     document = objects.derive_object(source, about, *kind, repr(content).encode())
     own_uid = objects.name_uid(objects.MAKER, document.DeviceSerialNumber)
     device = sr.DeviceObserverIdentifyingAttributes(own_uid, objects.MAKER)
@@ -71,7 +75,7 @@ def report(source: Dataset, seg: Dataset, predictions: list[Prediction], about: 
     return document
 
 
-def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
+def _frame_group(source: Dataset, seg: Dataset, number: int, label: int, found: Prediction):
     measurements, comments = [], [doubt.text for doubt in found.doubts]
     if found.refused:
         comments.insert(0, "Refused: not measured.")
@@ -84,34 +88,47 @@ def _frame_group(source: Dataset, seg: Dataset, number: int, found: Prediction):
             measurements.append(_measurement(codes.DCM.CertaintyOfFinding, *percent))
     numbers = None if source.SOPClassUID in SINGLE else [number]
     image = sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID, numbers)
-    frame = sr.ReferencedSegmentationFrame(seg.SOPClassUID, seg.SOPInstanceUID, [number], 1, image)
+    of_seg = [(number - 1) * len(seg.SegmentSequence) + label]
+    own = seg.SOPClassUID, seg.SOPInstanceUID, of_seg, label, image
+    frame = sr.ReferencedSegmentationFrame(*own)
     del frame[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number
-    named = _identity(seg, number, f"Thyroid, frame {number}") | {"measurements": measurements}
+    named = _identity(seg, label, number, found) | {"measurements": measurements}
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(**named, referenced_segment=frame)
     group[0].ContentSequence.extend(map(_comment, comments))
     return group
 
 
-def _cine_group(seg: Dataset, predictions: list[Prediction]):
-    with_thyroid = [each for each in predictions if each.area_px and not each.refused]
+def _cine_group(seg: Dataset, label: int, predictions: tuple[Prediction, ...]):
+    with_it = [each for each in predictions if each.area_px and not each.refused]
     refused, measurements = sum(each.refused for each in predictions), []
-    text = f"Thyroid in {len(with_thyroid)} of {len(predictions)} frames, {refused} refused."
-    if with_thyroid:
-        largest = max(with_thyroid, key=lambda each: each.area_px)
+    title, count = _title(predictions[0]), len(predictions)
+    text = f"{title} in {len(with_it)} of {count} frames, {refused} refused."
+    if with_it:
+        largest = max(with_it, key=lambda each: each.area_px)
         text += f" Largest in frame {predictions.index(largest) + 1}."
         area = _sizes(largest)[0]
         measurements = [_measurement(codes.SCT.Area, *area, derivation=codes.SCT.Maximum)]
-    named = _identity(seg, 0, "Thyroid, all frames") | {"measurements": measurements}
+    named = _identity(seg, label, 0, predictions[0]) | {"measurements": measurements}
     group = sr.MeasurementsAndQualitativeEvaluations(**named)
     group[0].ContentSequence.append(_comment(text))
     return group
 
 
-def _identity(seg: Dataset, number: int, name: str) -> dict:
-    tracking = sr.TrackingIdentifier(objects.name_uid(seg.SOPInstanceUID, number), name)
+def _identity(seg: Dataset, label: int, number: int, found: Prediction) -> dict:
+    """Name a group: of a frame, or (0) of all, and of a class, whose code is its segment's."""
+    name = f"{_title(found)}, " + (f"frame {number}" if number else "all frames")
+    parts = (number, label) if len(seg.SegmentSequence) > 1 else (number,)
+    tracking = sr.TrackingIdentifier(objects.name_uid(seg.SOPInstanceUID, *parts), name)
     algorithm = sr.AlgorithmIdentification(seg.ManufacturerModelName, __version__)
-    named = {"tracking_identifier": tracking, "algorithm_id": algorithm}
-    return named | {"finding_type": objects.THYROID}
+    [kind] = (segment := seg.SegmentSequence[label - 1]).SegmentedPropertyTypeCodeSequence
+    named = {"finding_type": Code(kind.CodeValue, "SCT", kind.CodeMeaning)}
+    if "AnatomicRegionSequence" in segment:
+        named["finding_sites"] = [sr.FindingSite(objects.THYROID)]
+    return named | {"tracking_identifier": tracking, "algorithm_id": algorithm}
+
+
+def _title(found: Prediction) -> str:
+    return {"gland": "Thyroid"}.get(found.name, found.name.capitalize())
 
 
 def _sizes(found: Prediction) -> tuple:

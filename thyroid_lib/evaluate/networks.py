@@ -1,7 +1,7 @@
 """Trained networks from their files: a release or one of its .onnx files, a run or its model.pt.
 
     network, about = open_network("results/demo/deploy")
-    logits = network(squares)  # uint8 (N,S,S) to float32 (N,S,S)
+    logits = network(squares)  # uint8 (N,S,S) to float32 (N,S,S), of K > 1 classes (N,K+1,S,S)
 
 A release needs ONNX Runtime, and no torch.
 """
@@ -30,9 +30,9 @@ def open_network(
     """Open a release's folder, one of its .onnx files, a run's folder, or its model.pt.
 
     Of a release, `model` "" is the selected one; `threads` are ONNX Runtime's, 0 for all;
-    `device` is torch's. Returns the network, uint8 (N,S,S) to logits, float32 (N,S,S), and its
-    metadata: REQUIRED and what else is known. FileNotFoundError, ValueError: no such model or
-    precision, or a damaged file.
+    `device` is torch's. Returns the network, uint8 (N,S,S) to logits, float32 (N,S,S) or, of K > 1
+    classes, (N,K+1,S,S); and its metadata: REQUIRED and what else is known. FileNotFoundError,
+    ValueError: no such model or precision, or a damaged file.
     """
     path = Path(path)
     if (path / "model.pt").is_file():
@@ -84,7 +84,7 @@ def _open_onnx(path: Path, threads: int) -> tuple:
 
     def network(squares: np.ndarray) -> np.ndarray:
         image = squares[:, None].astype(np.float32) / 255  # (N,1,S,S)
-        return session.run(None, {name: image})[0][:, 0]
+        return _drop_single(session.run(None, {name: image})[0])
 
     return network, about
 
@@ -98,6 +98,20 @@ def _open_torch(path: Path, device: str) -> tuple:
 
     def network(squares: np.ndarray) -> np.ndarray:
         parts = predict_logits(model, squares, device=device)
-        return np.concatenate([part[:, 0].cpu().numpy() for _, part in parts])
+        return _drop_single(np.concatenate([part.cpu().numpy() for _, part in parts]))
 
     return network, about
+
+
+def _drop_single(logits: np.ndarray) -> np.ndarray:
+    return logits[:, 0] if logits.shape[1] == 1 else logits
+
+
+def class_names(about: dict) -> list[str]:
+    """Return the names of a network's classes, from its metadata; one class has its task's name."""
+    return list(about.get("classes") or [about.get("task", "gland")])
+
+
+def model_name(about: dict) -> str:
+    """Return a model's name in its study: its variant's, without one its network's."""
+    return about.get("variant") or about["model"]

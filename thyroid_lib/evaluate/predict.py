@@ -1,6 +1,7 @@
 """Run a trained network over the frames of a store: logits, probabilities, masks, scores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from thyroid_lib.data import frames
 from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.confidence import expected_dice
 from thyroid_lib.evaluate.imported import segment_imported
 from thyroid_lib.evaluate.scores import Scores, score_maps
 from thyroid_lib.models import arithmetic, build_model, checkpoint, to_input, user_networks
+from thyroid_lib.models.ensemble import Ensemble
 
 
 @torch.inference_mode()
@@ -52,10 +55,21 @@ def to_prob(logits: Tensor) -> np.ndarray:
     return logits.sigmoid()[:, 0].cpu().numpy()
 
 
-def restore_model(name: str, width: int, weights: dict) -> torch.nn.Module:
-    """Build a trained network for prediction, on the CPU."""
-    model = build_model(name, width=width)
-    model.load_state_dict(weights)
+def restore_model(
+    name: str, width: int, weights: dict, *, flip: bool = False, members: Sequence[dict] = ()
+) -> torch.nn.Module:
+    """Build a trained network for prediction, on the CPU.
+
+    `flip` is a run's `flip_test`; `members` are those of an ensemble: model and width of each.
+    """
+    if members:
+        parts = [build_model(each["model"], width=each["width"]) for each in members]
+        model = Ensemble(parts, flip=flip)
+        model.load_state_dict(weights)
+    else:
+        model = build_model(name, width=width)
+        model.load_state_dict(weights)
+        model = Ensemble([model], flip=True) if flip else model
     # another memory layout changes the last bits of the scores
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -78,11 +92,14 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
             raise ValueError("its weights are no finite numbers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} is not a model of this project ({error}): {need}") from error
-    name, trained = meta["model"], meta.get("architecture_fingerprint", "")
-    if trained and user_networks.fingerprint(name) not in (trained, ""):
-        advice = "put that file back, or train again"
-        raise ValueError(f"{path.name} was trained with another architectures/{name}.py: {advice}")
-    return restore_model(name, meta["width"], weights).to(device), meta
+    members = meta.get("members", ())
+    for each in members or [meta]:
+        name, trained = each["model"], each.get("architecture_fingerprint", "")
+        if trained and user_networks.fingerprint(name) not in (trained, ""):
+            what = f"{path.name} was trained with another architectures/{name}.py"
+            raise ValueError(f"{what}: put that file back, or train again")
+    how = {"flip": meta.get("flip_test", False), "members": members}
+    return restore_model(meta["model"], meta["width"], weights, **how).to(device), meta
 
 
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
@@ -98,12 +115,24 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
 
 
 def score_rows(
-    model, store: Store, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16, **how
-) -> Scores:
-    """Predict these rows of a store and score them; `how`: see `scores.score_maps`."""
-    running = {"rows": rows, "device": device, "batch_size": batch_size}
-    batches = (
-        (to_prob(logits), [store.reference(row) for row in part])
-        for part, logits in predict_logits(model, store.images, **running)
-    )
-    return score_maps(store.index.iloc[rows], batches, resize=store.settings["resize"], **how)
+    model, store: Store, rows: np.ndarray, *, device: str = "cpu", batch_size: int = 16,
+    threshold: float = 0.5, temperature: float | None = None, **how,
+) -> Scores:  # fmt: skip
+    """Predict these rows of a store and score them; `how`: see `scores.score_maps`.
+
+    The cases' column `confidence` is the app's before its line: `expected_dice` of the stored
+    square, its logits divided by the temperature (None: 1).
+    """
+    confidences: list[float] = []
+
+    def predict() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        running = {"rows": rows, "device": device, "batch_size": batch_size}
+        for part, logits in predict_logits(model, store.images, **running):
+            prob, tempered = to_prob(logits), to_prob(logits / (temperature or 1))
+            masks = frames.threshold_prob(prob, threshold)
+            confidences.extend(map(expected_dice, tempered, masks))
+            yield prob, [store.reference(row) for row in part]
+
+    how |= {"resize": store.settings["resize"], "threshold": threshold}
+    scored = score_maps(store.index.iloc[rows], predict(), **how)
+    return replace(scored, cases=scored.cases.assign(confidence=confidences))

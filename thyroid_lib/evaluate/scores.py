@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from thyroid_lib.data import frames
+from thyroid_lib.evaluate.diameters import diameters
 from thyroid_lib.evaluate.metrics import dice, part_errors, score_case
 from thyroid_lib.files.parallel import map_in_order
 
@@ -24,7 +25,8 @@ class Scores:
     """The score tables of a run's test cases.
 
     cases: one row per case: case_id, dataset, group, `metrics.score_case`, `metrics.part_errors`,
-        brier (mean squared error of the probability), pred_px and ref_px (areas in pixels).
+        brier (mean squared error of the probability), pred_px and ref_px (areas in pixels),
+        pred_longest_px, pred_across_px, ref_longest_px, ref_across_px (see `diameters`).
     thresholds: one row per case: case_id, group, and Dice at each of `THRESHOLDS` ("0.30" …).
     calibration: one row per group and bin of probability (0 … 14) with pixels: group, bin, pixels,
         mean_prob, share (of thyroid among the pixels).
@@ -86,6 +88,8 @@ def score_map(
     case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
     case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
+    for name, mask in (("pred", pred), ("ref", ref)):
+        case[f"{name}_longest_px"], case[f"{name}_across_px"] = diameters(mask)
     dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
     bins = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
     each = (None, prob, ref)  # weights

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thyroid_lib.models import user_networks
+from thyroid_lib.models import encoder_names, encoders, user_networks
 from thyroid_lib.models.blocks import PAPER_WIDTH, Network
 from thyroid_lib.models.reported import ResUNetReported, SegNetReported, SegNetReportedNoReLU
 from thyroid_lib.models.resunet import ResUNet
@@ -31,7 +31,10 @@ def build_model(
     """Build a network of the library or of a user by name; `initialise` then sets its weights.
 
     A width of None or 0 is the papers' 64. ValueError: unknown name, or a file that does not fit.
+    Names with a colon: `encoder_names`.
     """
+    if ":" in name:
+        return encoders.build(name, in_channels, out_channels, width or 0)
     own, counts = user_networks.files(), (in_channels, out_channels, width or PAPER_WIDTH)
     file = f"{user_networks.FOLDER}/{name}.py"
     if name in own and name in MODELS:
@@ -39,7 +42,7 @@ def build_model(
     if name in own:
         return user_networks.build(name, *counts)
     if name not in MODELS:
-        known = ", ".join([*MODELS, *own])
+        known = ", ".join([*MODELS, encoder_names.FORMS, *own])
         advice = f"choose one of {known}, or write {file} ({user_networks.HELP})"
         raise ValueError(f"unknown model {name!r}; {advice}")
     return MODELS[name](*counts)

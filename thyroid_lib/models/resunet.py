@@ -67,3 +67,39 @@ class ResUNet(Network):
         u = self.up2(torch.cat([self.upsample(u), x2], 1))  # 384 → (N, 128, H/2, W/2)
         u = self.up1(torch.cat([self.upsample(u), x1], 1))  # 192 → (N, 64, H, W)
         return self.head(u)
+
+
+class EncodedResUNet(Network):
+    """The Residual U-Net's decoder on an encoder, which may be pretrained.
+
+    The encoder returns features with these numbers of channels, at sides of 1/reduction of the
+    image's, the largest first, the last at 1/32. Images are normalised here, by mean and standard
+    deviation of those that the encoder was trained on. The decoder doubles the deepest feature to
+    full size and concatenates a feature wherever there is one of that size.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, channels: tuple[int, ...], reductions: tuple[int, ...],
+        mean: float, std: float, in_channels: int, out_channels: int, width: int,
+    ):  # fmt: skip
+        super().__init__(in_channels, out_channels, width)
+        self.encoder, self.upsample, self.units = encoder, Upsample(), nn.ModuleList()
+        self.reductions, self.mean, self.std = reductions, mean, std
+        self.divisor, before, w = reductions[-1], channels[-1], width
+        features = dict(zip(reductions, channels, strict=True))
+        for reduction, after in (16, 6 * w), (8, 4 * w), (4, 5 * w // 2), (2, 3 * w // 2), (1, w):
+            self.units.append(ResidualUnit(before + features.get(reduction, 0), after))
+            before = after
+        self.head = nn.Conv2d(w, out_channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → logits (N, out_channels, H, W)."""
+        self.check(images)
+        encoded = self.encoder((images - self.mean) / self.std)
+        features, reduction = dict(zip(self.reductions, encoded, strict=True)), self.divisor
+        u = features[reduction]  # (N, C, H/32, W/32)
+        for unit in self.units:
+            reduction //= 2
+            u = self.upsample(u)
+            u = unit(torch.cat([u, features[reduction]], 1) if reduction in features else u)
+        return self.head(u)  # from (N, width, H, W)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from thyroid_lib.data.locate import asks_network
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.models import user_networks
+from thyroid_lib.models import encoder_names, user_networks
 from thyroid_lib.settings import NETWORKS, check_parameters, printable, show, unknown
 
 HEAD = "# Parameters"  # papermill's first line of the cell that it injects; ours goes on with "of"
@@ -70,7 +70,7 @@ def check_cells() -> None:
 
 
 def check_networks(names: list[str], key: str = "models") -> None:
-    """Raise ValueError if a network is neither the library's nor a user's file that fits."""
+    """Raise ValueError unless each network is of the library, a package, or a file that fits."""
     own = user_networks.files()
     problems = []
     for name in names:
@@ -79,9 +79,11 @@ def check_networks(names: list[str], key: str = "models") -> None:
             problems.append(f"{file} has the name of a network of the library: rename the file")
         elif name in own:
             problems.append(user_networks.problem(name))
+        elif ":" in name:
+            problems.append(encoder_names.problem(name))
         elif name not in NETWORKS:
             file = f"or a file architectures/{name}.py ({user_networks.HELP})"
-            problems.append(f"{unknown(name, [*NETWORKS, *own])}, {file}")
+            problems.append(f"{unknown(name, [*NETWORKS, encoder_names.FORMS, *own])}, {file}")
     if problems := [f"{key}: {problem}" for problem in problems if problem]:
         raise ValueError("\n".join(problems))
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from thyroid_lib import models
 from thyroid_lib.models import arithmetic, initialise, to_input
+from thyroid_lib.models.pretrained import load_pretrained
 from thyroid_lib.train import augment as augmentation
 from thyroid_lib.train.graph import GraphedStep
 from thyroid_lib.train.optimiser import (
@@ -59,7 +59,7 @@ def fit(
     """
     initialise(net, seed)
     if pretrained != "none" and not state:
-        models.load_pretrained(net, pretrained)
+        load_pretrained(net, pretrained)
     device = next(net.parameters()).device
     rates = {"lr": lr, "encoder_lr": encoder_lr, "weight_decay": weight_decay}
     optimiser = build_optimiser(net, **rates, graphed=cuda_graph)

@@ -4,6 +4,7 @@
     model.pt       the chosen weights and the key under which they were trained
     history.csv    one row per epoch
     scores.csv  thresholds.csv  calibration.csv   see `evaluate.scores.Scores`
+    variations.csv    see `evaluate.variations`
     scores_val.csv (protocol "reported")  as scores.csv, of the epoch that validation picks
     run.json       all settings, key, versions, machine, time, memory, checksums of the tables
     tensorboard/   on request, see `live`
@@ -31,18 +32,19 @@ from torch import nn
 
 from thyroid_lib import __version__, models
 from thyroid_lib.data.frames import threshold_prob
-from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
 from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
 from thyroid_lib.evaluate.scores import count_logits, fit_temperature
+from thyroid_lib.evaluate.variations import WRITTEN, vary_rows
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import checkpoint, user_networks
+from thyroid_lib.models.pretrained import describe as describe_pretrained
 from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
@@ -122,9 +124,7 @@ def train_model(
         own = {"code": code, "packages": user_networks.packages(model)}
     about_pretrained = {}
     if settings["pretrained"] != "none":
-        from thyroid_lib.models.pretrained import describe
-
-        about_pretrained = describe(model, weights_source(settings["pretrained"]))
+        about_pretrained = describe_pretrained(model, settings["pretrained"])
         own |= {"pretrained": about_pretrained["sha256"]}
     # without those at their default, so that a new setting trains nothing anew
     deciding = {k: v for k, v in settings.items() if k not in NOT_IN_KEY and v != DEFAULTS.get(k)}
@@ -154,7 +154,8 @@ def train_model(
         write_table(out / "history.csv", history)
     # Weights trained just now are restored, too, so that both give the same bits of scores.
     names = [name for name in ("weights", "val_weights") if name in finished]
-    net, val_net, *_ = *(restore_model(model, width, finished[x]) for x in names), None
+    nets = (restore_model(model, width, finished[x], flip=flip_test) for x in names)
+    net, val_net, *_ = *nets, None
     return Run(out, net, val_net, sides, history, meta | {"trained_epochs": trained_epochs})
 
 
@@ -185,11 +186,9 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         torch.backends.cudnn.benchmark = True  # the fastest kernels, found by trial
         devices.forget_peak(where)
         net.to(where, memory_format=torch.channels_last)
-        how = {name: settings[name] for name in recipe.RECIPE}
-        how["pretrained"] = weights_source(how["pretrained"])
         states = recipe.fit(
             net, *place_frames(store, where), rows=rows, state=state if begun else None,
-            after_step=after_step, **how,
+            after_step=after_step, **{name: settings[name] for name in recipe.RECIPE},
         )  # fmt: skip
         answering = copy.deepcopy(net) if settings["ema"] else net  # what is validated
         for state in states:
@@ -235,11 +234,6 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
     return weights | {"history": history, "meta": meta}, epochs - begun, stop_reason()
 
 
-def weights_source(pretrained: str) -> str:
-    """Return what `models.pretrained` takes: a file of a study is found as its data are."""
-    return pretrained if pretrained in ("none", "imagenet") else str(find_data(pretrained))
-
-
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a store's images and masks, uint8 (N,S,S), on a GPU with room for twice as much."""
     with warnings.catch_warnings():
@@ -258,28 +252,36 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how |= {"workers": count_workers(len(rows), run.meta["threads"])}
     with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
-        tables = {"history": run.history, **vars(score_rows(run.model, store, rows, **how))}
+        temperature, held_back = None, np.flatnonzero(run.sides == "val")
+        if len(held_back) and not run.val_model:
+            predicted = predict_logits(run.model, store.images, rows=held_back, device=device)
+            counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
+            temperature = round(fit_temperature(sum(counts)), 4)
+        scored = score_rows(run.model, store, rows, temperature=temperature, **how)
+        tables = {"history": run.history, **vars(scored)}
         cases = tables.pop("cases")
         if run.val_model:
             square = validate(run.model, store, rows, device)
             cases = cases.assign(square_both=square.both, square_total=square.total)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
         tables["scores"] = cases
-        temperature, held_back = None, np.flatnonzero(run.sides == "val")
-        if len(held_back) and not run.val_model:
-            predicted = predict_logits(run.model, store.images, rows=held_back, device=device)
-            counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
-            temperature = round(fit_temperature(sum(counts)), 4)
+        known = np.flatnonzero(run.sides == "train")
+        tables["variations"] = vary_rows(run.model, store, rows, train=known, **how)
     versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about = run.meta | {
         "tolerance_px": tolerance_px,
         "temperature": temperature,
+        "multiply_adds": models.multiply_adds(run.model, store.size),  # of both where it flips
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": devices.describe_machine(device),
     }
     with folder_lock(run.out):
-        paths = [write_table(run.out / f"{name}.csv", each) for name, each in tables.items()]
+        special = {"variations": WRITTEN}
+        paths = [
+            write_table(run.out / f"{name}.csv", each, **special.get(name, {}))
+            for name, each in tables.items()
+        ]
         about["files"] = {path.name: file_digest(path) for path in paths}
         write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return cases

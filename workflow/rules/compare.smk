@@ -10,6 +10,7 @@ rule compare:
     input:
         "store/store.json",
         expand("runs/{run}/{file}", run=COMPARED + IMPORTED, file=RUN_TABLES),
+        expand("runs/{run}/{file}", run=COMPARED, file=VARIED),
     output:
         "notebooks/4-compare.ipynb",
         multiext("compare/", *TABLES, *["external.csv"] * ("external" in config["protocols"])),

@@ -9,7 +9,7 @@ rule train:
     input: lambda wildcards: f"{STORES[wildcards.run]}/store.json"
     output:
         "notebooks/3-train-{run}.ipynb",
-        multiext("runs/{run}/", *RUN_TABLES),
+        multiext("runs/{run}/", *RUN_TABLES, VARIED),
     log: "logs/3-train-{run}.ipynb"
     params:
         *code_digests(NOTEBOOKS / "3-train.ipynb"),
