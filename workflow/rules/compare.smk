@@ -10,7 +10,7 @@ rule compare:
     input:
         "store/store.json",
         expand("runs/{run}/{file}", run=[*COMPARED, *ENSEMBLES, *IMPORTED], file=RUN_TABLES),
-        expand("runs/{run}/{file}", run=COMPARED, file=VARIED),
+        expand("runs/{run}/{file}", run=COMPARED, file=MORE_TABLES),
     output:
         "notebooks/4-compare.ipynb",
         multiext("compare/", *TABLES, *BY_CLASS),
