@@ -139,7 +139,9 @@ def train_model(
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
             "key": key, "training_version": recipe.TRAINING_VERSION,
             "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
-        } | ({"architecture_fingerprint": code} if code else {}) | (
+        } | ({"task": store.task} if store.task != "gland" else {}) | (
+            {"classes": store.classes} if len(store.classes) > 1 else {}
+        ) | ({"architecture_fingerprint": code} if code else {}) | (
             {"pretrained_weights": about_pretrained} if about_pretrained else {}
         )  # fmt: skip
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
