@@ -9,14 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "thyroid_lib"
 FLOORS = (
-    {"settings", "files"},
+    {"settings", "clashes", "files"},
     {"data", "models"},
     {"evaluate", "audit"},
     {"train", "compare"},
     {"plots", "study", "deploy"},
 )
 # Beside the floors below: the study draws figures; a file of settings is read and written.
-NEIGHBOURS = {("study", "plots"), ("settings", "files")}
+NEIGHBOURS = {("study", "plots"), ("settings", "files"), ("settings", "clashes")}
+NEIGHBOURS |= {("clashes", "files")}
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -120,3 +120,8 @@ def by_value(
     if (codes == UNKNOWN).all():
         raise ValueError(f"{sentence}; classes: name the values of each, low: '2, 3', high: '5'")
     return cases.assign(mask_rule=codes.map("{}=".format)), sentence
+
+
+def class_names(about: dict) -> list[str]:
+    """Return the names of a network's classes, from its metadata; one class has its task's name."""
+    return list(about.get("classes") or [about.get("task", "gland")])
