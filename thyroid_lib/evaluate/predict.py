@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,26 @@ def to_prob(logits: Tensor) -> np.ndarray:
 
 
 def restore_model(
-    name: str, width: int, weights: dict, *, flip: bool = False, members: Sequence[dict] = ()
+    name: str,
+    width: int,
+    weights: dict,
+    *,
+    flip: bool = False,
+    members: Sequence[dict] = (),
+    classes: Sequence[str] = (),
 ) -> torch.nn.Module:
     """Build a trained network for prediction, on the CPU.
 
-    `flip` is a run's `flip_test`; `members` are those of an ensemble: model and width of each.
+    `flip` is a run's `flip_test`; `members` are those of an ensemble: model and width of each;
+    `classes` are named where there are several, which give a logit each, and the background one.
     """
+    build = partial(build_model, out_channels=len(classes) + 1 if len(classes) > 1 else 1)
     if members:
-        parts = [build_model(each["model"], width=each["width"]) for each in members]
+        parts = [build(each["model"], width=each["width"]) for each in members]
         model = Ensemble(parts, flip=flip)
         model.load_state_dict(weights)
     else:
-        model = build_model(name, width=width)
+        model = build(name, width=width)
         model.load_state_dict(weights)
         model = Ensemble([model], flip=True) if flip else model
     # another memory layout changes the last bits of the scores
@@ -98,7 +107,8 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         if trained and user_networks.fingerprint(name) not in (trained, ""):
             what = f"{path.name} was trained with another architectures/{name}.py"
             raise ValueError(f"{what}: put that file back, or train again")
-    how = {"flip": meta.get("flip_test", False), "members": members}
+    how = {key: meta.get(key, ()) for key in ("members", "classes")}
+    how |= {"flip": meta.get("flip_test", False)}
     return restore_model(meta["model"], meta["width"], weights, **how).to(device), meta
 
 
