@@ -31,6 +31,7 @@ PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out",
 LEAKY = ("random", "reported", "official")  # a group may stand on two sides of the split
 ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
+TASKS = ("gland", "nodule", "gland+nodule")
 MENDS = ("text", "specks", "holes")
 AUGMENTS = ("none", "standard")  # or a mapping of these to their probabilities:
 AUGMENTATIONS = (
@@ -49,6 +50,12 @@ def _unique(values: list) -> list:
     if len(set(values)) < len(values):
         raise ValueError("no value may stand twice")
     return values
+
+
+def _several(classes: dict) -> dict:
+    if len(classes) == 1:  # its name is the task, its values are mask_values
+        raise ValueError("need two classes or more")
+    return classes
 
 
 def _some(item, least: int = 1):
@@ -99,6 +106,11 @@ class _Strict(BaseModel):
 
 
 Share = number(ge=0, le=1)
+CLASSES = "{name: levels, colours, TI-RADS or tissues}; {} for one class"
+ClassName = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
+Classes = Annotated[
+    dict[ClassName, _text()], AfterValidator(_several), f"need two or more, {CLASSES}"
+]
 Augment = Annotated[
     Literal[AUGMENTS] | dict[Literal[AUGMENTATIONS], Share],
     f"need {' or '.join(AUGMENTS)}, or probabilities, {{flip: 0.5, gamma: 1}}, "
@@ -159,10 +171,15 @@ class Study(_Strict):
     mask_values: _text() = _choice("levels or colours that are gland, '1, 2'; '' to find them")
     groups: _text() = _choice("table, table:column, pattern, proposed or none; '' to find it")
     split: _text() = _choice("table or JSON of the data's own split, or none; '' to find it")
+    task: Literal[TASKS] = _data(
+        "what is segmented: gland, nodule or gland+nodule", default="gland"
+    )
+    classes: Classes = _data(CLASSES, default={})
     phantom_sweeps: whole(ge=1, le=100) = _data("sweeps to draw")
     phantom_frames: whole(ge=1, le=1000) = _data("frames per sweep")
     phantom_seed: Seed = _data("seed of the drawing")
     phantom_text: bool = _data("burn text into frames and masks, as TG3K has it")
+    phantom_nodules: bool = _data("draw nodules, with labels of their kind", default=False)
     size: whole(ge=16, le=4096) = _store("px, side of the squares that the networks see")
     resize: Literal["square", "letterbox"] = _store("square (as reported) or letterbox")
     mend: _some(Literal[MENDS], 0) = _store("rules that mend masks: text, specks, holes")
@@ -214,6 +231,7 @@ Source = pydantic.create_model(
     __base__=_Strict,
     dataset=(Name, _key("name of the data set")),
     source=(SourceName, _key(ONE_SOURCE)),
+    annotated=(_text() | None, _key("classes that it outlines; '' for all", default=None)),
     **{
         name: (field.rebuild_annotation() | None, _key(field.description, default=None))
         for name, field in Study.model_fields.items()

@@ -21,7 +21,7 @@ def tables() -> str:
     lines = ["### Formats", "", *HEAD, *(f"| {title} | read | |" for title in READ)]
     lines += ["| DDTI, outlines in XML | read, damaged outlines set aside | |"]
     for title, (_, _, choices) in REFUSED.items():
-        shown = ", ".join(f"`{key}: '{value}'`" for key, value in choices.items()) or "the files"
+        shown = show_keys(choices) or "the files"
         lines.append(f"| {title} | refused | {shown} |")
     lines.append("")
     for part, cases in CASES.items():
@@ -30,12 +30,22 @@ def tables() -> str:
             result = "refused" if case.refused else "read"
             said = f"{result}: {case.said.rstrip(' (')}" if case.said else result
             keys = case.choices | case.mend
-            shown = ", ".join(f"`{key}: '{value}'`" for key, value in keys.items())
-            shown = shown or "the files" * case.refused
+            shown = show_keys(keys) or "the files" * case.refused
             cells = (cell.replace("|", "\\|") for cell in (title, said, shown))
             lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
         lines.append("")
     return "\n".join(lines)
+
+
+def show_keys(keys: dict) -> str:
+    """Return keys as they stand in a study's YAML."""
+    lines = []
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            lines.append(f"`{key}: {{{', '.join(f'{k}: {v!r}' for k, v in value.items())}}}`")
+        else:
+            lines.append(f"`{key}: '{value}'`")
+    return ", ".join(lines)
 
 
 def page() -> str:

@@ -32,6 +32,11 @@ def nodule(i: int) -> np.ndarray:
     return gland(i) & (COLUMNS > 28)
 
 
+def labels(i: int) -> np.ndarray:
+    """Draw the label map of a gland, 1, with its nodule, 2."""
+    return gland(i).astype(np.uint8) + nodule(i)
+
+
 def cyst(i: int) -> np.ndarray:
     """Draw a second structure beside the gland, bool (H,W)."""
     return np.hypot(ROWS - 8, COLUMNS - 46 + i) < 5
@@ -124,7 +129,7 @@ class Case:
 
     files: dict
     ids: str | tuple[str, ...] = "a{}"  # of each number
-    masks: Callable = gland  # of each number, bool (H,W)
+    masks: Callable = gland  # of each number, bool (H,W), or a label map
     groups: dict | None = None  # {number: group}; None for every image alone
     official: dict = field(default_factory=dict)  # {number: side}
     choices: dict = field(default_factory=dict)
@@ -317,6 +322,19 @@ MASKS = {
     ),
     "a photograph": Case(pairs(draw=image), said="set a limit", refused=True),
     "classes 1 and 2, the second is meant": classes(levels(1, 2), "2 (5.6 %)", "2", masks=nodule),
+    "gland 1 and nodule 2, a class each": Case(
+        pairs(draw=levels(1, 2)), masks=labels, said="gland is 1 (",
+        choices={"classes": {"gland": "1", "nodule": "2"}},
+    ),
+    "red gland, green nodule, a class each": Case(
+        pairs(draw=colours(RED, GREEN)), masks=labels, said="nodule is 00ff00 (",
+        choices={"classes": {"gland": "ff0000", "nodule": "00ff00"}},
+    ),
+    "a class whose level no mask has": Case(
+        pairs(draw=levels(1, 2)), said="classes: nodule: got 3, the masks hold 0 (", refused=True,
+        choices={"classes": {"gland": "1", "nodule": "3"}},
+        mend={"classes": {"gland": "1", "nodule": "2"}}, masks=labels,
+    ),
     "green and red": classes(
         colours(GREEN, RED), 'mask_values: "ff0000, 00ff00"', "00ff00 ff0000"
     ),

@@ -7,11 +7,15 @@ import pytest
 from PIL import Image
 
 from thyroid_lib.data import ddti
+from thyroid_lib.data.cases import DETAILS
+from thyroid_lib.data.look import look
+from thyroid_lib.data.store import build_store
 
 LAUGHS = '<!DOCTYPE case [<!ENTITY a0 "ha">'  # entities that unfold to a gigabyte
 LAUGHS += "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 9))
 LAUGHS += "]><case>&a8;</case>"
 SQUARE = [(2, 1), (6, 1), (6, 4), (2, 4)]
+RISK = {"low": "2, 3, 4a", "high": "4b, 4c, 5"}
 
 
 def mark(number, *regions, cut=None):
@@ -99,6 +103,49 @@ def test_cases_that_share_an_image_are_one_group(tmp_path):
     assert table.loc["1_4", "image_path"] == table.loc["2_1", "mask_path"] == ""
 
 
+def scored(tmp_path, **scores):
+    """Write cases of one image each, n1="4A" for 1.xml; their nodule is a square."""
+    files = {n: [f"<tirads>{score}</tirads>", mark(1, SQUARE)] for n, score in scores.items()}
+    levels = {f"{name[1:]}_1": i for i, name in enumerate(scores)}
+    return write(tmp_path / "in", images=levels, **files)
+
+
+def test_classes_are_scores_and_a_nodule_without_one_is_of_an_unknown_kind(tmp_path):
+    folder = scored(tmp_path, n1="4A ", n2="4c", n3="", n4="1")
+    seen = look(folder, classes=RISK)
+    said = "1 images low (4a: 1), 1 images high (4c: 1), 2 images of a kind that is not known "
+    assert seen.seen["masks"] == f"classes by tirads: {said}(1: 1, no tirads: 1)"
+    built = build_store(seen.cases, tmp_path / "s", size=16, mend=[], classes=RISK, task="nodule")
+    assert built.index["tirads"].tolist() == ["4A", "4c", "", "1"]
+    inside = [int(built.reference(row).max()) for row in range(4)]
+    assert inside == [1, 2, 255, 255]
+    assert [int(mask.max()) for mask in built.masks] == inside
+    assert built.annotated.all()
+    for wrong, words in (
+        ({"a": "4a", "b": "4A, 4c"}, "tirads 4a stands in two"),
+        ({"a": "7", "b": "8"}, "no tirads: 1.*name the values of each"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            look(folder, classes=wrong)
+    nodules = look(folder, classes={"gland": "", "nodule": ""}, annotated="nodule").cases
+    assert set(nodules["mask_rule"]) == {"2="}
+    assert set(nodules["annotated"]) == {"nodule"}
+
+
+def test_what_is_said_of_a_nodule_is_in_the_index_of_its_store_alone(tmp_path, small_folder):
+    folder = scored(tmp_path, n1="5", n2="")
+    text = (folder / "1.xml").read_text()
+    more = "<age>56</age><sex>F</sex><margins>ill\n defined</margins>"
+    (folder / "1.xml").write_text(text.replace("<case>", f"<case>{more}"))
+    built = build_store(look(folder).cases, tmp_path / "s", size=16, mend=[])
+    row = built.index.set_index("case_id").loc["1_1"]
+    said = {"age": "56", "sex": "F", "margins": "ill defined", "tirads": "5"}
+    assert {name: row[name] for name in DETAILS if name in row} == said
+    assert built.masks.max() == 1
+    other = build_store(look(small_folder).cases, tmp_path / "other", size=16)
+    assert not {*DETAILS, "annotated"} & {*other.index}
+
+
 @pytest.mark.parametrize(
     "names", [["images/1.png", "masks/1.png"], ["1.xml"], ["a.xml", "a_1.jpg"]]
 )
@@ -123,6 +170,10 @@ def test_the_real_sample(shared_data):
     assert len(bad) == 13
     assert table.loc["150_1", "group"] == table.loc["233_2", "group"] == "150+233"
     assert table["group"].nunique() == 246
+    case = table.groupby(table.index.str.partition("_").get_level_values(0))["tirads"].first()
+    low, high = (case.isin(values.split(", ")).sum() for values in RISK.values())
+    assert (low, high, (case == "").sum()) == (76, 98, 73)
+    assert table["composition"].value_counts()["solid"] > 100
     for row in table[table["problem"].isna()].itertuples():
         path, part = row.mask_path.split("\t")
         assert 0.001 < ddti.read_mask(path, part, (360, 560)).mean() < 0.8

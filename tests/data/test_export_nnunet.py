@@ -1,6 +1,7 @@
 """A study's cases and folds as nnU-Net's raw data: read back, whole or not at all."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from PIL import Image
 
 from thyroid_lib.data import frames, nnunet
 from thyroid_lib.data.export_nnunet import export_nnunet
+from thyroid_lib.data.look import look
 from thyroid_lib.data.splits import split_cases
-from thyroid_lib.data.store import build_store, load_cases
+from thyroid_lib.data.store import build_store, fingerprint_of, load_cases
 
 SPLIT = {"folds": 3, "val_share": 0.3}
 
@@ -83,3 +85,18 @@ def test_what_it_cannot_do_is_refused_and_leaves_nothing(source, tmp_path):
         export_nnunet(cases, store, raw / "again", **SPLIT)
     with pytest.raises(ValueError, match="Dataset501_Thyroid is there already"):
         export_nnunet(cases, store, raw, **SPLIT)
+
+
+def test_labels_of_classes_have_their_names_and_the_unknown_kind_is_ignored(class_store, tmp_path):
+    cases = look(class_store.folder.parent / "data", classes={"gland": "1", "nodule": "2"}).cases
+    with pytest.raises(ValueError, match="not as in the store"):  # of which group d is partly so
+        export_nnunet(cases, class_store, tmp_path, folds=2)
+    index = class_store.index.drop(columns="annotated")
+    about = class_store.settings | {"classes": ["gland", "nodule"]}
+    store = replace(class_store, index=index, fingerprint=fingerprint_of(cases, about))
+    folder = export_nnunet(cases, store, tmp_path, folds=2)
+    labels = json.loads((folder / "dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, "gland": 1, "nodule": 2, "ignore": 3}
+    for row in (0, 23):
+        with Image.open(folder / "labelsTr" / f"thyroid_{row:05d}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), store.reference(row))

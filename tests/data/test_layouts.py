@@ -30,7 +30,8 @@ def test_a_data_set_is_read_right_or_refused_with_what_mends_it(tmp_path, title)
 
 def read(top, folder, **choices):
     seen = look(top, **choices)
-    return seen, build_store(seen.cases, folder, size=48, mend=[])
+    how = {"size": 48, "mend": [], "classes": choices.get("classes", ())}
+    return seen, build_store(seen.cases, folder, **how)
 
 
 def check_read(case: Case, seen, built) -> None:

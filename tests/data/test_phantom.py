@@ -7,12 +7,13 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import files_of
 from PIL import Image
 from scipy import ndimage
 
-from thyroid_lib.data import phantom
+from thyroid_lib.data import frames, phantom
 
 SWEEPS = range(6)
 EDGES = np.ones((3, 3))  # components that touch by a corner are one
@@ -125,3 +126,90 @@ def test_the_files_of_others_are_spared(tmp_path):
     with pytest.raises(ValueError, match=r"patient\.png"):
         phantom.cases(tmp_path, sweeps=1, frames=1)
     assert (tmp_path / "images" / "patient.png").read_bytes() == b"precious"
+
+
+@cache
+def with_nodules(sweep, seed=0):
+    return phantom.make_sweep(seed=seed, sweep=sweep, frames=4, nodules=True)
+
+
+def test_nodules_have_the_look_of_their_kind():
+    seen = {kind: [] for kind in phantom.KINDS}
+    for sweep in range(16):
+        drawn_ = with_nodules(sweep)
+        image, labels = (drawn_[part][2] for part in ("images", "masks"))
+        assert labels.max() <= len(phantom.KINDS) + 1
+        around = image[labels == 1].mean()
+        for kind in {lesion["kind"] for lesion in drawn_["lesions"]}:
+            inside = image[labels == phantom.TISSUES[kind][0]].astype(float)
+            if inside.size > 60:
+                seen[kind].append((inside.mean() - around, inside.max() - around, inside.mean()))
+    mean, brightest, level = (
+        {kind: np.mean(found, axis=0)[i] for kind, found in seen.items()} for i in range(3)
+    )
+    assert level["cystic"] < 0.6 * level["hypoechoic"]
+    assert mean["cystic"] < mean["hypoechoic"] - 10 < mean["isoechoic"] - 10
+    assert abs(mean["isoechoic"]) < 12 < mean["hyperechoic"]
+    assert brightest["calcified"] > 1.3 * brightest["hypoechoic"]  # its dots
+
+
+def test_nodules_lie_in_the_gland_and_a_small_square_still_shows_them():
+    kinds, found = set(), 0
+    for sweep in range(16):
+        labels, lesions = (with_nodules(sweep)[part] for part in ("masks", "lesions"))
+        kinds |= {lesion["kind"] for lesion in lesions}
+        found += bool(lesions)
+        for lesion in lesions:
+            held = (labels == phantom.TISSUES[lesion["kind"]][0]).any(axis=(1, 2)).sum()
+            assert lesion["frames"] <= held
+            assert 3 <= lesion["height_mm"] <= 11
+        for mask in labels:
+            nodule = frames.fit_mask(mask, 64, "square") > 1
+            assert not (mask > 1).sum() > 150 or nodule.sum() > 6
+            assert (mask > 0).sum() >= 300
+    assert kinds == {*phantom.KINDS}
+    assert 10 < found < 16  # some glands have none
+
+
+def test_a_folder_of_nodules_has_levels_and_a_table(tmp_path):
+    how = {"sweeps": 3, "frames": 2, "nodules": True}
+    plain = phantom.cases(tmp_path / "p", sweeps=3, frames=2)
+    assert "mask_rule" not in plain
+    table = phantom.cases(tmp_path / "a", **how)
+    assert set(table["mask_rule"]) == {"levels:1,2,3,4,5,6"}
+    lesions = pd.read_csv(tmp_path / "a" / "lesions.csv")
+    drawn_ = [phantom.make_sweep(sweep=s, frames=2, nodules=True) for s in range(3)]
+    assert lesions["kind"].tolist() == [x["kind"] for of in drawn_ for x in of["lesions"]]
+    with Image.open(tmp_path / "a" / "masks" / "s02f001.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), drawn_[2]["masks"][1])
+    before = files_of(tmp_path / "a")
+    phantom.cases(tmp_path / "a", sweeps=3, frames=2)  # the same folder without them
+    assert {*before} - {*files_of(tmp_path / "a")} == {"lesions.csv"}
+    phantom.cases(tmp_path / "a", **how)
+    assert files_of(tmp_path / "a") == before
+
+
+RULES = [  # nodules, task, classes, annotated; the mask rule, the names that are annotated
+    (True, "nodule", {}, "", "levels:2,3,4,5,6", ""),
+    (True, "", {"gland": "", "nodule": ""}, "", "1=levels:1|2=levels:2,3,4,5,6", ""),
+    (True, "", {"cyst": "cystic", "rest": "gland"}, "", "1=levels:5|2=levels:2,3,4,6,1", ""),
+    (True, "", {"gland": "", "nodule": ""}, "gland", "1=levels:2,3,4,5,6,1", "gland"),
+    (True, "", {"gland": "", "nodule": ""}, "nodule", "2=levels:2,3,4,5,6", "nodule"),
+    (True, "", {"bad": "calcified, cystic", "x": "isoechoic"}, "", "1=levels:6,5|2=levels:3", ""),
+    (False, "", {"nodule": "", "gland": ""}, "gland", "2=", "gland"),
+]  # fmt: skip
+NO_RULES = [
+    (False, "nodule", {}, "task nodule: phantoms have no nodules, set phantom_nodules"),
+    (False, "gland", {"gland": "", "nodule": ""}, "classes: phantoms have no nodules"),
+    (True, "gland", {"x": "nodule", "cystic": ""}, "classes: cystic stands in two, need one"),
+    (True, "gland", {"gland": "", "x": "bone"}, "x got 'bone', need any of gland, nodule, hypo"),
+]
+
+
+def test_classes_are_tissues(tmp_path):
+    for nodules, task, classes, annotated, rule, names in RULES:
+        found = phantom._mask_rule(nodules, task or "gland", classes, annotated)
+        assert found == (rule, names.split() or [*classes])
+    for nodules, task, classes, said in NO_RULES:
+        with pytest.raises(ValueError, match=said):
+            phantom.cases(tmp_path, sweeps=1, frames=1, nodules=nodules, task=task, classes=classes)

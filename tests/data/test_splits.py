@@ -80,6 +80,39 @@ def test_validation_share_is_met_as_closely_as_groups_allow():
         assert least <= (sides == "val").sum() / (sides != "test").sum() <= most
 
 
+@pytest.mark.parametrize("protocol", ["grouped", "random", "external"])
+def test_a_share_of_the_training_side_is_nested_and_moves_no_other_side(protocol):
+    index = TWELVE.assign(dataset=["b" if group > "run09" else "a" for group in TWELVE.group])
+    unit = "case_id" if protocol == "random" else "group"
+    how = {"protocol": protocol, "folds": 4, "external": ["b"] if protocol == "external" else []}
+    for val_share in (0, 0.15):
+        whole, larger = split_cases(index, **how, val_share=val_share), None
+        tested, units = whole == "test", index[unit].to_numpy()
+        for share in (1.0, 2 / 3, 1 / 3, 1e-6):
+            sides = split_cases(index, **how, val_share=val_share, train_share=share)
+            assert ((sides == "test") == tested).all()
+            assert ((sides == "val") == (whole == "val")).all()
+            used, all_of_them = (set(units[each == "train"]) for each in (sides, whole))
+            assert len(used) == max(1, round(share * len(all_of_them)))
+            assert not used & set(units[sides == ""])  # a unit is used whole or not at all
+            assert larger is None or used <= larger
+            larger = used
+        assert ((split_cases(index, **how, val_share=0.4) == "test") == tested).all()
+
+
+def test_the_order_of_training_groups_is_that_of_the_fold_whatever_is_held_back():
+    def used(**how) -> set:
+        sides = split_cases(TWELVE, protocol="grouped", folds=4, train_share=1 / 3, **how)
+        return set(TWELVE.group[sides == "train"])
+
+    first = used(val_share=0)
+    free = set(TWELVE.group[split_cases(TWELVE, protocol="grouped", folds=4) == "train"])
+    assert len(first) == 3
+    assert 0 < len(first & free) < 4
+    assert first & free <= used(val_share=0.15) <= free
+    assert used(val_share=0, fold=1) != first
+
+
 def test_impossible_splits_say_what_is_needed():
     for wrong, said in (
         ({"protocol": "by frame"}, "need one of random, reported, official, grouped"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dicoms
 import numpy as np
+import onnx
 import onnxruntime
 import pydicom
 import pytest
@@ -29,6 +30,7 @@ from thyroid_lib.evaluate.networks import METADATA
 from thyroid_lib.evaluate.predict import segment_case
 from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, initialise, to_input
+from thyroid_lib.models.ensemble import Ensemble
 from thyroid_lib.train.run import score_run, train_model
 
 pytestmark = pytest.mark.study  # networks are trained and exported
@@ -86,10 +88,14 @@ def command(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", ["unet", "segnet", "resunet", "segnet_reported"])
+@pytest.mark.parametrize(
+    "name", ["unet", "segnet", "resunet", "segnet_reported", "unet flip", "unet resunet flip"]
+)
 def test_every_network_gives_what_torch_gives(name, tmp_path):
-    net = build_model(name, width=4)
-    initialise(net, seed=3)
+    nets = [build_model(each, width=4) for each in name.removesuffix(" flip").split()]
+    for seed, each in enumerate(nets):
+        initialise(each, seed=3 + seed)
+    net = Ensemble(nets, flip=True) if " " in name else nets[0]
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32)).astype(np.uint8)
     net.train()(to_input(torch.from_numpy(images)))  # statistics of batch norm that are not 0 and 1
     about = {"model": name, "size": 32, "resize": "square", "threshold": 0.5}
@@ -99,6 +105,15 @@ def test_every_network_gives_what_torch_gives(name, tmp_path):
     network = Predictor.open(tmp_path / "a.onnx").network
     for count in (3, 1):  # any number of frames
         np.testing.assert_allclose(network(images[:count]), expected[:count], atol=2e-5)
+    if " " in name:  # each member's first stage stays in float, the rest is smaller
+        small = export.to_int8(tmp_path / "a.onnx", images, tmp_path / "b.onnx").graph
+        convs = [node.input[1] for node in small.node if node.op_type == "Conv"]
+        floats = {of for of in convs if "_DequantizeLinear" not in of}
+        assert {of for of in convs if ".down1." in of} <= floats
+        assert 2 * len(floats) < len({*convs})
+        export.write_onnx(tmp_path / "b.onnx", onnx.load(tmp_path / "b.onnx"), about)
+        quantised = Predictor.open(tmp_path / "b.onnx").network(images)
+        assert np.abs(quantised - expected).mean() < 0.2 * np.abs(expected).mean()
 
 
 def test_files_of_a_release_and_metadata_of_a_network(study, made):

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from whole import closed_figures  # noqa: F401
 
+from thyroid_lib.data.classes import class_colours
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
 from thyroid_lib.plots import common as plots
@@ -99,3 +100,45 @@ def test_many_groups_have_no_names_and_the_largest_comes_first():
     assert ax.patches[0].get_data().values[:2].tolist() == [5, 1]
     few = plots.frames_per_group(index[:3]).axes[0]
     assert [label.get_text() for label in few.get_xticklabels()] == ["g0", "g1", "g2"]
+
+
+def test_each_class_has_its_colour_and_a_name_in_the_legend(class_store):
+    picked = class_store.index[:1].assign(dice=1.0, rank="best")
+    ref = class_store.reference(0)
+    fig = plots.overlays(class_store, picked, [np.where(ref == 2, 1, ref)])
+    (ax,) = shown_images(fig)
+    drawn = [to_hex(c.get_edgecolor()[0]) for c in ax.collections]
+    gland, nodule, unknown = class_colours(2).values()
+    assert drawn == [gland, nodule, gland]  # the prediction calls it all gland
+    solid, _, dashed = (c.get_linestyle()[0][1] for c in ax.collections)
+    assert solid is None
+    assert dashed is not None
+    lines = {text.get_text(): line for text, line in legend_of(fig)}
+    assert [*lines] == ["gland", "nodule", "not known", "reference", "prediction"]
+    named = [to_hex(lines[name].get_color()) for name in ("gland", "nodule", "not known")]
+    assert named == [gland, nodule, unknown]
+    places = np.argwhere(ref == 2)[:, ::-1]
+    (path,) = ax.collections[1].get_paths()
+    np.testing.assert_allclose(path.vertices.min(axis=0), places.min(axis=0) - 0.5, atol=0.01)
+
+
+def legend_of(fig):
+    [legend] = fig.legends
+    return zip(legend.get_texts(), legend.get_lines(), strict=True)
+
+
+def test_another_class_is_a_mistake_of_its_own(class_store):
+    ref = class_store.reference(0)
+    cases = look(class_store.folder.parent / "data", classes={"gland": "1", "nodule": "2"}).cases
+    pred = np.where(ref == 2, 1, ref).astype(np.uint8)
+    pred[:10] = 2
+    fig = plots.mistakes(
+        cases, class_store, class_store.index[:1].assign(dice=1.0, rank="best"), [pred]
+    )
+    _, below = shown_images(fig)
+    missed, too_much, other = (image.get_array()[:, :, 3] > 0 for image in below.images[1:])
+    assert not missed.any()
+    np.testing.assert_array_equal(too_much, (pred > 0) & (ref == 0))
+    np.testing.assert_array_equal(other, ref == 2)
+    for drawn in plots.sweep(cases, class_store, "a"), plots.contact_sheet(cases, class_store):
+        assert "nodule" in [text.get_text() for text, _ in legend_of(drawn)]

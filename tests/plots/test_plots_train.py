@@ -8,7 +8,7 @@ from thyroid_lib.models import MODELS, Network, build_model, count_parameters
 from thyroid_lib.plots.train import batch, source, stages
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "resunet:tf_efficientnet_lite0"])
 def test_stages_have_all_parameters_and_end_in_the_logits(name):
     net = build_model(name, width=4)
     table = stages(net, 64)

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -35,6 +36,15 @@ def test_pinned_instructions_have_no_bf16():
     command = [sys.executable, "-c", code]
     printed = subprocess.check_output(command, env=os.environ | PINNED, text=True)
     assert printed.strip() in ("AVX2 False", "DEFAULT False")
+
+
+def test_the_processor_and_its_instructions_are_named():
+    about = device.describe_machine(CPU)
+    assert about["processor"]
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and "model name" in (text := info.read_text("utf-8")):
+        assert f": {about['processor']}\n" in text
+    assert about["capability"] == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.fixture

@@ -117,6 +117,24 @@ def test_each_part_of_a_stronger_recipe_moves_weights_and_goes_on_to_the_same_bi
         assert equal(whole, reported)
 
 
+def test_with_rates_as_tensors_for_a_cuda_graph_it_is_the_same_training(monkeypatch):
+    """The step itself, computed here at once: only its rates are tensors, in float32."""
+    monkeypatch.setattr(recipe, "GraphedStep", lambda step, *generators: step)
+    how, ends = SETTINGS | STRONG, []
+    for graphed in (False, True):
+        state = next(fit(Encoded(), IMAGES, MASKS, **how, cuda_graph=graphed))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        kept = torch.load(buffer, weights_only=True)
+        *_, whole = fit(Encoded(), IMAGES, MASKS, **how, cuda_graph=graphed)
+        *_, resumed = fit(Encoded(), IMAGES, MASKS, state=kept, **how, cuda_graph=graphed)
+        assert equal(whole, resumed)
+        ends.append(whole)
+    assert ends[1]["lr"] == pytest.approx(ends[0]["lr"], rel=1e-6)
+    assert ends[1]["loss"] == pytest.approx(ends[0]["loss"], rel=1e-3)
+
+
 def test_a_pretrained_start_comes_after_the_seeds_and_is_read_once(monkeypatch):
     def load(net, source):
         sources.append(source)

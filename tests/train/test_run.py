@@ -19,8 +19,11 @@ from thyroid_lib.evaluate.predict import predict_prob, score_rows
 from thyroid_lib.files import stopping
 from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.models import build_model, checkpoint
+from thyroid_lib.plots.common import curves
+from thyroid_lib.settings import AUGMENTATIONS
 from thyroid_lib.train import recipe
 from thyroid_lib.train import run as run_module
+from thyroid_lib.train.readings import curve_sentence
 from thyroid_lib.train.run import score_run, train_model, validate
 
 SMALL = {
@@ -289,6 +292,76 @@ def test_validation_loss_and_dice_are_the_mean_over_cases(tiny_store):
     nothing = np.zeros_like(tiny_store.masks[0], dtype=bool)  # 0.5 is not above 0.5
     each = [dice(nothing, tiny_store.masks[row].astype(bool)) for row in range(4)]
     assert record["val_dice"] == np.mean(each)
+
+
+STRONG = {
+    "loss": "bce+dice", "schedule": "one-cycle", "weight_decay": 0.01, "ema": 0.8, "lr": 1e-2,
+    "augment": dict.fromkeys(AUGMENTATIONS, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("selection", ["val", "last"])
+def test_averaged_weights_are_validated_chosen_and_kept(tiny_store, train, monkeypatch, selection):
+    """And a training that ended, but was killed before its weights were written, has them too."""
+    how = STRONG | {"selection": selection, "epochs": 4}
+    run = train(**how)
+    at = run.meta["selected_epoch"] - 1
+    rows = np.flatnonzero(run.sides == "val")
+    found = validate(run.model, tiny_store, rows, "cpu").summary("val")
+    assert found["val_dice"] == pytest.approx(run.history.val_dice[at], abs=1e-6)
+    assert found["val_loss"] == pytest.approx(run.history.val_loss[at], rel=1e-4)
+    pair = (torch.tensor(np.array(each)) for each in (tiny_store.images, tiny_store.masks))
+    net = build_model("unet", width=4).to(memory_format=torch.channels_last)
+    states = recipe.fit(
+        net, *pair, torch.from_numpy(np.flatnonzero(run.sides == "train")), batch_size=5,
+        **{name: value for name, value in how.items() if name != "selection"},
+    )  # fmt: skip
+    for state in states:
+        if state["epoch"] == run.meta["selected_epoch"]:
+            expected = {name: value.clone() for name, value in state["averaged"].items()}
+    kept = checkpoint.read(run.out / "model.pt")["weights"]
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+    assert run.history.lr.iloc[-1] < 1e-3 < run.history.lr.max()  # as it was, not as it was set
+    with monkeypatch.context() as patch:
+        happen_once_kept(4, sys.exit, patch)
+        with pytest.raises(SystemExit):
+            train("again", **how)
+    again = train("again", **how)
+    assert again.meta["trained_epochs"] == 0
+    assert same_weights(run, again)
+
+
+def test_variant_flips_and_the_place_of_pretrained_weights_are_in_run_json_and_not_in_the_key(
+    tiny_store, train, monkeypatch
+):
+    digests = {"a.pt": "1", "moved/a.pt": "1", "b.pt": "2"}
+    known = lambda name, source: {"name": source, "sha256": digests[source]}  # noqa: E731
+    monkeypatch.setattr(run_module, "describe_pretrained", known)
+    monkeypatch.setattr(recipe, "load_pretrained", lambda net, source: None)
+    plain, named = train(), train(variant="best", varied=["lr"], flip_test=True)
+    assert named.meta["trained_epochs"] == 0
+    score_run(named, tiny_store)
+    about = json.loads((named.out / "run.json").read_text())
+    assert [about[key] for key in ("variant", "varied", "flip_test")] == ["best", ["lr"], True]
+    assert plain.meta["variant"] == "unet"
+    first, moved, other = (train(pretrained=source) for source in digests)
+    assert [run.meta["trained_epochs"] for run in (first, moved, other)] == [3, 0, 3]
+    assert other.meta["pretrained_weights"] == {"name": "b.pt", "sha256": "2"}
+    assert "pretrained_weights" not in plain.meta
+    shares = train(train_share=0.5).meta, train(augment={"flip": 0.5, "gamma": 1}).meta
+    assert [meta["trained_epochs"] for meta in shares] == [3, 3]  # another training side, draws
+    assert shares[1]["augment"] == {"flip": 0.5, "gamma": 1.0}
+
+
+def test_without_validation_cases_there_is_no_curve_and_no_temperature(tiny_store, train):
+    run = train(val_share=0)
+    assert [*run.history] == ["epoch", "lr", "train_loss"]
+    score_run(run, tiny_store)
+    about = json.loads((run.out / "run.json").read_text())
+    assert about["temperature"] is None
+    assert about["cases"]["val"] == 0
+    assert "no validation cases" in curve_sentence("unet", run.history)
+    assert len(curves(run.history).axes) == 2
 
 
 def test_settings_that_do_not_fit_stop_before_any_work(tiny_store, train, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.compare import readings
+from thyroid_lib.compare.classes import show_classes
 from thyroid_lib.compare.external import external_sentence
 from thyroid_lib.compare.readings import count_of, span
 from thyroid_lib.compare.stability import MEASURES
@@ -37,8 +38,9 @@ NO_SETTINGS = ("data_fingerprint", "training_version", "threads", "device")
 
 
 def model_card(
-    selected: dict, table, *, runs, scores, differences, stability, ranks, external=None
-) -> str:
+    selected: dict, table, *, runs, scores, differences, stability, ranks, external=None,
+    per_class=None,
+) -> str:  # fmt: skip
     """Write the selected model's card in Markdown, from the tables of `tables.save_tables`."""
     name, bare = selected["model"], {"index": False, "disable_numparse": True}
     chosen = f"model == '{name}' and protocol == '{selected['protocol']}'"
@@ -89,6 +91,9 @@ def model_card(
         "conditional": conditional * selected["conditional"],
         "power": readings.power_sentence(differences),
         "metrics": show_summary(table[table["model"] == name]).to_markdown(**bare),
+        "classes": ""
+        if per_class is None
+        else f"\n{show_classes(per_class[per_class['model'] == name]).to_markdown(**bare)}\n",
         "stability": pd.DataFrame(stable).to_markdown(**bare),
         "calibration": readings.calibration_sentence(table),
         "temperature": span(*heat, "{:.2f}") if heat else "none",

@@ -4,8 +4,6 @@ Reads `variations.csv` of runs (see `evaluate.variations`). No training and no s
 it: each row says what one change would do to a model's Dice, by the same groups and seeds.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -29,15 +27,6 @@ NAMES = {
     **CLEANED,
     **DISTURBED,
 }
-
-
-def load_variations(folders: list[Path]) -> pd.DataFrame | None:
-    """Read `variations.csv` of all runs that have one; None if a model lacks it."""
-    runs = [(folder, tables.read_run(folder)) for folder in map(Path, folders)]
-    trained = [pair for pair in runs if not tables.is_imported(pair[1]["model"])]
-    if not trained or not all((folder / FILE).is_file() for folder, _ in trained):
-        return None
-    return pd.concat([tables.read_table(*pair, FILE) for pair in trained], ignore_index=True)
 
 
 def effects(

@@ -164,7 +164,7 @@ def mend_mask(mask: np.ndarray, rules: Sequence[str] = ("text",)) -> tuple[np.nd
     if labels.dtype == bool:
         return mask, counts
     unlabelled = mask & (labels == 0)
-    for code in np.unique(labels[mask]) if "specks" in rules else ():
+    for code in np.unique(labels[mask & ~unlabelled]) if "specks" in rules else ():
         numbers, areas, specks = components((labels == code) & mask, SPECK_PX)
         # not those that reach the outside, such as a sliver of gland beside a nodule
         specks[numbers[~ndimage.binary_erosion(mask, border_value=1)]] = False
@@ -220,27 +220,6 @@ def restore_mask(
     """Return `restore_prob` of a network's map, and its mask, bool (height,width)."""
     prob = restore_prob(prob, height, width, resize)
     return prob, threshold_prob(prob, threshold)
-
-
-def restore_labels(
-    prob: np.ndarray, height: int, width: int, *, resize: str, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of K + 1 classes, (K+1,S,S), at native size, and their label map.
-
-    Channel 0 is the background. See `label_prob`.
-    """
-    prob = np.stack([restore_prob(each, height, width, resize) for each in prob])
-    return prob, label_prob(prob, threshold)
-
-
-def label_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return the label map, uint8 (…,H,W), of the probabilities of K + 1 classes, (…,K+1,H,W).
-
-    Foreground is where 1 - p(background) is strictly above the threshold; its class is the most
-    probable of 1 to K.
-    """
-    inside = threshold_prob(1 - prob[..., 0, :, :], threshold)
-    return inside * (prob[..., 1:, :, :].argmax(axis=-3) + 1).astype(np.uint8)
 
 
 def threshold_prob(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:

@@ -22,6 +22,11 @@ def class_probs(logits: np.ndarray) -> np.ndarray:
     return special.softmax(logits, axis=1)[:, 1:]
 
 
+def foreground(prob: np.ndarray) -> np.ndarray:
+    """Return the probability of any class, (N,S,S), from (N,K,S,S); (N,S,S) stays as it is."""
+    return prob.sum(axis=1).clip(max=1) if prob.ndim == 4 else prob
+
+
 def to_labels(prob: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Return the label map, uint8 (H,W), of the classes' probabilities, float32 (K,H,W).
 

@@ -138,6 +138,9 @@ def _mask_rule(
             if tissue not in TISSUES:
                 got = f"classes: {name} got {tissue!r}"
                 raise ValueError(f"{got}, need any of {', '.join(TISSUES)}")
+            if shared := {*TISSUES[tissue]} & {*code_of}:
+                twice = KINDS[min(shared) - 2] if min(shared) > 1 else "gland"
+                raise ValueError(f"classes: {twice} stands in two, need one class for each tissue")
             code_of |= dict.fromkeys(TISSUES[tissue], [*classes].index(name) + 1)
     if not nodules and {*code_of} != {1}:
         raise ValueError("classes: phantoms have no nodules, set phantom_nodules to true")
@@ -154,8 +157,8 @@ def _draw_folder(folder: Path, *, sweeps: int, **how) -> None:
     old = list(folder.glob("*/[!.]*"))
     if foreign := [p.name for p in old if not re.fullmatch(r"s\d+f\d+\.png", p.name)]:
         raise ValueError(f"{folder} holds {foreign[0]}, no phantom frame: give an empty folder")
-    for path in old:
-        path.unlink()
+    for path in (*old, folder / "lesions.csv"):
+        path.unlink(missing_ok=True)
     rows, lesions = "case_id,group\n", []
     for sweep in range(sweeps):
         drawn = make_sweep(sweep=sweep, **how)
@@ -195,7 +198,7 @@ def _draw_sweep(seed: int, sweep: int) -> SimpleNamespace:
 def _draw_lesions(p, rng, sweep: int, frames: int) -> list[SimpleNamespace]:
     """Draw a sweep's nodules: kind, place and size; the kinds take turns from sweep to sweep."""
     middle = np.sin(p.phase[0] + p.rate[0] * frames / 2)  # of what the sweep sees of the gland
-    lesions, count = [], int(rng.choice(3, p=[0.12, 0.5, 0.38]))
+    lesions, count = [], int(rng.choice(3, p=[0.2, 0.45, 0.35]))
     for turn in range(count):
         lesion = SimpleNamespace(kind=KINDS[(2 * sweep + turn + int(rng.integers(2))) % len(KINDS)])
         lesion.width_mm = rng.uniform(4.5, 8.5) if count == 1 else rng.uniform(4.0, 5.5)

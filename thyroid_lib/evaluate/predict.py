@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.label_maps import class_probs, foreground, restore_labels
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.confidence import expected_dice
 from thyroid_lib.evaluate.imported import segment_imported
+from thyroid_lib.evaluate.networks import class_names
 from thyroid_lib.evaluate.scores import Scores, score_maps
 from thyroid_lib.models import arithmetic, build_model, checkpoint, to_input, user_networks
 from thyroid_lib.models.ensemble import Ensemble
@@ -46,37 +47,47 @@ def predict_logits(
 def predict_prob(
     model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
 ) -> np.ndarray:
-    """Return the probability of thyroid, float32 (N,S,S) in [0,1]; see `predict_logits`."""
+    """Return `to_prob` of these images' logits, float32 (N,S,S); see `predict_logits`."""
     batches = predict_logits(model, images, device=device, batch_size=batch_size)
     return np.concatenate([to_prob(logits) for _, logits in batches])
 
 
 def to_prob(logits: Tensor) -> np.ndarray:
-    """Turn logits (B,1,S,S) into probabilities, a NumPy array (B,S,S)."""
-    return logits.sigmoid()[:, 0].cpu().numpy()
+    """Turn logits (B,1,S,S) into probabilities, NumPy (B,S,S); of K classes into (B,K,S,S)."""
+    if logits.shape[1] == 1:
+        return logits.sigmoid()[:, 0].cpu().numpy()
+    return class_probs(logits.cpu().numpy())
+
+
+def label_tensor(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """Turn logits (B,C,S,S) into label maps, uint8 (B,S,S), as `label_maps.to_labels` does."""
+    if logits.shape[1] == 1:
+        return frames.threshold_prob(logits.sigmoid(), threshold)[:, 0].byte()
+    prob = logits.softmax(1)[:, 1:]
+    foreground = frames.threshold_prob(prob.sum(1), threshold)
+    return ((prob.argmax(1) + 1) * foreground).byte()
+
+
+def count_outputs(classes: Sequence[str]) -> int:
+    """Return how many logits a pixel has: one for one class, K+1 for K."""
+    return len(classes) + 1 if len(classes) > 1 else 1
 
 
 def restore_model(
-    name: str,
-    width: int,
-    weights: dict,
-    *,
-    flip: bool = False,
-    members: Sequence[dict] = (),
-    classes: Sequence[str] = (),
-) -> torch.nn.Module:
+    name: str, width: int, weights: dict, *, flip: bool = False, members: Sequence[dict] = (),
+    outputs: int = 1,
+) -> torch.nn.Module:  # fmt: skip
     """Build a trained network for prediction, on the CPU.
 
     `flip` is a run's `flip_test`; `members` are those of an ensemble: model and width of each;
-    `classes` are named where there are several, which give a logit each, and the background one.
+    `outputs`: see `count_outputs`.
     """
-    build = partial(build_model, out_channels=len(classes) + 1 if len(classes) > 1 else 1)
     if members:
-        parts = [build(each["model"], width=each["width"]) for each in members]
+        parts = [build_model(x["model"], out_channels=outputs, width=x["width"]) for x in members]
         model = Ensemble(parts, flip=flip)
         model.load_state_dict(weights)
     else:
-        model = build(name, width=width)
+        model = build_model(name, out_channels=outputs, width=width)
         model.load_state_dict(weights)
         model = Ensemble([model], flip=True) if flip else model
     # another memory layout changes the last bits of the scores
@@ -107,13 +118,13 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
         if trained and user_networks.fingerprint(name) not in (trained, ""):
             what = f"{path.name} was trained with another architectures/{name}.py"
             raise ValueError(f"{what}: put that file back, or train again")
-    how = {key: meta.get(key, ()) for key in ("members", "classes")}
-    how |= {"flip": meta.get("flip_test", False)}
+    how = {"flip": meta.get("flip_test", False), "members": members}
+    how["outputs"] = count_outputs(class_names(meta))
     return restore_model(meta["model"], meta["width"], weights, **how).to(device), meta
 
 
 def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
-    """Return a finished run's mask of one case of a store, bool (H,W)."""
+    """Return a finished run's mask of one case of a store, bool (H,W), or its label map."""
     if (Path(run) / "imported.json").is_file():
         return segment_imported(Path(run), case_id)
     model, meta = load_model(Path(run) / "model.pt", device)
@@ -121,7 +132,8 @@ def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "
     [prob] = predict_prob(model, store.images[[row]], device=device)
     height, width = (int(store.index[side][row]) for side in ("height", "width"))
     how = {"resize": store.settings["resize"], "threshold": meta["threshold"]}
-    return frames.restore_mask(prob, height, width, **how)[1]
+    restore = frames.restore_mask if prob.ndim == 2 else restore_labels
+    return restore(prob, height, width, **how)[1]
 
 
 def score_rows(
@@ -138,11 +150,12 @@ def score_rows(
     def predict() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         running = {"rows": rows, "device": device, "batch_size": batch_size}
         for part, logits in predict_logits(model, store.images, **running):
-            prob, tempered = to_prob(logits), to_prob(logits / (temperature or 1))
-            masks = frames.threshold_prob(prob, threshold)
+            prob, tempered = to_prob(logits), foreground(to_prob(logits / (temperature or 1)))
+            masks = frames.threshold_prob(foreground(prob), threshold)
             confidences.extend(map(expected_dice, tempered, masks))
             yield prob, [store.reference(row) for row in part]
 
     how |= {"resize": store.settings["resize"], "threshold": threshold}
+    how |= {"task": store.task, "classes": store.classes, "annotated": store.annotated[rows]}
     scored = score_maps(store.index.iloc[rows], predict(), **how)
     return replace(scored, cases=scored.cases.assign(confidence=confidences))

@@ -1,6 +1,6 @@
 """Score tables of test cases, from the network's probability maps, without torch; temperature."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,8 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.label_maps import restore_labels, to_labels
+from thyroid_lib.evaluate.class_scores import find_lesions, mean_dice, score_classes, split_classes
 from thyroid_lib.evaluate.diameters import diameters
 from thyroid_lib.evaluate.metrics import dice, part_errors, score_case
 from thyroid_lib.files.parallel import map_in_order
@@ -30,11 +32,19 @@ class Scores:
     thresholds: one row per case: case_id, group, and Dice at each of `THRESHOLDS` ("0.30" …).
     calibration: one row per group and bin of probability (0 … 14) with pixels: group, bin, pixels,
         mean_prob, share (of thyroid among the pixels).
+    classes: of several classes one row per case and class that was outlined, see `class_scores`:
+        case_id, group, class and the metrics; else None.
+    lesions: where nodules are segmented one row per part of a reference: case_id, group, class, px,
+        covered (share of its pixels); else None.
+
+    Of several classes, area, diameters, Brier score and calibration are of the foreground.
     """
 
     cases: pd.DataFrame
     thresholds: pd.DataFrame
     calibration: pd.DataFrame
+    classes: pd.DataFrame | None = None
+    lesions: pd.DataFrame | None = None
 
 
 def score_maps(
@@ -42,59 +52,94 @@ def score_maps(
     batches: Iterable[tuple[np.ndarray, list[np.ndarray]]],
     *,
     workers: int = 1,
+    task: str = "gland",
+    classes: Sequence[str] = ("gland",),
+    annotated: np.ndarray | None = None,
     **how,
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
     `index`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
-    float32 (B,S,S), and references at native size, a list of B bool (H,W); `workers`: processes,
-    which do not change the result; `how`: see `score_map`.
+    float32 (B,S,S), and references at native size, a list of B bool (H,W), of K > 1 classes maps
+    (B,K,S,S) and label maps (H,W); `workers`: processes, which do not change the result;
+    `annotated`: bool (N,K), the classes that were outlined; `how`: see `score_map`.
     """
     names = index[["case_id", "dataset", "group"]].to_dict("records")
-    cases, sweeps, bins = [], [], {}
+    cases, sweeps, bins, of_classes, lesions = [], [], {}, [], []
+    if annotated is None:
+        annotated = np.ones((len(names), len(classes)), bool)
+    how |= {"classes": [*classes], "lesions": "nodule" in task}
+    batches = _with_annotated(batches, annotated)
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
-        for name, (case, dices, counts) in zip(names, each, strict=True):
+        for name, (case, dices, counts, rows, found) in zip(names, each, strict=True):
             cases.append(name | case)
-            sweeps.append({key: name[key] for key in ("case_id", "group")} | dices)
+            short = {key: name[key] for key in ("case_id", "group")}
+            sweeps.append(short | dices)
             bins[name["group"]] = bins.get(name["group"], 0) + counts
+            of_classes += [short | row for row in rows]
+            lesions += [short | row for row in found]
     table = [
         {"group": group, "bin": bin_, "pixels": int(n), "mean_prob": p / n, "share": t / n}
         for group, counts in sorted(bins.items())
         for bin_, (n, p, t) in enumerate(counts.T)
         if n
     ]
-    return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table))
+    more = [pd.DataFrame(rows) if rows else None for rows in (of_classes, lesions)]
+    return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table), *more)
 
 
-def _score_batch(batch: tuple[np.ndarray, list[np.ndarray]], **how) -> list[tuple]:
-    return [score_map(prob, ref, **how) for prob, ref in zip(*batch, strict=True)]
+def _with_annotated(batches: Iterable, annotated: np.ndarray) -> Iterator[tuple]:
+    done = 0
+    for prob, refs in batches:
+        yield prob, refs, annotated[done : done + len(refs)]
+        done += len(refs)
+
+
+def _score_batch(batch: tuple[np.ndarray, list[np.ndarray], np.ndarray], **how) -> list[tuple]:
+    return [score_map(*each, **how) for each in zip(*batch, strict=True)]
 
 
 def score_map(
-    prob: np.ndarray, ref: np.ndarray, *, resize: str, threshold=0.5, tolerance_px=2.0
-) -> tuple[dict, dict, np.ndarray]:
+    prob: np.ndarray, ref: np.ndarray, annotated: np.ndarray | None = None, *, resize: str,
+    threshold=0.5, tolerance_px=2.0, classes: Sequence[str] = ("gland",), lesions=False,
+) -> tuple[dict, dict, np.ndarray, list[dict], list[dict]]:  # fmt: skip
     """Score one map, float32 (S,S), against its reference at native size, bool (H,W).
 
-    `resize`: as the frame's, or `frames.NATIVE` for a map (H,W).
+    Of K > 1 classes: (K,S,S) against a label map, uint8 (H,W); annotated: bool (K,), those that
+    were outlined. `resize`: as the frame's, or `frames.NATIVE` for a map (H,W).
 
     Returns the metrics of a row of `Scores.cases`; Dice by threshold; pixels, sum of probability
-    and pixels of thyroid per bin of probability, float64 (3,BINS).
+    and pixels of thyroid per bin of probability, float64 (3,BINS); rows of classes and of lesions.
     """
-    if resize == frames.NATIVE:
-        pred = frames.threshold_prob(prob, threshold)  # (H,W)
+    how, several, rows = {"resize": resize, "threshold": threshold}, len(classes) > 1, []
+    if several:
+        probs, labels = restore_labels(prob, *ref.shape, **how)
+        annotated = np.ones(len(classes), bool) if annotated is None else annotated
+        masks = split_classes(labels, ref, classes, annotated)
+        case, rows = score_classes(masks, tolerance_px)
+        prob, pred, ref_labels, ref = probs.sum(0).clip(max=1), labels > 0, ref, ref > 0
+        at = (
+            split_classes(to_labels(probs, t), ref_labels, classes, annotated) for t in THRESHOLDS
+        )
+        dices = {f"{t:.2f}": mean_dice(x) for t, x in zip(THRESHOLDS, at, strict=True)}
     else:
-        prob, pred = frames.restore_mask(prob, *ref.shape, resize=resize, threshold=threshold)
-    case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
+        if resize == frames.NATIVE:
+            pred = frames.threshold_prob(prob, threshold)  # (H,W)
+        else:
+            prob, pred = frames.restore_mask(prob, *ref.shape, **how)
+        case = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
+        dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
+        masks = {classes[0]: (pred, ref)}
     case["brier"] = float(np.square(prob - ref, dtype=np.float64).mean())
     case |= {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
     for name, mask in (("pred", pred), ("ref", ref)):
         case[f"{name}_longest_px"], case[f"{name}_across_px"] = diameters(mask)
-    dices = {f"{t:.2f}": dice(frames.threshold_prob(prob, t), ref) for t in THRESHOLDS}
     bins = np.minimum((prob * BINS).astype(np.intp), BINS - 1)
     each = (None, prob, ref)  # weights
     counts = [np.bincount(bins.ravel(), w if w is None else w.ravel(), BINS) for w in each]
-    return case, dices, np.stack(counts).astype(np.float64)
+    found = find_lesions(masks) if lesions else []
+    return case, dices, np.stack(counts).astype(np.float64), rows, found
 
 
 def count_logits(prob: np.ndarray, ref: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """One row per test case of what a trained network does under variations: `variations.csv`.
 
 So no run is trained again for a later question. Nothing here selects anything. In the order of
-scores.csv; areas and distances are in pixels of
-the native frame, hd95_px in whole ones.
+scores.csv; areas and distances are in pixels of the native frame, hd95_px in whole ones. Of several
+classes, all is of the foreground.
 
 case_id, group
 largest_…, two_largest_…, filled_…, no_small_…
@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.label_maps import foreground
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.batch_norm import renew_batch_norm
 from thyroid_lib.evaluate.features import bridge_features, feature_distances
@@ -96,16 +97,21 @@ def _predict_group(
         mirror = predict(alone, np.ascontiguousarray(images[:, :, ::-1])).flip(3)
         both = (frame + mirror) / 2
         scored, flip = (frame, both) if alone is model else (both, frame)
-        maps = {"scored": to_prob(scored), "flip": to_prob(flip)}
-        maps["batch_norm"] = to_prob(predict(renewed, images))
+        maps = {"scored": to_map(scored), "flip": to_map(flip)}
+        maps["batch_norm"] = to_map(predict(renewed, images))
         for name, perturb in PERTURBATIONS.items():
             pairs = zip(images, names[part], strict=True)
             changed = np.stack([perturb(image, case_id) for image, case_id in pairs])
-            maps[name] = np.stack([undo(name, x) for x in to_prob(predict(model, changed))])
-        masks = [frames.threshold_prob(to_prob(x), threshold) for x in (frame, mirror)]
+            maps[name] = np.stack([undo(name, x) for x in to_map(predict(model, changed))])
+        masks = [frames.threshold_prob(to_map(x), threshold) for x in (frame, mirror)]
         squares.append((_dice(*masks), frames.threshold_prob(maps["scored"], threshold)))
         each = [dict(zip(maps, of, strict=True)) for of in zip(*maps.values(), strict=True)]
-        yield each, [store.reference(row) for row in part]
+        yield each, [store.reference(row) > 0 for row in part]
+
+
+def to_map(logits: torch.Tensor) -> np.ndarray:
+    """Turn logits (B,C,S,S) into the probability of foreground, float32 (B,S,S)."""
+    return foreground(to_prob(logits))
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from thyroid_lib.data.store import Store
-from thyroid_lib.models import Network, count_parameters, to_input
+from thyroid_lib.models import Network, to_input
 from thyroid_lib.plots.common import FIGURE_WIDTH, REFERENCE, image_axes, outline
 from thyroid_lib.train import augment as augmentation
 
@@ -26,17 +26,19 @@ def source(*functions) -> Markdown:
 def stages(net: Network, size: int) -> pd.DataFrame:
     """Return a network's stages in the order of its forward pass, one row for each call.
 
-    Columns: stage, output (channels×height×width for images of this size) and parameters.
+    Columns: stage, output (channels×height×width for images of this size) and parameters, those of
+    earlier rows not counted again.
     """
-    rows, net = [], copy.deepcopy(net).to("meta").eval()
+    rows, counted, net = [], {}, copy.deepcopy(net).to("meta").eval()
     image = torch.empty(1, net.in_channels, size, size, device="meta")
 
     def add_row(stage: str, module: nn.Module, output) -> None:
-        features = output[0] if isinstance(output, tuple) else output  # without pooling indices
-        seen = stage in [row["stage"] for row in rows]
+        # without pooling indices; of an encoder's list the deepest
+        features = {tuple: output[:1], list: output[-1:]}.get(type(output), [output])[0]
         shape = "×".join(str(side) for side in features.shape[1:])
-        parameters = 0 if seen else count_parameters(module)
-        rows.append({"stage": stage, "output": shape, "parameters": parameters})
+        new = {id(x): x.numel() for x in module.parameters() if id(x) not in counted}
+        counted.update(new)
+        rows.append({"stage": stage, "output": shape, "parameters": sum(new.values())})
 
     for stage, module in net.named_modules():
         in_list = isinstance(net.get_submodule(stage.rpartition(".")[0]), nn.ModuleList)

@@ -1,10 +1,10 @@
 """Augmentation of frames and masks, a batch at a time, on the device that they are on.
 
-A study names "standard", or a probability of each kind: then `variations` draws. "standard" is, in
-this order: mirror, turn, scale and shift, all in one resampling; gamma; gain; speckle. Each frame
-has its own draws. Frames are never turned upside down: shadows fall away from the probe. Speckle
-multiplies: its spread is a fixed share of the mean echo (Wagner, Smith, Sandrik & Lopez, IEEE
-Trans. Sonics Ultrason. 30 (1983) 156); for displayed gray levels an approximation.
+A study names "standard", or a probability of each kind: then `augmentations` draws. "standard" is,
+in this order: mirror, turn, scale and shift, all in one resampling; gamma; gain; speckle. Each
+frame has its own draws. Frames are never turned upside down: shadows fall away from the probe.
+Speckle multiplies: its spread is a fixed share of the mean echo (Wagner, Smith, Sandrik & Lopez,
+IEEE Trans. Sonics Ultrason. 30 (1983) 156); for displayed gray levels an approximation.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thyroid_lib.train.variations import vary
+from thyroid_lib.train.augmentations import vary
 
 MIRRORED = 0.5  # share of the frames
 SPECKLE_PX = 2  # size of a grain: at this distance the noise is no longer correlated
@@ -38,7 +38,7 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Return frames in [0,1] and masks in {0,1}, float32 (B,1,S,S), changed.
 
-    setting: "standard" or a probability by name, see `variations`. All draws come from the
+    setting: "standard" or a probability by name, see `augmentations`. All draws come from the
     generator, which is on their device. Memory layouts stay.
     """
     with torch.autocast(images.device.type, enabled=False):

@@ -5,11 +5,11 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from thyroid_lib.files.locks import visible_gpus
+from thyroid_lib.files.machine import processor_name
 from thyroid_lib.files.writing import print_note
 
 
@@ -99,14 +99,6 @@ def describe_machine(device: torch.device) -> dict:
     machine |= {"processor": processor_name()}
     machine |= {"capability": torch.backends.cpu.get_cpu_capability(), "bf16": cpu_has_bf16()}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {})
-
-
-def processor_name() -> str:
-    """Return the processor's model name, of Linux's /proc/cpuinfo; elsewhere as Python has it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
 def forget_peak(device: torch.device) -> None:

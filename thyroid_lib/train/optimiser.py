@@ -1,4 +1,4 @@
-"""Parts of a stronger recipe: soft Dice, decoupled weight decay, one-cycle, averaged weights.
+"""Parts of a stronger recipe: decoupled weight decay, one-cycle, averaged weights.
 
 All stay off by default, where `recipe.fit` is Adam on the cross-entropy, as reported. None of them
 waits for the device within a step; a state of each lets a training go on to the same bits.
@@ -8,18 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-
-
-def soft_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return 1 - (2 Σ p·y + 1) / (Σ p + Σ y + 1) of each frame, (B,1,S,S), as a mean over frames.
-
-    p: probability; y: mask, 0 or 1; sums over a frame's pixels. 0: all right, or rightly empty.
-    Source: Milletari, Navab & Ahmadi, 3DV 2016 (V-Net; with squares below the line); without them
-    Drozdzal et al., DLMIA 2016, arXiv 1608.04117.
-    """
-    prob = logits.float().sigmoid()
-    both, total = ((prob * mask).sum((1, 2, 3)), (prob + mask).sum((1, 2, 3)))  # (B,) each
-    return (1 - (2 * both + 1) / (total + 1)).mean()
 
 
 def build_optimiser(

@@ -12,17 +12,16 @@ from inspect import signature
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from thyroid_lib.models import arithmetic, initialise, to_input
 from thyroid_lib.models.pretrained import load_pretrained
 from thyroid_lib.train import augment as augmentation
 from thyroid_lib.train.graph import GraphedStep
+from thyroid_lib.train.loss import cross_entropy, soft_dice_loss, to_mask
 from thyroid_lib.train.optimiser import (
     AveragedWeights,
     build_optimiser,
     one_cycle,
-    soft_dice_loss,
 )
 
 # Raise by one with every change that moves a bit of any weight, in networks, split, augmentation or
@@ -80,12 +79,12 @@ def fit(
         done, seconds = state["epoch"], state["seconds"]
 
     def step(frames: Tensor, outlines: Tensor) -> None:  # uint8 (B,S,S)
-        image, mask = to_input(frames), outlines.unsqueeze(1).float()  # (B,1,S,S)
+        image, mask = to_input(frames), to_mask(outlines, net.out_channels)  # (B,1,S,S), (B,C,S,S)
         if augment != "none":
             image, mask = augmentation.augment(image, mask, augment, generator=noise)
         with arithmetic(precision, device):
-            logits = forward(image)  # (B,1,S,S)
-        error = binary_cross_entropy_with_logits(logits.float(), mask)
+            logits = forward(image)  # (B,C,S,S)
+        error = cross_entropy(logits, mask)
         if loss == "bce+dice":
             error = error + soft_dice_loss(logits, mask)
         optimiser.zero_grad()

@@ -15,7 +15,6 @@ epoch that it was in.
 """
 
 import copy
-import json
 import math
 import platform
 import time
@@ -23,7 +22,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,23 +29,21 @@ import torch
 from torch import nn
 
 from thyroid_lib import __version__, models
-from thyroid_lib.data.frames import threshold_prob
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
-from thyroid_lib.evaluate.metrics import dice_of_areas, pooled_dice
-from thyroid_lib.evaluate.predict import predict_logits, restore_model, score_rows, to_prob
-from thyroid_lib.evaluate.scores import count_logits, fit_temperature
-from thyroid_lib.evaluate.variations import WRITTEN, vary_rows
-from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.evaluate.predict import count_outputs, restore_model, score_rows
+from thyroid_lib.evaluate.run_tables import score_tables, write_run
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
-from thyroid_lib.files.writing import write_file, write_table
+from thyroid_lib.files.writing import write_table
 from thyroid_lib.models import checkpoint, user_networks
 from thyroid_lib.models.pretrained import describe as describe_pretrained
 from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import live, recipe
+from thyroid_lib.train.loss import possible_classes
+from thyroid_lib.train.validation import validate
 
 # A state is kept after an epoch when so many seconds have passed since the last one, or earlier if
 # keeping it takes at most this share of the time: a full-size state takes 2 s, as its epoch may.
@@ -116,7 +112,7 @@ def train_model(
         settings[name] = settings[name] and devices.can_do(name, where)
     # threads change no bit of a GPU's result
     settings["threads"] = torch.get_num_threads() if where.type == "cpu" else 0
-    net = models.build_model(model, width=width)
+    net = models.build_model(model, out_channels=count_outputs(store.classes), width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
     own = {}
     if code := user_networks.fingerprint(model):
@@ -154,7 +150,8 @@ def train_model(
         write_table(out / "history.csv", history)
     # Weights trained just now are restored, too, so that both give the same bits of scores.
     names = [name for name in ("weights", "val_weights") if name in finished]
-    nets = (restore_model(model, width, finished[x], flip=flip_test) for x in names)
+    how = {"flip": flip_test, "outputs": count_outputs(store.classes)}
+    nets = (restore_model(model, width, finished[x], **how) for x in names)
     net, val_net, *_ = *nets, None
     return Run(out, net, val_net, sides, history, meta | {"trained_epochs": trained_epochs})
 
@@ -226,7 +223,7 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
         "parameters": models.count_parameters(net),
         "multiply_adds": models.multiply_adds(net, store.size),
         "selected_epoch": chosen["epoch"],
-        "train_foreground": sum(float(store.masks[row].mean()) for row in rows) / len(rows),
+        "train_foreground": sum(float((store.masks[x] > 0).mean()) for x in rows) / len(rows),
         "train_seconds": round(state["seconds"], 3),
         "images_per_second": round(len(rows) * epochs / state["seconds"], 2),
         "peak_memory_mib": round(devices.peak_memory(where) / 2**20),
@@ -235,10 +232,16 @@ def _train(net, store, sides, settings, where, out, key, budget_minutes, tensorb
 
 
 def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a store's images and masks, uint8 (N,S,S), on a GPU with room for twice as much."""
+    """Return a store's images and masks, uint8 (N,S,S), on a GPU with room for twice as much.
+
+    Of several classes, masks are `loss.possible_classes`.
+    """
+    masks = store.masks
+    if len(store.classes) > 1:
+        masks = possible_classes(masks, store.annotated, store.classes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written
-        pair = torch.from_numpy(store.images), torch.from_numpy(store.masks)
+        pair = torch.from_numpy(store.images), torch.from_numpy(masks)
     cuda, needed = device.type == "cuda", 2 * store.images.nbytes
     keep_there = cuda and needed <= torch.cuda.mem_get_info(device)[0] // 2
     return tuple(part.to(device) for part in pair) if keep_there else pair
@@ -252,21 +255,14 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     how = {"threshold": run.meta["threshold"], "tolerance_px": tolerance_px, "device": device}
     how |= {"workers": count_workers(len(rows), run.meta["threads"])}
     with devices.out_of_memory(device, size=store.size, width=run.meta["width"]):
-        temperature, held_back = None, np.flatnonzero(run.sides == "val")
-        if len(held_back) and not run.val_model:
-            predicted = predict_logits(run.model, store.images, rows=held_back, device=device)
-            counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
-            temperature = round(fit_temperature(sum(counts)), 4)
-        scored = score_rows(run.model, store, rows, temperature=temperature, **how)
-        tables = {"history": run.history, **vars(scored)}
-        cases = tables.pop("cases")
+        calibrate = run.val_model is None
+        scored = score_tables(run.model, store, run.sides, calibrate=calibrate, **how)
+        tables, temperature = {"history": run.history} | scored[0], scored[1]
         if run.val_model:
             square = validate(run.model, store, rows, device)
-            cases = cases.assign(square_both=square.both, square_total=square.total)
+            areas = {"square_both": square.both.sum(1), "square_total": square.total.sum(1)}
+            tables["scores"] = tables["scores"].assign(**areas)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
-        tables["scores"] = cases
-        known = np.flatnonzero(run.sides == "train")
-        tables["variations"] = vary_rows(run.model, store, rows, train=known, **how)
     versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about = run.meta | {
         "tolerance_px": tolerance_px,
@@ -276,47 +272,5 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
         "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": devices.describe_machine(device),
     }
-    with folder_lock(run.out):
-        special = {"variations": WRITTEN}
-        paths = [
-            write_table(run.out / f"{name}.csv", each, **special.get(name, {}))
-            for name, each in tables.items()
-        ]
-        about["files"] = {path.name: file_digest(path) for path in paths}
-        write_file(run.out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return cases
-
-
-class Seen(NamedTuple):
-    """Mean loss, |pred ∩ ref| and |pred| + |ref| (pixels) of each case, (N,) each."""
-
-    loss: np.ndarray
-    both: np.ndarray
-    total: np.ndarray
-
-    def summary(self, side: str) -> dict:
-        dice = float(dice_of_areas(self.both, self.total).mean())
-        means = {f"{side}_loss": float(self.loss.mean(dtype=np.float64)), f"{side}_dice": dice}
-        pooled = {"test_dice_pooled": pooled_dice(self.both, self.total)}  # as reported
-        return means | (pooled if side == "test" else {})
-
-
-def validate(
-    net: nn.Module, store: Store, rows: np.ndarray, device, precision="fp32", after_batch=None
-) -> Seen:
-    """Compare the network's predictions for these rows of the store with their masks."""
-    # Filled in place: small tensors made per batch would fragment the device's memory.
-    types = torch.float32, torch.int64, torch.int64
-    seen = Seen(*(torch.empty(len(rows), dtype=each, device=device) for each in types))
-    done, how = 0, {"rows": rows, "device": device, "precision": precision}
-    for part, logits in predict_logits(net, store.images, **how):  # (B,1,S,S)
-        here = slice(done, done := done + len(part))
-        ref = torch.from_numpy(store.masks[part]).to(logits.device).unsqueeze(1) > 0
-        pred = threshold_prob(logits.sigmoid())
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, ref.float(), reduction="none")
-        seen.loss[here] = loss.mean((1, 2, 3))
-        seen.both[here] = (pred & ref).sum((1, 2, 3))
-        seen.total[here] = pred.sum((1, 2, 3)) + ref.sum((1, 2, 3))
-        if after_batch:
-            after_batch()
-    return Seen(*(each.cpu().numpy() for each in seen))
+    write_run(run.out, tables, about)
+    return tables["scores"]

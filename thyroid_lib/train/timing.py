@@ -10,9 +10,11 @@ import torch
 from thyroid_lib import models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.predict import count_outputs
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import recipe
-from thyroid_lib.train.run import place_frames, validate
+from thyroid_lib.train.run import place_frames
+from thyroid_lib.train.validation import validate
 
 STEPS = 4  # timed after one that is not, in which kernels are chosen
 
@@ -40,12 +42,12 @@ def expected_time(
         torch.set_num_threads(threads)
     settings |= {"folds": folds, "val_share": val_share, "width": width}
     settings["precision"] = precision
-    frames, found = place_frames(store, where), []
+    frames, found, outputs = place_frames(store, where), [], count_outputs(store.classes)
     for name in dict.fromkeys(run["variant"] for run in runs):
         part = [settings | run for run in runs if run["variant"] == name]
         own = part[0] | {"precision": devices.choose_precision(part[0]["precision"], where)}
         batch, precision = min(own["batch_size"], len(store)), own["precision"]
-        net = models.build_model(own["model"], width=own["width"])
+        net = models.build_model(own["model"], out_channels=outputs, width=own["width"])
         net.to(where, memory_format=torch.channels_last)
         rows, few = torch.arange(batch), {key: own[key] for key in recipe.RECIPE.keys() & own}
         few |= {"epochs": 1 + STEPS, "batch_size": batch, "pretrained": "none"}

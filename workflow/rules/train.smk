@@ -9,7 +9,7 @@ rule train:
     input: lambda wildcards: f"{STORES[wildcards.run]}/store.json"
     output:
         "notebooks/3-train-{run}.ipynb",
-        multiext("runs/{run}/", *RUN_TABLES, VARIED),
+        multiext("runs/{run}/", *RUN_TABLES, *MORE_TABLES),
     log: "logs/3-train-{run}.ipynb"
     params:
         *code_digests(NOTEBOOKS / "3-train.ipynb"),
@@ -22,6 +22,21 @@ rule train:
     threads: THREADS
     resources: gpu=GPU
     shell: execute("3-train.ipynb", pin=True)
+
+
+rule ensemble:
+    input: lambda wildcards: expand("runs/{run}/run.json", run=ENSEMBLES[wildcards.run])
+    output: multiext("runs/{run}/", *RUN_TABLES, *MORE_TABLES)
+    params:
+        *code_digests(LIBRARY / "evaluate/ensemble.py"),
+        members=lambda wildcards: expand("runs/{run}", run=ENSEMBLES[wildcards.run]),
+        device=config["device"],
+    wildcard_constraints: run="|".join(ENSEMBLES) or "-"
+    threads: THREADS
+    resources: gpu=GPU
+    shell:
+        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.ensemble runs/{wildcards.run}'
+        " --members {params.members} --device {params.device} --threads {threads}"
 
 
 # Predictions made elsewhere: scored again as trained runs are.

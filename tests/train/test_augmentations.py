@@ -5,9 +5,9 @@ import torch
 from test_augment import corner, draw, filled, plain, scene
 
 from thyroid_lib.settings import AUGMENTATIONS
-from thyroid_lib.train import variations
+from thyroid_lib.train import augmentations
 from thyroid_lib.train.augment import augment
-from thyroid_lib.train.variations import GRAINS_PX, RANGES, vary
+from thyroid_lib.train.augmentations import GRAINS_PX, RANGES, vary
 
 ALL = dict.fromkeys(AUGMENTATIONS, 1.0) | {"flip": 0.5}
 GEOMETRY = "flip", "affine", "elastic"
@@ -58,7 +58,7 @@ def test_moves_that_one_can_draw(monkeypatch):
 
     def moves_to(expected: torch.Tensor, **ranges: float) -> None:
         fixed = {name: (value, value) for name, value in ranges.items()}
-        monkeypatch.setattr(variations, "RANGES", still | fixed)
+        monkeypatch.setattr(augmentations, "RANGES", still | fixed)
         _, new = vary(image, mask, probabilities={"affine": 1, "elastic": 1}, generator=draw())
         assert torch.equal(new, expected)
 
@@ -92,14 +92,14 @@ def test_gain_along_one_side_is_smooth_and_bounded(kind, along):
     new, _ = vary(images, images, probabilities={kind: 1}, generator=draw())
     curve = (new / 0.4).log()
     assert curve.std(-3 - along).max() < 1e-5  # the same across
-    assert curve.min() >= variations.LEAST_GAIN - 1e-4
-    assert curve.max() <= variations.MOST_GAIN + 1e-4
+    assert curve.min() >= augmentations.LEAST_GAIN - 1e-4
+    assert curve.max() <= augmentations.MOST_GAIN + 1e-4
     assert curve.std() > 0.1
     assert curve.diff(dim=along).abs().max() < 0.15  # of a whole step of 1.4
 
 
 def test_speckle_has_each_of_its_grains(monkeypatch):
-    monkeypatch.setattr(variations, "RANGES", RANGES | {"speckle": (0.1, 0.1)})
+    monkeypatch.setattr(augmentations, "RANGES", RANGES | {"speckle": (0.1, 0.1)})
     images = plain(0.5, 300, 64)
     noise = (vary(images, images, probabilities={"speckle": 1}, generator=draw())[0] - 0.5) / 0.05
     assert noise.std((1, 2, 3)).median() == pytest.approx(1, abs=0.05)
@@ -113,11 +113,11 @@ def test_blur_smooths_an_edge_or_sharpens_it(monkeypatch):
     images = plain(0.25, 1, 8)
     images[..., 4:] = 0.5
     for share, left, right in ((1, 1 / 3, 5 / 12), (-0.5, 0.25 - 1 / 24, 0.5 + 1 / 24)):
-        monkeypatch.setattr(variations, "RANGES", RANGES | {"blur": (share, share)})
+        monkeypatch.setattr(augmentations, "RANGES", RANGES | {"blur": (share, share)})
         new, _ = vary(images, images, probabilities={"blur": 1}, generator=draw())
         assert new[0, 0, 4, 3:5].tolist() == pytest.approx([left, right])
 
 
 def test_kinds_are_those_of_the_settings():
-    source = variations.__loader__.get_source(variations.__name__)
+    source = augmentations.__loader__.get_source(augmentations.__name__)
     assert all(f'"{kind}"' in source for kind in AUGMENTATIONS)

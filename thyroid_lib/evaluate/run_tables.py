@@ -1,0 +1,47 @@
+"""The tables of a run's test cases, made from its network and written with `run.json`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from thyroid_lib.data.store import Store
+from thyroid_lib.evaluate.predict import predict_logits, score_rows, to_prob
+from thyroid_lib.evaluate.scores import count_logits, fit_temperature
+from thyroid_lib.evaluate.variations import WRITTEN, vary_rows
+from thyroid_lib.files.fingerprint import file_digest
+from thyroid_lib.files.locks import folder_lock
+from thyroid_lib.files.writing import write_file, write_table
+
+
+def score_tables(
+    model: torch.nn.Module, store: Store, sides: np.ndarray, *, calibrate: bool = True, **how
+) -> tuple[dict[str, pd.DataFrame], float | None]:
+    """Return scores, thresholds, calibration and variations of a network, and its temperature.
+
+    sides: str (N,), "train", "val" or "test" of each case of the store. The temperature is fitted
+    on "val"; None if there are none, not to `calibrate`, or of several classes. how: threshold,
+    tolerance_px, device, workers, of `score_rows` and `vary_rows`.
+    """
+    train, val, test = (np.flatnonzero(sides == side) for side in ("train", "val", "test"))
+    temperature = None
+    if len(val) and calibrate and len(store.classes) == 1:
+        predicted = predict_logits(model, store.images, rows=val, device=how["device"])
+        counts = (count_logits(to_prob(x), store.masks[part] > 0) for part, x in predicted)
+        temperature = round(fit_temperature(sum(counts)), 4)
+    scored = vars(score_rows(model, store, test, temperature=temperature, **how))
+    tables = {name: table for name, table in scored.items() if table is not None}
+    tables["scores"] = tables.pop("cases")
+    tables["variations"] = vary_rows(model, store, test, train=train, **how)
+    return tables, temperature
+
+
+def write_run(out: Path, tables: dict[str, pd.DataFrame], about: dict) -> None:
+    """Write a run's tables, and `run.json` with what it is about and their checksums."""
+    form = {"variations": WRITTEN}
+    with folder_lock(out):
+        paths = [write_table(out / f"{x}.csv", tables[x], **form.get(x, {})) for x in tables]
+        about |= {"files": {path.name: file_digest(path) for path in paths}}
+        write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
