@@ -76,8 +76,9 @@ def test_no_file_is_long():
         # 350 for the stronger recipe: its optimiser, augmentation by kind, shares of the groups
         ("thyroid_lib/**/*.py", 14_600),
         ("workflow/Snakefile workflow/rules/*.smk", 260),
-        # 2,000 before `make gpu`, which took 470, and networks before and after, which took 110
-        ("benchmarks/**/*.py", 2_585),
+        # 2,000 before `make gpu`, which took 470, networks before and after, which took
+        # 110, and the costs of each network, which took 95
+        ("benchmarks/**/*.py", 2_680),
         ("tests/**/*.py", 1.2 * LIBRARY_LINES),
     ],
 )
