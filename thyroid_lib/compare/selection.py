@@ -49,7 +49,8 @@ def select(table, differences, stability, *, delta: float) -> dict:
     measured = stability[stability["protocol"] == protocol].pivot(index="model", columns="measure")
     spread, decile = (measured["value"][name].to_numpy() for name in ("seed_sd", "worst_decile"))
     trained = rivals[~rivals.index.map(is_imported)]
-    size = {name: int(trained[name].min()) for name in ("seeds", "groups")}
+    # all trained models have the same seeds; an ensemble of them is one
+    size = {name: int(trained[name].max()) for name in ("seeds", "groups")}
     dice, provisional = rivals["dice"].to_numpy(float), _is_provisional(**size)
     how = {"delta": delta, "provisional": provisional}
     order, candidates = decide(dice[None], spread[None], decile, cost, **how)

@@ -19,7 +19,8 @@ from thyroid_lib.files.writing import write_file, write_table
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds, beside settings.DEFAULTS, for runs whose run.json is older than these fields.
-BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}, "varied": []}
+BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}}
+BEFORE |= {"varied": [], "ensemble": []}
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder
@@ -65,20 +66,20 @@ def load_runs(folders: list[Path]) -> Results:
     parts = ([table for table in part if len(table)] or part for part in parts)
     results = Results(runs, *(sort_rows(pd.concat(part)) for part in parts))
     _check_comparable(results.runs, results.scores)
-    imported = runs[runs["model"].map(is_imported)]
-    if len(imported):
-        tables = (_repeat_seeds(table, runs, imported) for table in results[2:])
+    single = runs[runs["model"].map(is_imported) | (runs["ensemble"] != "")]
+    if len(single):
+        tables = (_repeat_seeds(table, runs, single) for table in results[2:])
         results = Results(runs, results.histories, *tables)
     return results
 
 
-def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, imported: pd.DataFrame) -> pd.DataFrame:
-    """Repeat the rows of an imported model for the seeds that it lacks, marked as `copied`.
+def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, single: pd.DataFrame) -> pd.DataFrame:
+    """Repeat the rows of imported models and ensembles for the seeds that they lack, as `copied`.
 
-    So the bootstrap sees no variation between its seeds, which nobody knows.
+    So the bootstrap sees no variation between their seeds, which nobody knows.
     """
-    seeds, parts = runs[~runs.index.isin(imported.index)].groupby("protocol")["seed"], [table]
-    for (protocol, model, fold), own in imported.groupby(["protocol", "model", "fold"])["seed"]:
+    seeds, parts = runs[~runs.index.isin(single.index)].groupby("protocol")["seed"], [table]
+    for (protocol, model, fold), own in single.groupby(["protocol", "model", "fold"])["seed"]:
         where = (table["protocol"] == protocol) & (table["model"] == model)
         first = table[where & (table["fold"] == fold) & (table["seed"] == own.min())]
         lacking = sorted(set(seeds.get_group(protocol)) - set(own))
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> dict:
     if isinstance(about["augment"], dict):
         about["augment"] = ", ".join(f"{name} {p:g}" for name, p in about["augment"].items())
     named = {"network": about["model"], "model": about.get("variant") or about["model"]}
-    return about | named | {"varied": " ".join(about["varied"])}
+    return about | named | {name: " ".join(about[name]) for name in ("varied", "ensemble")}
 
 
 def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
@@ -133,7 +134,7 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
         raise ValueError(f"runs given twice: {', '.join(doubled)}")
     for field in SHARED:
         own = runs["varied"].str.split().map({field}.issubset)  # alike within each variant alone
-        known = runs[~(imported & (runs[field] == UNKNOWN))]
+        known = runs[(runs[field] != UNKNOWN) | ~(imported | (runs["ensemble"] != ""))]
         for _, alike in known.groupby(known["model"].where(own, "")):
             usual = alike.loc[~imported, field].mode()[0]
             other = alike[alike[field] != usual]

@@ -22,8 +22,8 @@ def score_tables(
     """Return scores, thresholds, calibration and variations of a network, and its temperature.
 
     sides: str (N,), "train", "val" or "test" of each case of the store. The temperature is fitted
-    on "val"; None if there are none, not to `calibrate`, or of several classes. how: threshold, tolerance_px, device,
-    workers, of `score_rows` and `vary_rows`.
+    on "val"; None if there are none, not to `calibrate`, or of several classes. how: threshold,
+    tolerance_px, device, workers, of `score_rows` and `vary_rows`.
     """
     train, val, test = (np.flatnonzero(sides == side) for side in ("train", "val", "test"))
     temperature = None

@@ -118,9 +118,8 @@ def outline_legend(fig: Figure, store: Store | None = None, **colours: str) -> N
     colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     if store and len(store.classes) > 1:
-        named = zip(
-            (*store.classes, "not known"), class_colours(len(store.classes)).values(), strict=True
-        )
+        names = [*store.classes, *["not known"] * (UNKNOWN in store.masks)]
+        named = zip(names, class_colours(len(store.classes)).values(), strict=False)
         for handle, style in zip(handles, ("-", DASHES), strict=False):
             handle.set(color=FAINT, linestyle=style)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in named] + handles
@@ -210,11 +209,15 @@ def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> 
     return fig
 
 
-def curves(history: pd.DataFrame) -> Figure:
-    """Draw loss and Dice against the epoch, for the sides that were watched."""
+def curves(history: pd.DataFrame, loss: str = "bce") -> Figure:
+    """Draw loss and Dice against the epoch, for the sides that were watched.
+
+    `loss` is the one that was trained on; on other sides it is the cross-entropy always.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 3.0))
+    named = "loss (BCE)" if loss == "bce" else "loss (BCE; train + Dice)"
     colours = {"train": "0.6", "val": "black", "test": REFERENCE}
-    for ax, measure, name in zip(axes, ("loss", "dice"), ("loss (BCE)", "Dice"), strict=True):
+    for ax, measure, name in zip(axes, ("loss", "dice"), (named, "Dice"), strict=True):
         for side in [side for side in colours if f"{side}_{measure}" in history]:
             values = history[f"{side}_{measure}"]
             ax.plot(history["epoch"], values, marker=".", color=colours[side], label=side)
@@ -222,6 +225,8 @@ def curves(history: pd.DataFrame) -> Figure:
         ax.set(xlabel="epoch", ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(0, 1)
+    if not axes[1].lines:
+        axes[1].text(0.5, 0.5, "no validation cases", ha="center", transform=axes[1].transAxes)
     return fig
 
 

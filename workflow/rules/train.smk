@@ -24,6 +24,21 @@ rule train:
     shell: execute("3-train.ipynb", pin=True)
 
 
+rule ensemble:
+    input: lambda wildcards: expand("runs/{run}/run.json", run=ENSEMBLES[wildcards.run])
+    output: multiext("runs/{run}/", *RUN_TABLES, *MORE_TABLES)
+    params:
+        *code_digests(LIBRARY / "evaluate/ensemble.py"),
+        members=lambda wildcards: expand("runs/{run}", run=ENSEMBLES[wildcards.run]),
+        device=config["device"],
+    wildcard_constraints: run="|".join(ENSEMBLES) or "-"
+    threads: THREADS
+    resources: gpu=GPU
+    shell:
+        '"$THYROID_PYTHON" -m thyroid_lib.evaluate.ensemble runs/{wildcards.run}'
+        " --members {params.members} --device {params.device} --threads {threads}"
+
+
 # Predictions made elsewhere: scored again as trained runs are.
 rule imported:
     input: "store/store.json", "runs/{run}/imported.json"
