@@ -52,8 +52,8 @@ with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
-# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.down1.residual.0 …
-STAGE = re.compile(r"(members\.\d+\.|)[^.]+")
+# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.encoder.conv1 …
+STAGE = re.compile(r"(members\.\d+\.|)(net\.)?(encoder\.)?[^.]+")
 COMPARED = 200  # frames of the store on which an export is compared with torch
 SOME = "task", "flip_test", "members"  # keys of model.pt that a few networks have
 PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of mask pixels
@@ -298,16 +298,17 @@ def dice_of_classes(labels: np.ndarray, ref: np.ndarray, annotated: dict[str, bo
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise 3 x 3 convolutions behind the first stage; images, uint8 (N,S,S), set the ranges.
 
-    Weights use seven bits of eight: without VNNI the sums of two products would overflow.
+    Depthwise ones stay: they get no faster. Weights use seven bits of eight, as without VNNI the
+    sums of two products would overflow.
     """
     inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
     frames = SimpleNamespace(get_next=lambda: next(inputs, None))
     graph = onnx.load(network).graph
-    kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}
+    kernel = {each.name: tuple(each.dims)[1:] for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
     stages = {name: STAGE.match(of) for name, of in convs}
     first = {stage[1]: stage[0] for stage in reversed(stages.values())}.values()  # of each member
-    threes = [name for name, of in convs if kernel[of] == (3, 3)]
+    threes = [name for name, of in convs if kernel[of][1:] == (3, 3) and kernel[of][0] > 1]
     chosen = [name for name in threes if stages[name][0] not in first]
     quantization.quantize_static(
         network, out, frames, per_channel=True, reduce_range=True,
