@@ -26,6 +26,7 @@ from test_deploy_predictor import picture, random_levels
 from tiny_study import wait_until
 
 from thyroid_lib.data import dicom, phantom
+from thyroid_lib.data.label_maps import class_rgb
 from thyroid_lib.deploy import NOTICE, app
 from thyroid_lib.deploy.predictor import Predictor
 
@@ -154,6 +155,31 @@ def test_models_stand_side_by_side_each_by_its_own_threshold(page, release):
     assert areas[0] != areas[1]
 
 
+def test_each_class_has_its_colour_its_numbers_and_its_rows(class_release, monkeypatch, tables):
+    page = upload(open_app(monkeypatch, class_release), ("frame.png", PNG))
+    predict = Predictor.open(class_release).predict
+    found = predict(picture())
+    areas = [each.value for each in page.metric if each.label == "Area"]
+    assert areas == [f"{each.area_px:,} px" for each in found.classes]
+    legend = [each.proto.body for each in page.html if 'class="class"' in each.proto.body]
+    for text, name, colour in zip(legend, ("gland", "nodule"), class_rgb(2), strict=True):
+        assert text.endswith(f"{name}</div>")
+        assert f"rgb{colour}" in text
+    labels = [each.label for each in page.get("download_button")]
+    assert labels == ["Label map, PNG", "Overlay, PNG"]
+    page = upload(page, ("cine.dcm", us(CINE)), ("noise.png", image_bytes(NOISE)))
+    rows = list(csv.DictReader(io.StringIO(tables[-1])))
+    expected = [each for image in CINE for each in predict(image).classes]
+    assert [row["class"] for row in rows] == ["gland", "nodule"] * (len(CINE) + 1)
+    assert [int(row["area_px"]) for row in rows[:-2]] == [each.area_px for each in expected]
+    assert [(row["area_px"], row["parts"], row["refused"]) for row in rows[-2:]] == [
+        ("", "", "yes")
+    ] * 2
+    of = app.read_upload(us(CINE), ".dcm"), Predictor.open(class_release), None
+    seg = pydicom.dcmread(io.BytesIO(app.make_segmentation(*of)))
+    assert np.array_equal(seg.pixel_array, [each.mask for each in expected])
+
+
 def test_settings_of_the_view_run_no_network(release, tmp_path, monkeypatch):
     """Nor does a file that comes once more."""
     shutil.copytree(release, tmp_path / "release")  # no predictor has opened it
@@ -260,6 +286,12 @@ def test_an_overlay_by_hand():
     assert (lined[201, 500] == app.BLUE).all()
     assert (lined[400, 500] == 100).all()
     assert (lined[:200] == 100).all()  # the line lies within the mask
+    labels = mask + mask * (np.arange(5) > 2).astype(np.uint8)  # the second class on the right
+    both = app.draw_overlay(frame, labels, 1.0, 0, [(9, 8, 7), (1, 2, 3)])
+    both = np.array(Image.open(io.BytesIO(both)))
+    assert both[400, [100, 300, 500, 700, 900]].tolist() == [
+        [100] * 3, [9, 8, 7], [9, 8, 7], [1, 2, 3], [100] * 3,
+    ]  # fmt: skip
 
 
 def test_a_model_that_cannot_be_opened_is_a_sentence(release, tmp_path, monkeypatch):

@@ -188,7 +188,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     exported = Predictor.open(path, threads=torch.get_num_threads())
     if not (agreement := agree(trained, exported, store))["agrees"]:
         raise RuntimeError(f"{run.name}: its export does not agree with torch: {agreement}")
-    scores, summary = score(exported, store, measured_frames(sides)), {"run_id": about["run_id"]}
+    scores = score(exported, store, measured_frames(sides)).assign(confidence=np.nan)
+    summary = {"run_id": about["run_id"]}
     train, val = (store.images[sides == side] for side in ("train", "val"))
     if len(val):
         line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
@@ -274,7 +275,7 @@ def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFram
         of = dict(zip(names, annotated[row], strict=True))
         rows.append(dice_of_classes(labels, store.reference(row), of) | {"expected": expected})
     table = store.index.loc[chosen, ["case_id", "group"]].reset_index(drop=True)
-    return table.join(pd.DataFrame(rows))
+    return table.join(pd.DataFrame(rows).astype({"expected": float}))
 
 
 def dice_of_classes(labels: np.ndarray, ref: np.ndarray, annotated: dict[str, bool]) -> dict:

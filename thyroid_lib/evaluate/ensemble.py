@@ -40,7 +40,10 @@ from thyroid_lib.models.ensemble import Ensemble, without_flip
 from thyroid_lib.settings import DEFAULTS, SHARED
 
 ALIKE = ("protocol", "fold", "size", "resize", "data_fingerprint", "threshold")
-OWN = ("model", "width", "run_id", "key", "seed", "variant", "architecture_fingerprint")
+OWN = (
+    "model", "width", "run_id", "key", "seed", "variant", "architecture_fingerprint",
+    "pretrained_weights",
+)  # fmt: skip
 
 
 def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu") -> pd.DataFrame:

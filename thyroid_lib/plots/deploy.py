@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from thyroid_lib.data.classes import class_colours
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR
 from thyroid_lib.plots import common
 from thyroid_lib.plots.common import FAINT
@@ -43,7 +44,9 @@ def int8_sentence(about: dict) -> str:
     """State whether the quantised model is released, and the reason."""
     gate, name = about["runs"][about["selected"]]["int8"], about["selected"]
     more, negation = ("no more", "") if gate["released"] else ("more", "not ")
-    change = f"changes Dice on validation by {more} than the allowed {gate['limit']}"
+    frames = "training frames" if "measured_on" in gate else "validation"
+    which = (" of every class" if gate["released"] else " of a class") * ("classes" in gate)
+    change = f"changes Dice{which} on {frames} by {more} than the allowed {gate['limit']}"
     return f"Quantising {name} {change}, so it is {negation}released."
 
 
@@ -67,6 +70,8 @@ def confidence(val: pd.DataFrame) -> Figure:
 def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
     """State expected and measured Dice of the selected model, and the error of the fit."""
     name = about["selected"]
+    if "confidence" not in about["runs"][name]:
+        return f"{name} has no confidence: no frames were held back from its training to fit it on."
     line, part = about["runs"][name]["confidence"], val[val["model"] == name]
     few = " (with one group only the offset is fitted)" * (line["groups"] == 1)
     return (
@@ -105,9 +110,10 @@ def distances_sentence(found: pd.DataFrame) -> str:
     far, too_far = (int((test > limit).sum()) for limit in (FAR, TOO_FAR))
     if not len(test):
         return "The store has no test frames for this split."
+    known = "validation" if (found["side"] == "val").any() else "training"
     return (
         f"Of {len(test)} test frames {far} would give a warning, being farther than 99 of 100 "
-        f"validation frames; {too_far} of them would be refused."
+        f"{known} frames; {too_far} of them would be refused."
     )
 
 
@@ -117,11 +123,18 @@ def answer(image: np.ndarray, found, *, title: str) -> Figure:
     fig, axes = common.image_axes(3, 3, height)
     levels = image / 255
     common.draw_frame(axes[0, 0], levels, title)
-    common.draw_frame(axes[0, 1], found.prob, "probability of thyroid")
+    known = {"gland": "thyroid"}.get(found.name, found.name)
+    common.draw_frame(axes[0, 1], found.prob, f"probability of {known}")
     sure = "not calibrated" if found.confidence is None else f"{found.confidence:.2f}"
-    common.draw_frame(axes[0, 2], levels, f"{found.area_px} px, confidence {sure}")
-    common.paint(axes[0, 2], found.mask, common.PREDICTION, 0.35)
-    common.outline(axes[0, 2], found.mask, common.PREDICTION)
+    areas = [f"{each.name} {each.area_px} px" for each in found.of_class] or [f"{found.area_px} px"]
+    common.draw_frame(axes[0, 2], levels, f"{', '.join(areas)}, confidence {sure}")
+    colours = class_colours(len(areas)) if found.of_class else {1: common.PREDICTION}
+    for code, each in enumerate(found.classes, 1):
+        common.paint(axes[0, 2], each.mask, colours[code], 0.35)
+        common.outline(axes[0, 2], each.mask, colours[code])
+    if found.of_class:
+        named = {each.name: colours[code] for code, each in enumerate(found.classes, 1)}
+        common.outline_legend(fig, **named)
     doubts = " ".join(doubt.text for doubt in found.doubts) or "No doubts."
     fig.supxlabel(doubts, fontsize=8, color=common.INK)
     return fig

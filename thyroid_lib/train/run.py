@@ -139,9 +139,11 @@ def train_model(
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
             "key": key, "training_version": recipe.TRAINING_VERSION,
             "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
-        } | ({"architecture_fingerprint": code} if code else {}) | (
-            {"pretrained_weights": about_pretrained} if about_pretrained else {}
-        )  # fmt: skip
+        }  # fmt: skip
+        some = {"architecture_fingerprint": code, "pretrained_weights": about_pretrained}
+        some |= {"task": store.task, "classes": store.classes}
+        usual = {"task": "gland", "classes": [store.task]}  # as without classes
+        meta |= {name: value for name, value in some.items() if value and value != usual.get(name)}
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if stopped:
