@@ -142,6 +142,7 @@ def train_model(
         } | ({"architecture_fingerprint": code} if code else {}) | (
             {"pretrained_weights": about_pretrained} if about_pretrained else {}
         )  # fmt: skip
+        meta |= {name: x for name, x in store.settings.items() if name in ("task", "classes")}
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if stopped:
