@@ -159,12 +159,13 @@ def test_each_class_has_its_colour_its_numbers_and_its_rows(class_release, monke
     page = upload(open_app(monkeypatch, class_release), ("frame.png", PNG))
     predict = Predictor.open(class_release).predict
     found = predict(picture())
-    areas = [each.value for each in page.metric if each.label == "Area"]
-    assert areas == [f"{each.area_px:,} px" for each in found.classes]
-    legend = [each.proto.body for each in page.html if 'class="class"' in each.proto.body]
-    for text, name, colour in zip(legend, ("gland", "nodule"), class_rgb(2), strict=True):
-        assert text.endswith(f"{name}</div>")
-        assert f"rgb{colour}" in text
+    lines = [each.proto.body for each in page.html if 'class="class"' in each.proto.body]
+    for text, each, colour in zip(lines, found.classes, class_rgb(2), strict=True):
+        size = "{:.0f} × {:.0f} px".format(*each.diameters_px)
+        said = each.name, f"{each.area_px:,} px", f"{size}, confidence {each.confidence:.2f}"
+        assert tuple(re.findall(r">([^<>\n]+)<", text)) == said
+        assert f"background: rgb{colour}" in text
+    assert not page.metric
     labels = [each.label for each in page.get("download_button")]
     assert labels == ["Label map, PNG", "Overlay, PNG"]
     page = upload(page, ("cine.dcm", us(CINE)), ("noise.png", image_bytes(NOISE)))

@@ -48,7 +48,8 @@ AT_ONCE = 12  # files or frames that are measured without a request
 BLUE = 58, 168, 255  # the prediction in every figure of the study; classes have their own colours
 DRAWN = 1000  # pixels of a picture's longer side, at least
 LOGO = Path(__file__).with_suffix(".svg")
-CLASS = '<div class="class"><i style="background: rgb({}, {}, {})"></i>{}</div>'
+CLASS = """<div class="class"><i style="background: rgb{}"></i><b>{}</b><span>{}</span>
+<small>{}, confidence {}</small></div>"""
 
 
 class Upload(NamedTuple):
@@ -196,11 +197,12 @@ def show_result(predictor, key, upload, index, spacing, threshold, view, places)
             st.success("Quality checks passed.", icon=":material/check_circle:")
     several = len(found.classes) > 1
     colours = class_rgb(len(found.classes)) if several else [BLUE]
-    for each, colour in zip(found.classes, colours, strict=True):
-        if several:
-            side.html(CLASS.format(*colour, html.escape(each.name)))
+    for each, colour in zip(found.of_class, colours, strict=several):
+        area, _, *more = describe(each) if shown else "––––"
+        side.html(CLASS.format(colour, html.escape(each.name), area, *more))
+    if not several:
         with side.container(horizontal=True):
-            show_numbers(each, shown)
+            show_numbers(found, shown)
     overlay = draw_overlay(frame, found.labels * shown, *view, colours)
     height, width = found.mask.shape
     sizes = [f"{each.name} {each.area_px}" for each in found.of_class] or [str(found.area_px)]
@@ -228,13 +230,19 @@ def show_result(predictor, key, upload, index, spacing, threshold, view, places)
         )  # fmt: skip
 
 
-def show_numbers(found: Prediction, shown: bool) -> None:
+def describe(found: Prediction) -> tuple[str, str, str, str]:
+    """Return area, the same in another unit, diameters, and confidence, as texts."""
     area, sizes = f"{found.area_px:,} px", "{:.0f} × {:.0f} px".format(*found.diameters_px)
     note = f"{100 * found.mask.mean():.1f} % of the frame"
     if found.area_mm2 is not None:
         area, note = f"{found.area_mm2:,.1f} mm²", area
         sizes = "{:.1f} × {:.1f} mm".format(*found.diameters_mm)
     sure = "–" if found.confidence is None else f"{found.confidence:.2f}"
+    return area, note, sizes, sure
+
+
+def show_numbers(found: Prediction, shown: bool) -> None:
+    area, note, sizes, sure = describe(found)
     for label, value, below, more in (
         ("Area", area, note, "Of all parts."),
         ("Diameters", sizes, "longest × across it", "Of the largest part: the longest straight "

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +27,16 @@ import torch
 
 from thyroid_lib import __version__
 from thyroid_lib.compare import card
+from thyroid_lib.data import splits
 from thyroid_lib.data.cases import read_image
-from thyroid_lib.data.classes import UNKNOWN
-from thyroid_lib.data.label_maps import class_masks
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
+from thyroid_lib.deploy.int8 import calibration_rows, spread, to_int8
 from thyroid_lib.deploy.predictor import Predictor
+from thyroid_lib.evaluate.class_scores import mean_dice, split_classes
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
+from thyroid_lib.evaluate.ensemble import join_sides
 from thyroid_lib.evaluate.familiarity import describe_frames
 from thyroid_lib.evaluate.imported import is_imported
 from thyroid_lib.evaluate.metrics import dice
@@ -48,16 +49,12 @@ from thyroid_lib.settings import MEASURED
 with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
     import onnx
     import onnxruntime
-    from onnxruntime import quantization
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
-# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.encoder.conv1 …
-STAGE = re.compile(r"(members\.\d+\.|)(net\.)?(encoder\.)?[^.]+")
 COMPARED = 200  # frames of the store on which an export is compared with torch
 SOME = "task", "flip_test", "members"  # keys of model.pt that a few networks have
 PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of mask pixels
-CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
 NOT_RELEASED = (*MEASURED, "files", "machine")  # keys of run.json that say nothing of a model
@@ -174,13 +171,16 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     if trained.about["data_fingerprint"] != store.fingerprint:
         raise ValueError(f"{run.name} was trained on other data than {store.folder} holds")
     split = split_of(trained.about)
-    sides = split_cases(store.index, **split)
+    sides = sides_of(store.index, split)
     keys = ("model", "variant", "width", "size", "resize", "threshold", "run_id", "temperature",
             "data_fingerprint", "training_version", "architecture_fingerprint")  # fmt: skip
     about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
     # what only some networks have
     about |= {key: trained.about[key] for key in SOME if trained.about.get(key)}
-    about |= OF_CLASSES | {"classes": trained.classes} if len(trained.classes) > 1 else {}
+    if len(trained.classes) > 1:
+        about |= OF_CLASSES | {"classes": trained.classes}
+    if (sides == "val").any():  # of several classes none is fitted: the line below alone corrects
+        about["temperature"] = about.get("temperature") or 1.0
     about["versions"] = {"thyroid_lib": __version__, "torch": torch.__version__}
     about["precision"] = "fp32"
     network = to_onnx(model, trained.about["size"])
@@ -218,11 +218,6 @@ def measured_frames(sides: np.ndarray) -> np.ndarray:
     if (sides == "val").any():
         return sides == "val"
     return np.isin(np.arange(len(sides)), spread(np.flatnonzero(sides == "train"), COMPARED))
-
-
-def spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return up to so many of some rows, evenly spaced."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
 
 
 def to_onnx(model: torch.nn.Module, size: int) -> onnx.ModelProto:
@@ -268,68 +263,42 @@ def agree(one: Predictor, other: Predictor, store: Store) -> dict:
 
 def score(predictor: Predictor, store: Store, chosen: np.ndarray) -> pd.DataFrame:
     """Return one row per chosen frame, bool (N,): case_id, group, expected, `dice_of_classes`."""
-    rows, names = [], predictor.classes
-    annotated = store.annotated if len(names) > 1 else np.ones((len(store), 1), bool)
+    rows, annotated = [], store.annotated
     for row in np.flatnonzero(chosen):
         _, labels, (expected, *_) = _segment(predictor, store, row)
-        of = dict(zip(names, annotated[row], strict=True))
-        rows.append(dice_of_classes(labels, store.reference(row), of) | {"expected": expected})
+        of = labels, store.reference(row), predictor.classes, annotated[row]
+        rows.append(dice_of_classes(*of) | {"expected": expected})
     table = store.index.loc[chosen, ["case_id", "group"]].reset_index(drop=True)
     return table.join(pd.DataFrame(rows).astype({"expected": float}))
 
 
-def dice_of_classes(labels: np.ndarray, ref: np.ndarray, annotated: dict[str, bool]) -> dict:
-    """Return the Dice of a label map (H,W), the mean over those classes that it or `ref` has.
+def dice_of_classes(labels: np.ndarray, ref: np.ndarray, classes: list, annotated) -> dict:
+    """Return the Dice of a label map (H,W), of several classes also that of each, dice_<name>.
 
-    Beside it that of each such class, dice_<name>, if there are several and they are annotated.
-    Where the class of the reference is not known it is that of the foreground.
+    `dice` is then the mean over those that it or the reference has, see `class_scores`.
     """
-    if len(annotated) == 1 or (ref == UNKNOWN).any():
-        return {"dice": dice(labels > 0, ref > 0)}
-    pairs = zip(*(class_masks(each, len(annotated)) for each in (labels, ref)), strict=True)
-    each = {
-        f"dice_{name}": dice(pred, of)
-        for (name, known), (pred, of) in zip(annotated.items(), pairs, strict=True)
-        if known and (pred | of).any()
-    }
-    return {"dice": float(np.mean([*each.values()])) if each else 1.0} | each
-
-
-def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
-    """Quantise 3 x 3 convolutions behind the first stage; images, uint8 (N,S,S), set the ranges.
-
-    Depthwise ones stay: they get no faster. Weights use seven bits of eight, as without VNNI the
-    sums of two products would overflow.
-    """
-    inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
-    frames = SimpleNamespace(get_next=lambda: next(inputs, None))
-    graph = onnx.load(network).graph
-    kernel = {each.name: tuple(each.dims)[1:] for each in graph.initializer}
-    convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
-    stages = {name: STAGE.match(of) for name, of in convs}
-    first = {stage[1]: stage[0] for stage in reversed(stages.values())}.values()  # of each member
-    threes = [name for name, of in convs if kernel[of][1:] == (3, 3) and kernel[of][0] > 1]
-    chosen = [name for name in threes if stages[name][0] not in first]
-    quantization.quantize_static(
-        network, out, frames, per_channel=True, reduce_range=True,
-        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        nodes_to_quantize=chosen,
-    )  # fmt: skip
-    return onnx.load(out)
+    if len(classes) == 1:
+        return {"dice": dice(labels > 0, ref)}
+    masks = split_classes(labels, ref, classes, annotated)
+    there = {f"dice_{name}": pair for name, pair in masks.items() if name and np.any(pair)}
+    return {"dice": mean_dice(masks)} | {name: dice(*pair) for name, pair in there.items()}
 
 
 def split_of(run: dict) -> dict:
-    """Return the arguments of `split_cases` by which a run was split, from its run.json."""
-    external = run.get("external", "").split()  # recorded where there are such data sets
-    return {key: run[key] for key in SPLIT} | ({"external": external} if external else {})
+    """Return how a run was split, from its run.json: arguments of `sides_of`."""
+    if "members" in run:
+        kept = {*splits.SPLIT, "run_id"}
+        return {"members": [{x: each[x] for x in each if x in kept} for each in run["members"]]}
+    external, share = run.get("external", "").split(), run.get("train_share", 1.0)
+    split = {key: run[key] for key in SPLIT} | ({"external": external} if external else {})
+    return split | ({"train_share": share} if share < 1 else {})
 
 
-def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
-    """Choose about `CALIBRATION` training frames, bool (N,): alike many of each group, spread."""
-    parts = [part.index for _, part in store.index[train].groupby("group")]
-    each = max(1, CALIBRATION // len(parts))
-    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
-    return np.unique(np.concatenate(rows))
+def sides_of(index: pd.DataFrame, split: dict) -> np.ndarray:
+    """Return each case's side, str (N,), of a run, or together of those of an ensemble."""
+    if "members" in split:
+        return join_sides(index, split["members"])
+    return split_cases(index, **split)
 
 
 def quantise(path: Path, store: Store, run: dict, fp32: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
@@ -337,7 +306,7 @@ def quantise(path: Path, store: Store, run: dict, fp32: pd.DataFrame) -> tuple[d
 
     It is to be released where no Dice, of several classes also of each, changes beyond the limit.
     """
-    sides = split_cases(store.index, **split_of(run))
+    sides = sides_of(store.index, split_of(run))
     images = store.images[calibration_rows(store, sides == "train")]
     small, about = path.with_name(f"{path.stem}-int8.onnx"), Predictor.open(path).about
     write_onnx(small, to_int8(path, images, small), about | {"precision": "int8"})
@@ -379,7 +348,7 @@ def write_release(out: Path, files: dict[str, str | bytes], about: dict) -> None
 def distances(predictor: Predictor, store: Store, about: dict) -> pd.DataFrame:
     """Return each frame's distance from the training frames: group, side, distance."""
     split = about["runs"][predictor.name]["split"]
-    table = store.index[["group"]].assign(side=split_cases(store.index, **split))
+    table = store.index[["group"]].assign(side=sides_of(store.index, split))
     return table.assign(distance=[predictor.distance(image) for image in store.images])
 
 

@@ -31,7 +31,8 @@ from thyroid_lib import __version__
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.imported import UNKNOWN
-from thyroid_lib.evaluate.predict import load_model, restore_model
+from thyroid_lib.evaluate.networks import class_names
+from thyroid_lib.evaluate.predict import count_outputs, load_model, restore_model
 from thyroid_lib.evaluate.run_tables import score_tables, write_run
 from thyroid_lib.files.machine import processor_name
 from thyroid_lib.files.parallel import count_workers
@@ -40,10 +41,8 @@ from thyroid_lib.models.ensemble import Ensemble, without_flip
 from thyroid_lib.settings import DEFAULTS, SHARED
 
 ALIKE = ("protocol", "fold", "size", "resize", "data_fingerprint", "threshold")
-OWN = (
-    "model", "width", "run_id", "key", "seed", "variant", "architecture_fingerprint",
-    "pretrained_weights",
-)  # fmt: skip
+OWN = ("model", "width", "run_id", "key", "seed", "variant", "architecture_fingerprint",
+       "pretrained_weights", *SPLIT)  # fmt: skip
 
 
 def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu") -> pd.DataFrame:
@@ -77,6 +76,7 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     }
     differ = {name for name in about if about[name] == UNKNOWN}
     about |= {name: first[name] for name in (*ALIKE, "threads")} | {"flip_test": flip}
+    about |= {name: first[name] for name in ("task", "classes") if name in first}
     about |= {
         "run_id": out.name, "variant": out.name.partition("-")[0], "ensemble": ids, "key": key,
         "model": "+".join(sorted({meta["model"] for meta in metas})), "members": own,
@@ -88,7 +88,8 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
         "images_per_second": None, "peak_memory_mib": max(m["peak_memory_mib"] for m in metas),
     }  # fmt: skip
     checkpoint.save(out / "model.pt", {"weights": state, "key": key, "meta": about})
-    model = restore_model("", 0, state, flip=flip, members=own)
+    outputs = count_outputs(class_names(about))
+    model = restore_model("", 0, state, flip=flip, members=own, outputs=outputs)
     tolerance = [json.loads((x / "run.json").read_text("utf-8"))["tolerance_px"] for x in members]
     how = {"threshold": first["threshold"], "tolerance_px": tolerance[0], "device": device}
     how |= {"workers": count_workers(int((sides == "test").sum()), first["threads"])}

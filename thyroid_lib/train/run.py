@@ -141,9 +141,8 @@ def train_model(
             "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
         }  # fmt: skip
         some = {"architecture_fingerprint": code, "pretrained_weights": about_pretrained}
-        some |= {"task": store.task, "classes": store.classes}
-        usual = {"task": "gland", "classes": [store.task]}  # as without classes
-        meta |= {name: value for name, value in some.items() if value and value != usual.get(name)}
+        meta |= {name: x for name, x in some.items() if x}
+        meta |= {name: x for name, x in store.settings.items() if name in ("task", "classes")}
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)
         if stopped:
