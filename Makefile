@@ -49,7 +49,7 @@ QUICKSTART = $(BIN)/python -m thyroid_lib.study.runner notebook notebooks/0-quic
 SHOW = $(if $(PARTLY),true,cat '$(WHERE)/compare/summary.md' && printf '\nreport: %s\n' '$(WHERE)/report.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all torture packages lint nbval verify reference publish wheel carry badges docs lock pip-audit bench gpu gpu-wheels kaggle gather clean
+.PHONY: help look import-predictions export-nnunet env quickstart demo study lab app node unit test test-all test-encoders torture packages lint nbval verify reference publish wheel carry badges docs lock pip-audit bench gpu gpu-wheels kaggle gather clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -224,11 +224,14 @@ $(BENCH_READY): pyproject.toml benchmarks/requirements.txt
 		$(PYTHON) -m venv --clear --without-pip .venv-bench
 	@if .venv-bench/bin/python -c 'import pip' 2>/dev/null; then pip='.venv-bench/bin/python -m pip'; \
 		else pip='$(PYTHON) -m pip --python .venv-bench/bin/python'; fi; \
-		$$pip install -qq --disable-pip-version-check -r benchmarks/requirements.txt -e '.[study]'
+		$$pip install -qq --disable-pip-version-check -r benchmarks/requirements.txt -e '.[study,deploy,pretrained,encoders]' pytest
 	@touch $@
 
 bench: $(BENCH_READY)  ## speed against the peers on this machine, 40 minutes: ONLY="training scoring"
 	@.venv-bench/bin/python benchmarks/bench.py $(ONLY)
+
+test-encoders: $(BENCH_READY)  ## tests of timm's and smp's networks, in the benchmarks' environment
+	@.venv-bench/bin/python -m pytest -q tests/models/test_encoders.py
 
 # It needs no environment: a GPU machine's own torch is used, and what is missing beside it comes from
 # benchmarks/wheels, which `make gpu-wheels` fills where there is a registry.
@@ -261,8 +264,11 @@ COMPILE = sed '/^\#/d' $(1) > "$$tools/lock"; "$$tools/bin/uv" pip compile --qui
 	--output-file "$$tools/lock" $(2); \
 	{ sed -n '/^\#/p' $(1); cat "$$tools/lock"; } > "$$tools/whole"; cp "$$tools/whole" $(1)
 
+# All extras but one: see pyproject.toml.
+EXTRAS = import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(f"--extra {name}" for name in extras if name != "encoders"))
 lock:  ## the locks anew; what is pinned stays, but for UPGRADE="numpy scipy" or UPGRADE=all
-	@set -e; $(TOOLS); $(call COMPILE,requirements.lock,--all-extras pyproject.toml); \
+	@set -e; $(TOOLS); $(call COMPILE,requirements.lock,$$($(PYTHON) -c '$(EXTRAS)') pyproject.toml); \
 		printf 'pip-audit\nuv\n' > "$$tools/in"; $(call COMPILE,requirements-tools.lock,"$$tools/in")
 
 pip-audit:  ## known vulnerabilities of what is locked; asks the registry's database of advisories

@@ -29,6 +29,7 @@ SECTIONS = {  # name: its title
     "workflow": "The workflow's overhead",
     "scaling": "Time and memory against the number of frames",
     "deploy": "The released networks",
+    "costs": "What each network costs",
     "bits": "What is the same to the bit, and how close the rest comes",
 }
 PACKAGES = (

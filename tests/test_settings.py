@@ -131,7 +131,8 @@ FILES = {  # what is done to the demo's text -> the words of the one line
 EDITS = [
     ("thyroid_lib/settings.py", r"\n    lr: .*",
      'smoothing: number(ge=0, lt=1) = _recipe("doubt of masks, in the loss", default=0.0)'),
-    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*', "smoothing = 0.0  # doubt of masks, in the loss"),
+    ("notebooks/3-train.ipynb", r'\n +"lr = [^\n]*',
+     "smoothing = 0.0  # doubt of masks, in the loss"),
     ("thyroid_lib/train/recipe.py", r"\n    lr: float[^\n]*", "smoothing: float = 0.0,"),
     ("thyroid_lib/train/recipe.py", r"\n    def step[^\n]*\n[^\n]*",
      "    mask = mask * (1 - smoothing) + smoothing / 2"),

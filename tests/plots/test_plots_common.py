@@ -108,15 +108,14 @@ def test_each_class_has_its_colour_and_a_name_in_the_legend(class_store):
     fig = plots.overlays(class_store, picked, [np.where(ref == 2, 1, ref)])
     (ax,) = shown_images(fig)
     drawn = [to_hex(c.get_edgecolor()[0]) for c in ax.collections]
-    gland, nodule, unknown = class_colours(2).values()
+    gland, nodule, _ = class_colours(2).values()
     assert drawn == [gland, nodule, gland]  # the prediction calls it all gland
     solid, _, dashed = (c.get_linestyle()[0][1] for c in ax.collections)
     assert solid is None
     assert dashed is not None
     lines = {text.get_text(): line for text, line in legend_of(fig)}
-    assert [*lines] == ["gland", "nodule", "not known", "reference", "prediction"]
-    named = [to_hex(lines[name].get_color()) for name in ("gland", "nodule", "not known")]
-    assert named == [gland, nodule, unknown]
+    assert [*lines] == ["gland", "nodule", "reference", "prediction"]
+    assert [to_hex(lines[name].get_color()) for name in ("gland", "nodule")] == [gland, nodule]
     places = np.argwhere(ref == 2)[:, ::-1]
     (path,) = ax.collections[1].get_paths()
     np.testing.assert_allclose(path.vertices.min(axis=0), places.min(axis=0) - 0.5, atol=0.01)

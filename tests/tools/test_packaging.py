@@ -19,7 +19,12 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NEEDED = PROJECT["dependencies"] + [need for extra in EXTRAS.values() for need in extra]
+NEEDED = PROJECT["dependencies"] + [
+    need for name, extra in EXTRAS.items() if name != "pretrained" for need in extra
+]  # conda's
+LOCKED = PROJECT["dependencies"] + [
+    need for name, extra in EXTRAS.items() if name != "encoders" for need in extra
+]
 CONDA = {
     "matplotlib": "matplotlib-base", "playwright": "playwright-python",
     "snakemake": "snakemake-minimal", "torch": "pytorch",
@@ -52,7 +57,7 @@ def test_conda_has_the_same_dependencies():
     assert given.pop("python").startswith(PROJECT["requires-python"])
     assert given.pop("pip") == ""
     assert given == {CONDA.get(name, name): limits for name, limits in limits_of(NEEDED).items()}
-    assert pip == {"pip": ["-e ."]}
+    assert pip == {"pip": ["-e .[pretrained]"]}
 
 
 def test_what_every_user_needs_is_wide():
@@ -87,7 +92,7 @@ def test_the_lock_has_every_need_of_the_project():
     used = [entry for entry in entries_of(LOCK) if not entry[2] or Marker(entry[2]).evaluate()]
     versions = {name: version for name, version, *_ in used}
     assert len(versions) == len(used), "two versions of a package for one machine"
-    for need in map(Requirement, [*NEEDED, *PYPROJECT["build-system"]["requires"]]):
+    for need in map(Requirement, [*LOCKED, *PYPROJECT["build-system"]["requires"]]):
         version = versions.get(canonicalize_name(need.name))
         assert version, f"{need} is not locked"
         assert version in need.specifier, f"{need}: locked is {version}"

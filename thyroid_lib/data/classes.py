@@ -34,6 +34,30 @@ def merge_masks(masks: Iterable[tuple[int, np.ndarray]], shape: tuple[int, int])
     return labels
 
 
+def pack_labels(labels: np.ndarray, count: int) -> np.ndarray:
+    """Pack a label map of so many classes, or a mask of one, to bits, uint8 (bytes,).
+
+    Of a label map these are planes of bits, the lowest first, end to end; 255 is the code K + 1.
+    """
+    codes = np.where(labels == UNKNOWN, count + 1, labels)
+    return np.concatenate([np.packbits(codes >> bit & 1) for bit in range(_bits_of(count))])
+
+
+def unpack_labels(packed: np.ndarray, shape: tuple[int, int], count: int) -> np.ndarray:
+    """Return what `pack_labels` packed, from the start of `packed`; of one class bool (H,W)."""
+    bits, length = _bits_of(count), -(-shape[0] * shape[1] // 8)
+    packed = packed[: bits * length].reshape(bits, length)
+    planes = np.unpackbits(packed, axis=1, count=shape[0] * shape[1]).reshape(-1, *shape)
+    if bits == 1:
+        return planes[0].view(bool)
+    codes = sum(plane << bit for bit, plane in enumerate(planes))
+    return np.where(codes > count, UNKNOWN, codes).astype(np.uint8)
+
+
+def _bits_of(count: int) -> int:
+    return (count + 1).bit_length() if count > 1 else 1
+
+
 def split_rule(rule: str) -> list[tuple[int, str]]:
     """Return the (code, rule) of each class of a `mask_rule`; [] where it names no classes."""
     parts = (part.partition("=") for part in rule.split("|") if "=" in rule)
@@ -96,3 +120,8 @@ def by_value(
     if (codes == UNKNOWN).all():
         raise ValueError(f"{sentence}; classes: name the values of each, low: '2, 3', high: '5'")
     return cases.assign(mask_rule=codes.map("{}=".format)), sentence
+
+
+def class_names(about: dict) -> list[str]:
+    """Return the names of a network's classes, from its metadata; one class has its task's name."""
+    return list(about.get("classes") or [about.get("task", "gland")])

@@ -8,8 +8,7 @@
     quarantine.csv         one row per case that cannot be used, with its reason
     store.json             settings, counts, fingerprint, checksums; written last
 
-Of a study with K > 1 classes, masks are label maps, see `classes`. `reference.npy` then holds a map
-as planes of bits, the lowest first, of its codes 0 to K and K + 1 for 255.
+Of a study with K > 1 classes, masks are label maps, see `classes`.
 
 The same sources give the same bytes, on any number of processes and in any folder.
 """
@@ -31,7 +30,7 @@ import pandas as pd
 
 from thyroid_lib.data import cases as case_table
 from thyroid_lib.data import frames, phantom, tg3k
-from thyroid_lib.data.classes import UNKNOWN, one_class
+from thyroid_lib.data.classes import one_class, pack_labels, unpack_labels
 from thyroid_lib.data.groups import groups_note, waits
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import CHOICES, look
@@ -112,13 +111,7 @@ class Store:
     def reference(self, i: int) -> np.ndarray:
         """Return the mended mask of case i at its native size, bool (H,W), or its label map."""
         height, width, offset = (self.index[name].iat[i] for name in ("height", "width", "offset"))
-        count, length = _count_planes(self.classes), -(-height * width // 8)
-        packed = self.bits[offset : offset + count * length].reshape(count, length)
-        planes = np.unpackbits(packed, axis=1, count=height * width).reshape(-1, height, width)
-        if count == 1:
-            return planes[0].view(bool)
-        codes = sum(plane << bit for bit, plane in enumerate(planes))
-        return np.where(codes > len(self.classes), UNKNOWN, codes).astype(np.uint8)
+        return unpack_labels(self.bits[offset:], (height, width), len(self.classes))
 
 
 def load_cases(
@@ -385,19 +378,8 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
     row += [case.official, *chain.from_iterable(changed.values())]
     row += [getattr(case, name) for name in (*READING, *TEXTS)]
     fit = settings["size"], settings["resize"]
-    packed = _pack(mask, settings.get("classes", [""]))
+    packed = pack_labels(mask, len(settings.get("classes", [""])))
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), packed)
-
-
-def _count_planes(classes: Sequence[str]) -> int:
-    """Return how many bits a code of so many classes takes; beyond them 255 has one."""
-    return (len(classes) + 1).bit_length() if len(classes) > 1 else 1
-
-
-def _pack(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Pack a mask, or the planes of a label map, to bits end to end, uint8 (bytes,)."""
-    codes = np.where(mask == UNKNOWN, len(classes) + 1, mask)
-    return np.concatenate([np.packbits(codes >> bit & 1) for bit in range(_count_planes(classes))])
 
 
 def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, propose):

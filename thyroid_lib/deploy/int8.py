@@ -14,23 +14,24 @@ with packages("onnx", "onnxruntime", module=__name__):
     from onnxruntime import quantization
 
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
-# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.down1.residual.0 …
-STAGE = re.compile(r"(members\.\d+\.|)[^.]+")
+# of the name of a weight, which is torch's: down1.residual.0.weight, members.0.encoder.conv1 …
+STAGE = re.compile(r"(members\.\d+\.|)(net\.)?(encoder\.)?[^.]+")
 
 
 def to_int8(network: Path, images: np.ndarray, out: Path) -> onnx.ModelProto:
     """Quantise 3 x 3 convolutions behind the first stage; images, uint8 (N,S,S), set the ranges.
 
-    Weights use seven bits of eight: without VNNI the sums of two products would overflow.
+    Depthwise ones stay: they get no faster. Weights use seven bits of eight, as without VNNI the
+    sums of two products would overflow.
     """
     inputs = ({"image": image[None, None].astype(np.float32) / 255} for image in images)
     frames = SimpleNamespace(get_next=lambda: next(inputs, None))
     graph = onnx.load(network).graph
-    kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}
+    kernel = {each.name: tuple(each.dims)[1:] for each in graph.initializer}
     convs = [(node.name, node.input[1]) for node in graph.node if node.op_type == "Conv"]
     stages = {name: STAGE.match(of) for name, of in convs}
     first = {stage[1]: stage[0] for stage in reversed(stages.values())}.values()  # of each member
-    threes = [name for name, of in convs if kernel[of] == (3, 3)]
+    threes = [name for name, of in convs if kernel[of][1:] == (3, 3) and kernel[of][0] > 1]
     chosen = [name for name in threes if stages[name][0] not in first]
     quantization.quantize_static(
         network, out, frames, per_channel=True, reduce_range=True,

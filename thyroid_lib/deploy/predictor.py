@@ -17,10 +17,11 @@ from PIL import Image
 from scipy import ndimage
 
 from thyroid_lib.data import frames, label_maps, readers
+from thyroid_lib.data.classes import class_names
 from thyroid_lib.evaluate.confidence import calibrated, expected_dice
 from thyroid_lib.evaluate.diameters import Pair, diameters
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR, distance
-from thyroid_lib.evaluate.networks import class_names, model_name, open_network
+from thyroid_lib.evaluate.networks import model_name, open_network
 
 UNSURE = 0.5  # confidence below this is always reported, whatever the model's usual one is
 ROW = (

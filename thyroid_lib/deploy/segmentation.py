@@ -19,10 +19,11 @@ from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 
 from thyroid_lib import __version__
+from thyroid_lib.data.classes import class_names
 from thyroid_lib.data.dicom import COPIED, COPIED_IF_PRESENT, SINGLE
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import Prediction
-from thyroid_lib.evaluate.networks import class_names, model_name
+from thyroid_lib.evaluate.networks import model_name
 
 MAKER = "thyroid_lib"
 THYROID = Code("69748006", "SCT", "Thyroid gland")

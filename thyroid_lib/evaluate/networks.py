@@ -107,11 +107,6 @@ def _drop_single(logits: np.ndarray) -> np.ndarray:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
-def class_names(about: dict) -> list[str]:
-    """Return the names of a network's classes, from its metadata; one class has its task's name."""
-    return list(about.get("classes") or [about.get("task", "gland")])
-
-
 def model_name(about: dict) -> str:
     """Return a model's name in its study: its variant's, without one its network's."""
     return about.get("variant") or about["model"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from thyroid_lib.data import frames
+from thyroid_lib.data.classes import class_names
 from thyroid_lib.data.label_maps import class_probs, foreground, restore_labels
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.confidence import expected_dice
 from thyroid_lib.evaluate.imported import segment_imported
-from thyroid_lib.evaluate.networks import class_names
 from thyroid_lib.evaluate.scores import Scores, score_maps
 from thyroid_lib.models import arithmetic, build_model, checkpoint, to_input, user_networks
 from thyroid_lib.models.ensemble import Ensemble

@@ -118,9 +118,8 @@ def outline_legend(fig: Figure, store: Store | None = None, **colours: str) -> N
     colours = colours or {"reference": REFERENCE, "prediction": PREDICTION}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     if store and len(store.classes) > 1:
-        named = zip(
-            (*store.classes, "not known"), class_colours(len(store.classes)).values(), strict=True
-        )
+        names = [*store.classes, *["not known"] * (UNKNOWN in store.masks)]
+        named = zip(names, class_colours(len(store.classes)).values(), strict=False)
         for handle, style in zip(handles, ("-", DASHES), strict=False):
             handle.set(color=FAINT, linestyle=style)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in named] + handles

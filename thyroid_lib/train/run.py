@@ -139,9 +139,9 @@ def train_model(
             "mend": " ".join(store.settings["mend"]), "data_fingerprint": store.fingerprint,
             "key": key, "training_version": recipe.TRAINING_VERSION,
             "cases": {side: int((sides == side).sum()) for side in ("train", "val", "test")},
-        } | ({"architecture_fingerprint": code} if code else {}) | (
-            {"pretrained_weights": about_pretrained} if about_pretrained else {}
-        )  # fmt: skip
+        }  # fmt: skip
+        some = {"architecture_fingerprint": code, "pretrained_weights": about_pretrained}
+        meta |= {name: x for name, x in some.items() if x}
         meta |= {name: x for name, x in store.settings.items() if name in ("task", "classes")}
         checkpoint.save(out / "model.pt", finished | {"key": key, "meta": meta})
         checkpoint.forget(out)

@@ -4,18 +4,18 @@ TABLES = (
     "summary.csv", "summary.md", "details.md", "groups.csv", "differences.csv", "mixed.csv",
     "stability.csv", "ranks.csv", "selected.json", "model_card.md", "cost.csv",
 )
+SOME_TABLES = [*BY_CLASS, *["variations.csv"] * (not SEVERAL)]
+SOME_TABLES += ["external.csv"] * ("external" in config["protocols"])
 
 
 rule compare:
     input:
         "store/store.json",
         expand("runs/{run}/{file}", run=[*COMPARED, *ENSEMBLES, *IMPORTED], file=RUN_TABLES),
-        expand("runs/{run}/{file}", run=COMPARED, file=VARIED),
+        expand("runs/{run}/{file}", run=COMPARED, file=MORE_TABLES),
     output:
         "notebooks/4-compare.ipynb",
-        multiext("compare/", *TABLES, *BY_CLASS),
-        multiext("compare/", *["variations.csv"] * (not SEVERAL)),
-        multiext("compare/", *["external.csv"] * ("external" in config["protocols"])),
+        multiext("compare/", *TABLES, *SOME_TABLES),
     log: "logs/4-compare.ipynb"
     params:
         *code_digests(NOTEBOOKS / "4-compare.ipynb", LIBRARY / "compare/model_card.md"),
