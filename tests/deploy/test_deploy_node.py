@@ -1,5 +1,6 @@
 """The DICOM node beside a real Orthanc: routed, answered, refused, killed."""
 
+import csv
 import io
 import re
 import socket
@@ -253,6 +254,32 @@ def test_a_study_is_measured_in_the_pacs(beside, tmp_path):
     assert stranger.returncode == 2
     out.write_text("name,area\n")
     assert "is another table than this command writes" in run(env=env).stderr
+
+
+def test_several_classes_reach_the_pacs_and_the_table(class_release, tmp_path):
+    images = np.stack([ellipse_pair(np.random.default_rng(i), 60, 72)[0] for i in range(3)])
+    predict, port = Predictor.open(class_release).predict, free_port()
+    found = [each for image in images for each in predict(image).classes]
+    sent, out = make_us(images, uid="1.2.826.7.1.9.1"), tmp_path / "areas.csv"
+    node = Node(tmp_path / "node", class_release, port=port)
+    with Pacs(tmp_path / "orthanc", port) as pacs:
+        node.command += ["--pacs", pacs.web]  # the last one counts
+        with node.start():
+            pacs.upload(to_bytes(sent))
+            [seg] = wait_until(lambda: stored(pacs, SEG))
+            wait_until(lambda: stored(pacs, SR))
+        assert (seg.pixel_array == np.stack([each.mask for each in found])).all()
+        assert len(seg.SegmentSequence) == 2
+        command = [*NODE, "study", "--pacs", pacs.web, "--model", class_release, "--out", out]
+        command += ["--study-uid", sent.StudyInstanceUID]
+        subprocess.run(command, check=True, env=node_environment())
+        text = out.read_text()
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["class"] for row in rows] == ["gland", "nodule"] * 3
+        assert [int(row["area_px"]) for row in rows] == [each.area_px for each in found]
+        out.write_text(text[: text.rindex("\n", 0, -1) + 1])  # a class of the last frame is gone
+        subprocess.run(command, check=True, env=node_environment())
+        assert out.read_text() == text
 
 
 def test_connections_that_are_no_dicom_and_what_has_no_room_do_not_harm_the_node(release, tmp_path):

@@ -173,6 +173,21 @@ def test_every_class_is_a_coded_segment_with_numbers_of_its_own(of_classes, coun
     assert largest == pytest.approx(expected * (count > 1))
 
 
+def test_a_model_of_nodules_alone_says_so(predictor):
+    about = {key: value for key, value in predictor.about.items() if key != "quality"}
+    nodules = Predictor(predictor.network, about | {"task": "nodule"})
+    seg, sr = answered(make_us(np.stack([drawn(1)[0], drawn(1)[0] // 5])), nodules)
+    [segment] = seg.SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "27925004"
+    assert segment.SegmentLabel == "Thyroid nodule"
+    texts = {each.value for each in sr.iterall() if each.keyword == "TextValue"}
+    assert {
+        "No nodule was found.",
+        "Nodule in 1 of 2 frames, 0 refused. Largest in frame 1.",
+    } <= texts
+    assert not any("hyroid in" in text or "No thyroid" in text for text in texts)
+
+
 @pytest.mark.study
 @pytest.mark.parametrize("case", [*VALIDATED, "classes"])
 def test_dciodvfy_finds_no_fault(predictor, of_classes, tmp_path, case):

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from thyroid_lib.data.cases import read_pair
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import build_store
+from thyroid_lib.deploy.predictor import Predictor
 from thyroid_lib.evaluate import __main__ as command
 from thyroid_lib.evaluate.folder import ALL, MEASURES, by_group, evaluate_folder
+from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.predict import score_rows
 from thyroid_lib.train.run import train_model
 
@@ -47,6 +50,14 @@ def test_images_masks_and_groups_may_lie_anywhere(release, small_folder, tmp_pat
         columns = ["case_id", "group", *MEASURES]
         pd.testing.assert_frame_equal(apart.scores[columns], at_once.scores[columns])
     assert apart.groups["group"].tolist() == ["a", "b", ALL]
+
+
+def test_of_several_classes_the_foreground_is_scored(class_release, small_folder):
+    predict, each = Predictor.open(class_release).predict, []
+    for case in look(small_folder).cases.itertuples():
+        image, mask = read_pair(case)[:2]
+        each.append(dice(predict(image).mask, mask))
+    assert evaluate_folder(class_release, small_folder).scores["dice"].tolist() == each
 
 
 def test_masks_may_lie_among_the_images(release, small_folder, tmp_path):

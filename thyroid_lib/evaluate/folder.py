@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from thyroid_lib.data import archives
+from thyroid_lib.data.label_maps import class_probs
 from thyroid_lib.data.look import look
 from thyroid_lib.data.store import Store, build_store
 from thyroid_lib.evaluate.networks import open_network
@@ -47,6 +47,8 @@ def evaluate_folder(
     **choices: str,
 ) -> Found:
     """Predict a data set's images and score the masks; nothing is trained or chosen on it.
+
+    Of a model of several classes the foreground is scored, all of them together.
 
     model: see `networks.open_network`. data: anything that `look` reads; or give `images` and
     `masks`, two folders or archives. mend: rules that mend the masks first, see `frames.mend_mask`.
@@ -89,10 +91,11 @@ def _join_folders(folder: Path, **parts: str | Path) -> Path:
 
 
 def _batches(network, store: Store):
-    """Yield probability maps, float32 (B,S,S), and their references at native size."""
+    """Yield probability maps of the foreground, float32 (B,S,S), and references at native size."""
     for start in range(0, len(store), BATCH):
         rows = range(start, min(start + BATCH, len(store)))
-        prob = special.expit(network(np.asarray(store.images[rows.start : rows.stop])))
+        logits = network(np.asarray(store.images[rows.start : rows.stop]))
+        prob = class_probs(logits[:, None] if logits.ndim == 3 else logits).sum(axis=1)
         yield prob, [store.reference(row) for row in rows]
 
 
