@@ -297,8 +297,9 @@ def _ellipse(x, z, centre_x, centre_z, half_x, half_z, turn=0.0):
 
 
 def _paint_neck(p, along: float, x, z, depth, tissue: _Tissue) -> tuple[np.ndarray, list]:
-    """Paint a transverse section, `along` (-1 to 1) the gland; return distance maps of gland and
-    nodules.
+    """Paint a transverse section, `along` (-1 to 1) the gland.
+
+    Returns the distance maps (mm) of the gland, and of each nodule.
     """
     body, far = p.body, np.abs(x)
     roof = p.fat_mm + p.strap_mm * body
