@@ -28,10 +28,10 @@ import pandas as pd
 import torch
 
 from thyroid_lib import __version__
+from thyroid_lib.data.classes import class_names
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.imported import UNKNOWN
-from thyroid_lib.evaluate.networks import class_names
 from thyroid_lib.evaluate.predict import count_outputs, load_model, restore_model
 from thyroid_lib.evaluate.run_tables import score_tables, write_run
 from thyroid_lib.files.machine import processor_name
