@@ -69,6 +69,10 @@ def labelled(elements, label: str):
     return next(each for each in elements if each.label == label)
 
 
+def class_lines(page) -> list[str]:
+    return [each.proto.body for each in page.html if 'class="class"' in each.proto.body]
+
+
 def open_app(monkeypatch, release):
     monkeypatch.setenv("THYROID_RELEASE", str(release))
     page = AppTest.from_file(str(ENTRY), default_timeout=120).run()
@@ -159,13 +163,14 @@ def test_each_class_has_its_colour_its_numbers_and_its_rows(class_release, monke
     page = upload(open_app(monkeypatch, class_release), ("frame.png", PNG))
     predict = Predictor.open(class_release).predict
     found = predict(picture())
-    lines = [each.proto.body for each in page.html if 'class="class"' in each.proto.body]
-    for text, each, colour in zip(lines, found.classes, class_rgb(2), strict=True):
+    for text, each, colour in zip(class_lines(page), found.classes, class_rgb(2), strict=True):
         size = "{:.0f} × {:.0f} px".format(*each.diameters_px)
         said = each.name, f"{each.area_px:,} px", f"{size}, confidence {each.confidence:.2f}"
         assert tuple(re.findall(r">([^<>\n]+)<", text)) == said
         assert f"background: rgb{colour}" in text
     assert not page.metric
+    page = upload(page, ("dim.png", image_bytes(np.minimum(picture(), 140))))
+    assert [text.count("none found") for text in class_lines(page)] == [0, 1]
     labels = [each.label for each in page.get("download_button")]
     assert labels == ["Label map, PNG", "Overlay, PNG"]
     page = upload(page, ("cine.dcm", us(CINE)), ("noise.png", image_bytes(NOISE)))

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from whole import closed_figures  # noqa: F401
 
 from thyroid_lib.compare import card
+from thyroid_lib.data.classes import class_colours
 from thyroid_lib.deploy.predictor import Doubt, Prediction
 from thyroid_lib.plots import deploy as plots_deploy
 
@@ -55,6 +58,34 @@ def test_an_answer_shows_its_doubts():
     assert read == "Doubts about this frame: far; the result can be used."
     refused = prediction(Doubt("blank", "Nothing.", grave=True))
     assert plots_deploy.answer_sentence(refused).endswith("would be refused.")
+
+
+def test_an_answer_of_several_classes_names_each_in_its_colour():
+    found = prediction()
+    parts = replace(found, name="gland"), replace(found, name="nodule", area_px=7)
+    fig = plots_deploy.answer(
+        np.full((20, 30), 90, np.uint8), replace(found, of_class=parts), title=""
+    )
+    fig.draw_without_rendering()
+    assert fig.axes[2].get_title() == "gland 150 px, nodule 7 px, confidence 0.80"
+    named = {text.get_text(): line.get_color() for text, line in zip(
+        fig.legends[0].get_texts(), fig.legends[0].get_lines(), strict=True
+    )}  # fmt: skip
+    assert named == {"gland": class_colours(2)[1], "nodule": class_colours(2)[2]}
+
+
+def test_what_is_said_without_validation_and_of_classes():
+    gate = RUN["int8"] | {"measured_on": "train", "classes": {"gland": 0.001, "nodule": -0.004}}
+    run = {key: value for key, value in RUN.items() if key != "confidence"} | {"int8": gate}
+    about = ABOUT | {"runs": {"unet": run}}
+    said = "Quantising unet changes Dice of every class on training frames by no more than"
+    assert plots_deploy.int8_sentence(about).startswith(said)
+    assert "has no confidence" in plots_deploy.confidence_sentence(VAL, about)
+    assert "of 100 training frames" in plots_deploy.distances_sentence(
+        FOUND[FOUND["side"] != "val"]
+    )
+    text = "on training frames, as none were held back, by -0.0011 (gland +0.0010, nodule -0.0040)"
+    assert text in card.released(about)
 
 
 def test_what_is_said_of_int8():

@@ -198,8 +198,9 @@ def show_result(predictor, key, upload, index, spacing, threshold, view, places)
     several = len(found.classes) > 1
     colours = class_rgb(len(found.classes)) if several else [BLUE]
     for each, colour in zip(found.of_class, colours, strict=several):
-        area, _, *more = describe(each) if shown else "––––"
-        side.html(CLASS.format(colour, html.escape(each.name), area, *more))
+        area, _, sizes, sure = describe(each) if shown else "––––"
+        sizes = sizes if each.area_px or not shown else "none found"
+        side.html(CLASS.format(colour, html.escape(each.name), area, sizes, sure))
     if not several:
         with side.container(horizontal=True):
             show_numbers(found, shown)
