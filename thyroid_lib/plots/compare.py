@@ -260,7 +260,7 @@ def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndar
     for column, (model, masks) in zip(axes.T, preds.items(), strict=True):
         for ax, case_id, pred in zip(column, case_ids, masks, strict=True):
             common.draw_case(ax, store, case_id, pred, f"{model}, {case_id}")
-    common.outline_legend(fig)
+    common.outline_legend(fig, store)
     return fig
 
 
