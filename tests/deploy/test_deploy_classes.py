@@ -102,6 +102,13 @@ def test_an_ensemble_of_classes_is_exported_as_torch_has_it(study, made, class_s
     assert sides.tolist() == split_cases(class_store.index, **SPLIT).tolist()
 
 
+def test_an_ensemble_is_released_only_where_it_was_selected_or_named(study):
+    runs, about = [*(study / "runs").iterdir()], {"model": "unet", "protocol": "grouped"}
+    assert {*export.choose_runs(runs, about)} == {*RUNS}
+    assert {*export.choose_runs(runs, about | {"model": "both"})} == {*RUNS, "both"}
+    assert {*export.choose_runs(runs, about, ("both-grouped-fold0-seed0",))} == {*RUNS, "both"}
+
+
 def test_the_first_stage_of_each_member_stays_in_float(made):
     graph = onnx.load(made[0] / "both-int8.onnx").graph
     kernel = {each.name: tuple(each.dims)[2:] for each in graph.initializer}

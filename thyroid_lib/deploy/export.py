@@ -147,7 +147,9 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
     for folder in sorted(map(Path, runs), reverse=True):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
         no_rival = "_reported" in run["model"] or run["protocol"] == "reported"
-        if no_rival or is_imported(run["model"]):
+        # an ensemble is large: it is released where it was selected, or named
+        wanted = selected["model"] == model_name(run) or run["run_id"] in named
+        if no_rival or is_imported(run["model"]) or ("ensemble" in run and not wanted):
             continue
         history, best = pd.read_csv(folder / "history.csv").set_index("epoch"), -1.0
         if "val_dice" in history and len(history):

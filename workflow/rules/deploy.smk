@@ -1,4 +1,5 @@
-# The release of the selected model. A quantised network is no output: it is there if it costs no Dice.
+# The release of the selected model. No outputs are a quantised network, which is there if it costs no
+# Dice, and an ensemble, which is there if it was selected.
 
 TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
 TEMPLATES = LIBRARY / "compare/released.md", LIBRARY / "deploy/release.md"
@@ -8,7 +9,7 @@ RELEASE = *sorted({f"{RUNS[run]['variant']}.onnx" for run in COMPARED}), *TEXTS,
 rule deploy:
     input:
         "store/store.json",
-        expand("runs/{run}/{file}", run=COMPARED, file=RUN_TABLES),
+        expand("runs/{run}/{file}", run=[*COMPARED, *ENSEMBLES], file=RUN_TABLES),
         multiext("compare/", "selected.json", "model_card.md"),
     output:
         "notebooks/6-deploy.ipynb",
@@ -18,7 +19,8 @@ rule deploy:
         *code_digests(NOTEBOOKS / "6-deploy.ipynb", *TEMPLATES),
         json=lambda wildcards: settings(
             "deploy", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
-            compare=f"{STUDY}/compare", runs=[f"{STUDY}/runs/{run}" for run in COMPARED],
+            compare=f"{STUDY}/compare",
+            runs=[f"{STUDY}/runs/{run}" for run in [*COMPARED, *ENSEMBLES]],
             out=f"{STUDY}/deploy", figures=f"{STUDY}/deploy-figures",
         ),
     threads: THREADS
