@@ -78,7 +78,8 @@ def test_no_file_is_long():
         # 690 for the rows of test cases (variations, bridge, batch norm) and ensembles, 590 for
         # classes in the data: label maps, DDTI's scores, phantoms with nodules
         ("thyroid_lib/**/*.py", 17_500),
-        ("workflow/Snakefile workflow/rules/*.smk", 260),
+        # 260 before variants, ensembles and tables per class
+        ("workflow/Snakefile workflow/rules/*.smk", 295),
         # 2,000 before `make gpu`, which took 470, networks before and after, which took
         # 110, and the costs of each network, which took 95
         ("benchmarks/**/*.py", 2_680),

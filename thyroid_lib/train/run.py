@@ -37,7 +37,7 @@ from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
 from thyroid_lib.files.writing import write_table
-from thyroid_lib.models import checkpoint, user_networks
+from thyroid_lib.models import checkpoint, encoder_names, user_networks
 from thyroid_lib.models.pretrained import describe as describe_pretrained
 from thyroid_lib.settings import DEFAULTS, check_packages, check_parameters, variant_name
 from thyroid_lib.train import device as devices
@@ -114,7 +114,7 @@ def train_model(
     settings["threads"] = torch.get_num_threads() if where.type == "cpu" else 0
     net = models.build_model(model, out_channels=count_outputs(store.classes), width=width)
     net.check(torch.empty(1, net.in_channels, store.size, store.size, device="meta"))
-    own = {}
+    own = {"packages": of_packages} if (of_packages := encoder_names.versions(model)) else {}
     if code := user_networks.fingerprint(model):
         user_networks.check(net, model, store.size)
         own = {"code": code, "packages": user_networks.packages(model)}
