@@ -7,9 +7,12 @@ each class, "code=rule" with a rule of `mask_values`, joined by "|": "1=levels:1
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:  # a release runs without pandas
+    import pandas as pd
 
 UNKNOWN = 255
 SURROUND = "gland"  # the class that lesions lie in: where nodules are not outlined, they are in it
@@ -85,20 +88,20 @@ def annotated_names(classes: Mapping[str, str], annotated: str = "") -> list[str
     return [name for name in classes if name in wanted]
 
 
-def annotate(cases: pd.DataFrame, names: list[str], classes: Mapping[str, str]) -> pd.DataFrame:
+def annotate(cases: "pd.DataFrame", names: list[str], classes: Mapping[str, str]) -> "pd.DataFrame":
     """Give a case table the column `annotated`, if a source does not annotate all classes."""
     return cases if len(names) == len(classes) else cases.assign(annotated=" ".join(names))
 
 
-def one_class(cases: pd.DataFrame, name: str, classes: Mapping[str, str]) -> pd.DataFrame:
+def one_class(cases: "pd.DataFrame", name: str, classes: Mapping[str, str]) -> "pd.DataFrame":
     """Make all foreground of a case table one class, the only one that is annotated."""
     code, rules = [*classes].index(name) + 1, cases.get("mask_rule", "")
     return annotate(cases.assign(mask_rule=f"{code}=" + rules), [name], classes)
 
 
 def by_value(
-    cases: pd.DataFrame, column: str, classes: Mapping[str, str]
-) -> tuple[pd.DataFrame, str]:
+    cases: "pd.DataFrame", column: str, classes: Mapping[str, str]
+) -> tuple["pd.DataFrame", str]:
     """Give each case's foreground the class that a column's value stands for; 255 if none does.
 
     Returns the table with its `mask_rule`, and a sentence that counts images by class and value.
