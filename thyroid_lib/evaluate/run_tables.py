@@ -1,4 +1,4 @@
-"""The tables of a run's test cases, made from its network and written with `run.json`."""
+"""The tables of a run's test cases, made from its network, and its file run.json."""
 
 import json
 from pathlib import Path
