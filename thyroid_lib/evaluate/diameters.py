@@ -15,11 +15,13 @@ def diameters(mask: np.ndarray, spacing: Pair = (1.0, 1.0)) -> Pair:
 
     Between pixel centres of a mask, bool (H,W), in the unit of the spacing; (0, 0) where empty.
     """
-    parts, count = ndimage.label(mask[bounding_box(mask)], np.ones((3, 3)))
+    box = bounding_box(mask)
+    parts, count = ndimage.label(mask[box], np.ones((3, 3)))
     if not count:
         return 0.0, 0.0
     largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    points = np.argwhere(largest & ~ndimage.binary_erosion(largest)) * np.array(spacing)  # (P,2)
+    edge = np.argwhere(largest & ~ndimage.binary_erosion(largest))
+    points = (edge + [side.start for side in box]) * np.array(spacing)  # (P,2)
     try:
         points = points[ConvexHull(points).vertices]
     except QhullError:  # all on one line
