@@ -79,9 +79,9 @@ def effects_sentence(table: pd.DataFrame) -> str:
     text = ""
     if len(after):
         best = after.idxmax()
-        text += f"Of the ways to clean a mask, {NAMES[best]} moves Dice by {after[best]:+.3f} on "
+        text += f"Of the ways to clean a mask, {NAMES[best]} moves Dice by {after[best]:+z.3f} on "
         text += "average over the models. "
     if len(before):
         worst = before.idxmin()
-        text += f"Of the disturbed frames, {NAMES[worst]} costs most: {before[worst]:+.3f}. "
+        text += f"Of the disturbed frames, {NAMES[worst]} costs most: {before[worst]:+z.3f}. "
     return f"{text}* transductive: it reads the test sweep's frames, not their masks."
