@@ -100,12 +100,18 @@ OF_STUDY += [  # of variants
     ({"variants": {"a": STRONG | {"selection": "val"}}}, "selection val needs a val_share above 0"),
     ({"variants": {"a": STRONG | {"protocols": ["official"]}}}, "the study have no official"),
     ({"ensembles": {"all": ["unet", "b"]}}, "ensembles: all: no variant b, there are unet, segnet"),
+    ({"variants": {"a": {"model": "unet", "pretrained": "imagenet"}}}, "unet has no encoder: need"),
     ({"ensembles": {"unet": ["unet"]}}, "unet: the name stands twice"),
     ({"ensembles": {"E-1": ["unet"]}}, 'got {"E-1": ["unet"]}, need {name: [variants]}, each once'),
     ({"ensembles": {"e": "unet"}}, "need {name: [variants]}"),
     (
         RANDOM | {"selection": "val", "variants": {"a": {"model": "unet", "lr": 1}}},
         "a: protocol reported takes the study's recipe alone, not lr: give it protocols without",
+    ),
+    (
+        RANDOM
+        | {"selection": "val", "variants": {"a": {"model": "unet", "protocols": ["reported"]}}},
+        "variants: a: protocol reported needs random and grouped beside",
     ),
 ]
 OF_STUDY = [(values, words) for values, *each in OF_STUDY for words in each]
@@ -232,6 +238,14 @@ def test_all_problems_come_at_once_and_a_workflow_does_not_start(tmp_path):
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
         assert all(words in done.stderr for _, words in last.values())
+
+
+def test_a_missing_file_of_weights_is_named_before_any_work():
+    own = {"model": "resunet:tf_efficientnet_lite0", "pretrained": "none.pt"}
+    config = settings.check_study(STUDY | {"variants": {"lite0": own}})
+    with pytest.raises(ValueError, match=r"variants: lite0: pretrained: there is no file none\.pt"):
+        parameters.check_weights(config)
+    parameters.check_weights(settings.check_study(STUDY))
 
 
 @pytest.mark.study

@@ -301,7 +301,7 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     try:
         checked = model.model_validate(known).model_dump(warnings=False)
         variants = list_variants(checked) if "study" in checked else {}
-        problems = problems or clashes(checked, variants, CHOICES)
+        problems = problems or clashes(checked, variants, CHOICES, NETWORKS)
     except ValidationError as error:
         messages = {x["loc"][0]: x["msg"] for x in error.errors(include_input=False)}
         for name, said in messages.items():
