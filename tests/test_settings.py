@@ -43,7 +43,7 @@ BAD = [
     ("study", "a/b", 'study: got "a/b", need a-z, 0-9'),
     ("study", "reference", "study: reference is taken"),
     ("source", "ddti", "source: got \"ddti\", need 'phantom', 'tg3k' or 'folder'"),
-    ("mend", ["text", "text"], 'mend: got ["text", "text"], value error, no value may stand twice'),
+    ("mend", ["text", "text"], 'mend: got ["text", "text"], no value may stand twice'),
     ("model", "2cool", 'model: got "2cool", need a-z first'),
     ("run_folds", [4], "run_folds: got [4], but folds: 4 has only 0 to 3"),
     ("seeds", 0, "seeds: got 0, need a valid list"),
@@ -63,7 +63,7 @@ TOGETHER = [  # settings of a study or a notebook, each allowed, that do not go 
 ]
 ENTRY = {"dataset": "a", "source": "folder", "data": "x"}
 TOGETHER += [
-    ({"source": []}, "source: got [], value error, the list is empty"),
+    ({"source": []}, "source: got [], the list is empty"),
     ({"source": [3]}, "entry 1: need a mapping: {dataset: a, source: folder, data: path/to/a}"),
     ({"source": [ENTRY | {"group": "x"}]}, "entry 1: group: unknown (did you mean groups?)"),
     ({"source": [ENTRY, {"source": "phantom"}]}, "entry 2: dataset: Field required"),
@@ -89,7 +89,8 @@ STRONG = {"model": "unet", "lr": 1e-3, "augment": {"flip": 0.5, "gamma": 1}, "va
 OF_STUDY += [  # of variants
     ({"models": []}, "models: is empty, and so is variants: need one network or more"),
     ({"variants": {"a-b": STRONG}}, "variants: got {", "a-b: need a-z first, then a-z, 0-9 and _"),
-    ({"variants": {"a": 3}}, "a: need a mapping: {model: unet, lr: 1.0e-3}"),
+    ({"variants": ["a"]}, 'got ["a"], need a mapping: {name: {model: unet, lr: 1.0e-3}}'),
+    ({"variants": {"a": 3}}, 'got {"a": 3}, a: need a mapping: {model: unet, lr: 1.0e-3}'),
     ({"variants": {"a": {"lr": 1}}}, "a: model: Field required (network to train)"),
     ({"variants": {"a": STRONG | {"epoch": 3}}}, "a: epoch: unknown (did you mean epochs?)"),
     ({"variants": {"a": STRONG | {"threads": 2}}}, "a: threads: unknown"),
@@ -99,10 +100,18 @@ OF_STUDY += [  # of variants
     ({"variants": {"a": STRONG | {"selection": "val"}}}, "selection val needs a val_share above 0"),
     ({"variants": {"a": STRONG | {"protocols": ["official"]}}}, "the study have no official"),
     ({"ensembles": {"all": ["unet", "b"]}}, "ensembles: all: no variant b, there are unet, segnet"),
+    ({"variants": {"a": {"model": "unet", "pretrained": "imagenet"}}}, "unet has no encoder: need"),
     ({"ensembles": {"unet": ["unet"]}}, "unet: the name stands twice"),
+    ({"ensembles": {"E-1": ["unet"]}}, 'got {"E-1": ["unet"]}, need {name: [variants]}, each once'),
+    ({"ensembles": {"e": "unet"}}, "need {name: [variants]}"),
     (
         RANDOM | {"selection": "val", "variants": {"a": {"model": "unet", "lr": 1}}},
         "a: protocol reported takes the study's recipe alone, not lr: give it protocols without",
+    ),
+    (
+        RANDOM
+        | {"selection": "val", "variants": {"a": {"model": "unet", "protocols": ["reported"]}}},
+        "variants: a: protocol reported needs random and grouped beside",
     ),
 ]
 OF_STUDY = [(values, words) for values, *each in OF_STUDY for words in each]
@@ -229,6 +238,14 @@ def test_all_problems_come_at_once_and_a_workflow_does_not_start(tmp_path):
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
         assert all(words in done.stderr for _, words in last.values())
+
+
+def test_a_missing_file_of_weights_is_named_before_any_work():
+    own = {"model": "resunet:tf_efficientnet_lite0", "pretrained": "none.pt"}
+    config = settings.check_study(STUDY | {"variants": {"lite0": own}})
+    with pytest.raises(ValueError, match=r"variants: lite0: pretrained: there is no file none\.pt"):
+        parameters.check_weights(config)
+    parameters.check_weights(settings.check_study(STUDY))
 
 
 @pytest.mark.study

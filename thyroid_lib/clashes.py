@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from thyroid_lib.files.text import show, variant_name
 
 
-def clashes(v: dict, variants: dict, choices: Iterable[str]) -> list[str]:
+def clashes(
+    v: dict, variants: dict, choices: Iterable[str], without_encoder: Iterable[str] = ()
+) -> list[str]:
     """List what several settings, each allowed by itself, must not be together.
 
     v: settings of a study or of a notebook; variants: of `settings.list_variants`; choices: keys
-    that only source folder takes.
+    that only source folder takes; without_encoder: networks that take no pretrained weights.
     """
     rules: list[tuple] = []  # whether it is broken, message
     if {"source", "data"} <= v.keys():
@@ -61,6 +63,16 @@ def clashes(v: dict, variants: dict, choices: Iterable[str]) -> list[str]:
                     "reported" in protocols and varied,
                     f"{of} protocol reported takes the study's recipe alone, not "
                     f"{', '.join(varied)}: give it protocols without reported",
+                ),
+                (
+                    kept["pretrained"] != "none" and kept["model"] in without_encoder,
+                    f"{of} pretrained: {kept['model']} has no encoder: need a network such as "
+                    "resunet:tf_efficientnet_lite0",
+                ),
+                (
+                    "reported" in settings.get("protocols", ())
+                    and {"random", "grouped"} - {*protocols},
+                    f"{of} protocol reported needs random and grouped beside",
                 ),
                 (
                     kept["selection"] == "val" and not kept["val_share"],

@@ -110,6 +110,10 @@ ClassName = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and 
 Classes = Annotated[
     dict[ClassName, _text()], AfterValidator(_several), f"need two or more, {CLASSES}"
 ]
+Ensembles = Annotated[
+    dict[Variant, _some(Variant)],
+    "need {name: [variants]}, each once, names of a-z, 0-9 and _, a-z first, 40 at most",
+]
 Augment = Annotated[
     Literal[AUGMENTS] | dict[Literal[AUGMENTATIONS], Share],
     f"need {' or '.join(AUGMENTS)}, or probabilities, {{flip: 0.5, gamma: 1}}, "
@@ -117,10 +121,10 @@ Augment = Annotated[
 ]
 
 
-def _check_variants(value, check_one):
+def _check_variants(value):
     """Check names and settings of variants, each by `VariantSettings`."""
     if not isinstance(value, dict):
-        return check_one(value)
+        raise ValueError("need a mapping: {name: {model: unet, lr: 1.0e-3}}")
     checked, problems = {}, []
     for name, own in value.items():
         try:
@@ -183,12 +187,10 @@ class Study(_Strict):
     resize: Literal["square", "letterbox"] = _store("square (as reported) or letterbox")
     mend: _some(Literal[MENDS], 0) = _store("rules that mend masks: text, specks, holes")
     models: _some(Network, 0) = _key("networks to train", default=[])
-    variants: Annotated[dict, pydantic.WrapValidator(_check_variants)] = _key(
+    variants: Annotated[dict, BeforeValidator(_check_variants)] = _key(
         "networks, each with settings of its own", default={}
     )
-    ensembles: dict[Variant, _some(Variant)] = _key(
-        "variants whose runs, of all seeds, answer together", default={}
-    )
+    ensembles: Ensembles = _key("variants whose runs, of all seeds, answer together", default={})
     width: whole(ge=0, le=512) = _recipe("base channels; 0 for each paper's own")
     protocols: _some(Protocol) = _key("how cases are split: grouped, random, official", "audit")
     folds: whole(ge=2, le=999) = _split("parts that the groups are dealt into")
@@ -299,13 +301,13 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     try:
         checked = model.model_validate(known).model_dump(warnings=False)
         variants = list_variants(checked) if "study" in checked else {}
-        problems = problems or clashes(checked, variants, CHOICES)
+        problems = problems or clashes(checked, variants, CHOICES, NETWORKS)
     except ValidationError as error:
         messages = {x["loc"][0]: x["msg"] for x in error.errors(include_input=False)}
         for name, said in messages.items():
             field = fields[name]
             if name in known:
-                said = said.replace("Input should be", "need")
+                said = said.removeprefix("Value error, ").replace("Input should be", "need")
                 need = next((x for x in field.metadata if isinstance(x, str)), said)
                 meant = _meant(known[name], field)
                 hint = "" if meant is known[name] else f": write {show(meant)}"

@@ -216,9 +216,10 @@ def download_wheels(folder: Path) -> Path:
     On Kaggle, pip installs from this folder only what is missing or in an unsuitable version.
     """
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extra = needs["optional-dependencies"]["study"]
-    roots = [*needs["dependencies"], *(need for need in extra if need.startswith("snakemake"))]
-    wanted = _closure(roots, set())
+    extra, weights = (needs["optional-dependencies"][name] for name in ("study", "pretrained"))
+    roots = [*needs["dependencies"], *weights]  # no internet there for weights
+    snakemake = [need for need in extra if need.startswith("snakemake")]
+    wanted = _closure([*roots, *snakemake], set())
     entries = re.split(r"(?m)^(?=[a-z0-9])", (ROOT / "requirements.lock").read_text("utf-8"))
     entries = [entry for entry in entries if entry.split("==")[0] in wanted]
     mark = folder / f"{hashlib.sha256(''.join(entries).encode()).hexdigest()[:16]}.lock"
@@ -251,7 +252,7 @@ def download_wheels(folder: Path) -> Path:
     if odd := [name for name in built if not re.search(r"manylinux|musllinux", name)]:
         raise ValueError(f"{', '.join(odd)}: built for this machine only, no wheel for Kaggle")
     snakemake = next(entry.split()[0] for entry in entries if entry.startswith("snakemake=="))
-    write_file(folder / "requirements.txt", "\n".join([*needs["dependencies"], snakemake, ""]))
+    write_file(folder / "requirements.txt", "\n".join([*roots, snakemake, ""]))
     write_file(folder / mark.name, "".join(entries))
     shutil.rmtree(whole, ignore_errors=True)
     return folder.rename(whole)

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import shuffled
+from synthetic import shuffled, study
+from test_imported_runs import write
 
 from thyroid_lib.compare import replication
 from thyroid_lib.compare.replication import STEPS, WITHOUT_RELU, measure_steps
@@ -85,6 +86,22 @@ def test_the_sentence_names_what_moved_every_network(table):
     assert "whole sweeps held out (1 of 2); with one seed all intervals" in text
     bare = table.assign(change_low=np.nan, change_high=np.nan)  # a single group
     assert replication.steps_sentence(bare).endswith("A single group gives no interval.")
+
+
+def test_variants_that_were_not_run_as_reported_take_no_part_in_the_steps(tmp_path):
+    """Their settings may be others, as here the seeds and the share held back."""
+    as_reported, *others = (
+        write(study({"unet": 0.7}, folds=1, seeds=1, protocol=protocol), tmp_path)
+        for protocol in ("reported", "random", "grouped")
+    )
+    for run in as_reported:
+        (run / "scores_val.csv").write_bytes((run / "scores.csv").read_bytes())
+    more = study({"strong": 0.8}, folds=1, seeds=2)
+    fair = [*others[0], *others[1], *write(more, tmp_path, val_share=0, varied=["val_share"])]
+    steps, _ = replication.load_steps(as_reported, fair)
+    assert {name for table in steps.values() for name in table["model"]} == {"unet"}
+    with pytest.raises(ValueError, match="no run of protocol random: train them"):
+        replication.load_steps(as_reported, others[1])
 
 
 def results(*, last: float, without: float) -> Results:

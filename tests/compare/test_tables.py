@@ -137,7 +137,11 @@ def test_settings_that_a_variant_varies_need_to_be_alike_within_it_alone(folders
     assert (shared["epochs"], "lr" in shared) == (1, False)
     said = recipe_sentence(differ, shared)
     assert "epochs 1" in said
-    assert "may differ in lr and augment" in said
+    assert "They may differ in lr and augment" in said  # their network is the same
+    bare = differ[["model", "network"]]
+    assert recipe_sentence(bare, shared).endswith("Nothing differs.")
+    bare = bare.assign(network=["unet", "segnet"])
+    assert recipe_sentence(bare, shared).endswith("Only the network differs.")
     for changed in ({"lr": 3}, {"varied": ["lr"]}, {"augment": {"flip": 0.5}}, {"epochs": 2}):
         edit(again, **strong, augment={"flip": 0.5, "gamma": 1}, epochs=1)
         edit(again, **changed)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from synthetic import study
+from test_imported_runs import write
 
-from thyroid_lib.compare import variations
+from thyroid_lib.compare import tables, variations
 from thyroid_lib.compare.bootstrap import cube, macro_estimate
 
 
@@ -43,6 +44,20 @@ def test_a_change_in_one_group_alone_may_be_no_change_at_all(scores):
     assert list(shown.index) == ["mean with the mirror image", "blurred"]
     said = variations.effects_sentence(table.reset_index())
     assert f"blurred costs most: {-0.3 / groups:+.3f}" in said
+
+
+def test_an_ensemble_answers_once_for_all_seeds_of_the_study(tmp_path):
+    """Its run has the smallest seed alone, as it has all members' seeds in it."""
+    members, both = study({"unet": 0.7}, folds=2, seeds=2), study({"both": 0.8}, folds=2, seeds=1)
+    folders = [*write(members, tmp_path), *write(both, tmp_path, ensemble=["a", "b"])]
+    for folder in folders:
+        rows = tables.pd.read_csv(folder / "scores.csv")
+        more = rows[["case_id", "group"]].assign(largest_dice=rows["dice"])
+        more.to_csv(folder / variations.FILE, index=False)
+    more = tables.load_optional(folders, variations.FILE)
+    table = variations.effects(tables.load_runs(folders).scores, more, resamples=200)
+    assert table.set_index("model")["conditional"].to_dict() == {"both": True, "unet": False}
+    assert table["difference"].tolist() == pytest.approx([0, 0])
 
 
 def test_every_variation_of_a_run_has_a_name():

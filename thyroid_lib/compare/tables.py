@@ -115,12 +115,17 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
 
 
 def load_optional(folders: list[Path], name: str) -> pd.DataFrame | None:
-    """Read a table that runs may lack, of all trained runs; None unless each of them has it."""
+    """Read a table that runs may lack, of all trained runs; None unless each of them has it.
+
+    The rows of ensembles are repeated for the other seeds, as `load_runs` does.
+    """
     runs = [(folder, read_run(folder)) for folder in map(Path, folders)]
     trained = [pair for pair in runs if not is_imported(pair[1]["model"])]
     if not trained or not all((folder / name).is_file() for folder, _ in trained):
         return None
-    return pd.concat([read_table(*pair, name) for pair in trained], ignore_index=True)
+    about = pd.DataFrame([run for _, run in trained])
+    table = pd.concat([read_table(*pair, name) for pair in trained], ignore_index=True)
+    return _repeat_seeds(table, about, about[about["ensemble"] != ""])
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:

@@ -44,6 +44,7 @@ def effects(
     for protocol in bootstrap.order_protocols(both["protocol"]):
         plain = cube(both, protocol)
         draws = bootstrap.draw(plain, resamples=resamples)
+        unknown = np.isin(plain.models, bootstrap.copied_models(both))  # ensembles: one seed
         for kind in kinds:
             changed = cube(both, protocol, f"{kind}_dice").values
             low, high = bounds(macro_means(changed - plain.values, draws), plain)
@@ -54,7 +55,7 @@ def effects(
                 of = cube(both, protocol, f"{kind}_{metric}").values if has else np.nan
                 columns[metric] = macro_estimate(of) if has else of
             part = pd.DataFrame({"protocol": protocol, "model": plain.models, "variation": kind})
-            rows.append(part.assign(**columns, conditional=plain.conditional))
+            rows.append(part.assign(**columns, conditional=plain.conditional | unknown))
     table = pd.concat(rows, ignore_index=True).sort_values(["protocol", "model"], kind="stable")
     order = ["protocol", "model", "variation", "dice", "difference", "low", "high", "conditional"]
     return table[[*order, *METRICS]].reset_index(drop=True)
@@ -78,9 +79,9 @@ def effects_sentence(table: pd.DataFrame) -> str:
     text = ""
     if len(after):
         best = after.idxmax()
-        text += f"Of the ways to clean a mask, {NAMES[best]} moves Dice by {after[best]:+.3f} on "
+        text += f"Of the ways to clean a mask, {NAMES[best]} moves Dice by {after[best]:+z.3f} on "
         text += "average over the models. "
     if len(before):
         worst = before.idxmin()
-        text += f"Of the disturbed frames, {NAMES[worst]} costs most: {before[worst]:+.3f}. "
+        text += f"Of the disturbed frames, {NAMES[worst]} costs most: {before[worst]:+z.3f}. "
     return f"{text}* transductive: it reads the test sweep's frames, not their masks."

@@ -10,6 +10,7 @@ Files are never run as code. This module imports torch only where it reads weigh
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.packages import packages
@@ -56,7 +57,9 @@ def locate(name: str, source: str) -> tuple[Path, dict]:
     """Return the file of the weights, from the hub if need be, and all but its digest."""
     if source != "imagenet":
         if not (path := project_path(source)).is_file():
-            raise ValueError(f"pretrained: got {source}, need imagenet or a weights file")
+            where = "(a relative path starts at the project)"
+            need = f"need imagenet or a weights file {where}"
+            raise ValueError(f"pretrained: there is no file {source}, {need}")
         about = {"name": path.name, "trained_on": "not known", "licence": "not known"}
         return path, about | {"source": "a file of the user"}
     kind, encoder = name.partition(":")[0], name.rpartition(":")[2]
@@ -114,6 +117,8 @@ def _read(path: Path) -> dict:
         tensors = {key: x for key, x in content.items() if isinstance(x, torch.Tensor)}
     except Exception as error:  # torch raises a dozen kinds
         said = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if isinstance(error, UnpicklingError):  # torch's own advice is to run the file's code
+            said = "it holds other things than tensors"
         need = "need a state dict of tensors, .pt, .pth or .safetensors"
         raise ValueError(f"pretrained: {path.name} cannot be read ({said}): {need}") from error
     return from_package(tensors)

@@ -31,7 +31,8 @@ FIGURE_WIDTH = 9.0  # inches, the width of a notebook's page
 
 
 def style() -> None:
-    """Set the look of all figures; called once at the top of a notebook."""
+    """Set the look of all figures and tables; called once at the top of a notebook."""
+    pd.set_option("display.max_colwidth", None)  # recipes and runs of variants are long
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
     plt.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 120, "savefig.bbox": "tight",

@@ -17,6 +17,8 @@ from thyroid_lib.data.store import Store
 from thyroid_lib.plots import common
 from thyroid_lib.plots.common import FAINT, FIGURE_WIDTH, looks, model_legend
 
+LINE = 100  # characters of a tick's or title's size across a figure
+
 
 def _columns(table: pd.DataFrame, height: float, rows: int = 1, **sharing):
     """Make a column of axes per protocol: figure, axes (rows, P), and (column, part)."""
@@ -81,7 +83,7 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
             y = pairs.index((row.a, row.b))
             _bar(ax, row.difference, row.low, row.high, plain, y)
         _name_rows(ax, [f"{a} − {b}" for a, b in pairs])
-        ax.set_xlabel(f"difference of Dice, 95 % interval; band: ±{delta}")
+        ax.set_xlabel(f"difference of Dice, 95 % interval;\nband: ±{delta}")
     return fig
 
 
@@ -115,7 +117,9 @@ def groups(scores: pd.DataFrame) -> Figure:
         for x, model in enumerate(wide):
             ax.plot(np.full(len(wide), x), wide[model], **point, **_mark(styles[model]))
             ax.hlines(wide[model].mean(), x - 0.25, x + 0.25, color="black", linewidth=2)
-        ax.set_xticks(range(wide.shape[1]), wide.columns)
+        crowded = max(map(len, wide)) * wide.shape[1] * len(columns) > LINE
+        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        ax.set_xticks(range(wide.shape[1]), wide.columns, **turned)
         ax.set_xlim(-0.5, wide.shape[1] - 0.5)
     axes[0, 0].set_ylabel("Dice: groups (points), their mean (bar)")
     return fig
@@ -143,9 +147,13 @@ def exams(scores: pd.DataFrame) -> Figure:
     return fig
 
 
-def learning_curves(histories: pd.DataFrame) -> Figure:
-    """Draw loss and validation Dice by epoch: the mean of the runs, and their range as a band."""
-    styles = looks(histories["model"])
+def learning_curves(histories: pd.DataFrame, models=()) -> Figure:
+    """Draw loss and validation Dice by epoch: the mean of the runs, and their range as a band.
+
+    models: all of the study, for the looks; ensembles and imported ones among them have no history.
+    """
+    trained = set(histories["model"])
+    styles = {name: x for name, x in looks({*trained, *models}).items() if name in trained}
     fig, axes, columns = _columns(histories, 5.0, rows=2, sharex=True, sharey="row")
     for (upper, lower), part in columns:
         for model, runs in part.groupby("model"):
@@ -171,6 +179,7 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
     styles, protocols = looks(stability["model"]), order_protocols(stability["protocol"])
     size = FIGURE_WIDTH, 1.8 + 0.75 * len(styles) * len(protocols) ** 0.5
     fig, axes = plt.subplots(2, 3, figsize=size, sharey=True)
+    wide = 36 if max(map(len, styles)) <= LINE // 8 else 24  # long names leave less room
     for ax, (measure, meaning) in zip(axes.flat, MEASURES.items(), strict=True):
         rows = stability[stability["measure"] == measure]
         for row in rows.dropna(subset="value").itertuples():
@@ -181,8 +190,8 @@ def stability_panel(stability: pd.DataFrame) -> Figure:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
         _name_rows(ax, list(styles))
         better = "more is better" if measure in MORE_IS_BETTER else "less is better"
-        ax.set_title(f"{measure}: {better}", loc="left")
-        ax.set_xlabel(textwrap.fill(meaning, 36), fontsize="small")
+        ax.set_title(textwrap.fill(f"{measure}: {better}", wide), loc="left")
+        ax.set_xlabel(textwrap.fill(meaning, wide), fontsize="small")
     if len(protocols) > 1:
         others = ", ".join(protocols[1:])
         fig.suptitle(f"filled: {protocols[0]}; hollow: {others}", fontsize="small")
@@ -239,7 +248,7 @@ def failures(scores: pd.DataFrame) -> Figure:
     for ax, (column, name) in zip(axes, names.items(), strict=True):
         wide = group_means(part, column).pivot(index="group", columns="model", values=column)
         for i, (model, look) in enumerate(styles.items()):
-            x = np.arange(len(order)) + 0.22 * (i - (len(styles) - 1) / 2)
+            x = np.arange(len(order)) + min(0.22, 0.8 / len(styles)) * (i - (len(styles) - 1) / 2)
             heights = wide.loc[order, model]
             ax.vlines(x, 0, heights, color=look["color"], linewidth=1.5)
             ax.plot(x, heights, markersize=5, clip_on=False, **_mark(look))
@@ -259,7 +268,8 @@ def same_frames(store: Store, case_ids: list[str], preds: dict[str, list[np.ndar
     fig, axes = common.image_axes(len(case_ids) * len(preds), len(preds), height)
     for column, (model, masks) in zip(axes.T, preds.items(), strict=True):
         for ax, case_id, pred in zip(column, case_ids, masks, strict=True):
-            common.draw_case(ax, store, case_id, pred, f"{model}, {case_id}")
+            title = textwrap.fill(f"{model}, {case_id}", max(8, int(1.4 * LINE) // len(preds)))
+            common.draw_case(ax, store, case_id, pred, title)
     common.outline_legend(fig, store)
     return fig
 
@@ -268,7 +278,7 @@ def cost(table: pd.DataFrame) -> Figure:
     """Draw Dice with its interval against multiply-adds; the mark's area is the parameters'."""
     styles = looks(table["model"])
     fig, axes, columns = _columns(table, 3.2, sharex=True, sharey=True)
-    beside = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+    known = table.dropna(subset="multiply_adds").drop_duplicates("model").set_index("model")
     for ax, part in columns:
         for row in part.dropna(subset="multiply_adds").itertuples():
             look, giga = styles[row.model], row.multiply_adds / 1e9
@@ -276,9 +286,10 @@ def cost(table: pd.DataFrame) -> Figure:
                 ax.vlines(giga, row.dice_low, row.dice_high, color=look["color"], linewidth=1.5)
             area = 30 + 170 * row.parameters / table["parameters"].max()
             ax.scatter(giga, row.dice, s=area, edgecolor="white", zorder=2, **_mark(look))
-            text = f"{row.model}\n{row.parameters / 1e6:.2f} M"
-            ax.annotate(text, (giga, row.dice), xytext=(11, 0), **beside)
         ax.set_xlabel("multiply-adds per image (G)")
-        ax.margins(x=0.3)
+        ax.margins(x=0.1)
     axes[0, 0].set_ylabel("Dice, mean of groups")
+    # variants of one network lie side by side, so names beside the marks would overlap
+    sizes = {name: f"{name}, {known['parameters'][name] / 1e6:.2f} M" for name in known.index}
+    model_legend(fig, {sizes[name]: x for name, x in styles.items() if name in sizes})
     return fig

@@ -14,8 +14,15 @@ from pathlib import Path
 
 from thyroid_lib.data.locate import asks_network
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.models import encoder_names, user_networks
-from thyroid_lib.settings import NETWORKS, check_parameters, printable, show, unknown
+from thyroid_lib.models import encoder_names, pretrained, user_networks
+from thyroid_lib.settings import (
+    NETWORKS,
+    check_parameters,
+    list_variants,
+    printable,
+    show,
+    unknown,
+)
 
 HEAD = "# Parameters"  # papermill's first line of the cell that it injects; ours goes on with "of"
 
@@ -86,6 +93,16 @@ def check_networks(names: list[str], key: str = "models") -> None:
             problems.append(f"{unknown(name, [*NETWORKS, encoder_names.FORMS, *own])}, {file}")
     if problems := [f"{key}: {problem}" for problem in problems if problem]:
         raise ValueError("\n".join(problems))
+
+
+def check_weights(config: dict) -> None:
+    """Raise ValueError unless the weights files of a study's variants are there."""
+    for name, own in list_variants(config).items():
+        if (source := (config | own)["pretrained"]) not in ("none", "imagenet"):
+            try:
+                pretrained.locate(own["model"], source)
+            except ValueError as error:
+                raise ValueError(f"variants: {name}: {error}") from None
 
 
 def list_data(data: str) -> str:

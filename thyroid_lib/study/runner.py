@@ -41,7 +41,13 @@ from thyroid_lib.files.writing import print_note, write_file
 from thyroid_lib.settings import list_variants, read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
-from thyroid_lib.study.parameters import check, check_networks, parameter_defaults, read_parameters
+from thyroid_lib.study.parameters import (
+    check,
+    check_networks,
+    check_weights,
+    parameter_defaults,
+    read_parameters,
+)
 from thyroid_lib.study.tidy import hide_places, tidy_notebook
 
 DONE, BAD_PARAMETERS, CELL_RAISED, INCOMPLETE, OUT_OF_TIME = 0, 2, 3, 4, 5
@@ -249,6 +255,7 @@ def main() -> int:
         else:
             study = read_study(args["files"])
             check_networks([each["model"] for each in list_variants(study).values()])
+            check_weights(study)
     except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
     if command == "check":
