@@ -102,6 +102,13 @@ OF_STUDY += [  # of variants
     ({"ensembles": {"all": ["unet", "b"]}}, "ensembles: all: no variant b, there are unet, segnet"),
     ({"variants": {"a": {"model": "unet", "pretrained": "imagenet"}}}, "unet has no encoder: need"),
     ({"ensembles": {"unet": ["unet"]}}, "unet: the name stands twice"),
+    (
+        {
+            "variants": {"a": {"model": "unet", "protocols": ["random"]}},
+            "ensembles": {"e": ["a", "unet"]},
+        },
+        "ensembles: e: its variants run under different protocols, need equal ones",
+    ),
     ({"ensembles": {"E-1": ["unet"]}}, 'got {"E-1": ["unet"]}, need {name: [variants]}, each once'),
     ({"ensembles": {"e": "unet"}}, "need {name: [variants]}"),
     (

@@ -52,6 +52,11 @@ def clashes(
             lacking = ", ".join(sorted({*members} - {*own}))
             message = f"ensembles: {name}: no variant {lacking}, there are {', '.join(own)}"
             rules.append((lacking, message))
+            under = {tuple(own.get(x, {}).get("protocols", v["protocols"])) for x in members}
+            message = (
+                f"ensembles: {name}: its variants run under different protocols, need equal ones"
+            )
+            rules.append((len(under) > 1, message))
         for name, settings in own.items():
             varied, kept = sorted({*settings} - {"model", "protocols"}), v | settings
             protocols = settings.get("protocols", v["protocols"])

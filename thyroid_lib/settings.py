@@ -115,7 +115,7 @@ Ensembles = Annotated[
     "need {name: [variants]}, each once, names of a-z, 0-9 and _, a-z first, 40 at most",
 ]
 Augment = Annotated[
-    Literal[AUGMENTS] | dict[Literal[AUGMENTATIONS], Share],
+    Literal[AUGMENTS] | Annotated[dict[Literal[AUGMENTATIONS], Share], Field(min_length=1)],
     f"need {' or '.join(AUGMENTS)}, or probabilities, {{flip: 0.5, gamma: 1}}, "
     f"of {', '.join(AUGMENTATIONS)}",
 ]
