@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from thyroid_lib.data.classes import SURROUND, UNKNOWN
-
-MOST_CLASSES = 7  # a set is 8 bits, one of them background's
+from thyroid_lib.settings import MOST_CLASSES
 
 
 def possible_classes(labels: np.ndarray, annotated: np.ndarray, classes: list[str]) -> np.ndarray:
