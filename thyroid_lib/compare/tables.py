@@ -115,12 +115,13 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
 
 
 def load_optional(folders: list[Path], name: str) -> pd.DataFrame | None:
-    """Read a table that runs may lack, of all trained runs; None unless each of them has it."""
+    """Read a table that runs may lack, of all trained runs; None unless each has it, one rows."""
     runs = [(folder, read_run(folder)) for folder in map(Path, folders)]
     trained = [pair for pair in runs if not is_imported(pair[1]["model"])]
     if not trained or not all((folder / name).is_file() for folder, _ in trained):
         return None
-    return pd.concat([read_table(*pair, name) for pair in trained], ignore_index=True)
+    parts = [table for pair in trained if len(table := read_table(*pair, name))]
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
