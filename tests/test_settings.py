@@ -444,3 +444,8 @@ def test_one_more_training_setting_takes_four_edits(tmp_path):
         (tmp_path / name).write_text(text, "utf-8")
     trained = [train(), train("smoothing=0.25")]
     assert [(run["smoothing"], run["trained_epochs"]) for run in trained] == [(0, 0), (0.25, 1)]
+
+
+def test_notebooks_that_read_masks_take_classes():
+    for name, defaults in DEFAULTS.items():
+        assert ("mask_values" in defaults) == ({"task", "classes"} <= set(defaults)), name
