@@ -46,6 +46,10 @@ BAD = [
     ("mend", ["text", "text"], 'mend: got ["text", "text"], no value may stand twice'),
     ("model", "2cool", 'model: got "2cool", need a-z first'),
     ("run_folds", [4], "run_folds: got [4], but folds: 4 has only 0 to 3"),
+    ("classes", {"Low risk": "1", "high": "2"}, "need 2 to 7, named by a-z, 0-9 and _"),
+    ("classes", {"gland": ["1"], "nodule": ["2", "3"]}, "need 2 to 7, named by"),
+    ("classes", {"background": "0", "nodule": "1"}, "need 2 to 7, named by"),
+    ("classes", dict.fromkeys("abcdefgh", "1"), "need 2 to 7, named by"),
     ("seeds", 0, "seeds: got 0, need a valid list"),
     ("seeds", [[0]], "seeds: got [[0]], need a valid integer"),
     ("seed", 2**32, "seed: got 4294967296, need less than 4294967296"),
@@ -464,3 +468,8 @@ def test_one_more_training_setting_takes_four_edits(tmp_path):
         (tmp_path / name).write_text(text, "utf-8")
     trained = [train(), train("smoothing=0.25")]
     assert [(run["smoothing"], run["trained_epochs"]) for run in trained] == [(0, 0), (0.25, 1)]
+
+
+def test_notebooks_that_read_masks_take_classes():
+    for name, defaults in DEFAULTS.items():
+        assert ("mask_values" in defaults) == ({"task", "classes"} <= set(defaults)), name

@@ -31,6 +31,7 @@ LEAKY = ("random", "reported", "official")  # a group may stand on two sides of 
 ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
 TASKS = ("gland", "nodule", "gland+nodule")
+MOST_CLASSES = 7  # a pixel's possible classes are 8 bits, one of them background's
 MENDS = ("text", "specks", "holes")
 AUGMENTS = ("none", "standard")  # or a mapping of these to their probabilities:
 AUGMENTATIONS = (
@@ -52,8 +53,9 @@ def _unique(values: list) -> list:
 
 
 def _several(classes: dict) -> dict:
-    if len(classes) == 1:  # its name is the task, its values are mask_values
-        raise ValueError("need two classes or more")
+    # one: its name is the task, its values are mask_values; background is what is in no class
+    if len(classes) == 1 or len(classes) > MOST_CLASSES or "background" in classes:
+        raise ValueError("need other classes")
     return classes
 
 
@@ -108,7 +110,10 @@ Share = number(ge=0, le=1)
 CLASSES = "{name: levels, colours, TI-RADS or tissues}; {} for one class"
 ClassName = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
 Classes = Annotated[
-    dict[ClassName, _text()], AfterValidator(_several), f"need two or more, {CLASSES}"
+    dict[ClassName, _text()],
+    AfterValidator(_several),
+    f"need 2 to {MOST_CLASSES}, named by a-z, 0-9 and _, background not among them, with their "
+    'values as one text: {gland: "1", nodule: "2, 3"}',
 ]
 Ensembles = Annotated[
     dict[Variant, _some(Variant)],

@@ -39,3 +39,14 @@ def test_limits_are_those_of_the_data_and_weights_picked_on_test_are_called_so()
     runs = compared()["runs"].assign(selection="test")
     assert "ON THE TEST SET" in card_of(runs=runs)
     assert "by run: none." in card_of(runs=runs.assign(temperature=np.nan))
+
+
+def test_what_is_segmented_has_its_name():
+    runs = compared()["runs"]
+    card = card_of(runs=runs.assign(task="nodule"))
+    assert "the probability of nodule per pixel" in card
+    assert "A frame without a nodule is outside" in card
+    assert "gland" not in card
+    two = runs.assign(task="gland+nodule", classes=[["gland", "nodule"]] * len(runs))
+    assert "the probability of background and of each class, gland, nodule per" in card_of(runs=two)
+    assert "the probability of thyroid per pixel" in card_of()

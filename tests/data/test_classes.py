@@ -12,8 +12,11 @@ from thyroid_lib.data import __main__ as command
 from thyroid_lib.data import classes, frames
 from thyroid_lib.data.cases import BadCase, read_pair
 from thyroid_lib.data.look import contact_sheet, look
+from thyroid_lib.data.mask_values import Levels, choose_rule
 from thyroid_lib.data.shrink import size_needed, sizes_needed
 from thyroid_lib.data.store import build_store, load_cases, open_store
+from thyroid_lib.files.text import read_yaml
+from thyroid_lib.settings import check_parameters
 
 TWO = {"gland": "1", "nodule": "2"}
 INK = {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 0, 255)}
@@ -152,6 +155,21 @@ def test_the_classes_that_are_proposed_can_be_used(tmp_path):
         assert (sheet == tuple(bytes.fromhex(colour[1:]))).all(axis=2).sum() > 20
 
 
+def test_names_are_proposed_that_a_study_takes():
+    counts = dict.fromkeys(range(5), 10)
+    names = {0: "background", 1: "Größe > 1 cm", 2: "4a", 3: "結節", 4: "Nodule"}
+    found = [Levels(counts, border=0)]
+    with pytest.raises(ValueError, match="which of them are gland") as error:
+        choose_rule(found, "", names)
+    proposed = read_yaml(re.search(r"classes: (\{.+\})", str(error.value))[1])
+    assert [*proposed] == ["grosse_1_cm", "class2", "class3", "nodule"]
+    assert check_parameters({"classes": proposed}, {"classes": {}})["classes"] == proposed
+    many = [Levels(dict.fromkeys(range(9), 5), border=0)]
+    with pytest.raises(ValueError, match="which of them are gland") as error:
+        choose_rule(many, "")
+    assert "classes" not in str(error.value)  # eight are too many
+
+
 def test_blurred_masks_are_one_class(tmp_path):
     path = write(tmp_path, [drawn((0, 90, 255), 160, 240)] * 2, "jpg")
     with pytest.raises(ValueError, match="classes: gland: got 90"):
@@ -240,4 +258,6 @@ def test_the_command_takes_classes(tmp_path, monkeypatch, capsys):
     assert command.main([path, "--no-sheet"]) == 1
     assert 'classes: {class1: "1", class2: "2"}' in capsys.readouterr().err
     assert command.main([path, "classes=gland"]) == 1
-    assert 'got gland, need {gland: "1", nodule: "2"}' in capsys.readouterr().err
+    assert 'got "gland", need 2 to 7' in capsys.readouterr().err
+    assert command.main([path, 'classes={Gland: "1", nodule: "2"}']) == 1  # as a study refuses it
+    assert "need 2 to 7, named by a-z, 0-9 and _" in capsys.readouterr().err

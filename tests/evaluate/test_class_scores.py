@@ -91,6 +91,10 @@ def test_tables_have_a_row_per_outlined_class_and_per_lesion():
         ("1", "gland"), ("1", "nodule"), ("2", "gland"),
     ]  # fmt: skip
     assert found.classes["dice"].tolist()[:2] == [1.0, 1.0]
-    assert list(found.lesions["class"]) == ["gland", "nodule", "gland"]
+    assert list(found.lesions["class"]) == ["nodule"]  # a gland is none
+    how["annotated"] = annotated[[1, 1]]  # a test set without lesions
+    nothing = score_maps(index, [(prob, refs)], workers=1, **how).lesions
+    assert list(nothing.columns) == list(found.lesions.columns)
+    assert not len(nothing)
     one = score_maps(index, [(prob[:, 0], [ref == 1 for ref in refs])], resize="square")
     assert (one.classes, one.lesions) == (None, None)

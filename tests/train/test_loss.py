@@ -19,8 +19,8 @@ LABELS = np.array([[[0, 1], [2, UNKNOWN]]], np.uint8)  # one frame of four pixel
     [
         # bit 0 background, bit 1 gland, bit 2 nodule
         ([True, True], [[0b001, 0b010], [0b100, 0b110]]),
-        # nodules not outlined: they may lie in what is called gland, or in the background
-        ([True, False], [[0b101, 0b110], [0b100, 0b110]]),
+        # nodules not outlined: they are part of what is called gland
+        ([True, False], [[0b001, 0b010], [0b100, 0b110]]),
         # gland not outlined: background may be gland; a nodule is one
         ([False, True], [[0b011, 0b010], [0b100, 0b110]]),
     ],
@@ -35,7 +35,9 @@ def test_a_case_has_its_own_annotation_and_eight_classes_are_too_many():
     both = possible_classes(
         np.concatenate([LABELS, LABELS]), np.array([[1, 1], [1, 0]]) > 0, CLASSES
     )
-    assert both[:, 0].tolist() == [[1, 2], [5, 6]]
+    assert both[:, 0].tolist() == [[1, 2], [1, 2]]
+    nodules = possible_classes(LABELS, np.array([[False, True]]), CLASSES)
+    assert nodules[0, 0].tolist() == [3, 2]
     with pytest.raises(ValueError, match="classes: got 8, need at most 7"):
         possible_classes(LABELS, np.ones((1, 8), bool), list("abcdefgh"))
 
@@ -58,6 +60,14 @@ def test_a_pixel_costs_the_logarithm_of_its_sets_probability():
     # augmentation moved the frame's border in: no plane is left there, which is background
     nothing = cross_entropy(logits, torch.zeros(1, 3, 1, 4))
     assert float(nothing) == pytest.approx(-math.log(1 / 6))
+
+
+def test_a_frame_of_nodule_is_no_answer_to_a_gland_without_nodules_outlined():
+    sets = possible_classes(np.array([[[0, 1]]], np.uint8), np.array([[True, False]]), CLASSES)
+    nodule = 20.0 * torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(1, 3, 1, 2)
+    right = 20.0 * torch.tensor([[1.0, 0, 0], [0, 1, 0]]).T.view(1, 3, 1, 2)
+    mask = to_mask(torch.from_numpy(sets), 3)
+    assert cross_entropy(nodule, mask) > 10 > 0.1 > cross_entropy(right, mask)
 
 
 def test_what_may_be_anything_has_no_gradient():

@@ -22,7 +22,7 @@ BLACK_LEVEL = 10  # of 255, mean of the frame; those of TG3K have 20 to 90, but 
 DEFECTS = {  # column of the table: what counts as the defect
     "text": f"components under {frames.TEXT_PX} px in the top left corner",
     "specks": f"other components under {SPECK_PX} px beside a larger one",
-    "holes": "background enclosed by thyroid",
+    "holes": "background enclosed by foreground",
     "midtones": f"gray levels {MIDTONES[0]} to {MIDTONES[1]}, as along any outline in a JPEG",
     "gray_areas": f"such levels more than {EDGE_PX} px off any outline: unsure, or another class",
     "area": f"{AREA_FACTOR:g} times smaller or larger than each of up to four frames around it",
@@ -36,7 +36,7 @@ MENDS = {  # what can be done about it, by a rule of the parameter `mend`
     "text": "`text` takes it out",
     "specks": f"`specks` drops those under {frames.SPECK_PX} px",
     "holes": f"`holes` fills those under {frames.HOLE_PX} px",
-    "midtones": "thyroid is > 127, always",
+    "midtones": "foreground is > 127, always",
 }
 
 

@@ -76,7 +76,11 @@ def model_card(
     }
     provisional = " **The selection is provisional**: seeds or groups are few."
     conditional = "; here † they hold for the trained runs alone: seeds or splits are few"
+    part = "nodule" if run.get("task") == "nodule" else "gland"
+    classes = "background and of each class, " + ", ".join(run.get("classes", []))
     fields = {
+        "part": part,
+        "structure": classes if "classes" in run else part.replace("gland", "thyroid"),
         "provisional": provisional * selected["provisional"],
         "about": about,
         "cost": f"{row['parameters']:,.0f} parameters, {giga:.2f} G multiply-adds per image"

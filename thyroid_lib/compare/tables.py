@@ -115,7 +115,7 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
 
 
 def load_optional(folders: list[Path], name: str) -> pd.DataFrame | None:
-    """Read a table that runs may lack, of all trained runs; None unless each of them has it.
+    """Read a table that runs may lack, of all trained runs; None unless each has it, one rows.
 
     The rows of ensembles are repeated for the other seeds, as `load_runs` does.
     """
@@ -123,8 +123,11 @@ def load_optional(folders: list[Path], name: str) -> pd.DataFrame | None:
     trained = [pair for pair in runs if not is_imported(pair[1]["model"])]
     if not trained or not all((folder / name).is_file() for folder, _ in trained):
         return None
+    parts = [table for pair in trained if len(table := read_table(*pair, name))]
+    if not parts:
+        return None
     about = pd.DataFrame([run for _, run in trained])
-    table = pd.concat([read_table(*pair, name) for pair in trained], ignore_index=True)
+    table = pd.concat(parts, ignore_index=True)
     return _repeat_seeds(table, about, about[about["ensemble"] != ""])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.data.look import check_cases, contact_sheet, look
 from thyroid_lib.files.paths import project_path
-from thyroid_lib.settings import read_yaml
+from thyroid_lib.settings import check_parameters, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"got {given.path!r} {given.choices}: need a path, then key=value")
         choices = dict(choice.split("=", 1) for choice in given.choices)
         classes = read_yaml(choices.pop("classes", "{}"))
-        if not isinstance(classes, dict):
-            raise ValueError(f'classes: got {classes}, need {{gland: "1", nodule: "2"}}')
-        classes = {name: str(values) for name, values in classes.items()}
+        classes = check_parameters({"classes": classes}, {"classes": {}})["classes"]
         seen = look(find_data(given.path), classes=classes, **choices)
         said = check_cases(seen.cases, size=given.size, resize=given.resize)
     except (ValueError, OSError, RuntimeError, ImportError) as error:

@@ -12,6 +12,7 @@ Several rules, joined by ";", are gland where one of them says so.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 
 from thyroid_lib.data.classes import join_rules, merge_masks, split_rule, split_values
 from thyroid_lib.data.frames import check_levels, decode_file, read_gray
+from thyroid_lib.settings import MOST_CLASSES
 
 TRANSPARENT = -1  # codes: gray levels from 0, transparent, and below it the colours
 MANY = 4096  # levels that are counted in one mask
@@ -286,10 +288,19 @@ def _proposal(levels: dict[str, float], counts: Counter, names: dict) -> str:
     most = level_name(counts.most_common(1)[0][0])
     background = next((name for name in ("transparent", "0") if name in levels), most)
     others = [name for name in levels if name != background]
-    called = {str(level): re.sub(r"\W+", "_", name.casefold()) for level, name in names.items()}
-    each = (f'{called.get(name, f"class{i}")}: "{name}"' for i, name in enumerate(others, 1))
-    all_but = f'all but {background} would be mask_values: "{", ".join(others)}"'
-    return f"Name those that are, {all_but}; or each a class, classes: {{{', '.join(each)}}}"
+    said = f'Name those that are, all but {background} would be mask_values: "{", ".join(others)}"'
+    if len(others) > MOST_CLASSES:
+        return said
+    called = {str(level): _class_name(name) for level, name in names.items()}
+    each = (f'{called.get(name) or f"class{i}"}: "{name}"' for i, name in enumerate(others, 1))
+    return f"{said}; or each a class, classes: {{{', '.join(each)}}}"
+
+
+def _class_name(name: str) -> str:
+    """Return a level's name as a study may call a class: a-z first, then a-z, 0-9 and _; or ""."""
+    plain = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40]
+    return plain if plain[:1].isalpha() else ""
 
 
 def _rule_of(gland: list[float]) -> str:

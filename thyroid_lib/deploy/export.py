@@ -179,6 +179,7 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     about = {key: trained.about[key] for key in keys if key in trained.about} | DESCRIPTION
     # what only some networks have
     about |= {key: trained.about[key] for key in SOME if trained.about.get(key)}
+    about["postprocessing"] = about["postprocessing"].replace("thyroid", trained.structure)
     if len(trained.classes) > 1:
         about |= OF_CLASSES | {"classes": trained.classes}
     if (sides == "val").any():  # of several classes none is fitted: the line below alone corrects

@@ -60,10 +60,13 @@ def mean_dice(masks: dict[str, tuple]) -> float:
 def find_lesions(masks: dict[str, tuple]) -> list[dict]:
     """Return a row per part (8-connected) of each class's reference: class, px, covered.
 
-    covered: the share of its pixels that the prediction of its class covers; 0: it was not found.
+    The class `SURROUND` is no lesion. covered: the share of its pixels that the prediction of its
+    class covers; 0: it was not found.
     """
     rows = []
     for name, (pred, ref) in masks.items():
+        if name == SURROUND:
+            continue
         parts, _ = ndimage.label(ref, np.ones((3, 3)))
         areas, found = np.bincount(parts.ravel()), np.bincount(parts[pred], minlength=1)
         found = np.pad(found, (0, len(areas) - len(found)))

@@ -34,8 +34,8 @@ class Scores:
         mean_prob, share (of thyroid among the pixels).
     classes: of several classes one row per case and class that was outlined, see `class_scores`:
         case_id, group, class and the metrics; else None.
-    lesions: where nodules are segmented one row per part of a reference: case_id, group, class, px,
-        covered (share of its pixels); else None.
+    lesions: where nodules are segmented one row per part of a reference but of the class `gland`:
+        case_id, group, class, px, covered (share of its pixels); else None.
 
     Of several classes, area, diameters, Brier score and calibration are of the foreground.
     """
@@ -85,8 +85,12 @@ def score_maps(
         for bin_, (n, p, t) in enumerate(counts.T)
         if n
     ]
-    more = [pd.DataFrame(rows) if rows else None for rows in (of_classes, lesions)]
-    return Scores(pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table), *more)
+    named = ["case_id", "group", "class", "px", "covered"]  # there may be none to test on
+    return Scores(
+        pd.DataFrame(cases), pd.DataFrame(sweeps), pd.DataFrame(table),
+        pd.DataFrame(of_classes) if of_classes else None,
+        pd.DataFrame(lesions, columns=named) if how["lesions"] else None,
+    )  # fmt: skip
 
 
 def _with_annotated(batches: Iterable, annotated: np.ndarray) -> Iterator[tuple]:

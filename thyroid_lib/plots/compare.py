@@ -212,8 +212,11 @@ def threshold_sweep(thresholds: pd.DataFrame) -> Figure:
     return fig
 
 
-def reliability(calibration: pd.DataFrame) -> Figure:
-    """Draw the share of thyroid against the probability, by bin, and how many pixels a bin has."""
+def reliability(calibration: pd.DataFrame, name: str = "thyroid") -> Figure:
+    """Draw the share of thyroid against the probability, by bin, and how many pixels a bin has.
+
+    `name`: what masks show, of `readings.foreground_name`.
+    """
     styles = looks(calibration["model"])
     sums = calibration[["mean_prob", "share"]].mul(calibration["pixels"], axis=0)
     table = calibration.assign(prob=sums["mean_prob"], thyroid=sums["share"])
@@ -228,10 +231,10 @@ def reliability(calibration: pd.DataFrame) -> Figure:
             percent = 100 * bins["pixels"] / bins["pixels"].sum()
             lower.plot(prob, percent, markersize=4, **styles[model] | {"linewidth": 1})
         upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        lower.set(yscale="log", xlabel="probability of thyroid")
+        lower.set(yscale="log", xlabel=f"probability of {name}")
         lower.yaxis.set_major_formatter("{x:g}")
         lower.minorticks_off()
-    axes[0, 0].set_ylabel("share that is thyroid")
+    axes[0, 0].set_ylabel(f"share that is {name}")
     axes[1, 0].set_ylabel("pixels (%)")
     perfect = Line2D([], [], color=FAINT, linewidth=0.8, label="perfect")
     model_legend(fig, styles, lines=True, extra=(perfect,))

@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from thyroid_lib.data.classes import SURROUND, UNKNOWN
-
-MOST_CLASSES = 7  # a set is 8 bits, one of them background's
+from thyroid_lib.settings import MOST_CLASSES
 
 
 def possible_classes(labels: np.ndarray, annotated: np.ndarray, classes: list[str]) -> np.ndarray:
     """Return the set of classes of each pixel as bits, uint8 (N,S,S); bit 0 is background.
 
-    labels: label maps, uint8 (N,S,S); annotated: bool (N,K). Lesions that were not outlined may
-    also lie in the class `SURROUND`. ValueError: more than seven classes.
+    labels: label maps, uint8 (N,S,S); annotated: bool (N,K). Where the class `SURROUND` was
+    outlined, every pixel is what it is called, and lesions that were not outlined are part of it:
+    if they could be anywhere, a whole frame of lesion would cost nothing, and a network that can
+    tell the sources apart learns that. ValueError: more than seven classes.
     """
     if len(classes) > MOST_CLASSES:
         raise ValueError(f"classes: got {len(classes)}, need at most {MOST_CLASSES}")
@@ -31,7 +32,7 @@ def possible_classes(labels: np.ndarray, annotated: np.ndarray, classes: list[st
     others = ((~annotated) * bits).sum(axis=1).astype(np.uint8)  # what was not outlined
     tables[:, 0] = 1 | others
     if SURROUND in classes:
-        tables[:, classes.index(SURROUND) + 1] |= others
+        tables[annotated[:, classes.index(SURROUND)], 0] = 1
     return np.take_along_axis(tables, labels.reshape(len(labels), -1), 1).reshape(labels.shape)
 
 
