@@ -6,12 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from thyroid_lib.train.optimiser import (
-    AveragedWeights,
-    build_optimiser,
-    one_cycle,
-    soft_dice_loss,
-)
+from thyroid_lib.train.loss import soft_dice_loss
+from thyroid_lib.train.optimiser import AveragedWeights, build_optimiser, one_cycle
 
 HOW = {"lr": 0.1, "encoder_lr": 1.0, "weight_decay": 0.0, "graphed": False}
 

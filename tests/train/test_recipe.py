@@ -20,7 +20,12 @@ SETTINGS = {"seed": 0, "epochs": 4, "batch_size": 4, "lr": 0.1}
 
 def network() -> nn.Module:
     layers = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Dropout(0.2), nn.Conv2d(2, 1, 1)
-    return nn.Sequential(*layers)
+    return of_one_class(nn.Sequential(*layers))
+
+
+def of_one_class(net: nn.Module) -> nn.Module:
+    net.out_channels = 1  # as networks have it
+    return net
 
 
 STRONG = {
@@ -30,6 +35,8 @@ STRONG = {
 
 
 class Encoded(nn.Module):
+    out_channels = 1
+
     def __init__(self):
         super().__init__()
         self.encoder, self.rest = network(), nn.Conv2d(1, 1, 1)
@@ -67,7 +74,8 @@ def train_plainly(net, images, masks, *, seed, epochs, batch_size, lr) -> list[f
 
 def test_it_is_adam_on_cross_entropy_of_logits():
     # no batch norm here: it makes the true gradient of a bias 0, and Adam would blow up the noise
-    net, plain = (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1)) for _ in "ab")
+    layers = lambda: (nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 1))  # noqa: E731
+    net, plain = (of_one_class(nn.Sequential(*layers())) for _ in "ab")
     (state,) = fit(net, IMAGES, MASKS, **SETTINGS | {"epochs": 1})
     losses = train_plainly(plain, IMAGES, MASKS, **SETTINGS | {"epochs": 1})
     for name, value in plain.state_dict().items():
@@ -161,6 +169,8 @@ def test_every_model_sees_the_same_batches_in_the_same_order():
     images = torch.arange(11, dtype=torch.uint8).reshape(11, 1, 1).expand(11, 2, 2).contiguous()
 
     class Spy(torch.nn.Module):
+        out_channels = 1
+
         def __init__(self, extra):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))

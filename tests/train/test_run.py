@@ -220,13 +220,13 @@ def test_a_budget_of_its_own_or_of_all_stops_it_and_what_is_finished_needs_no_ti
 def test_a_training_that_fails_says_what_to_change_and_a_smaller_batch_trains_as_if_alone(
     train, tmp_path, monkeypatch, fault, said
 ):
-    loss = recipe.binary_cross_entropy_with_logits
+    loss = recipe.cross_entropy
 
     def fail():
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         infinite = lambda *args: loss(*args) * torch.inf  # noqa: E731
-        patch.setattr(recipe, "binary_cross_entropy_with_logits", infinite)
+        patch.setattr(recipe, "cross_entropy", infinite)
 
     with monkeypatch.context() as patch:
         happen_at(5, fail, patch)
