@@ -76,33 +76,6 @@ networks trained with (blue) and without (orange) its sweep.*
 """
 
 
-def against(study: Path, base: str, *, sign: int = 1) -> str:
-    """Return a table of Dice of each model minus that of `base`, or the reverse with sign -1."""
-    pairs = pd.read_csv(study / "compare" / "differences.csv")
-    rows = []
-    for pair in pairs[(pairs["a"] == base) | (pairs["b"] == base)].itertuples():
-        ends = sign * (1 if pair.b == base else -1) * np.array([pair.low, pair.high])
-        other, low, high = pair.a if pair.b == base else pair.b, min(ends), max(ends)
-        middle = sign * (1 if pair.b == base else -1) * pair.difference
-        verdict = "more" if low > 0 else "less" if high < 0 else "undecided"
-        mark = " †" * bool(pair.conditional)
-        rows.append(
-            (middle, f"| {other} | {middle:+.3f} [{low:+.3f}, {high:+.3f}]{mark} | {verdict} |")
-        )
-    head = f"{base} − model" if sign < 0 else f"model − {base}"
-    lines = [f"| model | Dice, {head} [95 % interval] | reading |", "|:--|:--|:--|"]
-    return "\n".join([*lines, *(row for _, row in sorted(rows, reverse=True))])
-
-
-def study_table(root: Path, name: str) -> str:
-    """Return a committed study's table: "<study>/summary", or "<study>/against <model>"."""
-    study, _, what = name.partition("/")
-    folder, (kind, *base) = root / "results" / "reference" / study, what.split()
-    if kind in ("against", "without"):  # a model minus the base; the base minus one without a part
-        return against(folder, *base, sign=1 if kind == "against" else -1)
-    return (folder / "compare" / f"{kind}.md").read_text("utf-8")
-
-
 def with_part(text: str, name: str, part: str) -> str:
     """Return a text with the part of this name between its marks replaced."""
     before, _, rest = text.partition(f"<!-- {name} -->\n")
@@ -119,8 +92,6 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     for part in ("replication/steps.md", "compare/summary.md"):
         table = (root / STUDY / part).read_text("utf-8")
         tables = with_part(tables, Path(part).stem, table)
-    for name in re.findall(r"<!-- (\S+/[^/].*) -->", tables):  # of further studies
-        tables = with_part(tables, name, study_table(root, name))
     return {first: with_part(first.read_text("utf-8"), "front", front_text(root)), results: tables}
 
 
