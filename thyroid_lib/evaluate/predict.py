@@ -150,7 +150,8 @@ def score_rows(
     def predict() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         running = {"rows": rows, "device": device, "batch_size": batch_size}
         for part, logits in predict_logits(model, store.images, **running):
-            prob, tempered = to_prob(logits), foreground(to_prob(logits / (temperature or 1)))
+            prob = to_prob(logits)
+            tempered = foreground(to_prob(logits / temperature) if temperature else prob)
             masks = frames.threshold_prob(foreground(prob), threshold)
             confidences.extend(map(expected_dice, tempered, masks))
             yield prob, [store.reference(row) for row in part]

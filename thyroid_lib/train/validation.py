@@ -42,6 +42,7 @@ def validate(
     count, classes = len(rows), store.classes
     counts = [torch.zeros(count, len(classes), dtype=torch.int64, device=device) for _ in range(2)]
     seen = Seen(torch.empty(count, dtype=torch.float32, device=device), *counts)
+    annotated = store.annotated if len(classes) > 1 else None  # read once: it parses the index
     done, how = 0, {"rows": rows, "device": device, "precision": precision}
     for part, logits in predict_logits(net, store.images, **how):  # (B,C,S,S)
         here = slice(done, done := done + len(part))
@@ -49,12 +50,11 @@ def validate(
         pred = label_tensor(logits)  # (B,S,S)
         outlines = (ref > 0).byte()
         if len(classes) > 1:
-            annotated = store.annotated[part]
-            outlines = possible_classes(store.masks[part], annotated, classes)
+            outlines = possible_classes(store.masks[part], annotated[part], classes)
             outlines = torch.from_numpy(outlines).to(logits.device)
             unknown = (ref > len(classes)).any(2).any(1).view(-1, 1, 1)  # (B,1,1)
             ref, pred = (torch.where(unknown, (x > 0).byte(), x) for x in (ref, pred))
-            outlined = torch.from_numpy(annotated).to(logits.device)
+            outlined = torch.from_numpy(annotated[part]).to(logits.device)
         seen.loss[here] = cross_entropy(logits, to_mask(outlines, logits.shape[1]), each=True)
         for place in range(len(classes)):
             own, theirs = (x == place + 1 for x in (pred, ref))
