@@ -42,22 +42,23 @@ def clashes(
         taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
         is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
         rules.append((v["study"] in taken, is_taken))
-        own = variants
-        rules.append((not own, "models: is empty, and so is variants: need one network or more"))
+        rules.append(
+            (not variants, "models: is empty, and so is variants: need one network or more")
+        )
         doubled = {variant_name(model) for model in v["models"]} & v["variants"].keys()
-        doubled |= {*own} & {*v["ensembles"]}
+        doubled |= {*variants} & {*v["ensembles"]}
         message = f"variants: {', '.join(sorted(doubled))}: the name stands twice, rename one"
         rules.append((doubled, message))
         for name, members in v["ensembles"].items():
-            lacking = ", ".join(sorted({*members} - {*own}))
-            message = f"ensembles: {name}: no variant {lacking}, there are {', '.join(own)}"
+            lacking = ", ".join(sorted({*members} - {*variants}))
+            message = f"ensembles: {name}: no variant {lacking}, there are {', '.join(variants)}"
             rules.append((lacking, message))
-            under = {tuple(own.get(x, {}).get("protocols", v["protocols"])) for x in members}
+            under = {tuple(variants.get(x, {}).get("protocols", v["protocols"])) for x in members}
             message = (
                 f"ensembles: {name}: its variants run under different protocols, need equal ones"
             )
             rules.append((len(under) > 1, message))
-        for name, settings in own.items():
+        for name, settings in variants.items():
             varied, kept = sorted({*settings} - {"model", "protocols"}), v | settings
             protocols = settings.get("protocols", v["protocols"])
             unknown_to = ", ".join(sorted({*protocols} - {*v["protocols"]}))

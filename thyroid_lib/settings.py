@@ -74,7 +74,8 @@ Network = _text(
     r"^[a-z][a-z0-9_]{0,39}(:[A-Za-z0-9_.+-]{1,60}){0,2}$",
     "need a-z first, then a-z, 0-9 and _, 40 at most, or a name such as resunet:resnet34",
 )
-Variant = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
+SHORT = "need a-z first, then a-z, 0-9 and _, 40 at most"
+ShortName = _text(r"^[a-z][a-z0-9_]{0,39}$", SHORT)  # of a variant or a class
 Folder, Protocol = _text(r"^[^\x00]+$", "need a folder"), Literal[PROTOCOLS]
 Fold, Seed = whole(ge=0, le=9999), whole(ge=0, lt=2**32)
 
@@ -108,15 +109,14 @@ class _Strict(BaseModel):
 
 Share = number(ge=0, le=1)
 CLASSES = "{name: levels, colours, TI-RADS or tissues}; {} for one class"
-ClassName = _text(r"^[a-z][a-z0-9_]{0,39}$", "need a-z first, then a-z, 0-9 and _, 40 at most")
 Classes = Annotated[
-    dict[ClassName, _text()],
+    dict[ShortName, _text()],
     AfterValidator(_several),
     f"need 2 to {MOST_CLASSES}, named by a-z, 0-9 and _, background not among them, with their "
     'values as one text: {gland: "1", nodule: "2, 3"}',
 ]
 Ensembles = Annotated[
-    dict[Variant, _some(Variant)],
+    dict[ShortName, _some(ShortName)],
     "need {name: [variants]}, each once, names of a-z, 0-9 and _, a-z first, 40 at most",
 ]
 Augment = Annotated[
@@ -133,13 +133,13 @@ def _check_variants(value):
     checked, problems = {}, []
     for name, own in value.items():
         try:
-            TypeAdapter(Variant).validate_python(name)
+            TypeAdapter(ShortName).validate_python(name)
             if not isinstance(own, dict):
                 raise ValueError("need a mapping: {model: unet, lr: 1.0e-3}")
             settings = check_study(own, VariantSettings)
             checked[name] = {key: x for key, x in settings.items() if x is not None}
         except ValidationError:
-            problems.append(f"{printable(name)}: need a-z first, then a-z, 0-9 and _, 40 at most")
+            problems.append(f"{printable(name)}: {SHORT}")
         except ValueError as error:
             problems += [f"{printable(name)}: {line}" for line in str(error).splitlines()]
     if problems:

@@ -41,8 +41,8 @@ STORES = "store/store.json", "store-reported/store.json"
 DAMAGED = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError,
 )  # fmt: skip
-TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # without times
-TABLES += ("variations.csv",)
+# without times
+TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv", "variations.csv")
 
 
 @dataclass

@@ -41,6 +41,20 @@ def test_limits_are_those_of_the_data_and_weights_picked_on_test_are_called_so()
     assert "by run: none." in card_of(runs=runs.assign(temperature=np.nan))
 
 
+def test_pretrained_weights_are_named_of_a_run_and_of_an_ensembles_members():
+    runs, weights = (
+        compared()["runs"],
+        [{"name": x, "trained_on": "cats", "licence": "MIT"} for x in "ab"],
+    )
+    said = [f"{of['name']}, trained on cats, licence MIT" for of in weights]
+    one = card_of(runs=runs.assign(pretrained_weights=[weights[0]] * len(runs)))
+    assert f"residual units. Its encoder was pretrained: {said[0]}." in one
+    members = [{"pretrained_weights": each} for each in (*weights, weights[0])] + [{}]
+    several = card_of(runs=runs.assign(members=[members] * len(runs)))
+    assert several.count(f"Its encoder was pretrained: {'; '.join(said)}.") == 1
+    assert "pretrained" not in card_of()
+
+
 def test_what_is_segmented_has_its_name():
     runs = compared()["runs"]
     card = card_of(runs=runs.assign(task="nodule"))

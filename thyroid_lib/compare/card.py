@@ -58,11 +58,8 @@ def model_card(
     own = f"`architectures/{network}.py`, whose code is `{run.get('architecture_fingerprint')}`"
     source = own if run.get("architecture_fingerprint") else "`thyroid_lib/models`"
     about = ABOUT.get(network, f"architecture `{network}` of {source}")
-    if weights := run.get("pretrained_weights"):
-        about += (
-            f", whose encoder began with {weights['name']}, trained on {weights['trained_on']}; "
-            f"licence of these weights: {weights['licence']}"
-        )
+    if weights := pretrained_sentence(pretrained_weights(run)):
+        about += f".{weights}"
     if is_imported(name):
         about = f"predictions of a model trained elsewhere; their origin: {run['source']}"
         limits.insert(0, f"It was trained elsewhere, on cases unknown here ({run['source']}).")
@@ -136,6 +133,12 @@ def int8_change(gate: dict) -> str:
     frames = "training frames, as none were held back," if "measured_on" in gate else "validation"
     each = ", ".join(f"{name} {x:+.4f}" for name, x in gate.get("classes", {}).items())
     return f"on {frames} by {gate['change']:+.4f}" + f" ({each})" * bool(each)
+
+
+def pretrained_weights(run: dict) -> list[dict]:
+    """Return the weights with which a run's encoder, or its members' encoders, began."""
+    each = (part.get("pretrained_weights") for part in (run, *run.get("members", ())))
+    return list({weights["name"]: weights for weights in each if weights}.values())
 
 
 def pretrained_sentence(weights: list[dict]) -> str:

@@ -19,8 +19,10 @@ from thyroid_lib.files.writing import write_file, write_table
 # What must agree between runs for their Dice to be comparable.
 SHARED = ("data_fingerprint", *settings.SHARED, "training_version")
 # What holds, beside settings.DEFAULTS, for runs whose run.json is older than these fields.
-BEFORE = {"augment": "none", "precision": "fp32", "external": "", "files": {}}
-BEFORE |= {"varied": [], "ensemble": []}
+BEFORE = {
+    "augment": "none", "precision": "fp32", "external": "", "files": {}, "varied": [],
+    "ensemble": [],
+}  # fmt: skip
 RUN = ["run_id", "model", "protocol", "fold", "seed"]
 METRICS = ("nsd", "iou", "hd95_px", "assd_px", "brier", "missed_parts", "false_parts")
 NEEDED = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv")  # in a run's folder

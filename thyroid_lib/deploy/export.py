@@ -202,15 +202,9 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
         summary |= {"confidence": line, "confidence_low": low}
     about |= {"quality": describe_frames(train, val)}
     write_onnx(path, network, about)
-    if weights := pretrained_weights(trained.about):
+    if weights := card.pretrained_weights(trained.about):
         summary["pretrained_weights"] = weights
     return scores, summary | {"agreement": agreement, "split": split}
-
-
-def pretrained_weights(about: dict) -> list[dict]:
-    """Return the weights with which a network's encoder, or its members' encoders, began."""
-    each = (part.get("pretrained_weights") for part in (about, *about.get("members", ())))
-    return list({weights["name"]: weights for weights in each if weights}.values())
 
 
 def measured_frames(sides: np.ndarray) -> np.ndarray:

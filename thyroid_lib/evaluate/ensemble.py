@@ -18,7 +18,6 @@ temperature, only if all members held it back.
 import argparse
 import hashlib
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from thyroid_lib import __version__
 from thyroid_lib.data.classes import class_names
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
@@ -94,11 +92,9 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     how = {"threshold": first["threshold"], "tolerance_px": tolerance[0], "device": device}
     how |= {"workers": count_workers(int((sides == "test").sum()), first["threads"])}
     tables, temperature = score_tables(model, store, sides, **how)
-    versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about |= {
         "tolerance_px": tolerance[0], "temperature": temperature, "trained_epochs": 0,
         "scoring_seconds": round(time.perf_counter() - began, 3),
-        "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": {"processor": processor_name(),
                     "capability": torch.backends.cpu.get_cpu_capability()},
     }  # fmt: skip

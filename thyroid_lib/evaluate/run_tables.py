@@ -1,12 +1,14 @@
 """The tables of a run's test cases, made from its network, and its file run.json."""
 
 import json
+import platform
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from thyroid_lib import __version__
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import predict_logits, score_rows, to_prob
 from thyroid_lib.evaluate.scores import count_logits, fit_temperature
@@ -39,9 +41,12 @@ def score_tables(
 
 
 def write_run(out: Path, tables: dict[str, pd.DataFrame], about: dict) -> None:
-    """Write a run's tables, and `run.json` with what it is about and their checksums."""
+    """Write a run's tables, and `run.json`: what it is about, versions, the tables' checksums."""
+    versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
+    versions |= {"thyroid_lib": __version__, "python": platform.python_version()}
     form = {"variations": WRITTEN}
     with folder_lock(out):
         paths = [write_table(out / f"{x}.csv", tables[x], **form.get(x, {})) for x in tables]
-        about |= {"files": {path.name: file_digest(path) for path in paths}}
+        digests = {path.name: file_digest(path) for path in paths}
+        about = about | {"versions": versions, "files": digests}
         write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")

@@ -16,7 +16,6 @@ epoch that it was in.
 
 import copy
 import math
-import platform
 import time
 import warnings
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from thyroid_lib import __version__, models
+from thyroid_lib import models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import count_outputs, restore_model, score_rows
@@ -264,13 +263,11 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
             areas = {"square_both": square.both.sum(1), "square_total": square.total.sum(1)}
             tables["scores"] = tables["scores"].assign(**areas)
             tables["scores_val"] = score_rows(run.val_model, store, rows, **how).cases
-    versions = {each.__name__: each.__version__ for each in (torch, np, pd)}
     about = run.meta | {
         "tolerance_px": tolerance_px,
         "temperature": temperature,
         "multiply_adds": models.multiply_adds(run.model, store.size),  # of both where it flips
         "scoring_seconds": round(time.perf_counter() - began, 3),
-        "versions": versions | {"thyroid_lib": __version__, "python": platform.python_version()},
         "machine": devices.describe_machine(device),
     }
     write_run(run.out, tables, about)
