@@ -30,6 +30,11 @@ with suppress(ValueError):  # not the main thread
 # jsonschema, and so nbformat, would compile its grammar for over a second at import.
 sys.modules.setdefault("rfc3987_syntax", None)
 LONG = ["test_workflow", "test_kaggle", "test_torture", "test_slurm", "test_platform_notebooks"]
+# a training in seconds: arguments of `train_model`
+SMALL = {
+    "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
+    "threads": 1, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
 BACKEND = os.environ.get("MPLBACKEND")
 for part in ("benchmarks", "tools"):  # whose files are no package
     sys.path.append(str(HERE.parent / part))

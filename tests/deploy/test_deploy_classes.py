@@ -9,9 +9,9 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALL
 from PIL import Image
 from test_deploy_predictor import picture
-from test_run import SMALL
 
 from thyroid_lib.data.label_maps import class_probs, restore_labels
 from thyroid_lib.data.splits import split_cases

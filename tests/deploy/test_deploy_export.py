@@ -14,9 +14,9 @@ import onnxruntime
 import pydicom
 import pytest
 import torch
+from conftest import SMALL
 from PIL import Image
 from scipy import ndimage
-from test_run import SMALL
 
 from thyroid_lib.data import dicom, frames
 from thyroid_lib.data.splits import split_cases

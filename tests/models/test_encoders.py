@@ -4,6 +4,7 @@ Those of timm and smp need the extra encoders, and a torch beside which torchvis
 docs/encoders.md says how to run them. EfficientNet-Lite0 needs neither.
 """
 
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,12 +12,17 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, write_folder
 from torch.nn.functional import relu6
 
+from thyroid_lib.data.look import look
+from thyroid_lib.data.store import build_store
+from thyroid_lib.files.writing import write_file
 from thyroid_lib.models import build_model, encoder_names, initialise, pretrained, to_input
 from thyroid_lib.models.efficientnet import EfficientNetLite0
 from thyroid_lib.study.parameters import check_networks
 from thyroid_lib.train.recipe import fit
+from thyroid_lib.train.run import score_run, train_model
 
 LITE0, OTHERS = "resunet:tf_efficientnet_lite0", ("resunet:resnet34", "resunet:convnext_tiny",
                                                   "smp:unetplusplus:resnet34")  # fmt: skip
@@ -125,6 +131,34 @@ def test_the_seed_sets_all_weights_and_a_training_repeats_to_the_bit(name):
     assert build_model(name, out_channels=3, width=4)(torch.rand(2, 1, 64, 96)).shape[1] == 3
     with pytest.raises(ValueError, match=r"multiples of 32, got 48x48; .* 64x64: change `size`"):
         net(torch.rand(1, 1, 48, 48))
+
+
+@named
+@pytest.mark.study
+def test_a_trained_run_is_released_if_int8_keeps_its_dice(name, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from thyroid_lib.deploy import export
+
+    data = write_folder(tmp_path / "data", groups=4, frames=6, height=70, width=80)
+    store = build_store(look(data).cases, tmp_path / "store", size=64)
+    how = SMALL | {"model": name, "variant": "net", "width": 4, "epochs": 12, "lr": 3e-3}
+    run = tmp_path / "runs" / "net-grouped-fold0-seed0"
+    how |= {"protocol": "grouped", "fold": 0, "val_share": 0.3}
+    score_run(train_model(store, out=run, **how), store)
+    places = {"store": tmp_path / "store", "compare": tmp_path / "compare", "threads": 1}
+    selected = {"model": "net", "protocol": "grouped", "provisional": True}
+    write_file(places["compare"] / "selected.json", json.dumps(selected))
+    write_file(places["compare"] / "model_card.md", "# Model card\n")
+    gates = {}
+    for limit in (2, -1):
+        monkeypatch.setattr(export, "DICE_OFF", limit)
+        released = export.release([run], out=tmp_path / f"release{limit}", **places)
+        gates[limit] = released.about["runs"]["net"]["int8"]
+        assert (tmp_path / f"release{limit}" / "net-int8.onnx").exists() == (limit > 0)
+    assert (gates[2]["released"], gates[-1]["released"]) == (True, False)
+    assert gates[2]["change"] == gates[-1]["change"]
+    assert gates[2]["fp32"] > 0.5, "it has learned"
+    assert abs(gates[2]["change"]) < 0.1
 
 
 @named

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL
 from PIL import Image
-from test_run import SMALL
 from tiny_study import copy_project, run_study, steps
 
 from thyroid_lib import models

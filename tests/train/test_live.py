@@ -8,8 +8,9 @@ from unittest.mock import Mock
 
 import nbformat
 import pytest
+from conftest import SMALL
 from nbclient import NotebookClient
-from test_run import SMALL, TABLES, happen_at, happen_once_kept, same_weights
+from test_run import TABLES, happen_at, happen_once_kept, same_weights
 
 from thyroid_lib.models import checkpoint
 from thyroid_lib.study.tidy import tidy_notebook

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALL
 from test_recipe import train_plainly
 
 from thyroid_lib.data.splits import split_cases
@@ -26,10 +27,6 @@ from thyroid_lib.train import run as run_module
 from thyroid_lib.train.readings import curve_sentence
 from thyroid_lib.train.run import score_run, train_model, validate
 
-SMALL = {
-    "model": "unet", "width": 4, "folds": 4, "epochs": 3, "batch_size": 5, "lr": 1e-3,
-    "threads": 1, "device": "cpu", "precision": "fp32",
-}  # fmt: skip
 STOPS = [  # of 3 epochs x 3 steps; whole epochs that are kept
     ("kill", "last", "step 8", 2), ("SIGINT", "last", "step 1", 0), ("time", "val", "step 6", 1),
     ("SIGTERM", "val", "step 5", 1), ("SIGINT", "last", "epoch 1", 1),
