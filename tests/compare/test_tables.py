@@ -142,6 +142,8 @@ def test_settings_that_a_variant_varies_need_to_be_alike_within_it_alone(folders
     assert recipe_sentence(bare, shared).endswith("Nothing differs.")
     bare = bare.assign(network=["unet", "segnet"])
     assert recipe_sentence(bare, shared).endswith("Only the network differs.")
+    plain = found.runs.assign(model=found.runs["network"], varied="")
+    assert list(tables.recipes(plain)[0]) == ["model"]  # each is called as its network
     for changed in ({"lr": 3}, {"varied": ["lr"]}, {"augment": {"flip": 0.5}}, {"epochs": 2}):
         edit(again, **strong, augment={"flip": 0.5, "gamma": 1}, epochs=1)
         edit(again, **changed)

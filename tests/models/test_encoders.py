@@ -225,11 +225,14 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path, monkeypatch
     torch.save(weights, tmp_path / "other.pt")
     torch.save({"a": np.array}, tmp_path / "code.pt")
     (tmp_path / "text.pth").write_text("no weights")
+    broken = before | {"bn1.weight": torch.full((32,), torch.inf)}
+    torch.save(broken, tmp_path / "broken.pt")
     refusals = {
         "other.pt": r"other.pt: 239 of 240 tensors of the encoder fit; the first that does not is "
         r"blocks.1.0.conv_dw.weight: need \(96, 1, 3, 3\), got \(96, 1, 5, 5\)",
         "code.pt": r"code.pt cannot be read \(it holds other things than tensors\): need a sta",
         "text.pth": r"text.pth cannot be read",
+        "broken.pt": r"broken.pt: bn1.weight holds NaN or infinity: take another file",
         "none.pt": r"there is no file .*none.pt, need imagenet or a weights file",
     }
     for file, said in refusals.items():

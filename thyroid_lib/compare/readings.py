@@ -52,7 +52,8 @@ def recipe_sentence(recipes: pd.DataFrame, shared: dict) -> str:
     """Say what all recipes share, and in what they differ; both of `tables.recipes`."""
     same = _join(f"{name} {value}" for name, value in shared.items()) if shared else "no setting"
     text = f"All models were trained with {same}; what is not named is as reported."
-    own, one_network = list(recipes.columns[2:]), recipes["network"].nunique() == 1
+    own = list(recipes.columns.drop(["model", "network"], errors="ignore"))
+    one_network = recipes.get("network", recipes["model"]).nunique() == 1
     if not own:
         return f"{text} {'Nothing' if one_network else 'Only the network'} differs."
     beside = "They" if one_network else "Beside the network they"

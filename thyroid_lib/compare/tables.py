@@ -162,13 +162,14 @@ def _check_comparable(runs: pd.DataFrame, scores: pd.DataFrame) -> None:
 def recipes(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
     """Return what the trained models' recipes differ in, a row per model, and what they share.
 
-    Columns: model, network, and each setting that some variant varies. The dict holds the other
-    settings of training that are not at their default.
+    Columns: model; network, unless that is each model's name; each setting that some variant
+    varies. The dict holds the other settings of training that are not at their default.
     """
     trained = runs[~runs["model"].map(is_imported)].sort_values("model")
     each = trained.drop_duplicates("model").reset_index(drop=True)
     varied = {name for text in trained["varied"] for name in text.split()}
-    names = ["model", "network", *(name for name in settings.VARIED if name in varied)]
+    network = [] if (each["model"] == each["network"]).all() else ["network"]
+    names = ["model", *network, *(name for name in settings.VARIED if name in varied)]
     usual = settings.DEFAULTS | BEFORE
     shared = {
         name: each[name].iloc[0]

@@ -26,7 +26,7 @@ def load_pretrained(net, source: str) -> None:
     """Set the weights of `net.encoder`: "imagenet", or a file's, with names of timm or of smp.
 
     Layers that the encoder lacks, as a classifier's, are passed over; kernels for colour images are
-    summed for gray ones. ValueError: no encoder, no such weights, or not one for each tensor.
+    summed for gray ones. ValueError: no encoder, no such weights, not one for each tensor, or NaN.
     """
     if (encoder := getattr(net, "encoder", None)) is None:
         need = "need a network with an encoder, such as resunet:" + OWN
@@ -41,6 +41,9 @@ def load_pretrained(net, source: str) -> None:
         need = f"{missing[0]}: need {tuple(wanted[missing[0]].shape)}, got {got}"
         few = f"{len(counted) - len(missing)} of {len(counted)} tensors of the encoder fit"
         raise ValueError(f"pretrained: {path.name}: {few}; the first that does not is {need}")
+    if broken := [key for key in counted if not fits[key].isfinite().all()]:
+        need = f"{broken[0]} holds NaN or infinity: take another file"
+        raise ValueError(f"pretrained: {path.name}: {need}")
     encoder.load_state_dict(wanted | fits)
 
 
