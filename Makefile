@@ -194,11 +194,11 @@ reference: quickstart demo  ## make results/reference/demo from the quickstart's
 	@$(BIN)/python tools/front_page.py --demo results/demo
 
 publish: $(READY)  ## copy a finished study's tables, and no picture, to results/reference: PARAMETERS=…
-	@test -f results/$(STUDY)/report.html || \
-		{ echo 'error: results/$(STUDY) has no report.html: finish it first, make study PARAMETERS=$(PARAMETERS)' >&2; exit 2; }
+	@test -f '$(WHERE)/report.html' || \
+		{ echo 'error: $(WHERE) has no report.html: finish it first, make study PARAMETERS=$(PARAMETERS)' >&2; exit 2; }
 	@rm -rf results/reference/$(STUDY) && mkdir -p results/reference/$(STUDY)
-	@cd results/$(STUDY) && find $$(ls -d compare replication audit runs 2>/dev/null) -name '*.csv' -o -name '*.md' -o -name '*.json' \
-		| tar -cf - -T - | tar -xf - -C ../reference/$(STUDY)
+	@cd '$(WHERE)' && find $$(ls -d compare replication audit runs 2>/dev/null) -name '*.csv' -o -name '*.md' -o -name '*.json' \
+		| tar -cf - -T - | tar -xf - -C '$(CURDIR)/results/reference/$(STUDY)'
 	@$(BIN)/python tools/front_page.py
 
 # pip's isolated build would fetch setuptools; the lock's is here.

@@ -14,12 +14,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.compare import classes, tables, variations
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.report import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDY = Path("results/reference/tg3k-sample")
+REFERENCE = Path("results/reference")
+STUDY = REFERENCE / "tg3k-sample"
 FRONT = Path("results/reference/front-page")
 FRAME = ROOT / FRONT / "frame.npz"
 PICTURE = f"""\
@@ -76,6 +78,24 @@ networks trained with (blue) and without (orange) its sweep.*
 """
 
 
+def study_table(study: Path, name: str) -> str:
+    """Return a table of a study's comparison as text: "summary", "differences of <model>" …"""
+    (kind, *of), read = name.split(" of "), lambda file: pd.read_csv(study / f"compare/{file}.csv")
+    if kind == "differences":
+        pairs, mixed = read("differences"), read("mixed")
+        pairs = pairs[(pairs[["a", "b"]] == of[0]).any(axis=1)].reset_index(drop=True)
+        shown = tables.show_pairs(pairs, mixed)
+    else:
+        show = {
+            "summary": tables.show_summary, "details": tables.show_details,
+            "classes": classes.show_classes, "lesions": classes.show_lesions,
+            "variations": variations.show_effects,
+        }[kind]  # fmt: skip
+        shown = show(read(kind))
+        shown = shown if kind in ("summary", "details", "classes") else shown.reset_index()
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
 def with_part(text: str, name: str, part: str) -> str:
     """Return a text with the part of this name between its marks replaced."""
     before, _, rest = text.partition(f"<!-- {name} -->\n")
@@ -88,11 +108,13 @@ def with_part(text: str, name: str, part: str) -> str:
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """Return the text of each page that has generated parts, written anew from the tables."""
     first, results = root / "README.md", root / "results" / "README.md"
-    tables = results.read_text("utf-8")
-    for part in ("replication/steps.md", "compare/summary.md"):
-        table = (root / STUDY / part).read_text("utf-8")
-        tables = with_part(tables, Path(part).stem, table)
-    return {first: with_part(first.read_text("utf-8"), "front", front_text(root)), results: tables}
+    text = results.read_text("utf-8")
+    steps = (root / STUDY / "replication" / "steps.md").read_text("utf-8")
+    text = with_part(text, "steps", steps)
+    for mark in re.findall(r"<!-- (?!/)(\S+: .+) -->", text):
+        study, name = mark.split(": ")
+        text = with_part(text, mark, study_table(root / REFERENCE / study, name))
+    return {first: with_part(first.read_text("utf-8"), "front", front_text(root)), results: text}
 
 
 def main() -> int:
