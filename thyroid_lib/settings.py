@@ -228,6 +228,7 @@ class Study(_Strict):
     pin_instructions: bool = _key("AVX2 on every x86-64 processor, for the same bits on each")
     budget_minutes: number(ge=0, le=100_000) = _key("minutes until training stops")
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
+    reuse: bool = _key("take committed tables of a run, not train it", "train", default=True)
     deploy: bool = _key("also export the models for use without torch")
 
 

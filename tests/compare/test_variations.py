@@ -41,7 +41,7 @@ def test_a_change_in_one_group_alone_may_be_no_change_at_all(scores):
     assert blurred["low"] < blurred["difference"] < blurred["high"] == 0  # a draw without the group
     assert (table.xs("flip", level=1)[["difference", "low", "high"]] == 0).all(axis=None)
     shown = variations.show_effects(table.reset_index())
-    assert list(shown.index) == ["mean with the mirror image", "blurred"]
+    assert list(shown.index) == ["mirror image averaged in (or left out)", "blurred"]
     said = variations.effects_sentence(table.reset_index())
     assert f"blurred costs most: {-0.3 / groups:+.3f}" in said
 

@@ -45,7 +45,9 @@ def runs_sentence(runs: pd.DataFrame, *, origin: str, store: str) -> str:
     names = ("model", "protocol", "fold", "seed")
     models, protocols, folds, seeds = (_join(sorted(runs[name].unique())) for name in names)
     text = f"{count_of(len(runs), 'run')} from {origin}: {models} under {protocols}"
-    return f"{text}; folds: {folds}; seeds: {seeds}. Store: {store}."
+    reused = int(runs["reused"].eq(True).sum()) if "reused" in runs else 0
+    again = f" Of {reused} the committed tables are used again." if reused else ""
+    return f"{text}; folds: {folds}; seeds: {seeds}. Store: {store}.{again}"
 
 
 def recipe_sentence(recipes: pd.DataFrame, shared: dict) -> str:
@@ -230,10 +232,13 @@ def _deepest_fall(run: pd.DataFrame) -> tuple[float, str]:
 
 
 def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
-    """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so."""
+    """Read the panel: the steadiest model by each measure, and whether seeds suffice to say so.
+
+    A measure that several models are compared by, but only one has, is passed over.
+    """
     wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
     steadiest, least = {}, bootstrap.SEEDS_FOR_STABILITY
-    for name, values in wide[list(MEASURES)].dropna(axis=1, how="all").items():
+    for name, values in wide[list(MEASURES)].dropna(axis=1, thresh=min(2, len(wide))).items():
         values = values.dropna() if name in MORE_IS_BETTER else -values.dropna()
         measures = steadiest.setdefault(_join(_leaders(values)), [])
         measures.append(f"{name} ({abs(values.max()):.3f})")

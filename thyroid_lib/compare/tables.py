@@ -242,10 +242,19 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().rename(columns={"run_id": "runs"})
 
 
-def first_seed(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Keep one protocol's scores of the smallest seed: each case once per model."""
-    part = scores[scores["protocol"] == protocol]
-    return part[part["seed"] == part["seed"].min()]
+def answering(scores: pd.DataFrame, folders: list[Path], protocol: str) -> pd.DataFrame:
+    """Keep one protocol's scores by runs that can answer: each case once per model.
+
+    These are the runs of the smallest seed, and not those whose committed tables are used again,
+    which have no weights; of the others, cases that each model has.
+    """
+    here = [
+        x.name for x in folders if any((x / y).is_file() for y in ("model.pt", "imported.json"))
+    ]
+    part = scores[(scores["protocol"] == protocol) & scores["run_id"].isin(here)]
+    part = part[part["seed"] == part["seed"].min()]
+    models = part.groupby("case_id")["model"].transform("nunique")
+    return part[models == part["model"].nunique()]
 
 
 def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:

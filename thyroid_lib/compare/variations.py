@@ -22,7 +22,7 @@ DISTURBED = {
     "shrunk": "scaled by 0.8", "enlarged": "scaled by 1.25",
 }  # fmt: skip
 NAMES = {
-    "flip": "mean with the mirror image",
+    "flip": "mirror image averaged in (or left out)",
     "batch_norm": "batch norm of the test sweep *",
     **CLEANED,
     **DISTURBED,

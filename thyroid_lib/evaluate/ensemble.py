@@ -31,7 +31,7 @@ from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.imported import UNKNOWN
 from thyroid_lib.evaluate.predict import count_outputs, load_model, restore_model
-from thyroid_lib.evaluate.run_tables import score_tables, write_run
+from thyroid_lib.evaluate.run_tables import reuse_rows, score_tables, write_run
 from thyroid_lib.files.machine import processor_name
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.models import checkpoint, count_parameters, multiply_adds
@@ -46,12 +46,24 @@ OWN = ("model", "width", "run_id", "key", "seed", "variant", "architecture_finge
 def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu") -> pd.DataFrame:
     """Write an ensemble's run into `out`; return one row per test case.
 
+    Of members whose committed tables are used again, those of the ensemble are, too.
     ValueError: members that differ in test cases or in `ALIKE`, or `out` is a trained run's.
     """
     began, members = time.perf_counter(), sorted(map(Path, members))
     about = out / "run.json"
     if about.is_file() and "ensemble" not in json.loads(about.read_text("utf-8")):
         raise ValueError(f"{out.name} is the folder of another run: give the ensemble its own")
+    files = [folder / "run.json" for folder in members if (folder / "run.json").is_file()]
+    runs = [json.loads(file.read_text("utf-8")) for file in files]
+    key = hashlib.sha256(json.dumps(sorted(run["key"] for run in runs)).encode()).hexdigest()
+    if lacking := [run["run_id"] for run in runs if run.get("reused")]:
+        wanted = {"key": key, **{name: runs[0][name] for name in ("threshold", "tolerance_px")}}
+        if reuse_rows(out, wanted):
+            return pd.read_csv(out / "scores.csv", dtype={"case_id": str, "group": str})
+        need = "set reuse to false, or ensembles to {}"
+        raise ValueError(
+            f"{out.name}: no weights of {lacking[0]}, whose tables are committed: {need}"
+        )
     loaded = [load_model(folder / "model.pt", device) for folder in members]
     metas = [DEFAULTS | meta for _, meta in loaded]
     first, ids = metas[0], [meta["run_id"] for meta in metas]
@@ -68,7 +80,6 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     flip = any(meta["flip_test"] for meta in metas)
     model = Ensemble([without_flip(one) for one, _ in loaded], flip=flip)
     state, own = model.state_dict(), [{x: meta[x] for x in OWN if x in meta} for meta in metas]
-    key = hashlib.sha256(json.dumps(sorted(meta["key"] for meta in metas)).encode()).hexdigest()
     about = {
         name: _shared([meta.get(name) for meta in metas]) for name in (*SHARED, "training_version")
     }
@@ -88,12 +99,12 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     checkpoint.save(out / "model.pt", {"weights": state, "key": key, "meta": about})
     outputs = count_outputs(class_names(about))
     model = restore_model("", 0, state, flip=flip, members=own, outputs=outputs)
-    tolerance = [json.loads((x / "run.json").read_text("utf-8"))["tolerance_px"] for x in members]
-    how = {"threshold": first["threshold"], "tolerance_px": tolerance[0], "device": device}
+    tolerance = runs[0]["tolerance_px"]
+    how = {"threshold": first["threshold"], "tolerance_px": tolerance, "device": device}
     how |= {"workers": count_workers(int((sides == "test").sum()), first["threads"])}
     tables, temperature = score_tables(model, store, sides, **how)
     about |= {
-        "tolerance_px": tolerance[0], "temperature": temperature, "trained_epochs": 0,
+        "tolerance_px": tolerance, "temperature": temperature, "trained_epochs": 0,
         "scoring_seconds": round(time.perf_counter() - began, 3),
         "machine": {"processor": processor_name(),
                     "capability": torch.backends.cpu.get_cpu_capability()},

@@ -15,7 +15,10 @@ from thyroid_lib.evaluate.scores import count_logits, fit_temperature
 from thyroid_lib.evaluate.variations import WRITTEN, vary_rows
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.locks import folder_lock
-from thyroid_lib.files.writing import write_file, write_table
+from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.writing import print_note, write_file, write_table
+
+ROWS_VERSION = 1  # raise it where new columns make committed tables incomplete
 
 
 def score_tables(
@@ -48,5 +51,29 @@ def write_run(out: Path, tables: dict[str, pd.DataFrame], about: dict) -> None:
     with folder_lock(out):
         paths = [write_table(out / f"{x}.csv", tables[x], **form.get(x, {})) for x in tables]
         digests = {path.name: file_digest(path) for path in paths}
-        about = about | {"versions": versions, "files": digests}
+        about = about | {"versions": versions, "files": digests, "rows_version": ROWS_VERSION}
         write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def reuse_rows(out: Path, wanted: dict, **changed) -> dict | None:
+    """Copy a run's tables into `out` if they are committed; return its run.json, with `changed`.
+
+    They stand in `results/reference/<study>/runs` of the checkout. None: there are none, their
+    run.json has not all that is `wanted`, or their checksums do not fit.
+    """
+    wanted = {"rows_version": ROWS_VERSION} | wanted
+    source = project_path("") / "results/reference" / out.parents[1].name / "runs" / out.name
+    try:
+        about = json.loads((source / "run.json").read_text("utf-8"))
+        tables = {name: (source / name).read_bytes() for name in about.get("files", ())}
+        digests = {name: file_digest(source / name) for name in tables}
+    except (OSError, ValueError):
+        return None
+    if any(about.get(name) != value for name, value in wanted.items()) or digests != about["files"]:
+        return None
+    about |= {"reused": True, "trained_epochs": 0} | changed
+    for name, content in tables.items():
+        write_file(out / name, content)
+    write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    print_note(f"{out.name}: its committed tables are taken, not trained; reuse=false trains it")
+    return about

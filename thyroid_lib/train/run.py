@@ -31,7 +31,7 @@ from thyroid_lib import models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import count_outputs, restore_model, score_rows
-from thyroid_lib.evaluate.run_tables import score_tables, write_run
+from thyroid_lib.evaluate.run_tables import reuse_rows, score_tables, write_run
 from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.parallel import count_workers
 from thyroid_lib.files.stopping import Stopped, stop_requests
@@ -53,10 +53,13 @@ NOT_IN_KEY = {*SPLIT, "pretrained", "threshold", "flip_test", "variant", "varied
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training, with the chosen weights in its model."""
+    """A finished training, with the chosen weights in its model.
+
+    Of committed tables that are used again there are no weights here, and no model.
+    """
 
     out: Path
-    model: nn.Module
+    model: nn.Module | None
     val_model: nn.Module | None  # protocol "reported": what validation would have chosen
     sides: np.ndarray  # (N,) "train", "val" or "test"
     history: pd.DataFrame  # one row per epoch
@@ -85,10 +88,12 @@ def train_model(
     precision: str = "auto",
     budget_minutes: float = 0,
     tensorboard: bool = False,
+    reuse: bool = False,
     **recipe_settings,
 ) -> Run:
     """Train, go on, or find the run finished; leave `model.pt` and `history.csv` in `out`.
 
+    With `reuse` committed tables of the same key are taken instead, see `run_tables.reuse_rows`.
     `settings.Parameters` and `recipe.RECIPE` describe the settings; scores are made in fp32. With
     `ema` it is the averaged weights that are validated, chosen and kept.
     ValueError: unknown or impossible settings, before any work. FloatingPointError: the loss is no
@@ -97,7 +102,8 @@ def train_model(
     settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
     settings |= {"external": list(external), "varied": list(varied)}
     settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
-    del settings["budget_minutes"], settings["tensorboard"]  # no result depends on them
+    for name in ("budget_minutes", "tensorboard", "reuse"):  # no result depends on them
+        del settings[name]
     sides = split_cases(store.index, **{name: settings[name] for name in SPLIT})
     settings |= {"external": " ".join(external), "variant": variant or variant_name(model)}
     if selection != "last" and not (sides == "val").any():
@@ -129,6 +135,13 @@ def train_model(
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
         finished = checkpoint.load(out / "model.pt", key=key)
+        wanted = {"key": key} | {name: settings[name] for name in ("threshold", "flip_test")}
+        if (
+            finished is None
+            and reuse
+            and (meta := reuse_rows(out, wanted, varied=settings["varied"]))
+        ):
+            return Run(out, None, None, sides, pd.read_csv(out / "history.csv"), meta)
         if finished is None:
             (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
             how = settings, where, out, key, budget_minutes, tensorboard
@@ -248,7 +261,17 @@ def place_frames(store: Store, device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFrame:
-    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder."""
+    """Score the run's test cases, one row each; leave all tables and `run.json` in its folder.
+
+    ValueError: its committed tables are used again, and were made with another `tolerance_px`.
+    """
+    if run.model is None:
+        if tolerance_px != (had := run.meta["tolerance_px"]):
+            said = f"{run.out.name}: its committed tables have tolerance_px {had:g}"
+            raise ValueError(
+                f"{said}, need {tolerance_px:g}: set reuse to false, and it is trained"
+            )
+        return pd.read_csv(run.out / "scores.csv", dtype={"case_id": str, "group": str})
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
     torch.backends.cudnn.benchmark = False  # the same kernels at each call, unlike in `_train`
     device = devices.choose_device(run.meta["device"])
