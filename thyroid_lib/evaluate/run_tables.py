@@ -19,6 +19,7 @@ from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note, write_file, write_table
 
 ROWS_VERSION = 1  # raise it where new columns make committed tables incomplete
+FIRST = {"rows_version": 1, "files": {}}  # of a run.json that does not say so
 
 
 def score_tables(
@@ -64,12 +65,13 @@ def reuse_rows(out: Path, wanted: dict, **changed) -> dict | None:
     wanted = {"rows_version": ROWS_VERSION} | wanted
     source = project_path("") / "results/reference" / out.parents[1].name / "runs" / out.name
     try:
-        about = json.loads((source / "run.json").read_text("utf-8"))
-        tables = {name: (source / name).read_bytes() for name in about.get("files", ())}
+        about = FIRST | json.loads((source / "run.json").read_text("utf-8"))
+        tables = {name: (source / name).read_bytes() for name in about["files"]}
         digests = {name: file_digest(source / name) for name in tables}
     except (OSError, ValueError):
         return None
-    if any(about.get(name) != value for name, value in wanted.items()) or digests != about["files"]:
+    fits = all(about.get(name) == value for name, value in wanted.items())
+    if not fits or digests != about["files"]:
         return None
     about |= {"reused": True, "trained_epochs": 0} | changed
     for name, content in tables.items():
