@@ -78,8 +78,40 @@ networks trained with (blue) and without (orange) its sweep.*
 """
 
 
+def goal_text(study: Path) -> str:
+    """Say which goals of parameters/strong.yaml were reached, and which frames are hard."""
+    row = pd.read_csv(study / "compare/summary.csv").set_index("model").loc["resunet_lite0"]
+    pairs = pd.read_csv(study / "compare/differences.csv").set_index(["a", "b"])
+    low = pairs.loc[("resunet_lite0", "unet"), "low"]
+    goals = pd.DataFrame(
+        [
+            ("Dice", 0.80, row["dice"]),
+            ("mean Dice of the worst tenth", 0.37, row["dice_worst_decile"]),
+            ("NSD", 0.50, row["nsd"]),
+            ("least Dice more than unet, 95 % interval", 0.0, low),
+        ],
+        columns=["goal for resunet_lite0, declared before the runs", "at least", "measured"],
+    )
+    goals["reached"] = np.where(goals["measured"] >= goals["at least"], "yes", "no")
+    cases = pd.concat(pd.read_csv(x) for x in study.glob("runs/resunet_lite0-*/scores.csv"))
+    names = ["below 1,000 px", "1,000 to 2,000 px", "2,000 to 4,000 px", "above 4,000 px"]
+    size = pd.cut(cases["ref_px"], [0, 1000, 2000, 4000, np.inf], labels=names)
+    sizes = cases.groupby(size.rename("gland in the frame"), observed=True).agg(
+        frames=("case_id", "nunique"), Dice=("dice", "mean"), NSD=("nsd", "mean"),
+        missed=("dice", lambda dice: 100 * (dice == 0).mean()),
+    )  # fmt: skip
+    sizes = sizes.rename(columns={"missed": "missed (%)"}).reset_index()
+    goals, sizes = (
+        x.to_markdown(index=False, floatfmt=of)
+        for x, of in ((goals, ("", ".2f", ".3f", "")), (sizes, ("", "", ".3f", ".3f", ".0f")))
+    )
+    return f"{goals}\n\nIts frames, by the size of the gland in them:\n\n{sizes}"
+
+
 def study_table(study: Path, name: str) -> str:
     """Return a table of a study's comparison as text: "summary", "differences of <model>" …"""
+    if name == "goal":
+        return goal_text(study)
     (kind, *of), read = name.split(" of "), lambda file: pd.read_csv(study / f"compare/{file}.csv")
     if kind == "differences":
         pairs, mixed = read("differences"), read("mixed")

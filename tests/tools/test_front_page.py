@@ -1,6 +1,7 @@
 """README's first screen and results/README.md are those of the committed tables."""
 
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,40 @@ ROOT = Path(__file__).parents[2]
 def test_the_pages_are_those_of_the_committed_tables():
     for path, text in page.pages().items():
         assert path.read_text("utf-8") == text, f"{path.name}: run python tools/front_page.py"
+
+
+def test_a_table_of_a_study_is_asked_for_by_name():
+    study = ROOT / page.REFERENCE / "tg3k-strong"
+    pairs = page.study_table(study, "differences of unet_strong").splitlines()[2:]
+    assert len(pairs) == 5
+    assert all("unet_strong" in line for line in pairs)
+    kept = pd.read_csv(study / "compare" / "differences.csv").set_index(["a", "b"])
+    wanted = kept.loc[("resunet_lite0", "unet_strong"), "difference"]
+    [line] = [line for line in pairs if "resunet_lite0 − unet_strong" in line]
+    assert f"| {wanted:.3f} [" in line
+    assert page.study_table(study, "variations").count("\n") == 2 + 13
+    with pytest.raises(KeyError):
+        page.study_table(study, "nothing")
+
+
+def test_the_goal_is_read_from_the_tables(tmp_path):
+    source = ROOT / page.REFERENCE / "tg3k-strong"
+    shutil.copytree(source / "compare", tmp_path / "compare")
+    run = tmp_path / "runs" / "resunet_lite0-grouped-fold0-seed0"
+    run.mkdir(parents=True)
+    cases = {"case_id": ["a", "b", "c"], "ref_px": [900, 950, 5000]}
+    cases = pd.DataFrame(cases | {"dice": [0.0, 0.5, 0.9], "nsd": [0.1, 0.3, 0.6]})
+    cases.to_csv(run / "scores.csv", index=False)
+    table = pd.read_csv(tmp_path / "compare" / "summary.csv").set_index("model")
+    table.loc["resunet_lite0", ["dice", "nsd"]] = [0.79, 0.51]
+    table.reset_index().to_csv(tmp_path / "compare" / "summary.csv", index=False)
+    text = page.goal_text(tmp_path)
+    cells = [
+        [x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    ]
+    assert ["Dice", "0.80", "0.790", "no"] in cells
+    assert ["NSD", "0.50", "0.510", "yes"] in cells
+    assert ["below 1,000 px", "2", "0.250", "0.200", "50"] in cells
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
