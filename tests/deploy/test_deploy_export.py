@@ -153,6 +153,10 @@ def test_the_run_with_the_best_dice_on_validation_is_released(study, tmp_path):
     assert chosen(dice="0.5") == ["resunet 0", "unet 0"]  # of equals the first by name
     with pytest.raises(ValueError, match="run: got nobody, need one of resunet-grouped"):
         chosen("nobody")
+    about = json.loads((copies[0] / "run.json").read_text("utf-8")) | {"reused": True}
+    (copies[0] / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=f"no weights of {copies[0].name}.*reuse to false"):
+        chosen()
 
 
 def test_no_test_case_takes_part(study, made, tmp_path, monkeypatch, command, capfd):

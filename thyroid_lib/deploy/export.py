@@ -146,6 +146,9 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
     found = []
     for folder in sorted(map(Path, runs), reverse=True):
         run = json.loads(_read(folder / "run.json")) | {"folder": folder}
+        if run.get("reused"):
+            said = f"no weights of {run['run_id']}, whose committed tables were taken"
+            raise ValueError(f"{said}: set reuse to false, and it is trained")
         no_rival = "_reported" in run["model"] or run["protocol"] == "reported"
         # an ensemble is large: it is released where it was selected, or named
         wanted = selected["model"] == model_name(run) or run["run_id"] in named

@@ -16,7 +16,6 @@ rule train:
         own_network=lambda wildcards: OWN_NETWORKS.get(RUNS[wildcards.run]["model"], []),
         json=lambda wildcards: settings(
             "train", store=f"{STUDY}/{STORES[wildcards.run]}", out=f"{STUDY}/runs/{wildcards.run}",
-            reuse=config["reuse"] and not config["deploy"],  # which needs the weights
             **(RUNS[wildcards.run] | ({"selection": "test"} if wildcards.run in REPORTED else {})),
         ),
     wildcard_constraints: run="|".join(RUNS)
