@@ -311,6 +311,14 @@ def test_a_command_lines_types_become_those_of_the_file():
             settings.read_study([DEMO], {key: value})
 
 
+def test_words_of_a_command_line_are_yaml_or_texts():
+    words = ["lr=1e-3", "mend=[]", "masks=*_mask*.png", "data=", "groups=a:b=c"]
+    read = {"lr": 0.001, "mend": [], "masks": "*_mask*.png", "data": None, "groups": "a:b=c"}
+    assert settings.read_words(words) == read
+    with pytest.raises(ValueError, match='--set: got "epochs", need key=value'):
+        settings.read_words(["epochs"])
+
+
 def test_limits_and_right_parameters_are_allowed():
     for key, (_, least, most, _) in LIMITS.items():
         for value in (least, most):

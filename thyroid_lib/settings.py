@@ -409,8 +409,20 @@ def add_study_arguments(parser) -> None:
 
 def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
     """Read the study that `add_study_arguments` names; raises as `read_study`."""
-    parts = (word.partition("=") for word in words)
-    return read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
+    return read_study([parameters], read_words(words))
+
+
+def read_words(words: Iterable[str]) -> dict:
+    """Read words key=value, values in YAML; what is none is a text, as masks=*_mask.png."""
+    settings: dict = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"--set: got {show(word)}, need key=value")
+        settings[key] = value
+        with suppress(ValueError):
+            settings[key] = read_yaml(value)
+    return settings
 
 
 def check_packages(key: str, wanted: bool, *names: str) -> None:
