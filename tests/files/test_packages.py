@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = {"deploy.export": "onnx", "deploy.app": "streamlit"}  # of 6-deploy, of the page
 COMMANDS = {  # command: a package that it needs
     "thyroid_lib.deploy.export --study x --out y": "onnxscript",
+    "thyroid_lib.deploy.export --study x --out z": "onnx",
     "thyroid_lib.deploy.node study": "highdicom",
     "thyroid_lib.deploy.predict_folder --model {top}/m.onnx --images x --out y": "onnxruntime",
     "thyroid_lib.study.report {top}/study": "nbconvert",
