@@ -255,8 +255,8 @@ def test_a_missing_file_of_weights_is_named_before_any_work():
     own = {"model": "resunet:tf_efficientnet_lite0", "pretrained": "none.pt"}
     config = settings.check_study(STUDY | {"variants": {"lite0": own}})
     with pytest.raises(ValueError, match=r"variants: lite0: pretrained: there is no file none\.pt"):
-        parameters.check_weights(config)
-    parameters.check_weights(settings.check_study(STUDY))
+        parameters.check_variants(config)
+    parameters.check_variants(settings.check_study(STUDY))
 
 
 @pytest.mark.study
