@@ -255,8 +255,8 @@ def test_a_missing_file_of_weights_is_named_before_any_work():
     own = {"model": "resunet:tf_efficientnet_lite0", "pretrained": "none.pt"}
     config = settings.check_study(STUDY | {"variants": {"lite0": own}})
     with pytest.raises(ValueError, match=r"variants: lite0: pretrained: there is no file none\.pt"):
-        parameters.check_weights(config)
-    parameters.check_weights(settings.check_study(STUDY))
+        parameters.check_variants(config)
+    parameters.check_variants(settings.check_study(STUDY))
 
 
 @pytest.mark.study
@@ -309,6 +309,14 @@ def test_a_command_lines_types_become_those_of_the_file():
     for key, value in (("study", 1.5), ("study", True), ("models", "unet")):  # 1.5 may be 1.50
         with pytest.raises(ValueError, match=f"^{key}: got"):
             settings.read_study([DEMO], {key: value})
+
+
+def test_words_of_a_command_line_are_yaml_or_texts():
+    words = ["lr=1e-3", "mend=[]", "masks=*_mask*.png", "data=", "groups=a:b=c"]
+    read = {"lr": 0.001, "mend": [], "masks": "*_mask*.png", "data": None, "groups": "a:b=c"}
+    assert settings.read_words(words) == read
+    with pytest.raises(ValueError, match='--set: got "epochs", need key=value'):
+        settings.read_words(["epochs"])
 
 
 def test_limits_and_right_parameters_are_allowed():

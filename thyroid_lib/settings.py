@@ -30,14 +30,12 @@ PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out",
 LEAKY = ("random", "reported", "official")  # a group may stand on two sides of the split
 ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
-TASKS = ("gland", "nodule", "gland+nodule")
 MOST_CLASSES = 7  # a pixel's possible classes are 8 bits, one of them background's
 MENDS = ("text", "specks", "holes")
 AUGMENTS = ("none", "standard")  # or a mapping of these to their probabilities:
 AUGMENTATIONS = (
     "flip", "affine", "elastic", "gamma", "gain", "depth_gain", "side_gain", "speckle", "blur",
 )  # fmt: skip
-SELECTIONS = ("last", "val", "test")
 FEW_GROUPS = 10  # with fewer, intervals are too narrow: see docs/statistics.md
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Keys of run.json that two equal trainings do not share: times, memory, epochs of a call.
@@ -136,8 +134,7 @@ def _check_variants(value):
             TypeAdapter(ShortName).validate_python(name)
             if not isinstance(own, dict):
                 raise ValueError("need a mapping: {model: unet, lr: 1.0e-3}")
-            settings = check_study(own, VariantSettings)
-            checked[name] = {key: x for key, x in settings.items() if x is not None}
+            checked[name] = check_study(own, VariantSettings)
         except ValidationError:
             problems.append(f"{printable(name)}: {SHORT}")
         except ValueError as error:
@@ -164,7 +161,7 @@ def _check_source(value, check_one):
         problems.append(f"several entries have dataset: {', '.join(doubled)}, need one each")
     if problems:
         raise ValueError("; ".join(problems))
-    return [{key: x for key, x in entry.items() if x is not None} for entry in checked]
+    return checked
 
 
 class Study(_Strict):
@@ -179,7 +176,7 @@ class Study(_Strict):
     mask_values: _text() = _choice("levels or colours that are gland, '1, 2'; '' to find them")
     groups: _text() = _choice("table, table:column, pattern, proposed or none; '' to find it")
     split: _text() = _choice("table or JSON of the data's own split, or none; '' to find it")
-    task: Literal[TASKS] = _data(
+    task: Literal["gland", "nodule", "gland+nodule"] = _data(
         "what is segmented: gland, nodule or gland+nodule", default="gland"
     )
     classes: Classes = _data(CLASSES, default={})
@@ -276,7 +273,7 @@ class Parameters(Study):
     fold: Fold = _key("which part is the test set")
     seed: Seed = _key("seed of weights, order of batches and augmentation")
     val_share: number(ge=0, lt=0.5) = _key(HELD_BACK)
-    selection: Literal[SELECTIONS] = _key(KEPT)
+    selection: Literal["last", "val", "test"] = _key(KEPT)
     unseen_sweeps: whole(ge=1, le=99) = _key("sweeps that the networks never see")
     phantom_folder: Folder = _key("folder of the drawn frames")
     store: _text() = _key("folder of the store")
@@ -297,7 +294,7 @@ DEFAULTS = {n: x.default for n, x in Study.model_fields.items() if ROLES[n] and 
 
 
 def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
-    """Return a study's settings as plain values, those with a default included.
+    """Return a study's settings as plain values, those with a default other than None included.
 
     ValueError: unknown, missing, mistyped or impossible settings; each on a line.
     """
@@ -305,7 +302,7 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     problems = [unknown(name, fields) for name in config if name not in fields]
     known = {name: value for name, value in config.items() if name in fields}
     try:
-        checked = model.model_validate(known).model_dump(warnings=False)
+        checked = model.model_validate(known).model_dump(warnings=False, exclude_none=True)
         variants = list_variants(checked) if "study" in checked else {}
         problems = problems or clashes(checked, variants, CHOICES, NETWORKS)
     except ValidationError as error:
@@ -409,8 +406,20 @@ def add_study_arguments(parser) -> None:
 
 def read_named_study(parameters: str | Path, words: Iterable[str]) -> dict:
     """Read the study that `add_study_arguments` names; raises as `read_study`."""
-    parts = (word.partition("=") for word in words)
-    return read_study([parameters], {key: read_yaml(value) for key, _, value in parts})
+    return read_study([parameters], read_words(words))
+
+
+def read_words(words: Iterable[str]) -> dict:
+    """Read words key=value, values in YAML; what is none is a text, as masks=*_mask.png."""
+    settings: dict = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"--set: got {show(word)}, need key=value")
+        settings[key] = value
+        with suppress(ValueError):
+            settings[key] = read_yaml(value)
+    return settings
 
 
 def check_packages(key: str, wanted: bool, *names: str) -> None:

@@ -14,6 +14,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from marks import with_part
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "https://github.com/"
 # As GitHub names accounts and repositories; an ending .git is of a clone's address alone.
@@ -105,11 +107,8 @@ def with_blocks(readme: str, repo: str) -> str:
             "data set that you attach.\n"
         )
     for name, text in (("badges", badges(repo)), ("clone", clone), ("platforms", how)):
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-        if len(block.findall(readme)) != 1:
-            raise ValueError(f"README.md: need one block <!-- {name} --> … <!-- /{name} -->")
         text += "\n" * bool(text and not text.endswith("\n"))
-        readme = block.sub(lambda hit, text=text: hit[1] + text + hit[2], readme)
+        readme = with_part(readme, name, text)
     return readme
 
 

@@ -8,7 +8,6 @@ of `docs/statistics.md`. Groups and frames deviate roughly as in the committed r
 """
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from marks import with_part
 from thyroid_lib.compare.bootstrap import SEEN, TAILS, Cube, Draws, draw, macro_means
 
 # Dice. REML of the group means of U-Net and Residual U-Net under `grouped` gives groups 0.080 and
@@ -165,9 +165,7 @@ def main() -> None:
     }
     for name in args.tables:
         table = pd.DataFrame(parts[name]).to_markdown(index=False, disable_numparse=True)
-        page, marks = PAGE.read_text(encoding="utf-8"), (f"<!-- {name} -->", f"<!-- /{name} -->")
-        before, _, after = re.split("(?s)(?<=" + ")(.*)(?=".join(marks) + ")", page)
-        PAGE.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")
+        PAGE.write_text(with_part(PAGE.read_text("utf-8"), name, f"{table}\n"), "utf-8")
 
 
 if __name__ == "__main__":

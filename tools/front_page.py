@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from marks import with_part
 from thyroid_lib.compare import classes, tables, variations
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
@@ -22,7 +23,7 @@ from thyroid_lib.study.report import verdict
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path("results/reference")
 STUDY = REFERENCE / "tg3k-sample"
-FRONT = Path("results/reference/front-page")
+FRONT = REFERENCE / "front-page"
 FRAME = ROOT / FRONT / "frame.npz"
 PICTURE = f"""\
 <picture>
@@ -51,9 +52,9 @@ def read_frame(path: Path) -> dict:
         return {"image": kept["image"] / 255, "reference": kept["reference"], "preds": preds}
 
 
-def front_text(root: Path = ROOT) -> str:
+def front_text() -> str:
     """Return README's first screen below its opening sentence: figure, table and verdict."""
-    compare = root / STUDY / "compare"
+    compare = ROOT / STUDY / "compare"
     summary = pd.read_csv(compare / "summary.csv")
     selected = json.loads((compare / "selected.json").read_text("utf-8"))
     unseen = summary[summary["protocol"] == order_protocols(summary["protocol"])[0]]
@@ -128,25 +129,15 @@ def study_table(study: Path, name: str) -> str:
     return shown.to_markdown(index=False, disable_numparse=True)
 
 
-def with_part(text: str, name: str, part: str) -> str:
-    """Return a text with the part of this name between its marks replaced."""
-    before, _, rest = text.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- /{name} -->")
-    if not end:
-        raise ValueError(f"README lacks the marks <!-- {name} --> … <!-- /{name} -->")
-    return f"{before}<!-- {name} -->\n{part.strip()}\n{end}{after}"
-
-
-def pages(root: Path = ROOT) -> dict[Path, str]:
+def pages() -> dict[Path, str]:
     """Return the text of each page that has generated parts, written anew from the tables."""
-    first, results = root / "README.md", root / "results" / "README.md"
-    text = results.read_text("utf-8")
-    steps = (root / STUDY / "replication" / "steps.md").read_text("utf-8")
-    text = with_part(text, "steps", steps)
+    first, results = ROOT / "README.md", ROOT / "results" / "README.md"
+    steps = (ROOT / STUDY / "replication" / "steps.md").read_text("utf-8")
+    text = with_part(results.read_text("utf-8"), "steps", f"{steps.strip()}\n")
     for mark in re.findall(r"<!-- (?!/)(\S+: .+) -->", text):
         study, name = mark.split(": ")
-        text = with_part(text, mark, study_table(root / REFERENCE / study, name))
-    return {first: with_part(first.read_text("utf-8"), "front", front_text(root)), results: text}
+        text = with_part(text, mark, f"{study_table(ROOT / REFERENCE / study, name)}\n")
+    return {first: with_part(first.read_text("utf-8"), "front", front_text()), results: text}
 
 
 def main() -> int:

@@ -12,13 +12,11 @@ them is an error. Nothing here is replaced by something less complete; logs are 
 import argparse
 import glob
 import json
-import lzma
 import os
 import re
 import sys
 import tempfile
 import zipfile
-import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,10 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.models import checkpoint
-from thyroid_lib.settings import DEFAULTS, LEAKY, TRAINING, list_runs, read_study, show
+from thyroid_lib.settings import DEFAULTS, LEAKY, TRAINING, list_runs, read_study, read_words, show
 from thyroid_lib.study import checksums
 from thyroid_lib.study.second_copy import copy_whole
 
@@ -37,10 +34,6 @@ from thyroid_lib.study.second_copy import copy_whole
 MACHINE = "threads", "device", "precision"
 TRAINED = ("size", "resize", "val_share", *(key for key in TRAINING if key not in MACHINE))
 STORES = "store/store.json", "store-reported/store.json"
-# What zipfile raises for a zip that is truncated, altered, encrypted or compressed in another way.
-DAMAGED = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError,
-)  # fmt: skip
 # without times
 TABLES = ("history.csv", "scores.csv", "thresholds.csv", "calibration.csv", "variations.csv")
 
@@ -215,7 +208,7 @@ def studies_in(path: Path, study: str, work: Path) -> Iterator[tuple[Path, Path]
         try:
             with zipfile.ZipFile(path) as zipped:
                 zipped.extractall(top)  # strips "..", writes links as plain files
-        except DAMAGED as error:
+        except Exception as error:  # zipfile raises a dozen kinds on a damaged one
             raise ValueError(f"{path}: cannot be read as a zip ({error})") from None
     elif not path.is_dir():
         raise ValueError(f"{path}: there is no such folder or zip")
@@ -264,7 +257,7 @@ def gather(parameters: str | Path, sources: list[Path], overrides: dict | None =
         begun = f"goes on after {here.epochs(run)} epochs" if run in here.begun else "not begun"
         lines.append(f"{run}: {begun}")
     # SET takes a setting as one word, without quotes
-    given = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    given = [f"{key}={json.dumps(value, default=str)}" for key, value in (overrides or {}).items()]
     text = " ".join(re.sub('[ "]', "", word) for word in given)
     words = f"PARAMETERS={parameters}" + (f' SET="{text}"' if text else "")
     if not missing:
@@ -285,9 +278,6 @@ def matching(words: list[str]) -> list[Path]:
 
 def main() -> int:
     """Run the command line."""
-    with packages("snakemake", module=__name__):
-        from snakemake.cli import parse_config
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sources", nargs="*", help="folders or zips")
     parser.add_argument("--parameters", required=True, help="the study's YAML")
@@ -296,7 +286,7 @@ def main() -> int:
     try:
         if not args.sources:
             raise ValueError('nothing to gather: FROM="folder1 folder2.zip"')
-        print(gather(args.parameters, matching(args.sources), parse_config(args.set)))
+        print(gather(args.parameters, matching(args.sources), read_words(args.set)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

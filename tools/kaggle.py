@@ -33,10 +33,9 @@ from papermill.parameterize import parameterize_notebook
 
 import gather
 from pace import estimate, minutes_together
-from thyroid_lib.files.packages import packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import write_file
-from thyroid_lib.settings import list_runs, read_study
+from thyroid_lib.settings import list_runs, read_study, read_words
 from thyroid_lib.study.second_copy import copy_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,9 +306,6 @@ def _next_commands(top: Path, name: str, kernels: int, again: bool) -> str:
 
 def main() -> int:
     """Run the command line."""
-    with packages("snakemake", module=__name__):
-        from snakemake.cli import parse_config
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parameters", required=True, help="the study's YAML")
     parser.add_argument("--owner", required=True, help="your name on Kaggle")
@@ -322,7 +318,7 @@ def main() -> int:
     try:
         build(
             args.parameters, owner=args.owner, data=data, hours=args.hours,
-            frames=args.frames, overrides=parse_config(args.set),
+            frames=args.frames, overrides=read_words(args.set),
         )  # fmt: skip
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,9 +8,10 @@ import ast
 import sys
 from pathlib import Path
 
+from marks import with_part
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "map.md"
-BEGIN, END = "<!-- files -->\n", "<!-- /files -->"
 WINGS = (
     "files", "data", "models", "evaluate", "audit", "train", "compare", "plots", "study", "deploy",
 )  # fmt: skip
@@ -41,11 +42,7 @@ def list_files(library: Path) -> str:
 
 def with_files(page: str) -> str:
     """Return the page's text with the list between its marks replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"docs/map.md lacks the marks {BEGIN.strip()} … {END}")
-    return f"{before}{BEGIN}{list_files(ROOT / 'thyroid_lib')}{end}{after}"
+    return with_part(page, "files", list_files(ROOT / "thyroid_lib"))
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ many frames of the other sweeps, changed alike: what is found must be content, n
 
 import argparse
 import io
-import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from marks import with_part
 from thyroid_lib.audit import copies
 from thyroid_lib.data import frames, phantom, tg3k
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured.md"
-MARKS = "<!-- copies -->", "<!-- /copies -->"
 
 
 def turn(image: np.ndarray, degrees: float = 0, scale: float = 1) -> np.ndarray:
@@ -185,9 +184,8 @@ def main():
         )
         print(lines[-1], flush=True)
     said.append(ddti_sentence(args.data / "ddti-sample"))
-    text = "\n".join([MARKS[0], "", *lines, "", *(f"- {line}" for line in said), "", MARKS[1]])
-    page = re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, PAGE.read_text("utf-8"), flags=re.S)
-    PAGE.write_text(page, "utf-8")
+    text = "\n".join(["", *lines, "", *(f"- {line}" for line in said), "", ""])
+    PAGE.write_text(with_part(PAGE.read_text("utf-8"), "copies", text), "utf-8")
     print(*said, sep="\n")
 
 

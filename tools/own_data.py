@@ -6,9 +6,10 @@ python tools/own_data.py
 import sys
 from pathlib import Path
 
+from marks import with_part
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "own-data.md"
-START, END = "<!-- data sets: tools/own_data.py -->", "<!-- end of data sets -->"
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "data")]
 HEAD = ["| data | read or refused | what decides it |", "|---|---|---|"]
 
@@ -50,8 +51,7 @@ def show_keys(keys: dict) -> str:
 
 def page() -> str:
     """Return the page with its tables written anew."""
-    before, rest = PAGE.read_text("utf-8").split(START)
-    return f"{before}{START}\n\n{tables()}\n{END}{rest.split(END)[1]}"
+    return with_part(PAGE.read_text("utf-8"), "data sets: tools/own_data.py", f"\n{tables()}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ NO_ADDRESSES = [
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A copy of README, pyproject.toml, pages and the notebooks, executed ones too."""
-    names = ("README.md", "pyproject.toml", "tools/badges.py", "docs/index.md", "docs/colab.md")
+    names = ["README.md", "pyproject.toml", "docs/index.md", "docs/colab.md"]
+    names += ["tools/badges.py", "tools/marks.py"]
     for path in (*(ROOT / name for name in names), *notebooks(ROOT)):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

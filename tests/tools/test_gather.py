@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import gather
 from thyroid_lib.files.writing import write_file as write
 from thyroid_lib.models import checkpoint
 from thyroid_lib.settings import read_study
 from thyroid_lib.study import checksums
 
-pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[2]
 DEMO = read_study([ROOT / "parameters" / "demo.yaml"])
-
-import gather  # noqa: E402
 
 A, B = "unet-grouped-fold0-seed0", "resunet-grouped-fold0-seed0"
 OTHER = {"done": [A], "scores": "0.8"}

@@ -32,7 +32,6 @@ from thyroid_lib.data.cases import read_image
 from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
-from thyroid_lib.deploy.int8 import calibration_rows, spread, to_int8
 from thyroid_lib.deploy.predictor import Predictor
 from thyroid_lib.evaluate.class_scores import mean_dice, split_classes
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
@@ -49,6 +48,8 @@ from thyroid_lib.settings import MEASURED
 with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
     import onnx
     import onnxruntime
+
+    from thyroid_lib.deploy.int8 import calibration_rows, spread, to_int8
 
 SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18

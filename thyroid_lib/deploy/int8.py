@@ -5,13 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
+from onnxruntime import quantization
 
 from thyroid_lib.data.store import Store
-from thyroid_lib.files.packages import packages
-
-with packages("onnx", "onnxruntime", module=__name__):
-    import onnx
-    from onnxruntime import quantization
 
 CALIBRATION = 64  # training frames, alike many of each group, that set the ranges of int8
 # of the name of a weight, which is torch's: down1.residual.0.weight, members.0.encoder.conv1 …
@@ -45,8 +42,7 @@ def calibration_rows(store: Store, train: np.ndarray) -> np.ndarray:
     """Choose about `CALIBRATION` training frames, bool (N,): alike many of each group, spread."""
     parts = [part.index for _, part in store.index[train].groupby("group")]
     each = max(1, CALIBRATION // len(parts))
-    rows = [part[np.linspace(0, len(part) - 1, each).round().astype(int)] for part in parts]
-    return np.unique(np.concatenate(rows))
+    return np.sort(np.concatenate([spread(part, each) for part in parts]))
 
 
 def spread(rows: np.ndarray, most: int) -> np.ndarray:

@@ -95,9 +95,11 @@ def check_networks(names: list[str], key: str = "models") -> None:
         raise ValueError("\n".join(problems))
 
 
-def check_weights(config: dict) -> None:
-    """Raise ValueError unless the weights files of a study's variants are there."""
-    for name, own in list_variants(config).items():
+def check_variants(config: dict) -> None:
+    """Raise ValueError unless networks and files of weights of a study's variants are there."""
+    variants = list_variants(config)
+    check_networks([own["model"] for own in variants.values()])
+    for name, own in variants.items():
         if (source := (config | own)["pretrained"]) not in ("none", "imagenet"):
             try:
                 pretrained.locate(own["model"], source)

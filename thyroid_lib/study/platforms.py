@@ -32,6 +32,7 @@ SURVIVAL = {
     "drive.mount('/content/drive')` and then this cell again",
 }
 
+PIP = sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"
 # where a wheel may lie, seen from the notebook: in a session, in Colab's Drive, in Kaggle's data
 WHEELS = (".", "drive/MyDrive", "drive/MyDrive/thyroid", "../input/*", "../input/datasets/*/*")
 
@@ -74,8 +75,7 @@ def take_newer_wheel() -> bool:
     newest, checkout = max(found, default=installed), Path(__file__).parents[2] / "pyproject.toml"
     if newest <= installed or checkout.exists():
         return False
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*command, "--no-deps", found[newest]], check=True)
+    subprocess.run([*PIP, "--no-deps", found[newest]], check=True)
     print_note(f"{found[newest].name} replaces the installed {installed}")
     for name in [name for name in sys.modules if name.split(".")[0] == "thyroid_lib"]:
         del sys.modules[name]
@@ -112,8 +112,7 @@ def install_missing(extra: str = "") -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "installed.txt")
         pins.write_text("\n".join(map("==".join, versions.items())), "utf-8")
-        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        command += ["--only-binary=:all:"]  # building one from source may take an hour
+        command = [*PIP, "--only-binary=:all:"]  # building one from source may take an hour
         command += [f"--constraint={pins}", f"--find-links={wheels}", *missing]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

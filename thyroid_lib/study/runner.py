@@ -38,13 +38,12 @@ from thyroid_lib.files.packages import missing_packages
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.stopping import deadline, signals
 from thyroid_lib.files.writing import print_note, write_file
-from thyroid_lib.settings import list_variants, read_study
+from thyroid_lib.settings import read_study
 from thyroid_lib.study import second_copy
 from thyroid_lib.study.checksums import record
 from thyroid_lib.study.parameters import (
     check,
-    check_networks,
-    check_weights,
+    check_variants,
     parameter_defaults,
     read_parameters,
 )
@@ -254,8 +253,7 @@ def main() -> int:
             args["parameters"] = read_parameters(args["parameters"])
         else:
             study = read_study(args["files"])
-            check_networks([each["model"] for each in list_variants(study).values()])
-            check_weights(study)
+            check_variants(study)
     except ValueError as error:
         return _fail(BAD_PARAMETERS, str(error))
     if command == "check":
