@@ -123,9 +123,9 @@ def test_downloaded_once_and_a_failure_says_how_to_get_it_by_hand(tmp_path, rele
 
     def download(*, id, output):
         calls.append(id)
-        Path(output).write_bytes(archive[: 100 if len(calls) == 1 else None])
         if len(calls) == 1:
             raise OSError("no route\nto host")
+        Path(output).write_bytes(archive)
         return output
 
     monkeypatch.setitem(sys.modules, "gdown", None)

@@ -324,9 +324,8 @@ def _plain_j2k(code: bytes, dataset: Dataset) -> bytes:
     right, bottom, left, top, width, height = struct.unpack(">6I", code[8:32])
     samples = struct.unpack(">H", code[40:42])[0]
     parts = code[42 : 42 + 3 * samples]
-    fits = [bottom - top, right - left, samples] == [
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel,
-    ]  # fmt: skip
+    wanted = [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
+    fits = [bottom - top, right - left, samples] == wanted
     fits &= set(parts[1::3]) | set(parts[2::3]) == {1}  # no subsampling
     fits &= all(dataset.BitsAllocated - 8 <= each < dataset.BitsAllocated for each in parts[::3])
     tiles = math.ceil(right / max(width, 1)) * math.ceil(bottom / max(height, 1))

@@ -299,10 +299,9 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
         if case.dataset == "phantom":  # drawn anew at no cost
             return False
         with suppress(case_table.BadCase):
-            image = frames.fit_image(
-                case_table.read_pair(case)[0], store.size, store.settings["resize"]
-            )
-            differ.append(np.abs(image.astype(int) - store.images[row]).mean() > 5)
+            image, _ = case_table.read_pair(case)
+            fitted = frames.fit_image(image, store.size, store.settings["resize"])
+            differ.append(np.abs(fitted.astype(int) - store.images[row]).mean() > 5)
     return not shared or (bool(differ) and all(differ))
 
 
