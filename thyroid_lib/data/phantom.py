@@ -82,9 +82,9 @@ def make_sweep(
         return {"images": images, "masks": masks > 0}
     lesions = []
     for place, lesion in enumerate(p.lesions):
-        inside, sides = masks == SEEN + place, (lesion.width_mm, lesion.height_mm)
-        count = int(inside.any(axis=(1, 2)).sum())
-        about = lesion.kind, *(round(side, 1) for side in sides), count
+        inside = masks == SEEN + place
+        sides = round(lesion.width_mm, 1), round(lesion.height_mm, 1)
+        about = lesion.kind, *sides, int(inside.any(axis=(1, 2)).sum())
         lesions.append(dict(zip(LESION, about, strict=True)))
         masks[inside] = KINDS.index(lesion.kind) + 2
     return {"images": images, "masks": masks, "lesions": lesions}
