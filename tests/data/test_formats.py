@@ -20,8 +20,10 @@ def drawn(draw, folder) -> Path:
     return path if isinstance(path, Path) else folder
 
 
-def assert_stored(path, tmp_path, names, groups, **choices):
-    seen = look(path, **choices)
+@pytest.mark.parametrize("kind", READ)
+def test_what_is_drawn_is_in_the_store(tmp_path, kind):
+    draw, names, groups = READ[kind]
+    seen = look(drawn(draw, tmp_path / "data"))
     store = build_store(seen.cases, tmp_path / "store", size=32, mend=[], workers=1)
     assert store.quarantine.to_dict("records") == []
     order = np.argsort(names)
@@ -34,13 +36,6 @@ def assert_stored(path, tmp_path, names, groups, **choices):
     shown = [found[name] for name in names]
     assert [shown.index(group) for group in shown] == [groups.index(group) for group in groups]
     assert len(set(groups)) == store.index["group"].nunique()
-    return seen
-
-
-@pytest.mark.parametrize("kind", READ)
-def test_what_is_drawn_is_in_the_store(tmp_path, kind):
-    draw, names, groups = READ[kind]
-    seen = assert_stored(drawn(draw, tmp_path / "data"), tmp_path, names, groups)
     assert ("own" in seen.seen["groups"]) == (groups in (NAMES, OWN, CINES) and "DICOM" not in kind)
     if "DICOM" in kind:
         assert "Doe" not in seen.cases.to_csv()

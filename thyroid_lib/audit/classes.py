@@ -52,6 +52,5 @@ def classes_sentence(table: pd.DataFrame) -> str:
         if row[f"{side}_groups"] < FEW
     ]
     said = f"{known['class'].nunique()} classes" if known["class"].nunique() > 1 else "One class"
-    return f"{said}. " + (
-        f"Fewer than {FEW} groups: {'; '.join(few)}." if few else f"Each has {FEW} groups or more."
-    )
+    each = f"Fewer than {FEW} groups: {'; '.join(few)}" if few else f"Each has {FEW} groups or more"
+    return f"{said}. {each}."

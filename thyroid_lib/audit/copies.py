@@ -221,10 +221,9 @@ def _align(fixed: np.ndarray, moving: np.ndarray, start: np.ndarray):
         blocks = len(now), 2, side, SIDE // side, side, SIDE // side
         one, other = (each.reshape(blocks).mean(axis=(3, 5)) for each in (fixed, moving))
         grid = _grid(side, 1 / side)
-        slopes = (
-            side * slope.reshape(len(now), 1, -1) for slope in np.gradient(one[:, 0], axis=(1, 2))
-        )
-        slopes = np.concatenate([slope * grid for slope in slopes], axis=1)  # (B,6,P)
+        down, right = np.gradient(one[:, 0], axis=(1, 2))
+        slopes = [side * slope.reshape(len(now), 1, -1) * grid for slope in (down, right)]
+        slopes = np.concatenate(slopes, axis=1)  # (B,6,P)
         target, weight = one.reshape(len(now), 2, -1).swapaxes(0, 1)
         for _ in range(steps + 1):
             value, share = _sample(other, (now @ grid)[:, :2]).swapaxes(0, 1)

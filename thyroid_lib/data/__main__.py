@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from thyroid_lib.data.locate import find_data
-from thyroid_lib.data.look import check_cases, contact_sheet, look
+from thyroid_lib.data.look import Look, check_cases, contact_sheet, look
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.settings import check_parameters, read_yaml
 
@@ -41,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         said["sheet"] = project_path("results/look") / f"{Path(given.path).stem}.png"
         said["sheet"].parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(seen.cases).save(said["sheet"])
-    for what, sentence in said.items():
-        print(f"{what:9}  {sentence}")
+    print(Look(seen.cases, said))
     return 0 if "size" in said else 1  # every case is set aside
 
 

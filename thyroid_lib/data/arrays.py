@@ -23,7 +23,6 @@ from thyroid_lib.data.frames import check_levels
 from thyroid_lib.data.layouts import list_files
 from thyroid_lib.data.readers import ARRAYS, PICTURES
 
-HDF5 = (".h5", ".hdf5", ".hdf")
 IMAGES = ("image", "images", "img", "imgs", "x", "frames", "data")
 MASKS = ("mask", "masks", "label", "labels", "gt", "y", "seg", "segmentation", "annotations")
 # the first that is there counts: a patient may have several annotated nodules
@@ -112,7 +111,7 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
     if any(file.suffix.lower() in PICTURES for file in found):
         return {}
     npy = [file for file in found if file.suffix.lower() == ".npy"]
-    files = [file for file in found if file.suffix.lower() in (".npz", *HDF5)]
+    files = [file for file in found if file.suffix.lower() in ARRAYS and file not in npy]
     if not files:
         return {path.name: npy} if npy else {}
     twice = len({file.stem for file in files}) < len(files)  # a.npz and a.h5

@@ -27,6 +27,7 @@ from thyroid_lib.data.cases import DETAILS, make_table, reference
 from thyroid_lib.files.fingerprint import file_digest
 
 IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml")
+NO_DETAILS = [""] * len(DETAILS)
 
 
 class Outline(NamedTuple):
@@ -45,19 +46,18 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     names = sorted(os.listdir(folder))
     images = {m[1]: str(folder / m[0]) for m in map(IMAGE.fullmatch, names) if m}
     files = {m[1]: str(folder / m[0]) for m in map(FILE.fullmatch, names) if m}
-    read = {number: _read_outlines(file) for number, file in files.items()}
-    said = {number: _read_details(file) for number, file in files.items()}
-    named = {f"{number}_{part}" for number, (outlines, _) in read.items() for part in outlines}
+    read = {number: _read_file(file) for number, file in files.items()}
+    named = {f"{number}_{part}" for number, (outlines, *_) in read.items() for part in outlines}
     group_of, rows, arrows = _join_cases(images), [], 0
     for case_id in images.keys() | named:
         number, _, part = case_id.partition("_")
         mask = reference(files[number], part) if number in files else ""
-        outlines, otherwise = read.get(number, ({}, Outline([])))
+        outlines, otherwise, details = read.get(number, ({}, Outline([]), NO_DETAILS))
         outline = outlines.get(part, otherwise)
         arrows += outline.arrows
         group = group_of.get(number, number)
         row = case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem
-        rows.append((*row, *said.get(number, [""] * len(DETAILS))))
+        rows.append((*row, *details))
     table = make_table(rows, "problem", *DETAILS)
     more = f"; {arrows} marks of fewer than three points (arrows) are left out" * (arrows > 0)
     table.attrs["layout"] = f"DDTI: {len(images)} images, outlines in {len(files)} XML files{more}"
@@ -68,7 +68,7 @@ def cases(path: str | Path) -> pd.DataFrame | None:
 
 def read_mask(path: str | Path, part: str, shape: tuple[int, int]) -> np.ndarray:
     """Draw the regions of image number `part`, bool (H,W). Raises ValueError if there are none."""
-    outlines, otherwise = _read_outlines(str(path))
+    outlines, otherwise, _ = _read_file(str(path))
     outline = outlines.get(part, otherwise)
     if outline.problem:
         raise ValueError(f"{Path(path).name!r}, image {part}: {outline.problem[1]}")
@@ -105,13 +105,13 @@ def _join_cases(images: dict[str, str]) -> dict[str, str]:
     return {number: "+".join(sorted(joined, key=int)) for number, joined in members.items()}
 
 
-def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
-    """Read an XML file: its outlines by image number, and what stands for all other images."""
+def _read_file(file: str) -> tuple[dict[str, Outline], Outline, list[str]]:
+    """Read an XML file: outlines by image number, what stands for all other images, `DETAILS`."""
     try:
         root = ElementTree.parse(file).getroot()  # noqa: S314 (expat limits entities)
     except (OSError, ValueError, ElementTree.ParseError) as error:
         said = f"its XML cannot be read ({error}): copy {Path(file).name} again from its source"
-        return {}, Outline([], ("damaged annotation", said))
+        return {}, Outline([], ("damaged annotation", said)), NO_DETAILS
     texts = defaultdict(list)
     for mark in root.iter("mark"):
         number, text = ((mark.findtext(tag) or "").strip() for tag in ("image", "svg"))
@@ -119,16 +119,8 @@ def _read_outlines(file: str) -> tuple[dict[str, Outline], Outline]:
             texts[number].append(text)
     said = f"{Path(file).name} has no mark of this image: outline it"
     found = {number: _parse_regions(of_image) for number, of_image in texts.items()}
-    return found, Outline([], ("no region", said))
-
-
-def _read_details(file: str) -> list[str]:
-    """Read what an XML file says of patient and nodule, in the order of `DETAILS`."""
-    try:
-        root = ElementTree.parse(file).getroot()  # noqa: S314 (expat limits entities)
-    except (OSError, ValueError, ElementTree.ParseError):  # its outlines cannot be read either
-        return [""] * len(DETAILS)
-    return [" ".join((root.findtext(name) or "").split()) for name in DETAILS]
+    details = [" ".join((root.findtext(name) or "").split()) for name in DETAILS]
+    return found, Outline([], ("no region", said)), details
 
 
 def _parse_regions(texts: list[str]) -> Outline:

@@ -241,8 +241,7 @@ def _palette(dataset: Dataset) -> tuple[np.ndarray, int]:
 
 def _expanded(words: list[int], size: int, width: int) -> np.ndarray:
     """Return at most `size` entries of a segmented palette, whose words have `width` bytes."""
-    entries, jumps = [], []  # open jumps: (segments left, where to go on)
-    at = 0
+    entries, at, left, back = [], 0, 0, 0  # segments left of a jump, and where to go on after it
     while at + 2 < len(words) and len(entries) <= size:
         kind, length, at = words[at], words[at + 1], at + 2
         if length == 0:
@@ -253,19 +252,16 @@ def _expanded(words: list[int], size: int, width: int) -> np.ndarray:
         elif kind == 1 and entries:  # a line from the last entry
             entries += np.rint(np.linspace(entries[-1], words[at], length + 1))[1:].tolist()
             at += 1
-        elif kind == 2 and entries and not jumps:  # earlier segments once more, by byte offset
+        elif kind == 2 and entries and not left:  # earlier segments once more, by byte offset
             offset, step = words[at : at + 4 // width], 8 * width
-            jumps.append((length, at + len(offset)))
+            left, back = length, at + len(offset)
             at = sum(word << i * step for i, word in enumerate(offset)) // width
             continue
         else:
             raise Refused("a segmented palette is damaged")
-        if jumps:
-            left, back = jumps.pop()
-            if left > 1:
-                jumps.append((left - 1, back))
-            else:
-                at = back
+        if left:
+            left -= 1
+            at = at if left else back
     return np.array(entries, np.uint16)
 
 
@@ -328,9 +324,8 @@ def _plain_j2k(code: bytes, dataset: Dataset) -> bytes:
     right, bottom, left, top, width, height = struct.unpack(">6I", code[8:32])
     samples = struct.unpack(">H", code[40:42])[0]
     parts = code[42 : 42 + 3 * samples]
-    fits = [bottom - top, right - left, samples] == [
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel,
-    ]  # fmt: skip
+    wanted = [dataset.Rows, dataset.Columns, dataset.SamplesPerPixel]
+    fits = [bottom - top, right - left, samples] == wanted
     fits &= set(parts[1::3]) | set(parts[2::3]) == {1}  # no subsampling
     fits &= all(dataset.BitsAllocated - 8 <= each < dataset.BitsAllocated for each in parts[::3])
     tiles = math.ceil(right / max(width, 1)) * math.ceil(bottom / max(height, 1))

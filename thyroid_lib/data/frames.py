@@ -245,7 +245,7 @@ def _gray_levels(image: Image.Image, tags: Mapping, *, highest: float = 0) -> np
             return scale_levels(highest - levels if white_at_0 else levels, highest)
         if image.mode == "F":
             raise Refused("has floating-point gray levels, save it with 8 or 16 bits")
-        if levels.min() < 0 or levels.max() > 65535:
+        if levels.max() > 65535:
             raise Refused("has 32-bit gray levels beyond 0 to 65535, save it with 8 or 16 bits")
         bits = tags.get(258, (16,))[0] if image.mode == "I;16" else 16  # a TIFF may have 12
         inverted = white_at_0 and image.mode == "I;16"

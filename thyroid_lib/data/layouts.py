@@ -132,9 +132,8 @@ def _check_single(images: list[Picture]) -> None:
         if named:
             held["/".join(parts[: named[0]])].add(parts[named[0]])
     if len(held) > 1 and not set.intersection(*held.values()):
-        raise ValueError(
-            f"several data sets lie here, in {', '.join(sorted(held))}: give one of them"
-        )
+        where = ", ".join(sorted(held))
+        raise ValueError(f"several data sets lie here, in {where}: give one of them")
 
 
 def _pictures(root: Path, files: list[Path], wanted: dict[str, str]) -> list[Picture]:
@@ -241,9 +240,8 @@ def _pair(images: list[Picture], masks: list[Picture], pairing: str) -> tuple[di
         for what, found in (("folders", folders), ("kinds", kinds)):
             if len(found) > 1:
                 held = f"{image.path.name!r} has masks of two {what}, {' and '.join(sorted(found))}"
-                raise ValueError(
-                    f'{held}: set those that are meant, masks: "{max(found, key=len)}"'
-                )
+                need = f'set those that are meant, masks: "{max(found, key=len)}"'
+                raise ValueError(f"{held}: {need}")
         if len({mask.stem for mask, _ in held}) > 1:
             several.append(image.path.name)
             if (image.folder, image.stem) in series:  # whose masks are a_mask_1, a_mask_2?

@@ -43,9 +43,9 @@ def find_data(data: str | Path) -> Path | None:
 
 def data_name(data: str) -> str:
     """Return a name for folders of what is made of these data: "" gives phantom."""
-    name = (
-        data.removeprefix("kaggle:") if asks_network(data) else data and Path(data).resolve().name
-    )
+    name = data.removeprefix("kaggle:")
+    if data and not asks_network(data):
+        name = Path(data).resolve().name
     name = re.sub(r"\.(zip|tar|tgz|tar\.\w+)$", "", name, flags=re.IGNORECASE)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "phantom"
 
@@ -91,8 +91,6 @@ def _find_dataset(data: str) -> Path:
 
         return Path(kagglehub.dataset_download(f"{owner}/{slug}/versions/{version}"))
     except Exception as error:  # kagglehub passes on whatever its transport raises
-        failed = (
-            f"{data} cannot be fetched ({short_reason(error)}): pip install kagglehub if missing"
-        )
+        failed = f"{data} cannot be fetched ({short_reason(error)})"
         ways = f"attach the data set {owner}/{slug} (Add Input), or set `data` to a folder of it"
-        raise RuntimeError(f"{failed}, {ways}") from error
+        raise RuntimeError(f"{failed}: pip install kagglehub if missing, {ways}") from error

@@ -116,10 +116,7 @@ def _only_folder(path: Path) -> Path:
 
 
 def read_levels(
-    cases: pd.DataFrame,
-    wanted: str = "",
-    classes: Mapping[str, str] | None = None,
-    annotated: str = "",
+    cases: pd.DataFrame, wanted: str, classes: Mapping[str, str], annotated: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read all files of a case table once; choose its mask rule and the white of deep images.
 
@@ -131,7 +128,7 @@ def read_levels(
     sizes, levels, masks = ([each[i] for each in found] for i in range(3))
     counted = [each for of_case in masks for each in of_case if each]
     rule, said = "", "they say by themselves what is gland" if any(masks) else "none can be read"
-    names = annotated_names(classes, annotated) if len(classes or {}) > 1 else []
+    names = annotated_names(classes, annotated) if len(classes) > 1 else []
     if counted and len(names) < 2:
         rule, said = choose_rule(counted, wanted, cases.attrs.get("levels"))
     cases = cases.assign(mask_rule=rule)

@@ -176,12 +176,9 @@ def choose_rule(
     names: of levels, where the data set gives them. Returns the rule, and a sentence that names
     every level with its share. ValueError: levels that could be classes; `wanted` is not there.
     """
-    counts: Counter = Counter()
-    for each in found:
-        counts.update(each.counts)
+    counts, levels, shares = _count(found, names or {})
     soft = sum(each.soft for each in found)
     around = Counter(each.border for each in found if each.border is not None)
-    levels, shares = _shares(counts, names or {})
     shown = ", ".join(shares.values())
     if len(levels) > SHARP:
         shown = f"from {level_name(min(counts))} to {level_name(max(counts))}"
@@ -225,17 +222,14 @@ def choose_classes(
     A class without values has the level of its own name; one of None is not annotated. ValueError:
     values that are not there, or that stand in two classes.
     """
-    counts: Counter = Counter()
-    for each in found:
-        counts.update(each.counts)
-    levels, shares = _shares(counts, names or {})
+    _, levels, shares = _count(found, names or {})
     soft, rules, codes_of = sum(each.soft for each in found), {}, {}
     called = {name.casefold(): str(level) for level, name in (names or {}).items()}
+    shown = ", ".join(shares.values())
     for code, (name, values) in enumerate(classes.items(), 1):
         if values is None:
             continue
         wanted = ", ".join(called.get(v, v) for v in split_values(values or name))
-        shown = ", ".join(shares.values())
         rules[code], held = _wanted_rule(wanted, levels, shown, soft, f"classes: {name}")
         for level in held:
             if codes_of.setdefault(level, name) != name:
@@ -248,14 +242,18 @@ def choose_classes(
     return join_rules(rules), ", ".join(sides)
 
 
-def _shares(counts: Counter, names: dict) -> tuple[dict[str, float], dict[str, str]]:
-    """Return codes by the name of their level, and each level as it is shown, with its share."""
+def _count(found: list[Levels], names: dict) -> tuple[Counter, dict[str, float], dict[str, str]]:
+    """Return pixels by code, codes by the name of their level, and levels with their share."""
+    counts: Counter = Counter()
+    for each in found:
+        counts.update(each.counts)
     levels = {level_name(code): code for code in sorted(counts, key=lambda c: (c < TRANSPARENT, c))}
     called = {str(level): f"{level} {name}" for level, name in names.items()}
-    return levels, {
+    shares = {
         name: f"{called.get(name, name)} ({100 * counts[code] / counts.total():.2g} %)"
         for name, code in levels.items()
     }
+    return counts, levels, shares
 
 
 def level_name(code: float) -> str:

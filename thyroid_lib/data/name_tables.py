@@ -131,9 +131,8 @@ class Names:
             for row in rows if value else ():
                 if values[row] not in ("", value):
                     both = f"{values[row]!r} and {value!r}"
-                    raise ValueError(
-                        f"{file} names {name!r} twice, with {both}: keep one line or table"
-                    )
+                    twice = f"{file} names {name!r} twice, with {both}"
+                    raise ValueError(f"{twice}: keep one line or table")
                 values[row] = value
         said = f"; {len(strangers)} lines name no image that is there"
         return values, said + f": {strangers[0]!r}" if strangers else ""

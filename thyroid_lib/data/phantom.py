@@ -80,10 +80,13 @@ def make_sweep(
         images[window][:, glyph], masks[window][:, glyph] = 215, True
     if not nodules:
         return {"images": images, "masks": masks > 0}
-    seen = [int((masks == level).any(axis=(1, 2)).sum()) for level in range(SEEN, SEEN + 9)]
-    lesions = [_describe(lesion, n) for lesion, n in zip(p.lesions, seen, strict=False)]
+    lesions = []
     for place, lesion in enumerate(p.lesions):
-        masks[masks == SEEN + place] = KINDS.index(lesion.kind) + 2
+        inside = masks == SEEN + place
+        sides = round(lesion.width_mm, 1), round(lesion.height_mm, 1)
+        about = lesion.kind, *sides, int(inside.any(axis=(1, 2)).sum())
+        lesions.append(dict(zip(LESION, about, strict=True)))
+        masks[inside] = KINDS.index(lesion.kind) + 2
     return {"images": images, "masks": masks, "lesions": lesions}
 
 
@@ -142,9 +145,9 @@ def _mask_rule(
                 twice = KINDS[min(shared) - 2] if min(shared) > 1 else "gland"
                 raise ValueError(f"classes: {twice} stands in two, need one class for each tissue")
             code_of |= dict.fromkeys(TISSUES[tissue], [*classes].index(name) + 1)
-    if not nodules and {*code_of} != {1}:
-        raise ValueError("classes: phantoms have no nodules, set phantom_nodules to true")
     if not nodules:
+        if {*code_of} != {1}:
+            raise ValueError("classes: phantoms have no nodules, set phantom_nodules to true")
         return f"{code_of[1]}=", names
     if 1 in code_of:
         code_of = dict.fromkeys(TISSUES["nodule"], code_of[1]) | code_of
@@ -211,11 +214,6 @@ def _draw_lesions(p, rng, sweep: int, frames: int) -> list[SimpleNamespace]:
         lesion.echo_db, lesion.dots = rng.uniform(-1, 1), rng.uniform(-0.65, 0.65, (9, 2))
         lesions.append(lesion)
     return lesions
-
-
-def _describe(lesion: SimpleNamespace, frames: int) -> dict:
-    sides = (round(lesion.width_mm, 1), round(lesion.height_mm, 1))
-    return dict(zip(LESION, (lesion.kind, *sides, frames), strict=True))
 
 
 def _draw_slab(key: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -120,9 +120,8 @@ def _test_and_training(
         tested = index["dataset"].isin(external).to_numpy()
     elif protocol == "leave-one-group-out":
         if folds != count:
-            raise ValueError(
-                f"folds: got {folds}, {protocol} has one per group: set folds to {count}"
-            )
+            need = f"{protocol} has one per group: set folds to {count}"
+            raise ValueError(f"folds: got {folds}, {need}")
         tested = index["group"].to_numpy() == frames.index[fold]
     else:
         if count < folds:

@@ -55,6 +55,7 @@ INDEX = {  # column: dtype; identifiers stay text, "0007" is not 7
 READING = {"mask_rule": "", "image_highest": 0}
 # Further columns of it that are texts, "" by default.
 TEXTS = ("annotated", *case_table.DETAILS)
+DEFAULTS = READING | dict.fromkeys(TEXTS, "")
 # Raise by one with every change that moves a byte of a store: such stores are built again.
 # tests/train/test_versions.py fails where that was forgotten.
 STORE_VERSION = 1
@@ -227,9 +228,9 @@ def build_store(
 
 def _in_order(cases: pd.DataFrame) -> pd.DataFrame:
     """Give a case table all columns, and its rows the same order on every machine."""
-    usual = READING | dict.fromkeys(("official", *TEXTS), "")
-    usual = {name: cases.get(name, value) for name, value in usual.items()}
-    return cases.assign(**usual).sort_values(["case_id", "image_path", "mask_path"])
+    usual = {"official": ""} | DEFAULTS
+    held = {name: cases.get(name, value) for name, value in usual.items()}
+    return cases.assign(**held).sort_values(["case_id", "image_path", "mask_path"])
 
 
 def open_store(folder: str | Path, *, verify: bool = True) -> Store:
@@ -298,10 +299,9 @@ def _is_foreign(store: Store, cases: pd.DataFrame) -> bool:
         if case.dataset == "phantom":  # drawn anew at no cost
             return False
         with suppress(case_table.BadCase):
-            image = frames.fit_image(
-                case_table.read_pair(case)[0], store.size, store.settings["resize"]
-            )
-            differ.append(np.abs(image.astype(int) - store.images[row]).mean() > 5)
+            image, _ = case_table.read_pair(case)
+            fitted = frames.fit_image(image, store.size, store.settings["resize"])
+            differ.append(np.abs(fitted.astype(int) - store.images[row]).mean() > 5)
     return not shared or (bool(differ) and all(differ))
 
 
@@ -376,7 +376,7 @@ def _prepare(case, *, settings: dict) -> tuple[list, tuple | None]:
         return case_table.problem_row(case, *bad.args), None
     row = [case.case_id, case.dataset, case.group, *mask.shape, f"{(mask > 0).mean():.6f}"]
     row += [case.official, *chain.from_iterable(changed.values())]
-    row += [getattr(case, name) for name in (*READING, *TEXTS)]
+    row += [getattr(case, name) for name in DEFAULTS]
     fit = settings["size"], settings["resize"]
     packed = pack_labels(mask, len(settings.get("classes", [""])))
     return row, (frames.fit_image(image, *fit), frames.fit_mask(mask, *fit), packed)
@@ -412,7 +412,7 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-    index = pd.DataFrame(rows, columns=[*INDEX, *READING, *TEXTS])
+    index = pd.DataFrame(rows, columns=[*INDEX, *DEFAULTS])
     if index["annotated"].any():
         index["annotated"] = index["annotated"].replace("", " ".join(settings["classes"]))
     if waits(index).any():
@@ -421,8 +421,7 @@ def _build(cases, folder: Path, settings: dict, fingerprint: str, workers: int, 
         index["group"] = propose(held)
     for path, name in zip(partial_files, FILES, strict=False):
         os.replace(path, folder / name)
-    usual = READING | dict.fromkeys(TEXTS, "")
-    usual = [name for name, value in usual.items() if (index[name] == value).all()]
+    usual = [name for name, value in DEFAULTS.items() if (index[name] == value).all()]
     index = index.drop(columns=usual)
     for name, table in zip(FILES[3:], (index, quarantine), strict=True):
         write_table(folder / name, table)

@@ -87,15 +87,12 @@ def download(folder: str | Path) -> Path:
     archive = Path(folder) / "tg3k-release.zip"
     if not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
-        partial = archive.with_suffix(".zip.partial")
         try:
-            import gdown
+            import gdown  # it writes under another name until the file is whole
 
-            if not gdown.download(id=DRIVE_ID, output=str(partial)):
+            if not gdown.download(id=DRIVE_ID, output=str(archive)):
                 raise OSError("nothing came")
-            os.replace(partial, archive)
         except Exception as error:  # gdown passes on whatever its transport raises
-            partial.unlink(missing_ok=True)
             problem = f"download failed ({short_reason(error)}): pip install gdown if it is missing"
             raise RuntimeError(f"{problem}, or {BY_HAND}") from error
     return locate(archive)

@@ -18,10 +18,8 @@ def project_path(path: str | Path) -> Path:
     if results and path.parts and path.parts[0] == "results":
         return Path(results).absolute().joinpath(*path.parts[1:])
     checkout = Path(__file__).resolve().parents[2]
-    root = os.environ.get("THYROID_ROOT") or (
-        checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    )
-    return Path(root).absolute() / path
+    root = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return Path(os.environ.get("THYROID_ROOT") or root).absolute() / path
 
 
 def portable_path(path: str) -> str:
