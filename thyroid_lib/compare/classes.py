@@ -80,7 +80,7 @@ def show_classes(table: pd.DataFrame) -> pd.DataFrame:
 
 def show_lesions(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `lesion_table` under the deciding protocol into a table for people, a row per size."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     size = (
         part["size"] + part["least_px"].map(", {} to ".format) + part["most_px"].map("{} px".format)
     )
@@ -93,7 +93,7 @@ def show_lesions(table: pd.DataFrame) -> pd.DataFrame:
 
 def classes_sentence(table: pd.DataFrame) -> str:
     """Read `class_table` under the deciding protocol: the best and the worst class."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     wide = part.pivot(index="class", columns="model", values="dice")
     best, worst = wide.mean(axis=1).idxmax(), wide.mean(axis=1).idxmin()
     if best == worst:
