@@ -60,10 +60,8 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
         wanted = {"key": key, **{name: runs[0][name] for name in ("threshold", "tolerance_px")}}
         if reuse_rows(out, wanted):
             return pd.read_csv(out / "scores.csv", dtype={"case_id": str, "group": str})
-        need = "set reuse to false, or ensembles to {}"
-        raise ValueError(
-            f"{out.name}: no weights of {lacking[0]}, whose tables are committed: {need}"
-        )
+        said = f"no weights of {lacking[0]}, whose tables are committed"
+        raise ValueError(f"{out.name}: {said}: set reuse to false, or ensembles to {{}}")
     loaded = [load_model(folder / "model.pt", device) for folder in members]
     metas = [DEFAULTS | meta for _, meta in loaded]
     first, ids = metas[0], [meta["run_id"] for meta in metas]
