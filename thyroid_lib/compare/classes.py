@@ -5,7 +5,7 @@ import pandas as pd
 
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import bounds, cube, draw, macro_estimate, macro_means
-from thyroid_lib.compare.tables import with_interval
+from thyroid_lib.compare.tables import with_interval, with_numbers
 
 METRICS = ("nsd", "hd95_px", "precision", "recall", "found")
 UNKNOWN = "kind not known"  # of lesions
@@ -70,11 +70,10 @@ def show_classes(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `class_table` into a table for people; † marks intervals for the trained runs alone."""
     shown = table[["protocol", "class", "model", "frames"]].copy()
     shown["Dice [95 % interval]"] = with_interval(table, ("dice", "dice_low", "dice_high"))
-    for head, name, digits in (
-        ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1), ("found", "found", 2),
+    shown = with_numbers(
+        shown, table, ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1), ("found", "found", 2),
         ("false parts a frame", "false_parts", 2),
-    ):  # fmt: skip
-        shown[head] = table[name].map(f"{{:.{digits}f}}".format)
+    )  # fmt: skip
     return shown.sort_values(["protocol", "class"], kind="stable", ignore_index=True)
 
 

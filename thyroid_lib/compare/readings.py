@@ -10,15 +10,11 @@ from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import deciding, order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
+from thyroid_lib.files.text import count_of
 from thyroid_lib.settings import FEW_GROUPS
 
 SHOWN = 0.0005  # the smallest Dice that three digits show
 DEEP_FALL = 0.1  # a fall of validation Dice that a reading of the curves names
-
-
-def count_of(number: int, what: str) -> str:
-    """Write `3 groups`, `1 group`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def span(low: float, high: float, form: str = "{:.3f}") -> str:

@@ -11,6 +11,7 @@ from thyroid_lib import models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import count_outputs
+from thyroid_lib.files.text import count_of
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import recipe
 from thyroid_lib.train.run import place_frames
@@ -73,8 +74,7 @@ def expected_time(
 
 def minutes_sentence(expected: pd.DataFrame) -> str:
     """Say how long all trainings may take, from `expected_time`."""
-    total, runs = expected["minutes"].sum(), expected["runs"].sum()
-    some = f"{runs} training{'s' * int(runs != 1)}"
+    total, some = expected["minutes"].sum(), count_of(expected["runs"].sum(), "training")
     how = f"on {expected['device'].iloc[0]} in {expected['precision'].iloc[0]}"
     long = f"about {total:.0f} min" if total >= 1.5 else f"about {60 * total:.0f} s"
     return f"{some} {how}: {long}, and scoring; those that are finished take none."
