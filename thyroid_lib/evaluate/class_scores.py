@@ -67,8 +67,8 @@ def find_lesions(masks: dict[str, tuple]) -> list[dict]:
         if name == SURROUND:
             continue
         parts, _ = ndimage.label(ref, np.ones((3, 3)))
-        areas, found = np.bincount(parts.ravel()), np.bincount(parts[pred], minlength=1)
-        found = np.pad(found, (0, len(areas) - len(found)))
+        areas = np.bincount(parts.ravel())
+        found = np.bincount(parts[pred], minlength=len(areas))
         pairs = zip(areas[1:].tolist(), found[1:].tolist(), strict=True)
         rows += [{"class": name, "px": area, "covered": hit / area} for area, hit in pairs]
     return rows

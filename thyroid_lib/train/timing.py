@@ -21,28 +21,18 @@ STEPS = 4  # timed after one that is not, in which kernels are chosen
 
 
 def expected_time(
-    store: Store,
-    runs: Iterable[dict],
-    *,
-    width: int,
-    folds: int,
-    val_share: float,
-    threads: int = 0,
-    device: str,
-    precision: str,
-    **settings,
+    store: Store, runs: Iterable[dict], *, device: str, threads: int = 0, **settings
 ) -> pd.DataFrame:
     """Time steps of the recipe; return a row per variant: runs, ms_per_step, minutes, device.
 
-    `runs` as `settings.list_runs` gives them, `settings` as `recipe.fit` takes them; a variant's
-    own win. Minutes are those of all of a variant's runs, with validation and without the scores.
-    Column `model` holds the variant's name. RuntimeError: too little memory.
+    `runs` as `settings.list_runs` gives them; `settings`: width, folds and val_share, and what
+    `recipe.fit` takes; a variant's own win. Minutes are those of all of a variant's runs, with
+    validation and without the scores. Column `model` holds the variant's name. RuntimeError: too
+    little memory.
     """
     runs, where = list(runs), devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    settings |= {"folds": folds, "val_share": val_share, "width": width}
-    settings["precision"] = precision
     frames, found, outputs = place_frames(store, where), [], count_outputs(store.classes)
     for name in dict.fromkeys(run["variant"] for run in runs):
         part = [settings | run for run in runs if run["variant"] == name]
