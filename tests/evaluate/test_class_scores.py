@@ -85,15 +85,16 @@ def test_tables_have_a_row_per_outlined_class_and_per_lesion():
     index = pd.DataFrame({"case_id": ["1", "2"], "dataset": "d", "group": ["a", "b"]})
     prob = np.stack([np.eye(3)[REF[:4, :4] % 3][..., 1:].transpose(2, 0, 1)] * 2).astype(np.float32)
     refs, annotated = [REF[:4, :4], REF[:4, :4]], np.array([[True, True], [True, False]])
-    how = {"resize": "square", "classes": CLASSES, "task": "gland+nodule", "annotated": annotated}
-    found = score_maps(index, [(prob[:1], refs[:1]), (prob[1:], refs[1:])], workers=1, **how)
+    how = {"resize": "square", "classes": CLASSES, "task": "gland+nodule"}
+    batches = [(prob[:1], refs[:1], annotated[:1]), (prob[1:], refs[1:], annotated[1:])]
+    found = score_maps(index, batches, **how)
     assert list(found.classes[["case_id", "class"]].itertuples(index=False, name=None)) == [
         ("1", "gland"), ("1", "nodule"), ("2", "gland"),
     ]  # fmt: skip
     assert found.classes["dice"].tolist()[:2] == [1.0, 1.0]
     assert list(found.lesions["class"]) == ["nodule"]  # a gland is none
-    how["annotated"] = annotated[[1, 1]]  # a test set without lesions
-    nothing = score_maps(index, [(prob, refs)], workers=1, **how).lesions
+    # a test set without lesions
+    nothing = score_maps(index, [(prob, refs, annotated[[1, 1]])], **how).lesions
     assert list(nothing.columns) == list(found.lesions.columns)
     assert not len(nothing)
     one = score_maps(index, [(prob[:, 0], [ref == 1 for ref in refs])], resize="square")

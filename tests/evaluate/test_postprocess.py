@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from thyroid_lib.evaluate.postprocess import (
-    POSTPROCESSES,
-    drop_small_parts,
-    fill_holes,
-    largest_parts,
-)
+from thyroid_lib.evaluate.postprocess import POSTPROCESSES, drop_small_parts, largest_parts
 
 
 def draw(text: str) -> np.ndarray:
@@ -41,4 +36,4 @@ def test_a_part_is_small_by_its_share_of_the_frame():
 def test_a_diagonal_joins_a_part_and_does_not_open_a_hole():
     diamond = draw(".#. #.# .#.")
     assert np.array_equal(largest_parts(diamond), diamond)
-    assert fill_holes(diamond)[1, 1]
+    assert POSTPROCESSES["filled"](diamond)[1, 1]

@@ -73,6 +73,11 @@ def order_protocols(protocols) -> list[str]:
     return sorted(set(protocols), key=order.index)
 
 
+def deciding(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table's rows of the protocol that decides, see `order_protocols`."""
+    return table[table["protocol"].isin(order_protocols(table["protocol"])[:1])]
+
+
 def cube(scores: pd.DataFrame, protocol: str, metric: str = "dice") -> Cube:
     """Average a protocol's cases in groups; ValueError: models differ in folds or seeds."""
     names = ["model", "fold", "seed", "group"]

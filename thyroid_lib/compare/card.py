@@ -10,12 +10,13 @@ import pandas as pd
 from thyroid_lib.compare import readings
 from thyroid_lib.compare.classes import show_classes
 from thyroid_lib.compare.external import external_sentence
-from thyroid_lib.compare.readings import count_of, span
+from thyroid_lib.compare.readings import span
 from thyroid_lib.compare.stability import MEASURES
 from thyroid_lib.compare.tables import SHARED, show_summary, with_interval
 from thyroid_lib.data.groups import groups_note
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
+from thyroid_lib.files.text import count_of
 from thyroid_lib.settings import DEFAULTS
 
 ABOUT = {

@@ -5,7 +5,7 @@ import pandas as pd
 
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import bounds, cube, draw, macro_estimate, macro_means
-from thyroid_lib.compare.tables import with_interval
+from thyroid_lib.compare.tables import with_interval, with_numbers
 
 METRICS = ("nsd", "hd95_px", "precision", "recall", "found")
 UNKNOWN = "kind not known"  # of lesions
@@ -70,17 +70,16 @@ def show_classes(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `class_table` into a table for people; † marks intervals for the trained runs alone."""
     shown = table[["protocol", "class", "model", "frames"]].copy()
     shown["Dice [95 % interval]"] = with_interval(table, ("dice", "dice_low", "dice_high"))
-    for head, name, digits in (
-        ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1), ("found", "found", 2),
+    shown = with_numbers(
+        shown, table, ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1), ("found", "found", 2),
         ("false parts a frame", "false_parts", 2),
-    ):  # fmt: skip
-        shown[head] = table[name].map(f"{{:.{digits}f}}".format)
+    )  # fmt: skip
     return shown.sort_values(["protocol", "class"], kind="stable", ignore_index=True)
 
 
 def show_lesions(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `lesion_table` under the deciding protocol into a table for people, a row per size."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     size = (
         part["size"] + part["least_px"].map(", {} to ".format) + part["most_px"].map("{} px".format)
     )
@@ -93,7 +92,7 @@ def show_lesions(table: pd.DataFrame) -> pd.DataFrame:
 
 def classes_sentence(table: pd.DataFrame) -> str:
     """Read `class_table` under the deciding protocol: the best and the worst class."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     wide = part.pivot(index="class", columns="model", values="dice")
     best, worst = wide.mean(axis=1).idxmax(), wide.mean(axis=1).idxmin()
     if best == worst:

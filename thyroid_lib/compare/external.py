@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.compare import bootstrap
-from thyroid_lib.compare.readings import count_of
+from thyroid_lib.files.text import count_of
 from thyroid_lib.settings import FEW_GROUPS
 
 EXTERNAL, INSIDE = "external", ("grouped", "leave-one-group-out")

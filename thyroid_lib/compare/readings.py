@@ -7,27 +7,19 @@ import pandas as pd
 
 from thyroid_lib.audit.leakage import percent
 from thyroid_lib.compare import bootstrap
-from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.bootstrap import deciding, order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
+from thyroid_lib.files.text import count_of
 from thyroid_lib.settings import FEW_GROUPS
 
 SHOWN = 0.0005  # the smallest Dice that three digits show
 DEEP_FALL = 0.1  # a fall of validation Dice that a reading of the curves names
 
 
-def count_of(number: int, what: str) -> str:
-    """Write `3 groups`, `1 group`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def span(low: float, high: float, form: str = "{:.3f}") -> str:
     """Write `0.100 to 0.200`, or one number where both look the same."""
     return " to ".join(dict.fromkeys((form.format(low), form.format(high))))
-
-
-def _deciding(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["protocol"].isin(order_protocols(table["protocol"])[:1])]
 
 
 def _join(parts) -> str:
@@ -64,9 +56,9 @@ def recipe_sentence(recipes: pd.DataFrame, shared: dict) -> str:
 
 def best_sentence(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
     """Read the estimates: the best mean, its interval, how often it leads; `summary`, `ranks`."""
-    part = _deciding(table)
+    part = deciding(table)
     best, leaders = part.iloc[0], _leaders(part.set_index("model")["dice"])
-    chance = _deciding(ranks).set_index("model").loc[best["model"], "p_best"]
+    chance = deciding(ranks).set_index("model").loc[best["model"], "p_best"]
     sure, dice = bool(best["groups"] > 1 and len(leaders) == 1), f"{best['dice']:.3f}"
     dice += f" [{best['dice_low']:.3f}, {best['dice_high']:.3f}]" * sure
     text = f"{_join(leaders)} {'share' if len(leaders) > 1 else 'has'} the highest Dice, {dice}"
@@ -102,7 +94,7 @@ def protocol_sentence(table: pd.DataFrame) -> str:
 
 def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
     """Read the pairs: which differ, which are equivalent, which are undecided."""
-    part = _deciding(differences)
+    part = deciding(differences)
     if not len(part):
         return "One model alone: there is no difference to read."
     protocol, groups = part.iloc[0][["protocol", "groups"]]
@@ -119,7 +111,7 @@ def difference_sentence(differences: pd.DataFrame, *, delta: float) -> str:
 
 def power_sentence(differences: pd.DataFrame) -> str:
     """Say which gap a study of this size could see."""
-    part = _deciding(differences)
+    part = deciding(differences)
     if not len(part) or part["groups"].iloc[0] < 2:
         return "With a single group or model no gap can be told from chance."
     size, gaps = part.iloc[0], part["smallest_gap"]
@@ -136,7 +128,7 @@ def power_sentence(differences: pd.DataFrame) -> str:
 
 def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
     """Say whether the mixed model calls the same pairs different."""
-    both = _deciding(differences).merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
+    both = deciding(differences).merge(mixed, on=["protocol", "a", "b"], suffixes=("", "_mixed"))
     fitted = both.dropna(subset=["low_mixed", "low"])
     side, side_mixed = (  # of zero on which the interval lies: −1, 1, or 0 where it holds zero
         (fitted[f"low{end}"] > 0).astype(int) - (fitted[f"high{end}"] < 0) for end in ("", "_mixed")
@@ -151,7 +143,7 @@ def mixed_sentence(differences: pd.DataFrame, mixed: pd.DataFrame) -> str:
 
 def groups_sentence(scores: pd.DataFrame) -> str:
     """Read the groups: which model leads in how many, and which group has the lowest Dice."""
-    means = _deciding(group_means(scores)).pivot(index="group", columns="model", values="dice")
+    means = deciding(group_means(scores)).pivot(index="group", columns="model", values="dice")
     hardest = _leaders(-means.mean(axis=1))
     dice = span(means.loc[hardest].min(axis=None), means.loc[hardest].max(axis=None))
     if len(means) == 1:
@@ -201,7 +193,7 @@ def exams_sentence(table: pd.DataFrame) -> str:
 
 def curves_sentence(histories: pd.DataFrame) -> str:
     """Read the curves: deep falls of validation Dice, and how far validation loss rose again."""
-    part = _deciding(histories).sort_values(["model", "run_id", "epoch"])
+    part = deciding(histories).sort_values(["model", "run_id", "epoch"])
     part = part.reindex(columns=[*part, *({"val_loss", "val_dice"} - set(part))])
     dice, loss, said = part.dropna(subset="val_dice"), part.dropna(subset="val_loss"), []
     if len(dice):
@@ -236,7 +228,7 @@ def stability_sentence(stability: pd.DataFrame, *, seeds: int) -> str:
 
     A measure that several models are compared by, but only one has, is passed over.
     """
-    wide = _deciding(stability).pivot(index="model", columns="measure", values="value")
+    wide = deciding(stability).pivot(index="model", columns="measure", values="value")
     steadiest, least = {}, bootstrap.SEEDS_FOR_STABILITY
     for name, values in wide[list(MEASURES)].dropna(axis=1, thresh=min(2, len(wide))).items():
         values = values.dropna() if name in MORE_IS_BETTER else -values.dropna()
@@ -262,7 +254,7 @@ def threshold_sentence(thresholds: pd.DataFrame) -> str:
 
 def calibration_sentence(table: pd.DataFrame) -> str:
     """Read the diagram: calibration errors, from `summary`."""
-    part = _deciding(table).dropna(subset="ece").sort_values(["ece", "model"])
+    part = deciding(table).dropna(subset="ece").sort_values(["ece", "model"])
     each = [f"{row.model} {row.ece:.3f}" for row in part.itertuples()]
     order = ", best first" * (len(each) > 1)
     return f"Expected calibration error, weighed by pixels{order}: {_join(each)}."
@@ -272,7 +264,7 @@ def failures_sentence(scores: pd.DataFrame) -> str:
     """Read the failures: which model misses and which invents most, and in which group."""
     parts = []
     for column, verb in (("missed_parts", "missed"), ("false_parts", "invented")):
-        means = _deciding(group_means(scores, column))
+        means = deciding(group_means(scores, column))
         wide = means.pivot(index="group", columns="model", values=column)
         rate, most = wide.mean().max(), _leaders(wide.mean(), 2)
         worst = _leaders(wide[most[0]], 2)
@@ -295,8 +287,8 @@ def frames_sentence(picked: pd.DataFrame, part: pd.DataFrame) -> str:
 
 def cost_sentence(table: pd.DataFrame) -> str:
     """Read cost against Dice: the cheapest model and what the best one asks for."""
-    part = _deciding(table).dropna(subset="multiply_adds")
-    imported = len(part) < len(_deciding(table))
+    part = deciding(table).dropna(subset="multiply_adds")
+    imported = len(part) < len(deciding(table))
     known, rest = " trained here" * imported, " The cost of imported models is unknown." * imported
     best, cheap = part.iloc[0], part.sort_values(["multiply_adds", "parameters", "model"]).iloc[0]
     if cheap["model"] in _leaders(part.set_index("model")["dice"]):

@@ -14,6 +14,7 @@ from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.text import decimal, with_interval
 from thyroid_lib.files.writing import write_file, write_table
 
 # What must agree between runs for their Dice to be comparable.
@@ -257,24 +258,9 @@ def answering(scores: pd.DataFrame, folders: list[Path], protocol: str) -> pd.Da
     return part[models == part["model"].nunique()]
 
 
-def with_interval(table: pd.DataFrame, names: tuple[str, str, str], digits: int = 3) -> list[str]:
-    """Write `estimate [low, high]`, or the estimate alone; † where the column `conditional` is."""
-    marks = table["conditional"] if "conditional" in table else [False] * len(table)
-    rows = zip(*(table[name] for name in names), marks, strict=True)
-    form = f" [{{:z.{digits}f}}, {{:z.{digits}f}}]{{}}"
-    return [
-        _number(value, digits) + (form.format(low, high, " †" * bool(mark)) if low == low else "")
-        for value, low, high, mark in rows
-    ]
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:z.{digits}f}" if np.isfinite(value) else "–"
-
-
-def _with_numbers(shown: pd.DataFrame, table: pd.DataFrame, *columns) -> pd.DataFrame:
+def with_numbers(shown: pd.DataFrame, table: pd.DataFrame, *columns) -> pd.DataFrame:
     """Add columns of a table as text; of each its heading, name and digits."""
-    text = {head: [_number(x, digits) for x in table[name]] for head, name, digits in columns}
+    text = {head: [decimal(x, digits) for x in table[name]] for head, name, digits in columns}
     return shown.assign(**text)
 
 
@@ -289,7 +275,7 @@ def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     mark = np.where(table["selection"] == "test", " (epoch picked on test)", "")
     dice = with_interval(table, ("dice", "dice_low", "dice_high"))
     shown = pd.DataFrame({"protocol": _protocols(table) + mark, "model": table["model"]})
-    return _with_numbers(
+    return with_numbers(
         shown.assign(**{"Dice [95 % interval]": dice}), table,
         ("SD groups", "dice_sd_groups", 3), ("SD seeds", "dice_sd_seeds", 3),
         ("worst decile", "dice_worst_decile", 3), ("NSD", "nsd", 3), ("HD95 (px)", "hd95_px", 1),
@@ -303,7 +289,7 @@ def show_details(table: pd.DataFrame) -> pd.DataFrame:
     units = table.assign(m=table["parameters"] / 1e6, g=table["multiply_adds"] / 1e9)
     shown = table[["model"]].assign(**{"groups × folds × seeds": sizes})
     shown.insert(0, "protocol", _protocols(table))
-    return _with_numbers(
+    return with_numbers(
         shown, units,
         ("IoU", "iou", 3), ("ASSD (px)", "assd_px", 1), ("missed parts", "missed_parts", 2),
         ("false parts", "false_parts", 2), ("parameters (M)", "m", 2),

@@ -51,9 +51,9 @@ def effects(
             columns = {"dice": macro_estimate(changed), "low": low, "high": high}
             columns["difference"] = macro_estimate(changed - plain.values)
             for metric in METRICS:
-                has = f"{kind}_{metric}" in both
-                of = cube(both, protocol, f"{kind}_{metric}").values if has else np.nan
-                columns[metric] = macro_estimate(of) if has else of
+                columns[metric] = np.nan
+                if (name := f"{kind}_{metric}") in both:
+                    columns[metric] = macro_estimate(cube(both, protocol, name).values)
             part = pd.DataFrame({"protocol": protocol, "model": plain.models, "variation": kind})
             rows.append(part.assign(**columns, conditional=plain.conditional | unknown))
     table = pd.concat(rows, ignore_index=True).sort_values(["protocol", "model"], kind="stable")
@@ -63,7 +63,7 @@ def effects(
 
 def show_effects(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `effects` under the deciding protocol into a table for people: a row per variation."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     text = tables.with_interval(part, ("difference", "low", "high"))
     wide = part.assign(text=text).pivot(index="variation", columns="model", values="text")
     wide = wide.reindex([kind for kind in NAMES if kind in wide.index])
@@ -72,7 +72,7 @@ def show_effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def effects_sentence(table: pd.DataFrame) -> str:
     """Read the table: the change that helps most, and the disturbance that costs most."""
-    part = table[table["protocol"] == bootstrap.order_protocols(table["protocol"])[0]]
+    part = bootstrap.deciding(table)
     means = part.groupby("variation")["difference"].mean()
     after = means[[x for x in CLEANED if x in means]]
     before = means[[x for x in DISTURBED if x in means]]

@@ -43,7 +43,7 @@ from thyroid_lib.evaluate.networks import METADATA, model_name
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.packages import packages
 from thyroid_lib.files.writing import remove_file, write_file
-from thyroid_lib.settings import MEASURED
+from thyroid_lib.settings import DEFAULTS, MEASURED
 
 with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
     import onnx
@@ -51,7 +51,6 @@ with packages("onnx", "onnxruntime", "onnxscript", module=__name__):
 
     from thyroid_lib.deploy.int8 import calibration_rows, spread, to_int8
 
-SPLIT = "protocol", "fold", "folds", "val_share"  # arguments of `split_cases`
 OPSET = 18
 COMPARED = 200  # frames of the store on which an export is compared with torch
 SOME = "task", "flip_test", "members"  # keys of model.pt that a few networks have
@@ -290,9 +289,9 @@ def split_of(run: dict) -> dict:
     if "members" in run:
         kept = {*splits.SPLIT, "run_id"}
         return {"members": [{x: each[x] for x in each if x in kept} for each in run["members"]]}
-    external, share = run.get("external", "").split(), run.get("train_share", 1.0)
-    split = {key: run[key] for key in SPLIT} | ({"external": external} if external else {})
-    return split | ({"train_share": share} if share < 1 else {})
+    split = {key: run[key] for key in splits.SPLIT if key in run}
+    split |= {"external": run.get("external", "").split()}
+    return {key: x for key, x in split.items() if x != DEFAULTS.get(key)}
 
 
 def sides_of(index: pd.DataFrame, split: dict) -> np.ndarray:

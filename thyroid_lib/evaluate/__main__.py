@@ -16,6 +16,7 @@ from pathlib import Path
 from thyroid_lib.data.groups import groups_note
 from thyroid_lib.data.locate import find_data
 from thyroid_lib.evaluate.folder import evaluate_folder, show_groups
+from thyroid_lib.files.text import count_of
 from thyroid_lib.files.writing import write_table
 from thyroid_lib.settings import FEW_GROUPS, MENDS
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"note: {note}")
     elif count < FEW_GROUPS:
         few = "a single group gives no interval" if count == 1 else "the intervals are too narrow"
-        print(f"note: {count} group{'s' * (count > 1)}: {few}")
+        print(f"note: {count_of(count, 'group')}: {few}")
     if out:
         print(f"written: {Path(out, 'scores.csv')}")
     return 0

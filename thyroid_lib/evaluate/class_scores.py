@@ -40,14 +40,13 @@ def score_classes(masks: dict[str, tuple], tolerance_px: float) -> tuple[dict, l
     """
     rows = []
     for name, (pred, ref) in masks.items():
-        row = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
+        scores = score_case(pred=pred, ref=ref, tolerance_px=tolerance_px) | part_errors(pred, ref)
         areas = {"pred_px": int(pred.sum()), "ref_px": int(ref.sum())}
         areas["ref_parts"] = ndimage.label(ref, np.ones((3, 3)))[1]
-        rows.append({"class": name} | row | areas)
+        rows.append({"class": name} | scores | areas)
     there = [row for row in rows if row["pred_px"] + row["ref_px"]] or rows[:1]
-    metrics = [name for name in rows[0] if name not in ("class", "pred_px", "ref_px", "ref_parts")]
-    how = {name: np.sum if name in COUNTS else np.mean for name in metrics}
-    case = {name: how[name]([row[name] for row in there]).item() for name in metrics}
+    how = {metric: np.sum if metric in COUNTS else np.mean for metric in scores}
+    case = {metric: how[metric]([row[metric] for row in there]).item() for metric in how}
     return case, [row for row in rows if row["class"]]
 
 
@@ -68,8 +67,8 @@ def find_lesions(masks: dict[str, tuple]) -> list[dict]:
         if name == SURROUND:
             continue
         parts, _ = ndimage.label(ref, np.ones((3, 3)))
-        areas, found = np.bincount(parts.ravel()), np.bincount(parts[pred], minlength=1)
-        found = np.pad(found, (0, len(areas) - len(found)))
+        areas = np.bincount(parts.ravel())
+        found = np.bincount(parts[pred], minlength=len(areas))
         pairs = zip(areas[1:].tolist(), found[1:].tolist(), strict=True)
         rows += [{"class": name, "px": area, "covered": hit / area} for area, hit in pairs]
     return rows

@@ -60,10 +60,8 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
         wanted = {"key": key, **{name: runs[0][name] for name in ("threshold", "tolerance_px")}}
         if reuse_rows(out, wanted):
             return pd.read_csv(out / "scores.csv", dtype={"case_id": str, "group": str})
-        need = "set reuse to false, or ensembles to {}"
-        raise ValueError(
-            f"{out.name}: no weights of {lacking[0]}, whose tables are committed: {need}"
-        )
+        said = f"no weights of {lacking[0]}, whose tables are committed"
+        raise ValueError(f"{out.name}: {said}: set reuse to false, or ensembles to {{}}")
     loaded = [load_model(folder / "model.pt", device) for folder in members]
     metas = [DEFAULTS | meta for _, meta in loaded]
     first, ids = metas[0], [meta["run_id"] for meta in metas]
@@ -80,9 +78,10 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     flip = any(meta["flip_test"] for meta in metas)
     model = Ensemble([without_flip(one) for one, _ in loaded], flip=flip)
     state, own = model.state_dict(), [{x: meta[x] for x in OWN if x in meta} for meta in metas]
-    about = {
-        name: _shared([meta.get(name) for meta in metas]) for name in (*SHARED, "training_version")
-    }
+    about = {}
+    for name in (*SHARED, "training_version"):
+        values = [meta.get(name) for meta in metas]
+        about[name] = values[0] if all(x == values[0] for x in values) else UNKNOWN
     differ = {name for name in about if about[name] == UNKNOWN}
     about |= {name: first[name] for name in (*ALIKE, "threads")} | {"flip_test": flip}
     about |= {name: first[name] for name in ("task", "classes") if name in first}
@@ -130,11 +129,6 @@ def join_sides(index: pd.DataFrame, metas: list[dict]) -> np.ndarray:
         raise ValueError(f"{what}: need members of one protocol, fold and folds")
     choices = [test[0], (each == "train").any(0), (each == "val").all(0)]
     return np.select(choices, ["test", "train", "val"], "")
-
-
-def _shared(values: list):
-    """Return what all values are, or "unknown"."""
-    return values[0] if all(value == values[0] for value in values) else UNKNOWN
 
 
 def main(arguments: list[str] | None = None) -> int:

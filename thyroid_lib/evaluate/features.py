@@ -47,9 +47,10 @@ def bridge_features(
     """Return the features, float64 (N,C), of rows of stored images, uint8; of an ensemble its
     first member's. The forward pass ends at the bridge."""
     network = getattr(network, "members", [network])[0].to(device).eval()
-    batches = np.split(rows, range(batch_size, len(rows), batch_size))
-    inputs = (to_input(torch.from_numpy(np.asarray(images[part])).to(device)) for part in batches)
-    bridge, call, calls, found = None, 0, 0, []
+    calls, found = 0, []
+
+    def load(part: np.ndarray) -> Tensor:
+        return to_input(torch.from_numpy(np.asarray(images[part])).to(device))
 
     def stop(module, given, output) -> None:
         nonlocal calls
@@ -58,13 +59,12 @@ def bridge_features(
             output = output[0] if isinstance(output, tuple) else output
             raise _Reached(output.mean((2, 3)))
 
-    for batch in inputs:
-        if bridge is None:
-            bridge, call = find_bridge(network, batch[:1])
-            hook = bridge.register_forward_hook(stop)
+    bridge, call = find_bridge(network, load(rows[:1]))
+    hook = bridge.register_forward_hook(stop)
+    for part in np.split(rows, range(batch_size, len(rows), batch_size)):
         calls = 0
         try:
-            network(batch)
+            network(load(part))
         except _Reached as reached:
             found.append(reached.args[0].double().cpu().numpy())
     hook.remove()

@@ -19,6 +19,7 @@ from thyroid_lib.data.store import Store, build_store
 from thyroid_lib.evaluate.networks import open_network
 from thyroid_lib.evaluate.scores import score_maps
 from thyroid_lib.files.parallel import count_workers
+from thyroid_lib.files.text import with_interval
 
 MEASURES = ("dice", "nsd", "iou", "hd95_px", "assd_px", "missed_parts", "false_parts", "brier")
 RESAMPLES, BATCH = 10_000, 16
@@ -122,10 +123,6 @@ def show_groups(table: pd.DataFrame) -> pd.DataFrame:
     """Turn `by_group` into a table for people."""
     shown = table[["group", "frames"]].copy()
     for name in MEASURES:
-        digits = 1 if name.endswith("_px") else 3
-        ends = zip(*(table[f"{name}{end}"] for end in ("", "_low", "_high")), strict=True)
-        shown[name] = [
-            f"{x:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low == low else "")
-            for x, low, high in ends
-        ]
+        ends = name, f"{name}_low", f"{name}_high"
+        shown[name] = with_interval(table, ends, 1 if name.endswith("_px") else 3)
     return shown

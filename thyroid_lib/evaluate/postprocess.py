@@ -21,11 +21,6 @@ def largest_parts(mask: np.ndarray, count: int = 1) -> np.ndarray:
     return kept[numbers]
 
 
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Fill all background that foreground encloses, in a mask, bool (H,W)."""
-    return ndimage.binary_fill_holes(mask)
-
-
 def drop_small_parts(mask: np.ndarray, share: float = MIN_PART) -> np.ndarray:
     """Remove parts (8-connected) below a share of the frame's area from a mask, bool (H,W)."""
     numbers, _, small = components(mask, limit=share * mask.size)
@@ -35,6 +30,6 @@ def drop_small_parts(mask: np.ndarray, share: float = MIN_PART) -> np.ndarray:
 POSTPROCESSES = {
     "largest": largest_parts,
     "two_largest": lambda mask: largest_parts(mask, 2),
-    "filled": fill_holes,
+    "filled": ndimage.binary_fill_holes,
     "no_small": drop_small_parts,
 }

@@ -44,12 +44,9 @@ def predict_logits(
         yield part, logits.float()
 
 
-def predict_prob(
-    model: torch.nn.Module, images: np.ndarray, *, device: str = "cpu", batch_size: int = 16
-) -> np.ndarray:
-    """Return `to_prob` of these images' logits, float32 (N,S,S); see `predict_logits`."""
-    batches = predict_logits(model, images, device=device, batch_size=batch_size)
-    return np.concatenate([to_prob(logits) for _, logits in batches])
+def predict_prob(model: torch.nn.Module, images: np.ndarray, **how) -> np.ndarray:
+    """Return `to_prob` of these images' logits, float32 (N,S,S); `how`: see `predict_logits`."""
+    return np.concatenate([to_prob(logits) for _, logits in predict_logits(model, images, **how)])
 
 
 def to_prob(logits: Tensor) -> np.ndarray:
@@ -59,13 +56,12 @@ def to_prob(logits: Tensor) -> np.ndarray:
     return class_probs(logits.cpu().numpy())
 
 
-def label_tensor(logits: Tensor, threshold: float = 0.5) -> Tensor:
+def label_tensor(logits: Tensor) -> Tensor:
     """Turn logits (B,C,S,S) into label maps, uint8 (B,S,S), as `label_maps.to_labels` does."""
     if logits.shape[1] == 1:
-        return frames.threshold_prob(logits.sigmoid(), threshold)[:, 0].byte()
+        return frames.threshold_prob(logits.sigmoid(), 0.5)[:, 0].byte()
     prob = logits.softmax(1)[:, 1:]
-    foreground = frames.threshold_prob(prob.sum(1), threshold)
-    return ((prob.argmax(1) + 1) * foreground).byte()
+    return ((prob.argmax(1) + 1) * frames.threshold_prob(prob.sum(1), 0.5)).byte()
 
 
 def count_outputs(classes: Sequence[str]) -> int:
@@ -123,13 +119,13 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[torch.nn.Module, 
     return restore_model(meta["model"], meta["width"], weights, **how).to(device), meta
 
 
-def segment_case(run: str | Path, store: Store, case_id: str, *, device: str = "cpu") -> np.ndarray:
+def segment_case(run: str | Path, store: Store, case_id: str) -> np.ndarray:
     """Return a finished run's mask of one case of a store, bool (H,W), or its label map."""
     if (Path(run) / "imported.json").is_file():
         return segment_imported(Path(run), case_id)
-    model, meta = load_model(Path(run) / "model.pt", device)
+    model, meta = load_model(Path(run) / "model.pt")
     row = store.index["case_id"].tolist().index(case_id)
-    [prob] = predict_prob(model, store.images[[row]], device=device)
+    [prob] = predict_prob(model, store.images[[row]])
     height, width = (int(store.index[side][row]) for side in ("height", "width"))
     how = {"resize": store.settings["resize"], "threshold": meta["threshold"]}
     restore = frames.restore_mask if prob.ndim == 2 else restore_labels
@@ -146,17 +142,18 @@ def score_rows(
     square, its logits divided by the temperature (None: 1).
     """
     confidences: list[float] = []
+    annotated = store.annotated  # read once: it parses the index
 
-    def predict() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    def predict() -> Iterator[tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
         running = {"rows": rows, "device": device, "batch_size": batch_size}
         for part, logits in predict_logits(model, store.images, **running):
             prob = to_prob(logits)
             tempered = foreground(to_prob(logits / temperature) if temperature else prob)
             masks = frames.threshold_prob(foreground(prob), threshold)
             confidences.extend(map(expected_dice, tempered, masks))
-            yield prob, [store.reference(row) for row in part]
+            yield prob, [store.reference(row) for row in part], annotated[part]
 
     how |= {"resize": store.settings["resize"], "threshold": threshold}
-    how |= {"task": store.task, "classes": store.classes, "annotated": store.annotated[rows]}
+    how |= {"task": store.task, "classes": store.classes}
     scored = score_maps(store.index.iloc[rows], predict(), **how)
     return replace(scored, cases=scored.cases.assign(confidence=confidences))

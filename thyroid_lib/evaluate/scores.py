@@ -1,6 +1,6 @@
 """Score tables of test cases, from the network's probability maps, without torch; temperature."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -49,27 +49,23 @@ class Scores:
 
 def score_maps(
     index: pd.DataFrame,
-    batches: Iterable[tuple[np.ndarray, list[np.ndarray]]],
+    batches: Iterable[tuple],
     *,
     workers: int = 1,
     task: str = "gland",
     classes: Sequence[str] = ("gland",),
-    annotated: np.ndarray | None = None,
     **how,
 ) -> Scores:
     """Score every case at its native size; empty masks count, too.
 
     `index`: case_id, dataset and group of every case; `batches`, in their order: probability maps,
     float32 (B,S,S), and references at native size, a list of B bool (H,W), of K > 1 classes maps
-    (B,K,S,S) and label maps (H,W); `workers`: processes, which do not change the result;
-    `annotated`: bool (N,K), the classes that were outlined; `how`: see `score_map`.
+    (B,K,S,S), label maps (H,W) and, if not all were outlined, bool (B,K); `workers`: processes,
+    which do not change the result; `how`: see `score_map`.
     """
     names = index[["case_id", "dataset", "group"]].to_dict("records")
     cases, sweeps, bins, of_classes, lesions = [], [], {}, [], []
-    if annotated is None:
-        annotated = np.ones((len(names), len(classes)), bool)
     how |= {"classes": [*classes], "lesions": "nodule" in task}
-    batches = _with_annotated(batches, annotated)
     with closing(map_in_order(partial(_score_batch, **how), batches, workers)) as scored:
         each = chain.from_iterable(scored)
         for name, (case, dices, counts, rows, found) in zip(names, each, strict=True):
@@ -93,14 +89,7 @@ def score_maps(
     )  # fmt: skip
 
 
-def _with_annotated(batches: Iterable, annotated: np.ndarray) -> Iterator[tuple]:
-    done = 0
-    for prob, refs in batches:
-        yield prob, refs, annotated[done : done + len(refs)]
-        done += len(refs)
-
-
-def _score_batch(batch: tuple[np.ndarray, list[np.ndarray], np.ndarray], **how) -> list[tuple]:
+def _score_batch(batch: tuple, **how) -> list[tuple]:
     return [score_map(*each, **how) for each in zip(*batch, strict=True)]
 
 
@@ -122,11 +111,9 @@ def score_map(
         annotated = np.ones(len(classes), bool) if annotated is None else annotated
         masks = split_classes(labels, ref, classes, annotated)
         case, rows = score_classes(masks, tolerance_px)
-        prob, pred, ref_labels, ref = probs.sum(0).clip(max=1), labels > 0, ref, ref > 0
-        at = (
-            split_classes(to_labels(probs, t), ref_labels, classes, annotated) for t in THRESHOLDS
-        )
+        at = (split_classes(to_labels(probs, t), ref, classes, annotated) for t in THRESHOLDS)
         dices = {f"{t:.2f}": mean_dice(x) for t, x in zip(THRESHOLDS, at, strict=True)}
+        prob, pred, ref = probs.sum(0).clip(max=1), labels > 0, ref > 0
     else:
         if resize == frames.NATIVE:
             pred = frames.threshold_prob(prob, threshold)  # (H,W)

@@ -1,7 +1,8 @@
-"""YAML text, and how values and names are written in messages."""
+"""YAML text, and how values and names are written in messages and tables."""
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable
 
@@ -40,6 +41,27 @@ def unknown(name, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name)[:100], choices, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     return f"{printable(name)}: unknown{meant}; there are: {', '.join(choices)}"
+
+
+def count_of(number: int, what: str) -> str:
+    """Write `3 groups`, `1 group`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def with_interval(table, names: tuple[str, str, str], digits: int = 3) -> list[str]:
+    """Write a table's rows as `estimate [low, high]`, or the estimate alone; † if `conditional`."""
+    marks = table["conditional"] if "conditional" in table else [False] * len(table)
+    rows = zip(*(table[name] for name in names), marks, strict=True)
+    form = f" [{{:z.{digits}f}}, {{:z.{digits}f}}]{{}}"
+    return [
+        decimal(value, digits) + (form.format(low, high, " †" * bool(mark)) if low == low else "")
+        for value, low, high, mark in rows
+    ]
+
+
+def decimal(value: float, digits: int) -> str:
+    """Write a number, without a minus before zero; – where it is not known."""
+    return f"{value:z.{digits}f}" if math.isfinite(value) else "–"
 
 
 def variant_name(model: str) -> str:

@@ -24,17 +24,15 @@ INVERTED = "conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"
 SEPARABLE = "", "", "conv_dw", "bn1", "conv_pw", "bn2"
 
 
-def _conv(before: int, after: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Module:
+class SamePadded(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding for sides that the stride divides.
 
     At stride 2 the total padding is odd, and the larger part goes right and below.
     """
-    how = {"stride": stride, "groups": groups, "bias": False}
-    return SamePadded(before, after, kernel, padding=(kernel - 1) // 2, **how)
 
-
-class SamePadded(nn.Conv2d):
-    """Convolution whose padding of (kernel - 1) // 2 grows by one, right and below, at stride 2."""
+    def __init__(self, before: int, after: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+        how = {"stride": stride, "groups": groups, "bias": False}
+        super().__init__(before, after, kernel, padding=(kernel - 1) // 2, **how)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H/stride, W/stride)."""
@@ -58,8 +56,8 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, before: int, after: int, kernel: int):
         super().__init__()
-        self.conv_dw, self.bn1 = _conv(before, before, kernel, groups=before), _bn(before)
-        self.conv_pw, self.bn2 = _conv(before, after), _bn(after)
+        self.conv_dw, self.bn1 = SamePadded(before, before, kernel, groups=before), _bn(before)
+        self.conv_pw, self.bn2 = SamePadded(before, after), _bn(after)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) → (N, after, H, W)."""
@@ -73,9 +71,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         wide, self.skip = before * expansion, stride == 1 and before == after
-        self.conv_pw, self.bn1 = _conv(before, wide), _bn(wide)
-        self.conv_dw, self.bn2 = _conv(wide, wide, kernel, stride, groups=wide), _bn(wide)
-        self.conv_pwl, self.bn3 = _conv(wide, after), _bn(after)
+        self.conv_pw, self.bn1 = SamePadded(before, wide), _bn(wide)
+        self.conv_dw, self.bn2 = SamePadded(wide, wide, kernel, stride, groups=wide), _bn(wide)
+        self.conv_pwl, self.bn3 = SamePadded(wide, after), _bn(after)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, H, W) → (N, after, H/stride, W/stride)."""
@@ -94,7 +92,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
-        self.conv_stem, self.bn1 = _conv(in_channels, 32, 3, stride=2), _bn(32)
+        self.conv_stem, self.bn1 = SamePadded(in_channels, 32, 3, stride=2), _bn(32)
         stages, before = [], 32
         for blocks, kernel, stride, expansion, after in STAGES:
             stage = []

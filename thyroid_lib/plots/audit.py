@@ -46,7 +46,7 @@ def split_map(index: pd.DataFrame, splits: dict[str, np.ndarray], *, groups: int
     return fig
 
 
-def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_COPY) -> Figure:
+def alikeness(alike: np.ndarray, groups: np.ndarray) -> Figure:
     """Draw the correlations of frames, (N,N) of `leakage.alikeness`; `groups`: (N,), in order."""
     size = common.FIGURE_WIDTH, 3.9
     fig, (square, counts) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
@@ -64,7 +64,7 @@ def alikeness(alike: np.ndarray, groups: np.ndarray, *, threshold: float = NEAR_
         weights = np.full(len(values), 100 / max(1, len(values)))
         counts.hist(values, np.linspace(0, 1, 41), weights=weights, color=colour, label=name)
     counts.set(xlabel="correlation of two frames", ylabel="share of these pairs (%)", xlim=(0, 1))
-    _mark_threshold(counts, threshold, "near-copies →", "right")
+    _mark_threshold(counts, NEAR_COPY, "near-copies →", "right")
     counts.legend(title="two frames of", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
 

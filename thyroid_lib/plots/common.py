@@ -190,9 +190,9 @@ def frames_per_group(index: pd.DataFrame) -> Figure:
     return fig
 
 
-def text_mended(cases: pd.DataFrame, index: pd.DataFrame, *, count: int = 4) -> Figure:
+def text_mended(cases: pd.DataFrame, index: pd.DataFrame) -> Figure:
     """Draw masks that held burnt-in text: the text marked above, what is kept below."""
-    mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:count]
+    mended = index[index["text_components"] > 0].drop_duplicates("group")["case_id"][:4]
     if mended.empty:
         fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 0.4))
         ax.set_axis_off()

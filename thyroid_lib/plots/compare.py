@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thyroid_lib.compare.bootstrap import order_protocols
+from thyroid_lib.compare.bootstrap import deciding, order_protocols
 from thyroid_lib.compare.stability import MEASURES, MORE_IS_BETTER, threshold_curves
 from thyroid_lib.compare.tables import group_means
 from thyroid_lib.compare.variations import NAMES
@@ -89,7 +89,7 @@ def paired_differences(differences: pd.DataFrame, *, delta: float) -> Figure:
 
 def effects(table: pd.DataFrame) -> Figure:
     """Draw what each change after training does to each model's Dice, from `variations.effects`."""
-    part = table[table["protocol"] == order_protocols(table["protocol"])[0]]
+    part = deciding(table)
     styles, kinds = looks(part["model"]), [x for x in NAMES if x in set(part["variation"])]
     fig, ax = plt.subplots(figsize=(FIGURE_WIDTH, 1.1 + 0.15 * len(kinds) * (1 + len(styles))))
     ax.axvline(0, color="black", linewidth=0.5)
@@ -243,7 +243,7 @@ def reliability(calibration: pd.DataFrame, name: str = "thyroid") -> Figure:
 
 def failures(scores: pd.DataFrame) -> Figure:
     """Draw the parts missed and invented (see `part_errors`) per frame and group, hardest first."""
-    part = scores[scores["protocol"] == order_protocols(scores["protocol"])[0]]
+    part = deciding(scores)
     styles = looks(part["model"])
     order = list(group_means(part).groupby("group")["dice"].mean().sort_values(kind="stable").index)
     fig, axes = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 4.4), sharex=True)

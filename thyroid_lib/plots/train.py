@@ -49,16 +49,14 @@ def stages(net: Network, size: int) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("stage")
 
 
-def batch(
-    store: Store, rows: np.ndarray, augment: str | dict = "none", *, seed: int = 0, count: int = 3
-) -> Figure:
-    """Draw frames of these rows as stored and, below, as the augmentation changes them.
+def batch(store: Store, rows: np.ndarray, augment: str | dict = "none", *, seed: int = 0) -> Figure:
+    """Draw three frames of these rows as stored and, below, as the augmentation changes them.
 
     With "none" it is what "standard" would do.
     """
     setting = "standard" if augment == "none" else augment
     generator = torch.Generator().manual_seed(seed)
-    picked = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
+    picked = rows[torch.randperm(len(rows), generator=generator)[:3].numpy()]
     image = to_input(torch.from_numpy(store.images[picked]))  # (B,1,S,S)
     mask = torch.from_numpy(store.masks[picked]).unsqueeze(1).float()
     changed = augmentation.augment(image, mask, setting, generator=generator)

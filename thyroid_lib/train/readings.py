@@ -4,14 +4,15 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.data.store import Store
+from thyroid_lib.files.text import count_of
 
 FALL = 0.1  # of validation Dice between two epochs: counted as a large one
 
 
 def data_sentence(store: Store) -> str:
     """Say what a store holds: dataset, frames, groups and size."""
-    sources, groups = ", ".join(sorted(set(store.index["dataset"]))), store.index["group"].nunique()
-    held = f"{len(store)} frames of {groups} group{'s' * (groups != 1)}"
+    sources = ", ".join(sorted(set(store.index["dataset"])))
+    held = f"{len(store)} frames of {count_of(store.index['group'].nunique(), 'group')}"
     return f"Data: {sources}, {held}, {store.size}×{store.size} px."
 
 
@@ -29,10 +30,10 @@ def batch_sentence(augment: str | dict) -> str:
 
 def cases_sentence(picked: pd.DataFrame, scores: pd.DataFrame) -> str:
     """Say the Dice of the picked ones (best, median, worst) of the cases that were scored."""
-    frames, groups = scores["case_id"].nunique(), scores["group"].nunique()
+    frames = count_of(scores["case_id"].nunique(), "frame")
+    groups = count_of(scores["group"].nunique(), "group")
     each = ", ".join(f"{row.rank} {row.dice:.3f}" for row in picked.itertuples())
-    of = f"{frames} frame{'s' * (frames != 1)} of {groups} group{'s' * (groups != 1)}"
-    return f"Dice of {of}: {each}."
+    return f"Dice of {frames} of {groups}: {each}."
 
 
 def curve_sentence(name: str, history: pd.DataFrame) -> str:

@@ -18,11 +18,7 @@ from thyroid_lib.models.pretrained import load_pretrained
 from thyroid_lib.train import augment as augmentation
 from thyroid_lib.train.graph import GraphedStep
 from thyroid_lib.train.loss import cross_entropy, soft_dice_loss, to_mask
-from thyroid_lib.train.optimiser import (
-    AveragedWeights,
-    build_optimiser,
-    one_cycle,
-)
+from thyroid_lib.train.optimiser import AveragedWeights, build_optimiser, one_cycle
 
 # Raise by one with every change that moves a bit of any weight, in networks, split, augmentation or
 # here: runs of another version are trained again. tests/train/test_versions.py fails otherwise.

@@ -135,14 +135,10 @@ def train_model(
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
         finished = checkpoint.load(out / "model.pt", key=key)
-        wanted = {"key": key} | {name: settings[name] for name in ("threshold", "flip_test")}
-        if (
-            finished is None
-            and reuse
-            and (meta := reuse_rows(out, wanted, varied=settings["varied"]))
-        ):
-            return Run(out, None, None, sides, pd.read_csv(out / "history.csv"), meta)
         if finished is None:
+            wanted = {"key": key, "threshold": threshold, "flip_test": flip_test}
+            if reuse and (meta := reuse_rows(out, wanted, varied=settings["varied"])):
+                return Run(out, None, None, sides, pd.read_csv(out / "history.csv"), meta)
             (out / "run.json").unlink(missing_ok=True)  # it belongs to tables of other weights
             how = settings, where, out, key, budget_minutes, tensorboard
             finished, trained_epochs, stopped = _train(net, store, sides, *how)
@@ -268,9 +264,8 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     if run.model is None:
         if tolerance_px != (had := run.meta["tolerance_px"]):
             said = f"{run.out.name}: its committed tables have tolerance_px {had:g}"
-            raise ValueError(
-                f"{said}, need {tolerance_px:g}: set reuse to false, and it is trained"
-            )
+            need = f"need {tolerance_px:g}: set reuse to false, and it is trained"
+            raise ValueError(f"{said}, {need}")
         return pd.read_csv(run.out / "scores.csv", dtype={"case_id": str, "group": str})
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
     torch.backends.cudnn.benchmark = False  # the same kernels at each call, unlike in `_train`

@@ -11,6 +11,7 @@ from thyroid_lib import models
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import count_outputs
+from thyroid_lib.files.text import count_of
 from thyroid_lib.train import device as devices
 from thyroid_lib.train import recipe
 from thyroid_lib.train.run import place_frames
@@ -20,28 +21,18 @@ STEPS = 4  # timed after one that is not, in which kernels are chosen
 
 
 def expected_time(
-    store: Store,
-    runs: Iterable[dict],
-    *,
-    width: int,
-    folds: int,
-    val_share: float,
-    threads: int = 0,
-    device: str,
-    precision: str,
-    **settings,
+    store: Store, runs: Iterable[dict], *, device: str, threads: int = 0, **settings
 ) -> pd.DataFrame:
     """Time steps of the recipe; return a row per variant: runs, ms_per_step, minutes, device.
 
-    `runs` as `settings.list_runs` gives them, `settings` as `recipe.fit` takes them; a variant's
-    own win. Minutes are those of all of a variant's runs, with validation and without the scores.
-    Column `model` holds the variant's name. RuntimeError: too little memory.
+    `runs` as `settings.list_runs` gives them; `settings`: width, folds and val_share, and what
+    `recipe.fit` takes; a variant's own win. Minutes are those of all of a variant's runs, with
+    validation and without the scores. Column `model` holds the variant's name. RuntimeError: too
+    little memory.
     """
     runs, where = list(runs), devices.choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    settings |= {"folds": folds, "val_share": val_share, "width": width}
-    settings["precision"] = precision
     frames, found, outputs = place_frames(store, where), [], count_outputs(store.classes)
     for name in dict.fromkeys(run["variant"] for run in runs):
         part = [settings | run for run in runs if run["variant"] == name]
@@ -73,8 +64,7 @@ def expected_time(
 
 def minutes_sentence(expected: pd.DataFrame) -> str:
     """Say how long all trainings may take, from `expected_time`."""
-    total, runs = expected["minutes"].sum(), expected["runs"].sum()
-    some = f"{runs} training{'s' * int(runs != 1)}"
+    total, some = expected["minutes"].sum(), count_of(expected["runs"].sum(), "training")
     how = f"on {expected['device'].iloc[0]} in {expected['precision'].iloc[0]}"
     long = f"about {total:.0f} min" if total >= 1.5 else f"about {60 * total:.0f} s"
     return f"{some} {how}: {long}, and scoring; those that are finished take none."
