@@ -73,25 +73,29 @@ def score_case(*, pred: np.ndarray, ref: np.ndarray, tolerance_px: float = 2.0) 
     if not 0 <= tolerance_px < math.inf:
         raise ValueError(f"tolerance_px must be a finite number from 0, got {tolerance_px!r}")
     both, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (pred & ref, pred, ref))
+    either = n_pred + n_ref - both
+    agreed = 1.0 if either == 0 else 0.0  # a share whose denominator is 0
+    scores = {
+        "dice": 2 * both / (n_pred + n_ref) if either else agreed,
+        "iou": both / either if either else agreed,
+        "precision": both / n_pred if n_pred else agreed,
+        "recall": both / n_ref if n_ref else agreed,
+        "nsd": agreed,
+    }
     if not (n_pred and n_ref):
-        agreed, distance = (0.0, math.hypot(*pred.shape)) if n_pred or n_ref else (1.0, 0.0)
-        shares = dict.fromkeys(("dice", "iou", "precision", "recall", "nsd"), agreed)
-        return shares | dict.fromkeys(("hd95_px", "assd_px"), distance)
+        return scores | dict.fromkeys(
+            ("hd95_px", "assd_px"), 0.0 if agreed else math.hypot(*pred.shape)
+        )
     box = bounding_box(pred | ref)
     edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (pred[box], ref[box])]
     pairs = zip(edges, edges[::-1], strict=True)
     # float32 as in MONAI
     to_ref, to_pred = (KDTree(other).query(edge)[0].astype(np.float32) for edge, other in pairs)
     distances, share = np.concatenate([to_ref, to_pred]), np.float32(0.95)
-    return {
-        "dice": 2 * both / (n_pred + n_ref),
-        "iou": both / (n_pred + n_ref - both),
-        "precision": both / n_pred,
-        "recall": both / n_ref,
-        "nsd": float(np.mean(distances <= np.float32(tolerance_px))),
-        "hd95_px": float(max(np.quantile(to_ref, share), np.quantile(to_pred, share))),
-        "assd_px": float(distances.mean(dtype=np.float64)),
-    }
+    scores["nsd"] = float(np.mean(distances <= np.float32(tolerance_px)))
+    scores["hd95_px"] = float(max(np.quantile(to_ref, share), np.quantile(to_pred, share)))
+    scores["assd_px"] = float(distances.mean(dtype=np.float64))
+    return scores
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
