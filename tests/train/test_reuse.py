@@ -56,7 +56,7 @@ def test_committed_tables_are_taken_and_compared(project, tiny_store, monkeypatc
     }
     assert set(found) <= {f"{name}/.lock" for name in (*NAMES, BOTH)}
     about = json.loads((study / "runs" / NAMES[0] / "run.json").read_text())
-    assert (about["reused"], about["trained_epochs"], about["varied"]) == (True, 0, ["lr"])
+    assert (about["reused"], about["trained_epochs"], about["varied"]) == ("tiny", 0, ["lr"])
     folders = [study / "runs" / name for name in NAMES]
     results = load_runs(folders)
     assert answering(results.scores, folders, "grouped").empty
@@ -73,8 +73,10 @@ def test_a_run_of_other_settings_is_trained(project, tiny_store, changed):
 
 
 @pytest.mark.parametrize("harm", ["edited", "missing", "older", "no JSON"])
-def test_a_run_whose_tables_are_harmed_or_older_is_trained(project, tiny_store, harm):
+def test_tables_that_are_harmed_or_older_are_not_taken(project, tiny_store, harm):
     folder = project / "results" / "reference" / "tiny" / "runs" / NAMES[0]
+    whole = folder.parents[2] / "another"
+    shutil.copytree(folder.parents[1], whole)
     if harm == "edited":
         table = pd.read_csv(folder / "scores.csv").assign(dice=1.0)
         table.to_csv(folder / "scores.csv", index=False)
@@ -83,8 +85,10 @@ def test_a_run_whose_tables_are_harmed_or_older_is_trained(project, tiny_store, 
     else:
         about = json.loads((folder / "run.json").read_text()) | {"rows_version": 0}
         (folder / "run.json").write_text(json.dumps(about) if harm == "older" else "{")
-    run = train(tiny_store, project / "elsewhere" / "tiny", NAMES[0], reuse=True)
-    assert run.meta["trained_epochs"] == 1
+    study = project / "elsewhere" / "tiny"
+    assert train(tiny_store, study, NAMES[0], reuse=True).meta["reused"] == "another"
+    shutil.rmtree(whole)
+    assert train(tiny_store, project / "new", NAMES[0], reuse=True).meta["trained_epochs"] == 1
 
 
 def test_what_needs_the_weights_says_so(project, tiny_store):

@@ -37,7 +37,7 @@ def runs_sentence(runs: pd.DataFrame, *, origin: str, store: str) -> str:
     names = ("model", "protocol", "fold", "seed")
     models, protocols, folds, seeds = (_join(sorted(runs[name].unique())) for name in names)
     text = f"{count_of(len(runs), 'run')} from {origin}: {models} under {protocols}"
-    reused = int(runs["reused"].eq(True).sum()) if "reused" in runs else 0
+    reused = int(runs["reused"].notna().sum()) if "reused" in runs else 0
     again = f" Of {reused} the committed tables are used again." if reused else ""
     return f"{text}; folds: {folds}; seeds: {seeds}. Store: {store}.{again}"
 

@@ -59,23 +59,25 @@ def write_run(out: Path, tables: dict[str, pd.DataFrame], about: dict) -> None:
 def reuse_rows(out: Path, wanted: dict, **changed) -> dict | None:
     """Copy a run's tables into `out` if they are committed; return its run.json, with `changed`.
 
-    They stand in `results/reference/<study>/runs` of the checkout. None: there are none, their
-    run.json has not all that is `wanted`, or their checksums do not fit.
+    They stand in `results/reference/<study>/runs` of the checkout, of this study or another one,
+    whose name is then `reused`. None: there are none of this name whose run.json has all that is
+    `wanted`, or their checksums do not fit.
     """
     wanted = {"rows_version": ROWS_VERSION} | wanted
-    source = project_path("") / "results/reference" / out.parents[1].name / "runs" / out.name
-    try:
-        about = FIRST | json.loads((source / "run.json").read_text("utf-8"))
-        tables = {name: (source / name).read_bytes() for name in about["files"]}
-        digests = {name: file_digest(source / name) for name in tables}
-    except (OSError, ValueError):
-        return None
-    fits = all(about.get(name) == value for name, value in wanted.items())
-    if not fits or digests != about["files"]:
-        return None
-    about |= {"reused": True, "trained_epochs": 0} | changed
-    for name, content in tables.items():
-        write_file(out / name, content)
-    write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-    print_note(f"{out.name}: its committed tables are taken, not trained; reuse=false trains it")
-    return about
+    for folder in sorted(project_path("").glob(f"results/reference/*/runs/{out.name}")):
+        try:
+            about = FIRST | json.loads((folder / "run.json").read_text("utf-8"))
+            tables = {name: (folder / name).read_bytes() for name in about["files"]}
+            digests = {name: file_digest(folder / name) for name in tables}
+        except (OSError, ValueError):
+            continue
+        fits = all(about.get(name) == value for name, value in wanted.items())
+        if fits and digests == about["files"]:
+            study = folder.parents[1].name
+            about |= {"reused": study, "trained_epochs": 0} | changed
+            for name, content in tables.items():
+                write_file(out / name, content)
+            write_file(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+            print_note(f"{out.name}: tables of {study} are taken, not trained; else reuse=false")
+            return about
+    return None
