@@ -51,14 +51,12 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     """
     began, members = time.perf_counter(), sorted(map(Path, members))
     about = out / "run.json"
-    if about.is_file() and "ensemble" not in json.loads(about.read_text("utf-8")):
+    if about.is_file() and "ensemble" not in _read(about):
         raise ValueError(f"{out.name} is the folder of another run: give the ensemble its own")
-    files = [folder / "run.json" for folder in members if (folder / "run.json").is_file()]
-    runs = [json.loads(file.read_text("utf-8")) for file in files]
-    key = hashlib.sha256(json.dumps(sorted(run["key"] for run in runs)).encode()).hexdigest()
-    if lacking := [run["run_id"] for run in runs if run.get("reused")]:
-        wanted = {"key": key, **{name: runs[0][name] for name in ("threshold", "tolerance_px")}}
-        if reuse_rows(out, wanted):
+    there = {x.name: _read(x / "run.json") for x in members if (x / "run.json").is_file()}
+    if lacking := [name for name in there if there[name].get("reused")]:
+        wanted = {name: there[lacking[0]][name] for name in ("threshold", "tolerance_px")}
+        if reuse_rows(out, wanted | {"key": _key([*there.values()])}):
             return pd.read_csv(out / "scores.csv", dtype={"case_id": str, "group": str})
         said = f"no weights of {lacking[0]}, whose tables are committed"
         raise ValueError(f"{out.name}: {said}: set reuse to false, or ensembles to {{}}")
@@ -78,7 +76,7 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     flip = any(meta["flip_test"] for meta in metas)
     model = Ensemble([without_flip(one) for one, _ in loaded], flip=flip)
     state, own = model.state_dict(), [{x: meta[x] for x in OWN if x in meta} for meta in metas]
-    about = {}
+    about, key = {}, _key(metas)
     for name in (*SHARED, "training_version"):
         values = [meta.get(name) for meta in metas]
         about[name] = values[0] if all(x == values[0] for x in values) else UNKNOWN
@@ -98,7 +96,7 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     checkpoint.save(out / "model.pt", {"weights": state, "key": key, "meta": about})
     outputs = count_outputs(class_names(about))
     model = restore_model("", 0, state, flip=flip, members=own, outputs=outputs)
-    tolerance = runs[0]["tolerance_px"]
+    tolerance = _read(members[0] / "run.json")["tolerance_px"]
     how = {"threshold": first["threshold"], "tolerance_px": tolerance, "device": device}
     how |= {"workers": count_workers(int((sides == "test").sum()), first["threads"])}
     tables, temperature = score_tables(model, store, sides, **how)
@@ -129,6 +127,14 @@ def join_sides(index: pd.DataFrame, metas: list[dict]) -> np.ndarray:
         raise ValueError(f"{what}: need members of one protocol, fold and folds")
     choices = [test[0], (each == "train").any(0), (each == "val").all(0)]
     return np.select(choices, ["test", "train", "val"], "")
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _key(runs: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(sorted(run["key"] for run in runs)).encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
