@@ -18,7 +18,9 @@ from thyroid_lib.study.runner import PINNED
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "results" / "reference" / "demo"
-REAL = ROOT / "results" / "reference" / "tg3k-sample"
+REFERENCE = ROOT / "results" / "reference"
+REAL = REFERENCE / "tg3k-sample"
+STUDIES = {"tg3k-sample": "tg3k-sample.yaml", "tg3k-strong": "strong.yaml"}
 NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
 EDITS = [
     ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
@@ -36,43 +38,62 @@ def test_executed_notebooks_are_whole_and_clean(path):
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def metrics_of_the_committed_runs():
-    """Leave out metrics that are younger than the committed runs, which would be refused."""
-    known = pd.read_csv(next(REAL.glob("runs/*/scores.csv")), nrows=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "METRICS", tuple(name for name in tables.METRICS if name in known))
-        yield
+@pytest.fixture(scope="module", params=STUDIES)
+def real(request):
+    """A committed study of real frames: its folder, its settings, and its runs."""
+    folder, study = (
+        REFERENCE / request.param,
+        read_study([ROOT / "parameters" / STUDIES[request.param]]),
+    )
+    wanted = {name for name, run in list_runs(study).items() if run["protocol"] != "reported"}
+    names = {path.parent.name for path in folder.glob("runs/*/run.json")}
+    others = {name for name in names - wanted if "-reported-" not in name}
+    assert names >= wanted
+    assert {name.split("-")[0] for name in others} == set(study["ensembles"])
+    compared = {name for name in wanted if "_reported" not in name} | others
+    return folder, study, tables.load_runs([folder / "runs" / name for name in sorted(compared)])
 
 
-@pytest.fixture(scope="module")
-def real_runs() -> tables.Results:
-    folders = [run.parent for run in REAL.glob("runs/*/run.json")]
-    return tables.load_runs([folder for folder in folders if "reported" not in folder.name])
-
-
-def test_the_committed_comparison_follows_from_the_committed_runs(real_runs):
+def test_the_committed_comparison_follows_from_the_committed_runs(real):
     """Whoever doubts a figure can compute it again from one row per test frame."""
-    study = read_study([ROOT / "parameters" / "tg3k-sample.yaml"])
-    runs, histories, scores, thresholds, calibration = real_runs
+    folder, study, (runs, histories, scores, thresholds, calibration) = real
     how = {"resamples": study["resamples"]}
     table = tables.summary(scores, runs, calibration, **how)
     differences = bootstrap.differences(scores, delta=study["delta"], **how)
     measured = stability.stability(scores, histories, thresholds, **how)
     for made, name, digits in ((table, "summary", 6), (differences, "differences", 4)):
-        kept = pd.read_csv(REAL / "compare" / f"{name}.csv")
+        kept = pd.read_csv(folder / "compare" / f"{name}.csv")
         pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=0.6 * 10**-digits)
     selected = selection.select(table, differences, measured, delta=study["delta"])
-    assert selected == json.loads((REAL / "compare" / "selected.json").read_text("utf-8"))
+    assert selected == json.loads((folder / "compare" / "selected.json").read_text("utf-8"))
 
 
-def test_the_committed_runs_are_those_of_the_committed_parameters(real_runs):
-    study, runs = read_study([ROOT / "parameters" / "tg3k-sample.yaml"]), real_runs.runs
-    for name in set(SHARED) - {"mend", "resize", "augment", "precision", "external"}:
+def test_the_main_figures_follow_from_the_rows_by_plain_means(real):
+    """A second computation that shares no code with the first."""
+    folder, _, (runs, *_) = real
+    kept = pd.read_csv(folder / "compare" / "summary.csv").set_index(["protocol", "model"])
+    rows = []
+    for run in runs.itertuples():
+        table = pd.read_csv(folder / "runs" / run.run_id / "scores.csv", dtype={"group": str})
+        rows.append(table.assign(protocol=run.protocol, model=run.model, seed=run.seed))
+    frames = pd.concat(rows)
+    for (protocol, model), part in frames.groupby(["protocol", "model"]):
+        row = kept.loc[(protocol, model)]
+        by_seed = part.groupby(["seed", "group"])[["dice", "nsd", "hd95_px"]].mean()
+        means = by_seed.groupby("seed").mean()
+        for name in means:
+            assert row[name] == pytest.approx(means[name].mean(), abs=2e-5), (protocol, model, name)
+        if len(means) > 1:
+            assert row["dice_sd_seeds"] == pytest.approx(means["dice"].std(), abs=2e-5)
+
+
+def test_the_committed_runs_are_those_of_the_committed_parameters(real):
+    _, study, (runs, *_) = real
+    varied = {name for text in runs["varied"] for name in text.split()}
+    for name in set(SHARED) - varied - {"mend", "external", "augment"}:
         assert set(runs[name]) == {study[name]}, name
     for name in ("mend", "external"):
         assert set(runs[name]) == {" ".join(study[name])}
-    assert {run for run in list_runs(study) if "reported" not in run} <= set(runs["run_id"])
 
 
 @pytest.mark.study
@@ -90,8 +111,9 @@ def test_the_committed_steps_follow_from_the_committed_runs():
 
 
 def test_nothing_of_the_real_frames_is_committed():
-    kept = {path.suffix for path in REAL.rglob("*") if path.is_file()}
-    assert kept <= {".csv", ".md", ".json", ".txt"}
+    for study in (*STUDIES, "ddti-sample", "external-sample"):
+        kept = {path.suffix for path in (REFERENCE / study).rglob("*") if path.is_file()}
+        assert kept <= {".csv", ".md", ".json", ".txt"}
 
 
 @pytest.mark.parametrize(("module", "old", "new"), EDITS)
