@@ -60,13 +60,13 @@ def compare(cases: pd.DataFrame) -> pd.DataFrame:
     paths = cases.sort_values("case_id").groupby("group")["image_path"]
     sweeps = {int(name.removeprefix("run")): describe(of) for name, of in paths}
     numbers, rows = sorted(sweeps), []
-    first = np.flatnonzero(np.diff(numbers) == 1)
+    first, rng = np.flatnonzero(np.diff(numbers) == 1), np.random.default_rng(0)
+    orders = np.array([rng.permutation(len(numbers)) for _ in range(ORDERS)])
     for kind in sweeps[numbers[0]]:
         apart = [
             [distance(kind, sweeps[a][kind], sweeps[b][kind]) for b in numbers] for a in numbers
         ]
-        apart, rng = np.array(apart), np.random.default_rng(0)
-        orders = np.array([rng.permutation(len(numbers)) for _ in range(ORDERS)])
+        apart = np.array(apart)
         means = apart[orders[:, first], orders[:, first + 1]].mean(1)
         mean = apart[first, first + 1].mean()
         everyone = apart[np.triu_indices(len(numbers), 1)].mean()

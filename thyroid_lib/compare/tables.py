@@ -11,6 +11,7 @@ from thyroid_lib import settings
 from thyroid_lib.compare import bootstrap
 from thyroid_lib.compare.bootstrap import cube, cubes, macro_estimate, sort_rows
 from thyroid_lib.compare.stability import MEASURES, worst_decile
+from thyroid_lib.data.cases import read_rows
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 from thyroid_lib.files.fingerprint import file_digest
 from thyroid_lib.files.paths import project_path
@@ -110,7 +111,7 @@ def read_table(folder: Path, run: dict, name: str) -> pd.DataFrame:
     if run["files"].get(name, digest) != digest:
         problem = "is not the file that was written (damaged? edited?)"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")
-    table = pd.read_csv(folder / name, dtype={"case_id": str, "group": str})
+    table = read_rows(folder / name)
     if lacking := [x for x in METRICS if x not in table and name == "scores.csv"]:
         problem = f"has no column {', '.join(lacking)}: the run was scored before it existed"
         raise ValueError(f"{folder.name}/{name} {problem}; {advice}")

@@ -36,6 +36,11 @@ def make_table(rows: list[tuple], *more: str) -> pd.DataFrame:
     return table.sort_values(COLUMNS[:3], ignore_index=True)
 
 
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """Read a table with a row per case; identifiers stay text, "0007" is not 7."""
+    return pd.read_csv(path, dtype={"case_id": str, "group": str})
+
+
 def reference(path: str | Path, part: str | int = "") -> str:
     """Name one picture as `image_path` and `mask_path` hold it; `part`: a page or frame from 0."""
     return f"{path}\t{part}" if str(part) else str(path)

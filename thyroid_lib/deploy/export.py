@@ -57,12 +57,8 @@ SOME = "task", "flip_test", "members"  # keys of model.pt that a few networks ha
 PROB_OFF, PIXELS_OFF = 1e-3, 1e-4  # allowed: mean |Δprob| of a frame, share of mask pixels
 DICE_OFF = 0.002  # how much int8 may change Dice on validation, averaged over groups
 NEEDS = ("numpy>=1.26", "onnxruntime>=1.20", "pillow>=10.1", "scipy>=1.11")
-NOT_RELEASED = (
-    *MEASURED,
-    "files",
-    "machine",
-    "rows_version",
-)  # keys of run.json that say nothing of a model
+# keys of run.json that say nothing of a model
+NOT_RELEASED = (*MEASURED, "files", "machine", "rows_version")
 DESCRIPTION = {
     "input": "image: float32 (N,1,S,S) in [0,1], S = size, one gray frame each",
     "preprocessing": "gray levels, uint8; colour by 0.299 R + 0.587 G + 0.114 B; to S x S by "

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from thyroid_lib.data.cases import read_rows
 from thyroid_lib.data.classes import class_names
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
@@ -57,7 +58,7 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     if lacking := [name for name in there if there[name].get("reused")]:
         wanted = {name: there[lacking[0]][name] for name in ("threshold", "tolerance_px")}
         if reuse_rows(out, wanted | {"key": _key([*there.values()])}):
-            return pd.read_csv(out / "scores.csv", dtype={"case_id": str, "group": str})
+            return read_rows(out / "scores.csv")
         said = f"no weights of {lacking[0]}, whose tables are committed"
         raise ValueError(f"{out.name}: {said}: set reuse to false, or ensembles to {{}}")
     loaded = [load_model(folder / "model.pt", device) for folder in members]

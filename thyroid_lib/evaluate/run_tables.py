@@ -18,8 +18,8 @@ from thyroid_lib.files.locks import folder_lock
 from thyroid_lib.files.paths import project_path
 from thyroid_lib.files.writing import print_note, write_file, write_table
 
-ROWS_VERSION = 1  # raise it where new columns make committed tables incomplete
-FIRST = {"rows_version": 1, "files": {}}  # of a run.json that does not say so
+# Raise it where new columns make committed tables incomplete; the first was not written.
+ROWS_VERSION = 1
 
 
 def score_tables(
@@ -66,13 +66,14 @@ def reuse_rows(out: Path, wanted: dict, **changed) -> dict | None:
     wanted = {"rows_version": ROWS_VERSION} | wanted
     for folder in sorted(project_path("").glob(f"results/reference/*/runs/{out.name}")):
         try:
-            about = FIRST | json.loads((folder / "run.json").read_text("utf-8"))
+            about = {"rows_version": 1} | json.loads((folder / "run.json").read_text("utf-8"))
+            if any(about.get(name) != value for name, value in wanted.items()):
+                continue
             tables = {name: (folder / name).read_bytes() for name in about["files"]}
             digests = {name: file_digest(folder / name) for name in tables}
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             continue
-        fits = all(about.get(name) == value for name, value in wanted.items())
-        if fits and digests == about["files"]:
+        if digests == about["files"]:
             study = folder.parents[1].name
             about |= {"reused": study, "trained_epochs": 0} | changed
             for name, content in tables.items():

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from thyroid_lib import models
+from thyroid_lib.data.cases import read_rows
 from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store
 from thyroid_lib.evaluate.predict import count_outputs, restore_model, score_rows
@@ -53,13 +54,10 @@ NOT_IN_KEY = {*SPLIT, "pretrained", "threshold", "flip_test", "variant", "varied
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training, with the chosen weights in its model.
-
-    Of committed tables that are used again there are no weights here, and no model.
-    """
+    """A finished training, with the chosen weights in its model."""
 
     out: Path
-    model: nn.Module | None
+    model: nn.Module | None  # None: committed tables are used again, weights are not here
     val_model: nn.Module | None  # protocol "reported": what validation would have chosen
     sides: np.ndarray  # (N,) "train", "val" or "test"
     history: pd.DataFrame  # one row per epoch
@@ -102,8 +100,7 @@ def train_model(
     settings = {name: value for name, value in locals().items() if name not in ("store", "out")}
     settings |= {"external": list(external), "varied": list(varied)}
     settings = check_parameters(settings.pop("recipe_settings"), recipe.RECIPE | settings)
-    for name in ("budget_minutes", "tensorboard", "reuse"):  # no result depends on them
-        del settings[name]
+    del settings["budget_minutes"], settings["tensorboard"], settings["reuse"]  # change no result
     sides = split_cases(store.index, **{name: settings[name] for name in SPLIT})
     settings |= {"external": " ".join(external), "variant": variant or variant_name(model)}
     if selection != "last" and not (sides == "val").any():
@@ -263,10 +260,9 @@ def score_run(run: Run, store: Store, *, tolerance_px: float = 2.0) -> pd.DataFr
     """
     if run.model is None:
         if tolerance_px != (had := run.meta["tolerance_px"]):
-            said = f"{run.out.name}: its committed tables have tolerance_px {had:g}"
-            need = f"need {tolerance_px:g}: set reuse to false, and it is trained"
-            raise ValueError(f"{said}, {need}")
-        return pd.read_csv(run.out / "scores.csv", dtype={"case_id": str, "group": str})
+            said = f"committed tables have tolerance_px {had:g}, need {tolerance_px:g}"
+            raise ValueError(f"{run.out.name}: {said}: set reuse to false, and it is trained")
+        return read_rows(run.out / "scores.csv")
     began, rows = time.perf_counter(), np.flatnonzero(run.sides == "test")
     torch.backends.cudnn.benchmark = False  # the same kernels at each call, unlike in `_train`
     device = devices.choose_device(run.meta["device"])
