@@ -195,14 +195,7 @@ reference: quickstart demo  ## make results/reference/demo from the quickstart's
 
 # Runs that are there and not in this study's results stay, and so do those whose tables were used again.
 publish: $(READY)  ## copy a study's tables, and no picture, to results/reference; of an unfinished one its runs: PARAMETERS=…
-	@ls '$(WHERE)'/runs/*/run.json >/dev/null 2>&1 || \
-		{ echo 'error: $(WHERE) has no finished run: make study PARAMETERS=$(PARAMETERS)' >&2; exit 2; }
-	@to='$(CURDIR)/results/reference/$(STUDY)' && mkdir -p "$$to" && cd '$(WHERE)' && \
-		if test -f report.html; then whole='compare replication audit' && (cd "$$to" && rm -rf $$whole); \
-		else echo 'there is no report.html yet: the finished runs alone are published'; fi; \
-		{ for part in $$whole; do ls -d "$$part" 2>/dev/null; done; for run in runs/*; do \
-			test -f "$$run/run.json" && ! { grep -q '"reused"' "$$run/run.json" && test -e "$$to/$$run"; } && echo "$$run"; \
-			done; } | xargs -rI @ find @ -name '*.csv' -o -name '*.md' -o -name '*.json' | tar -cf - -T - | tar -xf - -C "$$to"
+	@$(BIN)/python tools/publish.py '$(WHERE)'
 	@$(BIN)/python tools/front_page.py
 
 # pip's isolated build would fetch setuptools; the lock's is here.
