@@ -12,7 +12,15 @@ import nbformat
 import pandas as pd
 import pytest
 
-from thyroid_lib.compare import bootstrap, replication, selection, stability, tables
+from thyroid_lib.compare import (
+    bootstrap,
+    classes,
+    replication,
+    selection,
+    stability,
+    tables,
+    variations,
+)
 from thyroid_lib.settings import SHARED, list_runs, read_study
 from thyroid_lib.study.runner import PINNED
 
@@ -20,7 +28,10 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "results" / "reference" / "demo"
 REFERENCE = ROOT / "results" / "reference"
 REAL = REFERENCE / "tg3k-sample"
-STUDIES = {"tg3k-sample": "tg3k-sample.yaml", "tg3k-strong": "strong.yaml"}
+STUDIES = {
+    "tg3k-sample": "tg3k-sample.yaml", "tg3k-strong": "strong.yaml",
+    "ddti-sample": "ddti-sample.yaml", "ddti-tirads": "ddti-tirads.yaml",
+}  # fmt: skip
 NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
 EDITS = [
     ("evaluate/metrics", '"dice": 2 * both', '"dice": 3 * both'),
@@ -66,6 +77,25 @@ def test_the_committed_comparison_follows_from_the_committed_runs(real):
         pd.testing.assert_frame_equal(made, kept, check_dtype=False, atol=0.6 * 10**-digits)
     selected = selection.select(table, differences, measured, delta=study["delta"])
     assert selected == json.loads((folder / "compare" / "selected.json").read_text("utf-8"))
+
+
+def test_the_tables_of_classes_lesions_and_variations_follow_too(real):
+    folder, study, (runs, _, scores, *_) = real
+    folders = [folder / "runs" / name for name in runs["run_id"]]
+    how = {"resamples": study["resamples"]}
+    made = {
+        "classes": lambda rows: classes.class_table(rows, **how),
+        "lesions": classes.lesion_table,
+        "variations": lambda rows: variations.effects(scores, rows, **how),
+    }
+    kept = {name: folder / "compare" / f"{name}.csv" for name in made}
+    assert kept["lesions"].is_file() == ("nodule" in study["task"])
+    assert kept["classes"].is_file() == (len(study["classes"]) > 1)
+    for name, path in kept.items():
+        if path.is_file():
+            table = made[name](tables.load_optional(folders, f"{name}.csv"))
+            table, kept_table = table.reset_index(drop=True), pd.read_csv(path)
+            pd.testing.assert_frame_equal(table, kept_table, check_dtype=False, atol=6e-5)
 
 
 def test_the_main_figures_follow_from_the_rows_by_plain_means(real):
