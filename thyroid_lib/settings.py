@@ -228,7 +228,7 @@ class Study(_Strict):
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
     reuse: bool = _key("take committed tables of a run, not train it", "train", default=True)
     deploy: bool = _key("also export the models for use without torch")
-    retrain: bool = _key("release a network trained on all groups", "deploy", default=False)
+    retrain: bool = _key("release the selected variant alone", "deploy", default=False)
 
 
 # One entry of a `source` that is a list; phantom_* that are left out are those of the study.
@@ -285,7 +285,7 @@ class Parameters(Study):
     fair: _some(Folder, 0) = _key("runs of other protocols")
     compare: Folder = _key("folder of the comparison")
     out: Folder = _key("folder of the results")
-    retrained: Folder = _key("folder of the training on all groups")
+    retrained: Folder = _key("folder of that training")
     figures: Folder = _key("folder of the figures")
 
 

@@ -117,7 +117,7 @@ def released(about: dict) -> str:
     before, retrained, of_run, fitted, unfitted, after = template.split("---\n")
     first, gate = about["runs"][about["selected"]], about["runs"][about["selected"]]["int8"]
     unseen = "frames of a group left out" if "measured_on" in gate else "validation frames"
-    text = retrained if first["split"].get("protocol") == ALL else before.format(about=about)
+    text = retrained if _is_retrained(first) else before.format(about=about)
     for name, run in about["runs"].items():
         compared = count_of(run["agreement"]["frames"], "frame")
         text += of_run.format(compared, name=name, run=run).rstrip("\n") + " "
@@ -133,8 +133,12 @@ def released(about: dict) -> str:
 
 def fitted_frames(run: dict) -> str:
     """Name the frames on which a run's confidence was fitted; `run` is of release.json."""
-    of_folds = run["split"].get("protocol") == ALL
-    return "test frames of its runs, which had not seen their groups" if of_folds else "validation"
+    of_runs = "test frames of its runs, which had not seen their groups"
+    return of_runs if _is_retrained(run) else "validation"
+
+
+def _is_retrained(run: dict) -> bool:
+    return run.get("split", {}).get("protocol") == ALL
 
 
 def int8_change(gate: dict) -> str:
