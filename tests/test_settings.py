@@ -481,3 +481,9 @@ def test_one_more_training_setting_takes_four_edits(tmp_path):
 def test_notebooks_that_read_masks_take_classes():
     for name, defaults in DEFAULTS.items():
         assert ("mask_values" in defaults) == ({"task", "classes"} <= set(defaults)), name
+
+
+def test_no_notebook_scores_a_network_of_all_groups():
+    given, defaults = {"protocol": "all"}, {"selection": "last", "tolerance_px": 2.0}
+    with pytest.raises(ValueError, match="protocol: all tests no case: need one that does"):
+        settings.check_parameters(given, defaults | {"protocol": "grouped"})

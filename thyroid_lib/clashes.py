@@ -34,6 +34,8 @@ def clashes(
         need = "test" if protocol == "reported" else "last or val: only reported may take test"
         message = f"selection: got {show(kept)}, but protocol {protocol} needs {need}"
         rules.append(((protocol == "reported") != (kept == "test"), message))
+        untested = protocol == "all" and "tolerance_px" in v  # that scores are made with
+        rules.append((untested, "protocol: all tests no case: need one that does"))
     if "run_folds" in v:
         folds, run = v["folds"], v["run_folds"]
         most = f"but folds: {folds} has only 0 to {folds - 1}"

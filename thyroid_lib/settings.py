@@ -28,7 +28,8 @@ NETWORKS = (
 )  # fmt: skip
 PROTOCOLS = ("random", "reported", "official", "grouped", "leave-one-group-out", "external")
 LEAKY = ("random", "reported", "official")  # a group may stand on two sides of the split
-ONE_SPLIT = (*LEAKY, "external")  # no folds: fold 0
+ALL = "all"  # every group is trained on and none tested: a network to release, of no study
+ONE_SPLIT = (*LEAKY, "external", ALL)  # no folds: fold 0
 CHOICES = ("images", "masks", "pairing", "mask_values", "groups", "split")  # of source folder
 MOST_CLASSES = 7  # a pixel's possible classes are 8 bits, one of them background's
 MENDS = ("text", "specks", "holes")
@@ -227,6 +228,7 @@ class Study(_Strict):
     tensorboard: bool = _key("also write event files; no result depends on them", "train")
     reuse: bool = _key("take committed tables of a run, not train it", "train", default=True)
     deploy: bool = _key("also export the models for use without torch")
+    retrain: bool = _key("release the selected variant alone", "deploy", default=False)
 
 
 # One entry of a `source` that is a list; phantom_* that are left out are those of the study.
@@ -269,7 +271,7 @@ class Parameters(Study):
     model: Network = _key("network to train")
     variant: _text(r"^([a-z][a-z0-9_]{0,39})?$", "need a variant's name or ''") = _key(VARIANT)
     varied: _some(Literal[VARIED], 0) = _key("settings that are the variant's own")
-    protocol: Protocol = _key("how cases are split: grouped, random, official")
+    protocol: Literal[*PROTOCOLS, ALL] = _key("how cases are split: grouped, random, official")
     fold: Fold = _key("which part is the test set")
     seed: Seed = _key("seed of weights, order of batches and augmentation")
     val_share: number(ge=0, lt=0.5) = _key(HELD_BACK)
@@ -283,6 +285,7 @@ class Parameters(Study):
     fair: _some(Folder, 0) = _key("runs of other protocols")
     compare: Folder = _key("folder of the comparison")
     out: Folder = _key("folder of the results")
+    retrained: Folder = _key("folder of that training")
     figures: Folder = _key("folder of the figures")
 
 

@@ -11,6 +11,7 @@ import dicoms
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pydicom
 import pytest
 import torch
@@ -157,6 +158,60 @@ def test_the_run_with_the_best_dice_on_validation_is_released(study, tmp_path):
     (copies[0] / "run.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=f"no weights of {copies[0].name}.*reuse to false"):
         chosen()
+
+
+def test_a_network_trained_on_all_groups_is_released_alone(study, tmp_path, command):
+    """It needs no weights of the runs, and its confidence is fitted on what they had not seen."""
+    copy = shutil.copytree(study, tmp_path / "tiny")
+    for weights in copy.glob("runs/*/model.pt"):
+        weights.unlink()
+    for run in copy.glob("runs/resunet-*"):
+        about = json.loads((run / "run.json").read_text("utf-8"))
+        about |= {"reused": "other", "selection": "val", "selected_epoch": 4}
+        (run / "run.json").write_text(json.dumps(about))
+    assert command(copy, tmp_path / "out", "--retrain", "--threads", "1") == 0
+    release = json.loads((tmp_path / "out" / "release.json").read_text("utf-8"))
+    assert [*release["models"]] == ["resunet"]
+    settings = json.loads((tmp_path / "out" / "parameters.json").read_text("utf-8"))["resunet"]
+    assert (settings["epochs"], settings["protocol"], settings["val_share"]) == (4, "all", 0)
+    assert settings["cases"] == {"train": len(open_store(study / "store")), "val": 0, "test": 0}
+    rows = pd.read_csv(copy / "runs/resunet-grouped-fold0-seed0/scores.csv", dtype={"group": str})
+    line = confidence.fit_confidence(*(rows[x].to_numpy() for x in ("confidence", "dice", "group")))
+    about = Predictor.open(tmp_path / "out").about
+    assert (about["confidence"], about["temperature"]) == (line, 1)
+    sure = confidence.calibrated(rows["confidence"], line)
+    assert about["confidence_low"] == pytest.approx(np.percentile(sure, 5), abs=1e-4)
+    card = (tmp_path / "out" / "model_card.md").read_text("utf-8")
+    assert "trained once more, on all groups" in card
+    assert f"from {len(rows)} frames" in card
+    assert release["runs"]["resunet"]["int8"]["measured_on"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ensemble": ["resunet"]}, "retrain: resunet is no single network: set it to false"),
+        ({"variant": "vnet"}, "there is no run of resunet: run the study first"),
+    ],
+)
+def test_what_cannot_be_trained_again_is_refused(change, said, study, tmp_path, command, capsys):
+    copy = shutil.copytree(study, tmp_path / "tiny")
+    for run in copy.glob("runs/resunet-*"):
+        about = json.loads((run / "run.json").read_text("utf-8")) | change
+        (run / "run.json").write_text(json.dumps(about))
+    assert command(copy, tmp_path / "out", "--retrain") == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_validation_a_group_is_measured_from_the_others():
+    rng = np.random.default_rng(0)
+    dark, bright = (rng.integers(low, low + 90, (20, 16, 16)).astype(np.uint8) for low in (0, 160))
+    both, group = np.concatenate([dark, bright]), np.repeat(["a", "b"], 20)
+    apart, together = (describe_frames(both, both[:0], each) for each in (group, None))
+    other = describe_frames(dark, bright)
+    assert apart["reach"] >= 0.9 * other["reach"] > 5 * together["reach"]
+    assert apart["mean"] == together["mean"]
 
 
 def test_no_test_case_takes_part(study, made, tmp_path, monkeypatch, command, capfd):

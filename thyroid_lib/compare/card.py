@@ -17,7 +17,7 @@ from thyroid_lib.data.groups import groups_note
 from thyroid_lib.evaluate.familiarity import TOO_FAR
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 from thyroid_lib.files.text import count_of
-from thyroid_lib.settings import DEFAULTS
+from thyroid_lib.settings import ALL, DEFAULTS
 
 ABOUT = {
     "unet": "U-Net (Ronneberger et al. 2015), padded and with batch normalisation",
@@ -114,19 +114,31 @@ def model_card(
 def released(about: dict) -> str:
     """Write the card's section of what was released, from the release.json of a release."""
     template = Path(__file__).with_name("released.md").read_text("utf-8")
-    before, of_run, fitted, unfitted, after = template.split("---\n")
-    text, gate = before.format(about=about), about["runs"][about["selected"]]["int8"]
+    before, retrained, of_run, fitted, unfitted, after = template.split("---\n")
+    first, gate = about["runs"][about["selected"]], about["runs"][about["selected"]]["int8"]
+    unseen = "frames of a group left out" if "measured_on" in gate else "validation frames"
+    text = retrained if _is_retrained(first) else before.format(about=about)
     for name, run in about["runs"].items():
         compared = count_of(run["agreement"]["frames"], "frame")
         text += of_run.format(compared, name=name, run=run).rstrip("\n") + " "
         if line := run.get("confidence"):
             counts = [count_of(line[f"{what}s"], what) for what in ("frame", "group")]
-            text += fitted.format(*counts, run=run)
+            text += fitted.format(*counts, run=run, on=fitted_frames(run))
         else:
             text += unfitted
         text = text.rstrip("\n") + pretrained_sentence(run.get("pretrained_weights", [])) + "\n"
-    how = {"negation": "" if gate["released"] else "**not** ", "too_far": TOO_FAR}
+    how = {"negation": "" if gate["released"] else "**not** ", "too_far": TOO_FAR, "unseen": unseen}
     return text + after.format(about=about, gate=gate, change=int8_change(gate), **how)
+
+
+def fitted_frames(run: dict) -> str:
+    """Name the frames on which a run's confidence was fitted; `run` is of release.json."""
+    of_runs = "test frames of its runs, which had not seen their groups"
+    return of_runs if _is_retrained(run) else "validation"
+
+
+def _is_retrained(run: dict) -> bool:
+    return run.get("split", {}).get("protocol") == ALL
 
 
 def int8_change(gate: dict) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.files.writing import print_note
-from thyroid_lib.settings import LEAKY, ONE_SPLIT, PROTOCOLS, show
+from thyroid_lib.settings import ALL, LEAKY, ONE_SPLIT, PROTOCOLS, show
 
 # arguments of `split_cases`
 SPLIT = ("protocol", "fold", "folds", "val_share", "external", "train_share")
@@ -38,9 +38,11 @@ def split_cases(
     back for validation; whole groups, except under `random`, so it is met as closely as they allow.
     `external` names the data sets (column `dataset`) that protocol external alone tests. Of the
     training groups (frames, under `random`) the share `train_share` is used, the first in an order
-    drawn by fold, so that a smaller share lies within a larger one. Returns str (N,), the same for
-    all models and seeds.
+    drawn by fold, so that a smaller share lies within a larger one. Under `settings.ALL` every case
+    is trained on. Returns str (N,), the same for all models and seeds.
     """
+    if protocol == ALL:
+        return np.full(len(index), "train")
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: got {protocol!r}, need one of {', '.join(PROTOCOLS)}")
     if external or protocol == "external":

@@ -4,7 +4,8 @@
 
 One run of each variant is released: of the selected protocol, the run whose kept weights have the
 best Dice on validation, or the run that is named. No test case takes part in this choice, in int8,
-in the confidence or in the distance from the training frames. docs/deploy.md lists the files.
+in the confidence or in the distance from the training frames. Or the selected variant alone is,
+trained once more on all groups: see `retrain`. docs/deploy.md lists the files.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from thyroid_lib.data.splits import split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.deploy import NOTICE
 from thyroid_lib.deploy.predictor import Predictor
+from thyroid_lib.deploy.retrain import retrain
 from thyroid_lib.evaluate.class_scores import mean_dice, split_classes
 from thyroid_lib.evaluate.confidence import calibrated, fit_confidence
 from thyroid_lib.evaluate.ensemble import join_sides
@@ -81,7 +83,7 @@ class Release(NamedTuple):
 
     val: per model and validation frame: model, case_id, group, dice (the mean over the classes),
         expected, confidence; of several classes also dice_<name>. Of a run without validation up to
-        200 training frames, without confidence.
+        200 training frames, without confidence; of a retrained one the test frames of the folds.
     int8: per group of these frames: group, fp32, int8 (Dice of the selected model).
     """
 
@@ -91,13 +93,15 @@ class Release(NamedTuple):
 
 
 def release(
-    runs: list[Path], *, store: Path, compare: Path, out: Path, named: tuple = (), threads: int = 0
-) -> Release:
+    runs: list[Path], *, store: Path, compare: Path, out: Path, named: tuple = (), threads: int = 0,
+    retrained: Path | None = None,
+) -> Release:  # fmt: skip
     """Export a finished study's models into `out`, whole or not at all.
 
-    `named` run_ids are released in place of the best ones; `threads` 0 are all of the CPU. OSError,
-    ValueError: no finished study, or `out` holds other files. RuntimeError: an export does not
-    agree with torch.
+    `named` run_ids are released in place of the best ones; `threads` 0 are all of the CPU. With a
+    folder `retrained` the selected variant is trained there on all groups, and it alone released.
+    OSError, ValueError: no finished study, or `out` holds other files. RuntimeError: an export does
+    not agree with torch.
     """
     sums = out / "SHA256SUMS"  # written first: it names the files of an export that was killed, too
     own = {sums.name, *(sums.read_text("utf-8").split() if sums.is_file() else ())}
@@ -111,11 +115,15 @@ def release(
     text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
+    if retrained:
+        chosen, unseen = retrain(runs, selected, data, retrained)
+    else:
+        chosen, unseen = choose_runs(runs, selected, named), None
     files, settings, val, about = {}, {}, [], {"models": {}, "runs": {}}
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        for model, run in choose_runs(runs, selected, named).items():
+        for model, run in chosen.items():
             path = Path(scratch, f"{model}.onnx")
-            scores, about["runs"][model] = export_run(run.pop("folder"), data, path)
+            scores, about["runs"][model] = export_run(run.pop("folder"), data, path, unseen)
             val.append(scores.assign(model=model))
             about["models"][model] = {"fp32": path.name}
             settings[model] = {key: run[key] for key in run if key not in NOT_RELEASED}
@@ -123,6 +131,10 @@ def release(
         own = val[val["model"] == name].dropna(axis=1, how="all")
         gate, groups = quantise(Path(scratch, f"{name}.onnx"), data, settings[name], own)
         about["runs"][name]["int8"] = gate
+        if retrained:
+            line = about["runs"][name].get("confidence")
+            sure = calibrated(unseen["expected"], line) if line else np.nan
+            val = unseen.assign(model=name, confidence=sure)
         if gate["released"]:
             about["models"][name]["int8"] = f"{name}-int8.onnx"
         for each in about["models"].values():
@@ -170,8 +182,13 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
     return dict(sorted(best.items()))
 
 
-def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]:
-    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary."""
+def export_run(
+    run: Path, store: Store, path: Path, unseen: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, dict]:
+    """Write one run as ONNX with its metadata; return its rows of `Release.val` and a summary.
+
+    unseen: of a retrained network the rows on which its confidence is fitted, see `retrain`.
+    """
     model, _ = load_model(run / "model.pt")
     trained = Predictor.open(run / "model.pt")
     if trained.about["data_fingerprint"] != store.fingerprint:
@@ -186,7 +203,8 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     about["postprocessing"] = about["postprocessing"].replace("thyroid", trained.structure)
     if len(trained.classes) > 1:
         about |= OF_CLASSES | {"classes": trained.classes}
-    if (sides == "val").any():  # of several classes none is fitted: the line below alone corrects
+    sure = (sides == "val").any() or (unseen is not None and len(trained.classes) == 1)
+    if sure:  # of several classes no temperature is fitted: the line below alone corrects
         about["temperature"] = about.get("temperature") or 1.0
     about["versions"] = {"thyroid_lib": __version__, "torch": torch.__version__}
     about["precision"] = "fp32"
@@ -198,13 +216,16 @@ def export_run(run: Path, store: Store, path: Path) -> tuple[pd.DataFrame, dict]
     scores = score(exported, store, measured_frames(sides)).assign(confidence=np.nan)
     summary = {"run_id": about["run_id"]}
     train, val = (store.images[sides == side] for side in ("train", "val"))
-    if len(val):
-        line = fit_confidence(*(scores[key].to_numpy() for key in ("expected", "dice", "group")))
-        scores["confidence"] = calibrated(scores["expected"], line)
-        low = round(float(np.percentile(scores["confidence"], 5)), 4)
+    if sure:
+        fitted = scores if len(val) else unseen
+        line = fit_confidence(*(fitted[key].to_numpy() for key in ("expected", "dice", "group")))
+        if len(val):
+            scores["confidence"] = calibrated(scores["expected"], line)
+        low = round(float(np.percentile(calibrated(fitted["expected"], line), 5)), 4)
         about |= {"confidence": line, "confidence_low": low}
         summary |= {"confidence": line, "confidence_low": low}
-    about |= {"quality": describe_frames(train, val)}
+    groups = store.index["group"].to_numpy()[sides == "train"]
+    about |= {"quality": describe_frames(train, val, groups)}
     write_onnx(path, network, about)
     if weights := card.pretrained_weights(trained.about):
         summary["pretrained_weights"] = weights
@@ -398,13 +419,17 @@ def main() -> int:
     parser.add_argument("--study", required=True, type=Path, help="folder of a finished study")
     parser.add_argument("--out", required=True, type=Path, help="folder for the release")
     parser.add_argument("--run", action="append", default=[], help="run_id to release; repeatable")
+    said = "release the selected variant alone, trained once more on all groups"
+    parser.add_argument("--retrain", action="store_true", help=said)
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     arguments = parser.parse_args()
     study = arguments.study
     try:
         runs = [file.parent for file in study.glob("runs/*/run.json")]
         places = {"store": study / "store", "compare": study / "compare", "out": arguments.out}
-        released = release(runs, **places, named=arguments.run, threads=arguments.threads)
+        how = {"named": arguments.run, "threads": arguments.threads}
+        how |= {"retrained": study / "retrained"} if arguments.retrain else {}
+        released = release(runs, **places, **how)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Distance of a frame from the training frames, to detect images that the network does not know.
 
 The Mahalanobis distance of eight features, by mean and covariance of the training frames, as a
-multiple of the 99th percentile of the validation frames.
+multiple of the 99th percentile of frames that the network has not seen.
 """
 
 import numpy as np
@@ -11,8 +11,7 @@ FAR, TOO_FAR = 1.0, 3.0  # above these a frame gives a warning, or is refused
 
 def distance(known: dict, fitted: np.ndarray) -> float:
     """Return how far a frame, uint8 (S,S), is from those that `describe_frames` describes."""
-    off = features(fitted) - np.array(known["mean"])
-    return float(np.sqrt(off @ np.array(known["inverse_covariance"]) @ off) / known["reach"])
+    return _distance(known, features(fitted))
 
 
 def features(fitted: np.ndarray) -> np.ndarray:
@@ -30,16 +29,33 @@ def features(fitted: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
-def describe_frames(train: np.ndarray, val: np.ndarray) -> dict:
+def describe_frames(train: np.ndarray, val: np.ndarray, groups: np.ndarray | None = None) -> dict:
     """Return mean, inverse covariance and reach for `distance`, of fitted frames, uint8 (N,S,S).
 
-    Without validation frames the reach is that of the training frames.
+    Without validation frames the reach is that of the training frames, those of each group (N,)
+    measured from the others'; of a single group from its own.
     """
     known = np.stack([features(frame) for frame in train])  # (N,8)
+    about = _describe(known)
+    if len(val):
+        distances = [distance(about, frame) for frame in val]
+    else:
+        groups = np.zeros(len(train)) if groups is None else groups
+        parts = [groups == name for name in np.unique(groups)]
+        others = [_describe(known[~part]) if len(parts) > 1 else about for part in parts]
+        each = zip(others, parts, strict=True)
+        distances = [_distance(other, one) for other, part in each for one in known[part]]
+    return about | {"reach": max(float(np.percentile(distances, 99)), 1e-6)}
+
+
+def _describe(known: np.ndarray) -> dict:
     covariance = np.cov(known, rowvar=False) if len(known) > 1 else np.zeros((8, 8))
     # regularised in each feature's own unit: few sweeps do not vary in all directions
     covariance += np.diag(0.05 * np.diag(covariance) + 1e-6)
-    about = {"mean": known.mean(axis=0).tolist(), "reach": 1.0}
-    about["inverse_covariance"] = np.linalg.inv(covariance).tolist()
-    distances = [distance(about, frame) for frame in (val if len(val) else train)]
-    return about | {"reach": max(float(np.percentile(distances, 99)), 1e-6)}
+    inverse = np.linalg.inv(covariance).tolist()
+    return {"mean": known.mean(axis=0).tolist(), "reach": 1.0, "inverse_covariance": inverse}
+
+
+def _distance(known: dict, found: np.ndarray) -> float:
+    off = found - np.array(known["mean"])
+    return float(np.sqrt(off @ np.array(known["inverse_covariance"]) @ off) / known["reach"])

@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from thyroid_lib.compare import card
 from thyroid_lib.data.classes import class_colours
 from thyroid_lib.evaluate.familiarity import FAR, TOO_FAR
 from thyroid_lib.plots import common
@@ -60,7 +61,7 @@ def confidence(val: pd.DataFrame) -> Figure:
             look = {key: styles[model][key] for key in ("color", "marker")}
             ax.plot(part[name], part["dice"], linestyle="", markersize=4, alpha=0.6, **look)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes[0].set(xlabel="expected Dice, from the probabilities", ylabel="Dice on validation")
+    axes[0].set(xlabel="expected Dice, from the probabilities", ylabel="measured Dice")
     axes[1].set(xlabel="confidence, fitted")
     equal = Line2D([], [], color=FAINT, linewidth=0.8, label="equal")
     common.model_legend(fig, styles, extra=(equal,))
@@ -74,9 +75,10 @@ def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
         return f"{name} has no confidence: no frames were held back from its training to fit it on."
     line, part = about["runs"][name]["confidence"], val[val["model"] == name]
     few = " (with one group only the offset is fitted)" * (line["groups"] == 1)
+    on = card.fitted_frames(about["runs"][name])
     return (
         f"From its probabilities {name} has an expected Dice of {part['expected'].mean():.2f} on "
-        f"validation; the measured one is {part['dice'].mean():.2f}. After the fit, the mean "
+        f"{on}; the measured one is {part['dice'].mean():.2f}. After the fit, the mean "
         f"absolute error of the confidence is {line['error']:.2f}{few}."
     )
 

@@ -1,9 +1,10 @@
 # The release of the selected model. No outputs are a quantised network, which is there if it costs no
-# Dice, and an ensemble, which is there if it was selected.
+# Dice, an ensemble, which is there if it was selected, and with `retrain` the one network.
 
 TEXTS = "model_card.md", "parameters.json", "requirements.txt", "README.md", "SHA256SUMS"
 TEMPLATES = LIBRARY / "compare/released.md", LIBRARY / "deploy/release.md"
-RELEASE = *sorted({f"{RUNS[run]['variant']}.onnx" for run in COMPARED}), *TEXTS, "release.json"
+NETWORKS = sorted({f"{RUNS[run]['variant']}.onnx" for run in COMPARED if not config["retrain"]})
+RELEASE = *NETWORKS, *TEXTS, "release.json"
 
 
 rule deploy:
@@ -21,7 +22,7 @@ rule deploy:
             "deploy", phantom_folder=f"{STUDY}/phantom", store=f"{STUDY}/store",
             compare=f"{STUDY}/compare",
             runs=[f"{STUDY}/runs/{run}" for run in [*COMPARED, *ENSEMBLES]],
-            out=f"{STUDY}/deploy", figures=f"{STUDY}/deploy-figures",
+            out=f"{STUDY}/deploy", retrained=f"{STUDY}/retrained", figures=f"{STUDY}/deploy-figures",
         ),
     threads: THREADS
     shell: execute("6-deploy.ipynb", pin=True)
