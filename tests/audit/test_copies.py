@@ -176,6 +176,7 @@ def test_frames_of_equal_value_are_not_compared(necks):
     assert (alone["correlation"] == -1).all()
 
 
+@pytest.mark.study
 def test_the_threshold_comes_from_the_groups(necks):
     maps, groups = describe(necks), np.arange(36) // 2
     derived = copies.near_copy_threshold(maps, groups)

@@ -36,6 +36,7 @@ def real(shared_data, tmp_path_factory):
     return build_store(cases, tmp_path_factory.mktemp("real"), size=128)
 
 
+@pytest.mark.study
 def test_frames_of_one_sweep_leak_and_sweeps_do_not(sweeps):
     index = sweeps.index.assign(official=["train"] * 18 + ["test"] * 12)
     once = audit.leakage_of(store_of(sweeps.images, index), ["official"], folds=3)
@@ -95,6 +96,7 @@ def test_a_letterbox_makes_no_copies_of_frames_of_one_shape(shared_data, tmp_pat
     assert copies.mean()["random"] >= 0.95 > copies.mean()["grouped"] == 0
 
 
+@pytest.mark.study
 def test_sweeps_are_proposed_in_order_and_one_that_goes_on_later_is_one_group(sweeps):
     proposed = audit.propose_groups(sweeps)
     assert proposed.tolist() == [f"proposed00{sweep + 1}" for sweep in range(5) for _ in range(6)]

@@ -54,6 +54,7 @@ def trained(tmp_path_factory):
     return write(study(), tmp_path_factory.mktemp("trained"))
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("masks", [False, True])
 def test_they_are_ranked_and_shown_and_change_no_other_row(masks, trained, tmp_path):
     alone = compare(load_runs(trained))

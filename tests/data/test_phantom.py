@@ -46,6 +46,7 @@ def test_same_arguments_give_the_same_bytes_in_another_process(tmp_path):
         np.testing.assert_array_equal(drawn(2, frames=2)[part], drawn(2)[part][:2])
 
 
+@pytest.mark.study
 def test_neighbours_are_near_copies_and_never_the_same_frame():
     seam = drawn(0, phantom.SLAB + 2)["images"][-4:]  # where one slab of scatterers follows another
     for series in [seam, *(drawn(sweep)["images"] for sweep in SWEEPS)]:
@@ -133,6 +134,7 @@ def with_nodules(sweep, seed=0):
     return phantom.make_sweep(seed=seed, sweep=sweep, frames=4, nodules=True)
 
 
+@pytest.mark.study
 def test_nodules_have_the_look_of_their_kind():
     seen = {kind: [] for kind in phantom.KINDS}
     for sweep in range(16):
@@ -153,6 +155,7 @@ def test_nodules_have_the_look_of_their_kind():
     assert brightest["calcified"] > 1.3 * brightest["hypoechoic"]  # its dots
 
 
+@pytest.mark.study
 def test_nodules_lie_in_the_gland_and_a_small_square_still_shows_them():
     kinds, found = set(), 0
     for sweep in range(16):
@@ -171,6 +174,7 @@ def test_nodules_lie_in_the_gland_and_a_small_square_still_shows_them():
     assert 10 < found < 16  # some glands have none
 
 
+@pytest.mark.study
 def test_a_folder_of_nodules_has_levels_and_a_table(tmp_path):
     how = {"sweeps": 3, "frames": 2, "nodules": True}
     plain = phantom.cases(tmp_path / "p", sweeps=3, frames=2)

@@ -115,6 +115,7 @@ def test_neighbours_are_of_one_group_and_the_last_has_none(tiny_store):
     assert table["next_ref_dice"].tolist()[:3] == pytest.approx(expected)
 
 
+@pytest.mark.study
 def test_neither_order_nor_batches_nor_workers_change_a_row(runs, tiny_store, sides):
     train, rows = sides
     rows = np.sort(np.concatenate([rows, train[:5]]))

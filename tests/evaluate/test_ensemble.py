@@ -16,6 +16,8 @@ from thyroid_lib.models import build_model, initialise
 from thyroid_lib.models.ensemble import Ensemble, without_flip
 from thyroid_lib.train.run import score_run, train_model
 
+pytestmark = pytest.mark.study  # networks are trained
+
 
 def test_logits_are_the_mean_over_members_and_mirror_images():
     nets = [build_model(name, width=2).eval() for name in ("unet", "resunet")]

@@ -120,6 +120,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(release, small_folder, capsys):
         assert len(error.splitlines()) == 1
 
 
+@pytest.mark.study
 def test_a_release_is_scored_without_torch(release, small_folder):
     code = "import sys; from thyroid_lib.evaluate.__main__ import main; code = main(sys.argv[1:])"
     code += "; sys.exit(code or 'torch' in sys.modules)"

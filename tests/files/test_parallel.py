@@ -59,6 +59,7 @@ def test_what_work_raises_is_raised(workers):
         list(map_in_order(partial(refuse, bad=7), range(50), workers))
 
 
+@pytest.mark.study
 @linux
 def test_work_is_done_in_other_processes_of_which_a_killed_one_is_named():
     assert os.getpid() not in set(map_in_order(pid_and_wait, range(4), 2))
@@ -66,6 +67,7 @@ def test_work_is_done_in_other_processes_of_which_a_killed_one_is_named():
         list(map_in_order(die, range(9), 2))
 
 
+@pytest.mark.study
 @linux
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (

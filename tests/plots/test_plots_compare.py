@@ -23,6 +23,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("sizes", [{}, {"seeds": 1, "random": False}, {"groups": 1, "seeds": 1}])
 def test_every_figure_can_be_drawn(name, sizes):

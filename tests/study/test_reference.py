@@ -65,6 +65,7 @@ def real(request):
     return folder, study, tables.load_runs([folder / "runs" / name for name in sorted(compared)])
 
 
+@pytest.mark.study
 def test_the_committed_comparison_follows_from_the_committed_runs(real):
     """Whoever doubts a figure can compute it again from one row per test frame."""
     folder, study, (runs, histories, scores, thresholds, calibration) = real
@@ -79,6 +80,7 @@ def test_the_committed_comparison_follows_from_the_committed_runs(real):
     assert selected == json.loads((folder / "compare" / "selected.json").read_text("utf-8"))
 
 
+@pytest.mark.study
 def test_the_tables_of_classes_lesions_and_variations_follow_too(real):
     folder, study, (runs, _, scores, *_) = real
     folders = [folder / "runs" / name for name in runs["run_id"]]

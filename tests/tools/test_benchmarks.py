@@ -100,6 +100,7 @@ def test_the_bare_step_equals_the_projects(setting):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_peers_score_like_the_project(drawn):
     (pred, ref), *_ = scoring.make_pairs(drawn, 2)

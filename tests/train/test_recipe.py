@@ -218,6 +218,7 @@ class SlowDevice(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+@pytest.mark.study
 def test_seconds_include_the_wait_for_the_device_and_seeds_are_set_once_an_epoch(monkeypatch):
     seeds, seed = [], torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda value: seeds.append(value) or seed(value))

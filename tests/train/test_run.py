@@ -106,6 +106,7 @@ def test_it_learns_and_leaves_its_tables(tiny_store, train):
         assert hashlib.sha256((run.out / name).read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.study
 def test_equal_runs_have_equal_bits_and_other_settings_make_others(train, whole, monkeypatch):
     runs = [train("a"), train("seed", seed=1), train("bf16", precision="bf16"), whole["last"]]
     equal = train("b")
@@ -239,6 +240,7 @@ def test_a_training_that_fails_says_what_to_change_and_a_smaller_batch_trains_as
     assert names[0] == names[1] == {"model.pt", "history.csv"}
 
 
+@pytest.mark.study
 def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(tiny_store, train):
     how = {"epochs": 6, "val_share": 0.3}
     plain = train("plain", **how, protocol="random", selection="val")
@@ -258,6 +260,7 @@ def test_the_best_epoch_on_validation_is_kept_and_under_reported_that_on_test(ti
     assert np.allclose(score_run(plain, tiny_store).dice, of_val.dice, atol=1e-6)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("selection", ["last", "val"])
 def test_test_data_chooses_nothing(tiny_store, train, selection):
     """Test masks turned inside out move no weight, epoch, threshold or calibration."""
@@ -297,6 +300,7 @@ STRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("selection", ["val", "last"])
 def test_averaged_weights_are_validated_chosen_and_kept(tiny_store, train, monkeypatch, selection):
     """And a training that ended, but was killed before its weights were written, has them too."""
@@ -328,6 +332,7 @@ def test_averaged_weights_are_validated_chosen_and_kept(tiny_store, train, monke
     assert same_weights(run, again)
 
 
+@pytest.mark.study
 def test_variant_flips_and_the_place_of_pretrained_weights_are_in_run_json_and_not_in_the_key(
     tiny_store, train, monkeypatch
 ):

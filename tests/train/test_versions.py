@@ -103,8 +103,8 @@ def locked(package: str) -> str:
 @pytest.mark.parametrize(
     ("code", "package", "known"),
     [
-        (TRAIN, "torch", TRAINING),
-        (TRAIN_STRONG, "torch", STRONG),
+        pytest.param(TRAIN, "torch", TRAINING, marks=pytest.mark.study),
+        pytest.param(TRAIN_STRONG, "torch", STRONG, marks=pytest.mark.study),
         (BUILD, "pillow", STORE),
         (DRAW, "scipy", PHANTOM),
     ],
