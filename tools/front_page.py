@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from marks import with_part
-from thyroid_lib.compare import classes, tables, variations
+from thyroid_lib.compare import bootstrap, classes, tables, variations
 from thyroid_lib.compare.bootstrap import order_protocols
 from thyroid_lib.plots.front import TITLES, front_figure, outlined_frame
 from thyroid_lib.study.report import verdict
@@ -25,6 +25,14 @@ REFERENCE = Path("results/reference")
 STUDY = REFERENCE / "tg3k-sample"
 FRONT = REFERENCE / "front-page"
 FRAME = ROOT / FRONT / "frame.npz"
+# parameters/ablation.yaml: the U-Net with all parts of the recipe, and what the others leave out.
+WHOLE = "unet_strong"
+LEFT_OUT = {
+    "no_geometry": "augmentation of geometry", "no_intensities": "augmentation of intensities",
+    "no_soft_dice": "soft Dice in the loss", "no_one_cycle": "one-cycle learning rate",
+    "no_ema": "averaged weights", "val_kept_out": "training on the validation sweeps",
+}  # fmt: skip
+ADDED, DELTA = "(added) batch norm of the test sweep *", 0.005
 PICTURE = f"""\
 <picture>
   <source media="(prefers-color-scheme: dark)" srcset="{FRONT}/dark.png">
@@ -109,10 +117,39 @@ def goal_text(study: Path) -> str:
     return f"{goals}\n\nIts frames, by the size of the gland in them:\n\n{sizes}"
 
 
+def ablation_text(study: Path) -> str:
+    """Say what each part of the strong recipe is worth: Dice with it minus Dice without it."""
+    summary, pairs, changes = (
+        pd.read_csv(study / f"compare/{name}.csv")
+        for name in ("summary", "differences", "variations")
+    )
+    dice, rows = summary.set_index("model")["dice"], []
+    for model, part in LEFT_OUT.items():
+        [pair] = pairs[pairs[["a", "b"]].isin([WHOLE, model]).all(axis=1)].to_dict("records")
+        ends = pair["difference"], pair["low"], pair["high"]
+        ends = ends if pair["a"] == WHOLE else (-ends[0], -ends[2], -ends[1])
+        rows.append((part, dice[model], *ends))
+    [norm] = changes.query("model == @WHOLE and variation == 'batch_norm'").to_dict("records")
+    rows.append((ADDED, *(norm[name] for name in ("dice", "difference", "low", "high"))))
+    table = pd.DataFrame(rows, columns=["left out", "Dice", "worth", "low", "high"])
+    table["reading"] = [
+        {"a higher": "worth it", "b higher": "harms"}.get(said, said)
+        for said in (
+            bootstrap.read_interval(row.low, row.high, "a", "b", delta=DELTA)
+            for row in table.itertuples()
+        )
+    ]
+    table["worth"] = tables.with_interval(table, ("worth", "low", "high"))
+    names = {"worth": "worth of the part [95 % interval]"}
+    shown = table.drop(columns=["low", "high"]).rename(columns=names)
+    text = shown.to_markdown(index=False, floatfmt=".3f")
+    return f"With all parts Dice is {dice[WHOLE]:.3f}.\n\n{text}"
+
+
 def study_table(study: Path, name: str) -> str:
     """Return a table of a study's comparison as text: "summary", "differences of <model>" …"""
-    if name == "goal":
-        return goal_text(study)
+    if name in (texts := {"goal": goal_text, "ablation": ablation_text}):
+        return texts[name](study)
     (kind, *of), read = name.split(" of "), lambda file: pd.read_csv(study / f"compare/{file}.csv")
     if kind == "differences":
         pairs, mixed = read("differences"), read("mixed")

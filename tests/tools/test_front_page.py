@@ -55,6 +55,34 @@ def test_the_goal_is_read_from_the_tables(tmp_path):
     assert ["below 1,000 px", "2", "0.250", "0.200", "50"] in cells
 
 
+def test_the_worth_of_a_part_is_dice_with_it_minus_dice_without(tmp_path):
+    """Whichever of the pair is named first, with its interval turned round."""
+    (tmp_path / "compare").mkdir()
+    models = [page.WHOLE, *page.LEFT_OUT]
+    summary = pd.DataFrame({"model": models, "dice": [0.8, *np.linspace(0.7, 0.75, 6)]})
+    pairs = [
+        {"a": page.WHOLE, "b": model, "difference": 0.05, "low": 0.01, "high": 0.1}
+        if model > page.WHOLE
+        else {"a": model, "b": page.WHOLE, "difference": -0.05, "low": -0.1, "high": 0.02}
+        for model in page.LEFT_OUT
+    ]
+    norm = {"model": page.WHOLE, "variation": "batch_norm", "dice": 0.801}
+    norm |= {"difference": 0.001, "low": -0.004, "high": 0.003}
+    others = {"model": "no_ema", "variation": "batch_norm", "dice": 0.1}
+    changes = pd.DataFrame([norm, others]).assign(conditional=False)
+    named = {"summary": summary, "differences": pd.DataFrame(pairs), "variations": changes}
+    for name, table in named.items():
+        table.to_csv(tmp_path / "compare" / f"{name}.csv", index=False)
+    lines = page.study_table(tmp_path, "ablation").splitlines()
+    cells = [[x.strip() for x in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
+    assert lines[0] == "With all parts Dice is 0.800."
+    assert [row[0] for row in cells] == [*page.LEFT_OUT.values(), page.ADDED]
+    worth = {model: row[2:] for model, row in zip(page.LEFT_OUT, cells, strict=False)}
+    assert worth["val_kept_out"] == ["0.050 [0.010, 0.100]", "worth it"]
+    assert worth["no_ema"] == ["0.050 [-0.020, 0.100]", "undecided"]
+    assert cells[-1][1:] == ["0.801", "0.001 [-0.004, 0.003]", "equivalent"]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_figure_is_that_of_the_committed_tables(theme, tmp_path):
     plt.rcdefaults()  # as in the tool's own process, whatever style other tests have set
