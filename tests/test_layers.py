@@ -76,9 +76,9 @@ def test_no_file_is_long():
         # zip, a newer wheel, a bar that clears nothing else, 70 for what a tester broke in them;
         # 350 for the stronger recipe: its optimiser, augmentation by kind, shares of the groups,
         # 690 for the rows of test cases (variations, bridge, batch norm) and ensembles, 590 for
-        # classes in the data: label maps, DDTI's scores, phantoms with nodules, 130 for a release
-        # trained on all groups
-        ("thyroid_lib/**/*.py", 17_630),
+        # classes in the data: label maps, DDTI's scores, phantoms with nodules, 200 for a release
+        # trained on all groups and for what a tester broke: damaged run.json, DDTI's names
+        ("thyroid_lib/**/*.py", 17_700),
         # 260 before variants, ensembles and tables per class
         ("workflow/Snakefile workflow/rules/*.smk", 295),
         # 2,000 before `make gpu`, which took 470, networks before and after, which took

@@ -70,7 +70,7 @@ TOGETHER += [
     ({"source": []}, "source: got [], the list is empty"),
     ({"source": [3]}, "entry 1: need a mapping: {dataset: a, source: folder, data: path/to/a}"),
     ({"source": [ENTRY | {"group": "x"}]}, "entry 1: group: unknown (did you mean groups?)"),
-    ({"source": [ENTRY, {"source": "phantom"}]}, "entry 2: dataset: Field required"),
+    ({"source": [ENTRY, {"source": "phantom"}]}, "entry 2: dataset: is missing"),
     ({"source": [ENTRY | {"dataset": "B 2"}]}, 'entry 1: dataset: got "B 2", need a-z, 0-9'),
     ({"source": [ENTRY | {"source": "tg3k", "data": ""}]}, "entry 1: data: is empty, source tg3k"),
     ({"source": [ENTRY, ENTRY]}, "several entries have dataset: a, need one each"),
@@ -95,7 +95,7 @@ OF_STUDY += [  # of variants
     ({"variants": {"a-b": STRONG}}, "variants: got {", "a-b: need a-z first, then a-z, 0-9 and _"),
     ({"variants": ["a"]}, 'got ["a"], need a mapping: {name: {model: unet, lr: 1.0e-3}}'),
     ({"variants": {"a": 3}}, 'got {"a": 3}, a: need a mapping: {model: unet, lr: 1.0e-3}'),
-    ({"variants": {"a": {"lr": 1}}}, "a: model: Field required (network to train)"),
+    ({"variants": {"a": {"lr": 1}}}, "a: model: is missing (network to train)"),
     ({"variants": {"a": STRONG | {"epoch": 3}}}, "a: epoch: unknown (did you mean epochs?)"),
     ({"variants": {"a": STRONG | {"threads": 2}}}, "a: threads: unknown"),
     ({"variants": {"a": STRONG | {"augment": {"flipp": 1}}}}, "need none or standard, or prob"),
@@ -145,7 +145,7 @@ FILES = {  # what is done to the demo's text -> the words of the one line
     "+# \x01": r"study\.yaml: .*special characters are not allowed",
     "epochs=" + "9" * 5000: r"study\.yaml: .*digits",
     'data="\\ud800"': r'data: got "\\ud800", need a text',
-    "-lr": r"lr: Field required \(learning rate",
+    "-lr": r"lr: is missing \(learning rate",
 }
 # One more training setting, in the words of docs/changing.md: a file, a line, what follows it.
 EDITS = [

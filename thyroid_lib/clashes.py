@@ -41,6 +41,8 @@ def clashes(
         most = f"but folds: {folds} has only 0 to {folds - 1}"
         rules.append((max(run) >= folds, f"run_folds: got {show(run)}, {most}"))
     if "study" in v:
+        alone = "retrain: is for a release: set deploy to true, or retrain to false"
+        rules.append((v["retrain"] and not v["deploy"], alone))
         taken = "reference", "data", "alone", "quickstart"  # folders of results/ with another use
         is_taken = f"study: {v['study']} is taken: need none of {', '.join(taken)}"
         rules.append((v["study"] in taken, is_taken))
@@ -81,6 +83,10 @@ def clashes(
                     "reported" in settings.get("protocols", ())
                     and {"random", "grouped"} - {*protocols},
                     f"{of} protocol reported needs random and grouped beside",
+                ),
+                (
+                    kept["model"] == "segnet_reported_no_relu" and "reported" not in protocols,
+                    f"{of} {kept['model']} explains a loss, and runs under protocol reported alone",
                 ),
                 (
                     kept["selection"] == "val" and not kept["val_share"],

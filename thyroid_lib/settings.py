@@ -311,13 +311,15 @@ def check_study(config: dict, model: type[BaseModel] = Study) -> dict:
     except ValidationError as error:
         messages = {x["loc"][0]: x["msg"] for x in error.errors(include_input=False)}
         for name, said in messages.items():
-            field = fields[name]
+            field, said = fields[name], said.replace("Field required", "is missing")
             if name in known:
                 said = said.removeprefix("Value error, ").replace("Input should be", "need")
                 need = next((x for x in field.metadata if isinstance(x, str)), said)
                 meant = _meant(known[name], field)
                 hint = "" if meant is known[name] else f": write {show(meant)}"
-                said = f"got {show(known[name])}, {need[0].lower()}{need[1:]}{hint}"
+                named = need.split()[0].endswith(":")  # a name keeps its capitals
+                need = need if named else need[0].lower() + need[1:]
+                said = f"got {show(known[name])}, {need}{hint}"
             problems.append(f"{name}: {said} ({field.description or 'see its default'})")
     if problems:
         raise ValueError("\n".join(problems))

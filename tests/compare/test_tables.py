@@ -36,6 +36,19 @@ def test_a_row_has_means_and_deviations_of_groups_and_seeds():
     assert row[["groups", "folds", "seeds", "conditional"]].tolist() == [2, 1, 2, True]
 
 
+def test_frames_that_an_ensemble_misses_count_once():
+    """Its rows are repeated for the seeds that it lacks, see `tables.load_runs`."""
+    table = calibration_of(TWO_GROUPS)
+    runs = TWO_GROUPS[["model", "protocol", "fold", "seed"]].drop_duplicates(ignore_index=True)
+    runs = runs.assign(parameters=1_000, selection="last", multiply_adds=10)
+    missed = TWO_GROUPS.assign(dice=0.0)
+    row = summary(missed, runs, table, resamples=200).iloc[0]
+    assert (row["missed"], row["seeds"]) == (len(missed), 2)
+    copied = missed.assign(copied=np.where(missed["seed"] == 1, True, np.nan))
+    row = summary(copied, runs, table, resamples=200).iloc[0]
+    assert (row["missed"], row["seeds"]) == (len(missed) / 2, 1)
+
+
 def test_calibration_error_is_the_gap_weighed_by_pixels_and_groups_weigh_the_same():
     table = calibration_of(TWO_GROUPS)  # 90 pixels that are right and 10 that are half too sure
     assert summary_of(table)["ece"] == pytest.approx(0.05)

@@ -103,6 +103,24 @@ def test_cases_that_share_an_image_are_one_group(tmp_path):
     assert table.loc["1_4", "image_path"] == table.loc["2_1", "mask_path"] == ""
 
 
+def test_two_files_of_one_image_and_capitals_are_seen(tmp_path):
+    folder = write(tmp_path, images={"3_1": 0, "3_2": 1}, n3=[mark(1, SQUARE), mark(2, SQUARE)])
+    Image.new("RGB", (10, 8), (7, 7, 7)).save(folder / "3_1.JPG")
+    (folder / "3.xml").rename(folder / "3.XML")
+    table = ddti.cases(folder)
+    assert sorted(table["case_id"]) == ["3_1", "3_1", "3_2"]
+    assert table["mask_path"].str.contains("3.XML").all()
+    store = build_store(look(folder).cases, tmp_path / "s", size=16, mend=[])
+    assert store.index["case_id"].tolist() == ["3_2"]  # which of the two is meant is not known
+
+
+def test_an_outline_outside_of_its_image_is_refused(tmp_path):
+    far = [(x + 20, y) for x, y in SQUARE]
+    table = ddti.cases(write(tmp_path, images={"3_1": 0}, n3=[mark(1, far)]))
+    with pytest.raises(ValueError, match=r"'3\.xml', image 1: its outline lies outside of the"):
+        read(table, "3_1")
+
+
 def scored(tmp_path, **scores):
     """Write cases of one image each, n1="4A" for 1.xml; their nodule is a square."""
     files = {n: [f"<tirads>{score}</tirads>", mark(1, SQUARE)] for n, score in scores.items()}
@@ -127,6 +145,12 @@ def test_classes_are_scores_and_a_nodule_without_one_is_of_an_unknown_kind(tmp_p
     ):
         with pytest.raises(ValueError, match=words):
             look(folder, classes=wrong)
+    (folder / "2.xml").write_text("<case><tirads>4c</tirads></case>")  # it has no outline now
+    assert (
+        look(folder, classes=RISK)
+        .seen["masks"]
+        .startswith("classes by tirads: 1 images low (4a: 1), 0 images high, 2 images of a kind")
+    )
     nodules = look(folder, classes={"gland": "", "nodule": ""}, annotated="nodule").cases
     assert set(nodules["mask_rule"]) == {"2="}
     assert set(nodules["annotated"]) == {"nodule"}

@@ -160,5 +160,7 @@ def test_a_run_that_held_nothing_back_is_released_without_confidence(study, tmp_
     found = Predictor.open(tmp_path / "out").predict(picture())
     assert [each.confidence for each in (found, *found.classes)] == [None] * 3
     card = (tmp_path / "out" / "model_card.md").read_text("utf-8")
-    assert "It has no confidence, as no frames were held back from its training." in card
+    assert (
+        "It has no confidence, as no frames were held back from its training to fit it on." in card
+    )
     assert "on training frames, as none were held back, by" in card

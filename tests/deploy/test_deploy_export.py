@@ -167,7 +167,7 @@ def test_a_network_trained_on_all_groups_is_released_alone(study, tmp_path, comm
         weights.unlink()
     for run in copy.glob("runs/resunet-*"):
         about = json.loads((run / "run.json").read_text("utf-8"))
-        about |= {"reused": "other", "selection": "val", "selected_epoch": 4}
+        about |= {"reused": "other", "selection": "val", "selected_epoch": 4, "temperature": 0.5}
         (run / "run.json").write_text(json.dumps(about))
     assert command(copy, tmp_path / "out", "--retrain", "--threads", "1") == 0
     release = json.loads((tmp_path / "out" / "release.json").read_text("utf-8"))
@@ -178,11 +178,13 @@ def test_a_network_trained_on_all_groups_is_released_alone(study, tmp_path, comm
     rows = pd.read_csv(copy / "runs/resunet-grouped-fold0-seed0/scores.csv", dtype={"group": str})
     line = confidence.fit_confidence(*(rows[x].to_numpy() for x in ("confidence", "dice", "group")))
     about = Predictor.open(tmp_path / "out").about
-    assert (about["confidence"], about["temperature"]) == (line, 1)
+    # by which the rows' confidence was made, too
+    assert (about["confidence"], about["temperature"]) == (line, 0.5)
     sure = confidence.calibrated(rows["confidence"], line)
     assert about["confidence_low"] == pytest.approx(np.percentile(sure, 5), abs=1e-4)
     card = (tmp_path / "out" / "model_card.md").read_text("utf-8")
-    assert "trained once more, on all groups" in card
+    assert f"trained once more: 4 epochs on all {settings['cases']['train']} frames" in card
+    assert "## What was released\n\n- The selected model" in card
     assert f"from {len(rows)} frames" in card
     assert release["runs"]["resunet"]["int8"]["measured_on"] == "train"
 
@@ -190,8 +192,9 @@ def test_a_network_trained_on_all_groups_is_released_alone(study, tmp_path, comm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"ensemble": ["resunet"]}, "retrain: resunet is no single network: set it to false"),
+        ({"ensemble": ["resunet"]}, "retrain: selected is resunet, which is no single network"),
         ({"variant": "vnet"}, "there is no run of resunet: run the study first"),
+        ({"protocol": "random"}, "retrain: random tests groups that it trained on: run protocol"),
     ],
 )
 def test_what_cannot_be_trained_again_is_refused(change, said, study, tmp_path, command, capsys):
@@ -199,9 +202,15 @@ def test_what_cannot_be_trained_again_is_refused(change, said, study, tmp_path, 
     for run in copy.glob("runs/resunet-*"):
         about = json.loads((run / "run.json").read_text("utf-8")) | change
         (run / "run.json").write_text(json.dumps(about))
+    if "protocol" in change:
+        selected = json.dumps(SELECTED | change | {"provisional": True})
+        write_file(copy / "compare" / "selected.json", selected)
     assert command(copy, tmp_path / "out", "--retrain") == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err.startswith(f"error: {said}")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        command(copy, tmp_path / "out", "--retrain", "--run", "resunet-grouped-fold0-seed0")
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_without_validation_a_group_is_measured_from_the_others():

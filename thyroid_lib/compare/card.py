@@ -114,10 +114,11 @@ def model_card(
 def released(about: dict) -> str:
     """Write the card's section of what was released, from the release.json of a release."""
     template = Path(__file__).with_name("released.md").read_text("utf-8")
-    before, retrained, of_run, fitted, unfitted, after = template.split("---\n")
-    first, gate = about["runs"][about["selected"]], about["runs"][about["selected"]]["int8"]
+    first, *kinds, of_run, fitted, unfitted, after = template.split("---\n")
+    run = about["runs"][about["selected"]]
+    gate, retrained = run["int8"], _is_retrained(run)
     unseen = "frames of a group left out" if "measured_on" in gate else "validation frames"
-    text = retrained if _is_retrained(first) else before.format(about=about)
+    text = first.format(chosen=kinds[retrained].format(about=about, run=run).rstrip("\n"))
     for name, run in about["runs"].items():
         compared = count_of(run["agreement"]["frames"], "frame")
         text += of_run.format(compared, name=name, run=run).rstrip("\n") + " "
@@ -125,7 +126,7 @@ def released(about: dict) -> str:
             counts = [count_of(line[f"{what}s"], what) for what in ("frame", "group")]
             text += fitted.format(*counts, run=run, on=fitted_frames(run))
         else:
-            text += unfitted
+            text += unfitted.format(reason=unfitted_reason(run))
         text = text.rstrip("\n") + pretrained_sentence(run.get("pretrained_weights", [])) + "\n"
     how = {"negation": "" if gate["released"] else "**not** ", "too_far": TOO_FAR, "unseen": unseen}
     return text + after.format(about=about, gate=gate, change=int8_change(gate), **how)
@@ -135,6 +136,13 @@ def fitted_frames(run: dict) -> str:
     """Name the frames on which a run's confidence was fitted; `run` is of release.json."""
     of_runs = "test frames of its runs, which had not seen their groups"
     return of_runs if _is_retrained(run) else "validation"
+
+
+def unfitted_reason(run: dict) -> str:
+    """Say why a run has no confidence; `run` is of release.json."""
+    if _is_retrained(run):
+        return "with several classes it is fitted on validation frames alone"
+    return "no frames were held back from its training to fit it on"
 
 
 def _is_retrained(run: dict) -> bool:

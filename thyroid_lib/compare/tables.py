@@ -14,7 +14,7 @@ from thyroid_lib.compare.stability import MEASURES, worst_decile
 from thyroid_lib.data.cases import read_rows
 from thyroid_lib.evaluate.imported import UNKNOWN, is_imported
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.paths import project_path, read_json
 from thyroid_lib.files.text import decimal, with_interval
 from thyroid_lib.files.writing import write_file, write_table
 
@@ -93,7 +93,7 @@ def _repeat_seeds(table: pd.DataFrame, runs: pd.DataFrame, single: pd.DataFrame)
 
 def read_run(folder: Path) -> dict:
     """Read a run.json; `model` is then the variant's name, `network` that of its network."""
-    about = json.loads((folder / "run.json").read_text("utf-8"))
+    about = read_json(folder / "run.json")
     elsewhere = dict.fromkeys(settings.TRAINING, UNKNOWN) if about.get("imported") else {}
     about = settings.DEFAULTS | BEFORE | elsewhere | about
     if isinstance(about["augment"], dict):
@@ -198,6 +198,8 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
     Dice 0, in all runs; groups, folds, seeds; parameters; multiply_adds per image.
     """
     parts, copied = [], bootstrap.copied_models(scores)
+    own = scores[scores["copied"] != 1] if copied else scores  # an ensemble has one seed
+    missed = (own["dice"] == 0).groupby([own["protocol"], own["model"]]).sum()
     gap = calibration["pixels"] * (calibration["mean_prob"] - calibration["share"]).abs()
     sums = calibration.assign(gap=gap).groupby([*RUN[1:], "group"])[["gap", "pixels"]].sum()
     errors = (sums["gap"] / sums["pixels"]).rename("ece").reset_index()  # weighed by pixels
@@ -218,7 +220,7 @@ def summary(scores, runs, calibration, *, resamples: int = 10_000) -> pd.DataFra
             .mask(unknown),
             "dice_worst_decile": cases.agg(worst_decile)[models],
             **each,
-            "missed": cases.agg(lambda dice: int((dice == 0).sum()))[models],
+            "missed": missed[of.protocol][models],
             **{name: of.size[name] for name in ("groups", "folds")},
             "seeds": np.where(unknown, 1, of.size["seeds"]),
             **{name: first[name][models] for name in ("parameters", "multiply_adds")},

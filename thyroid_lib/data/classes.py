@@ -114,9 +114,10 @@ def by_value(
                 raise ValueError(f"classes: {column} {value} stands in two of them")
     values = cases[column].str.casefold()
     codes = values.map(code_of).fillna(UNKNOWN).astype(int)
-    said = []
+    usable, said = cases["problem"].map(lambda problem: not problem), []
     for code, name in (*enumerate(classes, 1), (UNKNOWN, "of a kind that is not known")):
-        counts = values[codes == code].replace("", f"no {column}").value_counts().sort_index()
+        here = values[(codes == code) & usable]
+        counts = here.replace("", f"no {column}").value_counts().sort_index()
         held = f" ({', '.join(f'{value}: {n}' for value, n in counts.items())})" * bool(len(counts))
         said.append(f"{counts.sum()} images {name}{held}")
     sentence = f"classes by {column}: {', '.join(said)}"

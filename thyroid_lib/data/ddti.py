@@ -26,7 +26,7 @@ from scipy import ndimage
 from thyroid_lib.data.cases import DETAILS, make_table, reference
 from thyroid_lib.files.fingerprint import file_digest
 
-IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml")
+IMAGE, FILE = re.compile(r"(\d+_\d+)\.(?:jpe?g|png)", re.I), re.compile(r"(\d+)\.xml", re.I)
 NO_DETAILS = [""] * len(DETAILS)
 
 
@@ -44,23 +44,26 @@ def cases(path: str | Path) -> pd.DataFrame | None:
     if folder is None:
         return None
     names = sorted(os.listdir(folder))
-    images = {m[1]: str(folder / m[0]) for m in map(IMAGE.fullmatch, names) if m}
+    pictures = [(m[1], str(folder / m[0])) for m in map(IMAGE.fullmatch, names) if m]
     files = {m[1]: str(folder / m[0]) for m in map(FILE.fullmatch, names) if m}
     read = {number: _read_file(file) for number, file in files.items()}
     named = {f"{number}_{part}" for number, (outlines, *_) in read.items() for part in outlines}
-    group_of, rows, arrows = _join_cases(images), [], 0
-    for case_id in images.keys() | named:
+    group_of, rows, arrows = _join_cases(pictures), [], 0
+    missing = named - {case_id for case_id, _ in pictures}
+    for case_id, image in (*pictures, *((name, "") for name in missing)):
         number, _, part = case_id.partition("_")
         mask = reference(files[number], part) if number in files else ""
         outlines, otherwise, details = read.get(number, ({}, Outline([]), NO_DETAILS))
         outline = outlines.get(part, otherwise)
         arrows += outline.arrows
         group = group_of.get(number, number)
-        row = case_id, images.get(case_id, ""), mask, group, "ddti", outline.problem
+        row = case_id, image, mask, group, "ddti", outline.problem
         rows.append((*row, *details))
     table = make_table(rows, "problem", *DETAILS)
     more = f"; {arrows} marks of fewer than three points (arrows) are left out" * (arrows > 0)
-    table.attrs["layout"] = f"DDTI: {len(images)} images, outlines in {len(files)} XML files{more}"
+    table.attrs["layout"] = (
+        f"DDTI: {len(pictures)} images, outlines in {len(files)} XML files{more}"
+    )
     table.attrs["kinds"] = "tirads"
     table.attrs["groups"] = "case numbers; those that share an identical image are one group"
     return table
@@ -72,7 +75,11 @@ def read_mask(path: str | Path, part: str, shape: tuple[int, int]) -> np.ndarray
     outline = outlines.get(part, otherwise)
     if outline.problem:
         raise ValueError(f"{Path(path).name!r}, image {part}: {outline.problem[1]}")
-    return np.any([draw_polygon(points, shape) for points in outline.polygons], axis=0)
+    mask = np.any([draw_polygon(points, shape) for points in outline.polygons], axis=0)
+    if not mask.any():
+        said = "its outline lies outside of the image: outline it again"
+        raise ValueError(f"{Path(path).name!r}, image {part}: {said}")
+    return mask
 
 
 def draw_polygon(points: list[tuple[float, float]], shape: tuple[int, int]) -> np.ndarray:
@@ -88,17 +95,18 @@ def draw_polygon(points: list[tuple[float, float]], shape: tuple[int, int]) -> n
 def _find_folder(path: Path) -> Path | None:
     """Return the first folder that holds N.xml beside N_k.jpg."""
     for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
-        images = map(IMAGE.fullmatch, os.listdir(folder) if folder.is_dir() else ())
-        if any(m and (folder / f"{m[1].partition('_')[0]}.xml").is_file() for m in images):
+        names = os.listdir(folder) if folder.is_dir() else []
+        files = {m[1] for m in map(FILE.fullmatch, names) if m}
+        if any(m and m[1].partition("_")[0] in files for m in map(IMAGE.fullmatch, names)):
             return folder
     return None
 
 
-def _join_cases(images: dict[str, str]) -> dict[str, str]:
+def _join_cases(images: list[tuple[str, str]]) -> dict[str, str]:
     """Return the group of each case number: "150+233" where two hold the same image."""
-    members = {(number := name.partition("_")[0]): {number} for name in images}
+    members = {(number := name.partition("_")[0]): {number} for name, _ in images}
     first_with: dict[str, str] = {}  # digest: case number
-    for name, file in images.items():
+    for name, file in images:
         number = name.partition("_")[0]
         members[number] |= members[first_with.setdefault(file_digest(file), number)]
         members |= dict.fromkeys(members[number], members[number])

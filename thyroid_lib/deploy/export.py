@@ -44,6 +44,8 @@ from thyroid_lib.evaluate.metrics import dice
 from thyroid_lib.evaluate.networks import METADATA, model_name
 from thyroid_lib.evaluate.predict import load_model
 from thyroid_lib.files.packages import packages
+from thyroid_lib.files.paths import read_json
+from thyroid_lib.files.stopping import Stopped
 from thyroid_lib.files.writing import remove_file, write_file
 from thyroid_lib.settings import DEFAULTS, MEASURED
 
@@ -108,11 +110,12 @@ def release(
     found = {re.sub(r"\.\d+\.partial$", "", file.name) for file in out.glob("*")}
     if foreign := found - own:
         raise ValueError(f"{out} holds {min(foreign)}: give a folder for the release alone")
-    selected = json.loads(_read(compare / "selected.json"))
+    selected = read_json(_there(compare / "selected.json"))
     if is_imported(selected["model"]):
         advice = "set deploy to false, or remove its imported runs and compare again"
         raise ValueError(f"selected is {selected['model']}, whose weights lie elsewhere: {advice}")
-    text, data, name = _read(compare / "model_card.md"), open_store(store), selected["model"]
+    text = _there(compare / "model_card.md").read_text("utf-8")
+    data, name = open_store(store), selected["model"]
     if threads:
         torch.set_num_threads(threads)
     if retrained:
@@ -158,7 +161,7 @@ def choose_runs(runs: list[Path], selected: dict, named: tuple[str, ...] = ()) -
     """
     found = []
     for folder in sorted(map(Path, runs), reverse=True):
-        run = json.loads(_read(folder / "run.json")) | {"folder": folder}
+        run = read_json(_there(folder / "run.json")) | {"folder": folder}
         if run.get("reused"):
             said = f"no weights of {run['run_id']}, whose committed tables were taken"
             raise ValueError(f"{said}: set reuse to false, and it is trained")
@@ -227,6 +230,8 @@ def export_run(
     groups = store.index["group"].to_numpy()[sides == "train"]
     about |= {"quality": describe_frames(train, val, groups)}
     write_onnx(path, network, about)
+    if unseen is not None:
+        summary |= {"epochs": trained.about["epochs"], "frames": len(train)}
     if weights := card.pretrained_weights(trained.about):
         summary["pretrained_weights"] = weights
     return scores, summary | {"agreement": agreement, "split": split}
@@ -403,10 +408,10 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def _read(path: Path) -> str:
+def _there(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the study first")
-    return path.read_text("utf-8")
+    return path
 
 
 def _json(value) -> str:
@@ -423,6 +428,8 @@ def main() -> int:
     parser.add_argument("--retrain", action="store_true", help=said)
     parser.add_argument("--threads", default=0, type=int, help="CPU threads, 0 for all")
     arguments = parser.parse_args()
+    if arguments.run and arguments.retrain:
+        parser.error("--run names a run to release, --retrain trains another: give one of them")
     study = arguments.study
     try:
         runs = [file.parent for file in study.glob("runs/*/run.json")]
@@ -430,7 +437,7 @@ def main() -> int:
         how = {"named": arguments.run, "threads": arguments.threads}
         how |= {"retrained": study / "retrained"} if arguments.retrain else {}
         released = release(runs, **places, **how)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ArithmeticError, RuntimeError, Stopped) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{', '.join(released.about['models'])} released into {arguments.out}")

@@ -35,6 +35,7 @@ from thyroid_lib.evaluate.predict import count_outputs, load_model, restore_mode
 from thyroid_lib.evaluate.run_tables import reuse_rows, score_tables, write_run
 from thyroid_lib.files.machine import processor_name
 from thyroid_lib.files.parallel import count_workers
+from thyroid_lib.files.paths import read_json
 from thyroid_lib.models import checkpoint, count_parameters, multiply_adds
 from thyroid_lib.models.ensemble import Ensemble, without_flip
 from thyroid_lib.settings import DEFAULTS, SHARED
@@ -52,9 +53,9 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     """
     began, members = time.perf_counter(), sorted(map(Path, members))
     about = out / "run.json"
-    if about.is_file() and "ensemble" not in _read(about):
+    if about.is_file() and "ensemble" not in read_json(about):
         raise ValueError(f"{out.name} is the folder of another run: give the ensemble its own")
-    there = {x.name: _read(x / "run.json") for x in members if (x / "run.json").is_file()}
+    there = {x.name: read_json(x / "run.json") for x in members if (x / "run.json").is_file()}
     if lacking := [name for name in there if there[name].get("reused")]:
         wanted = {name: there[lacking[0]][name] for name in ("threshold", "tolerance_px")}
         if reuse_rows(out, wanted | {"key": _key([*there.values()])}):
@@ -97,7 +98,7 @@ def score_ensemble(out: Path, members: list[Path], store: Store, *, device="cpu"
     checkpoint.save(out / "model.pt", {"weights": state, "key": key, "meta": about})
     outputs = count_outputs(class_names(about))
     model = restore_model("", 0, state, flip=flip, members=own, outputs=outputs)
-    tolerance = _read(members[0] / "run.json")["tolerance_px"]
+    tolerance = read_json(members[0] / "run.json")["tolerance_px"]
     how = {"threshold": first["threshold"], "tolerance_px": tolerance, "device": device}
     how |= {"workers": count_workers(int((sides == "test").sum()), first["threads"])}
     tables, temperature = score_tables(model, store, sides, **how)
@@ -128,10 +129,6 @@ def join_sides(index: pd.DataFrame, metas: list[dict]) -> np.ndarray:
         raise ValueError(f"{what}: need members of one protocol, fold and folds")
     choices = [test[0], (each == "train").any(0), (each == "val").all(0)]
     return np.select(choices, ["test", "train", "val"], "")
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
 
 
 def _key(runs: list[dict]) -> str:

@@ -33,7 +33,7 @@ from thyroid_lib.data.splits import SPLIT, split_cases
 from thyroid_lib.data.store import Store, open_store
 from thyroid_lib.evaluate.scores import score_maps
 from thyroid_lib.files.fingerprint import file_digest
-from thyroid_lib.files.paths import project_path
+from thyroid_lib.files.paths import project_path, read_json
 from thyroid_lib.files.writing import write_file, write_table
 from thyroid_lib.models import user_networks
 from thyroid_lib.settings import (
@@ -159,7 +159,7 @@ def read_prob(path: Path, kind: str) -> np.ndarray:
 
 def segment_imported(run: Path, case_id: str) -> np.ndarray:
     """Return an imported run's mask of one test case, bool (H,W)."""
-    about = json.loads((run / "run.json").read_text("utf-8"))
+    about = read_json(run / "run.json")
     path = find_predictions(run / "predictions")[case_id]
     return frames.threshold_prob(read_prob(path, about["predictions"]), about["threshold"])
 
@@ -170,7 +170,7 @@ def score_imported(run: Path, store: Store, settings: dict) -> pd.DataFrame:
     `settings` are the study's of the step "score". Returns one row per case. Raises as
     `check_predictions`.
     """
-    about = json.loads((run / "imported.json").read_text("utf-8")) | settings
+    about = read_json(run / "imported.json") | settings
     split = {key: about[key] for key in SPLIT if key in about}
     rows = np.flatnonzero(split_cases(store.index, **split) == "test")
     cases, files = store.index.iloc[rows], find_predictions(run / "predictions")

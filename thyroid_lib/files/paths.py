@@ -1,5 +1,6 @@
-"""Paths of the project: from a study's parameters to this machine, and back."""
+"""Paths of the project: from a study's parameters to this machine, and back; JSON files at them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def project_path(path: str | Path) -> Path:
     checkout = Path(__file__).resolve().parents[2]
     root = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
     return Path(os.environ.get("THYROID_ROOT") or root).absolute() / path
+
+
+def read_json(path: Path) -> dict:
+    """Read a mapping that the project wrote. ValueError: damaged. OSError: it cannot be read."""
+    try:
+        if isinstance(content := json.loads(path.read_text("utf-8")), dict):
+            return content
+        reason = f"holds {type(content).__name__}"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"{path} is damaged ({reason}): copy it again, or make it again")
 
 
 def portable_path(path: str) -> str:

@@ -30,7 +30,9 @@ def problem(name: str) -> str:
     if not needed or len(parts) != len(needed):
         return f"{name}: unknown; there are {FORMS}"
     if missing := missing_packages("torchvision", *needed):
-        return f"{name}: {missing}, or the extra encoders: `pip install .[encoders]`"
+        meant = difflib.get_close_matches(parts[0].lower(), [OWN], cutoff=0.8)
+        hint = f"; resunet:{OWN} needs none of them" * bool(meant)
+        return f"{name}: {missing}, or the extra encoders: `pip install .[encoders]`{hint}"
     if kind == "resunet":
         checks = [("encoder", parts[0], timm_names())]
     else:

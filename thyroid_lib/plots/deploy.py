@@ -72,7 +72,7 @@ def confidence_sentence(val: pd.DataFrame, about: dict) -> str:
     """State expected and measured Dice of the selected model, and the error of the fit."""
     name = about["selected"]
     if "confidence" not in about["runs"][name]:
-        return f"{name} has no confidence: no frames were held back from its training to fit it on."
+        return f"{name} has no confidence: {card.unfitted_reason(about['runs'][name])}."
     line, part = about["runs"][name]["confidence"], val[val["model"] == name]
     few = " (with one group only the offset is fitted)" * (line["groups"] == 1)
     on = card.fitted_frames(about["runs"][name])
