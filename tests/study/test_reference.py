@@ -30,6 +30,7 @@ REFERENCE = ROOT / "results" / "reference"
 REAL = REFERENCE / "tg3k-sample"
 STUDIES = {
     "tg3k-sample": "tg3k-sample.yaml", "tg3k-strong": "strong.yaml",
+    "tg3k-ablation": "ablation.yaml",
     "ddti-sample": "ddti-sample.yaml", "ddti-tirads": "ddti-tirads.yaml",
 }  # fmt: skip
 NOTEBOOKS = sorted(DEMO.glob("*.ipynb"))
